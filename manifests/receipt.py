@@ -1,0 +1,63 @@
+"""Receipts: a shard exists when its receipt does.
+
+A receipt is written after its shard lies whole on disk, and holds that shard's rows of every table. The tar alone means nothing:
+a job killed between the two writes the shard again, byte for byte the same.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from manifests.tables import ClipRow, ShardRow
+from shards.errors import PretrackError
+from shards.files import write_whole
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a shard holds. `planned` are the keys of the clips it was to hold; those missing from `clips` are among `failures`."""
+
+    shard: ShardRow
+    clips: tuple[ClipRow, ...]
+    failures: tuple[dict[str, str], ...]
+    planned: tuple[str, ...]
+
+
+def receipt_path(out: Path, shard: str) -> Path:
+    """Where a shard's receipt lies."""
+    return out / "receipts" / f"{shard}.json"
+
+
+def shard_path(out: Path, shard: str) -> Path:
+    """Where a shard's tar lies."""
+    return out / "shards" / f"{shard}.tar"
+
+
+def write_receipt(out: Path, receipt: Receipt) -> None:
+    """Makes a shard exist."""
+    data = json.dumps(asdict(receipt), sort_keys=True, ensure_ascii=False).encode()
+    write_whole(receipt_path(out, receipt.shard.shard), data)
+
+
+def read_receipt(out: Path, shard: str) -> Receipt:
+    """Reads one receipt. Raises PretrackError if it is damaged: then the shard is as good as not there."""
+    path = receipt_path(out, shard)
+    try:
+        fields: dict[str, Any] = json.loads(path.read_bytes())
+        return Receipt(
+            shard=ShardRow(**fields["shard"]),
+            clips=tuple(ClipRow(**row) for row in fields["clips"]),
+            failures=tuple(fields["failures"]),
+            planned=tuple(fields["planned"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PretrackError(f"the receipt {path} is damaged ({error}): the next build makes its shard again") from error
+
+
+def list_receipts(out: Path) -> list[str]:
+    """The names of all shards that have a receipt, sorted."""
+    folder = out / "receipts"
+    return sorted(path.stem for path in folder.glob("*.json") if not path.name.startswith(".")) if folder.is_dir() else []

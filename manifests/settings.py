@@ -1,0 +1,113 @@
+"""Typed settings: YAML plus `key=value` overrides → pydantic models, with errors that name the file, the key and the near one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from shards.errors import SettingsError
+
+
+class Settings(BaseModel):
+    """Base of every settings model: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
+    """Reads `path` (YAML), applies overrides such as `tracks.grid=24` or `sources.0.root=/data`, and checks the result.
+
+    Raises SettingsError, in one sentence, for a missing file, broken YAML, an unknown key or a value that does not fit.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1)
+        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        raise SettingsError(f"there is no config file {path}{hint}")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} holds no settings: it should be a YAML mapping such as 'out: shards/'")
+    for override in overrides:
+        _override(values, override)
+    return check_settings(model, values, str(path))
+
+
+def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
+    """Validates a mapping as `model`; `where` names it in the SettingsError raised otherwise."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        known = set(_keys(model))
+        raise SettingsError(f"{where}: " + "; ".join(_sentence(problem, known) for problem in error.errors())) from None
+
+
+def _override(values: Any, override: str) -> None:
+    """Sets one dotted key in place."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise SettingsError(f"'{override}' is not an override: write key=value, such as tracks.grid=24")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"the value of '{override}' is not valid YAML") from error
+    node, parts = values, key.split(".")
+    for part, following in zip(parts, [*parts[1:], None], strict=True):
+        index: Any = part
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise SettingsError(f"'{override}': '{part}' is not one of the {len(node)} entries (0 to {len(node) - 1})")
+            index = int(part)
+        elif not isinstance(node, dict):
+            raise SettingsError(f"'{override}': there is nothing below '{part}'")
+        if following is None:
+            node[index] = value
+        elif isinstance(node, list):
+            node = node[index]
+        else:
+            node[index] = node = {} if node.get(index) is None else node[index]
+
+
+def _keys(model: type[BaseModel]) -> Iterator[str]:
+    """Every key a model and the models inside it know."""
+    seen: set[type[BaseModel]] = set()
+
+    def walk(annotation: Any) -> Iterator[str]:
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            if annotation in seen:
+                return
+            seen.add(annotation)
+            for name, field in annotation.model_fields.items():
+                yield name
+                yield from walk(field.annotation)
+        for inner in getattr(annotation, "__args__", ()):
+            yield from walk(inner)
+
+    yield from walk(model)
+
+
+def _sentence(problem: Any, known: set[str]) -> str:
+    """One pydantic problem in words."""
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(location[-1], known, 1)
+        return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+    if problem["type"] == "missing":
+        return f"'{key}' is missing"
+    if problem["type"] == "union_tag_invalid":
+        given, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
+        return f"'{key}' names '{given}', and the choices are {allowed}"
+    if problem["type"] == "union_tag_not_found":
+        return f"'{key}' lacks {problem['ctx']['discriminator']}"
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"'{key}': {message[0].lower()}{message[1:]} (got {problem['input']!r})"

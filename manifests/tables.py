@@ -1,0 +1,189 @@
+"""The columns of the Parquet tables: what is known of videos, clips, shards and failures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.errors import PretrackError
+from shards.files import written_whole
+from shards.writer import ClipMembers, Span
+
+CAMERA = pa.struct(
+    [
+        ("fx", pa.float32()),
+        ("fy", pa.float32()),
+        ("cx", pa.float32()),
+        ("cy", pa.float32()),
+        ("world_to_camera", pa.list_(pa.float32(), 12)),
+    ]
+)
+
+VIDEOS = pa.schema(
+    [
+        ("source", pa.string()),
+        ("dataset", pa.string()),
+        ("video_id", pa.string()),
+        ("sequence", pa.string()),
+        ("split", pa.string()),
+        ("root", pa.string()),
+        ("file", pa.string()),
+        ("image_files", pa.list_(pa.string())),
+        ("frame_numbers", pa.list_(pa.int64())),
+        ("timestamps", pa.list_(pa.float64())),
+        ("cameras", pa.list_(CAMERA)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("cuts", pa.list_(pa.int32())),
+        ("frames", pa.int32()),
+        ("identity", pa.string()),
+        ("scan", pa.string()),
+        ("terms", pa.string()),
+    ]
+)
+"""One row a usable video. `frames` is how many there really are; `scan` says which scan settings counted them ("" for images);
+`width` and `height` are 0 where they are only known once an image is opened."""
+
+CLIPS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("dataset", pa.string()),
+        ("video_id", pa.string()),
+        ("sequence", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("frames", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("anchors", pa.list_(pa.int32())),
+        ("points", pa.int32()),
+        ("visible_fraction", pa.float32()),
+        ("motion", pa.float32()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+        ("tracks_offset", pa.int64()),
+        ("tracks_size", pa.int64()),
+        ("frame_offsets", pa.list_(pa.int64())),
+        ("frame_sizes", pa.list_(pa.int64())),
+        ("checksum", pa.string()),
+    ]
+)
+"""One row a stored clip, with the byte offset and size of each of its members in the shard."""
+
+SHARDS = pa.schema(
+    [
+        ("shard", pa.string()),
+        ("group", pa.string()),
+        ("source", pa.string()),
+        ("split", pa.string()),
+        ("clips", pa.int32()),
+        ("bytes", pa.int64()),
+        ("checksum", pa.string()),
+        ("frames_fingerprint", pa.string()),
+        ("tracks_fingerprint", pa.string()),
+        ("frames_settings", pa.string()),
+        ("tracks_settings", pa.string()),
+        ("decode_seconds", pa.float64()),
+        ("track_seconds", pa.float64()),
+        ("write_seconds", pa.float64()),
+    ]
+)
+"""One row a shard file. `group` is the shard's name without its content's digest: it stays while settings change."""
+
+FAILURES = pa.schema(
+    [
+        ("source", pa.string()),
+        ("video_id", pa.string()),
+        ("clip", pa.string()),
+        ("stage", pa.string()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+"""One row for everything left out: `reason` is a fixed phrase to count by, `detail` a sentence."""
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """A row of the clips table.
+
+    visible_fraction: mean visibility of all its points over all anchors and frames, 0..1
+    motion:           median over tracks of how far a point gets from its anchor while visible, as a part of the frame's diagonal
+    """
+
+    key: str
+    source: str
+    dataset: str
+    video_id: str
+    sequence: str
+    split: str
+    shard: str
+    frames: int
+    width: int
+    height: int
+    anchors: list[int]
+    points: int
+    visible_fraction: float
+    motion: float
+    json_offset: int
+    json_size: int
+    tracks_offset: int
+    tracks_size: int
+    frame_offsets: list[int]
+    frame_sizes: list[int]
+    checksum: str
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """A row of the shards table. The settings are canonical JSON; seconds are those of the worker that did the stage."""
+
+    shard: str
+    group: str
+    source: str
+    split: str
+    clips: int
+    bytes: int
+    checksum: str
+    frames_fingerprint: str
+    tracks_fingerprint: str
+    frames_settings: str
+    tracks_settings: str
+    decode_seconds: float
+    track_seconds: float
+    write_seconds: float
+
+
+def members_of(row: dict[str, Any]) -> ClipMembers:
+    """Where the members of a clip lie, from its row of the clips table."""
+    return ClipMembers(
+        Span(row["json_offset"], row["json_size"]),
+        Span(row["tracks_offset"], row["tracks_size"]),
+        tuple(Span(*span) for span in zip(row["frame_offsets"], row["frame_sizes"], strict=True)),
+        row["checksum"],
+    )
+
+
+def table_of(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
+    """Dataclass rows (or dicts) as a table."""
+    return pa.Table.from_pylist([row if isinstance(row, dict) else asdict(row) for row in rows], schema=schema)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Writes a Parquet file, whole or not at all."""
+    with written_whole(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """Reads a Parquet file. Raises PretrackError, naming it, where it is missing or damaged."""
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise PretrackError(f"the table {path} cannot be read ({error})") from error

@@ -1,0 +1,123 @@
+"""The types of a stored clip: what lies in a shard, independent of how it was made.
+
+Pixel convention, here and everywhere in pretrack: (x, y) with x to the right and y down, and the *centre* of the top-left pixel
+at (0, 0). A frame of width W covers x from -0.5 to W - 0.5.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import ShardError
+
+FORMAT_VERSION = 1
+"""Raised by hand when the members of a shard change in a way that readers must know."""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A pinhole camera in OpenCV axes (x right, y down, z forward), intrinsics in pixels of the frame it belongs to.
+
+    `world_to_camera` is a row-major 3x4 matrix: X_camera = M[:, :3] @ X_world + M[:, 3]. World units are the source's own.
+    """
+
+    fx: float
+    fy: float
+    cx: float
+    cy: float
+    world_to_camera: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """Everything about a clip that is neither pixels nor tracks: the content of `KEY.json`.
+
+    Per-frame tuples all have one entry a stored frame. `frame_numbers` are the source's own numbers (a video's frame index, or the
+    number in an image's file name). `timestamps` are seconds from the start of the source, `cameras` belong to the *stored* size;
+    both are None where the source does not have them.
+    """
+
+    key: str
+    source: str
+    dataset: str
+    video_id: str
+    sequence: str
+    split: str
+    width: int
+    height: int
+    source_width: int
+    source_height: int
+    frame_numbers: tuple[int, ...]
+    timestamps: tuple[float, ...] | None
+    cameras: tuple[Camera | None, ...] | None
+    terms: str
+    frames_settings: str
+    tracks_settings: str
+    format: int = FORMAT_VERSION
+
+    @property
+    def frames(self) -> int:
+        """The number of stored frames, T."""
+        return len(self.frame_numbers)
+
+    def to_json(self) -> bytes:
+        """The bytes of `KEY.json`: UTF-8, keys sorted, the same for the same clip."""
+        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ClipInfo:
+        """Reads `KEY.json`. Raises ShardError if it is not one, or is of a format this version does not know."""
+        try:
+            fields = json.loads(data)
+            if fields["format"] != FORMAT_VERSION:
+                raise ShardError(
+                    f"this clip has shard format {fields['format']}, and this version of pretrack reads format {FORMAT_VERSION}"
+                )
+            for name in ("frame_numbers", "timestamps"):
+                if fields[name] is not None:
+                    fields[name] = tuple(fields[name])
+            if fields["cameras"] is not None:
+                fields["cameras"] = tuple(
+                    Camera(**{**camera, "world_to_camera": tuple(camera["world_to_camera"])}) if camera else None
+                    for camera in fields["cameras"]
+                )
+            return cls(**fields)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"not a clip description ({error})") from error
+
+
+@dataclass(frozen=True, eq=False)
+class Tracks:
+    """Point tracks of one clip: for each anchor frame a grid of N points, followed over all T frames both ways.
+
+    anchors:    int32   [A]           frame indices within the clip
+    positions:  float32 [A, T, N, 2]  (x, y) in pixels of the stored frame; may lie outside it
+    visibility: uint8   [A, T, N]     probability of being visible, 255 = certain
+    confidence: uint8   [A, T, N]     probability that the position is right, 255 = certain
+    """
+
+    anchors: NDArray[np.int32]
+    positions: NDArray[np.float32]
+    visibility: NDArray[np.uint8]
+    confidence: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        a, t, n, two = self.positions.shape
+        if two != 2 or self.anchors.shape != (a,) or self.visibility.shape != (a, t, n) or self.confidence.shape != (a, t, n):
+            raise ValueError(
+                f"tracks disagree in shape: anchors {self.anchors.shape}, positions {self.positions.shape}, "
+                f"visibility {self.visibility.shape}, confidence {self.confidence.shape}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class StoredClip:
+    """One clip as it is in a shard: description, tracks and the JPEG bytes of its frames in order."""
+
+    info: ClipInfo
+    tracks: Tracks
+    jpegs: tuple[bytes, ...]

@@ -1,0 +1,103 @@
+"""Tracks as bytes: the content of `KEY.tracks.zst`.
+
+One zstandard frame around a small-endian record:
+
+    offset  type                what
+    0       4 bytes             "PTRK"
+    4       uint16              version (1)
+    6       uint16              units a pixel (32): positions are rounded to 1/32 px
+    8       uint32 x 3          A anchors, T frames, N points
+    20      int32 [A]           anchors
+    ..      uint8 [4, 2, A, T, N]   positions in units, x then y: differences from the frame before (the first frame as is), zigzag
+                                as uint32, then the lowest bytes of all values, the next bytes, and so on
+    ..      uint8 [A, T, N]     visibility, differences from the frame before, modulo 256
+    ..      uint8 [A, T, N]     confidence, likewise
+"""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from shards.clip import Tracks
+from shards.errors import ShardError
+
+UNITS_PER_PIXEL = 32
+LARGEST_TRACKS = 1 << 30
+"""Bytes of unpacked tracks a reader accepts; a record that claims more is damaged or hostile."""
+
+_HEADER = struct.Struct("<4sHHIII")
+_LEVEL = 3
+_FARTHEST = 2**25
+
+
+def encode_tracks(tracks: Tracks) -> bytes:
+    """Packs tracks; positions are kept to 1/64 px, visibility and confidence exactly.
+
+    Raises ValueError for positions that are not finite or lie millions of pixels away: a tracker's fault, not to be stored.
+    """
+    if not np.isfinite(tracks.positions).all() or np.abs(tracks.positions).max(initial=0) > _FARTHEST:
+        raise ValueError("tracks hold positions that are not finite or are absurdly far outside the frame")
+    units = np.rint(tracks.positions.astype(np.float64) * UNITS_PER_PIXEL).astype(np.int32)
+    steps = np.moveaxis(units, -1, 0).copy()
+    steps[:, :, 1:] = np.diff(steps, axis=2)
+    zigzag = ((steps << 1) ^ (steps >> 31)).astype("<u4")
+    planes = np.ascontiguousarray(zigzag).view(np.uint8).reshape(-1, 4).T
+    a, t, n = tracks.visibility.shape
+    record = b"".join(
+        (
+            _HEADER.pack(b"PTRK", 1, UNITS_PER_PIXEL, a, t, n),
+            tracks.anchors.astype("<i4").tobytes(),
+            np.ascontiguousarray(planes).tobytes(),
+            _differences(tracks.visibility).tobytes(),
+            _differences(tracks.confidence).tobytes(),
+        )
+    )
+    return zstandard.ZstdCompressor(level=_LEVEL).compress(record)
+
+
+def decode_tracks(data: bytes) -> Tracks:
+    """Unpacks what `encode_tracks` made. Raises ShardError for anything else."""
+    record = _unpack(data)
+    if len(record) < _HEADER.size:
+        raise ShardError("the tracks are cut short")
+    magic, version, units, a, t, n = _HEADER.unpack_from(record)
+    if magic != b"PTRK" or units == 0:
+        raise ShardError("these are not tracks")
+    if version != 1:
+        raise ShardError(f"these tracks have version {version}, and this version of pretrack reads version 1")
+    values = a * t * n
+    if len(record) != _HEADER.size + 4 * a + 10 * values:
+        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {a} anchors x {t} frames x {n} points")
+    body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
+    anchors, planes, visibility, confidence = np.split(body, np.cumsum([4 * a, 8 * values, values]))
+    zigzag = np.ascontiguousarray(planes.reshape(4, -1).T).view("<u4").reshape(2, a, t, n)
+    steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
+    positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
+    return Tracks(
+        anchors=anchors.view("<i4").astype(np.int32),
+        positions=np.ascontiguousarray(np.moveaxis(positions, 0, -1)),
+        visibility=np.cumsum(visibility.reshape(a, t, n), axis=1, dtype=np.uint8),
+        confidence=np.cumsum(confidence.reshape(a, t, n), axis=1, dtype=np.uint8),
+    )
+
+
+def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Differences along time, modulo 256: [A, T, N]."""
+    steps = values.copy()
+    steps[:, 1:] = values[:, 1:] - values[:, :-1]
+    return steps
+
+
+def _unpack(data: bytes) -> bytes:
+    """The zstandard frame's content, refused before it is unpacked if it claims to be huge."""
+    try:
+        size = zstandard.get_frame_parameters(data).content_size
+        if not 0 <= size <= LARGEST_TRACKS:
+            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than the {LARGEST_TRACKS} allowed")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST_TRACKS)
+    except zstandard.ZstdError as error:
+        raise ShardError(f"the tracks cannot be unpacked ({error})") from error

@@ -1,0 +1,61 @@
+"""Reads shards: single members by their place in the file, or a whole tar from front to back."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from shards.clip import ClipInfo, StoredClip
+from shards.codec import decode_tracks
+from shards.errors import ShardError
+
+
+def read_members(path: Path, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+    """The bytes of members of a shard, in the order asked, reading nothing else. Raises ShardError if it is missing or short."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ShardError(f"the shard {path} cannot be opened ({error.strerror}): run 'pretrack verify'") from error
+    try:
+        members = [os.pread(descriptor, size, offset) for offset, size in zip(offsets, sizes, strict=True)]
+    finally:
+        os.close(descriptor)
+    if any(len(member) != size for member, size in zip(members, sizes, strict=True)):
+        raise ShardError(f"the shard {path} is cut short: run 'pretrack verify'")
+    return members
+
+
+def iterate_shard(path: Path) -> Iterator[StoredClip]:
+    """All clips of a shard in order, read as a plain tar without any index. Raises ShardError for damage, naming the shard."""
+    for key, members in _samples(path):
+        try:
+            info = ClipInfo.from_json(members["json"])
+            tracks = decode_tracks(members["tracks.zst"])
+            jpegs = tuple(members[f"{i:03d}.jpg"] for i in range(info.frames))
+        except KeyError as error:
+            raise ShardError(f"the clip {key} in {path} lacks its member {error.args[0]}") from error
+        except ShardError as error:
+            raise ShardError(f"the clip {key} in {path}: {error}") from error
+        yield StoredClip(info, tracks, jpegs)
+
+
+def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Groups consecutive members by key, as webdataset does."""
+    key, members = "", dict[str, bytes]()
+    try:
+        with tarfile.open(path, "r|") as tar:
+            for member in tar:
+                file = tar.extractfile(member)
+                if file is None:
+                    continue
+                name, _, kind = member.name.partition(".")
+                if name != key and members:
+                    yield key, members
+                    members = {}
+                key, members[kind] = name, file.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise ShardError(f"the shard {path} cannot be read as a tar ({error}): run 'pretrack verify'") from error
+    if members:
+        yield key, members

@@ -1,0 +1,94 @@
+"""Writes a shard: a plain tar of clips, in one piece or not at all, telling where every member lies."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+from shards.clip import ClipInfo
+from shards.errors import ShardError
+from shards.files import written_whole
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True)
+class Span:
+    """Where a member's bytes lie in the tar file."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class ClipMembers:
+    """Where the members of one clip lie, and the xxh3-64 digest (hex) of their bytes: description, tracks, then frames in order."""
+
+    info: Span
+    tracks: Span
+    frames: tuple[Span, ...]
+    checksum: str
+
+
+class ShardWriter:
+    """Appends clips to an open shard. Made by `open_shard`; the tar it makes is the same, byte for byte, for the same clips."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._digest = xxhash.xxh3_64()
+        self.size = 0
+
+    @property
+    def checksum(self) -> str:
+        """The xxh3-64 digest (hex) of everything written so far; of the whole file once `open_shard` has closed it."""
+        return self._digest.hexdigest()
+
+    def add(self, info: ClipInfo, tracks: bytes, jpegs: tuple[bytes, ...]) -> ClipMembers:
+        """Adds one clip: its description, its encoded tracks, and one JPEG a frame."""
+        if len(jpegs) != info.frames:
+            raise ValueError(f"clip {info.key} has {info.frames} frames and {len(jpegs)} images")
+        digest = xxhash.xxh3_64()
+        spans = []
+        for name, data in member_names(info.key, (info.to_json(), tracks, *jpegs)):
+            digest.update(data)
+            spans.append(self._member(name, data))
+        return ClipMembers(spans[0], spans[1], tuple(spans[2:]), digest.hexdigest())
+
+    def _member(self, name: str, data: bytes) -> Span:
+        header = tarfile.TarInfo(name)
+        header.size, header.mode, header.mtime = len(data), 0o644, 0
+        self._write(header.tobuf(tarfile.USTAR_FORMAT))
+        span = Span(self.size, len(data))
+        self._write(data + b"\0" * (-len(data) % _BLOCK))
+        return span
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._digest.update(data)
+        self.size += len(data)
+
+    def _end(self) -> None:
+        self._write(b"\0" * (2 * _BLOCK))
+
+
+def member_names(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, bytes]]:
+    """Names the members of a clip: `KEY.json`, `KEY.tracks.zst`, `KEY.000.jpg` …; webdataset splits them at the first dot."""
+    if not key or not all(c.isalnum() or c in "-_" for c in key):
+        raise ShardError(f"'{key}' cannot be a clip's key: only letters, digits, '-' and '_' are allowed")
+    names = [f"{key}.json", f"{key}.tracks.zst", *(f"{key}.{i:03d}.jpg" for i in range(len(members) - 2))]
+    return zip(names, members, strict=True)
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[ShardWriter]:
+    """A writer whose file appears under `path`, synced, when the block ends well, and leaves nothing behind otherwise."""
+    with written_whole(path) as file:
+        writer = ShardWriter(file)
+        yield writer
+        writer._end()

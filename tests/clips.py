@@ -1,0 +1,62 @@
+"""Small clips made here, for tests that need a shard and no video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from shards import jpeg
+from shards.clip import Camera, ClipInfo, StoredClip, Tracks
+from shards.codec import encode_tracks
+from shards.writer import ClipMembers, open_shard
+
+
+def make_tracks(seed: int, anchors: tuple[int, ...], frames: int, points: int) -> Tracks:
+    """Random walks, some of them leaving the frame; visibility and confidence of every value."""
+    rng = np.random.default_rng(seed)
+    shape = (len(anchors), frames, points)
+    walks = np.cumsum(rng.normal(0, 3, (*shape, 2)), axis=1) + rng.uniform(-20, 150, (len(anchors), 1, points, 2))
+    return Tracks(
+        np.asarray(anchors, np.int32),
+        walks.astype(np.float32),
+        rng.integers(0, 256, shape).astype(np.uint8),
+        rng.integers(0, 256, shape).astype(np.uint8),
+    )
+
+
+def make_clip(
+    key: str = "made-a-00000000-000000", seed: int = 0, frames: int = 6, split: str = "train", points: int = 9
+) -> StoredClip:
+    """A clip of smooth noise, 96x64, with two anchors and a camera in every second frame."""
+    rng = np.random.default_rng(seed)
+    pictures = [cv2.GaussianBlur(rng.integers(0, 256, (64, 96, 3), np.uint8), (0, 0), 2) for _ in range(frames)]
+    camera = Camera(80.0, 81.0, 47.5, 31.5, tuple(float(v) for v in np.eye(4)[:3].ravel()))
+    info = ClipInfo(
+        key=key,
+        source="made",
+        dataset="video_folder",
+        video_id=key,
+        sequence=f"made/{key}",
+        split=split,
+        width=96,
+        height=64,
+        source_width=192,
+        source_height=128,
+        frame_numbers=tuple(range(3, 3 + frames)),
+        timestamps=tuple(i / 10 for i in range(frames)),
+        cameras=tuple(camera if i % 2 else None for i in range(frames)),
+        terms="made by a test",
+        frames_settings="f" * 32,
+        tracks_settings="t" * 32,
+    )
+    jpegs = tuple(jpeg.encode(picture, 90) for picture in pictures)
+    return StoredClip(info, make_tracks(seed, (0, frames // 2), frames, points), jpegs)
+
+
+def write_clips(path: Path, clips: list[StoredClip]) -> tuple[dict[str, ClipMembers], int, str]:
+    """Writes a shard; returns its members by key, its size and its checksum."""
+    with open_shard(path) as writer:
+        members = {clip.info.key: writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs) for clip in clips}
+    return members, writer.size, writer.checksum

@@ -1,0 +1,60 @@
+"""Snapshots are whole or absent, never change, and are replaced in one step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from manifests.snapshot import current_snapshot, list_snapshots, open_snapshot, publish_snapshot
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
+from shards.errors import PretrackError
+
+EMPTY = {
+    name: pa.Table.from_pylist([], schema=schema)
+    for name, schema in (("videos", VIDEOS), ("clips", CLIPS), ("shards", SHARDS), ("failures", FAILURES))
+}
+
+
+def test_the_newest_is_current_and_the_old_one_stays(tmp_path: Path) -> None:
+    first = publish_snapshot(tmp_path, EMPTY, {"grid": 16})
+    second = publish_snapshot(tmp_path, EMPTY, {"grid": 24})
+    assert open_snapshot(tmp_path).name == second.name == "000002"
+    assert open_snapshot(tmp_path, first.name).settings == {"grid": 16}
+    assert list_snapshots(tmp_path) == ["000001", "000002"]
+    assert second.clips.schema == CLIPS
+
+
+def test_a_publication_that_breaks_leaves_the_one_before(tmp_path: Path) -> None:
+    publish_snapshot(tmp_path, EMPTY, {})
+    broken = {**EMPTY, "shards": "not a table"}
+    with pytest.raises(AttributeError):
+        publish_snapshot(tmp_path, broken, {})  # type: ignore[arg-type]
+    assert list_snapshots(tmp_path) == ["000001"]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000001"]
+
+
+def test_killed_between_folder_and_pointer_the_old_one_stays_current(tmp_path: Path) -> None:
+    publish_snapshot(tmp_path, EMPTY, {})
+    pointer = (tmp_path / "current.json").read_bytes()
+    publish_snapshot(tmp_path, EMPTY, {})
+    (tmp_path / "current.json").write_bytes(pointer)  # as if the second publication had been killed before this file
+    assert current_snapshot(tmp_path) == "000001"
+    assert publish_snapshot(tmp_path, EMPTY, {}).name == "000003"
+    assert current_snapshot(tmp_path) == "000003"
+
+
+def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(PretrackError, match="holds no finished build: run 'pretrack build'"):
+        open_snapshot(tmp_path)
+    publish_snapshot(tmp_path, EMPTY, {})
+    with pytest.raises(PretrackError, match=r"no snapshot '7' \(there are: 000001\)"):
+        open_snapshot(tmp_path, "7")
+    (tmp_path / "current.json").write_text("{")
+    with pytest.raises(PretrackError, match=r"current\.json is damaged"):
+        open_snapshot(tmp_path)
+    (tmp_path / "current.json").unlink()
+    (tmp_path / "snapshots/000001/clips.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(PretrackError, match=r"clips\.parquet cannot be read"):
+        open_snapshot(tmp_path, "000001").clips  # noqa: B018 - reading is what fails

@@ -1,0 +1,77 @@
+"""Tracks survive being stored: positions to 1/64 px, the rest exactly; anything else is refused."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shards.clip import Tracks
+from shards.codec import LARGEST_TRACKS, decode_tracks, encode_tracks
+from shards.errors import ShardError
+from tests.clips import make_tracks
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 2**31), anchors=st.integers(1, 3), frames=st.integers(1, 9), points=st.integers(1, 40))
+def test_round_trip(seed: int, anchors: int, frames: int, points: int) -> None:
+    tracks = make_tracks(seed, tuple(range(anchors)), frames, points)
+    back = decode_tracks(encode_tracks(tracks))
+    assert np.abs(back.positions - tracks.positions).max() <= 1 / 64 + 1e-5
+    assert (back.anchors == tracks.anchors).all()
+    assert (back.visibility == tracks.visibility).all()
+    assert (back.confidence == tracks.confidence).all()
+
+
+def test_storing_again_changes_nothing() -> None:
+    once = decode_tracks(encode_tracks(make_tracks(0, (0, 2), 5, 16)))
+    assert encode_tracks(once) == encode_tracks(decode_tracks(encode_tracks(once)))
+    assert (decode_tracks(encode_tracks(once)).positions == once.positions).all()
+
+
+def test_points_far_outside_the_frame_are_kept() -> None:
+    positions = np.array([[[[-5000.25, 70000.5]], [[30.0, -30.0]]]], np.float32)
+    one = np.ones((1, 2, 1), np.uint8)
+    back = decode_tracks(encode_tracks(Tracks(np.zeros(1, np.int32), positions, one, one)))
+    assert (back.positions == positions).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_positions_that_mean_nothing_are_not_stored(bad: float) -> None:
+    tracks = make_tracks(0, (0,), 3, 4)
+    tracks.positions[0, 1, 2, 0] = bad
+    with pytest.raises(ValueError, match="not finite or are absurdly far"):
+        encode_tracks(tracks)
+
+
+def test_shapes_that_disagree_are_refused() -> None:
+    good = make_tracks(0, (0,), 3, 4)
+    with pytest.raises(ValueError, match="disagree in shape"):
+        Tracks(good.anchors, good.positions, good.visibility[:, :2], good.confidence)
+
+
+def test_damage_is_named() -> None:
+    data = encode_tracks(make_tracks(0, (0,), 4, 4))
+    for broken in (b"", b"not zstandard", data[:-3], data[: len(data) // 2]):
+        with pytest.raises(ShardError):
+            decode_tracks(broken)
+    pack = zstandard.ZstdCompressor().compress
+    with pytest.raises(ShardError, match="cut short"):
+        decode_tracks(pack(b"PTRK"))
+    with pytest.raises(ShardError, match="not tracks"):
+        decode_tracks(pack(b"X" * 64))
+    with pytest.raises(ShardError, match="version 2"):
+        decode_tracks(pack(struct.pack("<4sHHIII", b"PTRK", 2, 32, 1, 1, 1)))
+    with pytest.raises(ShardError, match="does not fit 9 anchors"):
+        decode_tracks(pack(struct.pack("<4sHHIII", b"PTRK", 1, 32, 9, 1, 1)))
+
+
+def test_a_bomb_is_not_unpacked() -> None:
+    bomb = zstandard.ZstdCompressor().compress(bytes(LARGEST_TRACKS + 1))
+    assert len(bomb) < 200_000
+    with pytest.raises(ShardError, match="claim to unpack"):
+        decode_tracks(bomb)

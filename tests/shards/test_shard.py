@@ -1,0 +1,136 @@
+"""A shard is a plain tar that tar, an image viewer and webdataset read; our reader and its index agree with them."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shards.clip import ClipInfo
+from shards.codec import decode_tracks, encode_tracks
+from shards.errors import ShardError
+from shards.files import TEMPORARY
+from shards.reader import iterate_shard, read_members
+from shards.verify import verify_shard
+from shards.writer import open_shard
+from tests.clips import make_clip, write_clips
+
+KEYS = ["made-a-00000000-000000", "made-b-00000000-000024"]
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    write_clips(tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)])
+    return tmp_path / "s.tar"
+
+
+def test_tar_lists_it(shard: Path) -> None:
+    names = subprocess.run(["tar", "tf", shard], check=True, capture_output=True, text=True).stdout.split()
+    kinds = ["json", "tracks.zst", *(f"{i:03d}.jpg" for i in range(6))]
+    assert names == [f"{key}.{kind}" for key in KEYS for kind in kinds]
+
+
+def test_plain_webdataset_reads_it(shard: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    samples = list(webdataset.WebDataset(str(shard), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == KEYS
+    assert Image.open(io.BytesIO(samples[0]["003.jpg"])).size == (96, 64)
+    assert ClipInfo.from_json(samples[1]["json"]) == make_clip(KEYS[1], 1).info
+
+
+def test_index_and_tar_agree(tmp_path: Path) -> None:
+    clips = [make_clip(key, seed) for seed, key in enumerate(KEYS)]
+    members, size, _ = write_clips(tmp_path / "s.tar", clips)
+    assert size == (tmp_path / "s.tar").stat().st_size
+    for streamed, clip in zip(iterate_shard(tmp_path / "s.tar"), clips, strict=True):
+        spans = members[clip.info.key]
+        info, tracks, last = read_members(
+            tmp_path / "s.tar",
+            [spans.info.offset, spans.tracks.offset, spans.frames[-1].offset],
+            [spans.info.size, spans.tracks.size, spans.frames[-1].size],
+        )
+        assert ClipInfo.from_json(info) == streamed.info == clip.info
+        assert streamed.jpegs == clip.jpegs
+        assert last == clip.jpegs[-1]
+        assert np.array_equal(decode_tracks(tracks).positions, streamed.tracks.positions)
+
+
+def test_the_same_clips_make_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_clips(tmp_path / name, [make_clip()])
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    clip = make_clip()
+    with pytest.raises(KeyboardInterrupt), open_shard(tmp_path / "s.tar") as writer:  # noqa: PT012
+        writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_an_error_not_half_a_shard(tmp_path: Path) -> None:
+    (tmp_path / "s.tar").write_bytes(b"the old shard")
+    with pytest.raises(OSError) as full, open_shard(tmp_path / "s.tar") as writer:  # noqa: PT011, PT012
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writer._file.fileno())
+        clip = make_clip()
+        writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
+    assert full.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ["s.tar"]
+    assert (tmp_path / "s.tar").read_bytes() == b"the old shard"
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "../up", "a/b", "<script>"])
+def test_a_key_that_readers_would_misread_is_refused(tmp_path: Path, key: str) -> None:
+    clip = make_clip(key)
+    with pytest.raises(ShardError, match="cannot be a clip's key"), open_shard(tmp_path / "s.tar") as writer:
+        writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
+
+
+def test_verify_finds_nothing_wrong_with_a_good_shard(tmp_path: Path) -> None:
+    members, size, checksum = write_clips(tmp_path / "s.tar", [make_clip()])
+    assert list(verify_shard(tmp_path / "s.tar", size, checksum, members)) == []
+
+
+def test_verify_finds_a_flipped_bit_in_every_kind_of_member(tmp_path: Path) -> None:
+    members, size, checksum = write_clips(tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)])
+    whole = bytearray((tmp_path / "s.tar").read_bytes())
+    spans = members[KEYS[1]]
+    for span in (spans.info, spans.tracks, spans.frames[2]):
+        damaged = bytearray(whole)
+        damaged[span.offset + span.size // 2] ^= 4
+        (tmp_path / "s.tar").write_bytes(damaged)
+        problems = list(verify_shard(tmp_path / "s.tar", size, checksum, members))
+        assert len(problems) == 2, problems
+        assert "checksum" in problems[0]
+        assert KEYS[1] in problems[1]
+
+
+def test_verify_finds_a_missing_or_short_shard(tmp_path: Path) -> None:
+    members, size, checksum = write_clips(tmp_path / "s.tar", [make_clip()])
+    os.truncate(tmp_path / "s.tar", size // 2)
+    problems = list(verify_shard(tmp_path / "s.tar", size, checksum, members))
+    assert f"has {size // 2} bytes and should have {size}" in problems[0]
+    assert "cut short" in problems[1]
+    (tmp_path / "s.tar").unlink()
+    (problem,) = verify_shard(tmp_path / "s.tar", size, checksum, members)
+    assert "cannot be read" in problem
+
+
+def test_streaming_a_damaged_shard_names_it(shard: Path) -> None:
+    os.truncate(shard, 3000)
+    with pytest.raises(ShardError, match=r"s\.tar"):
+        list(iterate_shard(shard))
+    with pytest.raises(ShardError, match="pretrack verify"):
+        read_members(shard, [100_000], [10])
+
+
+def test_no_temporary_file_is_taken_for_a_shard(shard: Path) -> None:
+    assert not any(TEMPORARY in path.name for path in shard.parent.iterdir())
