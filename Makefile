@@ -1,0 +1,34 @@
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin
+
+.PHONY: setup demo test quick check clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "pretrack needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt pip setuptools wheel
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,train,demo,dev]'
+	sh scripts/install_torchsort.sh $(RUN)/python
+	touch $@
+
+# Real video → shards → pictures → a short training run → its evaluation, on a CPU.
+demo: setup
+	$(RUN)/python demo.py
+
+test: setup
+	$(RUN)/python -m pytest
+
+# The tests that take less than ten seconds each.
+quick: setup
+	$(RUN)/python -m pytest -m 'not slow'
+
+check: setup
+	$(RUN)/ruff format --check .
+	$(RUN)/ruff check .
+	$(RUN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
