@@ -107,3 +107,8 @@ class View:
             cx=(camera.cx - self.left + 0.5) * sx - 0.5,
             cy=(camera.cy - self.top + 0.5) * sy - 0.5,
         )
+
+
+def stored_view(width: int, height: int, short_side: int, size: tuple[int, int] | None = None) -> View:
+    """From a source frame to the stored one: shrunk to `short_side`, or squashed to `size` (width, height) if that is given."""
+    return View.whole(width, height, *(size or stored_size(width, height, short_side)))

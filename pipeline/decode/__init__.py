@@ -1,0 +1,1 @@
+"""Frames out of video files and image files, in processes that can be stopped."""

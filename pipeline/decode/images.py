@@ -1,0 +1,63 @@
+"""Reading image files, loose or in a zip."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pipeline.decode.errors import DecodeError
+
+_BLACK = 4
+"""No pixel of a black frame is brighter: JPEG leaves a little noise."""
+
+
+def read_image(root: str, name: str) -> NDArray[np.uint8]:
+    """The image ROOT/NAME as [H, W, 3] RGB uint8, turned as its EXIF orientation asks. "a.zip!b/c.jpg" lies in an archive.
+
+    Raises DecodeError, with the reason in words, if it is missing, empty, truncated, not an image, too large to be one, or black
+    all over (CO3D blanks the frames it hides).
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(BytesIO(_bytes(root, name))) as image:
+                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except FileNotFoundError as error:
+            raise DecodeError("the file is missing", "missing image") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise DecodeError(f"the image is too large ({error})", "image too large") from error
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise DecodeError(f"the image cannot be read ({_sentence(error)})", "unreadable image") from error
+    if pixels.max() <= _BLACK:
+        raise DecodeError("the image is black all over", "black image")
+    return pixels
+
+
+def _bytes(root: str, name: str) -> bytes:
+    if "!" not in name:
+        return (Path(root) / name).read_bytes()
+    archive, member = name.split("!", 1)
+    try:
+        return _archive(str(Path(root) / archive)).read(member)
+    except KeyError as error:
+        raise FileNotFoundError(name) from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise OSError(f"damaged archive {archive}: {error}") from error
+
+
+@lru_cache(maxsize=8)
+def _archive(path: str) -> zipfile.ZipFile:
+    """Kept open, since reading the directory of a large zip takes longer than reading an image."""
+    return zipfile.ZipFile(path)
+
+
+def _sentence(error: Exception) -> str:
+    text = str(error)
+    return "not an image" if "cannot identify" in text else text
