@@ -1,0 +1,44 @@
+"""What a tracker is. A third one is one new file beside this, and its settings' name in `pipeline.config`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, field_validator
+
+from manifests.settings import Settings
+from shards.clip import Tracks
+
+
+class Tracker(Protocol):
+    """Follows points through a clip. Made once a worker, by its settings' `load()`, and then called for every clip."""
+
+    def track(self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
+        """Follows the same query points from each anchor frame through the whole clip, forward and backward.
+
+        frames:  [T, H, W, 3] RGB as stored
+        anchors: A frame indices, 0 <= a < T
+        queries: [N, 2] (x, y) in pixels of the frame, centres at integers; their position in every anchor frame
+
+        In its own anchor frame a point is at its query, visible and certain.
+        """
+        ...
+
+
+class TrackerSettings(Settings):
+    """Settings that every tracker has."""
+
+    grid: int = Field(16, ge=1, le=128)
+    """Points a side: grid x grid points are followed from each anchor frame."""
+    anchors: tuple[int, ...] = (0, 8, 16)
+    """Frames of a clip from which a grid of points is followed. A clip too short for one of them goes without it."""
+
+    @field_validator("anchors")
+    @classmethod
+    def _check_anchors(cls, anchors: tuple[int, ...]) -> tuple[int, ...]:
+        if not anchors or list(anchors) != sorted(set(anchors)) or anchors[0] < 0:
+            raise ValueError("should be one or more different frame indices in increasing order, such as [0, 8, 16]")
+        return anchors
