@@ -1,0 +1,226 @@
+"""The `pretrack` command line. Heavy imports wait until a command needs them, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shards.errors import PretrackError
+
+if TYPE_CHECKING:
+    from pipeline.config import BuildSettings
+
+app = typer.Typer(
+    help="Turn video datasets into shards of frames and point tracks, once; then train on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Argument(help="A YAML config, such as configs/demo.yaml.")]
+ConfigOrOut = Annotated[Path, typer.Argument(help="A YAML config, or an output folder.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value, such as tracks.grid=24.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+
+
+def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Errors that a user can act on become one sentence and exit status 1; Ctrl-C says what is kept."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except PretrackError as error:
+            print(f"pretrack: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            print("pretrack: stopped. What is done is kept; the same command goes on from there.", file=sys.stderr)
+            raise typer.Exit(130) from None
+
+    return run
+
+
+@app.command()
+@_clear_errors
+def catalog(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """List the videos found, and what cannot be used and why."""
+    from pipeline.catalog import make_catalog
+    from pipeline.progress import Progress
+
+    settings = _settings(config, overrides)
+    found = make_catalog(settings, Progress())
+    if as_json:
+        videos = found.videos.select(["source", "video_id", "split", "frames", "width", "height", "terms"])
+        _print_json({"videos": videos.to_pylist(), "failures": found.failures.to_pylist()})
+        return
+    by_source = found.videos.group_by(["source", "split", "terms"]).aggregate([("video_id", "count"), ("frames", "sum")])
+    table = Table("source", "split", "videos", "frames", "terms", title="Videos")
+    for row in by_source.sort_by([("source", "ascending"), ("split", "descending")]).to_pylist():
+        table.add_row(row["source"], row["split"], f"{row['video_id_count']:,}", f"{row['frames_sum']:,}", row["terms"])
+    _console().print(table)
+    if found.failures.num_rows:
+        table = Table("source", "video", "reason", "detail", title="Left out")
+        for row in found.failures.slice(0, 50).to_pylist():
+            table.add_row(row["source"], row["video_id"], row["reason"], row["detail"])
+        _console().print(table)
+        if found.failures.num_rows > 50:
+            print(f"… and {found.failures.num_rows - 50} more: 'pretrack catalog --json' lists them all")
+
+
+@app.command()
+@_clear_errors
+def plan(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Say for every shard whether a build keeps, re-tracks or builds it, and why. Changes nothing."""
+    from pipeline.catalog import make_catalog
+    from pipeline.plan import make_plan, plan_reasons
+    from pipeline.progress import Progress
+
+    settings = _settings(config, overrides)
+    planned = make_plan(settings, make_catalog(settings, Progress()))
+    if as_json:
+        shards = [
+            {
+                "shard": s.shard,
+                "action": s.action,
+                "reason": s.reason,
+                "clips": len(s.clips),
+                "frames": sum(c.frames for c in s.clips),
+            }
+            for s in planned.shards
+        ]
+        _print_json(
+            {"out": str(settings.out), "shards": shards, "dropped": planned.dropped, "failures": planned.failures.to_pylist()}
+        )
+        return
+    table = Table("action", "why", "shards", "clips", title=f"Plan for {settings.out}")
+    for (action, reason), (shards, clips) in sorted(plan_reasons(planned).items()):
+        table.add_row(action, reason, f"{shards:,}", f"{clips:,}")
+    if planned.dropped:
+        table.add_row("drop", "nothing asks for it any more", f"{planned.dropped:,}", "")
+    _console().print(table)
+    if planned.failures.num_rows:
+        print(f"{planned.failures.num_rows:,} notes on what is left out: 'pretrack catalog' lists them")
+
+
+@app.command()
+@_clear_errors
+def build(config: Config, overrides: Overrides = None) -> None:
+    """Make the shards that are missing or out of date, and publish a snapshot."""
+    from pipeline.build import build as run
+    from pipeline.progress import Progress
+
+    settings = _settings(config, overrides)
+    built = run(settings, Progress())
+    clips, failures = built.snapshot.clips.num_rows, built.snapshot.failures.num_rows
+    did = f"{built.made} shards made, {built.kept} kept" if built.made else f"nothing to do, {built.kept} shards kept"
+    notes = f"; {failures:,} notes on what was left out ('pretrack status')" if failures else ""
+    print(f"{settings.out}: {did}; snapshot {built.snapshot.name} has {clips:,} clips{notes}")
+
+
+@app.command()
+@_clear_errors
+def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show where a build stands, and what the current snapshot holds."""
+    from pipeline.status import status as read
+
+    shown = read(_out(where, overrides))
+    if as_json:
+        _print_json(shown)
+        return
+    if state := shown["build"]:
+        left = f", {state['clips_per_s']:.1f} clips/s, {state['seconds_left']:.0f} s left" if "seconds_left" in state else ""
+        print(f"build: {state['state']}, {state['clips_done']:,} of {state['clips_total']:,} clips{left}")
+    if not (snapshot := shown["snapshot"]):
+        print("no snapshot yet")
+        return
+    size = f"{snapshot['shards']:,} shards, {snapshot['bytes'] / 1e6:,.1f} MB"
+    print(f"snapshot {snapshot['name']}: {snapshot['clips']:,} clips of {snapshot['videos']:,} videos, {size}")
+    table = Table("source", "split", "clips", "frames", "visible")
+    for row in snapshot["sources"]:
+        table.add_row(row["source"], row["split"], f"{row['clips']:,}", f"{row['frames']:,}", f"{row['visible_fraction']:.0%}")
+    _console().print(table)
+    if snapshot["failures"]:
+        table = Table("stage", "reason", "count", title="Left out")
+        for row in snapshot["failures"]:
+            table.add_row(row["stage"], row["reason"], f"{row['count']:,}")
+        _console().print(table)
+
+
+@app.command()
+@_clear_errors
+def verify(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Check every shard of the current snapshot: sizes, checksums, offsets, images, tracks. Exits with 1 if anything is wrong."""
+    from manifests.snapshot import open_snapshot
+    from pipeline.progress import Progress
+    from pipeline.verify import verify_snapshot
+
+    snapshot = open_snapshot(_out(where, overrides))
+    problems = verify_snapshot(snapshot, Progress())
+    if as_json:
+        _print_json(
+            {"snapshot": snapshot.name, "shards": snapshot.shards.num_rows, "clips": snapshot.clips.num_rows, "problems": problems}
+        )
+    else:
+        for problem in problems:
+            print(problem)
+        holds = f"{snapshot.shards.num_rows:,} shards, {snapshot.clips.num_rows:,} clips"
+        print(f"snapshot {snapshot.name}: {holds}, {len(problems)} problems")
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+@_clear_errors
+def show(
+    where: ConfigOrOut,
+    overrides: Overrides = None,
+    clip: Annotated[list[str] | None, typer.Option(help="A clip's key, or part of one; may be given again.")] = None,
+    count: Annotated[int, typer.Option(help="Without --clip: how many clips of each source.", min=1)] = 1,
+    anchor: Annotated[int, typer.Option(help="Which of a clip's anchors to draw, from 0.", min=0)] = 0,
+    to: Annotated[Path | None, typer.Option(help="Folder for the pictures; by default OUT/pictures.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw tracks over frames: a contact sheet (PNG) and a video (MP4) for each clip."""
+    from manifests.snapshot import open_snapshot
+    from pipeline.show import show_clips
+
+    out = _out(where, overrides)
+    made = show_clips(open_snapshot(out), clip or [], count, anchor, to or out / "pictures")
+    if as_json:
+        _print_json({"pictures": [str(path) for path in made]})
+        return
+    for path in made:
+        print(path)
+
+
+def _settings(config: Path, overrides: list[str] | None) -> BuildSettings:
+    from manifests.settings import load_settings
+    from pipeline.config import BuildSettings
+
+    return load_settings(BuildSettings, config, overrides or [])
+
+
+def _out(where: Path, overrides: list[str] | None) -> Path:
+    """The output folder meant by a config or by itself."""
+    if not where.is_dir():
+        return _settings(where, overrides).out
+    if overrides:
+        raise PretrackError(f"overrides ({' '.join(overrides)}) need a config, and {where} is a folder")
+    return where
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+def _console() -> Console:
+    """Tables as wide as the terminal; in a log, wide enough not to break lines."""
+    return Console() if sys.stdout.isatty() else Console(width=160)

@@ -1,0 +1,89 @@
+"""Progress as people see it: a bar with rate and time left on a terminal, one line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+_LINE_EVERY_S = 10.0
+
+
+@dataclass
+class Stage:
+    """One thing under way: how much of it is done."""
+
+    name: str
+    unit: str
+    total: int | None
+    bar: RichProgress | None
+    done: int = 0
+    _started: float = field(default_factory=time.monotonic)
+    _last_line: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._task = self.bar.add_task(self.name, total=self.total, rate="") if self.bar else None
+
+    def advance(self, count: int = 1) -> None:
+        """Counts `count` more as done."""
+        self.done += count
+        if self.bar and self._task is not None:
+            self.bar.update(self._task, advance=count, rate=self._rate())
+        elif time.monotonic() - self._last_line > _LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            self.line()
+
+    def line(self) -> None:
+        """Prints where it stands, for logs."""
+        of = f" of {self.total}" if self.total is not None else ""
+        print(f"{self.name}: {self.done}{of} {self.unit}, {self._rate()}", file=sys.stderr, flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the stage began."""
+        return time.monotonic() - self._started
+
+    def _rate(self) -> str:
+        rate = self.done / max(self.seconds, 1e-9)
+        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total is not None and rate > 0 and not self.bar else ""
+        return f"{rate:.1f} {self.unit}/s{left}" if rate >= 1 else f"{rate * 60:.1f} {self.unit}/min{left}"
+
+
+class Progress:
+    """Shows stages on standard error. `quiet` shows none."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._console = Console(stderr=True)
+
+    @contextmanager
+    def stage(self, name: str, unit: str, total: int | None = None) -> Iterator[Stage]:
+        """A stage that is under way while the block runs. Off a terminal it prints a line every ten seconds and one at its end."""
+        if self._quiet:
+            yield _SilentStage(name, unit, total, None)
+        elif self._console.is_terminal:
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn(unit + "  {task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
+            with RichProgress(*columns, console=self._console) as bar:
+                yield Stage(name, unit, total, bar)
+        else:
+            stage = Stage(name, unit, total, None)
+            yield stage
+            stage.line()
+
+
+class _SilentStage(Stage):
+    def advance(self, count: int = 1) -> None:
+        self.done += count

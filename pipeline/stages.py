@@ -1,0 +1,289 @@
+"""What happens to one shard: decode (or load) → track → write, each a plain function that `pipeline.build` runs on Ray."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from manifests.fingerprint import canonical_json, fingerprint
+from manifests.receipt import Receipt, read_receipt, shard_path, write_receipt
+from manifests.tables import ClipRow, ShardRow
+from pipeline.config import BuildSettings
+from pipeline.decode.errors import DecodeError
+from pipeline.decode.isolated import IsolatedDecoder
+from pipeline.plan import PlannedClip, PlannedShard
+from pipeline.trackers.protocol import Tracker
+from pipeline.video import Failure
+from shards import jpeg
+from shards.clip import Camera, ClipInfo, Tracks
+from shards.codec import encode_tracks
+from shards.errors import ShardError
+from shards.geometry import View, grid_points, stored_view
+from shards.reader import iterate_shard
+from shards.writer import ClipMembers, open_shard
+
+Frame = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard to make, with the rows of the videos it needs (by their index in the plan)."""
+
+    shard: PlannedShard
+    videos: dict[int, dict[str, Any]]
+    settings: BuildSettings
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedClip:
+    """A clip as it will be stored, without tracks."""
+
+    info: ClipInfo
+    jpegs: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedShard:
+    """What decoding gave; `seconds` is how long it took."""
+
+    clips: tuple[DecodedClip, ...]
+    failures: tuple[Failure, ...]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedClip:
+    """The tracks of a clip, encoded, and what its row of the clips table says of them."""
+
+    key: str
+    tracks: bytes
+    anchors: tuple[int, ...]
+    points: int
+    visible_fraction: float
+    motion: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedShard:
+    """What tracking gave."""
+
+    clips: tuple[TrackedClip, ...]
+    failures: tuple[Failure, ...]
+    seconds: float
+
+
+def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
+    """Reads the clips of a shard from their source. What cannot be read becomes failures; the rest goes on."""
+    started = time.monotonic()
+    clips: list[DecodedClip] = []
+    failures: list[Failure] = []
+    for planned in task.shard.clips:
+        video = task.videos[planned.video]
+        try:
+            decode = _decode_from_file if video["file"] else _decode_from_images
+            clips.append(decode(planned, video, task.settings, decoder, failures))
+        except DecodeError as error:
+            failures.append(Failure(video["source"], video["video_id"], planned.key, "decode", error.reason, str(error)))
+    return DecodedShard(tuple(clips), tuple(failures), time.monotonic() - started)
+
+
+def load_shard(task: ShardTask) -> DecodedShard:
+    """Reads the frames of a shard from the shard of the same frames made before, byte for byte; no source is needed.
+
+    Raises ShardError if that shard is damaged.
+    """
+    started = time.monotonic()
+    out, previous = task.settings.out, task.shard.previous
+    receipt = read_receipt(out, previous)
+    digest = fingerprint(task.settings.tracks.model_dump(mode="json"))
+    clips = tuple(
+        DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs) for clip in iterate_shard(shard_path(out, previous))
+    )
+    if [clip.info.key for clip in clips] != [row.key for row in receipt.clips]:
+        raise ShardError(f"the shard {previous} does not hold the clips that its receipt names: run 'pretrack verify {out}'")
+    failures = tuple(Failure(**failure) for failure in receipt.failures if failure["stage"] == "decode")
+    return DecodedShard(clips, failures, time.monotonic() - started)
+
+
+def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings) -> TrackedShard:
+    """Tracks the clips of a shard on the frames as they are stored."""
+    started = time.monotonic()
+    clips: list[TrackedClip] = []
+    failures: list[Failure] = []
+    for clip in decoded.clips:
+        try:
+            clips.append(_track(clip, tracker, settings))
+        except (ValueError, RuntimeError, ShardError) as error:
+            detail = f"the tracker {settings.tracks.tracker} failed: {error}"
+            failures.append(Failure(clip.info.source, clip.info.video_id, clip.info.key, "track", "tracker failed", detail))
+    return TrackedShard(tuple(clips), tuple(failures), time.monotonic() - started)
+
+
+def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -> Receipt:
+    """Writes the tar, then its receipt. Raises OSError (a full disk, say), leaving neither."""
+    started = time.monotonic()
+    shard, settings = task.shard, task.settings
+    tracks = {clip.key: clip for clip in tracked.clips}
+    rows = []
+    with open_shard(shard_path(settings.out, shard.shard)) as writer:
+        for clip in decoded.clips:
+            if clip.info.key in tracks:
+                members = writer.add(clip.info, tracks[clip.info.key].tracks, clip.jpegs)
+                rows.append(_clip_row(shard.shard, clip.info, tracks[clip.info.key], members))
+    row = ShardRow(
+        shard=shard.shard,
+        group=shard.group,
+        source=shard.source,
+        split=shard.split,
+        clips=len(rows),
+        bytes=writer.size,
+        checksum=writer.checksum,
+        frames_fingerprint=shard.frames_fingerprint,
+        tracks_fingerprint=shard.tracks_fingerprint,
+        frames_settings=canonical_json(settings.frames.of_content()),
+        tracks_settings=canonical_json(settings.tracks.model_dump(mode="json")),
+        decode_seconds=decoded.seconds,
+        track_seconds=tracked.seconds,
+        write_seconds=time.monotonic() - started,
+    )
+    failures = tuple(asdict(failure) for failure in (*decoded.failures, *tracked.failures))
+    receipt = Receipt(row, tuple(rows), failures, tuple(clip.key for clip in shard.clips))
+    write_receipt(settings.out, receipt)
+    return receipt
+
+
+def _decode_from_file(
+    planned: PlannedClip, video: dict[str, Any], settings: BuildSettings, decoder: IsolatedDecoder, failures: list[Failure]
+) -> DecodedClip:
+    """A clip of a video file."""
+    frames = settings.frames
+    indices = [planned.start + i * frames.stride for i in range(planned.frames)]
+    path = str(Path(video["root"]) / video["file"])
+    view = stored_view(video["width"], video["height"], frames.short_side, frames.size)
+    pictures = decoder.read_video(path, frames.decoder, video["timestamps"], indices, view)
+    return _encode(planned, video, settings, indices, indices, pictures, view)
+
+
+def _decode_from_images(
+    planned: PlannedClip, video: dict[str, Any], settings: BuildSettings, decoder: IsolatedDecoder, failures: list[Failure]
+) -> DecodedClip:
+    """A clip of image files. Those that cannot be used are named in `failures`; the clip goes on without them if enough remain."""
+    frames = settings.frames
+    indices = [planned.start + i * frames.stride for i in range(planned.frames)]
+    names = [video["image_files"][i] for i in indices]
+    found: dict[int, tuple[Frame, tuple[int, int]]] = {}
+    images = decoder.read_images(video["root"], names, frames.short_side, frames.size)
+    for index, name, image in zip(indices, names, images, strict=True):
+        if isinstance(image, DecodeError):
+            failures.append(Failure(video["source"], video["video_id"], planned.key, "decode", image.reason, f"{name}: {image}"))
+        else:
+            found[index] = image
+    if len(found) < frames.min_frames:
+        raise DecodeError(
+            f"{len(found)} of {len(names)} images are usable, and a clip needs {frames.min_frames} (frames.min_frames)",
+            "too few images",
+        )
+    sizes = sorted({size for _, size in found.values()})
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
+        raise DecodeError(
+            f"its images have {len(sizes)} different sizes ({shown}{' …' if len(sizes) > 4 else ''})", "mixed image sizes"
+        )
+    used = sorted(found)
+    numbers = [video["frame_numbers"][i] for i in used]
+    pictures = [found[i][0] for i in used]
+    return _encode(planned, video, settings, used, numbers, pictures, stored_view(*sizes[0], frames.short_side, frames.size))
+
+
+def _encode(
+    planned: PlannedClip,
+    video: dict[str, Any],
+    settings: BuildSettings,
+    indices: list[int],
+    numbers: list[int],
+    pictures: Iterable[Frame],
+    view: View,
+) -> DecodedClip:
+    """Stored pictures, and everything known of them, as a clip. `indices`: places in the video, `numbers`: the source's own."""
+    timestamps, cameras = video["timestamps"], video["cameras"]
+    info = ClipInfo(
+        key=planned.key,
+        source=video["source"],
+        dataset=video["dataset"],
+        video_id=video["video_id"],
+        sequence=video["sequence"],
+        split=video["split"],
+        width=view.out_width,
+        height=view.out_height,
+        source_width=view.width,
+        source_height=view.height,
+        frame_numbers=tuple(numbers),
+        timestamps=tuple(timestamps[i] for i in indices) if timestamps else None,
+        cameras=tuple(_camera(cameras[i], view) for i in indices) if cameras else None,
+        terms=video["terms"],
+        frames_settings=fingerprint(settings.frames.of_content()),
+        tracks_settings=fingerprint(settings.tracks.model_dump(mode="json")),
+    )
+    return DecodedClip(info, tuple(jpeg.encode(picture, settings.frames.jpeg_quality) for picture in pictures))
+
+
+def _camera(camera: dict[str, Any] | None, view: View) -> Camera | None:
+    if camera is None:
+        return None
+    return view.camera(Camera(**{**camera, "world_to_camera": tuple(camera["world_to_camera"])}))
+
+
+def _track(clip: DecodedClip, tracker: Tracker, settings: BuildSettings) -> TrackedClip:
+    info = clip.info
+    frames = np.stack([jpeg.decode(data) for data in clip.jpegs])
+    anchors = tuple(anchor for anchor in settings.tracks.anchors if anchor < info.frames)
+    tracks = tracker.track(frames, anchors, grid_points(settings.tracks.grid, info.width, info.height))
+    return TrackedClip(
+        key=info.key,
+        tracks=encode_tracks(tracks),
+        anchors=anchors,
+        points=tracks.positions.shape[2],
+        visible_fraction=float(tracks.visibility.mean()) / 255,
+        motion=_motion(tracks, info),
+    )
+
+
+def _motion(tracks: Tracks, info: ClipInfo) -> float:
+    """Median over tracks of the farthest a point gets from its anchor while visible, as a part of the frame's diagonal."""
+    rows = np.arange(len(tracks.anchors))
+    start = tracks.positions[rows, tracks.anchors][:, None]
+    distance = np.linalg.norm(tracks.positions - start, axis=-1)
+    farthest = np.where(tracks.visibility > 127, distance, 0.0).max(axis=1)
+    return float(np.median(farthest) / np.hypot(info.width, info.height))
+
+
+def _clip_row(shard: str, info: ClipInfo, tracked: TrackedClip, members: ClipMembers) -> ClipRow:
+    return ClipRow(
+        key=info.key,
+        source=info.source,
+        dataset=info.dataset,
+        video_id=info.video_id,
+        sequence=info.sequence,
+        split=info.split,
+        shard=shard,
+        frames=info.frames,
+        width=info.width,
+        height=info.height,
+        anchors=list(tracked.anchors),
+        points=tracked.points,
+        visible_fraction=tracked.visible_fraction,
+        motion=tracked.motion,
+        json_offset=members.info.offset,
+        json_size=members.info.size,
+        tracks_offset=members.tracks.offset,
+        tracks_size=members.tracks.size,
+        frame_offsets=[span.offset for span in members.frames],
+        frame_sizes=[span.size for span in members.frames],
+        checksum=members.checksum,
+    )

@@ -1,0 +1,276 @@
+"""The whole build, on real Ray, from real video files to verified shards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from manifests.settings import check_settings
+from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
+from pipeline.build import Built, build
+from pipeline.catalog import make_catalog
+from pipeline.config import BuildSettings
+from pipeline.plan import Plan, make_plan
+from pipeline.progress import Progress
+from pipeline.status import status
+from pipeline.verify import verify_snapshot
+from shards.errors import PretrackError
+from shards.files import TEMPORARY
+from shards.geometry import inside
+from shards.reader import iterate_shard
+from tests.pipeline.panning import STEP, panning_frames, write_video
+
+QUIET = Progress(quiet=True)
+VIDEOS = {"a.mp4": 26, "b.mp4": 20, "deep/c.mp4": 12, "d.mp4": 3}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_cores() -> Iterator[None]:
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("videos")
+    for seed, (name, frames) in enumerate(VIDEOS.items()):
+        write_video(root / name, panning_frames(seed, frames))
+    return root
+
+
+def settings_for(videos: Path, out: Path, **changes: object) -> BuildSettings:
+    """A small build; `changes` are top-level settings."""
+    values = {
+        "sources": [{"dataset": "video_folder", "name": "pans", "root": str(videos)}],
+        "frames": {"clip_frames": 10, "min_frames": 6, "short_side": 96, "decode_timeout_s": 20},
+        "tracks": {"tracker": "lucas_kanade", "grid": 6, "anchors": [0, 5]},
+        "shards": {"clips_per_shard": 2},
+        "split": {"eval_fraction": 0.0},
+        "max_failed_videos": 0.5,
+        "out": str(out),
+        **changes,
+    }
+    return check_settings(BuildSettings, values, "test")
+
+
+def plan(settings: BuildSettings) -> Plan:
+    return make_plan(settings, make_catalog(settings, QUIET))
+
+
+def contents(snapshot: Snapshot) -> dict[str, tuple[bytes, ...]]:
+    """The bytes of every member of every clip, by key."""
+    clips = [clip for shard in snapshot.shards.column("shard").to_pylist() for clip in iterate_shard(snapshot.shard_path(shard))]
+    assert sorted(clip.info.key for clip in clips) == sorted(snapshot.clips.column("key").to_pylist())
+    return {clip.info.key: (clip.info.to_json(), clip.tracks.positions.tobytes(), *clip.jpegs) for clip in clips}
+
+
+@pytest.fixture(scope="module")
+def built(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildSettings, Built]:
+    settings = settings_for(videos, tmp_path_factory.mktemp("out"))
+    return settings, build(settings, QUIET)
+
+
+def test_clips_are_what_the_videos_hold(built: tuple[BuildSettings, Built]) -> None:
+    snapshot = built[1].snapshot
+    rows = sorted((row["video_id"], row["frames"]) for row in snapshot.clips.to_pylist())
+    assert rows == [("a.mp4", 6), ("a.mp4", 10), ("a.mp4", 10), ("b.mp4", 10), ("b.mp4", 10), ("deep/c.mp4", 10)]
+    (left_out,) = snapshot.failures.to_pylist()
+    assert (left_out["video_id"], left_out["reason"]) == ("d.mp4", "too short")
+    assert "3 frames" in left_out["detail"]
+    assert verify_snapshot(snapshot, QUIET) == []
+
+
+def test_tracks_follow_the_true_motion(built: tuple[BuildSettings, Built]) -> None:
+    snapshot = built[1].snapshot
+    checked = 0
+    for shard in snapshot.shards.column("shard").to_pylist():
+        for clip in iterate_shard(snapshot.shard_path(shard)):
+            width, height = clip.info.width, clip.info.height
+            assert (width, height) == (128, 96)
+            step = np.array(STEP) * np.array([width / 160, height / 120])
+            for row, anchor in enumerate(clip.tracks.anchors):
+                away = np.arange(clip.info.frames)[:, None, None] - anchor
+                truth = clip.tracks.positions[row, anchor] + away * step
+                margin = inside(truth - 10, width - 20, height - 20)
+                error = np.linalg.norm(clip.tracks.positions[row] - truth, axis=-1)[margin]
+                assert np.median(error) < 0.2
+                assert (clip.tracks.visibility[row][margin] > 127).mean() > 0.9
+                checked += len(error)
+    assert checked > 1000
+
+
+def test_descriptions_hold_source_frames_and_times(built: tuple[BuildSettings, Built]) -> None:
+    snapshot = built[1].snapshot
+    clips = {
+        clip.info.key: clip for s in snapshot.shards.column("shard").to_pylist() for clip in iterate_shard(snapshot.shard_path(s))
+    }
+    (second,) = [clip.info for key, clip in clips.items() if "-b_mp4-" in key and key.endswith("-000010")]
+    assert second.frame_numbers == tuple(range(10, 20))
+    assert second.timestamps == pytest.approx([i / 25 for i in range(10, 20)], abs=1e-3)
+    assert (second.source_width, second.source_height, second.video_id) == (160, 120, "b.mp4")
+
+
+def test_a_second_build_does_nothing(built: tuple[BuildSettings, Built]) -> None:
+    settings, first = built
+    before = {path: path.stat().st_mtime_ns for path in settings.out.rglob("*") if path.is_file() and path.name != "build.lock"}
+    again = build(settings, QUIET)
+    assert (again.made, again.kept, again.snapshot.name) == (0, first.made, first.snapshot.name)
+    after = {path: path.stat().st_mtime_ns for path in settings.out.rglob("*") if path.is_file() and path.name != "build.lock"}
+    assert after == before
+
+
+def test_status_tells_what_is_there(built: tuple[BuildSettings, Built]) -> None:
+    shown = status(built[0].out)
+    assert shown["build"]["state"] == "finished"
+    assert shown["snapshot"]["clips"] == 6
+    assert shown["snapshot"]["failures"] == [{"stage": "catalog", "reason": "too short", "count": 1}]
+
+
+def test_another_grid_retracks_stored_frames(videos: Path, tmp_path: Path) -> None:
+    settings = settings_for(videos, tmp_path)
+    old = build(settings, QUIET).snapshot
+    finer = settings_for(videos, tmp_path, tracks={"tracker": "lucas_kanade", "grid": 8, "anchors": [0, 5]})
+    planned = plan(finer)
+    assert {(shard.action, shard.reason) for shard in planned.shards} == {("retrack", "tracks.grid 6 → 8")}
+    new = build(finer, QUIET).snapshot
+    before, after = contents(old), contents(new)
+    assert before.keys() == after.keys()
+    for key in before:
+        assert before[key][2:] == after[key][2:], "frames are kept byte for byte"
+        assert before[key][1] != after[key][1], "tracks are new"
+    assert verify_snapshot(new, QUIET) == []
+    assert verify_snapshot(old, QUIET) == [], "the old snapshot is untouched"
+    assert build(settings, QUIET).made == 0, "going back finds the old shards again"
+    assert open_snapshot(tmp_path).clips.equals(old.clips)
+
+
+def test_only_shards_concerned_are_touched(videos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "videos"
+    shutil.copytree(videos, root)
+    settings = settings_for(root, tmp_path / "out")
+    first = build(settings, QUIET).snapshot
+    write_video(root / "aa.mp4", panning_frames(9, 10))
+    actions = sorted((shard.action, shard.reason) for shard in plan(settings).shards)
+    assert actions == [("build", "new"), ("keep", "nothing changed"), ("keep", "nothing changed"), ("keep", "nothing changed")]
+    second = build(settings, QUIET).snapshot
+    assert set(first.shards.column("shard").to_pylist()) < set(second.shards.column("shard").to_pylist())
+    (root / "deep/c.mp4").unlink()
+    write_video(root / "b.mp4", panning_frames(17, 20))
+    reasons = sorted(shard.reason for shard in plan(settings).shards if shard.action == "build")
+    assert reasons == ["1 clips removed", "source files changed"] or reasons == ["source files changed", "source files changed"]
+    third = build(settings, QUIET).snapshot
+    assert "deep/c.mp4" not in third.clips.column("video_id").to_pylist()
+    assert len(set(third.clips.column("key").to_pylist())) == len(third.clips) == 6
+    assert verify_snapshot(third, QUIET) == []
+
+
+def test_other_frame_settings_build_anew(videos: Path, tmp_path: Path, built: tuple[BuildSettings, Built]) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0].out, out)
+    frames = {"clip_frames": 10, "min_frames": 6, "short_side": 96, "decode_timeout_s": 20, "jpeg_quality": 70}
+    planned = plan(settings_for(videos, out, frames=frames))
+    assert {(shard.action, shard.reason) for shard in planned.shards} == {("build", "frames.jpeg_quality 90 → 70")}
+    timeout = settings_for(videos, out, frames={**frames, "jpeg_quality": 90, "decode_timeout_s": 7})
+    assert {shard.action for shard in plan(timeout).shards} == {"keep"}, "a time limit changes no content"
+
+
+def test_splits_go_by_sequence_and_never_share_a_shard(videos: Path, tmp_path: Path) -> None:
+    snapshot = build(settings_for(videos, tmp_path, split={"eval_fraction": 0.5, "salt": "a"}), QUIET).snapshot
+    rows = snapshot.clips.to_pylist()
+    assert {row["split"] for row in rows} == {"train", "eval"}
+    for column in ("video_id", "shard"):
+        for value in {row[column] for row in rows}:
+            assert len({row["split"] for row in rows if row[column] == value}) == 1
+
+
+def test_too_many_failures_stop_the_build(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(PretrackError, match=r"1 of 4 videos yield no clip \(1 x too short\), more than max_failed_videos=0.1"):
+        build(settings_for(videos, tmp_path, max_failed_videos=0.1), QUIET)
+    assert list_snapshots(tmp_path) == []
+
+
+def test_two_builds_of_one_folder_do_not_meet(videos: Path, tmp_path: Path) -> None:
+    code = f"import fcntl, sys; f = open({str(tmp_path / 'build.lock')!r}, 'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(PretrackError, match="another build is at work"):
+            build(settings_for(videos, tmp_path), QUIET)
+        holder.kill()
+    assert build(settings_for(videos, tmp_path), QUIET).made == 3
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PretrackError, match=r"output folder .*file/out cannot be written"):
+        build(settings_for(videos, tmp_path / "file" / "out"), QUIET)
+
+
+def test_a_damaged_receipt_makes_its_shard_again(
+    built: tuple[BuildSettings, Built], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0].out, out)
+    settings = built[0].model_copy(update={"out": out})
+    receipt = sorted((out / "receipts").iterdir())[0]
+    receipt.write_bytes(receipt.read_bytes()[:100])
+    again = build(settings, QUIET)
+    assert (again.made, again.kept) == (1, 2)
+    assert "is damaged" in caplog.text
+    assert contents(again.snapshot) == contents(built[1].snapshot)
+    assert verify_snapshot(again.snapshot, QUIET) == []
+
+
+@pytest.mark.slow
+def test_a_killed_build_goes_on_where_it_was(videos: Path, tmp_path: Path, built: tuple[BuildSettings, Built]) -> None:
+    """The driver, and with it the whole local Ray, is killed with SIGKILL after its first shard."""
+    out = tmp_path / "out"
+    config = tmp_path / "config.yaml"
+    settings = settings_for(videos, out, shards={"clips_per_shard": 1}, ray={"cpus": 1})
+    config.write_text(settings.model_dump_json())
+    command = [sys.executable, "-m", "pipeline", "build", str(config)]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+        deadline = time.monotonic() + 90
+        while not list((out / "receipts").glob("*.json")) and time.monotonic() < deadline and running.poll() is None:
+            time.sleep(0.005)
+        os.killpg(running.pid, signal.SIGKILL)
+    survivors = len(list((out / "receipts").glob("*.json")))
+    assert survivors >= 1
+    assert list_snapshots(out) == [] or survivors == 6
+    assert status(out)["build"]["state"] in ("killed", "finished")
+    again = build(settings, QUIET)
+    assert again.kept >= survivors
+    assert again.made + again.kept == 6
+    assert contents(again.snapshot) == contents(built[1].snapshot)
+    assert verify_snapshot(again.snapshot, QUIET) == []
+    assert not list(out.rglob(f"{TEMPORARY}*"))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("a small file system cannot be mounted here (that needs root)")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(videos: Path, tiny_disk: Path) -> None:
+    with pytest.raises(PretrackError, match="No space left on device.*what is done is kept"):
+        build(settings_for(videos, tiny_disk / "out", shards={"clips_per_shard": 6}), QUIET)
+    assert list_snapshots(tiny_disk / "out") == []
+    assert not [path for path in (tiny_disk / "out").rglob("*.tar")]
