@@ -143,8 +143,8 @@ def _start_trackers(settings: BuildSettings, cluster: Cluster) -> list[Any]:
     count = wanted.trackers or min(by_default, most)
     if not 1 <= count <= most:
         raise PretrackError(
-            f"{max(count, 1)} trackers of {cores:g} cores (ray.trackers, ray.tracker_cpus) leave none of the {cluster.cpus} cores to "
-            "decode with"
+            f"{max(count, 1)} trackers of {cores:g} cores (ray.trackers, ray.tracker_cpus) leave none of the {cluster.cpus} cores "
+            "to decode with"
         )
     actor = ray.remote(num_cpus=cores, num_gpus=wanted.tracker_gpus, max_restarts=3, max_task_retries=3)(TrackerWorker)
     return [actor.remote(settings) for _ in range(count)]

@@ -23,6 +23,7 @@ from pipeline.config import BuildSettings, FrameSettings, SplitSettings
 from pipeline.decode.errors import DecodeError
 from pipeline.progress import Progress
 from pipeline.video import Failure, Scan, Video
+from shards.errors import PretrackError
 
 SCANS = pa.schema(
     [
@@ -65,12 +66,15 @@ def find_videos(settings: BuildSettings, progress: Progress) -> tuple[list[Video
     failures: list[Failure] = []
     for source in settings.sources:
         with progress.stage(f"listing {source.name}", unit="videos") as stage:
-            for found in source.find_videos():
-                if isinstance(found, Video):
-                    videos.append(found)
-                    stage.advance()
-                else:
-                    failures.append(found)
+            try:
+                for found in source.find_videos():
+                    if isinstance(found, Video):
+                        videos.append(found)
+                        stage.advance()
+                    else:
+                        failures.append(found)
+            except OSError as error:
+                raise PretrackError(f"{error.filename or source.root} of source {source.name} cannot be read ({error})") from error
     return videos, failures
 
 
@@ -85,7 +89,7 @@ def make_catalog(settings: BuildSettings, progress: Progress) -> Catalog:
             failures.append(Failure(video.source, video.video_id, "", "scan", scan.reason, scan.detail))
         else:
             rows.append(_row(video, scan, settings.split, settings.frames))
-    found = len({(video.source, video.video_id) for video in videos} | {(f.source, f.video_id) for f in failures})
+    found = len({(video.source, video.video_id) for video in videos} | {(f.source, f.video_id) for f in failures if f.video_id})
     return Catalog(table_of(rows, VIDEOS), table_of(failures, FAILURES), found)
 
 

@@ -86,7 +86,7 @@ def plan(config: Config, overrides: Overrides = None, as_json: AsJson = False) -
     settings = _settings(config, overrides)
     planned = make_plan(settings, make_catalog(settings, Progress()))
     if as_json:
-        shards = [
+        shards: list[dict[str, object]] = [
             {
                 "shard": s.shard,
                 "action": s.action,
@@ -101,8 +101,8 @@ def plan(config: Config, overrides: Overrides = None, as_json: AsJson = False) -
         )
         return
     table = Table("action", "why", "shards", "clips", title=f"Plan for {settings.out}")
-    for (action, reason), (shards, clips) in sorted(plan_reasons(planned).items()):
-        table.add_row(action, reason, f"{shards:,}", f"{clips:,}")
+    for (action, reason), (shard_count, clip_count) in sorted(plan_reasons(planned).items()):
+        table.add_row(action, reason, f"{shard_count:,}", f"{clip_count:,}")
     if planned.dropped:
         table.add_row("drop", "nothing asks for it any more", f"{planned.dropped:,}", "")
     _console().print(table)

@@ -31,8 +31,8 @@ class FrameSettings(Settings):
     jpeg_quality: int = Field(90, ge=1, le=100)
     """JPEG quality of stored frames."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
-    """What reads the clips of video files. `pyav` is exact on every odd file tried (benchmarks/decoders.py). Counting frames and finding
-    shots is PyAV's work always."""
+    """What reads the clips of video files; `pyav` is exact on every odd file tried (benchmarks/decoders.py). Frames are counted
+    and shots found by PyAV always."""
     shot_cuts: bool = True
     """Find shot cuts in video files, so that no clip spans one."""
     decode_timeout_s: float = Field(60.0, gt=0)

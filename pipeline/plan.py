@@ -117,6 +117,8 @@ class _KnownShard:
     tracks_settings: str
     planned: tuple[str, ...]
     current: bool
+    holds_all_frames: bool
+    """False if a clip was decoded but could not be tracked: its frames are not in the shard."""
 
 
 def _known_shards(settings: BuildSettings) -> list[_KnownShard]:
@@ -137,7 +139,14 @@ def _known_shards(settings: BuildSettings) -> list[_KnownShard]:
 def _known(receipt: Receipt, current: bool) -> _KnownShard:
     row = receipt.shard
     return _KnownShard(
-        row.shard, row.group, row.frames_fingerprint, row.frames_settings, row.tracks_settings, receipt.planned, current
+        row.shard,
+        row.group,
+        row.frames_fingerprint,
+        row.frames_settings,
+        row.tracks_settings,
+        receipt.planned,
+        current,
+        holds_all_frames=all(failure["stage"] != "track" for failure in receipt.failures),
     )
 
 
@@ -216,7 +225,7 @@ def _action(
     if any(known.shard == shard for known in before):
         return "keep", "nothing changed", ""
     for known in before:
-        if known.frames_fingerprint == frames_fingerprint:
+        if known.frames_fingerprint == frames_fingerprint and known.holds_all_frames:
             return "retrack", _difference("tracks", known.tracks_settings, tracks_settings), known.shard
     if not before:
         return "build", "new", ""

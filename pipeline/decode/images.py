@@ -41,9 +41,10 @@ def read_image(root: str, name: str) -> NDArray[np.uint8]:
 
 
 def _bytes(root: str, name: str) -> bytes:
-    if "!" not in name:
+    if ".zip!" not in name:
         return (Path(root) / name).read_bytes()
-    archive, member = name.split("!", 1)
+    archive, member = name.split(".zip!", 1)
+    archive += ".zip"
     try:
         return _archive(str(Path(root) / archive)).read(member)
     except KeyError as error:

@@ -201,8 +201,9 @@ def test_too_many_failures_stop_the_build(videos: Path, tmp_path: Path) -> None:
 
 
 def test_two_builds_of_one_folder_do_not_meet(videos: Path, tmp_path: Path) -> None:
-    code = f"import fcntl, sys; f = open({str(tmp_path / 'build.lock')!r}, 'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(tmp_path / "build.lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(PretrackError, match="another build is at work"):
@@ -270,7 +271,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(videos: Path, tiny_disk: Path) -> None:
-    with pytest.raises(PretrackError, match="No space left on device.*what is done is kept"):
+    with pytest.raises(PretrackError, match=r"No space left on device.*what is done is kept"):
         build(settings_for(videos, tiny_disk / "out", shards={"clips_per_shard": 6}), QUIET)
     assert list_snapshots(tiny_disk / "out") == []
-    assert not [path for path in (tiny_disk / "out").rglob("*.tar")]
+    assert not list((tiny_disk / "out").rglob("*.tar"))

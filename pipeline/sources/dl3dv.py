@@ -1,0 +1,222 @@
+"""DL3DV-10K: frames with COLMAP poses (480P, 960P, 2K, 4K and the benchmark), or the raw videos."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from manifests.settings import Settings
+from pipeline.sources.cameras import opencv_camera, with_poses
+from pipeline.sources.files import (
+    ListedFile,
+    SourceName,
+    check_root,
+    folders_in,
+    identity_of,
+    images_in,
+    joined,
+    listed_file,
+    numbered,
+)
+from pipeline.video import Failure, Video
+from shards.clip import Camera
+from shards.errors import PretrackError
+
+TERMS = "DL3DV-10K: DL3DV Terms of Use and CC BY-NC 4.0, research and education only; frames must not be redistributed"
+
+ImageFolder = Literal["images_8", "images_4", "images_2", "images"]
+_SMALLEST_FIRST: tuple[ImageFolder, ...] = ("images_8", "images_4", "images_2", "images")
+_HASH_LENGTH = 64
+_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # y up, z backward → y down, z forward
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A scene's folder, relative to the root, and what is directly in it. `video_id` leaves out a nerfstudio/ level."""
+
+    video_id: str
+    folder: str
+    names: frozenset[str]
+
+    @property
+    def hash(self) -> str:
+        return self.video_id.rsplit("/", 1)[-1]
+
+
+class Dl3dv(Settings):
+    """Scenes as `BATCH/HASH/`, `HASH/` or `HASH/nerfstudio/`, each with `images_8/frame_00001.png` … and `transforms.json`; or, in
+    the video release, with `video.mp4`. Where a scene has both, its images are used.
+
+    Poses become pinhole cameras: the small lens distortion in transforms.json is left out.
+    """
+
+    dataset: Literal["dl3dv"]
+    """Which dataset this is."""
+    name: SourceName = "dl3dv"
+    """The name of this source; two sources need different ones."""
+    root: Path
+    """The folder that holds the batches (1K, 2K, …) or the scenes."""
+    images: ImageFolder | None = None
+    """Which size of image to read; by default the smallest that a scene has."""
+    exclude: tuple[str, ...] = ()
+    """Hashes of scenes to leave out, such as those of the benchmark."""
+
+    def find_videos(self) -> Iterator[Video | Failure]:
+        """All scenes, sorted by id. Raises PretrackError if there is no root or no scene in it."""
+        check_root(self.root, "dl3dv")
+        scenes = sorted(self._scenes(), key=lambda scene: scene.video_id)
+        packed = sorted(set(self._packed()) - {scene.hash for scene in scenes})
+        if not scenes:
+            unpack = f"; its zips ({packed[0]}.zip, …) have to be unpacked" if packed else ""
+            raise PretrackError(
+                f"{self.root} holds no DL3DV scenes: expected BATCH/HASH or HASH folders with images_8/ (or images_4, images_2, "
+                f"images) and transforms.json, or with video.mp4{unpack}"
+            )
+        for name in packed:
+            yield self._failure(name, "not unpacked", f"{name}.zip is not unpacked: unzip it in its batch folder")
+        problems = self._problems()
+        for scene in scenes:
+            if scene.hash in self.exclude:
+                continue
+            if scene.hash in problems:
+                yield self._failure(scene.video_id, "flagged as a problem", "DL3DV-valid.csv puts this scene under 'problem'")
+            elif "video.mp4" in scene.names and not scene.names.intersection(_SMALLEST_FIRST):
+                yield self._video_file(scene)
+            else:
+                yield from self._images(scene)
+
+    def _scenes(self, folder: str = "", depth: int = 2) -> Iterator[_Scene]:
+        """The scenes in a folder and in those `depth` levels below it."""
+        for inner in folders_in(self.root, folder):
+            path = joined(inner, "nerfstudio") if (self.root / inner / "nerfstudio").is_dir() else inner
+            names = frozenset(entry.name for entry in (self.root / path).iterdir())
+            if names.intersection(("transforms.json", "video.mp4", *_SMALLEST_FIRST)) or _is_hash(Path(inner).name):
+                yield _Scene(inner, path, names)
+            elif depth > 1:
+                yield from self._scenes(inner, depth - 1)
+
+    def _packed(self) -> Iterator[str]:
+        """The hashes of scenes that lie there as zips."""
+        for pattern in ("*.zip", "*/*.zip"):
+            yield from (path.stem for path in self.root.glob(pattern) if _is_hash(path.stem))
+
+    def _problems(self) -> set[str]:
+        """The scenes that DL3DV's own list, if there, puts into the batch 'problem'. Raises PretrackError if it is no list."""
+        path = self.root / "DL3DV-valid.csv"
+        if not path.is_file():
+            return set()
+        with path.open(newline="") as file:
+            rows = csv.DictReader(file)
+            if not {"hash", "batch"} <= set(rows.fieldnames or ()):
+                raise PretrackError(f"{path} lacks the columns 'hash' and 'batch': replace it by DL3DV's own file, or remove it")
+            return {row["hash"] for row in rows if (row["batch"] or "").strip().lower() == "problem"}
+
+    def _video_file(self, scene: _Scene) -> Video | Failure:
+        """A scene of the video release."""
+        if self.images is not None:
+            return self._no_images(scene)
+        try:
+            file = listed_file(self.root, joined(scene.folder, "video.mp4"))
+        except OSError as error:
+            return self._failure(scene.video_id, "unreadable file", f"{scene.folder}/video.mp4 cannot be opened ({error.strerror})")
+        return self._video(scene, [file], file.name, (), None)
+
+    def _images(self, scene: _Scene) -> Iterator[Video | Failure]:
+        """A scene with images, and what it lacks."""
+        folder = self.images or next((name for name in _SMALLEST_FIRST if name in scene.names), None)
+        files = images_in(self.root, joined(scene.folder, folder)) if folder in scene.names and folder else []
+        if not files:
+            yield self._no_images(scene)
+            return
+        frames = numbered(files)
+        ordered = [file for _, file in frames]
+        cameras, why = self._cameras(scene, ordered)
+        known, failures = with_poses(self.name, scene.video_id, cameras, why)
+        yield from failures
+        yield self._video(scene, ordered, "", tuple(number for number, _ in frames), known)
+
+    def _cameras(self, scene: _Scene, files: list[ListedFile]) -> tuple[list[Camera | None], str]:
+        """The cameras of a scene's images, None where there is none, and why there is none."""
+        path = self.root / scene.folder / "transforms.json"
+        none: list[Camera | None] = [None] * len(files)
+        if not path.is_file():
+            return none, f"there is no {scene.folder}/transforms.json"
+        try:
+            transforms = json.loads(path.read_text())
+            width, height = _image_size(self.root, files)
+            # The paths say images/ whatever the folder is called, so only the names count.
+            poses = {
+                Path(frame["file_path"]).stem: scaled_camera({**transforms, **frame}, width, height)
+                for frame in transforms["frames"]
+            }
+        except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+            return (
+                none,
+                f"{scene.folder}/transforms.json does not fit the images or cannot be read ({type(error).__name__}: {error})",
+            )
+        return [poses.get(file.stem) for file in files], f"{scene.folder}/transforms.json has no usable pose for them"
+
+    def _video(
+        self, scene: _Scene, files: list[ListedFile], file: str, numbers: tuple[int, ...], cameras: tuple[Camera | None, ...] | None
+    ) -> Video:
+        return Video(
+            source=self.name,
+            dataset=self.dataset,
+            video_id=scene.video_id,
+            sequence=f"dl3dv/{scene.hash}",
+            root=str(self.root.absolute()),
+            file=file,
+            image_files=() if file else tuple(image.name for image in files),
+            frame_numbers=numbers,
+            timestamps=None,
+            cameras=cameras,
+            identity=identity_of(files),
+            terms=TERMS,
+        )
+
+    def _no_images(self, scene: _Scene) -> Failure:
+        there = sorted(scene.names.intersection((*_SMALLEST_FIRST, "video.mp4")))
+        hint = f"; there is {', '.join(there)} (see the option 'images')" if there else ""
+        return self._failure(scene.video_id, "no images", f"{scene.folder} holds no images in {self.images or 'images_8'}{hint}")
+
+    def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
+        return Failure(self.name, video_id, "", "catalog", reason, detail)
+
+
+def scaled_camera(frame: dict[str, Any], width: int, height: int) -> Camera | None:
+    """The camera of a frame as nerfstudio states it, for its image at `width` x `height` pixels; None if its numbers are no camera.
+
+    `frame` holds the intrinsics of the full-size image (`w`, `h`, `fl_x`, `fl_y`, `cx`, `cy`, with the top-left pixel's *corner* at
+    (0, 0)) and `transform_matrix`, 4x4 camera-to-world in OpenGL axes. Raises ValueError if the image has another shape than w:h.
+    """
+    sx, sy = width / frame["w"], height / frame["h"]
+    if abs(sx / sy - 1) > 0.02:
+        raise ValueError(f"an image is {width}x{height} and its pose is for {frame['w']}x{frame['h']}")
+    matrix = np.asarray(frame["transform_matrix"], np.float64)
+    if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
+        return None
+    world_to_camera = np.asarray(np.linalg.inv(matrix @ _OPENGL_TO_OPENCV)[:3], np.float64)
+    return opencv_camera(frame["fl_x"] * sx, frame["fl_y"] * sy, frame["cx"] * sx - 0.5, frame["cy"] * sy - 0.5, world_to_camera)
+
+
+def _image_size(root: Path, files: list[ListedFile]) -> tuple[int, int]:
+    """(width, height) from the header of the first image that has one, which speaks for all. Raises OSError if none has."""
+    from PIL import Image
+
+    for file in files:
+        try:
+            with Image.open(root / file.name) as image:
+                return image.size
+        except OSError:
+            continue  # One broken image must not cost a scene its poses; decoding will name it.
+    raise OSError("none of the images can be opened")
+
+
+def _is_hash(name: str) -> bool:
+    return len(name) == _HASH_LENGTH and set(name) <= set("0123456789abcdef")
