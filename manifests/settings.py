@@ -34,7 +34,8 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
     try:
         values = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
+        raise SettingsError(f"{path} is not valid YAML{f', line {mark.line + 1}' if mark else ''}: {problem}") from error
     if not isinstance(values, dict):
         raise SettingsError(f"{path} holds no settings: it should be a YAML mapping such as 'out: shards/'")
     for override in overrides:
@@ -48,7 +49,11 @@ def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
         return model.model_validate(values)
     except ValidationError as error:
         known = set(_keys(model))
-        raise SettingsError(f"{where}: " + "; ".join(_sentence(problem, known) for problem in error.errors())) from None
+        problems = error.errors()
+        # A list is also called too short where its only entry is wrong: the entry's own problem says it all.
+        inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        telling = [_sentence(problem, known) for problem in problems if problem["loc"] not in inner]
+        raise SettingsError(f"{where}: " + "; ".join(telling)) from None
 
 
 def _override(values: Any, override: str) -> None:

@@ -1,0 +1,121 @@
+"""The `pretrack` command as a user runs it: what it prints, how it ends, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.pipeline.panning import panning_frames, write_video
+
+CONFIG = """
+sources:
+  - {{dataset: video_folder, name: pans, root: {root}}}
+frames: {{clip_frames: 10, min_frames: 6, short_side: 64}}
+tracks: {{tracker: lucas_kanade, grid: 4, anchors: [0]}}
+split: {{eval_fraction: 0.0}}
+ray: {{cpus: 2}}
+out: {out}
+"""
+
+
+def pretrack(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    for seed, frames in enumerate((22, 12)):
+        write_video(root / "videos" / f"{seed}.mp4", panning_frames(seed, frames))
+    (root / "videos" / "bad.mp4").write_text("no video")
+    path = root / "config.yaml"
+    path.write_text(CONFIG.format(root=root / "videos", out=root / "out") + "max_failed_videos: 0.5\n")
+    return path
+
+
+@pytest.mark.slow
+def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
+    out = config.parent / "out"
+    found = pretrack("catalog", config)
+    assert found.returncode == 0, found.stderr
+    assert "bad.mp4" in found.stdout
+    assert "cannot be opened as a video" in " ".join(found.stdout.split())
+
+    planned = json.loads(pretrack("plan", config, "--json").stdout)
+    assert [(shard["action"], shard["reason"], shard["clips"]) for shard in planned["shards"]] == [("build", "new", 3)]
+    assert not (out / "shards").exists(), "planning makes nothing"
+
+    built = pretrack("build", config)
+    assert built.returncode == 0, built.stderr
+    assert "1 shards made, 0 kept; snapshot 000001 has 3 clips; 1 notes" in built.stdout
+    assert "making shards: 3 of 3 clips" in built.stderr, "progress goes line by line where there is no terminal"
+    assert "\x1b[" not in built.stdout + built.stderr
+    assert "nothing to do, 1 shards kept" in pretrack("build", config).stdout
+
+    verified = pretrack("verify", out, "--json")
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout) == {"snapshot": "000001", "shards": 1, "clips": 3, "problems": []}
+    state = json.loads(pretrack("status", out, "--json").stdout)
+    assert state["snapshot"]["failures"] == [{"stage": "scan", "reason": "unreadable video", "count": 1}]
+
+    drawn = pretrack("show", config, "--clip", "0_mp4", "--to", tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png", ".png"], drawn.stderr
+    retracked = pretrack("build", config, "tracks.grid=5")
+    assert "1 shards made" in retracked.stdout
+    assert [path.name for path in sorted((out / "snapshots").iterdir())] == ["000001", "000002"]
+
+    (tar,) = [path for path in (out / "shards").iterdir() if path.name in state_shards(out)]
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    tar.write_bytes(data)
+    damaged = pretrack("verify", out)
+    assert damaged.returncode == 1
+    assert tar.stem in damaged.stdout
+
+
+def state_shards(out: Path) -> set[str]:
+    """The file names of the current snapshot's shards."""
+    from manifests.snapshot import open_snapshot
+
+    return {f"{shard}.tar" for shard in open_snapshot(out).shards.column("shard").to_pylist()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["build", "{config}", "sources=[{{dataset: video_folder, root: /not/there}}]"],
+            "video_folder root /not/there does not exist",
+        ),
+        (["build", "{config}", "frames.short_sid=128"], "frames.short_sid"),
+        (["plan", "{config}", "tracks.tracker=cotraker"], "cotraker"),
+        (["plan", "{config}", "sources=[{{dataset: imagenet, root: /}}]"], "imagenet"),
+        (["build", "{config}", "frames.clip_frames=many"], "frames.clip_frames"),
+        (["build", "/not/there.yaml"], "/not/there.yaml"),
+        (["status", "/not/there"], "/not/there"),
+        (["verify", "{folder}"], "holds no finished build"),
+        (["show", "{folder}"], "holds no finished build"),
+        pytest.param(["build", "{config}", "ray.trackers=9"], "9 trackers", marks=pytest.mark.slow),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
+    filled = [argument.format(config=config, folder=tmp_path) for argument in arguments]
+    overrides = [f"out={tmp_path / 'out'}"] if arguments[0] in ("plan", "build") and "{config}" in arguments else []
+    done = pretrack(*filled, *overrides)
+    assert done.returncode == 1, done.stdout + done.stderr
+    complaint = [line for line in done.stderr.splitlines() if line.startswith("pretrack: ")]
+    assert len(complaint) == 1, done.stderr
+    assert says in complaint[0]
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_misspelt_key_is_told_its_near_one(config: Path) -> None:
+    assert "short_side" in pretrack("plan", config, "frames.short_sid=128").stderr
+    assert "lucas_kanade" in pretrack("plan", config, "tracks.tracker=lukas_kanade").stderr
