@@ -101,7 +101,10 @@ def list_snapshots(out: Path) -> list[str]:
 
 
 def publish_snapshot(out: Path, tables: dict[str, pa.Table], settings: dict[str, Any]) -> Snapshot:
-    """Writes a new snapshot beside the others and makes it current; killed at any moment, the one before stays current."""
+    """Writes a new snapshot beside the others and makes it current; killed at any moment, the one before stays current.
+
+    Beside the tables and settings it holds `shards.txt`: its tars, relative to `out`, for readers that know nothing of tables.
+    """
     names = list_snapshots(out)
     name = f"{int(names[-1]) + 1 if names else 1:06d}"
     folder = out / "snapshots"
@@ -111,6 +114,8 @@ def publish_snapshot(out: Path, tables: dict[str, pa.Table], settings: dict[str,
         for table in TABLES:
             write_table(temporary / f"{table}.parquet", tables[table])
         write_whole(temporary / "settings.json", json.dumps(settings, sort_keys=True, indent=1).encode())
+        tars = [shard_path(Path(), shard).as_posix() for shard in tables["shards"].column("shard").to_pylist()]
+        write_whole(temporary / "shards.txt", "".join(f"{tar}\n" for tar in tars).encode())
         os.rename(temporary, folder / name)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

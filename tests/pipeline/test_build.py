@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import webdataset
 
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
@@ -24,6 +26,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
 from pipeline.status import status
 from pipeline.verify import verify_snapshot
+from shards import jpeg
 from shards.errors import PretrackError
 from shards.files import TEMPORARY
 from shards.geometry import inside
@@ -128,6 +131,16 @@ def test_a_second_build_does_nothing(built: tuple[BuildSettings, Built]) -> None
     assert (again.made, again.kept, again.snapshot.name) == (0, first.made, first.snapshot.name)
     after = {path: path.stat().st_mtime_ns for path in settings.out.rglob("*") if path.is_file() and path.name != "build.lock"}
     assert after == before
+
+
+def test_plain_webdataset_reads_a_snapshot_by_its_list(built: tuple[BuildSettings, Built]) -> None:
+    snapshot = built[1].snapshot
+    tars = [str(snapshot.out / line) for line in (snapshot.folder / "shards.txt").read_text().split()]
+    samples = list(webdataset.WebDataset(tars, shardshuffle=False))
+    assert sorted(sample["__key__"] for sample in samples) == sorted(snapshot.clips.column("key").to_pylist())
+    for sample in samples:
+        frames = [jpeg.decode(sample[f"{i:03d}.jpg"]) for i in range(len(json.loads(sample["json"])["frame_numbers"]))]
+        assert {frame.shape for frame in frames} == {(96, 128, 3)}
 
 
 def test_status_tells_what_is_there(built: tuple[BuildSettings, Built]) -> None:
