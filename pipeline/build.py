@@ -81,7 +81,7 @@ def _only_build(settings: BuildSettings) -> Iterator[None]:
 
 def _sweep(settings: BuildSettings) -> None:
     """Removes what a killed build was writing. Nothing else writes here: the lock is held."""
-    for folder in ("shards", "receipts", "catalog", "snapshots"):
+    for folder in ("", "shards", "receipts", "catalog", "snapshots"):
         for path in (settings.out / folder).glob(f"{TEMPORARY}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -17,6 +17,7 @@ import pytest
 import ray
 import webdataset
 
+from manifests.receipt import list_receipts
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
 from pipeline.build import Built, build
@@ -256,10 +257,10 @@ def test_a_killed_build_goes_on_where_it_was(videos: Path, tmp_path: Path, built
     command = [sys.executable, "-m", "pipeline", "build", str(config)]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
         deadline = time.monotonic() + 90
-        while not list((out / "receipts").glob("*.json")) and time.monotonic() < deadline and running.poll() is None:
+        while not list_receipts(out) and time.monotonic() < deadline and running.poll() is None:
             time.sleep(0.005)
         os.killpg(running.pid, signal.SIGKILL)
-    survivors = len(list((out / "receipts").glob("*.json")))
+    survivors = len(list_receipts(out))
     assert survivors >= 1
     assert list_snapshots(out) == [] or survivors == 6
     assert status(out)["build"]["state"] in ("killed", "finished")
