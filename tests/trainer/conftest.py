@@ -1,0 +1,113 @@
+"""A finished build of small made clips, and settings that train on it in seconds."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from manifests.receipt import shard_path
+from manifests.snapshot import Snapshot, publish_snapshot
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ClipRow, table_of
+from shards import jpeg
+from shards.clip import StoredClip, Tracks
+from shards.geometry import grid_points
+from tests.clips import make_clip, write_clips
+from trainer.config import TrainSettings
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+torch.set_num_threads(1)  # models here are tiny, and machines that test are busy
+
+WIDTH, HEIGHT = 96, 64
+
+
+def panning_clip(
+    key: str, seed: int, frames: int = 12, split: str = "train", grid: int = 6, anchors: tuple[int, ...] = (0, 6)
+) -> StoredClip:
+    """A window that moves over a still picture, 3 px right and 1 px down a frame, with its exact tracks."""
+    rng = np.random.default_rng(seed)
+    picture = cv2.resize(rng.integers(0, 256, (24, 32, 3), np.uint8), (192, 128), interpolation=cv2.INTER_CUBIC)
+    pictures = [np.ascontiguousarray(picture[t : t + HEIGHT, 3 * t : 3 * t + WIDTH]) for t in range(frames)]
+    queries = grid_points(grid, WIDTH, HEIGHT)
+    steps = np.array([[a - t for t in range(frames)] for a in anchors], np.float32)
+    positions = queries + steps[..., None, None] * np.array([3, 1], np.float32)
+    x, y = positions[..., 0], positions[..., 1]
+    visible = ((x > -0.5) & (x < WIDTH - 0.5) & (y > -0.5) & (y < HEIGHT - 0.5)).astype(np.uint8) * 255
+    tracks = Tracks(np.array(anchors, np.int32), positions, visible, np.full_like(visible, 255))
+    info = make_clip(key, seed, frames, split).info
+    return StoredClip(info, tracks, tuple(jpeg.encode(p, 95) for p in pictures))
+
+
+def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
+    """Writes clips as one shard and publishes a snapshot of them."""
+    members, _, _ = write_clips(shard_path(out, "made-000000"), clips)
+    rows = [clip_row(clip, members[clip.info.key]) for clip in clips]
+    videos = table_of([], VIDEOS)
+    tables = {"videos": videos, "clips": table_of(rows, CLIPS), "shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}
+    return publish_snapshot(out, tables, {})
+
+
+def clip_row(clip: StoredClip, members: Any) -> ClipRow:
+    """The clips table's row of a stored clip."""
+    info, tracks = clip.info, clip.tracks
+    return ClipRow(
+        key=info.key,
+        source=info.source,
+        dataset=info.dataset,
+        video_id=info.video_id,
+        sequence=info.sequence,
+        split=info.split,
+        shard="made-000000",
+        frames=info.frames,
+        width=info.width,
+        height=info.height,
+        anchors=[int(a) for a in tracks.anchors],
+        points=tracks.positions.shape[2],
+        visible_fraction=float(tracks.visibility.mean()) / 255,
+        motion=0.1,
+        json_offset=members.info.offset,
+        json_size=members.info.size,
+        tracks_offset=members.tracks.offset,
+        tracks_size=members.tracks.size,
+        frame_offsets=[span.offset for span in members.frames],
+        frame_sizes=[span.size for span in members.frames],
+        checksum=members.checksum,
+    )
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a build: 10 training clips and 4 held out, 12 frames of 96x64 each, 36 points from frames 0 and 6."""
+    out = tmp_path_factory.mktemp("build")
+    clips = [panning_clip(f"made-{i:02d}", i, split="train" if i < 10 else "eval") for i in range(14)]
+    publish(out, clips)
+    return out
+
+
+@pytest.fixture
+def settings(build: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
+    """Makes settings for a quick run, with parts replaced: `settings(run={"steps": 3})`."""
+
+    def make(recipe: str = "pretrack", **changes: dict[str, Any]) -> TrainSettings:
+        values: dict[str, dict[str, Any]] = {
+            "data": {"out": str(build), "size": 64, "step": 2},
+            "model": {
+                "backbone": "vit_tiny_patch16_224",
+                "weights": "random",
+                "options": {"depth": 3, "patch_size": 8},
+                "head": (32, 16),
+            },
+            "references": {"count": 3},
+            "optim": {"lr": 1e-3},
+            "run": {"out": str(tmp_path / "run"), "steps": 5, "batch_size": 4, "workers": 0, "device": "cpu", "log_every": 1},
+        }
+        merged = {name: values.get(name, {}) | changes.get(name, {}) for name in values.keys() | changes.keys()}
+        return TrainSettings.model_validate({"recipe": recipe, **merged})
+
+    return make

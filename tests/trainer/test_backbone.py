@@ -1,0 +1,152 @@
+"""Backbones: patch maps of every published family, frozen by depth, with weights from files; students and teachers of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from shards.errors import SettingsError
+from trainer.backbone import BACKBONES, make_backbone, normalised_images, read_weights
+from trainer.student_teacher import Embedder, Projection, make_teacher, update_teacher
+
+TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+@pytest.mark.parametrize("name", ["dino_small", "dinov2_small", "dinov2_reg_small", "dinov3_small"])
+def test_maps_hold_the_normed_patch_tokens(name: str) -> None:
+    backbone = make_backbone(name, None, TINY).eval()
+    size = 4 * backbone.patch
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    features = backbone(images)
+    assert features.shape == (2, 4, 4, 48)
+    (expected,) = backbone.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True, output_fmt="NLC")
+    torch.testing.assert_close(features.flatten(1, 2), expected)
+
+
+def test_a_patch_feature_lies_at_its_patch() -> None:
+    torch.manual_seed(0)
+    backbone = make_backbone("dinov2_reg_small", None, TINY).eval()
+    image = torch.zeros(1, 3, 56, 56)
+    changed = image.clone()
+    changed[..., 14:28, 42:56] = 3
+    difference = (backbone(changed) - backbone(image)).norm(dim=-1)[0]
+    assert difference.argmax().item() == 1 * 4 + 3
+
+
+@pytest.mark.parametrize("depth", [2, 24])
+def test_only_the_last_blocks_are_trained(depth: int) -> None:
+    backbone = make_backbone("vit_tiny_patch16_224", None, {**TINY, "depth": depth})
+    backbone.freeze(2, train_norm=False)
+    trained = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
+    assert trained
+    assert {name.split(".")[2] for name in trained} == {str(depth - 2), str(depth - 1)}
+    assert all(name.startswith("model.blocks.") for name in trained)
+    backbone.freeze(0, train_norm=True)
+    assert {name for name, weight in backbone.named_parameters() if weight.requires_grad} == {
+        "model.norm.weight",
+        "model.norm.bias",
+    }
+    with pytest.raises(SettingsError, match=rf"more than the {depth}"):
+        backbone.freeze(depth + 1, train_norm=False)
+
+
+def test_sizes_that_patches_do_not_fill_are_refused() -> None:
+    backbone = make_backbone("dinov2_small", None, TINY)
+    assert backbone.grid(224) == 16
+    with pytest.raises(SettingsError, match="patches of 14 pixels, which do not fill 'size: 256': take 252"):
+        backbone.grid(256)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("dinov2_reg_bas", "random", "there is no backbone 'dinov2_reg_bas' .did you mean 'dinov2_reg_base'"),
+        ("vit_tiny_patch16_22", "random", "did you mean 'vit_tiny_patch16_224'"),
+        ("resnet18", "random", "'resnet18' is not a vision transformer|cannot be made"),
+        ("dino_small", "nowhere/weights.pth", "there is no weight file nowhere/weights.pth"),
+        ("dino_small", __file__, "cannot be read as weights"),
+    ],
+)
+def test_what_cannot_be_made_is_said(name: str, weights: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        make_backbone(name, weights)
+
+
+def test_random_weights_are_said_plainly(caplog: pytest.LogCaptureFixture) -> None:
+    make_backbone("vit_tiny_patch16_224", "random", TINY)
+    assert "starts from random weights" in caplog.text
+
+
+@pytest.mark.parametrize("wrapper", ["plain", "teacher", "dino", "safetensors"])
+def test_weights_from_files(tmp_path: Path, wrapper: str) -> None:
+    source = make_backbone("dinov2_reg_small", None, TINY)
+    state: dict[str, Tensor] = source.model.state_dict()
+    path = tmp_path / ("weights.safetensors" if wrapper == "safetensors" else "weights.pth")
+    if wrapper == "safetensors":
+        save_file(state, path)
+    elif wrapper == "dino":
+        inner = {f"module.backbone.{name}": value for name, value in state.items()} | {"module.head.weight": torch.zeros(1)}
+        torch.save({"student": {}, "teacher": inner, "epoch": 3}, path)
+    else:
+        torch.save({"teacher": state} if wrapper == "teacher" else state, path)
+    loaded = make_backbone("dinov2_reg_small", str(path), TINY)
+    for name, value in loaded.model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
+    source = timm.create_model(BACKBONES["dinov2_small"], num_classes=0, img_size=112, **TINY)
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    loaded = make_backbone("dinov2_small", str(tmp_path / "weights.pth"), TINY)
+    assert loaded(torch.zeros(1, 3, 112, 112)).shape == (1, 8, 8, 48)
+
+
+def test_another_models_weights_are_refused(tmp_path: Path) -> None:
+    torch.save(make_backbone("dino_small", None, {**TINY, "embed_dim": 96}).model.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(SettingsError, match="cannot be made with weights"):
+        make_backbone("dino_small", str(tmp_path / "weights.pth"), TINY)
+
+
+def test_pickled_code_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": Path("/etc")}, tmp_path / "weights.pth")
+    with pytest.raises(SettingsError, match="cannot be read as weights"):
+        read_weights(tmp_path / "weights.pth")
+
+
+def test_normalised_images() -> None:
+    frames = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
+    values = normalised_images(frames, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
+    torch.testing.assert_close(values[0, :, 0, 0], torch.tensor([5.0, 3.0, 1.4]))
+
+
+def embedder() -> Embedder:
+    torch.manual_seed(0)
+    backbone = make_backbone("vit_tiny_patch16_224", None, TINY)
+    backbone.freeze(1, train_norm=False)
+    return Embedder(backbone, Projection(48, (32, 16)), align_corners=False)
+
+
+def test_the_published_head() -> None:
+    head = Projection(768, (1024, 1024, 512, 256))
+    assert [type(layer).__name__ for layer in head] == ["Linear", "GELU"] * 3 + ["Linear"]
+    assert sum(layer.weight.numel() for layer in head if isinstance(layer, torch.nn.Linear)) == 2_490_368
+
+
+@pytest.mark.parametrize("trained_only", [True, False])
+def test_the_teacher_is_the_students_average(trained_only: bool) -> None:
+    student = embedder()
+    teacher = make_teacher(student)
+    before = [weight.clone() for weight in teacher.parameters()]
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight.add_(1)
+    update_teacher(teacher, student, 0.9, trained_only)
+    for old, new, theirs in zip(before, teacher.parameters(), student.parameters(), strict=True):
+        moved = theirs.requires_grad or not trained_only
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * theirs if moved else old)
+        assert not new.requires_grad

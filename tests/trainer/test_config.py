@@ -1,0 +1,74 @@
+"""Recipes resolve to what they promise, and settings that cannot work are refused in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+
+from manifests.settings import load_settings
+from shards.errors import SettingsError
+from trainer.backbone import BACKBONES
+from trainer.config import UPSTREAM, TrainSettings
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "train"
+RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml"))
+
+
+def test_there_is_a_recipe_of_both_kinds_for_every_published_backbone() -> None:
+    published = {name for name in BACKBONES if not name.endswith("_large")}
+    for recipe in ("upstream", "pretrack"):
+        assert {path.stem for path in RECIPES if path.parent.name == recipe} == published
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_load(path: Path) -> None:
+    settings = load_settings(TrainSettings, path)
+    assert settings.recipe == path.parent.name
+    assert settings.model.backbone == path.stem
+    assert settings.run.out == Path(f"runs/{path.parent.name}-{path.stem}")
+    for part, values in UPSTREAM.items():
+        for key, value in values.items():
+            assert (getattr(getattr(settings, part), key) == value) == (settings.recipe == "upstream"), key
+
+
+def test_backbones_exist_in_timm() -> None:
+    assert all(timm.is_model(timm_id) for timm_id in BACKBONES.values())
+
+
+def test_a_key_that_is_given_wins_over_the_recipe() -> None:
+    path = CONFIGS / "upstream" / "dino_small.yaml"
+    settings = load_settings(TrainSettings, path, ["loss.frames=all", "data.flip=0.25"])
+    assert settings.loss.frames == "all"
+    assert settings.data.flip == 0.25
+    assert settings.loss.objective == "published"
+
+
+def test_resolved_settings_resolve_to_themselves(settings: Callable[..., TrainSettings]) -> None:
+    for recipe in ("upstream", "pretrack"):
+        resolved = settings(recipe)
+        assert TrainSettings.model_validate(resolved.model_dump(mode="json")) == resolved
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("loss.objektive=published", "did you mean 'objective'"),
+        ("loss.objective=published", "'torchsort' makes ranks and no permutation"),
+        ("run.steps=3", "set one of 'run.steps' and 'run.epochs'"),
+        ("data.frames=2", "must be at least 3"),
+        ("recipe=upsteam", "'recipe'"),
+        ("data=7", "'data'"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence(override: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load_settings(TrainSettings, CONFIGS / "pretrack" / "dino_small.yaml", [override])
+
+
+def test_every_field_is_explained() -> None:
+    for part in TrainSettings.model_fields.values():
+        for name, field in getattr(part.annotation, "model_fields", {}).items():
+            assert field.description, name

@@ -1,0 +1,82 @@
+"""Features are read where the points are, and references come from where they should."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from shards.errors import SettingsError
+from trainer.sampling import References, choose_references, crop_references, sample_points
+
+SIZE, PATCH = 64, 8
+GRID = SIZE // PATCH
+
+
+def position_map() -> torch.Tensor:
+    """A patch map [1, h, w, 2] of every patch's own centre (x, y) in pixels."""
+    centres = torch.arange(GRID) * PATCH + (PATCH - 1) / 2
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
+    return torch.stack([x, y], dim=-1)[None]
+
+
+def test_a_point_is_read_where_it_is() -> None:
+    points = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * (SIZE - PATCH) + (PATCH - 1) / 2
+    torch.testing.assert_close(sample_points(position_map(), points, SIZE, align_corners=False), points)
+
+
+def test_published_reading_is_off_most_at_the_border() -> None:
+    points = torch.tensor([[[0.0, 31.5], [63.0, 31.5], [31.5, 31.5]]])
+    read = sample_points(position_map(), points, SIZE, align_corners=True)
+    torch.testing.assert_close(read[0, :, 0], torch.tensor([3.5, 59.5, 31.5]))
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_points_outside_are_moved_to_the_border(align_corners: bool) -> None:
+    points = torch.tensor([[[-50.0, 20.0], [500.0, 20.0]]])
+    torch.testing.assert_close(
+        sample_points(position_map(), points, SIZE, align_corners),
+        sample_points(position_map(), points.clamp(0, SIZE - 1), SIZE, align_corners),
+    )
+
+
+def test_low_precision_features_keep_exact_places() -> None:
+    points = torch.tensor([[[13.25, 40.0]]])
+    read = sample_points(position_map().bfloat16(), points, SIZE, align_corners=False)
+    assert read.dtype == torch.float32
+    torch.testing.assert_close(read, points, rtol=0, atol=0.25)
+
+
+def test_references_are_other_clips_frames_and_one_of_the_own() -> None:
+    clips, frames, count, side = 5, 4, 5, 3
+    own_seen, others_seen = set(), set()
+    for seed in range(200):
+        r = choose_references(clips, frames, count, GRID, side, torch.Generator().manual_seed(seed))
+        assert r.frame.shape == r.top.shape == r.left.shape == (clips, count)
+        for clip in range(clips):
+            *others, own = r.frame[clip].tolist()
+            assert len(set(others)) == count - 1
+            assert all(frame // frames != clip for frame in others)
+            assert own // frames == clip
+            own_seen.add(own % frames)
+            others_seen |= {frame % frames for frame in others}
+        assert r.top.min() >= 0 and r.left.max() <= GRID - side  # noqa: PT018
+    assert own_seen == {1, 2}
+    assert others_seen == {0, 1, 2, 3}
+
+
+def test_too_few_frames_for_references_is_said() -> None:
+    with pytest.raises(SettingsError, match=r"takes 4 frames of other clips, and a batch of 1 a rank has 0"):
+        choose_references(1, 4, 5, GRID, 3, torch.Generator())
+    alone = choose_references(1, 4, 1, GRID, 3, torch.Generator().manual_seed(0))
+    assert alone.frame.tolist()[0][0] in (1, 2)
+
+
+def test_crops_are_slices() -> None:
+    features = torch.randn(6, GRID, GRID, 3, generator=torch.Generator().manual_seed(0))
+    references = References(torch.tensor([[4, 1], [0, 5]]), torch.tensor([[0, 5], [2, 3]]), torch.tensor([[1, 4], [5, 0]]))
+    crops = crop_references(features, references, 3)
+    for b in range(2):
+        for r in range(2):
+            frame, top, left = (int(t[b, r]) for t in (references.frame, references.top, references.left))
+            expected = features[frame, top : top + 3, left : left + 3].reshape(9, 3)
+            assert torch.equal(crops[b, r], expected)

@@ -1,0 +1,340 @@
+"""Training runs: they train what they should, stop and go on exactly, agree between ranks, and leave weights that timm loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+import yaml
+from torch import Tensor
+
+from shards.errors import PretrackError
+from tests.trainer.conftest import panning_clip, publish
+from tests.trainer.plain_loss import plain_loss
+from trainer import train as training
+from trainer.__main__ import main
+from trainer.backbone import make_backbone, normalised_images
+from trainer.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.config import LossSettings, OptimSettings, TrainSettings
+from trainer.data import ClipDataset, ClipOrder, batches, counted, open_snapshots
+from trainer.sampling import choose_references
+from trainer.train import compared_frames, learning_rate, train
+
+Make = Callable[..., TrainSettings]
+REPOSITORY = Path(__file__).parents[2]
+
+
+def last_state(settings: TrainSettings) -> dict[str, Any]:
+    path = newest_checkpoint(settings.run.out)
+    assert path is not None
+    return load_checkpoint(path)
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Equal bit for bit, all the way down."""
+    if isinstance(a, Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}.{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
+def test_a_run_trains_the_last_blocks_and_nothing_else(settings: Make, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    s = settings(recipe, run={"steps": 3})
+    weights = train(s)
+    assert weights == s.run.out / "weights" / "step_00000003.safetensors"
+    before = make_backbone("vit_tiny_patch16_224", str(weights.with_name("step_00000000.safetensors")), s.model.options)
+    after = make_backbone("vit_tiny_patch16_224", str(weights), s.model.options)
+    states = zip(before.model.state_dict().items(), after.model.state_dict().values(), strict=True)
+    changed = {name.split(".")[1] for (name, a), b in states if not torch.equal(a, b)}
+    assert changed == {"1", "2"}  # of blocks 0, 1 and 2
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
+    assert len(lines) == 3
+    assert all(word in lines[-1] for word in ("step 3/3", "loss", "spearman", "clips/s"))
+    assert list((s.run.out / "tensorboard").iterdir())
+    assert json.loads((s.run.out / "settings.json").read_bytes())["recipe"] == recipe
+
+
+def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = settings("upstream", run={"steps": 3}, loss={"curriculum_steps": 1})
+    steps: list[tuple[Any, ...]] = []
+    models: list[Any] = []
+    make, check = training.make_models, training.check_finite
+
+    def remember_models(*arguments: Any) -> Any:
+        models[:] = make(*arguments)
+        return tuple(models)
+
+    def remember_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+        gradients = [weight.grad.clone() for weight in models[0].parameters() if weight.requires_grad]
+        steps.append((loss.item(), gradients, copy.deepcopy(models), batch))
+        check(loss, norm, step, batch)
+
+    monkeypatch.setattr(training, "make_models", remember_models)
+    monkeypatch.setattr(training, "check_finite", remember_step)
+    train(s)
+
+    for step, compared in enumerate([(1, 2, 3), (2, 3), (3,)]):
+        loss, gradients, (student, teacher), batch = steps[step]
+        references = choose_references(4, 4, 3, 8, 4, torch.manual_seed(training.step_seed(s.run.seed, step, 0)))
+        student.zero_grad()
+        plain = plain_loss(
+            student.backbone,
+            teacher.backbone,
+            student.head,
+            teacher.head,
+            normalised_images(batch["frames"], (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)),
+            batch["positions"],
+            (batch["visibility"] > 0.9).float(),
+            compared,
+            references.frame,
+            torch.stack([references.top, references.left], dim=-1),
+            side=4,
+        )
+        plain.backward()
+        assert loss == pytest.approx(plain.item(), abs=1e-5)
+        expected = [weight.grad for weight in student.parameters() if weight.requires_grad]
+        for ours, theirs in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1e-2, theirs.abs().max().item()))
+
+
+def test_the_teacher_follows_and_the_backbone_learns_slower(settings: Make) -> None:
+    s = settings(run={"steps": 1}, teacher={"momentum": 0.75}, optim={"lr": 1e-3, "backbone_ratio": 0.5, "weight_decay": 0.1})
+    train(s)
+    state = last_state(s)
+    start = make_backbone("vit_tiny_patch16_224", str(s.run.out / "weights" / "step_00000000.safetensors"), s.model.options)
+    for name, value in start.model.state_dict().items():
+        student, teacher = (state[who][f"backbone.model.{name}"] for who in ("student", "teacher"))
+        torch.testing.assert_close(teacher, 0.75 * value + 0.25 * student)
+    groups = state["optimizer"]["param_groups"]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(5e-4, 0.1), (5e-4, 0.0), (1e-3, 0.1), (1e-3, 0.0)]
+
+
+def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
+    s = settings()
+    dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
+    batch = next(batches(dataset, ClipOrder(10, 4, seed=1), 0, False))
+    student, teacher = training.make_models(s, None, torch.device("cpu"))
+    references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    tracks, anchor, crops, weights = training.embed(student, teacher, batch, references, [2, 3], 4, s, torch.device("cpu"))
+    assert tracks.shape == (4, 2, 36, 16)
+    assert anchor.shape == (4, 36, 16)
+    assert crops.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(tracks.norm(dim=-1), torch.ones(4, 2, 36))
+    seen = counted(batch, s.tracks)
+    assert not seen[:, 0].all()  # the view leaves out some of the anchor frame
+    assert torch.equal(weights.bool(), seen[:, :1] & seen[:, [2, 3]])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"objective": "published", "sorter": "odd_even"},
+        {"objective": "teacher_student", "sorter": "bitonic", "teacher_steepness": 20},
+        {"objective": "spearman", "sorter": "bitonic"},
+    ],
+    ids=lambda loss: f"{loss['objective']}-{loss['sorter']}",
+)
+def test_every_objective_runs(settings: Make, loss: dict[str, Any]) -> None:
+    assert train(settings(loss=loss, run={"steps": 2})).is_file()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Threads that add up gradients together must not make a run differ from itself."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
+def test_stopped_and_resumed_equals_unbroken(settings: Make, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = settings(recipe, run={"steps": 6, "out": tmp_path / "unbroken"})
+    train(unbroken)
+
+    broken = settings(recipe, run={"steps": 6, "out": tmp_path / "broken", "checkpoint_every": 2, "workers": 1})
+    original = training.check_finite
+
+    def killed_at_step_5(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        original(loss, norm, step, batch)
+
+    monkeypatch.setattr(training, "check_finite", killed_at_step_5)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken)
+    monkeypatch.undo()
+    assert last_state(broken)["step"] == 4
+    train(broken)
+
+    a, b = last_state(unbroken), last_state(broken)
+    for part in ("step", "snapshots", "student", "teacher", "optimizer"):
+        assert_same(a[part], b[part], part)
+    assert len(list((tmp_path / "broken" / "checkpoints").iterdir())) == 2  # run.keep
+
+
+def test_a_resumed_run_keeps_its_snapshot(settings: Make, tmp_path: Path) -> None:
+    out = tmp_path / "build"
+    publish(out, [panning_clip(f"made-{i}", i) for i in range(6)])
+    s = settings(data={"out": str(out)}, run={"steps": 2})
+    train(s)
+    publish(out, [panning_clip(f"made-{i}", i) for i in range(8)])
+    train(settings(data={"out": str(out)}, run={"steps": 3}))
+    assert last_state(s)["snapshots"] == ["000001"]
+    assert last_state(s)["step"] == 3
+
+
+def test_a_finished_run_has_nothing_left_to_do(settings: Make) -> None:
+    s = settings(run={"steps": 1})
+    first = train(s).read_bytes()
+    assert train(s).read_bytes() == first
+
+
+def test_another_run_is_not_gone_on_from(settings: Make) -> None:
+    train(settings(run={"steps": 1}))
+    with pytest.raises(PretrackError, match=r"begun with other settings \(optim.lr was 0.001, now 0.1\)"):
+        train(settings(run={"steps": 2}, optim={"lr": 0.1}))
+    with pytest.raises(PretrackError, match="already holds a run"):
+        train(settings(run={"steps": 2, "resume": False}))
+
+
+def test_a_damaged_checkpoint_is_named(settings: Make) -> None:
+    s = settings(run={"steps": 1})
+    train(s)
+    path = newest_checkpoint(s.run.out)
+    assert path is not None
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(PretrackError, match=r"step_00000001.pt cannot be read .* delete it"):
+        train(s)
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = training.sorting_loss
+    monkeypatch.setattr(training, "sorting_loss", lambda *arguments: original(*arguments) * math.nan)
+    s = settings()
+    with pytest.raises(PretrackError, match=r"step 1: the loss is nan .* the clips of this rank were made-0\d, made-0\d, "):
+        train(s)
+    assert newest_checkpoint(s.run.out) is None
+
+
+def test_too_few_clips_for_a_batch_is_said(settings: Make) -> None:
+    with pytest.raises(PretrackError, match=r"'run.batch_size: 32' is more than the 10 clips"):
+        train(settings(run={"batch_size": 32}))
+    with pytest.raises(PretrackError, match="takes 2 frames of other clips"):
+        train(settings(run={"batch_size": 1}))
+
+
+def test_exported_weights_load_with_timm_alone(settings: Make) -> None:
+    s = settings(run={"steps": 2})
+    weights = train(s)
+    description = json.loads(weights.with_suffix(".json").read_bytes())
+    model = timm.create_model(
+        description["timm_id"],
+        pretrained=True,
+        num_classes=0,
+        pretrained_cfg_overlay={"file": str(weights)},
+        **description["options"],
+    )
+    trained = last_state(s)["student"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, trained[f"backbone.model.{name}"]), name
+    assert description["step"] == 2
+    assert description["img_size"] == 64
+    assert description["snapshots"][0]["snapshot"] == "000001"
+
+
+def test_learning_rate() -> None:
+    optim = OptimSettings(lr=2.0, warmup=4)
+    rates = [learning_rate(step, 20, optim) for step in range(21)]
+    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
+    assert rates[12] == pytest.approx(1.0)
+    assert rates[20] == pytest.approx(0.0)
+    published = OptimSettings(lr=1.0, period=10)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=10)
+    for step in range(25):  # past the period it climbs again, as torch's does
+        assert learning_rate(step, 25, published) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-9)
+        sgd.step()
+        theirs.step()
+
+
+def test_frames_compared() -> None:
+    curriculum = LossSettings(frames="curriculum")
+    steps = {0: [1, 2, 3], 1: [2, 3], 1085: [2, 3], 1086: [3], 5000: [3]}
+    assert {step: compared_frames(step, 4, curriculum) for step in steps} == steps
+    assert compared_frames(5000, 4, LossSettings()) == [1, 2, 3]
+
+
+def test_the_command(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings().model_dump(mode="json")))
+    assert main([str(config), "run.steps=1"]) == 0
+    assert "trained weights: " in capsys.readouterr().out
+    assert main([str(config), "run.stepz=1"]) == 1
+    assert capsys.readouterr().err == f"error: {config}: unknown key 'run.stepz' (did you mean 'step'?)\n"
+    assert main([]) == 2
+
+
+def torchrun(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*command, "-m", "tests.trainer.traced", str(config), *overrides],
+        check=False,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(run={"steps": 4}).model_dump(mode="json")))
+    run = torchrun(config)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("step 4/4") == 1  # one rank reports
+    traces = [torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_same(traces[0]["weights"], traces[1]["weights"])
+    for ours, theirs in zip(traces[0]["keys"], traces[1]["keys"], strict=True):
+        assert len(ours) == len(theirs) == 2
+        assert not set(ours) & set(theirs)
+
+    alone = settings(run={"steps": 4, "out": tmp_path / "alone"})
+    seen: list[set[str]] = []
+    check = training.check_finite
+
+    def remember(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+        seen.append(set(batch["key"]))
+        check(loss, norm, step, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "check_finite", remember)
+        train(alone)
+    assert [set(a) | set(b) for a, b in zip(traces[0]["keys"], traces[1]["keys"], strict=True)] == seen
+
+    resumed = settings(run={"steps": 6})  # by one process: the number of ranks may change
+    train(resumed)
+    assert last_state(resumed)["step"] == 6

@@ -1,0 +1,36 @@
+"""`python -m trainer`, which also saves what every rank read and ended with, for the test of two ranks."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer import train as training
+from trainer.__main__ import main
+
+keys: list[list[str]] = []
+models: list[Any] = []
+check, make = training.check_finite, training.make_models
+
+
+def remember_keys(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+    keys.append(list(batch["key"]))
+    check(loss, norm, step, batch)
+
+
+def remember_models(*arguments: Any) -> Any:
+    models[:] = make(*arguments)
+    return tuple(models)
+
+
+if __name__ == "__main__":
+    training.check_finite, training.make_models = remember_keys, remember_models
+    code = main(sys.argv[1:])
+    weights = [dict(model.state_dict()) for model in models]
+    torch.save({"keys": keys, "weights": weights}, Path(sys.argv[1]).parent / "run" / f"rank{os.environ['RANK']}.pt")
+    sys.exit(code)

@@ -1,0 +1,40 @@
+"""`python -m trainer CONFIG [key=value ...]`: trains. Under torchrun the same, over its ranks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from manifests.settings import load_settings
+from shards.errors import PretrackError
+from trainer.config import TrainSettings
+
+USAGE = """usage: python -m trainer CONFIG [key=value ...]
+
+CONFIG is a YAML file such as configs/train/demo.yaml; trainer/config.py explains every key."""
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a training; 0, or 1 after printing in one sentence what is wrong."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
+    try:
+        settings = load_settings(TrainSettings, Path(arguments[0]), arguments[1:])
+        from trainer.train import train  # torch and timm take seconds to import; a wrong key should not
+
+        weights = train(settings)
+    except PretrackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if first:
+        print(f"trained weights: {weights}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,150 @@
+"""Vision transformers of timm: by name, with weights from a file, frozen but for their last blocks, as maps of patch features."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from shards.errors import SettingsError
+
+log = logging.getLogger(__name__)
+
+BACKBONES = {
+    "dino_small": "vit_small_patch16_224.dino",
+    "dino_base": "vit_base_patch16_224.dino",
+    "dinov2_small": "vit_small_patch14_dinov2.lvd142m",
+    "dinov2_base": "vit_base_patch14_dinov2.lvd142m",
+    "dinov2_large": "vit_large_patch14_dinov2.lvd142m",
+    "dinov2_reg_small": "vit_small_patch14_reg4_dinov2.lvd142m",
+    "dinov2_reg_base": "vit_base_patch14_reg4_dinov2.lvd142m",
+    "dinov2_reg_large": "vit_large_patch14_reg4_dinov2.lvd142m",
+    "dinov3_small": "vit_small_patch16_dinov3.lvd1689m",
+    "dinov3_base": "vit_base_patch16_dinov3.lvd1689m",
+    "dinov3_large": "vit_large_patch16_dinov3.lvd1689m",
+}
+"""Short names of the backbones the method is published for, and timm's."""
+
+
+class Backbone(nn.Module):
+    """A timm vision transformer that gives the last block's patch tokens, after the final norm, as a map."""
+
+    def __init__(self, model: nn.Module, timm_id: str) -> None:
+        super().__init__()
+        self.model: Any = model
+        self.timm_id = timm_id
+
+    @property
+    def width(self) -> int:
+        """Channels of a patch feature, D."""
+        return int(self.model.embed_dim)
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.model.patch_embed.patch_size[0])
+
+    def grid(self, size: int) -> int:
+        """Patches along a side of `size` pixels. Raises SettingsError if it is no whole number."""
+        if size % self.patch:
+            near = max(1, round(size / self.patch)) * self.patch
+            raise SettingsError(f"{self.timm_id} has patches of {self.patch} pixels, which do not fill 'size: {size}': take {near}")
+        return size // self.patch
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] → features [B, H / patch, W / patch, D]."""
+        tokens: Tensor = self.model.forward_features(images)[:, self.model.num_prefix_tokens :]
+        rows, columns = images.shape[2] // self.patch, images.shape[3] // self.patch
+        return tokens.reshape(len(tokens), rows, columns, tokens.shape[-1])
+
+    def freeze(self, trainable_blocks: int, train_norm: bool) -> None:
+        """Leaves only the last blocks, and perhaps the final norm, to be trained. Raises SettingsError for too many."""
+        blocks = self.model.blocks
+        if trainable_blocks > len(blocks):
+            raise SettingsError(f"'model.trainable_blocks: {trainable_blocks}' is more than the {len(blocks)} of {self.timm_id}")
+        self.requires_grad_(False)
+        for block in blocks[len(blocks) - trainable_blocks :]:
+            block.requires_grad_(True)
+        self.model.norm.requires_grad_(train_norm)
+
+
+def normalised_images(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """What a backbone takes: uint8 [..., 3, H, W] RGB → float32, (value / 255 - mean) / std."""
+    shift, scale = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std))
+    return (frames.float() / 255 - shift) / scale
+
+
+def make_backbone(name: str, weights: str | None, options: dict[str, Any] | None = None) -> Backbone:
+    """A backbone by short or timm name; `weights` is a file, `hub`, or `random` (then drawn from torch's generator).
+
+    None makes random ones too, without a word: for a caller that fills them in.
+
+    Raises SettingsError, in one sentence, for an unknown name and for weights that are missing, unreadable or another model's.
+    """
+    timm_id = BACKBONES.get(name, name)
+    if not timm.is_model(timm_id):
+        near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models("*vit*"), *timm.list_pretrained("*vit*")], 1)
+        raise SettingsError(f"there is no backbone '{name}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+    arguments: dict[str, Any] = {"num_classes": 0, **_any_size(timm_id), **(options or {})}
+    if weights == "random":
+        log.warning("%s starts from random weights: good for trying the code out, not for results", timm_id)
+    elif weights is not None and weights != "hub":
+        arguments["pretrained_cfg_overlay"] = {"state_dict": read_weights(Path(weights))}
+    try:
+        model = timm.create_model(timm_id, pretrained=weights not in ("random", None), **arguments)
+    except (RuntimeError, KeyError, TypeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise SettingsError(f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: {reason}") from error
+    except Exception as error:
+        if weights != "hub":
+            raise
+        raise SettingsError(
+            f"timm could not download the weights of {timm_id} ({type(error).__name__}): give a file with 'model.weights=PATH'"
+        ) from error
+    if not all(hasattr(model, part) for part in ("blocks", "norm", "num_prefix_tokens", "forward_features")):
+        raise SettingsError(f"'{name}' is not a vision transformer: it has no blocks of tokens to take features from")
+    model.pretrained_cfg.pop("state_dict", None)
+    if weights not in ("random", None):
+        log.info("%s starts from %s", timm_id, "timm's weights" if weights == "hub" else weights)
+    return Backbone(model, timm_id)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weight file: safetensors, or torch's with nothing but tensors inside.
+
+    `{"teacher": ...}` and the like are unwrapped. Raises SettingsError if the file is missing or is none.
+    """
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else "give a file, 'hub' or 'random'"
+        raise SettingsError(f"there is no weight file {path} ({hint})")
+    try:
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise types of their own for what is just not a weight file
+        raise SettingsError(f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]})") from error
+    for wrapper in ("teacher", "student", "model_ema", "model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+        raise SettingsError(f"{path} holds no weights: it should be a mapping of names to tensors")
+    return _without_wrappers(state)
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Takes off the prefixes that training code puts before a backbone's names, and what lies beside the backbone."""
+    for prefix in ("module.", "backbone.", "model."):
+        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        state = inner or state
+    return state
+
+
+def _any_size(timm_id: str) -> dict[str, bool]:
+    """What makes a model take other image sizes than its own: learned positions must be resampled, rotary ones need nothing."""
+    return {} if "dinov3" in timm_id else {"dynamic_img_size": True}

@@ -1,0 +1,80 @@
+"""Checkpoints: everything a run needs to go on exactly where it was, whole on disk or not there.
+
+    OUT/checkpoints/step_00000500.pt     tensors and plain values only, read with `weights_only=True`
+
+No random state is among it: every random choice of a step follows from (seed, step, rank), and of a clip from (seed, epoch, index).
+The loader's position is the step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shards.errors import PretrackError
+from shards.files import written_whole
+from trainer.config import TrainSettings
+
+FREE_TO_CHANGE = {
+    "data": {"out", "snapshot"},
+    "model": {"weights"},
+    "run": {"out", "workers", "resume", "device", "export", "steps", "epochs", "checkpoint_every", "keep", "log_every"},
+}
+"""Settings a resumed run may change: where things lie, how long it is, and how it reports."""
+
+
+def checkpoint_path(out: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return out / "checkpoints" / f"step_{step:08d}.pt"
+
+
+def newest_checkpoint(out: Path) -> Path | None:
+    """The checkpoint with the most steps in a run's folder, or None."""
+    return max(_checkpoints(out), default=None)
+
+
+def save_checkpoint(out: Path, state: dict[str, Any], keep: int) -> Path:
+    """Writes `state` (its `step` names the file), then removes all but the newest `keep` checkpoints."""
+    path = checkpoint_path(out, state["step"])
+    with written_whole(path) as file:
+        torch.save(state, file)
+    for old in _checkpoints(out)[:-keep]:
+        old.unlink()
+    return path
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint onto the CPU. Raises PretrackError if it is damaged."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types for a file that is just not whole
+        reason = " ".join(str(error).split())[:200]
+        raise PretrackError(f"the checkpoint {path} cannot be read ({reason}): delete it to go on from the one before") from error
+    return state
+
+
+def check_same_run(path: Path, begun: dict[str, Any], settings: TrainSettings) -> None:
+    """Raises PretrackError if a run begun with the settings `begun` (as JSON values) would not be the same run with these."""
+    old, new = _flat(_comparable(begun)), _flat(_comparable(settings.model_dump(mode="json")))
+    changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if changed:
+        what = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed)
+        raise PretrackError(f"the run in {path.parent.parent} was begun with other settings ({what}): take another 'run.out'")
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    return sorted((out / "checkpoints").glob("step_*.pt"))
+
+
+def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in part.items() if key not in FREE_TO_CHANGE.get(name, ())}
+        for name, part in settings.items()
+        if isinstance(part, dict)
+    }
+
+
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    return {f"{name}.{key}": value for name, part in settings.items() for key, value in part.items()}

@@ -1,0 +1,242 @@
+"""Settings of a training run.
+
+Where the published 3DPoV code and what its formulas ask for differ, there is a field whose docstring says what it changes. The
+defaults are the repaired values, `recipe: pretrack`; `recipe: upstream` replaces them by the published ones, listed in `UPSTREAM`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from manifests.settings import Settings
+
+UPSTREAM: dict[str, dict[str, Any]] = {
+    "data": {"anchor": "first", "direction": "forward", "crop": "squash", "flip": 0.0, "std": (0.228, 0.224, 0.225)},
+    "tracks": {"confidence": 0.0, "mask_outside": False, "align_corners": True},
+    "loss": {"objective": "published", "sorter": "bitonic", "detach_teacher": False, "frames": "curriculum"},
+    "optim": {"period": 8680},
+    "teacher": {"average": "all"},
+    "run": {"precision": "float32"},
+}
+"""3DPoV as its code computes it, where that is not a field's default. The cosine's period is 217 steps times its 40 epochs."""
+
+
+class DataSettings(Settings):
+    """Which clips, which of their frames, and how they are shown to the backbone."""
+
+    out: tuple[Path, ...] = Field(min_length=1)
+    """Output folders of finished builds. Their clips are drawn from one list, each with the same chance."""
+    snapshot: str | None = None
+    """The snapshot to train on, where there is one folder; otherwise each folder's current one. A resumed run keeps its own."""
+    split: str = "train"
+    """Only clips of this split."""
+    datasets: tuple[str, ...] = ()
+    """Only clips of these datasets; all where empty."""
+    min_visible: float = Field(default=0.0, ge=0, le=1)
+    """Leaves out clips whose mean visibility over all points and frames is lower."""
+    frames: int = Field(default=4, ge=2)
+    """Frames a sample, T: the anchor frame and T - 1 others."""
+    step: int = Field(default=10, ge=1)
+    """Stored frames between two frames of a sample. A clip that is too short gets a smaller step, never below 1."""
+    anchor: Literal["random", "first"] = "random"
+    """Which of a clip's stored anchors a sample starts at."""
+    direction: Literal["both", "forward"] = "both"
+    """Whether a sample may also step backward in time. Published: forward."""
+    size: int = Field(default=224, ge=14)
+    """Side of the square the backbone sees, in pixels; a multiple of its patch."""
+    crop: Literal["random", "squash"] = "random"
+    """`squash` resizes the whole frame to a square, whatever its shape, as published. `random` takes one random box a sample,
+    between 3:4 and 4:3 in shape, the same in all its frames."""
+    crop_scale: float = Field(default=0.5, gt=0, le=1)
+    """With `crop: random`: the smallest part of a frame's area that the box may cover."""
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Chance of mirroring a sample. Published: 0 in effect for every dataset without annotations."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation that pixels are divided by. Published: 0.228 for red in training (and 0.229 in evaluation)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean that is taken from pixels first (in units of 0..1, RGB)."""
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+    @model_validator(mode="after")
+    def _one_snapshot(self) -> DataSettings:
+        if self.snapshot is not None and len(self.out) > 1:
+            raise ValueError("'snapshot' can only be named where 'out' is one folder")
+        return self
+
+
+class TrackSettings(Settings):
+    """Which points of a track count, and where on the patch grid they lie."""
+
+    visibility: float = Field(default=0.9, ge=0, lt=1)
+    """A point is visible where its stored probability is above this."""
+    confidence: float = Field(default=0.1, ge=0, le=1)
+    """... and its stored confidence at least this. Published: confidence is not used (0 here)."""
+    mask_outside: bool = True
+    """Points outside the shown frame count as invisible. Published: false, they are moved to its border and counted."""
+    align_corners: bool = False
+    """Published: true, which reads a point up to half a patch (7 px) away from where it is, most at the border. False is exact."""
+
+
+class ModelSettings(Settings):
+    """The backbone, what of it is trained, and the projection head."""
+
+    backbone: str
+    """A short name from `trainer.backbone.BACKBONES`, such as `dinov2_reg_base`, or any vision transformer of timm by its name."""
+    weights: str
+    """A weight file (safetensors or torch), `hub` to let timm download its own, or `random`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments for timm's create_model, such as `depth: 4`."""
+    trainable_blocks: int = Field(default=2, ge=0)
+    """How many of the last blocks are trained; everything before them is frozen."""
+    train_norm: bool = False
+    """Whether the final norm is trained. Published: frozen."""
+    head: tuple[int, ...] = Field(default=(1024, 1024, 512, 256), min_length=1)
+    """Widths of the projection head's layers; the last is the embedding's."""
+
+
+class ReferenceSettings(Settings):
+    """What the similarities that get sorted are taken against: crops of patch features of frames in the batch."""
+
+    count: int = Field(default=5, ge=1)
+    """Reference frames a clip, R: one of its own, and R - 1 of other clips of the same rank's batch."""
+    crop_ratio: float = Field(default=0.5, gt=0, le=1)
+    """Side of the crop, as a part of the patch grid's side."""
+
+
+class LossSettings(Settings):
+    """What is done with the student's and the teacher's similarities to a reference's patches."""
+
+    objective: Literal["spearman", "teacher_student", "published"] = "spearman"
+    """`published`: -sum student * log teacher over soft permutations, linear in the student. `teacher_student`: the other way round
+    (NeCo's), -sum teacher * log student. `spearman`: 1 - correlation of the student's soft ranks with the teacher's ranks. In the
+    last two the teacher's order is a constant, whatever `detach_teacher` says."""
+    sorter: Literal["torchsort", "bitonic", "odd_even"] = "torchsort"
+    """Where soft permutations or soft ranks come from. `torchsort` makes ranks only, so it goes with `spearman`."""
+    distribution: Literal["cauchy", "logistic"] = "cauchy"
+    """The networks' soft comparison."""
+    student_steepness: float = Field(default=20.0, gt=0)
+    """Steepness of the student's network: how hard it sorts."""
+    teacher_steepness: float = Field(default=3.0, gt=0)
+    """Steepness of the teacher's network."""
+    epsilon: float = Field(default=1e-6, gt=0)
+    """Added to probabilities inside the logarithm."""
+    strength: float = Field(default=0.03, gt=0)
+    """torchsort's regularisation, of similarities standardised over each row: smaller is nearer to hard ranks."""
+    detach_teacher: bool = True
+    """Published: false, gradients also reach the references (features of the student) through the teacher's ordering."""
+    frames: Literal["all", "curriculum"] = "all"
+    """Which frames are compared with the anchor. Published: `curriculum`: all at step 0, then one fewer, the nearest first, and one
+    more fewer every `curriculum_steps`, down to the last frame alone."""
+    curriculum_steps: int = Field(default=1085, ge=1)
+    """Steps between two changes of the curriculum."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> LossSettings:
+        if self.sorter == "torchsort" and self.objective != "spearman":
+            raise ValueError(
+                f"the sorter 'torchsort' makes ranks and no permutation, which the objective '{self.objective}' needs: "
+                "choose the sorter 'bitonic' or 'odd_even', or the objective 'spearman'"
+            )
+        return self
+
+
+class OptimSettings(Settings):
+    """AdamW and its schedule."""
+
+    lr: float = Field(default=1e-6, gt=0)
+    """Learning rate of the head."""
+    backbone_ratio: float = Field(default=0.1, gt=0)
+    """The backbone's learning rate, as a part of the head's."""
+    weight_decay: float = Field(default=1e-5, ge=0)
+    """Of weights with two or more axes; biases and norms have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging."""
+    warmup: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises from 0."""
+    period: int | None = Field(default=None, ge=1)
+    """Steps of the cosine from full rate to 0; null: to the end of the run. Published: 217 an epoch, whatever the epoch's length,
+    after which the rate climbs again."""
+    clip_norm: float | None = Field(default=None, gt=0)
+    """Largest norm of the gradient; null: not clipped, as published."""
+
+
+class TeacherSettings(Settings):
+    """The teacher: an exponential moving average of the student."""
+
+    momentum: float = Field(default=0.99, ge=0, le=1)
+    """The part of the teacher kept at each step."""
+    average: Literal["trained", "all"] = "trained"
+    """Published: `all`, which also averages frozen weights, moving them by rounding errors."""
+
+
+class RunSettings(Settings):
+    """Where, how long and on what."""
+
+    out: Path
+    """The folder where checkpoints, logs and the trained weights go."""
+    seed: int = Field(default=1, ge=0)
+    """Every random choice follows from it."""
+    batch_size: int = Field(default=32, ge=1)
+    """Clips a step, over all ranks together; no more than there are, and shared evenly by the ranks."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the clips; either this or `steps`."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; either this or `epochs`."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes CUDA where there is one."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the transformers on CUDA (the CPU always has float32); the loss is always in float32. Published: float32."""
+    workers: int = Field(default=2, ge=0)
+    """Processes that read clips, a rank. Changes nothing in what is read."""
+    resume: bool = True
+    """Goes on from the newest checkpoint in `out`, if there is one. False: an `out` that holds a run is an error."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between two checkpoints; the last step always makes one."""
+    keep: int = Field(default=2, ge=1)
+    """Checkpoints kept."""
+    export: Literal["student", "teacher"] = "student"
+    """Whose backbone is exported as weights, before the first step and after the last."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between two lines of progress."""
+
+    @model_validator(mode="after")
+    def _length(self) -> RunSettings:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("set one of 'run.steps' and 'run.epochs', and leave the other out or null")
+        return self
+
+
+class TrainSettings(Settings):
+    """Everything a training run is made from."""
+
+    recipe: Literal["pretrack", "upstream"] = "pretrack"
+    """`upstream`: fields that are not given take the values in `UPSTREAM` instead of their defaults."""
+    data: DataSettings
+    tracks: TrackSettings = TrackSettings()
+    model: ModelSettings
+    references: ReferenceSettings = ReferenceSettings()
+    loss: LossSettings = LossSettings()
+    optim: OptimSettings = OptimSettings()
+    teacher: TeacherSettings = TeacherSettings()
+    run: RunSettings
+
+    @model_validator(mode="before")
+    @classmethod
+    def _recipe(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("recipe") != "upstream":
+            return values
+        given = {name: values.get(name) or {} for name in UPSTREAM}
+        return values | {name: UPSTREAM[name] | part for name, part in given.items() if isinstance(part, dict)}
+
+    @model_validator(mode="after")
+    def _intra_reference(self) -> TrainSettings:
+        if self.data.frames < 3:
+            raise ValueError("'data.frames' must be at least 3: a clip's own reference is neither its first frame nor its last")
+        return self

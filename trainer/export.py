@@ -1,0 +1,69 @@
+"""Trained weights for everyone: a plain timm state dict as safetensors, and a JSON file beside it that says what it is.
+
+    OUT/weights/step_00000000.safetensors, .json      the backbone before the first step
+    OUT/weights/step_00008680.safetensors, .json      ... and after the last
+
+Loads with `timm.create_model(timm_id, pretrained=True, num_classes=0, pretrained_cfg_overlay=dict(file=PATH), **options)`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from manifests.fingerprint import fingerprint
+from manifests.snapshot import Snapshot
+from manifests.tables import read_table
+from shards.errors import SettingsError
+from shards.files import write_whole
+from trainer.backbone import Backbone
+from trainer.config import TrainSettings
+
+
+def export_weights(backbone: Backbone, settings: TrainSettings, snapshots: Sequence[Snapshot], step: int) -> Path:
+    """Writes a backbone's weights and their description into the run's folder; returns the weights' path."""
+    path = settings.run.out / "weights" / f"step_{step:08d}.safetensors"
+    state = {name: value.detach().cpu().contiguous() for name, value in backbone.model.state_dict().items()}
+    write_whole(path, save(state, {"format": "pt"}))
+    used = settings.model_dump(mode="json")
+    description = {
+        "timm_id": backbone.timm_id,
+        "options": settings.model.options,
+        "img_size": settings.data.size,
+        "mean": settings.data.mean,
+        "std": settings.data.std,
+        "features": "patch tokens of the last block after the final norm",
+        "taken_from": settings.run.export,
+        "step": step,
+        "settings_digest": fingerprint(used),
+        "settings": used,
+        "snapshots": [{"out": str(snapshot.out), "snapshot": snapshot.name} for snapshot in snapshots],
+        "terms": sorted({terms for snapshot in snapshots for terms in _terms(snapshot)}),
+        "terms_note": "The starting weights and the videos come with terms of their own, which may bind these weights too.",
+    }
+    write_whole(path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False).encode())
+    return path
+
+
+def _terms(snapshot: Snapshot) -> list[str]:
+    """The terms of a snapshot's videos, each once."""
+    return [terms for terms in read_table(snapshot.folder / "videos.parquet", ["terms"])["terms"].unique().to_pylist() if terms]
+
+
+def read_description(weights: Path) -> dict[str, Any]:
+    """The description beside exported weights. Raises SettingsError where there is none."""
+    path = weights.with_suffix(".json")
+    try:
+        description: dict[str, Any] = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{weights} has no description {path.name} beside it ({error}): name its backbone yourself") from error
+    return description
+
+
+def exported_weights(out: Path) -> list[Path]:
+    """All weights that a run's folder holds, first step first."""
+    return sorted((out / "weights").glob("step_*.safetensors"))

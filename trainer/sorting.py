@@ -1,0 +1,75 @@
+"""Differentiable sorting networks (Petersen et al., 2021): a row of numbers → a soft permutation that sorts it.
+
+A layer compares wires in pairs. Its comparator on a pair (a, b) mixes them, min = c a + (1 - c) b and max = (1 - c) a + c b, where
+c = F(steepness * (b - a)) is near 1 if a is the smaller and F is the distribution function of a Cauchy or a logistic variable.
+Seen from one wire: it keeps the part F(steepness * sign * (partner - self)) of itself, sign +1 where it is to hold the smaller.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Network = Literal["bitonic", "odd_even"]
+Distribution = Literal["cauchy", "logistic"]
+
+
+def soft_permutation(x: Tensor, network: Network, steepness: float, distribution: Distribution = "cauchy") -> Tensor:
+    """Sorts rows softly, ascending: [rows, n] → [rows, n (item), n (position)], rows and columns summing to 1.
+
+    Entry [r, i, j] is the part of item i that ends at ascending position j; x @ P are the softly sorted values. Computed in float32
+    (or float64 for such input) whatever autocast says: lower precision ruins the gradient.
+
+    `n` need not be a power of two: as in `diffsort`, the bitonic network of the next one loses its first wires and every comparator
+    on them. This still sorts for every square n up to 121, but not for all n (not for 22 or 38), even at high steepness.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    rows, n = x.shape
+    permutation = torch.eye(n, dtype=x.dtype, device=x.device).expand(rows, n, n)  # [rows, position, item]
+    for partner, sign in _layers(network, n, x.device):
+        other = x.index_select(1, partner)
+        keep = _distribution(steepness * sign * (other - x), distribution)
+        x = torch.lerp(other, x, keep)
+        permutation = torch.lerp(permutation.index_select(1, partner), permutation, keep.unsqueeze(2))
+    return permutation.transpose(1, 2)
+
+
+def network_layers(network: Network, n: int) -> list[tuple[list[int], list[int]]]:
+    """A network's layers: for each of n wires its partner (itself: no comparator), and +1 to take the smaller or -1 the larger."""
+    if network == "odd_even":
+        return [_odd_even_layer(n, layer % 2) for layer in range(n)]
+    blocks = (n - 1).bit_length()
+    return [_bitonic_layer(n, block, 2**distance) for block in range(blocks) for distance in range(block, -1, -1)]
+
+
+def _bitonic_layer(n: int, block: int, distance: int) -> tuple[list[int], list[int]]:
+    """Pairs at a power-of-two distance; runs of 2^(block + 1) wires of the full network are sorted up and down in turn."""
+    missing = 2 ** (n - 1).bit_length() - n
+    partners, signs = [], []
+    for wire in range(missing, missing + n):
+        partner = wire ^ distance
+        upward = (wire >> (block + 1)) % 2 == 0
+        partners.append((partner if partner >= missing else wire) - missing)
+        signs.append(1 if upward == (wire < partner) else -1)
+    return partners, signs
+
+
+def _odd_even_layer(n: int, start: int) -> tuple[list[int], list[int]]:
+    """Neighbouring pairs from `start` on, the smaller to the left."""
+    partners, signs = list(range(n)), [1] * n
+    for left in range(start, n - 1, 2):
+        partners[left], partners[left + 1], signs[left + 1] = left + 1, left, -1
+    return partners, signs
+
+
+@lru_cache(maxsize=16)
+def _layers(network: Network, n: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    return [(torch.tensor(p, device=device), torch.tensor(s, device=device)) for p, s in network_layers(network, n)]
+
+
+def _distribution(x: Tensor, distribution: Distribution) -> Tensor:
+    return torch.sigmoid(x) if distribution == "logistic" else torch.atan(x) / math.pi + 0.5

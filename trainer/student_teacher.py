@@ -1,0 +1,81 @@
+"""The student, and the teacher that follows it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from trainer.backbone import Backbone
+from trainer.sampling import References, crop_references, sample_points
+
+
+class Projection(nn.Sequential):
+    """The projection head: linear layers with GELU between them, no norms (3DPoV: D-1024-1024-512-256)."""
+
+    def __init__(self, width: int, layers: Sequence[int]) -> None:
+        widths = [width, *layers]
+        modules: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            modules += [nn.GELU(), nn.Linear(before, after)]
+        super().__init__(*modules[1:])
+
+
+class Embedder(nn.Module):
+    """A backbone and its projection head; makes unit embeddings of track points and of reference patches."""
+
+    def __init__(self, backbone: Backbone, head: Projection, align_corners: bool) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.align_corners = align_corners
+
+    def forward(
+        self, frames: Tensor, points: Tensor, compared: Sequence[int], references: References, side: int
+    ) -> tuple[Tensor, Tensor]:
+        """The student's pass. Every frame goes through the backbone once; references are taken from those same features.
+
+        frames [B, T, 3, S, S], points [B, T, N, 2] in their pixels, `compared` F frame indices, crops of `side` patches →
+        embeddings of the points in the compared frames [B, F, N, E] and of the crops' patches [B, R, side * side, E], float32.
+        """
+        b, t = frames.shape[:2]
+        features = self.backbone(frames.flatten(0, 1))
+        crops = crop_references(features, references, side)
+        chosen = features.view(b, t, *features.shape[1:])[:, list(compared)].flatten(0, 1)
+        tracks = sample_points(chosen, points[:, list(compared)].flatten(0, 1), frames.shape[-1], self.align_corners)
+        return self.embed(tracks.view(b, len(compared), *tracks.shape[1:])), self.embed(crops)
+
+    def anchor(self, frames: Tensor, points: Tensor) -> Tensor:
+        """The teacher's pass, of the anchor frame only: frames [B, 3, S, S], points [B, N, 2] → [B, N, E], float32."""
+        return self.embed(sample_points(self.backbone(frames), points, frames.shape[-1], self.align_corners))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Projects features [..., D] to unit vectors [..., E] in float32."""
+        embeddings: Tensor = self.head(features)
+        return normalize(embeddings.float(), dim=-1)
+
+
+def make_teacher(student: Embedder) -> Embedder:
+    """A copy of the student that takes no gradients."""
+    return copy.deepcopy(student).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def update_teacher(teacher: Embedder, student: Embedder, momentum: float, trained_only: bool) -> None:
+    """Moves the teacher towards the student: t ← momentum t + (1 - momentum) s, after each step.
+
+    With `trained_only` only what the student trains is touched; frozen weights are equal in both anyway. Without it all of them are
+    averaged in the published way: t * momentum + s * (1 - momentum), which moves frozen weights by rounding errors.
+    """
+    pairs = [(t, s) for t, s in zip(teacher.parameters(), student.parameters(), strict=True) if s.requires_grad or not trained_only]
+    ours: list[Tensor] = [t for t, _ in pairs]
+    theirs = [s.detach() for _, s in pairs]
+    if trained_only:
+        torch._foreach_lerp_(ours, theirs, 1 - momentum)
+    else:
+        torch._foreach_mul_(ours, momentum)
+        torch._foreach_add_(ours, theirs, alpha=1 - momentum)
