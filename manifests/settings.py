@@ -48,7 +48,7 @@ def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        known = set(_keys(model))
+        known = list(_keys(model))
         problems = error.errors()
         # A list is also called too short where its only entry is wrong: the entry's own problem says it all.
         inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
@@ -82,30 +82,37 @@ def _override(values: Any, override: str) -> None:
             node[index] = node = {} if node.get(index) is None else node[index]
 
 
-def _keys(model: type[BaseModel]) -> Iterator[str]:
-    """Every key a model and the models inside it know."""
+def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """Every key that a model and the models inside it know, as (the key above it or "", the key)."""
     seen: set[type[BaseModel]] = set()
 
-    def walk(annotation: Any) -> Iterator[str]:
+    def walk(annotation: Any, above: str) -> Iterator[tuple[str, str]]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             if annotation in seen:
                 return
             seen.add(annotation)
             for name, field in annotation.model_fields.items():
-                yield name
-                yield from walk(field.annotation)
+                yield above, name
+                yield from walk(field.annotation, name)
         for inner in getattr(annotation, "__args__", ()):
-            yield from walk(inner)
+            yield from walk(inner, above)
 
-    yield from walk(model)
+    yield from walk(model, "")
 
 
-def _sentence(problem: Any, known: set[str]) -> str:
+def _near(location: list[str], known: list[tuple[str, str]]) -> list[str]:
+    """The known key most like the last of `location`: of those at the same place if one there is like it, or of all."""
+    place = next((part for part in reversed(location[:-1]) if any(part == above for above, _ in known)), "")
+    here = [key for above, key in known if above == place]
+    return difflib.get_close_matches(location[-1], here, 1) or difflib.get_close_matches(location[-1], {key for _, key in known}, 1)
+
+
+def _sentence(problem: Any, known: list[tuple[str, str]]) -> str:
     """One pydantic problem in words."""
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(location[-1], known, 1)
+        near = _near(location, known)
         return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
     if problem["type"] == "missing":
         return f"'{key}' is missing"

@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
 
         weights = train(settings)
     except PretrackError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"trainer: {error}", file=sys.stderr)
         return 1
     if first:
         print(f"trained weights: {weights}")

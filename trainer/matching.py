@@ -199,7 +199,7 @@ def _standing_still(sample: Sample, tracks: TrackSettings) -> float:
     return float((off[both] < NEAR).float().mean())
 
 
-def difference(before: Sequence[float], after: Sequence[float]) -> Difference:
+def difference(before: Sequence[float] | NDArray[np.float64], after: Sequence[float] | NDArray[np.float64]) -> Difference:
     """Compares two lists of per-clip figures: 95 % percentile bootstrap over clips, paired, with a fixed seed."""
     pairs = np.array([before, after], dtype=np.float64).T
     pairs = pairs[~np.isnan(pairs).any(axis=1)]
@@ -251,7 +251,7 @@ def main(arguments: list[str] | None = None) -> int:
             subject.backbone.grid(settings.size)
         comparison = compare(dataset, before, after, TrackSettings(), a.clips, a.device)
     except PretrackError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"trainer: {error}", file=sys.stderr)
         return 1
     print(json.dumps(_plain(asdict(comparison)), indent=1) if a.json else comparison)
     return 0

@@ -1,3 +1,7 @@
+"""The losses against the plain transcription of the formula, and what each objective must do."""
+
+from __future__ import annotations
+
 import copy
 import math
 
@@ -9,7 +13,7 @@ from tests.trainer.plain_loss import plain_loss
 from trainer import objective as objectives
 from trainer.config import LossSettings
 from trainer.objective import Published, diagnostics, make_objective, sorting_loss
-from trainer.sampling import choose_references
+from trainer.sampling import References, choose_references
 from trainer.student_teacher import Embedder, Projection, make_teacher
 
 CLIPS, FRAMES, POINTS, SIZE, PATCH = 3, 4, 10, 64, 8
@@ -27,10 +31,14 @@ class TinyBackbone(nn.Module):
         return self.patches(images).tanh().movedim(1, -1)
 
 
-def a_batch(dtype: torch.dtype):
+def a_batch(dtype: torch.dtype) -> tuple[Embedder, Embedder, Tensor, Tensor, Tensor, References]:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
-    student = Embedder(TinyBackbone(), Projection(6, (16, 8)), align_corners=True).to(dtype)
+    student = Embedder(
+        TinyBackbone(),  # type: ignore[arg-type]
+        Projection(6, (16, 8)),
+        align_corners=True,
+    ).to(dtype)
     teacher = make_teacher(student)
     with torch.no_grad():
         for weight in teacher.parameters():
@@ -46,7 +54,9 @@ def a_batch(dtype: torch.dtype):
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("compared", [(1, 2, 3), (3,)])
-def test_equals_the_plain_transcription(dtype, tolerance, compared, monkeypatch):
+def test_equals_the_plain_transcription(
+    dtype: torch.dtype, tolerance: float, compared: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Tensor, "float", lambda self: self)  # embeddings become float32 otherwise
     student, teacher, frames, points, visible, references = a_batch(dtype)
     plain_student = copy.deepcopy(student)
@@ -54,27 +64,34 @@ def test_equals_the_plain_transcription(dtype, tolerance, compared, monkeypatch)
     tracks, crops = student(frames, points, compared, references, 4)
     weights = visible[:, :1] * visible[:, list(compared)]
     loss = sorting_loss(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, weights, make_objective(PUBLISHED), False)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
 
     corners = torch.stack([references.top, references.left], dim=-1)
     plain = plain_loss(
         plain_student.backbone, teacher.backbone, plain_student.head, teacher.head, frames, points, visible, compared,
         references.frame, corners, 4,
     )  # fmt: skip
-    plain.backward()
+    plain.backward()  # type: ignore[no-untyped-call]
 
     assert abs(loss.item() - plain.item()) < tolerance
     for (name, ours), theirs in zip(student.named_parameters(), plain_student.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
         difference = (ours.grad - theirs.grad).abs().max().item()
         assert difference < tolerance * max(1.0, theirs.grad.abs().max().item()), name
 
 
-def test_teacher_order_is_made_once_a_reference(monkeypatch):
+def test_teacher_order_is_made_once_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     tracks, crops = student(frames, points, (1, 2, 3), references, 4)
-    calls = []
+    calls: list[Tensor] = []
     original = Published.teacher_order
-    monkeypatch.setattr(Published, "teacher_order", lambda self, x: calls.append(1) or original(self, x))
+
+    def counted_order(self: Published, similarities: Tensor) -> Tensor:
+        calls.append(similarities)
+        return original(self, similarities)
+
+    monkeypatch.setattr(Published, "teacher_order", counted_order)
     sorting_loss(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, visible[:, 1:], make_objective(PUBLISHED), False)
     assert len(calls) == 5
 
@@ -89,17 +106,17 @@ ALL = [
 
 
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
-def test_every_objective_trains_the_student_alone(settings):
+def test_every_objective_trains_the_student_alone(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     tracks, crops = student(frames, points, (1, 2, 3), references, 4)
     loss = sorting_loss(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, visible[:, 1:], make_objective(settings), True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in student.parameters())
     assert all(weight.grad is None for weight in teacher.parameters())
 
 
 @pytest.mark.parametrize("settings", [s for s in ALL if s.objective != "published"], ids=lambda s: f"{s.objective}-{s.sorter}")
-def test_orders_that_agree_cost_least(settings):
+def test_orders_that_agree_cost_least(settings: LossSettings) -> None:
     objective = make_objective(settings.model_copy(update={"student_steepness": 100.0, "teacher_steepness": 100.0}))
     x = torch.randn(1, 40, 49, generator=torch.Generator().manual_seed(0))
     order = objective.teacher_order(x)
@@ -110,43 +127,45 @@ def test_orders_that_agree_cost_least(settings):
         assert abs(other - 1) < 0.1
 
 
-def test_spearman_of_opposite_orders_is_two():
+def test_spearman_of_opposite_orders_is_two() -> None:
     objective = make_objective(LossSettings(strength=1e-4))
     x = torch.randn(1, 5, 49, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(objective.loss(-x, objective.teacher_order(x)), torch.full((1, 5), 2.0), rtol=0, atol=1e-3)
 
 
-def test_spearman_does_not_depend_on_the_scale_of_similarities():
+def test_spearman_does_not_depend_on_the_scale_of_similarities() -> None:
     objective = make_objective(LossSettings())
     x, y = torch.randn(2, 1, 5, 49, generator=torch.Generator().manual_seed(0))
     order = objective.teacher_order(y)
     torch.testing.assert_close(objective.loss(x, order), objective.loss(0.01 * x + 0.5, order), rtol=0, atol=1e-3)
 
 
-def test_published_teacher_gradient_is_a_switch():
+def test_published_teacher_gradient_is_a_switch() -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     gradients = []
     for detach in (False, True):
         student.zero_grad()
         tracks, crops = student(frames, points, (3,), references, 4)
         anchor = teacher.anchor(frames[:, 0], points[:, 0])
-        sorting_loss(tracks, anchor, crops, visible[:, 3:], make_objective(PUBLISHED), detach).backward()
-        gradients.append(student.head[-1].weight.grad.clone())
+        sorting_loss(tracks, anchor, crops, visible[:, 3:], make_objective(PUBLISHED), detach).backward()  # type: ignore[no-untyped-call]
+        gradients.append(
+            student.head[-1].weight.grad.clone()  # type: ignore[operator, union-attr]
+        )
     assert not torch.allclose(gradients[0], gradients[1])
 
 
-def test_nothing_visible_is_zero_and_finite():
+def test_nothing_visible_is_zero_and_finite() -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     tracks, crops = student(frames, points, (3,), references, 4)
     loss = sorting_loss(
         tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, 0 * visible[:, 3:], make_objective(PUBLISHED), False
     )
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
 
 
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
-def test_diagnostics_are_the_same_in_every_mode(settings):
+def test_diagnostics_are_the_same_in_every_mode(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     tracks, crops = student(frames, points, (3,), references, 4)
     values = diagnostics(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, visible[:, 3:], settings)
@@ -164,7 +183,7 @@ def test_diagnostics_are_the_same_in_every_mode(settings):
     assert values["teacher_entropy"] <= math.log(16) + 1e-5
 
 
-def test_entropy_of_equal_similarities_is_ln_p():
+def test_entropy_of_equal_similarities_is_ln_p() -> None:
     zeros = torch.zeros(1, 2, 64)
     order = objectives.permutations(zeros, "bitonic", 20.0, "cauchy")
     torch.testing.assert_close(torch.special.entr(order).sum(-1), torch.full((1, 2, 64), math.log(64)))

@@ -27,6 +27,7 @@ from trainer.backbone import make_backbone, normalised_images
 from trainer.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.config import LossSettings, OptimSettings, TrainSettings
 from trainer.data import ClipDataset, ClipOrder, batches, counted, open_snapshots
+from trainer.objective import sorting_loss
 from trainer.sampling import choose_references
 from trainer.train import compared_frames, learning_rate, train
 
@@ -109,7 +110,7 @@ def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: p
             torch.stack([references.top, references.left], dim=-1),
             side=4,
         )
-        plain.backward()
+        plain.backward()  # type: ignore[no-untyped-call]
         assert loss == pytest.approx(plain.item(), abs=1e-5)
         expected = [weight.grad for weight in student.parameters() if weight.requires_grad]
         for ours, theirs in zip(gradients, expected, strict=True):
@@ -229,7 +230,7 @@ def test_a_damaged_checkpoint_is_named(settings: Make) -> None:
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = training.sorting_loss
+    original = sorting_loss
     monkeypatch.setattr(training, "sorting_loss", lambda *arguments: original(*arguments) * math.nan)
     s = settings()
     with pytest.raises(PretrackError, match=r"step 1: the loss is nan .* the clips of this rank were made-0\d, made-0\d, "):
@@ -292,7 +293,7 @@ def test_the_command(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([str(config), "run.steps=1"]) == 0
     assert "trained weights: " in capsys.readouterr().out
     assert main([str(config), "run.stepz=1"]) == 1
-    assert capsys.readouterr().err == f"error: {config}: unknown key 'run.stepz' (did you mean 'step'?)\n"
+    assert capsys.readouterr().err == f"trainer: {config}: unknown key 'run.stepz' (did you mean 'steps'?)\n"
     assert main([]) == 2
 
 

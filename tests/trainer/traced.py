@@ -29,7 +29,7 @@ def remember_models(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    training.check_finite, training.make_models = remember_keys, remember_models
+    training.check_finite, training.make_models = remember_keys, remember_models  # type: ignore[assignment]
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
     torch.save({"keys": keys, "weights": weights}, Path(sys.argv[1]).parent / "run" / f"rank{os.environ['RANK']}.pt")
