@@ -1,0 +1,69 @@
+"""How far the sorting losses are from their references: `python -m benchmarks.exactness` (needs the `dev` extra).
+
+Prints the largest differences, values and gradients: our networks from `diffsort`, our soft ranks from `torchsort`. Gradients are
+of a random linear function of the result, relative to the largest gradient. The whole published loss is compared with a plain
+transcription of its formula in tests/trainer/test_objective.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from trainer.soft_rank import has_torchsort, soft_rank_torch, standardised
+from trainer.sorting import Network, soft_permutation
+
+ROWS = 64
+
+
+def largest_differences(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+    """(of values, of gradients) between two functions of rows [R, n]."""
+    x = x.requires_grad_()
+    mine, other = ours(x), theirs(x)
+    target = torch.randn(mine.shape, dtype=mine.dtype, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((result * target).sum(), x)[0] for result in (mine, other)]
+    values = (mine - other).abs().max().item()
+    return values, ((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()).item()
+
+
+def rows(n: int, dtype: torch.dtype) -> Tensor:
+    """Cosine similarities as training has them: [ROWS, n]."""
+    return (torch.randn(ROWS, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 0.2).to(dtype)
+
+
+def main() -> None:
+    """Prints the tables."""
+    from diffsort import DiffSortNet
+
+    print("largest differences (values, gradients)   float64             float32")
+    for network in get_args(Network):
+        for n in (8, 49, 64, 100):
+            for steepness in (3.0, 20.0):
+                ours = partial(soft_permutation, network=network, steepness=steepness)
+                net = DiffSortNet(network, n, steepness=steepness)
+                shown = [
+                    "{:.1e}, {:.1e}".format(*largest_differences(ours, lambda x, net=net: net(x)[1], rows(n, dtype)))  # type: ignore[misc]
+                    for dtype in (torch.float64, torch.float32)
+                ]
+                print(f"{network:<10} n={n:<4} steepness={steepness:<14g}{'   '.join(shown)}")
+    if not has_torchsort("cpu"):
+        print("torchsort is not installed: soft ranks are not compared")
+        return
+    import torchsort
+
+    for n in (49, 64):
+        for strength in (1.0, 0.1, 0.03):
+            ours, theirs = (
+                partial(soft_rank_torch, strength=strength),
+                partial(torchsort.soft_rank, regularization_strength=strength),
+            )
+            differences = largest_differences(ours, theirs, standardised(rows(n, torch.float64)))
+            print("{:<10} n={:<4} strength={:<15g}{:.1e}, {:.1e}".format("soft ranks", n, strength, *differences))
+
+
+if __name__ == "__main__":
+    main()
