@@ -16,7 +16,7 @@ from shards.errors import SettingsError
 class Settings(BaseModel):
     """Base of every settings model: immutable, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)
@@ -69,7 +69,7 @@ def _override(values: Any, override: str) -> None:
     for part, following in zip(parts, [*parts[1:], None], strict=True):
         index: Any = part
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not part.isdecimal() or int(part) >= len(node):
                 raise SettingsError(f"'{override}': '{part}' is not one of the {len(node)} entries (0 to {len(node) - 1})")
             index = int(part)
         elif not isinstance(node, dict):
@@ -122,4 +122,7 @@ def _sentence(problem: Any, known: list[tuple[str, str]]) -> str:
     if problem["type"] == "union_tag_not_found":
         return f"'{key}' lacks {problem['ctx']['discriminator']}"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"'{key}': {message[0].lower()}{message[1:]} (got {problem['input']!r})"
+    message = f"{message[0].lower()}{message[1:]}"
+    if isinstance(problem["input"], dict):  # a rule over several keys, which names them itself
+        return message
+    return f"'{key}': {message} (got {problem['input']!r})"

@@ -24,7 +24,7 @@ from manifests.receipt import Receipt, read_receipt
 from manifests.snapshot import Snapshot, current_snapshot, open_snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, table_of
 from pipeline import stages
-from pipeline.catalog import make_catalog
+from pipeline.catalog import make_catalog, stored_catalog
 from pipeline.cluster import Cluster, connect, ray_task, worker_decoder
 from pipeline.config import BuildSettings
 from pipeline.plan import Plan, PlannedShard, make_plan
@@ -43,19 +43,25 @@ class Built:
     snapshot: Snapshot
 
 
-def build(settings: BuildSettings, progress: Progress) -> Built:
+def build(settings: BuildSettings, progress: Progress, stored: bool = False) -> Built:
     """Catalogues, plans, makes the shards that are missing or out of date, and publishes a snapshot if anything changed.
+
+    With `stored` the videos are taken from the current snapshot, and the sources need not be there.
 
     Raises PretrackError if too many videos fail, if a shard cannot be made, or if another build is at work on the same folder; the
     shards made until then are kept.
     """
     with _only_build(settings):
         _sweep(settings)
-        plan = make_plan(settings, make_catalog(settings, progress))
+        plan = make_plan(settings, stored_catalog(settings) if stored else make_catalog(settings, progress))
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))
         _check_failures(plan.failures, plan, settings)
         todo = [shard for shard in plan.shards if shard.action != "keep"]
+        if stored and (anew := next((shard for shard in todo if shard.action == "build"), None)):
+            raise PretrackError(
+                f"{anew.shard} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
+            )
         if todo:
             _make_shards(todo, plan, settings, progress)
         snapshot = _publish(plan, settings)
@@ -80,8 +86,9 @@ def _only_build(settings: BuildSettings) -> Iterator[None]:
 
 
 def _sweep(settings: BuildSettings) -> None:
-    """Removes what a killed build was writing. Nothing else writes here: the lock is held."""
-    for folder in ("", "shards", "receipts", "catalog", "snapshots"):
+    """Removes what a killed build was writing. Nothing else writes there: the lock is held (`catalog/` is left out: commands
+    without the lock write there)."""
+    for folder in ("", "shards", "receipts", "snapshots"):
         for path in (settings.out / folder).glob(f"{TEMPORARY}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -237,10 +244,10 @@ def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, cli
     if bad > settings.max_failed_videos * plan.catalog.found:
         counts = failures.group_by("reason").aggregate([("reason", "count")]).sort_by([("reason_count", "descending")]).to_pylist()
         reasons = ", ".join(f"{row['reason_count']} x {row['reason']}" for row in counts[:4])
+        first = next((f"{row['video_id']}: {row['detail']}" for row in failures.to_pylist() if row["video_id"]), "none is named")
         raise PretrackError(
             f"{bad} of {plan.catalog.found} videos yield no clip ({reasons}), "
-            f"more than max_failed_videos={settings.max_failed_videos} allows: "
-            "'pretrack catalog' lists them"
+            f"more than max_failed_videos={settings.max_failed_videos} allows; the first: {first}"
         )
 
 

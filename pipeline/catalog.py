@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from manifests.fingerprint import fingerprint_lines
+from manifests.snapshot import open_snapshot
 from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
 from pipeline.cluster import bounded, connect, ray_task, worker_decoder
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
-from pipeline.decode.errors import DecodeError
+from pipeline.decode.errors import PASSING, DecodeError
 from pipeline.progress import Progress
 from pipeline.video import Failure, Scan, Video
 from shards.errors import PretrackError
@@ -39,8 +41,8 @@ SCANS = pa.schema(
     ]
 )
 _SAVE_EVERY = 200
-_PASSING = ("decoder stalled", "decoder crashed")
-"""What may go well the next time, and so is not remembered."""
+_ROWS = 500
+TOO_SHORT = "too short"
 
 
 @dataclass(frozen=True)
@@ -60,37 +62,56 @@ class Catalog:
     found: int
 
 
-def find_videos(settings: BuildSettings, progress: Progress) -> tuple[list[Video], list[Failure]]:
-    """Lists all sources. Raises PretrackError where a source's root is missing or is not what it should be."""
-    videos: list[Video] = []
-    failures: list[Failure] = []
+def find_videos(settings: BuildSettings, progress: Progress) -> Iterator[Video | Failure]:
+    """Lists all sources. Raises PretrackError where a source's root is missing, cannot be read or is not what it should be."""
     for source in settings.sources:
         with progress.stage(f"listing {source.name}", unit="videos") as stage:
             try:
                 for found in source.find_videos():
                     if isinstance(found, Video):
-                        videos.append(found)
                         stage.advance()
-                    else:
-                        failures.append(found)
+                    yield found
             except OSError as error:
                 raise PretrackError(f"{error.filename or source.root} of source {source.name} cannot be read ({error})") from error
-    return videos, failures
 
 
 def make_catalog(settings: BuildSettings, progress: Progress) -> Catalog:
     """Lists all sources and scans the video files that are new or have changed; on Ray if there are any."""
-    videos, failures = find_videos(settings, progress)
-    scans = _scans(settings, videos, progress)
-    rows = []
-    for video in videos:
-        scan = scans.get(_path(video)) if video.file else None
+    tables = [VIDEOS.empty_table()]
+    files: list[Video] = []
+    failures: list[Failure] = []
+    rows: list[dict[str, Any]] = []
+    names: set[tuple[str, str]] = set()
+    for found in find_videos(settings, progress):
+        if found.video_id:
+            names.add((found.source, found.video_id))
+        if isinstance(found, Failure):
+            failures.append(found)
+        elif found.file:
+            files.append(found)
+        else:
+            rows.append(_row(found, None, settings.split, settings.frames))
+            if len(rows) == _ROWS:  # as rows of a table, cameras and numbers take a tenth of the memory
+                tables.append(table_of(rows, VIDEOS))
+                rows = []
+    scans = _scans(settings, files, progress)
+    for video in files:
+        scan = scans[_path(video)]
         if isinstance(scan, Unreadable):
             failures.append(Failure(video.source, video.video_id, "", "scan", scan.reason, scan.detail))
         else:
             rows.append(_row(video, scan, settings.split, settings.frames))
-    found = len({(video.source, video.video_id) for video in videos} | {(f.source, f.video_id) for f in failures if f.video_id})
-    return Catalog(table_of(rows, VIDEOS), table_of(failures, FAILURES), found)
+    return Catalog(pa.concat_tables([*tables, table_of(rows, VIDEOS)]), table_of(failures, FAILURES), len(names))
+
+
+def stored_catalog(settings: BuildSettings) -> Catalog:
+    """The catalogue as the current snapshot has it: for tracking again where the sources are not at hand."""
+    snapshot = open_snapshot(settings.out)
+    failures = snapshot.failures.filter(pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"])))
+    failures = failures.filter(pc.not_equal(failures["reason"], TOO_SHORT))  # the plan finds these anew
+    names = {(row["source"], row["video_id"]) for row in failures.select(["source", "video_id"]).to_pylist() if row["video_id"]}
+    names |= set(zip(*(snapshot.videos[column].to_pylist() for column in ("source", "video_id")), strict=True))
+    return Catalog(snapshot.videos, failures, len(names))
 
 
 def split_of(sequence: str, split: SplitSettings) -> str:
@@ -103,7 +124,8 @@ def _row(video: Video, scan: Scan | None, split: SplitSettings, frames: FrameSet
     """A video's row of the videos table."""
     timestamps = scan.timestamps if scan else video.timestamps
     return {
-        **asdict(video),
+        **vars(video),
+        "cameras": [camera and vars(camera) for camera in video.cameras] if video.cameras else None,
         "identity": _content_identity(video),
         "split": split_of(video.sequence, split),
         "timestamps": timestamps,
@@ -117,7 +139,7 @@ def _row(video: Video, scan: Scan | None, split: SplitSettings, frames: FrameSet
 
 def _content_identity(video: Video) -> str:
     """Digest of everything of a video that goes into its clips."""
-    poses = [list(asdict(camera).values()) if camera else None for camera in video.cameras or ()]
+    poses = [list(vars(camera).values()) if camera else None for camera in video.cameras or ()]
     times = np.asarray(video.timestamps or (), np.float64).tobytes().hex()
     return fingerprint_lines([video.identity, repr(video.frame_numbers), times, repr(poses), video.terms])
 
@@ -146,7 +168,7 @@ def _scans(settings: BuildSettings, videos: Iterable[Video], progress: Progress)
 
 
 def _remember(path: Path, known: dict[str, dict[str, Any]]) -> None:
-    write_table(path, table_of([row for row in known.values() if row["reason"] not in _PASSING], SCANS))
+    write_table(path, table_of([row for row in known.values() if row["reason"] not in PASSING], SCANS))
 
 
 def _scan_all(paths: list[str], settings: BuildSettings) -> Iterator[tuple[str, Scan | Unreadable]]:

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shards.errors import PretrackError
+from shards.errors import PretrackError, disk_sentence
 
 if TYPE_CHECKING:
     from pipeline.config import BuildSettings
@@ -28,7 +28,13 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Argument(help="A YAML config, such as configs/demo.yaml.")]
 ConfigOrOut = Annotated[Path, typer.Argument(help="A YAML config, or an output folder.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value, such as tracks.grid=24.")]
+Stored = Annotated[
+    bool, typer.Option("--stored", help="Take the videos from the current snapshot: to track again without the sources.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+
+
+_SHOWN_FAILURES = 50
 
 
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -40,6 +46,9 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
             command(*args, **kwargs)
         except PretrackError as error:
             print(f"pretrack: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            print(f"pretrack: {disk_sentence(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             print("pretrack: stopped. What is done is kept; the same command goes on from there.", file=sys.stderr)
@@ -67,24 +76,19 @@ def catalog(config: Config, overrides: Overrides = None, as_json: AsJson = False
         table.add_row(row["source"], row["split"], f"{row['video_id_count']:,}", f"{row['frames_sum']:,}", row["terms"])
     _console().print(table)
     if found.failures.num_rows:
-        table = Table("source", "video", "reason", "detail", title="Left out")
-        for row in found.failures.slice(0, 50).to_pylist():
-            table.add_row(row["source"], row["video_id"], row["reason"], row["detail"])
-        _console().print(table)
-        if found.failures.num_rows > 50:
-            print(f"… and {found.failures.num_rows - 50} more: 'pretrack catalog --json' lists them all")
+        _print_failures(found.failures.to_pylist(), "catalog")
 
 
 @app.command()
 @_clear_errors
-def plan(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Say for every shard whether a build keeps, re-tracks or builds it, and why. Changes nothing."""
-    from pipeline.catalog import make_catalog
+def plan(config: Config, overrides: Overrides = None, stored: Stored = False, as_json: AsJson = False) -> None:
+    """Say for every shard whether a build keeps, re-tracks or builds it, and why. Makes no shard."""
+    from pipeline.catalog import make_catalog, stored_catalog
     from pipeline.plan import make_plan, plan_reasons
     from pipeline.progress import Progress
 
     settings = _settings(config, overrides)
-    planned = make_plan(settings, make_catalog(settings, Progress()))
+    planned = make_plan(settings, stored_catalog(settings) if stored else make_catalog(settings, Progress()))
     if as_json:
         shards: list[dict[str, object]] = [
             {
@@ -112,13 +116,13 @@ def plan(config: Config, overrides: Overrides = None, as_json: AsJson = False) -
 
 @app.command()
 @_clear_errors
-def build(config: Config, overrides: Overrides = None) -> None:
+def build(config: Config, overrides: Overrides = None, stored: Stored = False) -> None:
     """Make the shards that are missing or out of date, and publish a snapshot."""
     from pipeline.build import build as run
     from pipeline.progress import Progress
 
     settings = _settings(config, overrides)
-    built = run(settings, Progress())
+    built = run(settings, Progress(), stored)
     clips, failures = built.snapshot.clips.num_rows, built.snapshot.failures.num_rows
     did = f"{built.made} shards made, {built.kept} kept" if built.made else f"nothing to do, {built.kept} shards kept"
     notes = f"; {failures:,} notes on what was left out ('pretrack status')" if failures else ""
@@ -152,6 +156,7 @@ def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
         for row in snapshot["failures"]:
             table.add_row(row["stage"], row["reason"], f"{row['count']:,}")
         _console().print(table)
+        _print_failures(snapshot["left_out"], "status")
 
 
 @app.command()
@@ -173,6 +178,8 @@ def verify(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
             print(problem)
         holds = f"{snapshot.shards.num_rows:,} shards, {snapshot.clips.num_rows:,} clips"
         print(f"snapshot {snapshot.name}: {holds}, {len(problems)} problems")
+        if problems:
+            print(f"to repair: delete the tars named from {snapshot.out / 'shards'}, and run the same build again")
     if problems:
         raise typer.Exit(1)
 
@@ -199,6 +206,16 @@ def show(
         return
     for path in made:
         print(path)
+
+
+def _print_failures(failures: list[dict[str, Any]], command: str) -> None:
+    """The first failures one by one."""
+    table = Table("source", "video or clip", "reason", "detail", title="Left out")
+    for row in failures[:_SHOWN_FAILURES]:
+        table.add_row(row["source"], row["clip"] or row["video_id"], row["reason"], row["detail"])
+    _console().print(table)
+    if len(failures) > _SHOWN_FAILURES:
+        print(f"… and {len(failures) - _SHOWN_FAILURES:,} more: 'pretrack {command} --json' lists them all")
 
 
 def _settings(config: Path, overrides: list[str] | None) -> BuildSettings:

@@ -33,7 +33,13 @@ def connect(settings: RaySettings) -> Cluster:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True, "include_dashboard": False}
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # errors are looked at in their order
+        options: dict[str, Any] = {
+            "address": "local",
+            "logging_level": logging.ERROR,
+            "log_to_driver": True,
+            "include_dashboard": False,
+        }
         if settings.address:
             options = {"logging_level": logging.ERROR, "address": settings.address}
         elif settings.cpus:

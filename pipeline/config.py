@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -15,6 +15,9 @@ FRAMES_VERSION = 1
 """Raised by hand when the same frame settings give other pixels, so that old shards are made again."""
 
 
+Side = Annotated[int, Field(ge=16, le=65500)]
+
+
 class FrameSettings(Settings):
     """Which frames are stored, and how."""
 
@@ -24,9 +27,9 @@ class FrameSettings(Settings):
     """Every stride-th frame of the source is stored. A clip spans clip_frames x stride source frames; clips do not overlap."""
     min_frames: int = Field(8, ge=2)
     """The rest of a shot becomes a shorter clip if it has this many frames."""
-    short_side: int = Field(256, ge=16)
+    short_side: int = Field(256, ge=16, le=65500)
     """Stored size of the shorter side, in pixels. Smaller sources keep their size."""
-    size: tuple[int, int] | None = None
+    size: tuple[Side, Side] | None = None
     """(width, height): squash every frame to this size instead, whatever its shape."""
     jpeg_quality: int = Field(90, ge=1, le=100)
     """JPEG quality of stored frames."""
@@ -103,6 +106,13 @@ class BuildSettings(Settings):
     """The output folder."""
     max_failed_videos: float = Field(0.2, ge=0, le=1)
     """If more than this part of all videos yields nothing, the build stops without publishing."""
+
+    @field_validator("out")
+    @classmethod
+    def _make_absolute(cls, out: Path) -> Path:
+        if out == Path():
+            raise ValueError("should name a folder")
+        return out.expanduser().absolute()  # workers have another current folder
 
     @field_validator("sources")
     @classmethod

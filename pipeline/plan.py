@@ -11,26 +11,31 @@ import hashlib
 import json
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
 from manifests.fingerprint import canonical_json, fingerprint_lines
-from manifests.receipt import Receipt, list_receipts, read_receipt
+from manifests.receipt import Receipt, list_receipts, read_receipt, shard_path
 from manifests.snapshot import current_snapshot, open_snapshot
 from manifests.tables import FAILURES, table_of
-from pipeline.catalog import Catalog
+from pipeline.catalog import TOO_SHORT, Catalog
 from pipeline.config import BuildSettings, FrameSettings
+from pipeline.decode.errors import PASSING
 from pipeline.video import Failure
 from shards.errors import PretrackError
 
 log = logging.getLogger(__name__)
 
 Action = Literal["keep", "retrack", "build"]
+
+_TRIES = 3
+"""How often a shard with failures that may pass is made before it is kept as it is."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,10 @@ def make_plan(settings: BuildSettings, catalog: Catalog) -> Plan:
     """Compares what should be with what is. Reads manifests and receipts only, no shard and no source."""
     known = _known_shards(settings)
     groups, too_short = _assign(settings, catalog, known)
-    shards = tuple(_planned(settings, catalog.videos, group, clips, known) for group, clips in sorted(groups.items()))
+    before = defaultdict[str, list[_KnownShard]](list)
+    for shard in known:
+        before[shard.group].append(shard)
+    shards = tuple(_planned(settings, catalog.videos, group, clips, before[group]) for group, clips in sorted(groups.items()))
     current = {shard.group for shard in known if shard.current}
     failures = pa.concat_tables([catalog.failures, table_of(too_short, FAILURES)])
     return Plan(catalog, shards, failures, len(current - groups.keys()))
@@ -102,23 +110,31 @@ def clip_windows(frames: int, cuts: Iterable[int], settings: FrameSettings) -> I
 def clip_key(source: str, video_id: str, start: int) -> str:
     """A clip's name: readable, unique, and free of the characters that tar readers give a meaning to."""
     readable = re.sub(r"[^A-Za-z0-9]+", "_", video_id).strip("_")[-32:]
-    digest = hashlib.blake2b(video_id.encode(), digest_size=4).hexdigest()
+    digest = hashlib.blake2b(video_id.encode(), digest_size=8).hexdigest()
     return f"{source}-{readable}-{digest}-{start:06d}"
 
 
 @dataclass(frozen=True)
 class _KnownShard:
-    """A shard that has a receipt. `current`: the current snapshot names it."""
+    """A shard that has a receipt.
+
+    current:          the current snapshot names it
+    whole:            its tar is there, of the right size
+    holds_all_frames: False if a clip was decoded but could not be tracked: its frames are not in the shard
+    passing:          how many of its failures may go well another time
+    """
 
     shard: str
     group: str
     frames_fingerprint: str
+    tracks_fingerprint: str
     frames_settings: str
     tracks_settings: str
     planned: tuple[str, ...]
     current: bool
+    whole: bool
     holds_all_frames: bool
-    """False if a clip was decoded but could not be tracked: its frames are not in the shard."""
+    passing: int
 
 
 def _known_shards(settings: BuildSettings) -> list[_KnownShard]:
@@ -133,20 +149,27 @@ def _known_shards(settings: BuildSettings) -> list[_KnownShard]:
         except PretrackError as error:
             log.warning("%s", error)
     receipts.sort(key=lambda receipt: (rank.get(receipt.shard.shard, len(rank)), receipt.shard.shard))
-    return [_known(receipt, receipt.shard.shard in rank) for receipt in receipts]
+    return [_known(settings.out, receipt, receipt.shard.shard in rank) for receipt in receipts]
 
 
-def _known(receipt: Receipt, current: bool) -> _KnownShard:
+def _known(out: Path, receipt: Receipt, current: bool) -> _KnownShard:
     row = receipt.shard
+    try:
+        whole = shard_path(out, row.shard).stat().st_size == row.bytes
+    except FileNotFoundError:
+        whole = False
     return _KnownShard(
         row.shard,
         row.group,
         row.frames_fingerprint,
+        row.tracks_fingerprint,
         row.frames_settings,
         row.tracks_settings,
         receipt.planned,
         current,
+        whole,
         holds_all_frames=all(failure["stage"] != "track" for failure in receipt.failures),
+        passing=sum(failure["reason"] in PASSING for failure in receipt.failures),
     )
 
 
@@ -163,6 +186,7 @@ def _assign(
     groups: dict[str, list[PlannedClip]] = {}
     homeless: dict[str, list[PlannedClip]] = {}
     too_short: list[Failure] = []
+    seen: set[str] = set()
     columns = catalog.videos.select(["source", "video_id", "split", "frames", "cuts"]).to_pydict()
     for video, (source, video_id, split, frames, cuts) in enumerate(zip(*columns.values(), strict=True)):
         prefix = f"{source}-{split}-"
@@ -173,12 +197,16 @@ def _assign(
         if not clips:
             too_short.append(_too_short(source, video_id, frames, len(cuts), settings.frames))
         for clip in clips:
+            if clip.key in seen:
+                raise PretrackError(f"two videos of source {source} are both called {clip.key}: rename one of them ({video_id})")
+            seen.add(clip.key)
             home = homes.get(clip.key, "")
-            (groups if home.startswith(prefix) else homeless).setdefault(home if home.startswith(prefix) else prefix, []).append(
-                clip
-            )
+            if _prefix(home) == prefix:
+                groups.setdefault(home, []).append(clip)
+            else:
+                homeless.setdefault(prefix, []).append(clip)
     for prefix, clips in sorted(homeless.items()):
-        numbers = [int(group.removeprefix(prefix)) for group in {*homes.values(), *groups} if group.startswith(prefix)]
+        numbers = [int(group.rsplit("-", 1)[1]) for group in {*homes.values(), *groups} if _prefix(group) == prefix]
         first = max(numbers, default=-1) + 1
         size = settings.shards.clips_per_shard
         for number, begin in enumerate(range(0, len(clips), size), first):
@@ -186,16 +214,24 @@ def _assign(
     return groups, too_short
 
 
+def _prefix(group: str) -> str:
+    """What a group's name has before its number: "co3d-train-"."""
+    return group[: group.rfind("-") + 1]
+
+
 def _too_short(source: str, video_id: str, frames: int, cuts: int, settings: FrameSettings) -> Failure:
     shots = f" in {cuts + 1} shots" if cuts else ""
     need = f"a clip needs {settings.min_frames} frames, {settings.stride} apart, of one shot"
-    return Failure(source, video_id, "", "catalog", "too short", f"{frames} frames{shots}: {need} (frames.min_frames)")
+    return Failure(source, video_id, "", "catalog", TOO_SHORT, f"{frames} frames{shots}: {need} (frames.min_frames)")
 
 
 def _planned(
-    settings: BuildSettings, videos: pa.Table, group: str, clips: list[PlannedClip], known: list[_KnownShard]
+    settings: BuildSettings, videos: pa.Table, group: str, clips: list[PlannedClip], before: list[_KnownShard]
 ) -> PlannedShard:
-    """One shard of the plan, compared with the known shards of its group."""
+    """One shard of the plan, compared with the known shards of its group.
+
+    A shard with failures that may pass is made again under another name, since a shard once written never changes.
+    """
     frames_settings, tracks_settings = (
         canonical_json(settings.frames.of_content()),
         canonical_json(settings.tracks.model_dump(mode="json")),
@@ -206,26 +242,45 @@ def _planned(
     frames_fingerprint = fingerprint_lines([frames_settings, *lines])
     tracks_fingerprint = fingerprint_lines([frames_fingerprint, tracks_settings])
     source, split, _ = group.rsplit("-", 2)
-    shard = f"{group}-{tracks_fingerprint[:12]}"
-    action, reason, previous = _action(
-        shard, frames_fingerprint, frames_settings, tracks_settings, clips, [k for k in known if k.group == group]
+    shard, action, reason, previous = _decide(
+        group, frames_fingerprint, tracks_fingerprint, frames_settings, tracks_settings, clips, before
     )
     return PlannedShard(shard, group, source, split, action, reason, tuple(clips), frames_fingerprint, tracks_fingerprint, previous)
 
 
+def _decide(
+    group: str,
+    frames_fingerprint: str,
+    tracks_fingerprint: str,
+    frames_settings: str,
+    tracks_settings: str,
+    clips: list[PlannedClip],
+    before: list[_KnownShard],
+) -> tuple[str, Action, str, str]:
+    """(the shard's name, action, why in words, shard to read frames from)."""
+    same = [known for known in before if known.tracks_fingerprint == tracks_fingerprint]
+    whole = sorted((known for known in same if known.whole), key=lambda known: known.passing)
+    if whole and not whole[0].passing:
+        return whole[0].shard, "keep", "nothing changed", ""
+    if len(whole) >= _TRIES:
+        return whole[0].shard, "keep", f"{whole[0].passing} failures stayed in {_TRIES} tries", ""
+    name = f"{group}-{fingerprint_lines([tracks_fingerprint, str(len(whole))])[:12]}"
+    if whole:
+        return name, "build", f"{whole[0].passing} failures may pass", ""
+    action, reason, previous = _action(frames_fingerprint, frames_settings, tracks_settings, clips, before)
+    return name, action, "the shard is gone or cut short" if same else reason, previous
+
+
 def _action(
-    shard: str,
     frames_fingerprint: str,
     frames_settings: str,
     tracks_settings: str,
     clips: list[PlannedClip],
     before: list[_KnownShard],
 ) -> tuple[Action, str, str]:
-    """(action, why in words, shard to read frames from)."""
-    if any(known.shard == shard for known in before):
-        return "keep", "nothing changed", ""
+    """(action, why in words, shard to read frames from), for a shard that is not there."""
     for known in before:
-        if known.frames_fingerprint == frames_fingerprint and known.holds_all_frames:
+        if known.frames_fingerprint == frames_fingerprint and known.whole and known.holds_all_frames and not known.passing:
             return "retrack", _difference("tracks", known.tracks_settings, tracks_settings), known.shard
     if not before:
         return "build", "new", ""

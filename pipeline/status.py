@@ -114,5 +114,6 @@ def _snapshot_status(out: Path, name: str) -> dict[str, Any]:
             {"stage": row["stage"], "reason": row["reason"], "count": row["reason_count"]}
             for row in failures.sort_by([("reason_count", "descending"), ("reason", "ascending")]).to_pylist()
         ],
+        "left_out": snapshot.failures.to_pylist(),
         "worker_seconds": {column: sum(seconds.column(column).to_pylist()) for column in seconds.column_names},
     }

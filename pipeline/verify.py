@@ -16,7 +16,10 @@ from shards.verify import verify_shard
 
 
 def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[str]:
-    """All problems, one sentence each, in the order of the shards; an empty list if everything is as it was written."""
+    """All problems, one sentence each, in the order of the shards; an empty list if everything is as it was written.
+
+    What to do about a damaged shard is always the same: delete its tar and run the build again.
+    """
     clips = defaultdict[str, list[dict[str, Any]]](list)
     for row in snapshot.clips.to_pylist():
         clips[row["shard"]].append(row)

@@ -1,5 +1,9 @@
 """Errors a user can act on: the command line prints their sentence and exits with 1. Anything else keeps its traceback."""
 
+from __future__ import annotations
+
+import errno
+
 
 class PretrackError(Exception):
     """What is wrong, where, and what to do, in one sentence."""
@@ -7,6 +11,16 @@ class PretrackError(Exception):
 
 class SettingsError(PretrackError):
     """A configuration that cannot be used."""
+
+
+def disk_sentence(error: OSError) -> str:
+    """What a failed file operation means to a user: which file, why, and what to do about the two usual reasons."""
+    what = f"{error.filename}: " if error.filename else ""
+    advice = {
+        errno.ENOSPC: "; make room and run the same command again, what is done is kept",
+        errno.EACCES: "; check who may write",
+    }
+    return f"{what}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
 class ShardError(PretrackError):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from manifests.settings import load_settings
-from shards.errors import PretrackError
+from shards.errors import PretrackError, disk_sentence
 from trainer.config import TrainSettings
 
 USAGE = """usage: python -m trainer CONFIG [key=value ...]
@@ -30,6 +30,9 @@ def main(arguments: list[str]) -> int:
         weights = train(settings)
     except PretrackError as error:
         print(f"trainer: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"trainer: {disk_sentence(error)}", file=sys.stderr)
         return 1
     if first:
         print(f"trained weights: {weights}")

@@ -99,7 +99,7 @@ def make_backbone(name: str, weights: str | None, options: dict[str, Any] | None
         arguments["pretrained_cfg_overlay"] = {"state_dict": read_weights(Path(weights))}
     try:
         model = timm.create_model(timm_id, pretrained=weights not in ("random", None), **arguments)
-    except (RuntimeError, KeyError, TypeError, AssertionError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SettingsError(f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: {reason}") from error
     except Exception as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from shards.errors import PretrackError
-from shards.files import written_whole
+from shards.files import TEMPORARY, written_whole
 from trainer.config import TrainSettings
 
 FREE_TO_CHANGE = {
@@ -43,6 +43,12 @@ def save_checkpoint(out: Path, state: dict[str, Any], keep: int) -> Path:
     for old in _checkpoints(out)[:-keep]:
         old.unlink()
     return path
+
+
+def sweep_checkpoints(out: Path) -> None:
+    """Removes what a killed run was writing."""
+    for path in (out / "checkpoints").glob(f"{TEMPORARY}*"):
+        path.unlink()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

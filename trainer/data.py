@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from manifests.fingerprint import fingerprint_lines
 from manifests.snapshot import Snapshot, open_snapshot
 from shards import jpeg
 from shards.codec import decode_tracks
@@ -49,8 +50,13 @@ class Sample(TypedDict):
 
 
 def open_snapshots(settings: DataSettings, names: Sequence[str] | None = None) -> list[Snapshot]:
-    """The snapshots to train on: those named (one a folder, as a resumed run needs), else the settings', else the current ones."""
+    """The snapshots to train on: those named (one a folder, as a resumed run needs), else the settings', else the current ones.
+
+    Raises PretrackError if one is not there, or if there are not as many names as folders.
+    """
     wanted = names if names is not None else [settings.snapshot] * len(settings.out)
+    if len(wanted) != len(settings.out):
+        raise PretrackError(f"this run was begun with {len(wanted)} folders in 'data.out', and now there are {len(settings.out)}")
     return [open_snapshot(out, name) for out, name in zip(settings.out, wanted, strict=True)]
 
 
@@ -76,6 +82,11 @@ class ClipDataset(Dataset[Sample]):
             raise PretrackError(
                 f"the clips in {folders} differ in their points ({sorted(points)}): choose some with 'data.datasets'"
             )
+
+    @property
+    def identity(self) -> str:
+        """A digest of which clips these are, and in what order."""
+        return fingerprint_lines(self._clips["checksum"].to_pylist())
 
     def __len__(self) -> int:
         return int(self._clips.num_rows)

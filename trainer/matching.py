@@ -119,6 +119,8 @@ def load_subject(weights: str, backbone: str | None, last: bool) -> Subject:
         if not exports:
             raise SettingsError(f"{path} holds no exported weights: it should be the 'run.out' of a training run")
         path = exports[-1 if last else 0]
+    elif weights not in ("random", "hub") and not path.is_file():
+        raise SettingsError(f"there is no run and no weight file {weights}")
     if backbone is None:
         if weights in ("random", "hub"):
             raise SettingsError(f"weights '{weights}' need a backbone's name: add --backbone")
@@ -244,6 +246,10 @@ def main(arguments: list[str] | None = None) -> int:
     still = {"anchor": "first", "direction": "forward", "crop": "squash", "flip": 0.0}
     shown = {"out": [a.out], "snapshot": a.snapshot, "split": a.split, "frames": a.frames, "step": a.step}
     try:
+        if a.clips < 1:
+            raise SettingsError("'--clips' should be at least 1")
+        if a.device.startswith("cuda") and not torch.cuda.is_available():
+            raise SettingsError("'--device cuda' was asked for, and torch sees no CUDA device here")
         before, after = load_subject(a.before, a.backbone, last=False), load_subject(a.after, a.backbone, last=True)
         settings = check_settings(DataSettings, shown | still | {"size": a.size or after.size}, "options")
         dataset = ClipDataset([open_snapshot(a.out, a.snapshot)], settings, seed=0)

@@ -26,11 +26,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from manifests.snapshot import Snapshot
 from shards.errors import PretrackError
 from shards.files import write_whole
 from trainer.backbone import make_backbone, normalised_images
-from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint
+from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep_checkpoints
 from trainer.config import LossSettings, OptimSettings, RunSettings, TrainSettings
 from trainer.data import ClipDataset, ClipOrder, Sample, batches, counted, open_snapshots
 from trainer.export import export_weights
@@ -70,6 +69,9 @@ def _train(settings: TrainSettings, rank: Rank) -> Path:
     snapshots = open_snapshots(s.data, checkpoint["snapshots"] if checkpoint else None)
     start = checkpoint["step"] if checkpoint else 0
     dataset = ClipDataset(snapshots, s.data, run.seed)
+    if checkpoint and checkpoint["clips"] != dataset.identity:
+        folders = ", ".join(str(out) for out in s.data.out)
+        raise PretrackError(f"{folders} holds other clips than those this run was begun with: take another 'run.out'")
     order = ClipOrder(len(dataset), run.batch_size, run.seed, rank.number, rank.world, start)
     steps = run.steps or max(1, round((run.epochs or 0) * order.steps_per_epoch))
     share = run.batch_size // rank.world
@@ -78,7 +80,12 @@ def _train(settings: TrainSettings, rank: Rank) -> Path:
     torch.manual_seed(run.seed)
     student, teacher = make_models(s, checkpoint, rank.device)
     grid = student.backbone.grid(s.data.size)
-    side = max(1, round(grid * s.references.crop_ratio))
+    side = round(grid * s.references.crop_ratio)
+    if side < 2:
+        raise PretrackError(
+            f"a reference would have {side}x{side} patches of a grid of {grid}x{grid}, which leaves nothing to sort: enlarge "
+            "'data.size' or 'references.crop_ratio'"
+        )
     optimizer = make_optimizer(student, s.optim)
     if checkpoint:
         optimizer.load_state_dict(checkpoint["optimizer"])
@@ -91,6 +98,8 @@ def _train(settings: TrainSettings, rank: Rank) -> Path:
     log.info(
         "%d clips, batches of %d, %d steps an epoch; ranks: %d", len(dataset), run.batch_size, order.steps_per_epoch, rank.world
     )
+    if rank.first:
+        sweep_checkpoints(run.out)
     if rank.first and not checkpoint:
         write_whole(run.out / "settings.json", s.model_dump_json(indent=1).encode())
         export_weights(exported, s, snapshots, 0)
@@ -122,7 +131,7 @@ def _train(settings: TrainSettings, rank: Rank) -> Path:
             else:
                 report(done)
             if rank.first and (done % run.checkpoint_every == 0 or last):
-                save_checkpoint(run.out, state_of(s, snapshots, done, student, teacher, optimizer), run.keep)
+                save_checkpoint(run.out, state_of(s, dataset, done, student, teacher, optimizer), run.keep)
 
     if rank.first:
         export_weights(exported, s, snapshots, max(start, steps))
@@ -192,7 +201,7 @@ def load_state(settings: TrainSettings) -> dict[str, Any] | None:
 
 def state_of(
     settings: TrainSettings,
-    snapshots: list[Snapshot],
+    dataset: ClipDataset,
     step: int,
     student: nn.Module,
     teacher: nn.Module,
@@ -202,7 +211,8 @@ def state_of(
     return {
         "step": step,
         "settings": settings.model_dump(mode="json"),
-        "snapshots": [snapshot.name for snapshot in snapshots],
+        "snapshots": [snapshot.name for snapshot in dataset.snapshots],
+        "clips": dataset.identity,
         "student": student.state_dict(),
         "teacher": teacher.state_dict(),
         "optimizer": optimizer.state_dict(),

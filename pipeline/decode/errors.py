@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from shards.errors import PretrackError
 
+PASSING = ("decoder stalled", "decoder crashed", "missing video", "missing image")
+"""Reasons that may be gone the next time: an overloaded machine, a file system that was away. Such failures are tried again."""
+
 
 class DecodeError(PretrackError):
     """A video or an image cannot be read. `reason` is a short fixed phrase to count by, the message says what happened."""

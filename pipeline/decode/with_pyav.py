@@ -15,6 +15,8 @@ from pipeline.decode.errors import DecodeError
 
 Frame = NDArray[np.uint8]
 
+_SEEK_EARLY_S = (0.0, 2.0, 12.0)
+
 
 @contextmanager
 def open_video(path: str) -> Iterator[tuple[Any, Any]]:
@@ -24,6 +26,8 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     """
     try:
         container = av.open(path)
+    except FileNotFoundError as error:
+        raise DecodeError("the file is gone", "missing video") from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"the file cannot be opened as a video ({_reason(error)})") from error
     with container:
@@ -74,7 +78,8 @@ def frames_at(
     called after each decoded frame, wanted or not. Raises DecodeError.
     """
     wanted = list(indices)
-    for numbered in (_after_seek(path, timestamps, wanted[0]), enumerate(decode(path))):
+    seeks = (_after_seek(path, timestamps, wanted[0], early) for early in _SEEK_EARLY_S)
+    for numbered in (*seeks, enumerate(decode(path))):
         for index, frame in numbered:
             on_frame()
             if index > wanted[0]:
@@ -89,8 +94,10 @@ def frames_at(
     )
 
 
-def _after_seek(path: str, timestamps: Sequence[float], first: int) -> Iterator[tuple[int, Any]]:
-    """Frames from the key frame before `first` on, with their index in the file; up to the first whose time is not known.
+def _after_seek(path: str, timestamps: Sequence[float], first: int, early: float) -> Iterator[tuple[int, Any]]:
+    """Frames from a key frame before `first` on, with their index in the file; up to the first whose time is not known.
+
+    The seek aims `early` seconds before that frame. Some containers (MPEG-TS) lead to the key frame after the time asked for.
 
     What comes before the first key frame is not trusted: it may build on frames that the seek jumped over.
     """
@@ -98,7 +105,7 @@ def _after_seek(path: str, timestamps: Sequence[float], first: int) -> Iterator[
     key_seen = False
     with open_video(path) as (container, stream):
         try:
-            container.seek(round(timestamps[first] / stream.time_base), stream=stream)
+            container.seek(round(max(0.0, timestamps[first] - early) / stream.time_base), stream=stream)
             for frame in container.decode(stream):
                 key_seen = key_seen or frame.key_frame
                 if frame.time not in position:

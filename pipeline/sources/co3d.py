@@ -18,7 +18,7 @@ import numpy as np
 
 from manifests.settings import Settings
 from pipeline.sources.cameras import opencv_camera, with_poses
-from pipeline.sources.files import ListedFile, SourceName, check_root, folders_in, identity_of, images_in, is_image, numbered
+from pipeline.sources.files import ListedFile, Root, SourceName, check_root, folders_in, identity_of, images_in, is_image, numbered
 from pipeline.sources.json_stream import items
 from pipeline.video import Failure, Video
 from shards.clip import Camera
@@ -68,7 +68,7 @@ class Co3d(Settings):
     """Which dataset this is."""
     name: SourceName = "co3d"
     """The name of this source; two sources need different ones."""
-    root: Path
+    root: Root
     """The folder that holds the categories, or the zips."""
     categories: tuple[str, ...] | None = None
     """The categories to read; by default all there are."""

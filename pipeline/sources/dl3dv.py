@@ -15,6 +15,7 @@ from manifests.settings import Settings
 from pipeline.sources.cameras import opencv_camera, with_poses
 from pipeline.sources.files import (
     ListedFile,
+    Root,
     SourceName,
     check_root,
     folders_in,
@@ -60,7 +61,7 @@ class Dl3dv(Settings):
     """Which dataset this is."""
     name: SourceName = "dl3dv"
     """The name of this source; two sources need different ones."""
-    root: Path
+    root: Root
     """The folder that holds the batches (1K, 2K, …) or the scenes."""
     images: ImageFolder | None = None
     """Which size of image to read; by default the smallest that a scene has."""

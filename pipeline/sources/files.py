@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import StringConstraints
+from pydantic import AfterValidator, StringConstraints
 
 from shards.errors import PretrackError
 
-SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$")]
-"""The name of a source: it becomes part of file names."""
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=32)]
+"""The name of a source: it becomes part of file names, and of names in tars, which have 100 bytes."""
+
+Root = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+"""A source's folder."""
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 from manifests.settings import Settings
-from pipeline.sources.files import ListedFile, SourceName, check_root, identity_of, is_folder, is_image, joined, listed, numbered
+from pipeline.sources.files import (
+    ListedFile,
+    Root,
+    SourceName,
+    check_root,
+    identity_of,
+    is_folder,
+    is_image,
+    joined,
+    listed,
+    numbered,
+)
 from pipeline.video import Failure, Video
 from shards.errors import PretrackError
 
@@ -26,7 +36,7 @@ class VideoFolder(Settings):
     """Which dataset this is."""
     name: SourceName = "video_folder"
     """The name of this source; two sources need different ones."""
-    root: Path
+    root: Root
     """The top of the tree."""
     terms: str = "not stated"
     """What may be done with the footage, in a sentence; stored with every clip."""

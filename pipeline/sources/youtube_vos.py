@@ -10,7 +10,17 @@ from typing import Literal
 from pydantic import Field
 
 from manifests.settings import Settings
-from pipeline.sources.files import ListedFile, SourceName, check_root, folders_in, identity_of, images_in, joined, trailing_number
+from pipeline.sources.files import (
+    ListedFile,
+    Root,
+    SourceName,
+    check_root,
+    folders_in,
+    identity_of,
+    images_in,
+    joined,
+    trailing_number,
+)
 from pipeline.video import Failure, Video
 from shards.errors import PretrackError
 
@@ -32,7 +42,7 @@ class YoutubeVos(Settings):
     """Which dataset this is."""
     name: SourceName = "youtube_vos"
     """The name of this source; two sources need different ones."""
-    root: Path
+    root: Root
     """The folder that holds the splits."""
     split: str = Field(default="train", pattern=r"^[A-Za-z0-9_-]+$")
     """Which folder: train, valid or test (6 frames a second), or train_all_frames, … (30 a second)."""

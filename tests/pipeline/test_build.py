@@ -20,7 +20,7 @@ import webdataset
 from manifests.receipt import list_receipts
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
-from pipeline.build import Built, build
+from pipeline.build import Built, _make_shards, build
 from pipeline.catalog import make_catalog
 from pipeline.config import BuildSettings
 from pipeline.plan import Plan, make_plan
@@ -245,6 +245,69 @@ def test_a_damaged_receipt_makes_its_shard_again(
     assert "is damaged" in caplog.text
     assert contents(again.snapshot) == contents(built[1].snapshot)
     assert verify_snapshot(again.snapshot, QUIET) == []
+
+
+def test_what_was_away_for_a_while_is_tried_again(videos: Path, tmp_path: Path) -> None:
+    root, out = tmp_path / "videos", tmp_path / "out"
+    shutil.copytree(videos, root)
+    settings = settings_for(root, out)
+    make_catalog(settings, QUIET)
+    planned = plan(settings)
+    (root / "b.mp4").rename(tmp_path / "away.mp4")
+    _make_shards(list(planned.shards), planned, settings, QUIET)
+    (tmp_path / "away.mp4").rename(root / "b.mp4")
+    assert {(shard.action, shard.reason) for shard in plan(settings).shards} >= {("build", "1 failures may pass")}
+    snapshot = build(settings, QUIET).snapshot
+    assert snapshot.clips.num_rows == 6
+    assert verify_snapshot(snapshot, QUIET) == []
+    assert build(settings, QUIET).made == 0
+
+
+def test_a_shard_that_is_gone_is_made_again(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0].out, out)
+    settings = built[0].model_copy(update={"out": out})
+    tars = sorted((out / "shards").iterdir())
+    tars[0].unlink()
+    tars[1].write_bytes(tars[1].read_bytes()[:-700])
+    reasons = [(shard.action, shard.reason) for shard in plan(settings).shards if shard.action != "keep"]
+    assert reasons == [("build", "the shard is gone or cut short")] * 2
+    again = build(settings, QUIET)
+    assert (again.made, again.kept) == (2, 1)
+    assert contents(again.snapshot) == contents(built[1].snapshot)
+    assert verify_snapshot(again.snapshot, QUIET) == []
+
+
+def test_stored_frames_are_tracked_again_without_their_source(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[0].out, out)
+    finer = settings_for(tmp_path / "gone", out, tracks={"tracker": "lucas_kanade", "grid": 7, "anchors": [0, 5]})
+    with pytest.raises(PretrackError, match="gone does not exist"):
+        build(finer, QUIET)
+    again = build(finer, QUIET, stored=True)
+    assert (again.made, again.snapshot.clips.num_rows) == (3, 6)
+    assert set(again.snapshot.clips.column("points").to_pylist()) == {49}
+    assert again.snapshot.failures.equals(built[1].snapshot.failures)
+    assert build(finer, QUIET, stored=True).made == 0
+    other = settings_for(tmp_path / "gone", out, frames={"clip_frames": 10, "min_frames": 6, "short_side": 64})
+    with pytest.raises(PretrackError, match=r"has to be built from its source .* leave it out"):
+        build(other, QUIET, stored=True)
+
+
+def test_sources_whose_names_begin_alike_keep_apart(videos: Path, tmp_path: Path) -> None:
+    sources = [{"dataset": "video_folder", "name": name, "root": str(videos)} for name in ("a", "a-train")]
+    settings = settings_for(videos, tmp_path, sources=sources)
+    snapshot = build(settings, QUIET).snapshot
+    assert snapshot.clips.num_rows == len(set(snapshot.clips.column("key").to_pylist())) == 12
+    assert build(settings, QUIET).made == 0
+
+
+def test_a_relative_output_folder_is_this_ones(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's workers run in another folder."""
+    monkeypatch.chdir(tmp_path)
+    snapshot = build(settings_for(videos, Path("made/here")), QUIET).snapshot
+    assert snapshot.out == tmp_path / "made" / "here"
+    assert verify_snapshot(snapshot, QUIET) == []
 
 
 @pytest.mark.slow

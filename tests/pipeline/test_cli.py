@@ -97,6 +97,13 @@ def state_shards(out: Path) -> set[str]:
         (["plan", "{config}", "tracks.tracker=cotraker"], "cotraker"),
         (["plan", "{config}", "sources=[{{dataset: imagenet, root: /}}]"], "imagenet"),
         (["build", "{config}", "frames.clip_frames=many"], "frames.clip_frames"),
+        (["build", "{config}", "frames.size=[0, 0]"], "frames.size"),
+        (["build", "{config}", "frames.decode_timeout_s=.inf"], "finite"),
+        (["build", "{config}", "sources.0.name=" + 40 * "n"], "at most 32 characters"),
+        (["build", "{config}", "out=''"], "should name a folder"),
+        (["build", "{config}", "out=/proc/pretrack"], "cannot be written"),
+        (["catalog", "{config}", "out=/proc/pretrack"], "/proc/pretrack"),
+        (["build", "{config}", "--stored"], "holds no finished build"),
         (["build", "/not/there.yaml"], "/not/there.yaml"),
         (["status", "/not/there"], "/not/there"),
         (["verify", "{folder}"], "holds no finished build"),
@@ -106,7 +113,8 @@ def state_shards(out: Path) -> set[str]:
 )
 def test_bad_input_is_one_clear_sentence(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
     filled = [argument.format(config=config, folder=tmp_path) for argument in arguments]
-    overrides = [f"out={tmp_path / 'out'}"] if arguments[0] in ("plan", "build") and "{config}" in arguments else []
+    own_out = any(argument.startswith("out=") for argument in arguments) or "{config}" not in arguments
+    overrides = [] if own_out else [f"out={tmp_path / 'out'}"]
     done = pretrack(*filled, *overrides)
     assert done.returncode == 1, done.stdout + done.stderr
     complaint = [line for line in done.stderr.splitlines() if line.startswith("pretrack: ")]
@@ -114,6 +122,11 @@ def test_bad_input_is_one_clear_sentence(arguments: list[str], says: str, config
     assert says in complaint[0]
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_rule_over_several_keys_names_them_alone(config: Path) -> None:
+    complaint = pretrack("plan", config, "tracks.anchors=[0,16]").stderr
+    assert complaint == f"pretrack: {config}: tracks.anchors [0, 16] go beyond the 10 frames of a clip\n"
 
 
 def test_a_misspelt_key_is_told_its_near_one(config: Path) -> None:

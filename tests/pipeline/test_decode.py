@@ -6,6 +6,7 @@ import os
 import signal
 import zipfile
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -138,6 +139,17 @@ def test_reading_by_index_survives_gaps_in_time_and_b_frames(tmp_path: Path) -> 
     for index in range(40):
         (frame,) = read_frames(path, "pyav", times, [index])
         assert np.array_equal(frame, every[index]), f"frame {index}"
+
+
+def test_mpeg_ts_is_read_by_seeking(tmp_path: Path) -> None:
+    """Its seeks land late; decoding from the beginning for every clip would take ever longer."""
+    write_video(tmp_path / "a.ts", panning_frames(0, 150))
+    times = scan(str(tmp_path / "a.ts"), shot_cuts=False).timestamps
+    every = list(read_frames(str(tmp_path / "a.ts"), "pyav", times, range(150)))
+    for index in (0, 1, 70, 140):
+        decoded = iter(range(80))
+        (frame,) = read_frames(str(tmp_path / "a.ts"), "pyav", times, [index], on_frame=partial(next, decoded))  # or StopIteration
+        assert np.array_equal(frame, every[index])
 
 
 def test_a_video_that_changed_since_its_scan_is_noticed(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_the_command_compares_a_run_with_its_start(
     ("weights", "message"),
     [
         ("random", "need a backbone's name: add --backbone"),
-        ("no/such.pth", "has no description"),
+        ("no/such.pth", "there is no run and no weight file"),
         (".", "holds no exported weights"),
     ],
 )
