@@ -9,7 +9,11 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Settings
 from pipeline.sources import Source
+from pipeline.trackers.cotracker3 import CoTracker3
 from pipeline.trackers.lucas_kanade import LucasKanade
+from pipeline.trackers.truth import Truth
+
+TrackSettings = Annotated[CoTracker3 | LucasKanade | Truth, Field(discriminator="tracker")]
 
 FRAMES_VERSION = 1
 """Raised by hand when the same frame settings give other pixels, so that old shards are made again."""
@@ -94,7 +98,7 @@ class BuildSettings(Settings):
     """The datasets to read."""
     frames: FrameSettings = FrameSettings()
     """Which frames are stored, and how."""
-    tracks: LucasKanade = LucasKanade()
+    tracks: TrackSettings = LucasKanade()
     """Which tracker follows which points."""
     shards: ShardSettings = ShardSettings()
     """How clips are packed."""

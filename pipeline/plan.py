@@ -50,7 +50,8 @@ class PlannedClip:
 
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard as it should be. `previous` is the shard whose stored frames a re-track reads, "" otherwise."""
+    """A shard as it should be. `previous` is the shard whose stored frames a re-track reads, "" otherwise; the settings are those
+    that decide its content, as canonical JSON."""
 
     shard: str
     group: str
@@ -61,6 +62,8 @@ class PlannedShard:
     clips: tuple[PlannedClip, ...]
     frames_fingerprint: str
     tracks_fingerprint: str
+    frames_settings: str
+    tracks_settings: str
     previous: str
 
 
@@ -234,7 +237,7 @@ def _planned(
     """
     frames_settings, tracks_settings = (
         canonical_json(settings.frames.of_content()),
-        canonical_json(settings.tracks.model_dump(mode="json")),
+        canonical_json(settings.tracks.of_content()),
     )
     clips = sorted(clips, key=lambda clip: (clip.video, clip.start))
     identities = videos.column("identity").take(pa.array([clip.video for clip in clips])).to_pylist()
@@ -245,7 +248,20 @@ def _planned(
     shard, action, reason, previous = _decide(
         group, frames_fingerprint, tracks_fingerprint, frames_settings, tracks_settings, clips, before
     )
-    return PlannedShard(shard, group, source, split, action, reason, tuple(clips), frames_fingerprint, tracks_fingerprint, previous)
+    return PlannedShard(
+        shard,
+        group,
+        source,
+        split,
+        action,
+        reason,
+        tuple(clips),
+        frames_fingerprint,
+        tracks_fingerprint,
+        frames_settings,
+        tracks_settings,
+        previous,
+    )
 
 
 def _decide(
@@ -294,6 +310,8 @@ def _action(
 def _difference(what: str, old: str, new: str) -> str:
     """Which settings differ, in words: "tracks.grid 16 → 24"."""
     before, after = json.loads(old), json.loads(new)
+    if before.get("tracker") != after.get("tracker"):
+        return f"{what}.tracker {before.get('tracker')} → {after.get('tracker')}"
     names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
     return ", ".join(f"{what}.{name} {before.get(name)} → {after.get(name)}" for name in names)
 

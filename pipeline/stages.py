@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.fingerprint import canonical_json, fingerprint
+from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, read_receipt, shard_path, write_receipt
 from manifests.tables import ClipRow, ShardRow
 from pipeline.config import BuildSettings
@@ -23,12 +24,15 @@ from pipeline.video import Failure
 from shards import jpeg
 from shards.clip import Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
-from shards.errors import ShardError
+from shards.errors import PretrackError, ShardError
 from shards.geometry import View, grid_points, stored_view
 from shards.reader import iterate_shard
 from shards.writer import ClipMembers, open_shard
 
 Frame = NDArray[np.uint8]
+
+_CLIPS_TOGETHER = 16
+"""Clips that a tracker is given at once: enough to fill a GPU, few enough to hold their frames."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
         video = task.videos[planned.video]
         try:
             decode = _decode_from_file if video["file"] else _decode_from_images
-            clips.append(decode(planned, video, task.settings, decoder, failures))
+            clips.append(decode(planned, video, task, decoder, failures))
         except DecodeError as error:
             failures.append(Failure(video["source"], video["video_id"], planned.key, "decode", error.reason, str(error)))
     return DecodedShard(tuple(clips), tuple(failures), time.monotonic() - started)
@@ -101,7 +105,7 @@ def load_shard(task: ShardTask) -> DecodedShard:
     started = time.monotonic()
     out, previous = task.settings.out, task.shard.previous
     receipt = read_receipt(out, previous)
-    digest = fingerprint(task.settings.tracks.model_dump(mode="json"))
+    digest = fingerprint_lines([task.shard.tracks_settings])
     clips = tuple(
         DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs) for clip in iterate_shard(shard_path(out, previous))
     )
@@ -112,16 +116,30 @@ def load_shard(task: ShardTask) -> DecodedShard:
 
 
 def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings) -> TrackedShard:
-    """Tracks the clips of a shard on the frames as they are stored."""
+    """Tracks the clips of a shard on the frames as they are stored; those of one shape together, some at a time.
+
+    While some are tracked, the frames of the next are unpacked, so that a GPU does not wait for them.
+    """
     started = time.monotonic()
     clips: list[TrackedClip] = []
     failures: list[Failure] = []
-    for clip in decoded.clips:
-        try:
-            clips.append(_track(clip, tracker, settings))
-        except (ValueError, RuntimeError, ShardError) as error:
-            detail = f"the tracker {settings.tracks.tracker} failed: {error}"
-            failures.append(Failure(clip.info.source, clip.info.video_id, clip.info.key, "track", "tracker failed", detail))
+    batches = _batches(decoded.clips)
+    with ThreadPoolExecutor(1) as unpacker:
+        ahead = unpacker.submit(_unpack, batches[0]) if batches else None
+        for number, batch in enumerate(batches):
+            assert ahead is not None
+            unpacked = ahead.result()
+            ahead = unpacker.submit(_unpack, batches[number + 1]) if number + 1 < len(batches) else None
+            try:
+                clips += _track(batch, unpacked, tracker, settings)
+            except (ValueError, RuntimeError, PretrackError):
+                for clip, frames in zip(batch, unpacked, strict=True):  # one of them is to blame, and the others need not suffer
+                    try:
+                        clips += _track([clip], [frames], tracker, settings)
+                    except (ValueError, RuntimeError, PretrackError) as error:
+                        detail = f"the tracker {settings.tracks.tracker} failed: {error}"
+                        info = clip.info
+                        failures.append(Failure(info.source, info.video_id, info.key, "track", "tracker failed", detail))
     return TrackedShard(tuple(clips), tuple(failures), time.monotonic() - started)
 
 
@@ -146,8 +164,8 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
         checksum=writer.checksum,
         frames_fingerprint=shard.frames_fingerprint,
         tracks_fingerprint=shard.tracks_fingerprint,
-        frames_settings=canonical_json(settings.frames.of_content()),
-        tracks_settings=canonical_json(settings.tracks.model_dump(mode="json")),
+        frames_settings=shard.frames_settings,
+        tracks_settings=shard.tracks_settings,
         decode_seconds=decoded.seconds,
         track_seconds=tracked.seconds,
         write_seconds=time.monotonic() - started,
@@ -159,22 +177,22 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
 
 
 def _decode_from_file(
-    planned: PlannedClip, video: dict[str, Any], settings: BuildSettings, decoder: IsolatedDecoder, failures: list[Failure]
+    planned: PlannedClip, video: dict[str, Any], task: ShardTask, decoder: IsolatedDecoder, failures: list[Failure]
 ) -> DecodedClip:
     """A clip of a video file."""
-    frames = settings.frames
+    frames = task.settings.frames
     indices = [planned.start + i * frames.stride for i in range(planned.frames)]
     path = str(Path(video["root"]) / video["file"])
     view = stored_view(video["width"], video["height"], frames.short_side, frames.size)
     pictures = decoder.read_video(path, frames.decoder, video["timestamps"], indices, view)
-    return _encode(planned, video, settings, indices, indices, pictures, view)
+    return _encode(planned, video, task, indices, indices, pictures, view)
 
 
 def _decode_from_images(
-    planned: PlannedClip, video: dict[str, Any], settings: BuildSettings, decoder: IsolatedDecoder, failures: list[Failure]
+    planned: PlannedClip, video: dict[str, Any], task: ShardTask, decoder: IsolatedDecoder, failures: list[Failure]
 ) -> DecodedClip:
     """A clip of image files. Those that cannot be used are named in `failures`; the clip goes on without them if enough remain."""
-    frames = settings.frames
+    frames = task.settings.frames
     indices = [planned.start + i * frames.stride for i in range(planned.frames)]
     names = [video["image_files"][i] for i in indices]
     found: dict[int, tuple[Frame, tuple[int, int]]] = {}
@@ -198,13 +216,13 @@ def _decode_from_images(
     used = sorted(found)
     numbers = [video["frame_numbers"][i] for i in used]
     pictures = [found[i][0] for i in used]
-    return _encode(planned, video, settings, used, numbers, pictures, stored_view(*sizes[0], frames.short_side, frames.size))
+    return _encode(planned, video, task, used, numbers, pictures, stored_view(*sizes[0], frames.short_side, frames.size))
 
 
 def _encode(
     planned: PlannedClip,
     video: dict[str, Any],
-    settings: BuildSettings,
+    task: ShardTask,
     indices: list[int],
     numbers: list[int],
     pictures: Iterable[Frame],
@@ -227,10 +245,10 @@ def _encode(
         timestamps=tuple(timestamps[i] for i in indices) if timestamps else None,
         cameras=tuple(_camera(cameras[i], view) for i in indices) if cameras else None,
         terms=video["terms"],
-        frames_settings=fingerprint(settings.frames.of_content()),
-        tracks_settings=fingerprint(settings.tracks.model_dump(mode="json")),
+        frames_settings=fingerprint_lines([task.shard.frames_settings]),
+        tracks_settings=fingerprint_lines([task.shard.tracks_settings]),
     )
-    return DecodedClip(info, tuple(jpeg.encode(picture, settings.frames.jpeg_quality) for picture in pictures))
+    return DecodedClip(info, tuple(jpeg.encode(picture, task.settings.frames.jpeg_quality) for picture in pictures))
 
 
 def _camera(camera: dict[str, Any] | None, view: View) -> Camera | None:
@@ -239,19 +257,36 @@ def _camera(camera: dict[str, Any] | None, view: View) -> Camera | None:
     return view.camera(Camera(**{**camera, "world_to_camera": tuple(camera["world_to_camera"])}))
 
 
-def _track(clip: DecodedClip, tracker: Tracker, settings: BuildSettings) -> TrackedClip:
-    info = clip.info
-    frames = np.stack([jpeg.decode(data) for data in clip.jpegs])
+def _batches(clips: Iterable[DecodedClip]) -> list[list[DecodedClip]]:
+    """Clips of one shape together, at most `_CLIPS_TOGETHER`."""
+    alike: dict[tuple[int, int, int], list[DecodedClip]] = {}
+    for clip in clips:
+        alike.setdefault((clip.info.frames, clip.info.height, clip.info.width), []).append(clip)
+    return [same[first : first + _CLIPS_TOGETHER] for same in alike.values() for first in range(0, len(same), _CLIPS_TOGETHER)]
+
+
+def _unpack(clips: Sequence[DecodedClip]) -> list[Frame]:
+    """The frames of clips: [T, H, W, 3] each."""
+    return [np.stack([jpeg.decode(data) for data in clip.jpegs]) for clip in clips]
+
+
+def _track(clips: Sequence[DecodedClip], frames: Sequence[Frame], tracker: Tracker, settings: BuildSettings) -> list[TrackedClip]:
+    """Tracks clips of one shape."""
+    info = clips[0].info
     anchors = tuple(anchor for anchor in settings.tracks.anchors if anchor < info.frames)
-    tracks = tracker.track(frames, anchors, grid_points(settings.tracks.grid, info.width, info.height))
-    return TrackedClip(
-        key=info.key,
-        tracks=encode_tracks(tracks),
-        anchors=anchors,
-        points=tracks.positions.shape[2],
-        visible_fraction=float(tracks.visibility.mean()) / 255,
-        motion=_motion(tracks, info),
-    )
+    queries = grid_points(settings.tracks.grid, info.width, info.height)
+    found = tracker.track(frames, [clip.info for clip in clips], anchors, queries)
+    return [
+        TrackedClip(
+            key=clip.info.key,
+            tracks=encode_tracks(tracks),
+            anchors=anchors,
+            points=tracks.positions.shape[2],
+            visible_fraction=float(tracks.visibility.mean()) / 255,
+            motion=_motion(tracks, clip.info),
+        )
+        for clip, tracks in zip(clips, found, strict=True)
+    ]
 
 
 def _motion(tracks: Tracks, info: ClipInfo) -> float:

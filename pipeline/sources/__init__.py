@@ -6,7 +6,8 @@ from pydantic import Field
 
 from pipeline.sources.co3d import Co3d
 from pipeline.sources.dl3dv import Dl3dv
+from pipeline.sources.synthetic import Synthetic
 from pipeline.sources.video_folder import VideoFolder
 from pipeline.sources.youtube_vos import YoutubeVos
 
-Source = Annotated[Co3d | Dl3dv | YoutubeVos | VideoFolder, Field(discriminator="dataset")]
+Source = Annotated[Co3d | Dl3dv | YoutubeVos | VideoFolder | Synthetic, Field(discriminator="dataset")]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from pipeline.trackers.protocol import TrackerSettings
-from shards.clip import Tracks
+from shards.clip import ClipInfo, Tracks
 from shards.geometry import inside
 
 Grey = NDArray[np.uint8]
@@ -55,8 +55,13 @@ class LucasKanadeTracker:
     def __init__(self, settings: LucasKanade) -> None:
         self._settings = settings
 
-    def track(self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
+    def track(
+        self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
+    ) -> list[Tracks]:
         """See `Tracker.track`."""
+        return [self._track(frames, anchors, queries) for frames in clips]
+
+    def _track(self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
         a, t, n = len(anchors), len(frames), len(queries)
         positions = np.empty((a, t, n, 2), np.float32)

@@ -1,25 +1,28 @@
-"""What a tracker is. A third one is one new file beside this, and its settings' name in `pipeline.config`."""
+"""What a tracker is. Another one is one new file beside this, and its settings' name in `pipeline.config`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from manifests.settings import Settings
-from shards.clip import Tracks
+from shards.clip import ClipInfo, Tracks
 
 
 class Tracker(Protocol):
     """Follows points through a clip. Made once a worker, by its settings' `load()`, and then called for every clip."""
 
-    def track(self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
-        """Follows the same query points from each anchor frame through the whole clip, forward and backward.
+    def track(
+        self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
+    ) -> list[Tracks]:
+        """Follows the same query points from each anchor frame through whole clips, forward and backward.
 
-        frames:  [T, H, W, 3] RGB as stored
+        clips:   [T, H, W, 3] each, RGB as stored, all of one shape
+        infos:   what is known of each clip
         anchors: A frame indices, 0 <= a < T
         queries: [N, 2] (x, y) in pixels of the frame, centres at integers; their position in every anchor frame
 
@@ -35,6 +38,10 @@ class TrackerSettings(Settings):
     """Points a side: grid x grid points are followed from each anchor frame."""
     anchors: tuple[int, ...] = (0, 8, 16)
     """Frames of a clip from which a grid of points is followed. A clip too short for one of them goes without it."""
+
+    def of_content(self) -> dict[str, Any]:
+        """The settings that decide what the tracks are."""
+        return self.model_dump(mode="json")
 
     @field_validator("anchors")
     @classmethod

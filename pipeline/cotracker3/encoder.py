@@ -1,0 +1,55 @@
+"""The image encoder: one frame → one feature map at a quarter of its size (CoTracker3, section 3)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+STRIDE = 4
+CHANNELS = 128
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions with instance norm, and the input on top."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        # A list, so that its convolution is called downsample.0 as in the checkpoints.
+        self.downsample = nn.ModuleList([nn.Conv2d(inputs, outputs, 1, stride=stride)] if stride > 1 else [])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[F, inputs, h, w] → [F, outputs, h / stride, w / stride]."""
+        y = F.relu(F.instance_norm(self.conv1(x)))
+        y = F.relu(F.instance_norm(self.conv2(y)))
+        for convolution in self.downsample:
+            x = F.instance_norm(convolution(x))
+        return F.relu(x + y)
+
+
+class Encoder(nn.Module):
+    """Four stages at 1/2, 1/4, 1/8 and 1/16 of the size, brought to 1/4, put side by side and mixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
+        widths = (64, 64, 96, 128, 128)
+        for number, (inputs, outputs) in enumerate(pairwise(widths), 1):
+            stage = nn.Sequential(ResidualBlock(inputs, outputs, 1 if number == 1 else 2), ResidualBlock(outputs, outputs, 1))
+            self.add_module(f"layer{number}", stage)
+        self.conv2 = nn.Conv2d(sum(widths[1:]), 2 * CHANNELS, 3, padding=1)
+        self.conv3 = nn.Conv2d(2 * CHANNELS, CHANNELS, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [F, 3, H, W] in -1..1 → features [F, 128, H / 4, W / 4]."""
+        size = (images.shape[-2] // STRIDE, images.shape[-1] // STRIDE)
+        x = F.relu(F.instance_norm(self.conv1(images)))
+        stages = []
+        for number in range(1, 5):
+            x = self.get_submodule(f"layer{number}")(x)
+            stages.append(F.interpolate(x, size, mode="bilinear", align_corners=True))
+        return self.conv3(F.relu(F.instance_norm(self.conv2(torch.cat(stages, dim=1)))))

@@ -1,0 +1,92 @@
+"""Scenes made here from photographs, with exact tracks (tracker `truth`) and cameras: ground truth without a download."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import cv2
+from pydantic import Field
+
+from manifests.fingerprint import fingerprint
+from manifests.settings import Settings
+from pipeline.sources.files import SourceName
+from pipeline.synthetic.scene import FRAMES_A_SECOND, Scene, SceneId, make_scene, render
+from pipeline.video import Failure, Video
+from shards.errors import PretrackError
+from shards.files import TEMPORARY, sync_folder, write_whole
+
+TERMS = "Rendered from photographs in the public domain or CC0 that scikit-image ships: free to use and redistribute"
+
+
+class Synthetic(Settings):
+    """Planes with photographs on them, swinging in front of one another and of a moving camera (`pipeline.synthetic.scene`).
+
+    Frames are rendered to `ROOT/VIDEO_ID/00000.png` when the videos are first listed, a few seconds each, and kept. A video's id
+    holds every setting that its frames follow from, so other settings give other videos beside the old ones.
+    """
+
+    dataset: Literal["synthetic"]
+    """Which dataset this is."""
+    name: SourceName = "synthetic"
+    """The name of this source; two sources need different ones."""
+    root: Path
+    """The folder for the rendered frames; made if it is not there."""
+    videos: int = Field(8, ge=1, le=10_000)
+    """How many videos."""
+    frames: int = Field(24, ge=2, le=999)
+    """Frames of a video, 24 a second."""
+    width: int = Field(320, ge=32, le=4096)
+    """Width of the frames, in pixels."""
+    height: int = Field(240, ge=32, le=4096)
+    """Height of the frames, in pixels."""
+    seed: int = Field(0, ge=0)
+    """Other seeds give other scenes."""
+
+    def find_videos(self) -> Iterator[Video | Failure]:
+        """All videos in order, each rendered first if it is not there. Raises PretrackError without scikit-image's photographs or
+        where a file is in the way."""
+        if self.root.exists() and not self.root.is_dir():
+            raise PretrackError(f"the synthetic root {self.root} is not a folder: set 'root' to one for the rendered frames")
+        for number in range(self.videos):
+            yield self._video(SceneId(self.seed, number, self.frames, self.width, self.height))
+
+    def _video(self, scene_id: SceneId) -> Video:
+        """One video. Its content follows from its id, and so does its identity, whenever and wherever it was rendered."""
+        scene, video_id = make_scene(scene_id), str(scene_id)
+        names = [f"{frame:05d}.png" for frame in range(scene_id.frames)]
+        folder = self.root / video_id
+        if not all((folder / name).is_file() for name in names):
+            _write_frames(folder, names, scene)
+        return Video(
+            source=self.name,
+            dataset=self.dataset,
+            video_id=video_id,
+            sequence=f"synthetic/seed{scene_id.seed}-scene{scene_id.number:04d}",
+            root=str(self.root.absolute()),
+            file="",
+            image_files=tuple(f"{video_id}/{name}" for name in names),
+            frame_numbers=tuple(range(scene_id.frames)),
+            timestamps=tuple(frame / FRAMES_A_SECOND for frame in range(scene_id.frames)),
+            cameras=scene.cameras,
+            identity=fingerprint(video_id),
+            terms=TERMS,
+        )
+
+
+def _write_frames(folder: Path, names: list[str], scene: Scene) -> None:
+    """Renders a scene to PNG files in a folder, which appears when all are there. One that lacks files is replaced."""
+    temporary = folder.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{folder.name}")
+    try:
+        for frame, name in enumerate(names):
+            _, data = cv2.imencode(".png", cv2.cvtColor(render(scene, frame), cv2.COLOR_RGB2BGR))
+            write_whole(temporary / name, data.tobytes())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    sync_folder(folder.parent)

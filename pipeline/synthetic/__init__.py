@@ -1,0 +1,1 @@
+"""Videos made here, whose true tracks, occlusions and cameras follow from geometry."""
