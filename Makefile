@@ -21,7 +21,7 @@ demo: setup
 test: setup
 	$(RUN)/python -m pytest
 
-# The tests that take less than ten seconds each.
+# The tests without the slow ones: under two minutes.
 quick: setup
 	$(RUN)/python -m pytest -m 'not slow'
 

@@ -169,6 +169,7 @@ def test_another_grid_retracks_stored_frames(videos: Path, tmp_path: Path) -> No
     assert open_snapshot(tmp_path).clips.equals(old.clips)
 
 
+@pytest.mark.slow
 def test_only_shards_concerned_are_touched(videos: Path, tmp_path: Path) -> None:
     root = tmp_path / "videos"
     shutil.copytree(videos, root)

@@ -82,6 +82,7 @@ def test_keys_and_shapes_are_those_of_the_official_checkpoints(kind: str) -> Non
     assert ours == json.loads((GOLDEN / f"state_dict_{kind}.json").read_text())
 
 
+@pytest.mark.slow
 def test_network_equals_golden_after_one_and_six_iterations(offline: CoTracker3, golden: dict[str, Tensor]) -> None:
     video = F.interpolate(golden["video"].float(), (384, 512), mode="bilinear", align_corners=True) * 2 / 255 - 1
     features = offline.fnet(video[:1])[0, :, ::12, ::16]
@@ -144,6 +145,7 @@ def a_video(clips: int = 2, frames: int = 6) -> Tensor:
     return torch.from_numpy(np.stack(made)).permute(0, 1, 4, 2, 3)
 
 
+@pytest.mark.slow
 def test_clips_anchors_and_memory_do_not_change_tracks(offline: CoTracker3) -> None:
     video = a_video(2, 3)
     together = track(offline, video, grid=3, anchors=(0, 2), iterations=2)
@@ -153,6 +155,7 @@ def test_clips_anchors_and_memory_do_not_change_tracks(offline: CoTracker3) -> N
         torch.testing.assert_close(getattr(together, name), expected, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_points_before_their_anchor_are_tracked_backward(offline: CoTracker3) -> None:
     """As the frames before an anchor see them, a video and its mirror in time are the same."""
     video = a_video(1, 4)
@@ -267,6 +270,7 @@ def test_a_build_through_ray_stores_what_track_gives(tmp_path: Path) -> None:
         np.testing.assert_allclose(clip.tracks.visibility / 255, alone.visibility[0].numpy(), atol=1 / 255)
 
 
+@pytest.mark.slow
 def test_the_tracker_of_a_build_gives_what_track_gives() -> None:
     values = {
         "tracker": "cotracker3",

@@ -91,6 +91,7 @@ def test_differences_and_what_they_say() -> None:
     assert difference([0.1], [0.3]).verdict == difference([], []).verdict == "too few clips to tell"
 
 
+@pytest.mark.slow
 def test_the_command_compares_a_run_with_its_start(
     build: Path, settings: Callable[..., TrainSettings], capsys: pytest.CaptureFixture[str]
 ) -> None:
