@@ -22,6 +22,7 @@ if command -v nvcc >/dev/null 2>&1 && ! nvidia-smi >/dev/null 2>&1; then
     export PATH
     unset CUDA_HOME CUDA_PATH
 fi
-if ! "$python" -m pip install --quiet --no-build-isolation --constraint constraints.txt torchsort; then
+if ! "$python" -m pip install --no-build-isolation --constraint constraints.txt torchsort >"$hidden/log" 2>&1; then
+    cat "$hidden/log" >&2
     echo 'torchsort could not be built (is there a C++ compiler?): the trainer uses its PyTorch path instead' >&2
 fi
