@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+import zlib
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -49,7 +50,7 @@ def _bytes(root: str, name: str) -> bytes:
         return _archive(str(Path(root) / archive)).read(member)
     except KeyError as error:
         raise FileNotFoundError(name) from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted, or packed in a way zipfile lacks
         raise OSError(f"damaged archive {archive}: {error}") from error
 
 

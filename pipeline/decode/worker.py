@@ -42,6 +42,8 @@ def answer_images(pipe: Connection, root: str, names: Sequence[str], short_side:
             image = read_image(root, name)
         except DecodeError as error:
             pipe.send(("failed", str(error), error.reason))
+        except Exception as error:  # Pillow has errors of many kinds for broken files: they cost this image, not its clip
+            pipe.send(("failed", f"the image cannot be read ({type(error).__name__}: {error})", "unreadable image"))
         else:
             height, width = image.shape[:2]
             pipe.send(("result", (stored_view(width, height, short_side, size).frame(image), (width, height))))

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from manifests.fingerprint import fingerprint
 from manifests.settings import Settings
-from pipeline.sources.files import SourceName
+from pipeline.sources.files import Root, SourceName
 from pipeline.synthetic.scene import FRAMES_A_SECOND, Scene, SceneId, make_scene, render
 from pipeline.video import Failure, Video
 from shards.errors import PretrackError
@@ -34,7 +34,7 @@ class Synthetic(Settings):
     """Which dataset this is."""
     name: SourceName = "synthetic"
     """The name of this source; two sources need different ones."""
-    root: Path
+    root: Root
     """The folder for the rendered frames; made if it is not there."""
     videos: int = Field(8, ge=1, le=10_000)
     """How many videos."""

@@ -188,7 +188,13 @@ def test_bad_images_are_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("not an image at all")
     (tmp_path / "broken.zip").write_bytes(b"PK no zip")
     Image.new("RGB", (64, 64)).save(tmp_path / "black.jpg")
+    with zipfile.ZipFile(tmp_path / "flipped.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.jpg", b"0123456789" * 500)
+    packed = bytearray((tmp_path / "flipped.zip").read_bytes())
+    packed[35:45] = b"\xff" * 10  # the first bytes of the packed data, after a header of 30 and the name
+    (tmp_path / "flipped.zip").write_bytes(packed)
     bad = {
+        "flipped.zip!a.jpg": "unreadable image",
         "truncated.jpg": "unreadable image",
         "empty.jpg": "unreadable image",
         "text.jpg": "unreadable image",
