@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.clip import ClipInfo
 from shards.errors import PretrackError
 from shards.files import written_whole
 from shards.writer import ClipMembers, Span
@@ -158,6 +159,42 @@ class ShardRow:
     decode_seconds: float
     track_seconds: float
     write_seconds: float
+
+
+def clip_row(
+    shard: str,
+    info: ClipInfo,
+    members: ClipMembers,
+    *,
+    anchors: Sequence[int],
+    points: int,
+    visible_fraction: float,
+    motion: float,
+) -> ClipRow:
+    """The clips table's row of a clip as it was stored in `shard`; `members_of` gives its members back."""
+    return ClipRow(
+        key=info.key,
+        source=info.source,
+        dataset=info.dataset,
+        video_id=info.video_id,
+        sequence=info.sequence,
+        split=info.split,
+        shard=shard,
+        frames=info.frames,
+        width=info.width,
+        height=info.height,
+        anchors=list(anchors),
+        points=points,
+        visible_fraction=visible_fraction,
+        motion=motion,
+        json_offset=members.info.offset,
+        json_size=members.info.size,
+        tracks_offset=members.tracks.offset,
+        tracks_size=members.tracks.size,
+        frame_offsets=[span.offset for span in members.frames],
+        frame_sizes=[span.size for span in members.frames],
+        checksum=members.checksum,
+    )
 
 
 def members_of(row: dict[str, Any]) -> ClipMembers:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, read_receipt, shard_path, write_receipt
-from manifests.tables import ClipRow, ShardRow
+from manifests.tables import ShardRow, clip_row
 from pipeline.config import BuildSettings
 from pipeline.decode.errors import DecodeError
 from pipeline.decode.isolated import IsolatedDecoder
@@ -27,7 +27,7 @@ from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
 from shards.geometry import View, grid_points, stored_view
 from shards.reader import iterate_shard
-from shards.writer import ClipMembers, open_shard
+from shards.writer import open_shard
 
 Frame = NDArray[np.uint8]
 
@@ -152,9 +152,19 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
     with open_shard(shard_path(settings.out, shard.shard)) as writer:
         for clip in decoded.clips:
             if clip.info.key in tracks:
-                members = writer.add(clip.info, tracks[clip.info.key].tracks, clip.jpegs)
-                rows.append(_clip_row(shard.shard, clip.info, tracks[clip.info.key], members))
-    row = ShardRow(
+                tracked_clip = tracks[clip.info.key]
+                members = writer.add(clip.info, tracked_clip.tracks, clip.jpegs)
+                row = clip_row(
+                    shard.shard,
+                    clip.info,
+                    members,
+                    anchors=tracked_clip.anchors,
+                    points=tracked_clip.points,
+                    visible_fraction=tracked_clip.visible_fraction,
+                    motion=tracked_clip.motion,
+                )
+                rows.append(row)
+    shard_row = ShardRow(
         shard=shard.shard,
         group=shard.group,
         source=shard.source,
@@ -171,7 +181,7 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
         write_seconds=time.monotonic() - started,
     )
     failures = tuple(asdict(failure) for failure in (*decoded.failures, *tracked.failures))
-    receipt = Receipt(row, tuple(rows), failures, tuple(clip.key for clip in shard.clips))
+    receipt = Receipt(shard_row, tuple(rows), failures, tuple(clip.key for clip in shard.clips))
     write_receipt(settings.out, receipt)
     return receipt
 
@@ -296,29 +306,3 @@ def _motion(tracks: Tracks, info: ClipInfo) -> float:
     distance = np.linalg.norm(tracks.positions - start, axis=-1)
     farthest = np.where(tracks.visibility > 127, distance, 0.0).max(axis=1)
     return float(np.median(farthest) / np.hypot(info.width, info.height))
-
-
-def _clip_row(shard: str, info: ClipInfo, tracked: TrackedClip, members: ClipMembers) -> ClipRow:
-    return ClipRow(
-        key=info.key,
-        source=info.source,
-        dataset=info.dataset,
-        video_id=info.video_id,
-        sequence=info.sequence,
-        split=info.split,
-        shard=shard,
-        frames=info.frames,
-        width=info.width,
-        height=info.height,
-        anchors=list(tracked.anchors),
-        points=tracked.points,
-        visible_fraction=tracked.visible_fraction,
-        motion=tracked.motion,
-        json_offset=members.info.offset,
-        json_size=members.info.size,
-        tracks_offset=members.tracks.offset,
-        tracks_size=members.tracks.size,
-        frame_offsets=[span.offset for span in members.frames],
-        frame_sizes=[span.size for span in members.frames],
-        checksum=members.checksum,
-    )

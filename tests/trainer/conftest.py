@@ -14,7 +14,7 @@ import torch
 
 from manifests.receipt import shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ClipRow, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, clip_row, table_of
 from shards import jpeg
 from shards.clip import StoredClip, Tracks
 from shards.geometry import grid_points
@@ -47,38 +47,21 @@ def panning_clip(
 def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
     """Writes clips as one shard and publishes a snapshot of them."""
     members, _, _ = write_clips(shard_path(out, "made-000000"), clips)
-    rows = [clip_row(clip, members[clip.info.key]) for clip in clips]
+    rows = [
+        clip_row(
+            "made-000000",
+            clip.info,
+            members[clip.info.key],
+            anchors=clip.tracks.anchors.tolist(),
+            points=clip.tracks.positions.shape[2],
+            visible_fraction=float(clip.tracks.visibility.mean()) / 255,
+            motion=0.1,
+        )
+        for clip in clips
+    ]
     videos = table_of([], VIDEOS)
     tables = {"videos": videos, "clips": table_of(rows, CLIPS), "shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}
     return publish_snapshot(out, tables, {})
-
-
-def clip_row(clip: StoredClip, members: Any) -> ClipRow:
-    """The clips table's row of a stored clip."""
-    info, tracks = clip.info, clip.tracks
-    return ClipRow(
-        key=info.key,
-        source=info.source,
-        dataset=info.dataset,
-        video_id=info.video_id,
-        sequence=info.sequence,
-        split=info.split,
-        shard="made-000000",
-        frames=info.frames,
-        width=info.width,
-        height=info.height,
-        anchors=[int(a) for a in tracks.anchors],
-        points=tracks.positions.shape[2],
-        visible_fraction=float(tracks.visibility.mean()) / 255,
-        motion=0.1,
-        json_offset=members.info.offset,
-        json_size=members.info.size,
-        tracks_offset=members.tracks.offset,
-        tracks_size=members.tracks.size,
-        frame_offsets=[span.offset for span in members.frames],
-        frame_sizes=[span.size for span in members.frames],
-        checksum=members.checksum,
-    )
 
 
 @pytest.fixture(scope="session")
