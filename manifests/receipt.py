@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from manifests.tables import ClipRow, ShardRow
 from shards.errors import PretrackError
-from shards.files import write_whole
+from shards.files import Location, read_whole, sizes_in, write_whole
 
 
 @dataclass(frozen=True)
@@ -26,27 +25,27 @@ class Receipt:
     planned: tuple[str, ...]
 
 
-def receipt_path(out: Path, shard: str) -> Path:
+def receipt_path(out: Location, shard: str) -> Location:
     """Where a shard's receipt lies."""
     return out / "receipts" / f"{shard}.json"
 
 
-def shard_path(out: Path, shard: str) -> Path:
+def shard_path(out: Location, shard: str) -> Location:
     """Where a shard's tar lies."""
     return out / "shards" / f"{shard}.tar"
 
 
-def write_receipt(out: Path, receipt: Receipt) -> None:
+def write_receipt(out: Location, receipt: Receipt) -> None:
     """Makes a shard exist."""
     data = json.dumps(asdict(receipt), sort_keys=True, ensure_ascii=False).encode()
     write_whole(receipt_path(out, receipt.shard.shard), data)
 
 
-def read_receipt(out: Path, shard: str) -> Receipt:
+def read_receipt(out: Location, shard: str) -> Receipt:
     """Reads one receipt. Raises PretrackError if it is damaged: then the shard is as good as not there."""
     path = receipt_path(out, shard)
     try:
-        fields: dict[str, Any] = json.loads(path.read_bytes())
+        fields: dict[str, Any] = json.loads(read_whole(path))
         return Receipt(
             shard=ShardRow(**fields["shard"]),
             clips=tuple(ClipRow(**row) for row in fields["clips"]),
@@ -57,7 +56,6 @@ def read_receipt(out: Path, shard: str) -> Receipt:
         raise PretrackError(f"the receipt {path} is damaged ({error}): the next build makes its shard again") from error
 
 
-def list_receipts(out: Path) -> list[str]:
+def list_receipts(out: Location) -> list[str]:
     """The names of all shards that have a receipt, sorted."""
-    folder = out / "receipts"
-    return sorted(path.stem for path in folder.glob("*.json") if not path.name.startswith(".")) if folder.is_dir() else []
+    return sorted(name.removesuffix(".json") for name in sizes_in(out / "receipts") if name.endswith(".json"))

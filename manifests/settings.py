@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 
-from shards.errors import SettingsError
+from shards.bucket import Url
+from shards.errors import PretrackError, SettingsError
+from shards.files import Location, absolute, location
 
 
 class Settings(BaseModel):
@@ -18,6 +20,19 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
+
+def _place(value: Any) -> Location:
+    """A path or a URL from a config."""
+    if not isinstance(value, str | Path | Url) or not str(value) or value == Path():
+        raise ValueError("should name a folder")
+    try:
+        return absolute(location(value))
+    except PretrackError as error:
+        raise ValueError(str(error)) from error
+
+
+Place = Annotated[Path | Url, PlainValidator(_place), PlainSerializer(str)]
+"""A folder on this machine (made absolute, since workers have another current folder) or on a bucket, as a setting."""
 
 S = TypeVar("S", bound=Settings)
 

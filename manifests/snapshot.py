@@ -9,9 +9,7 @@ A trainer holds the snapshot it started with; the shards it names stay until gar
 from __future__ import annotations
 
 import json
-import os
-import secrets
-import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,20 +20,32 @@ import pyarrow as pa
 from manifests.receipt import shard_path
 from manifests.tables import read_table, write_table
 from shards.errors import PretrackError
-from shards.files import TEMPORARY, sync_folder, write_whole
+from shards.files import (
+    Location,
+    delete_folder,
+    folders_in,
+    location,
+    read_whole,
+    size_of,
+    sizes_in,
+    sync_folder,
+    write_whole,
+)
 
 TABLES = ("videos", "clips", "shards", "failures")
+LAST = "settings.json"
+"""What is written last into a snapshot's folder: one without it is not whole, and does not count."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """A published state of an output folder; tables are read when first asked for."""
 
-    out: Path
+    out: Location
     name: str
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Location:
         """Where its tables lie."""
         return self.out / "snapshots" / self.name
 
@@ -62,64 +72,73 @@ class Snapshot:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings it was built with."""
-        loaded: dict[str, Any] = json.loads((self.folder / "settings.json").read_bytes())
+        loaded: dict[str, Any] = json.loads(read_whole(self.folder / "settings.json"))
         return loaded
 
-    def shard_path(self, shard: str) -> Path:
+    def shard_path(self, shard: str) -> Location:
         """Where a shard's tar lies."""
         return shard_path(self.out, shard)
 
 
-def open_snapshot(out: Path, name: str | None = None) -> Snapshot:
-    """The current snapshot of an output folder, or the one named. Raises PretrackError where there is none."""
+def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
+    """The current snapshot of an output folder (a path or a URL), or the one named. Raises PretrackError where there is none."""
+    out = location(where)
     if name is None:
         name = current_snapshot(out)
         if name is None:
             raise PretrackError(f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first")
     snapshot = Snapshot(out, name)
-    if not snapshot.folder.is_dir():
+    try:
+        size_of(snapshot.folder / LAST)
+    except FileNotFoundError:
         known = ", ".join(list_snapshots(out)) or "none"
-        raise PretrackError(f"{out} has no snapshot '{name}' (there are: {known})")
+        raise PretrackError(f"{out} has no snapshot '{name}' (there are: {known})") from None
     return snapshot
 
 
-def current_snapshot(out: Path) -> str | None:
+def current_snapshot(out: Location) -> str | None:
     """The name of the current snapshot, or None. Raises PretrackError if the pointer file is damaged."""
     pointer = out / "current.json"
     try:
-        return str(json.loads(pointer.read_bytes())["snapshot"])
+        return str(json.loads(read_whole(pointer))["snapshot"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
+        raise PretrackError(f"{pointer} cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise PretrackError(f"{pointer} is damaged ({error}): delete it and run 'pretrack build' again") from error
 
 
-def list_snapshots(out: Path) -> list[str]:
-    """Names of all snapshots, oldest first."""
+def list_snapshots(out: Location) -> list[str]:
+    """Names of all whole snapshots, oldest first."""
     folder = out / "snapshots"
-    return sorted(path.name for path in folder.iterdir() if path.name.isdigit()) if folder.is_dir() else []
+    return [name for name in folders_in(folder) if name.isdigit() and LAST in sizes_in(folder / name)]
 
 
-def publish_snapshot(out: Path, tables: dict[str, pa.Table], settings: dict[str, Any]) -> Snapshot:
+def publish_snapshot(out: Location, tables: dict[str, pa.Table], settings: dict[str, Any]) -> Snapshot:
     """Writes a new snapshot beside the others and makes it current; killed at any moment, the one before stays current.
 
     Beside the tables and settings it holds `shards.txt`: its tars, relative to `out`, for readers that know nothing of tables.
     """
-    names = list_snapshots(out)
+    names = [name for name in folders_in(out / "snapshots") if name.isdigit()]
     name = f"{int(names[-1]) + 1 if names else 1:06d}"
-    folder = out / "snapshots"
-    temporary = folder / f"{TEMPORARY}{secrets.token_hex(4)}"
-    temporary.mkdir(parents=True)
+    folder = out / "snapshots" / name
     try:
         for table in TABLES:
-            write_table(temporary / f"{table}.parquet", tables[table])
-        write_whole(temporary / "settings.json", json.dumps(settings, sort_keys=True, indent=1).encode())
-        tars = [shard_path(Path(), shard).as_posix() for shard in tables["shards"].column("shard").to_pylist()]
-        write_whole(temporary / "shards.txt", "".join(f"{tar}\n" for tar in tars).encode())
-        os.rename(temporary, folder / name)
+            write_table(folder / f"{table}.parquet", tables[table])
+        tars = "".join(f"shards/{shard}.tar\n" for shard in tables["shards"].column("shard").to_pylist())
+        write_whole(folder / "shards.txt", tars.encode())
+        write_whole(folder / LAST, json.dumps(settings, sort_keys=True, indent=1).encode())
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            delete_folder(folder)
         raise
-    sync_folder(folder)
-    write_whole(out / "current.json", json.dumps({"snapshot": name}).encode())
+    if isinstance(folder, Path):
+        sync_folder(folder.parent)
+    set_current(out, name)
     return Snapshot(out, name)
+
+
+def set_current(out: Location, name: str) -> None:
+    """Makes a snapshot the current one, in one step."""
+    write_whole(out / "current.json", json.dumps({"snapshot": name}).encode())

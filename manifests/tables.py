@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from shards.clip import ClipInfo
 from shards.errors import PretrackError
-from shards.files import written_whole
+from shards.files import Location, read_whole, written_whole
 from shards.writer import ClipMembers, Span
 
 CAMERA = pa.struct(
@@ -212,15 +212,15 @@ def table_of(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_pylist([row if isinstance(row, dict) else asdict(row) for row in rows], schema=schema)
 
 
-def write_table(path: Path, table: pa.Table) -> None:
+def write_table(path: Location, table: pa.Table) -> None:
     """Writes a Parquet file, whole or not at all."""
     with written_whole(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> pa.Table:
+def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
     """Reads a Parquet file. Raises PretrackError, naming it, where it is missing or damaged."""
     try:
-        return pq.read_table(path, columns=columns)
+        return pq.read_table(path if isinstance(path, Path) else pa.BufferReader(read_whole(path)), columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise PretrackError(f"the table {path} cannot be read ({error})") from error

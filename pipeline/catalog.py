@@ -26,6 +26,7 @@ from pipeline.decode.errors import PASSING, DecodeError
 from pipeline.progress import Progress
 from pipeline.video import Failure, Scan, Video
 from shards.errors import PretrackError
+from shards.files import Location, sizes_in
 
 SCANS = pa.schema(
     [
@@ -153,7 +154,7 @@ def _scans(settings: BuildSettings, videos: Iterable[Video], progress: Progress)
     wanted = settings.frames.of_scan()
     path = settings.out / "catalog" / "scans.parquet"
     files = {_path(video): video.identity for video in videos if video.file}
-    rows = read_table(path).to_pylist() if path.exists() else []
+    rows = read_table(path).to_pylist() if path.name in sizes_in(path.parent) else []
     known = {row["path"]: row for row in rows if row["settings"] == wanted and files.get(row["path"]) == row["identity"]}
     missing = sorted(files.keys() - known.keys())
     if missing:
@@ -167,7 +168,7 @@ def _scans(settings: BuildSettings, videos: Iterable[Video], progress: Progress)
     return {name: _scan_of(row) for name, row in known.items()}
 
 
-def _remember(path: Path, known: dict[str, dict[str, Any]]) -> None:
+def _remember(path: Location, known: dict[str, dict[str, Any]]) -> None:
     write_table(path, table_of([row for row in known.values() if row["reason"] not in PASSING], SCANS))
 
 

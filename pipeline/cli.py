@@ -17,6 +17,7 @@ from shards.errors import PretrackError, disk_sentence
 
 if TYPE_CHECKING:
     from pipeline.config import BuildSettings
+    from shards.files import Location
 
 app = typer.Typer(
     help="Turn video datasets into shards of frames and point tracks, once; then train on them.",
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 Config = Annotated[Path, typer.Argument(help="A YAML config, such as configs/demo.yaml.")]
-ConfigOrOut = Annotated[Path, typer.Argument(help="A YAML config, or an output folder.")]
+ConfigOrOut = Annotated[str, typer.Argument(help="A YAML config, or an output folder or its URL.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value, such as tracks.grid=24.")]
 Stored = Annotated[
     bool, typer.Option("--stored", help="Take the videos from the current snapshot: to track again without the sources.")
@@ -192,7 +193,7 @@ def show(
     clip: Annotated[list[str] | None, typer.Option(help="A clip's key, or part of one; may be given again.")] = None,
     count: Annotated[int, typer.Option(help="Without --clip: how many clips of each source.", min=1)] = 1,
     anchor: Annotated[int, typer.Option(help="Which of a clip's anchors to draw, from 0.", min=0)] = 0,
-    to: Annotated[Path | None, typer.Option(help="Folder for the pictures; by default OUT/pictures.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder for the pictures; by default OUT/pictures, or pictures/.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw tracks over frames: a contact sheet (PNG) and a video (MP4) for each clip."""
@@ -200,7 +201,7 @@ def show(
     from pipeline.show import show_clips
 
     out = _out(where, overrides)
-    made = show_clips(open_snapshot(out), clip or [], count, anchor, to or out / "pictures")
+    made = show_clips(open_snapshot(out), clip or [], count, anchor, to or (out if isinstance(out, Path) else Path()) / "pictures")
     if as_json:
         _print_json({"pictures": [str(path) for path in made]})
         return
@@ -225,13 +226,16 @@ def _settings(config: Path, overrides: list[str] | None) -> BuildSettings:
     return load_settings(BuildSettings, config, overrides or [])
 
 
-def _out(where: Path, overrides: list[str] | None) -> Path:
+def _out(where: str, overrides: list[str] | None) -> Location:
     """The output folder meant by a config or by itself."""
-    if not where.is_dir():
-        return _settings(where, overrides).out
+    from shards.files import location
+
+    place = location(where)
+    if isinstance(place, Path) and not place.is_dir():
+        return _settings(place, overrides).out
     if overrides:
         raise PretrackError(f"overrides ({' '.join(overrides)}) need a config, and {where} is a folder")
-    return where
+    return place
 
 
 def _print_json(value: Any) -> None:

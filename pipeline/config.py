@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manifests.settings import Settings
+from manifests.settings import Place, Settings
 from pipeline.sources import Source
 from pipeline.trackers.cotracker3 import CoTracker3
 from pipeline.trackers.lucas_kanade import LucasKanade
@@ -106,17 +105,10 @@ class BuildSettings(Settings):
     """Which videos are held out."""
     ray: RaySettings = RaySettings()
     """Where the work is done."""
-    out: Path
-    """The output folder."""
+    out: Place
+    """The output folder, on a disk that all workers see or on a bucket (s3://bucket/folder)."""
     max_failed_videos: float = Field(0.2, ge=0, le=1)
     """If more than this part of all videos yields nothing, the build stops without publishing."""
-
-    @field_validator("out")
-    @classmethod
-    def _make_absolute(cls, out: Path) -> Path:
-        if out == Path():
-            raise ValueError("should name a folder")
-        return out.expanduser().absolute()  # workers have another current folder
 
     @field_validator("sources")
     @classmethod

@@ -15,13 +15,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
 from manifests.fingerprint import canonical_json, fingerprint_lines
-from manifests.receipt import Receipt, list_receipts, read_receipt, shard_path
+from manifests.receipt import Receipt, list_receipts, read_receipt
 from manifests.snapshot import current_snapshot, open_snapshot
 from manifests.tables import FAILURES, table_of
 from pipeline.catalog import TOO_SHORT, Catalog
@@ -29,6 +28,7 @@ from pipeline.config import BuildSettings, FrameSettings
 from pipeline.decode.errors import PASSING
 from pipeline.video import Failure
 from shards.errors import PretrackError
+from shards.files import sizes_in
 
 log = logging.getLogger(__name__)
 
@@ -152,15 +152,13 @@ def _known_shards(settings: BuildSettings) -> list[_KnownShard]:
         except PretrackError as error:
             log.warning("%s", error)
     receipts.sort(key=lambda receipt: (rank.get(receipt.shard.shard, len(rank)), receipt.shard.shard))
-    return [_known(settings.out, receipt, receipt.shard.shard in rank) for receipt in receipts]
+    sizes = sizes_in(settings.out / "shards")
+    return [_known(sizes, receipt, receipt.shard.shard in rank) for receipt in receipts]
 
 
-def _known(out: Path, receipt: Receipt, current: bool) -> _KnownShard:
+def _known(sizes: dict[str, int], receipt: Receipt, current: bool) -> _KnownShard:
     row = receipt.shard
-    try:
-        whole = shard_path(out, row.shard).stat().st_size == row.bytes
-    except FileNotFoundError:
-        whole = False
+    whole = sizes.get(f"{row.shard}.tar") == row.bytes
     return _KnownShard(
         row.shard,
         row.group,

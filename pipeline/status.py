@@ -12,7 +12,7 @@ from typing import Any
 
 from manifests.snapshot import current_snapshot, open_snapshot
 from shards.errors import PretrackError
-from shards.files import write_whole
+from shards.files import Location, read_whole, write_whole
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BuildState:
     failures: int
 
     @classmethod
-    def started(cls, out: Path, shards: int, clips: int) -> BuildState:
+    def started(cls, out: Location, shards: int, clips: int) -> BuildState:
         """A build that begins now; writes it down."""
         now = time.time()
         state = cls("running", socket.gethostname(), os.getpid(), now, now, shards, 0, 0, clips, 0, 0)
@@ -55,15 +55,15 @@ class BuildState:
         return replace(self, state=state, updated=time.time())
 
 
-def write_state(out: Path, state: BuildState) -> None:
+def write_state(out: Location, state: BuildState) -> None:
     """Replaces `OUT/build.json`."""
     write_whole(out / "build.json", json.dumps(asdict(state)).encode())
 
 
-def read_state(out: Path) -> BuildState | None:
+def read_state(out: Location) -> BuildState | None:
     """The latest build, or None. A build said to run whose process on this machine is gone was killed: its state is `killed`."""
     try:
-        state = BuildState(**json.loads((out / "build.json").read_bytes()))
+        state = BuildState(**json.loads(read_whole(out / "build.json")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError) as error:
@@ -73,7 +73,7 @@ def read_state(out: Path) -> BuildState | None:
     return state
 
 
-def status(out: Path) -> dict[str, Any]:
+def status(out: Location) -> dict[str, Any]:
     """Everything `pretrack status` shows, as plain data. Raises PretrackError if nothing was ever built there."""
     state, name = read_state(out), current_snapshot(out)
     if state is None and name is None:
@@ -87,7 +87,7 @@ def status(out: Path) -> dict[str, Any]:
     return shown
 
 
-def _snapshot_status(out: Path, name: str) -> dict[str, Any]:
+def _snapshot_status(out: Location, name: str) -> dict[str, Any]:
     snapshot = open_snapshot(out, name)
     clips = snapshot.clips.group_by(["source", "split"]).aggregate(
         [("key", "count"), ("frames", "sum"), ("visible_fraction", "mean")]

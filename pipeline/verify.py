@@ -6,12 +6,12 @@ import os
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 from manifests.snapshot import Snapshot
 from manifests.tables import members_of
 from pipeline.progress import Progress
+from shards.files import Location
 from shards.verify import verify_shard
 
 
@@ -46,6 +46,6 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[str]:
     return problems
 
 
-def _verify(task: tuple[Path, int, str, list[dict[str, Any]]]) -> list[str]:
+def _verify(task: tuple[Location, int, str, list[dict[str, Any]]]) -> list[str]:
     path, size, checksum, rows = task
     return list(verify_shard(path, size, checksum, {row["key"]: members_of(row) for row in rows}))

@@ -1,42 +1,140 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there, on a local disk or a bucket."""
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from shards import bucket
+from shards.bucket import SCHEMES, Url
+from shards.errors import PretrackError
+
+Location = Path | Url
+"""A file or a folder. Both kinds know `/`, `.name`, `.parent` and `str()`."""
 
 TEMPORARY = ".tmp-"
 """What a file's name holds until it is whole. Nothing that lists a folder of ours looks at such names."""
 
 
-@contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """Opens a temporary file beside `path`; when the block ends well it is synced and renamed to `path`, otherwise removed.
+def location(where: str | Location) -> Location:
+    """A URL ("s3://bucket/folder") or a path on this machine. Raises PretrackError for a scheme that is not known."""
+    if isinstance(where, Path | Url):
+        return where
+    scheme, mark, _ = where.partition("://")
+    if not mark:
+        return Path(where)
+    if scheme not in SCHEMES:
+        raise PretrackError(f"{where}: '{scheme}://' is not known; use a path, or one of {', '.join(f'{s}://' for s in SCHEMES)}")
+    return Url(where.rstrip("/"))
 
-    After a power cut there is the old file, the new one, or none: never a part. Raises OSError (a full disk, say) untouched.
+
+def read_whole(file: Location) -> bytes:
+    """The bytes of a file. Raises OSError."""
+    return bucket.read(file) if isinstance(file, Url) else file.read_bytes()
+
+
+def read_ranges(file: Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+    """Parts of a file, in the order asked, and nothing else of it; cut short where the file ends. Raises OSError."""
+    if isinstance(file, Url):
+        return bucket.read_ranges(file, offsets, sizes)
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        return [os.pread(descriptor, size, offset) for offset, size in zip(offsets, sizes, strict=True)]
+    finally:
+        os.close(descriptor)
+
+
+def open_stream(file: Location) -> BinaryIO:
+    """A file to be read from front to back. Raises OSError."""
+    return bucket.open_stream(file) if isinstance(file, Url) else open(file, "rb")
+
+
+def size_of(file: Location) -> int:
+    """Bytes of a file. Raises FileNotFoundError, OSError."""
+    return bucket.size_of(file) if isinstance(file, Url) else file.stat().st_size
+
+
+def sizes_in(folder: Location) -> dict[str, int]:
+    """The whole files directly in a folder, with their sizes in bytes; none if there is no such folder. Raises OSError."""
+    if isinstance(folder, Url):
+        return bucket.sizes_in(folder)
+    try:
+        with os.scandir(folder) as entries:
+            return {
+                entry.name: entry.stat().st_size for entry in entries if entry.is_file() and not entry.name.startswith(TEMPORARY)
+            }
+    except FileNotFoundError:
+        return {}
+
+
+def folders_in(folder: Location) -> list[str]:
+    """The names of the folders directly in a folder, sorted. Raises OSError."""
+    if isinstance(folder, Url):
+        return bucket.folders_in(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(TEMPORARY))
+
+
+def written_whole(file: Location) -> AbstractContextManager[BinaryIO]:
+    """Opens something to write to; when the block ends well it becomes `file`, otherwise it is gone.
+
+    After a crash or a power cut there is the old file, the new one, or none: never a part. Raises OSError (a full disk, say).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+    return written_as(file.parent, lambda: file.name)
+
+
+def written_as(folder: Location, name: Callable[[], str]) -> AbstractContextManager[BinaryIO]:
+    """`written_whole` for a file whose name is only known when it has been written."""
+    return bucket.written(folder, name) if isinstance(folder, Url) else _written_to_disk(folder, name)
+
+
+@contextmanager
+def _written_to_disk(folder: Path, name: Callable[[], str]) -> Iterator[BinaryIO]:
+    """Written in `folder`, synced, renamed; then the folder is synced, so that the name survives too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{TEMPORARY}{secrets.token_hex(6)}"
     try:
         with open(temporary, "xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, folder / name())
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    sync_folder(folder)
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes `data` to `path`, whole or not at all."""
-    with written_whole(path) as file:
-        file.write(data)
+def write_whole(file: Location, data: bytes) -> None:
+    """Writes `data` to `file`, whole or not at all."""
+    if isinstance(file, Url):
+        bucket.write(file, data)
+        return
+    with written_whole(file) as opened:
+        opened.write(data)
+
+
+def delete(file: Location) -> None:
+    """Deletes a file if it is there. Raises OSError."""
+    if isinstance(file, Url):
+        bucket.delete(file)
+    else:
+        file.unlink(missing_ok=True)
+
+
+def delete_folder(folder: Location) -> None:
+    """Deletes a folder with all that is in it, if it is there. Raises OSError."""
+    if isinstance(folder, Url):
+        bucket.delete_folder(folder)
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def sync_folder(folder: Path) -> None:
@@ -46,3 +144,13 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def absolute(where: Location) -> Location:
+    """The same place, whatever the current folder: `~` and relative paths are resolved."""
+    return where if isinstance(where, Url) else where.expanduser().absolute()
+
+
+def failed_for_good(error: OSError) -> bool:
+    """Whether the place itself is at fault (full, read-only, forbidden), so that the next file would fail just the same."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)

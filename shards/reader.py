@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from shards.clip import ClipInfo, StoredClip
 from shards.codec import decode_tracks
 from shards.errors import ShardError
+from shards.files import Location, location, open_stream, read_ranges
 
 
-def read_members(path: Path, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+def read_members(shard: str | Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
     """The bytes of members of a shard, in the order asked, reading nothing else. Raises ShardError if it is missing or short."""
+    path = location(shard)
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        members = read_ranges(path, offsets, sizes)
     except OSError as error:
-        raise ShardError(f"the shard {path} cannot be opened ({error.strerror}): run 'pretrack verify'") from error
-    try:
-        members = [os.pread(descriptor, size, offset) for offset, size in zip(offsets, sizes, strict=True)]
-    finally:
-        os.close(descriptor)
+        raise ShardError(f"the shard {path} cannot be read ({error.strerror}): run 'pretrack verify'") from error
     if any(len(member) != size for member, size in zip(members, sizes, strict=True)):
         raise ShardError(f"the shard {path} is cut short: run 'pretrack verify'")
     return members
 
 
-def iterate_shard(path: Path) -> Iterator[StoredClip]:
+def iterate_shard(shard: str | Location) -> Iterator[StoredClip]:
     """All clips of a shard in order, read as a plain tar without any index. Raises ShardError for damage, naming the shard."""
+    path = location(shard)
     for key, members in _samples(path):
         try:
             info = ClipInfo.from_json(members["json"])
@@ -41,11 +38,11 @@ def iterate_shard(path: Path) -> Iterator[StoredClip]:
         yield StoredClip(info, tracks, jpegs)
 
 
-def _samples(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Groups consecutive members by key, as webdataset does."""
     key, members = "", dict[str, bytes]()
     try:
-        with tarfile.open(path, "r|") as tar:
+        with open_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 file = tar.extractfile(member)
                 if file is None:

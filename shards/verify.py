@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from typing import BinaryIO
 
 import xxhash
 
@@ -11,41 +11,74 @@ from shards import jpeg
 from shards.clip import ClipInfo
 from shards.codec import decode_tracks
 from shards.errors import ShardError
-from shards.reader import read_members
+from shards.files import Location, open_stream
 from shards.writer import ClipMembers, Span
 
 _CHUNK = 1 << 22
 
 
-def verify_shard(path: Path, size: int, checksum: str, clips: Mapping[str, ClipMembers]) -> Iterator[str]:
+def verify_shard(path: Location, size: int, checksum: str, clips: Mapping[str, ClipMembers]) -> Iterator[str]:
     """Yields one sentence for every problem found; nothing if the shard is as it was written.
 
     Checked: the file's size and checksum; for every clip the checksum of its members, that its description, tracks and the size of
     every JPEG agree with each other, and that its anchors are frames of it.
     """
+    problems = []
     try:
-        actual_size = path.stat().st_size
-        digest = xxhash.xxh3_64()
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        with open_stream(path) as stream:
+            reader = _Reader(stream)
+            for key, members in sorted(clips.items(), key=lambda item: item[1].info.offset):
+                try:
+                    _verify_clip(reader, key, members)
+                except ShardError as error:
+                    problems.append(f"{path.name}: clip {key}: {error}")
+            reader.finish()
     except OSError as error:
         yield f"{path.name}: cannot be read ({error.strerror})"
         return
-    if actual_size != size:
-        yield f"{path.name}: has {actual_size} bytes and should have {size}"
-    elif digest.hexdigest() != checksum:
-        yield f"{path.name}: its checksum is {digest.hexdigest()} and should be {checksum}"
-    for key, members in clips.items():
-        try:
-            _verify_clip(path, key, members)
-        except ShardError as error:
-            yield f"{path.name}: clip {key}: {error}"
+    if reader.place != size:
+        yield f"{path.name}: has {reader.place} bytes and should have {size}"
+    elif reader.digest.hexdigest() != checksum:
+        yield f"{path.name}: its checksum is {reader.digest.hexdigest()} and should be {checksum}"
+    yield from problems
 
 
-def _verify_clip(path: Path, key: str, members: ClipMembers) -> None:
-    spans: list[Span] = [members.info, members.tracks, *members.frames]
-    data = read_members(path, [span.offset for span in spans], [span.size for span in spans])
+class _Reader:
+    """Reads members in the order they lie in, and takes the digest of everything on the way: one pass over the file."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.digest = xxhash.xxh3_64()
+        self.place = 0
+
+    def member(self, span: Span) -> bytes:
+        """Raises ShardError if it begins before the place reached, or ends after the file."""
+        if span.offset < self.place:
+            raise ShardError(f"its member at {span.offset} lies before the one that it should follow")
+        self._take(span.offset - self.place)
+        data = self._take(span.size, keep=True)
+        if len(data) != span.size:
+            raise ShardError("the shard is cut short in it")
+        return data
+
+    def finish(self) -> None:
+        """Reads on to the end."""
+        while self._take(_CHUNK, keep=True):
+            pass
+
+    def _take(self, size: int, keep: bool = False) -> bytes:
+        parts = []
+        while size and (chunk := self._stream.read(min(size, _CHUNK))):
+            self.digest.update(chunk)
+            self.place += len(chunk)
+            size -= len(chunk)
+            if keep:
+                parts.append(chunk)
+        return b"".join(parts)
+
+
+def _verify_clip(reader: _Reader, key: str, members: ClipMembers) -> None:
+    data = [reader.member(span) for span in (members.info, members.tracks, *members.frames)]
     digest = xxhash.xxh3_64()
     for member in data:
         digest.update(member)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
 
 from shards.clip import ClipInfo
 from shards.errors import ShardError
-from shards.files import written_whole
+from shards.files import Location, written_as
 
 _BLOCK = 512
 
@@ -85,10 +84,15 @@ def member_names(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, by
     return zip(names, members, strict=True)
 
 
+def open_shard(file: Location) -> AbstractContextManager[ShardWriter]:
+    """A writer whose file appears as `file`, synced, when the block ends well, and leaves nothing behind otherwise."""
+    return open_shard_as(file.parent, lambda _: file.name)
+
+
 @contextmanager
-def open_shard(path: Path) -> Iterator[ShardWriter]:
-    """A writer whose file appears under `path`, synced, when the block ends well, and leaves nothing behind otherwise."""
-    with written_whole(path) as file:
+def open_shard_as(folder: Location, name: Callable[[str], str]) -> Iterator[ShardWriter]:
+    """`open_shard` where `name` gives the file's name from its checksum: other content never takes the place of a shard."""
+    with written_as(folder, lambda: name(writer.checksum)) as file:
         writer = ShardWriter(file)
         yield writer
         writer._end()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 
 from shards import jpeg
 from shards.clip import Camera, ClipInfo, StoredClip, Tracks
 from shards.codec import encode_tracks
+from shards.files import Location
 from shards.writer import ClipMembers, open_shard
 
 
@@ -55,7 +54,7 @@ def make_clip(
     return StoredClip(info, make_tracks(seed, (0, frames // 2), frames, points), jpegs)
 
 
-def write_clips(path: Path, clips: list[StoredClip]) -> tuple[dict[str, ClipMembers], int, str]:
+def write_clips(path: Location, clips: list[StoredClip]) -> tuple[dict[str, ClipMembers], int, str]:
     """Writes a shard; returns its members by key, its size and its checksum."""
     with open_shard(path) as writer:
         members = {clip.info.key: writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs) for clip in clips}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manifests.settings import Settings
+from manifests.settings import Place, Settings
 
 UPSTREAM: dict[str, dict[str, Any]] = {
     "data": {"anchor": "first", "direction": "forward", "crop": "squash", "flip": 0.0, "std": (0.228, 0.224, 0.225)},
@@ -27,7 +27,7 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 class DataSettings(Settings):
     """Which clips, which of their frames, and how they are shown to the backbone."""
 
-    out: tuple[Path, ...] = Field(min_length=1)
+    out: tuple[Place, ...] = Field(min_length=1)
     """Output folders of finished builds. Their clips are drawn from one list, each with the same chance."""
     snapshot: str | None = None
     """The snapshot to train on, where there is one folder; otherwise each folder's current one. A resumed run keeps its own."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from math import exp, log, sqrt
-from pathlib import Path
 from typing import Any, TypedDict
 
 import cv2
@@ -21,6 +20,7 @@ from manifests.snapshot import Snapshot, open_snapshot
 from shards import jpeg
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, ShardError
+from shards.files import Location
 from shards.geometry import View, inside
 from shards.reader import read_members
 from trainer.config import DataSettings, TrackSettings
@@ -101,7 +101,7 @@ class ClipDataset(Dataset[Sample]):
         except ShardError as error:
             raise ShardError(f"clip {row['key']} in {path}: {error}") from error
 
-    def _read(self, row: dict[str, Any], path: Path, random: np.random.Generator) -> Sample:
+    def _read(self, row: dict[str, Any], path: Location, random: np.random.Generator) -> Sample:
         s = self.settings
         anchor, numbers = choose_frames(row["frames"], row["anchors"], s, random)
         view = choose_view(row["width"], row["height"], s, random)

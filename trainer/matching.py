@@ -228,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m trainer.matching", description="Label-free check of two backbones on held-out clips."
     )
-    parser.add_argument("out", type=Path, help="output folder of a build")
+    parser.add_argument("out", help="output folder of a build, or its URL")
     parser.add_argument(
         "--before", required=True, help="a run's folder, exported weights, or with --backbone a file, 'hub' or 'random'"
     )

@@ -20,16 +20,17 @@ import webdataset
 from manifests.receipt import list_receipts
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
-from pipeline.build import Built, _make_shards, build
+from pipeline.build import Built, build
 from pipeline.catalog import make_catalog
 from pipeline.config import BuildSettings
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
+from pipeline.shard_chains import make_shards
 from pipeline.status import status
 from pipeline.verify import verify_snapshot
 from shards import jpeg
 from shards.errors import PretrackError
-from shards.files import TEMPORARY
+from shards.files import TEMPORARY, read_whole
 from shards.geometry import inside
 from shards.reader import iterate_shard
 from tests.pipeline.panning import STEP, panning_frames, write_video
@@ -66,6 +67,12 @@ def settings_for(videos: Path, out: Path, **changes: object) -> BuildSettings:
         **changes,
     }
     return check_settings(BuildSettings, values, "test")
+
+
+def folder(settings: BuildSettings) -> Path:
+    """The output folder, which lies on this machine."""
+    assert isinstance(settings.out, Path)
+    return settings.out
 
 
 def plan(settings: BuildSettings) -> Plan:
@@ -127,16 +134,16 @@ def test_descriptions_hold_source_frames_and_times(built: tuple[BuildSettings, B
 
 def test_a_second_build_does_nothing(built: tuple[BuildSettings, Built]) -> None:
     settings, first = built
-    before = {path: path.stat().st_mtime_ns for path in settings.out.rglob("*") if path.is_file() and path.name != "build.lock"}
+    before = {path: path.stat().st_mtime_ns for path in folder(settings).rglob("*") if path.is_file() and path.name != "build.lock"}
     again = build(settings, QUIET)
     assert (again.made, again.kept, again.snapshot.name) == (0, first.made, first.snapshot.name)
-    after = {path: path.stat().st_mtime_ns for path in settings.out.rglob("*") if path.is_file() and path.name != "build.lock"}
+    after = {path: path.stat().st_mtime_ns for path in folder(settings).rglob("*") if path.is_file() and path.name != "build.lock"}
     assert after == before
 
 
 def test_plain_webdataset_reads_a_snapshot_by_its_list(built: tuple[BuildSettings, Built]) -> None:
     snapshot = built[1].snapshot
-    tars = [str(snapshot.out / line) for line in (snapshot.folder / "shards.txt").read_text().split()]
+    tars = [str(snapshot.out / line) for line in read_whole(snapshot.folder / "shards.txt").decode().split()]
     samples = list(webdataset.WebDataset(tars, shardshuffle=False))
     assert sorted(sample["__key__"] for sample in samples) == sorted(snapshot.clips.column("key").to_pylist())
     for sample in samples:
@@ -192,7 +199,7 @@ def test_only_shards_concerned_are_touched(videos: Path, tmp_path: Path) -> None
 
 def test_other_frame_settings_build_anew(videos: Path, tmp_path: Path, built: tuple[BuildSettings, Built]) -> None:
     out = tmp_path / "out"
-    shutil.copytree(built[0].out, out)
+    shutil.copytree(folder(built[0]), out)
     frames = {"clip_frames": 10, "min_frames": 6, "short_side": 96, "decode_timeout_s": 20, "jpeg_quality": 70}
     planned = plan(settings_for(videos, out, frames=frames))
     assert {(shard.action, shard.reason) for shard in planned.shards} == {("build", "frames.jpeg_quality 90 → 70")}
@@ -237,7 +244,7 @@ def test_a_damaged_receipt_makes_its_shard_again(
     built: tuple[BuildSettings, Built], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out"
-    shutil.copytree(built[0].out, out)
+    shutil.copytree(folder(built[0]), out)
     settings = built[0].model_copy(update={"out": out})
     receipt = sorted((out / "receipts").iterdir())[0]
     receipt.write_bytes(receipt.read_bytes()[:100])
@@ -255,7 +262,7 @@ def test_what_was_away_for_a_while_is_tried_again(videos: Path, tmp_path: Path) 
     make_catalog(settings, QUIET)
     planned = plan(settings)
     (root / "b.mp4").rename(tmp_path / "away.mp4")
-    _make_shards(list(planned.shards), planned, settings, QUIET)
+    make_shards(list(planned.shards), planned, settings, QUIET)
     (tmp_path / "away.mp4").rename(root / "b.mp4")
     assert {(shard.action, shard.reason) for shard in plan(settings).shards} >= {("build", "1 failures may pass")}
     snapshot = build(settings, QUIET).snapshot
@@ -266,7 +273,7 @@ def test_what_was_away_for_a_while_is_tried_again(videos: Path, tmp_path: Path) 
 
 def test_a_shard_that_is_gone_is_made_again(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shutil.copytree(built[0].out, out)
+    shutil.copytree(folder(built[0]), out)
     settings = built[0].model_copy(update={"out": out})
     tars = sorted((out / "shards").iterdir())
     tars[0].unlink()
@@ -281,7 +288,7 @@ def test_a_shard_that_is_gone_is_made_again(built: tuple[BuildSettings, Built], 
 
 def test_stored_frames_are_tracked_again_without_their_source(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shutil.copytree(built[0].out, out)
+    shutil.copytree(folder(built[0]), out)
     finer = settings_for(tmp_path / "gone", out, tracks={"tracker": "lucas_kanade", "grid": 7, "anchors": [0, 5]})
     with pytest.raises(PretrackError, match="gone does not exist"):
         build(finer, QUIET)

@@ -203,7 +203,7 @@ def test_several_folders_are_one_list(build: Path, tmp_path: Path) -> None:
 def test_a_damaged_clip_is_named(tmp_path: Path, workers: int) -> None:
     snapshot = publish(tmp_path, [panning_clip("made-bad", 0)])
     row = snapshot.clips.to_pylist()[0]
-    with open(snapshot.shard_path(row["shard"]), "r+b") as shard:
+    with open(str(snapshot.shard_path(row["shard"])), "r+b") as shard:
         shard.seek(row["tracks_offset"])
         shard.write(b"\0" * 8)
     with pytest.raises(ShardError, match=r"clip made-bad in .*made-000000.tar"):
