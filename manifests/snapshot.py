@@ -139,6 +139,14 @@ def publish_snapshot(out: Location, tables: dict[str, pa.Table], settings: dict[
     return Snapshot(out, name)
 
 
+def drop_unfinished(out: Location) -> None:
+    """Removes folders of snapshots that a killed process was writing or removing. Only for who holds the folder's lock."""
+    whole = list_snapshots(out)
+    for name in folders_in(out / "snapshots"):
+        if name.isdigit() and name not in whole:
+            delete_folder(out / "snapshots" / name)
+
+
 def set_current(out: Location, name: str) -> None:
     """Makes a snapshot the current one, in one step."""
     write_whole(out / "current.json", json.dumps({"snapshot": name}).encode())

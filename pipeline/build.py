@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.receipt import read_receipt
-from manifests.snapshot import Snapshot, current_snapshot, list_snapshots, open_snapshot, publish_snapshot
+from manifests.snapshot import Snapshot, current_snapshot, drop_unfinished, open_snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, table_of
 from pipeline.catalog import make_catalog, stored_catalog
 from pipeline.config import BuildSettings
@@ -18,7 +18,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
 from pipeline.shard_chains import make_shards
 from shards.errors import PretrackError
-from shards.files import TEMPORARY, Location, delete_folder, folders_in
+from shards.files import TEMPORARY, Location
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,7 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False) -> 
 def _sweep(out: Location) -> None:
     """Removes what a killed build was writing. Nothing else writes there: the lock is held (`catalog/` is left out: commands
     without the lock write there)."""
-    whole = list_snapshots(out)
-    for name in folders_in(out / "snapshots"):
-        if name.isdigit() and name not in whole:
-            delete_folder(out / "snapshots" / name)
+    drop_unfinished(out)
     if isinstance(out, Path):
         for folder in ("", "shards", "receipts"):
             for path in (out / folder).glob(f"{TEMPORARY}*"):

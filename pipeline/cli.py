@@ -187,6 +187,54 @@ def verify(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
 
 @app.command()
 @_clear_errors
+def snapshots(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """List the snapshots of an output folder: when each was published, what it holds, and which settings changed."""
+    from dataclasses import asdict
+
+    from pipeline.snapshots import summaries
+
+    listed = summaries(_out(where, overrides))
+    if as_json:
+        _print_json([{**asdict(summary), "published": summary.published.isoformat()} for summary in listed])
+        return
+    table = Table("snapshot", "published", "clips", "shards", "MB", "settings")
+    for summary in listed:
+        mark = " (current)" if summary.current else ""
+        published = summary.published.astimezone().strftime("%Y-%m-%d %H:%M")
+        sizes = (f"{summary.clips:,}", f"{summary.shards:,}", f"{summary.bytes / 1e6:,.1f}")
+        table.add_row(summary.name + mark, published, *sizes, "\n".join(summary.settings))
+    _console().print(table)
+
+
+@app.command()
+@_clear_errors
+def gc(
+    where: ConfigOrOut,
+    overrides: Overrides = None,
+    keep: Annotated[int, typer.Option(help="How many of the newest snapshots stay; the current one always does.")] = 2,
+    keep_snapshot: Annotated[list[str] | None, typer.Option(help="A snapshot that stays, too; may be given again.")] = None,
+    unpublished: Annotated[bool, typer.Option("--unpublished", help="Also remove an interrupted build's work so far.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove old snapshots, and the shards that only they name. Trainers that read them would fail: keep those in use."""
+    from dataclasses import asdict
+
+    from pipeline.gc import collect
+
+    garbage = collect(_out(where, overrides), keep, keep_snapshot or (), unpublished, dry_run)
+    if as_json:
+        _print_json({**asdict(garbage), "dry_run": dry_run})
+        return
+    did = "would remove" if dry_run else "removed"
+    old = ", ".join(garbage.snapshots) or "no snapshot"
+    print(f"kept snapshots {', '.join(garbage.kept)}; {did} {old}, {len(garbage.shards):,} shards, {garbage.bytes / 1e6:,.1f} MB")
+    if garbage.unpublished:
+        print(f"{garbage.unpublished:,} shards of an unfinished build are left for the next one ('--unpublished' removes them)")
+
+
+@app.command()
+@_clear_errors
 def show(
     where: ConfigOrOut,
     overrides: Overrides = None,

@@ -122,6 +122,13 @@ def size_of(url: Url) -> int:
     return int(_asked(url, lambda: obstore.head(store, path))["size"])
 
 
+def written_at(url: Url) -> datetime:
+    """When the object was put, by the store's clock. Raises FileNotFoundError, OSError."""
+    store, path = _at(url)
+    written: datetime = _asked(url, lambda: obstore.head(store, path))["last_modified"]
+    return written
+
+
 def sizes_in(url: Url) -> dict[str, int]:
     """The objects directly in a folder with their sizes in bytes; none if there is no such folder. Raises OSError."""
     store, path = _at(url / "")

@@ -8,6 +8,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,6 +59,11 @@ def open_stream(file: Location) -> BinaryIO:
 def size_of(file: Location) -> int:
     """Bytes of a file. Raises FileNotFoundError, OSError."""
     return bucket.size_of(file) if isinstance(file, Url) else file.stat().st_size
+
+
+def written_at(file: Location) -> datetime:
+    """When a file was last written (UTC). Raises FileNotFoundError, OSError."""
+    return bucket.written_at(file) if isinstance(file, Url) else datetime.fromtimestamp(file.stat().st_mtime, UTC)
 
 
 def sizes_in(folder: Location) -> dict[str, int]:
