@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 from shards.clip import ClipInfo, StoredClip
 from shards.codec import decode_tracks
@@ -42,17 +43,40 @@ def _samples(path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Groups consecutive members by key, as webdataset does."""
     key, members = "", dict[str, bytes]()
     try:
-        with open_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-            for member in tar:
-                file = tar.extractfile(member)
-                if file is None:
-                    continue
-                name, _, kind = member.name.partition(".")
-                if name != key and members:
-                    yield key, members
-                    members = {}
-                key, members[kind] = name, file.read()
+        with open_stream(path) as stream:
+            tail = _Tail(stream)
+            with tarfile.open(fileobj=tail, mode="r|") as tar:  # type: ignore[call-overload]
+                for member in tar:
+                    file = tar.extractfile(member)
+                    if file is None:
+                        continue
+                    name, _, kind = member.name.partition(".")
+                    if name != key and members:
+                        yield key, members
+                        members = {}
+                    key, members[kind] = name, file.read()
+            tail.check_end()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"the shard {path} cannot be read as a tar ({error}): run 'pretrack verify'") from error
     if members:
         yield key, members
+
+
+class _Tail:
+    """A stream that remembers its end: a tar that was cut between two members would otherwise seem whole."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._last = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._last = (self._last + data)[-2 * tarfile.BLOCKSIZE :]
+        return data
+
+    def check_end(self) -> None:
+        """Raises EOFError if the file does not end in the two empty blocks that end a tar."""
+        while self.read(1 << 20):
+            pass
+        if self._last != bytes(2 * tarfile.BLOCKSIZE):
+            raise EOFError("it is cut short")

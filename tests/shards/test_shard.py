@@ -18,7 +18,7 @@ from shards.errors import ShardError
 from shards.files import TEMPORARY
 from shards.reader import iterate_shard, read_members
 from shards.verify import verify_shard
-from shards.writer import open_shard
+from shards.writer import ClipMembers, Span, open_shard
 from tests.clips import make_clip, write_clips
 
 KEYS = ["made-a-00000000-000000", "made-b-00000000-000024"]
@@ -99,18 +99,51 @@ def test_verify_finds_nothing_wrong_with_a_good_shard(tmp_path: Path) -> None:
     assert list(verify_shard(tmp_path / "s.tar", size, checksum, members)) == []
 
 
-def test_verify_finds_a_flipped_bit_in_every_kind_of_member(tmp_path: Path) -> None:
+def places_in(members: ClipMembers, size: int) -> dict[str, int]:
+    """A byte within every kind of thing that a shard is made of."""
+    last = members.frames[-1]
+    return {
+        "description": members.info.offset + members.info.size // 2,
+        "tracks": members.tracks.offset + members.tracks.size // 2,
+        "frame": members.frames[2].offset + members.frames[2].size // 2,
+        "name in a tar header": members.tracks.offset - 512 + 3,
+        "size in a tar header": members.tracks.offset - 512 + 130,
+        "padding": last.offset + last.size + (-last.size % 512) - 1,
+        "end of the tar": size - 700,
+    }
+
+
+@pytest.mark.parametrize("place", list(places_in(ClipMembers(Span(0, 0), Span(0, 0), (Span(0, 1),) * 3, ""), 0)))
+def test_verify_finds_one_flipped_bit_anywhere(tmp_path: Path, place: str) -> None:
     members, size, checksum = write_clips(tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)])
-    whole = bytearray((tmp_path / "s.tar").read_bytes())
-    spans = members[KEYS[1]]
-    for span in (spans.info, spans.tracks, spans.frames[2]):
-        damaged = bytearray(whole)
-        damaged[span.offset + span.size // 2] ^= 4
-        (tmp_path / "s.tar").write_bytes(damaged)
-        problems = list(verify_shard(tmp_path / "s.tar", size, checksum, members))
-        assert len(problems) == 2, problems
-        assert "checksum" in problems[0]
-        assert KEYS[1] in problems[1]
+    damaged = bytearray((tmp_path / "s.tar").read_bytes())
+    damaged[places_in(members[KEYS[1]], size)[place]] ^= 4
+    (tmp_path / "s.tar").write_bytes(damaged)
+    problems = list(verify_shard(tmp_path / "s.tar", size, checksum, members))
+    assert "s.tar: its checksum is" in problems[0]
+    in_a_clip = place in ("description", "tracks", "frame")
+    assert [KEYS[1] in problem for problem in problems[1:]] == [True] * in_a_clip, "the clip concerned is named, and no other"
+
+
+@pytest.mark.parametrize(
+    "cut", ["in a header", "after a header", "in a member", "after a member", "between clips", "before its end"]
+)
+def test_a_shard_cut_anywhere_is_found(tmp_path: Path, cut: str) -> None:
+    members, size, checksum = write_clips(tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)])
+    second, frame = members[KEYS[1]], members[KEYS[1]].frames[3]
+    length = {
+        "in a header": frame.offset - 100,
+        "after a header": frame.offset,
+        "in a member": frame.offset + frame.size // 2,
+        "after a member": frame.offset + frame.size + (-frame.size % 512),
+        "between clips": second.info.offset - 512,
+        "before its end": size - 1024,
+    }[cut]
+    os.truncate(tmp_path / "s.tar", length)
+    problems = list(verify_shard(tmp_path / "s.tar", size, checksum, members))
+    assert f"has {length} bytes and should have {size}" in problems[0]
+    with pytest.raises(ShardError, match=r"s\.tar"):
+        list(iterate_shard(tmp_path / "s.tar"))
 
 
 def test_verify_finds_a_missing_or_short_shard(tmp_path: Path) -> None:
