@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test quick check clean
+.PHONY: setup demo test quick soak check clean
 
 setup: $(VENV)/.ready
 
@@ -20,6 +20,10 @@ demo: setup
 
 test: setup
 	$(RUN)/python -m pytest
+
+# Kills builds a hundred times at random moments: some twenty minutes.
+soak: setup
+	$(RUN)/python -m tests.pipeline.soak --kills 100
 
 # The tests without the slow ones: under two minutes.
 quick: setup

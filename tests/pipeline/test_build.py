@@ -34,6 +34,7 @@ from shards.files import TEMPORARY, read_whole
 from shards.geometry import inside
 from shards.reader import iterate_shard
 from tests.pipeline.panning import STEP, panning_frames, write_video
+from tests.pipeline.soak import TARGETS, soak
 
 QUIET = Progress(quiet=True)
 VIDEOS = {"a.mp4": 26, "b.mp4": 20, "deep/c.mp4": 12, "d.mp4": 3}
@@ -343,6 +344,14 @@ def test_a_killed_build_goes_on_where_it_was(videos: Path, tmp_path: Path, built
     assert not list(out.rglob(f"{TEMPORARY}*"))
 
 
+@pytest.mark.slow
+def test_builds_killed_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """The short form of `make soak`."""
+    killed = soak(tmp_path, kills=2, seed=1, grids=[6])
+    assert killed["finished builds"] >= 1
+    assert sum(killed[target] for target in TARGETS) >= 2
+
+
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 200 kB."""
@@ -360,3 +369,9 @@ def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(videos: Pa
         build(settings_for(videos, tiny_disk / "out", shards={"clips_per_shard": 6}), QUIET)
     assert list_snapshots(tiny_disk / "out") == []
     assert not list((tiny_disk / "out").rglob("*.tar"))
+
+
+def test_a_read_only_folder_is_one_sentence(videos: Path, tiny_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
+    with pytest.raises(PretrackError, match=r"output folder .*/out cannot be written \(Read-only file system\)"):
+        build(settings_for(videos, tiny_disk / "out"), QUIET)
