@@ -39,17 +39,23 @@ class State:
     confidence: Tensor
 
 
-class CorrelationMlp(nn.Module):
-    """49 x 49 correlations → 256 numbers."""
+class Correlation(nn.Module):
+    """How every track's neighbourhood in every frame resembles that of its query: 49 x 49 numbers a level, then 256."""
 
     def __init__(self) -> None:
         super().__init__()
         self.fc1 = nn.Linear(SIDE**4, 384)
         self.fc2 = nn.Linear(384, CORRELATION)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., 2401] → [..., 256]."""
-        return self.fc2(F.gelu(self.fc1(x)))
+    def forward(self, maps: Sequence[Tensor], frames: Tensor, support: Sequence[Tensor], positions: Tensor) -> Tensor:
+        """Maps, frames [R, T], support and positions [R, T, N, 2] as in `CoTracker3.refine` → [R, T, N, 4 * 256]."""
+        index = frames[:, :, None].expand(-1, -1, positions.shape[2])
+        levels = []
+        for number, (level, queries) in enumerate(zip(maps, support, strict=True)):
+            here = neighbourhoods(level, index, positions / 2**number)
+            volume = torch.einsum("rtnac,rnbc->rtnab", here, queries.to(here.dtype))
+            levels.append(self.fc2(F.gelu(self.fc1(volume.flatten(3)))).float())
+        return torch.cat(levels, dim=-1)
 
 
 class CoTracker3(nn.Module):
@@ -59,12 +65,23 @@ class CoTracker3(nn.Module):
         super().__init__()
         self.window = window
         self.fnet = Encoder()
-        self.corr_mlp = CorrelationMlp()
+        self.corr_mlp = Correlation()
         self.updateformer = Transformer(TOKEN)
         self.time_emb = nn.Parameter(time_table(window), requires_grad=False)
 
+    def compile_parts(self) -> None:
+        """Has `torch.compile` make kernels of the three parts that hold the weights, at their first use.
+
+        Its default mode: autotuning takes minutes to choose among kernels that do the same. Shapes are taken as they come; a size
+        that changes (clips, points, frames) costs one compilation more, and is free from then on.
+        """
+        for part in (self.fnet, self.corr_mlp, self.updateformer):
+            part.compile()
+
     def encode(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """Frames [F, 3, 384, 512] in -1..1 → maps at four levels, [F, h, w, 128] each, channels last, stored as `dtype`."""
+        if dtype == torch.bfloat16:  # its convolutions are faster so, on a CPU as well; in float32 they are not
+            frames = frames.contiguous(memory_format=torch.channels_last)
         features = self.fnet(frames).float()
         features = features * features.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()
         maps = []
@@ -88,22 +105,11 @@ class CoTracker3(nn.Module):
         times = self.time_embedding(state.positions.shape[1])
         positions, seen = state.positions, torch.stack([state.visibility, state.confidence], dim=-1)
         for _ in range(iterations):
-            tokens = torch.cat([seen, self.correlation(maps, frames, support, positions), motion(positions)], dim=-1)
+            tokens = torch.cat([seen, self.corr_mlp(maps, frames, support, positions), motion(positions)], dim=-1)
             tokens = tokens + times[:, :, None]
             move, change = self.updateformer(tokens.transpose(1, 2))
             positions, seen = positions + move.float().transpose(1, 2), seen + change.float().transpose(1, 2)
         return State(positions, seen[..., 0], seen[..., 1])
-
-    def correlation(self, maps: Sequence[Tensor], frames: Tensor, support: Sequence[Tensor], positions: Tensor) -> Tensor:
-        """How every track's neighbourhood in every frame resembles that of its query: [R, T, N, 4 * 256]."""
-        count = positions.shape[2]
-        index = frames[:, :, None].expand(-1, -1, count)
-        levels = []
-        for number, (level, queries) in enumerate(zip(maps, support, strict=True)):
-            here = neighbourhoods(level, index, positions / 2**number)
-            volume = torch.einsum("rtnac,rnbc->rtnab", here, queries.to(here.dtype))
-            levels.append(self.corr_mlp(volume.flatten(3)).float())
-        return torch.cat(levels, dim=-1)
 
     def time_embedding(self, frames: int) -> Tensor:
         """The embedding of each frame of a window: [1, frames, 1110], stretched where the window is not the trained one."""

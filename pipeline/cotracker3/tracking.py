@@ -3,7 +3,7 @@
     from pipeline.cotracker3.tracking import track
     from pipeline.cotracker3.weights import load_model
 
-    model = load_model("scaled_offline.pth", device="cuda")
+    model = load_model("scaled_offline.pth", device="cuda", compiled=True)
     tracked = track(model, video, grid=16, anchors=(0, 8, 16), fast=True)
 
 A model with the offline weights sees all frames at once; one with the online weights slides a window of 16 frames over them, 8 at a
@@ -28,8 +28,10 @@ OFFLINE_WINDOW = 60
 ONLINE_STEP = 8
 SUPPORT_GRID = 6
 """Explicit queries are joined by a grid of so many points a side in the first frame, as published: few points alone track worse."""
-_ENCODED_AT_ONCE = {"cpu": 1, "cuda": 16}
-"""Frames: one fits a CPU's caches, a GPU wants more to do."""
+_ENCODED_AT_ONCE = 16
+"""Frames: enough to keep a GPU busy. On a CPU, whose memory is 0 by default, it is one, which fits its caches."""
+_ENCODER_BYTES = 64 << 20
+"""What the encoder's intermediate results of one frame take together, in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +81,12 @@ def track(
     backward: follow points to the frames before their own too; without it those hold what the model guesses, as published
     fast:     bfloat16 where it is safe: in the convolutions and the transformer, never for positions
     memory:   bytes that the largest intermediate result may take: more tracks more anchors and clips at once. By default 4 GB on
-              a GPU; on a CPU one anchor and direction at a time, which is faster there
+              a GPU; on a CPU one frame, anchor and direction at a time, which is faster there
 
     In its own frame a point is where its query says, visible and certain. Raises PretrackError for queries or anchors that are not
     in the video, and for a video the model cannot take.
     """
-    clips, frames = _check(model, video, queries, grid, anchors)
+    clips, frames = _check(video, queries, grid, anchors, iterations)
     if memory is None:
         memory = 0 if video.device.type == "cpu" else 4 << 30
     height, width = video.shape[-2:]
@@ -105,7 +107,7 @@ def track(
             extra = len(support)
             asked = torch.cat([asked, F.pad(support, (1, 0)).expand(clips, -1, -1)], dim=1)
     with torch.autocast(video.device.type, torch.bfloat16, enabled=fast):
-        maps = encode(model, video, torch.bfloat16 if fast else torch.float32)
+        maps = encode(model, video, torch.bfloat16 if fast else torch.float32, memory)
         state = _follow(model, maps, asked, owners, frames, scale, backward, iterations, memory)
     positions, visibility, confidence = (
         value[:, :, : value.shape[2] - extra]
@@ -120,11 +122,14 @@ def track(
     return Tracked(positions, visibility, confidence)
 
 
-def encode(model: CoTracker3, video: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """The maps of all frames of [B, T, 3, H, W], clip after clip: [B * T, h, w, 128] at each of four levels."""
+def encode(model: CoTracker3, video: Tensor, dtype: torch.dtype = torch.float32, memory: int = 0) -> list[Tensor]:
+    """The maps of all frames of [B, T, 3, H, W], clip after clip: [B * T, h, w, 128] at each of four levels.
+
+    `memory` is that of `track`: it decides how many frames are encoded at once.
+    """
     images = video.flatten(0, 1)
     parts = []
-    for chunk in images.split(_ENCODED_AT_ONCE.get(video.device.type, 16)):
+    for chunk in images.split(min(_ENCODED_AT_ONCE, max(1, memory // _ENCODER_BYTES))):
         resized = F.interpolate(chunk.float(), (HEIGHT, WIDTH), mode="bilinear", align_corners=True)
         parts.append(model.encode(2 * resized / 255 - 1, dtype))
     return [torch.cat(level) for level in zip(*parts, strict=True)]
@@ -216,31 +221,51 @@ def _windows(frames: int, window: int) -> Iterator[int]:
 
 
 def _check(
-    model: CoTracker3, video: Tensor, queries: Tensor | None, grid: int | Tensor | None, anchors: Sequence[int]
+    video: Tensor, queries: Tensor | None, grid: int | Tensor | None, anchors: Sequence[int], iterations: int
 ) -> tuple[int, int]:
     """(B, T) of a video that can be tracked; raises PretrackError otherwise."""
     if video.ndim != 5 or video.shape[2] != 3:
         raise PretrackError(f"a video to track has the shape [B, T, 3, H, W], not {list(video.shape)}")
     clips, frames, _, height, width = video.shape
-    if min(clips, frames, height, width) < 1 or frames < 2:
-        raise PretrackError(f"a video to track has at least 2 frames, and this one is {list(video.shape)}")
+    if min(clips, height, width) < 1 or frames < 2:
+        raise PretrackError(
+            f"a video to track has at least one clip, at least 2 frames, and frames of at least 1x1 pixels: not {list(video.shape)}"
+        )
     if video.is_floating_point() and not torch.isfinite(video).all():
         raise PretrackError("the video to track holds values that are not finite")
+    if iterations < 1:
+        raise PretrackError(f"tracking takes at least 1 iteration, not {iterations}")
     if (queries is None) == (grid is None):
         raise PretrackError("tracking takes either queries or a grid")
-    if grid is not None:
-        if not anchors or min(anchors) < 0 or max(anchors) >= frames:
-            raise PretrackError(f"the anchors {list(anchors)} are not all frames of a video of {frames} (0 to {frames - 1})")
-        return clips, frames
-    assert queries is not None
+    if queries is not None:
+        _check_queries(queries, clips, frames)
+        _check_points(queries[..., 1:], width, height, "the queries")
+    elif not anchors or min(anchors) < 0 or max(anchors) >= frames:
+        raise PretrackError(f"the anchors {list(anchors)} are not all frames of a video of {frames} (0 to {frames - 1})")
+    if isinstance(grid, int) and grid < 1:
+        raise PretrackError(f"a grid has at least 1 point a side, not {grid}")
+    if isinstance(grid, Tensor):
+        if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
+            raise PretrackError(f"the points of a grid have the shape [N, 2], not {list(grid.shape)}")
+        _check_points(grid, width, height, "the points of a grid")
+    return clips, frames
+
+
+def _check_queries(queries: Tensor, clips: int, frames: int) -> None:
+    """Raises PretrackError unless they are [clips, N, 3] and name frames that there are."""
     if queries.ndim != 3 or queries.shape[0] != clips or queries.shape[2] != 3 or not queries.shape[1]:
         raise PretrackError(f"queries have the shape [{clips}, N, 3] for this video, not {list(queries.shape)}")
-    if not torch.isfinite(queries).all():
-        raise PretrackError("the queries hold values that are not finite")
     times = queries[..., 0]
+    if not torch.isfinite(times).all():
+        raise PretrackError("the queries hold frames that are not finite")
     if (times != times.round()).any() or times.min() < 0 or times.max() >= frames:
         raise PretrackError(f"queries name frames that a video of {frames} does not have (0 to {frames - 1}, whole numbers)")
-    x, y = queries[..., 1], queries[..., 2]
+
+
+def _check_points(points: Tensor, width: int, height: int, what: str) -> None:
+    """Raises PretrackError unless points [..., 2] lie in a frame."""
+    if not torch.isfinite(points).all():
+        raise PretrackError(f"{what} hold positions that are not finite")
+    x, y = points[..., 0], points[..., 1]
     if min(x.min(), y.min()) < -0.5 or x.max() > width - 0.5 or y.max() > height - 0.5:
-        raise PretrackError(f"queries lie outside their frame of {width}x{height} pixels")
-    return clips, frames
+        raise PretrackError(f"{what} lie outside their frame of {width}x{height} pixels")

@@ -65,10 +65,11 @@ def _digest(path: Path, size: int, modified: int) -> str:
     return digest.hexdigest()
 
 
-def load_model(weights: str | Path, device: str = "cpu") -> CoTracker3:
+def load_model(weights: str | Path, device: str = "cpu", compiled: bool = False) -> CoTracker3:
     """The network with its weights, ready for inference.
 
     `weights` is a path, an official name (`scaled_offline`, …, from the Hugging Face cache), or `random_offline`, `random_online`.
+    A `compiled` one (`CoTracker3.compile_parts`) takes a minute or so at its first clips; on a CPU that hardly pays.
     Raises PretrackError if there are none, or the file is no CoTracker3 checkpoint.
     """
     import torch
@@ -90,4 +91,6 @@ def load_model(weights: str | Path, device: str = "cpu") -> CoTracker3:
         except Exception as error:  # torch raises many types for a file that is something else
             reason = " ".join(str(error).split())[:160] or type(error).__name__
             raise PretrackError(f"{path} is not a CoTracker3 checkpoint ({reason})") from error
+    if compiled:
+        model.compile_parts()
     return model.eval().requires_grad_(False).to(device)

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.cotracker3.weights import RANDOM, load_model, weights_digest
-from pipeline.trackers.protocol import TrackerSettings
+from pipeline.trackers.protocol import Tracker, TrackerSettings
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
+
+if TYPE_CHECKING:
+    from pipeline.cotracker3.model import CoTracker3 as Network
+    from pipeline.cotracker3.tracking import Tracked
 
 log = logging.getLogger(__name__)
 
 _WINDOWS = {"offline": 60, "sliding": 16}
-_LEAST_MEMORY = 1 << 20
+_LEAST_MEMORY = 64 << 20
+"""Bytes. With less, nothing but single frames, anchors and clips fits; that is what 0 stands for."""
 
 
 class CoTracker3(TrackerSettings):
@@ -42,42 +47,52 @@ class CoTracker3(TrackerSettings):
     """`auto` takes CUDA if the worker has a GPU (ray.tracker_gpus)."""
     memory_gb: float = Field(4.0, gt=0)
     """What the largest intermediate result may take on a GPU: more tracks more clips at once. Halved where memory runs out."""
+    compile: bool = True
+    """Have `torch.compile` make kernels, which every worker waits for at its first clips. Only for `precision: fast` on CUDA."""
+    backend: Literal["pretrack", "cotracker"] = "pretrack"
+    """`pretrack` is our implementation; `cotracker` the published package, if you have installed it, with `precision: exact` and
+    one clip, anchor and direction at a time."""
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> CoTracker3:
+        if self.backend == "cotracker" and self.precision != "exact":
+            raise ValueError("the published package computes in float32: backend cotracker needs precision exact")
+        return self
 
     def of_content(self) -> dict[str, Any]:
-        """The settings that decide what the tracks are; the weights by their digest, wherever they lie."""
-        return {**self.model_dump(mode="json", exclude={"device", "memory_gb", "weights"}), "weights": weights_digest(self.weights)}
+        """The settings that decide what the tracks are; the weights by their digest, wherever they lie.
 
-    def load(self) -> CoTracker3Tracker:
-        """The tracker itself. Raises PretrackError if weights, mode and device do not go together."""
-        return CoTracker3Tracker(self)
+        Where and how they are computed is left out: device, memory and compilation change roundings only.
+        """
+        computing = {"device", "memory_gb", "compile"}
+        return {**self.model_dump(mode="json", exclude={*computing, "weights"}), "weights": weights_digest(self.weights)}
+
+    def load(self) -> Tracker:
+        """The tracker itself. Raises PretrackError if weights, mode and device do not go together, or a package is missing."""
+        if self.backend == "pretrack":
+            return CoTracker3Tracker(self)
+        from pipeline.trackers.published_cotracker import PublishedTracker
+
+        return PublishedTracker(self)
 
 
 class CoTracker3Tracker:
     """Holds the network on its device."""
 
     def __init__(self, settings: CoTracker3) -> None:
-        try:
-            import torch
-        except ImportError as error:
-            raise PretrackError("tracks.tracker cotracker3 needs torch: pip install 'pretrack[cotracker3]'") from error
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise PretrackError("tracks.device is cuda, and this worker sees no GPU: set ray.tracker_gpus=1, or tracks.device=auto")
-        self._device = "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
-        self._model = load_model(settings.weights, self._device)
-        if self._model.window != _WINDOWS[settings.mode]:
-            kind = {window: mode for mode, window in _WINDOWS.items()}.get(self._model.window, "another")
-            raise PretrackError(
-                f"the weights {settings.weights} are of the {kind} kind, and tracks.mode is {settings.mode}: change one"
-            )
-        if settings.weights in RANDOM:
-            log.warning("CoTracker3 has random weights: its tracks are meaningless, and only show that everything runs")
         self._settings = settings
+        self._device = find_device(settings)
+        self._compiled = settings.compile and settings.precision == "fast" and self._device == "cuda"
+        self._model = load_network(settings, self._device, self._compiled)
         self._memory = int(settings.memory_gb * (1 << 30)) if self._device == "cuda" else 0
 
     def track(
         self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
     ) -> list[Tracks]:
-        """See `Tracker.track`. Where a GPU runs out of memory, fewer are tracked at once from then on, and a warning says so."""
+        """See `Tracker.track`. Where a GPU runs out of memory, fewer are tracked at once from then on, and a warning says so.
+
+        Raises PretrackError if not even one anchor of one clip fits.
+        """
         import torch
 
         while True:
@@ -88,12 +103,29 @@ class CoTracker3Tracker:
                     for first in range(0, len(clips), size)
                     for tracks in self._track(clips[first : first + size], anchors, queries)
                 ]
-            except torch.cuda.OutOfMemoryError:
-                if self._memory < _LEAST_MEMORY:
-                    raise
-                self._memory //= 2
+            except torch.cuda.OutOfMemoryError as error:
+                self._take_less(error)
                 torch.cuda.empty_cache()
-                log.warning("out of GPU memory: going on with tracks.memory_gb=%.3g", self._memory / (1 << 30))
+            except RuntimeError as error:  # which all errors of compilation are
+                if not self._compiled:
+                    raise
+                self._do_without_compilation(error)
+
+    def _take_less(self, error: Exception) -> None:
+        """Halves the memory to use. Raises PretrackError if there is nothing left to halve."""
+        if self._memory == 0:
+            raise PretrackError(
+                "the GPU's memory is too small even for one anchor of one clip: lower frames.clip_frames or tracks.grid, give a "
+                "worker more of the GPU (ray.tracker_gpus=1), or set tracks.mode=sliding and its weights"
+            ) from error
+        self._memory = self._memory // 2 if self._memory > _LEAST_MEMORY else 0
+        log.warning("out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=%.3g)", self._memory / (1 << 30))
+
+    def _do_without_compilation(self, error: Exception) -> None:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        log.warning("torch.compile does not work here (%s): going on without, as with tracks.compile=false", reason)
+        self._compiled = False
+        self._model = load_network(self._settings, self._device)
 
     def _clips_at_once(self, clip: NDArray[np.uint8], anchors: int, points: int) -> int:
         """How many clips fit: their maps take 8 MB a frame in float32, and so do 256 points' neighbourhoods."""
@@ -114,11 +146,39 @@ class CoTracker3Tracker:
             iterations=self._settings.iterations,
             memory=self._memory,
         )
-        # A lost point may fly off; kept within a frame's size of the picture it stays harmless to store.
-        limit = tracked.positions.new_tensor([video.shape[-1], video.shape[-2]])
-        positions = tracked.positions.clamp(-limit, 2 * limit).cpu().numpy()
-        visibility, confidence = (
-            (value * 255).round().to(torch.uint8).cpu().numpy() for value in (tracked.visibility, tracked.confidence)
+        return [as_tracks(tracked, clip, anchors, video.shape[-1], video.shape[-2]) for clip in range(len(clips))]
+
+
+def find_device(settings: CoTracker3) -> str:
+    """`cuda` or `cpu`. Raises PretrackError if torch is missing, or a GPU that the settings want."""
+    try:
+        import torch
+    except ImportError as error:
+        raise PretrackError("tracks.tracker cotracker3 needs torch: pip install 'pretrack[cotracker3]'") from error
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise PretrackError("tracks.device is cuda, and this worker sees no GPU: set ray.tracker_gpus=1, or tracks.device=auto")
+    return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def load_network(settings: CoTracker3, device: str, compiled: bool = False) -> Network:
+    """The network with its weights. Raises PretrackError if there are none, or they are not made for the settings' mode."""
+    network = load_model(settings.weights, device, compiled)
+    if network.window != _WINDOWS[settings.mode]:
+        kind = {window: mode for mode, window in _WINDOWS.items()}.get(network.window, "another")
+        raise PretrackError(
+            f"the weights {settings.weights} are of the {kind} kind, and tracks.mode is {settings.mode}: change one"
         )
-        frames = np.asarray(anchors, np.int32)
-        return [Tracks(frames, positions[i], visibility[i], confidence[i]) for i in range(len(clips))]
+    if settings.weights in RANDOM:
+        log.warning("CoTracker3 has random weights: its tracks are meaningless, and only show that everything runs")
+    return network
+
+
+def as_tracks(tracked: Tracked, clip: int, anchors: Sequence[int], width: int, height: int) -> Tracks:
+    """What was found in a clip (its index), as it is stored."""
+    # A lost point may fly off; kept within a frame's size of the picture it stays harmless to store.
+    limit = np.array([width, height], np.float32)
+    positions = np.clip(tracked.positions[clip].cpu().numpy(), -limit, 2 * limit)
+    visibility, confidence = (
+        np.rint(value[clip].cpu().numpy() * 255).astype(np.uint8) for value in (tracked.visibility, tracked.confidence)
+    )
+    return Tracks(np.asarray(anchors, np.int32), positions, visibility, confidence)

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import zlib
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +27,10 @@ from pipeline.cotracker3.tracking import Tracked, encode, track
 from pipeline.cotracker3.weights import find_weights, load_model
 from pipeline.progress import Progress
 from pipeline.trackers.cotracker3 import CoTracker3 as CoTracker3Settings
+from pipeline.trackers.cotracker3 import CoTracker3Tracker
 from shards import jpeg
-from shards.errors import PretrackError
+from shards.clip import Tracks
+from shards.errors import PretrackError, SettingsError
 from shards.geometry import grid_points
 from shards.reader import iterate_shard
 from tests.clips import make_clip
@@ -172,6 +179,21 @@ def test_fast_stays_near_exact(offline: CoTracker3) -> None:
     assert fast.positions.dtype == torch.float32
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
+@pytest.mark.parametrize("fast", [False, True])
+def test_compiled_equals_uncompiled(fast: bool) -> None:
+    """In bfloat16 as far as roundings go: fused kernels skip some, and random weights magnify them."""
+    plain, compiled = (load_model("random_offline", compiled=compiled) for compiled in (False, True))
+    for frames in (3, 4):  # the second size has them compiled again
+        video = a_video(1, frames)
+        expected, got = (track(model, video, grid=3, anchors=(1,), iterations=1, fast=fast) for model in (plain, compiled))
+        tolerance = 0.05 if fast else 1e-4
+        torch.testing.assert_close(got.positions, expected.positions, rtol=0, atol=tolerance)
+        torch.testing.assert_close(got.visibility, expected.visibility, rtol=0, atol=tolerance)
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+
+
 VIDEO = torch.zeros(1, 4, 3, 48, 64, dtype=torch.uint8)
 QUERY = torch.tensor([[[0.0, 5.0, 5.0]]])
 
@@ -183,6 +205,8 @@ QUERY = torch.tensor([[[0.0, 5.0, 5.0]]])
         ({"video": VIDEO[:, :1], "grid": 3}, "at least 2 frames"),
         ({"video": VIDEO.float() * float("nan"), "grid": 3}, "not finite"),
         ({"video": VIDEO, "grid": 3, "anchors": (0, 4)}, "not all frames of a video of 4"),
+        ({"video": VIDEO, "grid": 3, "anchors": (0, 1, 2, 3, 4)}, "not all frames of a video of 4"),
+        ({"video": VIDEO, "grid": 3, "anchors": (-1,)}, "not all frames of a video of 4"),
         ({"video": VIDEO, "grid": 3, "anchors": ()}, "not all frames"),
         ({"video": VIDEO}, "either queries or a grid"),
         ({"video": VIDEO, "queries": QUERY, "grid": 3}, "either queries or a grid"),
@@ -191,6 +215,15 @@ QUERY = torch.tensor([[[0.0, 5.0, 5.0]]])
         ({"video": VIDEO, "queries": QUERY + torch.tensor([0, 60.0, 0])}, "outside their frame of 64x48"),
         ({"video": VIDEO, "queries": QUERY * float("nan")}, "not finite"),
         ({"video": VIDEO, "queries": QUERY[0]}, "queries have the shape"),
+        ({"video": VIDEO, "queries": QUERY - torch.tensor([1.0, 0, 0])}, "frames that a video of 4 does not have"),
+        ({"video": VIDEO, "queries": QUERY - torch.tensor([0, 0, 6.0])}, "outside their frame of 64x48"),
+        ({"video": VIDEO, "grid": 0}, "a grid has at least 1 point a side"),
+        ({"video": VIDEO, "grid": torch.zeros(4, 3)}, r"points of a grid have the shape \[N, 2\]"),
+        ({"video": VIDEO, "grid": torch.full((4, 2), float("nan"))}, "points of a grid .* not finite"),
+        ({"video": VIDEO, "grid": torch.full((4, 2), 64.0)}, "points of a grid lie outside their frame of 64x48"),
+        ({"video": VIDEO, "grid": 3, "iterations": 0}, "at least 1 iteration"),
+        ({"video": VIDEO[..., :0], "grid": 3}, "frames of at least 1x1 pixels"),
+        ({"video": VIDEO[:0], "grid": 3}, "at least one clip"),
     ],
 )
 def test_bad_input_is_named(offline: CoTracker3, arguments: dict[str, object], says: str) -> None:
@@ -221,18 +254,101 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path, monkeypatch: 
         find_weights("baseline_online")
     with pytest.raises(PretrackError, match=r"are of the sliding kind, and tracks.mode is offline"):
         CoTracker3Settings(tracker="cotracker3", weights=str(tmp_path / "online.pth"), device="cpu").load()
+    with pytest.raises(PretrackError, match=r"random_offline are of the offline kind, and tracks.mode is sliding"):
+        CoTracker3Settings(tracker="cotracker3", weights="random_offline", mode="sliding", device="cpu").load()
 
 
 def test_moving_a_checkpoint_or_its_memory_changes_no_fingerprint(tmp_path: Path) -> None:
     torch.save(golden_weights("online"), tmp_path / "a.pth")
     (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes())
     a, b = (
-        CoTracker3Settings(tracker="cotracker3", weights=str(tmp_path / name), memory_gb=memory, device=device)
-        for name, memory, device in (("a.pth", 1.0, "cpu"), ("b.pth", 2.0, "auto"))
+        CoTracker3Settings(tracker="cotracker3", weights=str(tmp_path / name), memory_gb=memory, device=device, compile=compiled)
+        for name, memory, device, compiled in (("a.pth", 1.0, "cpu", True), ("b.pth", 2.0, "auto", False))
     )
     assert a.of_content() == b.of_content()
     other = CoTracker3Settings(tracker="cotracker3", weights="random_online")
     assert other.of_content() != a.of_content()
+    ours, published = (
+        CoTracker3Settings(tracker="cotracker3", weights="random_online", precision="exact", backend=backend)
+        for backend in ("pretrack", "cotracker")
+    )
+    assert ours.of_content() != published.of_content()
+
+
+@pytest.mark.skipif(find_spec("cotracker") is not None, reason="the published package is installed here")
+def test_the_published_package_is_asked_for_where_it_is_missing() -> None:
+    values: dict[str, Any] = {"tracker": "cotracker3", "weights": "random_offline", "backend": "cotracker", "device": "cpu"}
+    settings = check_settings(CoTracker3Settings, {**values, "precision": "exact"}, "test")
+    with pytest.raises(PretrackError, match=r"pip install git\+https://github.com/facebookresearch/co-tracker .*CC BY-NC 4.0"):
+        settings.load()
+    with pytest.raises(SettingsError, match="backend cotracker needs precision exact"):
+        check_settings(CoTracker3Settings, values, "test")
+
+
+@pytest.fixture
+def small_tracker() -> CoTracker3Tracker:
+    settings = CoTracker3Settings(
+        tracker="cotracker3", weights="random_offline", precision="exact", device="cpu", grid=2, iterations=1
+    )
+    return CoTracker3Tracker(settings)
+
+
+def track_two_clips(tracker: CoTracker3Tracker) -> list[Tracks]:
+    clips = [clip.permute(0, 2, 3, 1).numpy() for clip in a_video(2, 2)]
+    return tracker.track(clips, [make_clip().info] * 2, (0, 1), grid_points(2, 64, 48))
+
+
+def out_of_memory_beyond(rows: int) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+    """A hook for a module, whose error of CUDA's cannot be provoked without a GPU. `rows` is what it takes at once."""
+
+    def check(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].shape[0] > rows:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    return check
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "rows"), [("fnet", 1), ("updateformer", 1)])
+def test_running_out_of_memory_takes_fewer_at_once(
+    small_tracker: CoTracker3Tracker, caplog: pytest.LogCaptureFixture, part: str, rows: int
+) -> None:
+    expected = track_two_clips(small_tracker)
+    small_tracker._memory = 1 << 30
+    small_tracker._model.get_submodule(part).register_forward_pre_hook(out_of_memory_beyond(rows))
+    with caplog.at_level(logging.WARNING):
+        got = track_two_clips(small_tracker)
+    assert caplog.messages[0] == "out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=0.5)"
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours.positions, theirs.positions, atol=1e-3)
+        np.testing.assert_array_less(np.abs(ours.visibility.astype(int) - theirs.visibility), 2)
+    caplog.clear()
+    track_two_clips(small_tracker)  # it has learned
+    assert not caplog.records
+
+
+def test_memory_too_small_for_anything_says_what_to_change(small_tracker: CoTracker3Tracker) -> None:
+    small_tracker._memory = 1 << 22
+    small_tracker._model.fnet.register_forward_pre_hook(out_of_memory_beyond(0))
+    with pytest.raises(PretrackError, match=r"too small even for one anchor of one clip: lower frames.clip_frames or tracks.grid"):
+        track_two_clips(small_tracker)
+
+
+@pytest.mark.slow
+def test_where_compilation_fails_tracking_goes_on_without(
+    small_tracker: CoTracker3Tracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import torch._inductor.config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/compiler/here",))
+    expected = track_two_clips(small_tracker)
+    small_tracker._model, small_tracker._compiled = load_model("random_offline", compiled=True), True
+    with caplog.at_level(logging.WARNING):
+        got = track_two_clips(small_tracker)
+    assert any("torch.compile does not work here" in record.message for record in caplog.records)
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(ours.positions, theirs.positions)
 
 
 @pytest.mark.slow
