@@ -13,6 +13,7 @@ from manifests.snapshot import Snapshot, current_snapshot, drop_unfinished, open
 from manifests.tables import CLIPS, FAILURES, SHARDS, table_of
 from pipeline.catalog import make_catalog, stored_catalog
 from pipeline.config import BuildSettings
+from pipeline.events import Events
 from pipeline.lock import only_build
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
@@ -51,7 +52,10 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False) -> 
             )
         if todo:
             make_shards(todo, plan, settings, progress)
+        before = current_snapshot(settings.out)
         snapshot = _publish(plan, settings)
+        if snapshot.name != before:
+            _note_published(snapshot, Events(settings.out, progress))
         return Built(len(todo), len(plan.shards) - len(todo), snapshot)
 
 
@@ -80,6 +84,12 @@ def _publish(plan: Plan, settings: BuildSettings) -> Snapshot:
             return current
     _check_failures(failures, plan, settings, clips)
     return publish_snapshot(settings.out, tables, settings.model_dump(mode="json"))
+
+
+def _note_published(snapshot: Snapshot, events: Events) -> None:
+    clips, shards, failures = len(snapshot.clips), len(snapshot.shards), len(snapshot.failures)
+    holds = f"{clips} clips in {shards} shards, {failures} failures"
+    events.note("snapshot published", f"snapshot {snapshot.name}: {holds}", snapshot=snapshot.name, clips=clips, shards=shards)
 
 
 def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, clips: pa.Table | None = None) -> None:

@@ -33,6 +33,9 @@ Stored = Annotated[
     bool, typer.Option("--stored", help="Take the videos from the current snapshot: to track again without the sources.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+JsonLogs = Annotated[
+    bool, typer.Option("--json-logs", help="Log every event as a line of JSON on standard error, instead of progress.")
+]
 
 
 _SHOWN_FAILURES = 50
@@ -117,13 +120,13 @@ def plan(config: Config, overrides: Overrides = None, stored: Stored = False, as
 
 @app.command()
 @_clear_errors
-def build(config: Config, overrides: Overrides = None, stored: Stored = False) -> None:
+def build(config: Config, overrides: Overrides = None, stored: Stored = False, json_logs: JsonLogs = False) -> None:
     """Make the shards that are missing or out of date, and publish a snapshot."""
     from pipeline.build import build as run
     from pipeline.progress import Progress
 
     settings = _settings(config, overrides)
-    built = run(settings, Progress(), stored)
+    built = run(settings, Progress(json_lines=json_logs), stored)
     clips, failures = built.snapshot.clips.num_rows, built.snapshot.failures.num_rows
     did = f"{built.made} shards made, {built.kept} kept" if built.made else f"nothing to do, {built.kept} shards kept"
     notes = f"; {failures:,} notes on what was left out ('pretrack status')" if failures else ""
@@ -141,8 +144,7 @@ def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
         _print_json(shown)
         return
     if state := shown["build"]:
-        left = f", {state['clips_per_s']:.1f} clips/s, {state['seconds_left']:.0f} s left" if "seconds_left" in state else ""
-        print(f"build: {state['state']}, {state['clips_done']:,} of {state['clips_total']:,} clips{left}")
+        _print_build(state)
     if not (snapshot := shown["snapshot"]):
         print("no snapshot yet")
         return
@@ -157,6 +159,7 @@ def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
         for row in snapshot["failures"]:
             table.add_row(row["stage"], row["reason"], f"{row['count']:,}")
         _console().print(table)
+        print("to try just those again: pretrack build CONFIG --retry-failed")
         _print_failures(snapshot["left_out"], "status")
 
 
@@ -255,6 +258,23 @@ def show(
         return
     for path in made:
         print(path)
+
+
+def _print_build(state: dict[str, Any]) -> None:
+    """The latest build: how far it is, how fast, what is slow, and what failed."""
+    rate = f", {state['clips_per_s']:.1f} clips/s" if "clips_per_s" in state else ""
+    left = f", {state['seconds_left']:.0f} s left" if "seconds_left" in state else ""
+    print(f"build: {state['state']}, {state['clips_done']:,} of {state['clips_total']:,} clips{rate}{left}")
+    counts = f"{state['shards_done']:,} done, {state['shards_running']:,} running, {state['shards_broken']:,} failed"
+    print(f"shards: {counts}, {state['shards_left']:,} left")
+    if "trackers_busy" in state:
+        kind = "GPU trackers" if state["tracker_gpus"] else "trackers"
+        print(f"{kind}: {state['trackers']}, busy {state['trackers_busy']:.0%} of the time")
+    if "slowest_stage" in state:
+        seconds = ", ".join(f"{stage} {spent:,.1f} s" for stage, spent in state["stage_seconds"].items())
+        print(f"workers spent: {seconds}; the slowest stage is {state['slowest_stage']}")
+    if state["state"] != "finished" and state["reasons"]:
+        print("left out so far: " + ", ".join(f"{row['count']:,} x {row['reason']} ({row['stage']})" for row in state["reasons"]))
 
 
 def _print_failures(failures: list[dict[str, Any]], command: str) -> None:

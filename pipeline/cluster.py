@@ -49,8 +49,13 @@ def connect(settings: RaySettings) -> Cluster:
         except (ConnectionError, ValueError, RuntimeError) as error:
             where = f"no Ray cluster answers at ray.address '{settings.address}'" if settings.address else "Ray did not start here"
             raise PretrackError(f"{where} ({' '.join(str(error).split())})") from error
-    resources = ray.cluster_resources()
-    return Cluster(int(resources.get("CPU", 1)), int(resources.get("GPU", 0)))
+    return resources()
+
+
+def resources() -> Cluster:
+    """What the cluster has now: nodes come and go."""
+    found = ray.cluster_resources()
+    return Cluster(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
 
 
 def ray_task(function: Callable[..., Any]) -> Any:

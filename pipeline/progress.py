@@ -56,16 +56,27 @@ class Stage:
 
 
 class Progress:
-    """Shows stages on standard error. `quiet` shows none."""
+    """Shows stages and notable events on standard error. `quiet` shows none, `json_lines` every event as JSON and no stage."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, json_lines: bool = False) -> None:
         self._quiet = quiet
+        self._json_lines = json_lines
         self._console = Console(stderr=True)
+        self._bar: RichProgress | None = None
+
+    def event(self, sentence: str, json_line: str, notable: bool) -> None:
+        """Shows an event, above the bar if there is one."""
+        if self._json_lines:
+            print(json_line, file=sys.stderr, flush=True)
+        elif notable and self._bar:
+            self._bar.console.print(sentence, markup=False, highlight=False)
+        elif notable and not self._quiet:
+            print(sentence, file=sys.stderr, flush=True)
 
     @contextmanager
     def stage(self, name: str, unit: str, total: int | None = None) -> Iterator[Stage]:
         """A stage that is under way while the block runs. Off a terminal it prints a line every ten seconds and one at its end."""
-        if self._quiet:
+        if self._quiet or self._json_lines:
             yield _SilentStage(name, unit, total, None)
         elif self._console.is_terminal:
             columns = (
@@ -77,7 +88,11 @@ class Progress:
                 TimeRemainingColumn(),
             )
             with RichProgress(*columns, console=self._console) as bar:
-                yield Stage(name, unit, total, bar)
+                self._bar = bar
+                try:
+                    yield Stage(name, unit, total, bar)
+                finally:
+                    self._bar = None
         else:
             stage = Stage(name, unit, total, None)
             yield stage

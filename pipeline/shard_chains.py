@@ -1,133 +1,258 @@
 """Makes shards as a Ray job.
 
-One shard is one chain: decode (or load stored frames) on any core → track on a tracker worker → write. A bounded number of shards
-is in flight, so memory does not grow with the dataset. A shard that fails leaves nothing behind and does not stop the others; the
-next run takes it up again.
+One shard is one chain: decode (or load stored frames) on any core → track on a worker of the tracker pool → write. A bounded number
+of shards is in flight, so memory does not grow with the dataset. A shard that fails leaves nothing behind and does not stop the
+others; the next run takes it up again.
+
+Workers and nodes may go at any time, and their shards are tried again. A shard that was there twice when a worker died may be the
+cause: its clips are then decoded or tracked one at a time, and one that kills a worker by itself becomes a failure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from manifests.receipt import Receipt
 from pipeline import stages
-from pipeline.cluster import Cluster, connect, ray_task, worker_decoder
+from pipeline.cluster import connect, resources, worker_decoder
 from pipeline.config import BuildSettings
+from pipeline.events import Events
 from pipeline.plan import Plan, PlannedShard
 from pipeline.progress import Progress
-from pipeline.status import BuildState, write_state
-from shards.errors import PretrackError
+from pipeline.report import Report
+from pipeline.status import BuildState, StateFile
+from pipeline.tracker_pool import TrackerLost, TrackerPool
+from pipeline.video import Failure
+from shards.errors import PretrackError, first_line
 from shards.files import failed_for_good
+
+_DEATHS = 2
+"""How often a shard's worker may die before its clips are done one at a time."""
+_STARTS = 5
+"""How often a shard is begun again because its decoded frames went away with a node."""
+
+Names = tuple[tuple[str, str, str], ...]
+"""(key, source, video_id) of clips."""
+_WORKER_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
 def make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> None:
     """Runs the chains. Raises PretrackError at the end if a shard failed, at once if the disk is full."""
-    cluster = connect(settings.ray)
-    trackers = _start_trackers(settings, cluster)
-    state = BuildState.started(settings.out, len(todo), sum(len(shard.clips) for shard in todo))
+    connect(settings.ray)
+    asyncio.run(_make_shards(todo, plan, settings, progress))
+
+
+async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> None:
+    events = Events(settings.out, progress)
+    pool = TrackerPool(settings, events)
+    clips, kept = sum(_clip_count(shard) for shard in todo), len(plan.shards) - len(todo)
+    state = StateFile(settings.out, BuildState.started(len(todo), clips, settings.ray.tracker_gpus))
+    said = f"the build of {len(todo)} shards with {clips} clips began; {kept} shards are kept"
+    events.note("build started", said, shards=len(todo), clips=clips, kept=kept)
     broken: dict[str, str] = {}
-    clips_done = failures = 0
     try:
-        with progress.stage("making shards", total=state.clips_total, unit="clips") as stage:
-            for shard, result in _chains(todo, plan, settings, trackers, limit=len(trackers) + max(2, cluster.cpus // 2)):
-                if isinstance(result, Exception):
-                    _stop_if_hopeless(result, settings)
-                    broken[shard.shard] = _first_line(result)
-                else:
-                    failures += len(result.failures)
-                clips_done += len(shard.clips)
-                stage.advance(len(shard.clips))
-                state = state.advanced(clips_done, failures, len(broken))
-                write_state(settings.out, state)
-    except BaseException:
-        write_state(settings.out, state.ended("stopped"))
+        with progress.stage("making shards", total=clips, unit="clips") as stage:
+            report = Report(events, state, stage)
+            async with aclosing(_chains(todo, plan, settings, pool, events, report)) as results:
+                async for shard, result in results:
+                    if isinstance(result, Exception):
+                        report.broken(_clip_count(shard), shard, result)
+                        broken[shard.shard] = first_line(result)
+                        _stop_if_hopeless(result, settings)
+                    else:
+                        report.made(_clip_count(shard), result)
+        if broken:
+            raise PretrackError(_complaint(broken, len(todo)))
+    except BaseException as error:
+        state.end("failed" if isinstance(error, Exception) else "stopped")
+        events.note("build stopped", f"the build stopped: {first_line(error)}", reason=first_line(error))
         raise
-    write_state(settings.out, state.ended("failed" if broken else "finished"))
-    if broken:
-        name, reason = next(iter(broken.items()))
-        raise PretrackError(
-            f"{len(broken)} of {len(todo)} shards could not be made, the first being {name} ({reason}); "
-            "the others are kept, no snapshot was published: run the same build again to retry"
-        )
+    finally:
+        pool.close()
+    state.end("finished")
+    events.note("build finished", f"all {len(todo)} shards are made", shards=len(todo), clips=clips)
 
 
-class TrackerWorker:
-    """Holds a loaded tracker on a worker."""
-
-    def __init__(self, settings: BuildSettings) -> None:
-        import cv2
-
-        cv2.setNumThreads(max(1, int(settings.ray.tracker_cpus)))
-        self._settings = settings
-        self._tracker = settings.tracks.load()
-
-    def track(self, decoded: stages.DecodedShard) -> stages.TrackedShard:
-        """See `stages.track_shard`."""
-        return stages.track_shard(decoded, self._tracker, self._settings)
-
-
-def _start_trackers(settings: BuildSettings, cluster: Cluster) -> list[Any]:
-    """The tracker workers. A worker that dies is started again, and what it was at is tried again."""
-    wanted = settings.ray
-    if wanted.tracker_gpus > cluster.gpus:
-        raise PretrackError(f"ray.tracker_gpus is {wanted.tracker_gpus}, and this cluster has {cluster.gpus} GPUs")
-    cores = wanted.tracker_cpus if cluster.cpus > 1 else 0.0  # a single core is shared with decoding
-    most = int((cluster.cpus - 1) / cores) if cores else cluster.cpus
-    by_default = int(cluster.gpus / wanted.tracker_gpus) if wanted.tracker_gpus else max(1, cluster.cpus // 2)
-    count = wanted.trackers or min(by_default, most)
-    if not 1 <= count <= most:
-        raise PretrackError(
-            f"{max(count, 1)} trackers of {cores:g} cores (ray.trackers, ray.tracker_cpus) leave none of the {cluster.cpus} cores "
-            "to decode with"
-        )
-    actor = ray.remote(num_cpus=cores, num_gpus=wanted.tracker_gpus, max_restarts=3, max_task_retries=3)(TrackerWorker)
-    return [actor.remote(settings) for _ in range(count)]
-
-
-def _chains(
-    todo: list[PlannedShard], plan: Plan, settings: BuildSettings, trackers: list[Any], limit: int
-) -> Iterator[tuple[PlannedShard, Receipt | Exception]]:
+async def _chains(
+    todo: list[PlannedShard], plan: Plan, settings: BuildSettings, pool: TrackerPool, events: Events, report: Report
+) -> AsyncGenerator[tuple[PlannedShard, Receipt | Exception]]:
     """Every shard with its receipt, or with what went wrong, in the order they are done."""
-    decode, load, write = ray_task(_decode), ray_task(stages.load_shard), ray.remote(num_cpus=0, max_retries=3)(stages.write_shard)
-    load_of = [0] * len(trackers)
-    waiting: dict[Any, tuple[PlannedShard, int]] = {}
-
-    def finish_one() -> tuple[PlannedShard, Receipt | Exception]:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        shard, worker = waiting.pop(done)
-        load_of[worker] -= 1
-        try:
-            return shard, ray.get(done)
-        except ray.exceptions.RayTaskError as error:
-            return shard, error.cause if isinstance(error.cause, Exception) else error
-        except ray.exceptions.RayError as error:
-            return shard, error
-
-    for shard in todo:
-        if len(waiting) >= limit:
-            yield finish_one()
-        task = ray.put(_task(shard, plan, settings))
-        worker = load_of.index(min(load_of))
-        load_of[worker] += 1
-        decoded = load.remote(task) if shard.action == "retrack" else decode.remote(task)
-        waiting[write.remote(task, decoded, trackers[worker].track.remote(decoded))] = (shard, worker)
-    while waiting:
-        yield finish_one()
+    waiting = iter(todo)
+    running: dict[asyncio.Task[Receipt], PlannedShard] = {}
+    try:
+        while True:
+            pool.tend()
+            limit = pool.size + max(2, resources().cpus // 2)
+            while len(running) < limit and (shard := next(waiting, None)):
+                running[asyncio.create_task(_Chain(_task(shard, plan, settings), pool, events).run())] = shard
+            report.under_way(len(running), pool)
+            if not running:
+                return
+            done, _ = await asyncio.wait(running, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                shard, error = running.pop(task), task.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                yield shard, _cause(error) if error else task.result()
+    finally:
+        for task in running:
+            task.cancel()
 
 
-def _decode(task: stages.ShardTask) -> stages.DecodedShard:
-    """Runs on a worker."""
-    return stages.decode_shard(task, worker_decoder(task.settings.frames.decode_timeout_s))
+@dataclass(frozen=True)
+class _Decoded:
+    """Decoded frames (a Ray reference: they stay where they are), and the names of their clips."""
+
+    frames: Any
+    clips: Names
+
+
+class _Chain:
+    """One shard on its way."""
+
+    def __init__(self, task: stages.ShardTask, pool: TrackerPool, events: Events) -> None:
+        self._task = task
+        self._at = ray.put(task)
+        self._pool = pool
+        self._events = events
+
+    async def run(self) -> Receipt:
+        """Decodes, tracks and writes. Raises what a stage raised."""
+        for start in range(_STARTS):
+            try:
+                decoded = await self._decode()
+                tracked = await self._track(decoded)
+                return await _WRITE.remote(self._at, decoded.frames, *tracked)
+            except ObjectLostError as error:
+                if start + 1 == _STARTS:
+                    raise
+                said = f"frames of {self._task.shard.shard} were lost with their node: it begins again"
+                self._events.note("shard restarted", said, notable=True, shard=self._task.shard.shard, reason=first_line(error))
+        raise AssertionError("unreachable")
+
+    async def _decode(self) -> _Decoded:
+        if self._task.shard.action == "retrack":
+            return await _decoded(*_LOAD.remote(self._at))
+        for _ in range(_DEATHS):
+            try:
+                return await _decoded(*_DECODE.remote(self._at))
+            except _WORKER_LOST as error:
+                self._say_lost("decoder", error)
+        self._say_isolated("decoding")
+        parts = []
+        for clip in self._task.shard.clips:
+            alone = replace(self._task, shard=replace(self._task.shard, clips=(clip,)))
+            try:
+                frames, clips = _DECODE.remote(alone)
+                await clips
+            except _WORKER_LOST as error:
+                video = self._task.videos[clip.video]
+                failure = self._crashed(clip.key, video["source"], video["video_id"], "decode", error)
+                frames = stages.DecodedShard((), (failure,), 0.0)
+            parts.append(frames)
+        return await _decoded(*_JOIN.remote(*parts))
+
+    async def _track(self, decoded: _Decoded) -> list[Any]:
+        """Parts of a tracked shard, or references to them."""
+        deaths = 0
+        while deaths < _DEATHS:
+            try:
+                return [await self._pool.track(decoded.frames)]
+            except TrackerLost as lost:
+                deaths += lost.suspect
+        self._say_isolated("tracking")
+        return [await self._track_alone(decoded, *clip) for clip in decoded.clips]
+
+    async def _track_alone(self, decoded: _Decoded, key: str, source: str, video_id: str) -> Any:
+        while True:
+            try:
+                return await self._pool.track(decoded.frames, only=key)
+            except TrackerLost as lost:
+                if lost.suspect and lost.__cause__:
+                    return stages.TrackedShard((), (self._crashed(key, source, video_id, "track", lost.__cause__),), 0.0)
+
+    def _crashed(self, key: str, source: str, video_id: str, stage: str, error: BaseException) -> Failure:
+        """The failure of a clip that killed its worker by itself."""
+        what = {"decode": "decoder", "track": "tracker"}[stage]
+        detail = f"the {what}'s worker died of it, twice with others of its shard and once alone: {first_line(error)}"
+        self._events.note(
+            "clip left out", f"{key} was left out: {detail}", notable=True, clip=key, shard=self._task.shard.shard, stage=stage
+        )
+        return Failure(source, video_id, key, stage, f"{what} crashed", detail)  # type: ignore[arg-type]
+
+    def _say_lost(self, what: str, error: Exception) -> None:
+        said = f"a {what}'s worker was lost at {self._task.shard.shard}, which is tried again: {first_line(error)}"
+        self._events.note(f"{what} lost", said, notable=True, shard=self._task.shard.shard, reason=first_line(error))
+
+    def _say_isolated(self, what: str) -> None:
+        said = f"{what} {self._task.shard.shard} has killed {_DEATHS} workers: its clips are done one at a time"
+        self._events.note("shard isolated", said, notable=True, shard=self._task.shard.shard)
+
+
+def _decode(task: stages.ShardTask) -> tuple[stages.DecodedShard, Names]:
+    return _named(stages.decode_shard(task, worker_decoder(task.settings.frames.decode_timeout_s)))
+
+
+def _load(task: stages.ShardTask) -> tuple[stages.DecodedShard, Names]:
+    return _named(stages.load_shard(task))
+
+
+def _join(*parts: stages.DecodedShard) -> tuple[stages.DecodedShard, Names]:
+    clips = tuple(clip for part in parts for clip in part.clips)
+    failures = tuple(failure for part in parts for failure in part.failures)
+    return _named(stages.DecodedShard(clips, failures, sum(part.seconds for part in parts)))
+
+
+def _write(task: stages.ShardTask, decoded: stages.DecodedShard, *parts: stages.TrackedShard) -> Receipt:
+    clips = tuple(clip for part in parts for clip in part.clips)
+    failures = tuple(failure for part in parts for failure in part.failures)
+    return stages.write_shard(task, decoded, stages.TrackedShard(clips, failures, sum(part.seconds for part in parts)))
+
+
+_DECODE = ray.remote(num_cpus=1, max_retries=0, num_returns=2)(_decode)  # tried again by its chain, which counts
+_LOAD = ray.remote(num_cpus=1, max_retries=3, num_returns=2)(_load)
+_JOIN = ray.remote(num_cpus=0, max_retries=3, num_returns=2)(_join)
+_WRITE = ray.remote(num_cpus=0, max_retries=3)(_write)
+
+
+def _named(decoded: stages.DecodedShard) -> tuple[stages.DecodedShard, Names]:
+    return decoded, tuple((clip.info.key, clip.info.source, clip.info.video_id) for clip in decoded.clips)
+
+
+async def _decoded(frames: Any, clips: Awaitable[Names]) -> _Decoded:
+    """Waits for the names alone, so that the frames do not come to this machine."""
+    return _Decoded(frames, await clips)
 
 
 def _task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.ShardTask:
     numbers = sorted({clip.video for clip in shard.clips})
     rows = plan.catalog.videos.take(pa.array(numbers)).to_pylist() if shard.action == "build" else []
     return stages.ShardTask(shard, dict(zip(numbers, rows, strict=False)), settings)
+
+
+def _clip_count(shard: PlannedShard) -> int:
+    return len(shard.clips)
+
+
+def _complaint(broken: dict[str, str], shards: int) -> str:
+    name, reason = next(iter(broken.items()))
+    return (
+        f"{len(broken)} of {shards} shards could not be made, the first being {name} ({reason}); "
+        "the others are kept, no snapshot was published: run the same build again to retry"
+    )
+
+
+def _cause(error: Exception) -> Exception:
+    """What a worker raised, without Ray's wrapping."""
+    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
 
 
 def _stop_if_hopeless(error: Exception, settings: BuildSettings) -> None:
@@ -137,7 +262,3 @@ def _stop_if_hopeless(error: Exception, settings: BuildSettings) -> None:
             f"a shard could not be written to {settings.out} ({error.strerror}): make room and run the same build again, "
             "what is done is kept"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

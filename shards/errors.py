@@ -23,5 +23,10 @@ def disk_sentence(error: OSError) -> str:
     return f"{what}{error.strerror or error}{advice.get(error.errno or 0, '')}"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the rest of a long message; its kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class ShardError(PretrackError):
     """A shard, or a member of one, that is missing or damaged."""
