@@ -54,9 +54,10 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False) -> 
             make_shards(todo, plan, settings, progress)
         before = current_snapshot(settings.out)
         snapshot = _publish(plan, settings)
-        if snapshot.name != before:
-            _note_published(snapshot, Events(settings.out, progress))
-        return Built(len(todo), len(plan.shards) - len(todo), snapshot)
+        built = Built(len(todo), len(plan.shards) - len(todo), snapshot)
+        if todo or snapshot.name != before:
+            _note_end(built, snapshot.name != before, Events(settings.out, progress))
+        return built
 
 
 def _sweep(out: Location) -> None:
@@ -86,10 +87,14 @@ def _publish(plan: Plan, settings: BuildSettings) -> Snapshot:
     return publish_snapshot(settings.out, tables, settings.model_dump(mode="json"))
 
 
-def _note_published(snapshot: Snapshot, events: Events) -> None:
-    clips, shards, failures = len(snapshot.clips), len(snapshot.shards), len(snapshot.failures)
-    holds = f"{clips} clips in {shards} shards, {failures} failures"
-    events.note("snapshot published", f"snapshot {snapshot.name}: {holds}", snapshot=snapshot.name, clips=clips, shards=shards)
+def _note_end(built: Built, published: bool, events: Events) -> None:
+    snapshot = built.snapshot
+    if published:
+        clips, shards, failures = len(snapshot.clips), len(snapshot.shards), len(snapshot.failures)
+        said = f"snapshot {snapshot.name} is published: {clips} clips in {shards} shards, {failures} failures"
+        events.note("snapshot published", said, snapshot=snapshot.name, clips=clips, shards=shards, failures=failures)
+    said = f"the build is finished: {built.made} shards made, {built.kept} kept"
+    events.note("build finished", said, made=built.made, kept=built.kept, snapshot=snapshot.name)
 
 
 def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, clips: pa.Table | None = None) -> None:

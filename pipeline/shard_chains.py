@@ -78,7 +78,6 @@ async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSett
     finally:
         pool.close()
     state.end("finished")
-    events.note("build finished", f"all {len(todo)} shards are made", shards=len(todo), clips=clips)
 
 
 async def _chains(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import time
 from collections import deque
@@ -125,7 +126,7 @@ class TrackerPool:
             self.busy_seconds += await seconds
             return tracks
         except RayActorError as error:
-            self._lose(tracker, first_line(error))
+            self._lose(tracker, _why(error))
             raise TrackerLost(suspect=tracker.suspect is call) from error
         finally:
             tracker.calls.remove(call)
@@ -184,11 +185,9 @@ class TrackerPool:
                 return
             self._deaths_at_load += 1
             if self._deaths_at_load >= _LOADS and not self.live:
-                self._error = PretrackError(
-                    f"the tracker died {self._deaths_at_load} times while it was loaded ({first_line(error)})"
-                )
+                self._error = PretrackError(f"every tracker dies while it is loaded, the last one because {_why(error)}")
             self._start_after = time.monotonic() + min(2.0**self._deaths_at_load, _SLOWEST_RESTART_S)
-            self._lose(tracker, first_line(error))
+            self._lose(tracker, _why(error))
         else:
             self._deaths_at_load = 0
             tracker.live_since = time.monotonic()
@@ -236,6 +235,12 @@ class TrackerPool:
                 f"the cluster has {cluster.cpus} cores and {cluster.gpus} GPUs; the build goes on when one has its place"
             )
             self._events.note("waiting for a tracker", said, notable=True, waiting=waiting, cpus=cluster.cpus, gpus=cluster.gpus)
+
+
+def _why(error: RayActorError) -> str:
+    """The reason in Ray's long message: "its worker process has died"."""
+    found = re.search(r"is dead because (.*?)(\.|$)", str(error), re.MULTILINE)
+    return found[1] if found else first_line(error)
 
 
 def check_trackers(wanted: RaySettings, cluster: Cluster) -> None:

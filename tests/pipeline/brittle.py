@@ -1,0 +1,90 @@
+"""Trackers that die as native code does: Lucas-Kanade, and SIGKILL. Settings fields are Lucas-Kanade's, so content is too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import PrivateAttr
+
+from pipeline.config import BuildSettings
+from pipeline.trackers.lucas_kanade import LucasKanade, LucasKanadeTracker
+from shards.clip import ClipInfo, Tracks
+from shards.errors import PretrackError
+
+Clips = Sequence[NDArray[np.uint8]]
+
+
+def with_tracker(settings: BuildSettings, kind: type[LucasKanade]) -> BuildSettings:
+    """The same build by another kind of Lucas-Kanade."""
+    return settings.model_copy(update={"tracks": kind(**settings.tracks.model_dump())})
+
+
+class DiesOfRed(LucasKanade):
+    """Its tracker dies of every clip that is all red."""
+
+    def load(self) -> LucasKanadeTracker:
+        return _DiesOfRed(self)
+
+
+class _DiesOfRed(LucasKanadeTracker):
+    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+        if any(frames[..., 0].min() > 200 and frames[..., 1:].max() < 60 for frames in clips):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().track(clips, infos, anchors, queries)
+
+
+class DiesOnce(LucasKanade):
+    """The first of its trackers that has tracked a clip dies of the next: whoever makes the file `flag` first."""
+
+    _flag: Path = PrivateAttr()
+
+    def load(self) -> LucasKanadeTracker:
+        return _DiesOnce(self, self._flag)
+
+
+class _DiesOnce(LucasKanadeTracker):
+    def __init__(self, settings: LucasKanade, flag: Path) -> None:
+        super().__init__(settings)
+        self._flag = flag
+        self._calls = 0
+
+    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+        self._calls += 1
+        if self._calls == 2 and not self._flag.exists():
+            self._flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().track(clips, infos, anchors, queries)
+
+
+class Slow(LucasKanade):
+    """Its tracker takes at least half a second for a clip."""
+
+    def load(self) -> LucasKanadeTracker:
+        return _Slow(self)
+
+
+class _Slow(LucasKanadeTracker):
+    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+        time.sleep(0.5 * len(clips))
+        return super().track(clips, infos, anchors, queries)
+
+
+class WithoutWeights(LucasKanade):
+    """Cannot be loaded."""
+
+    def load(self) -> LucasKanadeTracker:
+        raise PretrackError("there are no weights at /not/there")
+
+
+class DiesWhileLoading(LucasKanade):
+    """Needs more memory than there is, say."""
+
+    def load(self) -> LucasKanadeTracker:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
