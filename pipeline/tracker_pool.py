@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from pipeline import stages
 from pipeline.cluster import Cluster, resources
@@ -31,6 +31,9 @@ _TENDED_EVERY_S = 1.0
 _SLOWEST_RESTART_S = 60.0
 PATIENCE_S = 30.0
 """How long shards wait for a tracker before the log says so."""
+
+
+TRACKER_LOST = (RayActorError, OutOfMemoryError, NodeDiedError)
 
 
 class TrackerLost(Exception):
@@ -60,17 +63,21 @@ class TrackerWorker:
         if only:
             decoded = replace(decoded, clips=tuple(clip for clip in decoded.clips if clip.info.key == only))
         tracked = stages.track_shard(decoded, self._tracker, self._settings)
+        if any("CUDA error" in failure.detail for failure in tracked.failures):
+            os._exit(1)  # a process whose GPU kernel crashed cannot use the GPU again: every later clip would fail too
         return tracked, tracked.seconds
 
 
 @dataclass(eq=False)
 class _Tracker:
-    """A worker as the pool sees it. `calls` are under way, in their order; `suspect` is the one it died at."""
+    """A worker as the pool sees it. `calls` are under way, in their order, the first since `at_since`; `suspect` is the one
+    it died at."""
 
     actor: Any
     cores: float
     where: str = ""
     live_since: float | None = None
+    at_since: float = 0.0
     lost: bool = False
     calls: list[object] = field(default_factory=list)
     suspect: object | None = None
@@ -91,8 +98,7 @@ class TrackerPool:
         self._start_after = self._tend_after = 0.0
         self._idle_since = time.monotonic()
         self._seconds_of_lost = 0.0
-        self.busy_seconds = 0.0
-        """How long trackers have tracked, all together."""
+        self._tracked_seconds = 0.0
 
     @property
     def live(self) -> int:
@@ -111,6 +117,12 @@ class TrackerPool:
         return self._seconds_of_lost + sum(now - tracker.live_since for tracker in self._trackers if tracker.live_since)
 
     @property
+    def busy_seconds(self) -> float:
+        """How long trackers have tracked, all together; what they are at counts too."""
+        now = time.monotonic()
+        return self._tracked_seconds + sum(now - tracker.at_since for tracker in self._trackers if tracker.calls)
+
+    @property
     def size(self) -> int:
         """Trackers that are there or on their way."""
         return len(self._trackers)
@@ -123,13 +135,14 @@ class TrackerPool:
         tracker, call = await place
         try:
             tracks, seconds = tracker.actor.track.options(num_returns=2).remote(decoded, only)
-            self.busy_seconds += await seconds
+            self._tracked_seconds += await seconds
             return tracks
-        except RayActorError as error:
+        except TRACKER_LOST as error:
             self._lose(tracker, _why(error))
             raise TrackerLost(suspect=tracker.suspect is call) from error
         finally:
             tracker.calls.remove(call)
+            tracker.at_since = time.monotonic()
             self._hand_out()
 
     def tend(self, now: bool = False) -> None:
@@ -160,6 +173,8 @@ class TrackerPool:
             place = self._queue.popleft()
             if not place.done():
                 tracker, call = min(free, key=lambda tracker: len(tracker.calls)), object()
+                if not tracker.calls:
+                    tracker.at_since = time.monotonic()
                 tracker.calls.append(call)
                 place.set_result((tracker, call))
 
@@ -180,7 +195,7 @@ class TrackerPool:
             if isinstance(cause, PretrackError) or not self.live:
                 self._error = cause  # settings: the next one would say the same
             self._lose(tracker, f"it could not be loaded: {first_line(cause)}")
-        except RayActorError as error:
+        except RayError as error:
             if tracker.lost:
                 return
             self._deaths_at_load += 1
@@ -237,7 +252,7 @@ class TrackerPool:
             self._events.note("waiting for a tracker", said, notable=True, waiting=waiting, cpus=cluster.cpus, gpus=cluster.gpus)
 
 
-def _why(error: RayActorError) -> str:
+def _why(error: RayError) -> str:
     """The reason in Ray's long message: "its worker process has died"."""
     found = re.search(r"is dead because (.*?)(\.|$)", str(error), re.MULTILINE)
     return found[1] if found else first_line(error)

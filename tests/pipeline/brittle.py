@@ -25,6 +25,11 @@ def with_tracker(settings: BuildSettings, kind: type[LucasKanade]) -> BuildSetti
     return settings.model_copy(update={"tracks": kind(**settings.tracks.model_dump())})
 
 
+def all_red(frames: NDArray[np.uint8]) -> bool:
+    """Whether a clip shows nothing but red."""
+    return bool(frames[..., 0].min() > 200 and frames[..., 1:].max() < 60)
+
+
 class DiesOfRed(LucasKanade):
     """Its tracker dies of every clip that is all red."""
 
@@ -34,8 +39,25 @@ class DiesOfRed(LucasKanade):
 
 class _DiesOfRed(LucasKanadeTracker):
     def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
-        if any(frames[..., 0].min() > 200 and frames[..., 1:].max() < 60 for frames in clips):
+        if any(map(all_red, clips)):
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().track(clips, infos, anchors, queries)
+
+
+class FailsAfterRed(LucasKanade):
+    """Its tracker fails at every clip that is all red and at all after it, as CUDA does once a kernel has crashed."""
+
+    def load(self) -> LucasKanadeTracker:
+        return _FailsAfterRed(self)
+
+
+class _FailsAfterRed(LucasKanadeTracker):
+    _broken = False
+
+    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+        self._broken = self._broken or any(map(all_red, clips))
+        if self._broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return super().track(clips, infos, anchors, queries)
 
 

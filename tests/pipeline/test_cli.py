@@ -57,6 +57,11 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
     assert "making shards: 3 of 3 clips" in built.stderr, "progress goes line by line where there is no terminal"
     assert "\x1b[" not in built.stdout + built.stderr
     assert "nothing to do, 1 shards kept" in pretrack("build", config).stdout
+    shown = pretrack("status", config).stdout
+    assert "build: finished, 3 of 3 clips" in shown
+    assert "shards: 1 done, 0 running, 0 failed, 0 left" in shown
+    assert "the slowest stage is" in shown
+    assert "pretrack build CONFIG --retry-failed" in shown
 
     verified = pretrack("verify", out, "--json")
     assert verified.returncode == 0
@@ -66,8 +71,13 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
 
     drawn = pretrack("show", config, "--clip", "0_mp4", "--to", tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png", ".png"], drawn.stderr
-    retracked = pretrack("build", config, "tracks.grid=5")
+    retracked = pretrack("build", config, "tracks.grid=5", "--json-logs")
     assert "1 shards made" in retracked.stdout
+    logged = [json.loads(line) for line in retracked.stderr.splitlines()]
+    expected = ["build started", "tracker ready", "shard made", "snapshot published", "build finished"]
+    assert [event["event"] for event in logged] == expected
+    assert logged[2].keys() >= {"time", "message", "shard", "clips", "failures", "bytes", "seconds"}
+    assert [json.loads(line) for line in (out / "build.log").read_text().splitlines()[-5:]] == logged
     assert [path.name for path in sorted((out / "snapshots").iterdir())] == ["000001", "000002"]
 
     (tar,) = [path for path in (out / "shards").iterdir() if path.name in state_shards(out)]

@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,9 +23,10 @@ from pipeline.build import Built, build
 from pipeline.config import BuildSettings
 from pipeline.shard_chains import make_shards
 from pipeline.status import status
+from pipeline.trackers.lucas_kanade import LucasKanade
 from pipeline.verify import verify_snapshot
 from shards.errors import PretrackError
-from tests.pipeline.brittle import DiesOfRed, DiesOnce, DiesWhileLoading, WithoutWeights, with_tracker
+from tests.pipeline.brittle import DiesOfRed, DiesOnce, DiesWhileLoading, FailsAfterRed, Slow, WithoutWeights, with_tracker
 from tests.pipeline.panning import panning_frames, write_video
 from tests.pipeline.test_build import QUIET, contents, plan, settings_for
 
@@ -68,8 +70,12 @@ def without_red(built: Built) -> dict[str, tuple[bytes, ...]]:
     return {key: clip for key, clip in contents(built.snapshot).items() if "red" not in key}
 
 
-def test_a_clip_that_kills_the_tracker_is_left_out_alone(videos: Path, tmp_path: Path, undisturbed: Built) -> None:
-    settings = with_tracker(in_small_shards(videos, tmp_path), DiesOfRed)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [DiesOfRed, FailsAfterRed])
+def test_a_clip_that_kills_the_tracker_is_left_out_alone(
+    kind: type[LucasKanade], videos: Path, tmp_path: Path, undisturbed: Built
+) -> None:
+    settings = with_tracker(in_small_shards(videos, tmp_path), kind)
     built = build(settings, QUIET)
     (failure,) = built.snapshot.failures.to_pylist()
     assert (failure["video_id"], failure["stage"], failure["reason"]) == ("b-red.mp4", "track", "tracker crashed")
@@ -176,6 +182,30 @@ def test_a_tracker_that_cannot_be_loaded_stops_the_build_with_its_sentence(video
 def test_a_tracker_that_always_dies_while_loading_stops_the_build(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(PretrackError, match=r"every tracker dies while it is loaded"):
         build(with_tracker(in_small_shards(videos, tmp_path), DiesWhileLoading), QUIET)
+
+
+@pytest.mark.slow
+def test_status_of_a_build_that_runs(videos: Path, tmp_path: Path) -> None:
+    settings = with_tracker(settings_for(videos, tmp_path, shards={"clips_per_shard": 1}, ray={"trackers": 1}), Slow)
+    seen = []
+    with ThreadPoolExecutor(1) as aside:
+        building = aside.submit(build, settings, QUIET)
+        while not building.done():
+            if (tmp_path / "build.json").exists():
+                seen.append(status(tmp_path)["build"])
+            time.sleep(0.1)
+        building.result()
+    halfway = next(state for state in seen if 2 <= state["shards_done"] < 5 and state["state"] == "running")
+    done, left = halfway["shards_done"], halfway["shards_left"]
+    assert done + halfway["shards_running"] + left == halfway["shards_total"] == 5
+    assert halfway["shards_running"] >= 1
+    assert halfway["clips_done"] == done
+    assert halfway["seconds_left"] == pytest.approx((5 - done) / halfway["clips_per_s"])
+    assert halfway["slowest_stage"] == "track"
+    assert 0.5 < halfway["trackers_busy"] <= 1, "decoding keeps up with so slow a tracker"
+    ended = status(tmp_path)["build"]
+    assert (ended["state"], ended["shards_done"], ended["shards_running"], ended["shards_left"]) == ("finished", 5, 0, 0)
+    assert ended["stage_seconds"]["track"] >= 5 * 0.5
 
 
 @pytest.mark.slow
