@@ -73,7 +73,8 @@ async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSett
             raise PretrackError(_complaint(broken, len(todo)))
     except BaseException as error:
         state.end("failed" if isinstance(error, Exception) else "stopped")
-        events.note("build stopped", f"the build stopped: {first_line(error)}", reason=first_line(error))
+        why = first_line(error) if isinstance(error, Exception) else "it was interrupted"
+        events.note("build stopped", f"the build stopped: {why}", reason=why)
         raise
     finally:
         pool.close()

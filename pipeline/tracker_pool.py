@@ -94,7 +94,8 @@ class TrackerPool:
         self._queue: deque[asyncio.Future[tuple[_Tracker, object]]] = deque()
         self._error: Exception | None = None
         self._loading: set[asyncio.Task[None]] = set()
-        self._deaths_at_load = 0
+        self._count = self._deaths_at_load = 0
+        self._ever_live = False
         self._start_after = self._tend_after = 0.0
         self._idle_since = time.monotonic()
         self._seconds_of_lost = 0.0
@@ -154,6 +155,7 @@ class TrackerPool:
         self._tend_after = time.monotonic() + _TENDED_EVERY_S
         cluster, wanted = resources(), self._settings.ray
         count, cores = tracker_count(wanted, cluster), _cores(wanted, cluster)
+        self._count = count
         while self.size > count or any(tracker.cores > cores for tracker in self._trackers):
             self._retire()
         while self.size < count and time.monotonic() >= self._start_after:
@@ -199,12 +201,13 @@ class TrackerPool:
             if tracker.lost:
                 return
             self._deaths_at_load += 1
-            if self._deaths_at_load >= _LOADS and not self.live:
+            rounds = self._deaths_at_load / max(1, self._count)
+            if rounds >= _LOADS and not self._ever_live:
                 self._error = PretrackError(f"every tracker dies while it is loaded, the last one because {_why(error)}")
-            self._start_after = time.monotonic() + min(2.0**self._deaths_at_load, _SLOWEST_RESTART_S)
+            self._start_after = time.monotonic() + min(2.0**rounds, _SLOWEST_RESTART_S)
             self._lose(tracker, _why(error))
         else:
-            self._deaths_at_load = 0
+            self._deaths_at_load, self._ever_live = 0, True
             tracker.live_since = time.monotonic()
             self._events.note("tracker ready", f"a tracker is ready: {tracker.where}", where=tracker.where, trackers=self.live)
             self._hand_out()

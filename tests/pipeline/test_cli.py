@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +144,26 @@ def test_a_rule_over_several_keys_names_them_alone(config: Path) -> None:
 def test_a_misspelt_key_is_told_its_near_one(config: Path) -> None:
     assert "short_side" in pretrack("plan", config, "frames.short_sid=128").stderr
     assert "lucas_kanade" in pretrack("plan", config, "tracks.tracker=lukas_kanade").stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_build_with_one_sentence_and_it_goes_on_later(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline", "build", config, f"out={out}", "shards.clips_per_shard=1", "tracks.grid=100"]
+    with subprocess.Popen([*map(str, command), "--json-logs"], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if '"shard made"' in line:
+                break
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+    assert running.returncode == 130, rest
+    assert "pretrack: stopped. What is done is kept; the same command goes on from there." in rest
+    assert "Traceback" not in rest
+    state = json.loads(pretrack("status", out, "--json").stdout)
+    assert state["build"]["state"] == "stopped"
+    again = pretrack(*command[3:])
+    assert again.returncode == 0, again.stderr
+    made, kept = map(int, re.findall(r"(\d+) (?:shards made|kept)", again.stdout))
+    assert made >= 1
+    assert kept >= 1

@@ -198,7 +198,7 @@ def test_status_of_a_build_that_runs(videos: Path, tmp_path: Path) -> None:
     halfway = next(state for state in seen if 2 <= state["shards_done"] < 5 and state["state"] == "running")
     done, left = halfway["shards_done"], halfway["shards_left"]
     assert done + halfway["shards_running"] + left == halfway["shards_total"] == 5
-    assert halfway["shards_running"] >= 1
+    assert max(state["shards_running"] for state in seen) == 3, "one is tracked, one waits for its turn, one is decoded"
     assert halfway["clips_done"] == done
     assert halfway["seconds_left"] == pytest.approx((5 - done) / halfway["clips_per_s"])
     assert halfway["slowest_stage"] == "track"
