@@ -131,8 +131,8 @@ class _Chain:
                 decoded = await self._decode()
                 tracked = await self._track(decoded)
                 return await _WRITE.remote(self._at, decoded.frames, *tracked)
-            except ObjectLostError as error:
-                if start + 1 == _STARTS:
+            except (ObjectLostError, RayTaskError) as error:
+                if start + 1 == _STARTS or not isinstance(_cause(error), ObjectLostError):
                     raise
                 said = f"frames of {self._task.shard.shard} were lost with their node: it begins again"
                 self._events.note("shard restarted", said, notable=True, shard=self._task.shard.shard, reason=first_line(error))

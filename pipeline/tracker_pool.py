@@ -192,25 +192,26 @@ class TrackerPool:
         """Waits until a tracker has a place and is loaded."""
         try:
             tracker.where = await tracker.actor.load.remote()
-        except RayTaskError as error:
-            cause = error.cause if isinstance(error.cause, Exception) else error
-            if isinstance(cause, PretrackError) or not self.live:
-                self._error = cause  # settings: the next one would say the same
-            self._lose(tracker, f"it could not be loaded: {first_line(cause)}")
         except RayError as error:
-            if tracker.lost:
-                return
-            self._deaths_at_load += 1
-            rounds = self._deaths_at_load / max(1, self._count)
-            if rounds >= _LOADS and not self._ever_live:
-                self._error = PretrackError(f"every tracker dies while it is loaded, the last one because {_why(error)}")
-            self._start_after = time.monotonic() + min(2.0**rounds, _SLOWEST_RESTART_S)
-            self._lose(tracker, _why(error))
+            if not tracker.lost:
+                self._not_loaded(tracker, error)
         else:
             self._deaths_at_load, self._ever_live = 0, True
             tracker.live_since = time.monotonic()
             self._events.note("tracker ready", f"a tracker is ready: {tracker.where}", where=tracker.where, trackers=self.live)
             self._hand_out()
+
+    def _not_loaded(self, tracker: _Tracker, error: RayError) -> None:
+        """Tries again later, ever later; gives up if none was ever loaded, or if the settings are to blame."""
+        raised = error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else None
+        self._deaths_at_load += 1
+        rounds = self._deaths_at_load / max(1, self._count)
+        if raised and (isinstance(raised, PretrackError) or not self._ever_live):
+            self._error = raised
+        elif rounds >= _LOADS and not self._ever_live:
+            self._error = PretrackError(f"every tracker dies while it is loaded, the last one because {_why(error)}")
+        self._start_after = time.monotonic() + min(2.0**rounds, _SLOWEST_RESTART_S)
+        self._lose(tracker, first_line(raised) if raised else _why(error))
 
     def _lose(self, tracker: _Tracker, why: str) -> None:
         """Drops a tracker that died, and starts another."""
@@ -218,11 +219,12 @@ class TrackerPool:
             return
         tracker.suspect = tracker.calls[0] if tracker.calls else None
         self._forget(tracker)
+        if self._error:  # the build ends with it
+            return
         name = tracker.where or "which was not loaded yet"
         said = f"a tracker was lost ({name}): {why}; its shards go to the others, and another one is started"
         self._events.note("tracker lost", said, notable=True, where=tracker.where, reason=why, trackers=self.live)
-        if not self._error:
-            self.tend(now=True)
+        self.tend(now=True)
 
     def _retire(self) -> None:
         """Stops the tracker with the least to do."""
