@@ -1,7 +1,8 @@
 """Receipts: a shard exists when its receipt does.
 
 A receipt is written after its shard lies whole on disk, and holds that shard's rows of every table. The tar alone means nothing:
-a job killed between the two writes the shard again, byte for byte the same.
+a job killed between the two writes the shard again. A shard is called by its group and its content's checksum, so one once written
+never changes, and the same content made again gets the same name.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ class Receipt:
     clips: tuple[ClipRow, ...]
     failures: tuple[dict[str, str], ...]
     planned: tuple[str, ...]
+
+
+def shard_name(group: str, checksum: str) -> str:
+    """What a shard of this content is called: "co3d-train-000000-0123456789abcdef"."""
+    return f"{group}-{checksum}"
 
 
 def receipt_path(out: Location, shard: str) -> Location:

@@ -93,9 +93,11 @@ SHARDS = pa.schema(
         ("decode_seconds", pa.float64()),
         ("track_seconds", pa.float64()),
         ("write_seconds", pa.float64()),
+        ("tries", pa.int32()),
     ]
 )
-"""One row a shard file. `group` is the shard's name without its content's digest: it stays while settings change."""
+"""One row a shard file. `group` is the shard's name without its content's digest: it stays while settings change. `tries` counts
+how often it was made in the hope that failures pass."""
 
 FAILURES = pa.schema(
     [
@@ -105,9 +107,11 @@ FAILURES = pa.schema(
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
+        ("shard", pa.string()),
     ]
 )
-"""One row for everything left out: `reason` is a fixed phrase to count by, `detail` a sentence."""
+"""One row for everything left out: `reason` is a fixed phrase to count by, `detail` a sentence; `shard` is the one that goes
+without it, "" for what failed before any shard. The clips a shard was to hold are those of its rows in `clips` and its failures."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,7 @@ class ShardRow:
     decode_seconds: float
     track_seconds: float
     write_seconds: float
+    tries: int
 
 
 def clip_row(

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.receipt import read_receipt
-from manifests.snapshot import Snapshot, current_snapshot, drop_unfinished, open_snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, table_of
+from manifests.snapshot import Snapshot, drop_unfinished, publish_snapshot
+from manifests.tables import VIDEOS, read_table
+from manifests.wording import counted
 from pipeline.catalog import make_catalog, stored_catalog
 from pipeline.config import BuildSettings
 from pipeline.events import Events
@@ -20,6 +21,9 @@ from pipeline.progress import Progress
 from pipeline.shard_chains import make_shards
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, Location
+
+_OF_FRAMES = ("image_files", "frame_numbers", "timestamps", "cameras")
+"""The large columns of the videos table."""
 
 
 @dataclass(frozen=True)
@@ -31,32 +35,34 @@ class Built:
     snapshot: Snapshot
 
 
-def build(settings: BuildSettings, progress: Progress, stored: bool = False) -> Built:
+def build(settings: BuildSettings, progress: Progress, stored: bool = False, retry_failed: bool = False) -> Built:
     """Catalogues, plans, makes the shards that are missing or out of date, and publishes a snapshot if anything changed.
 
-    With `stored` the videos are taken from the current snapshot, and the sources need not be there.
+    With `stored` the videos are taken from the current snapshot, and the sources need not be there. With `retry_failed` whatever
+    failed is tried again.
 
     Raises PretrackError if too many videos fail, if a shard cannot be made, or if another build is at work on the same folder; the
     shards made until then are kept.
     """
     with only_build(settings.out):
         _sweep(settings.out)
-        plan = make_plan(settings, stored_catalog(settings) if stored else make_catalog(settings, progress))
+        catalog = stored_catalog(settings) if stored else make_catalog(settings, progress, retry_failed)
+        plan = make_plan(settings, catalog, retry_failed)
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))
-        _check_failures(plan.failures, plan, settings)
+        _check_failures(plan.failures, plan, settings, good=pc.count_distinct(plan.clips["video"]).as_py())
         todo = [shard for shard in plan.shards if shard.action != "keep"]
         if stored and (anew := next((shard for shard in todo if shard.action == "build"), None)):
             raise PretrackError(
-                f"{anew.shard} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
+                f"{anew.group} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
             )
-        if todo:
-            make_shards(todo, plan, settings, progress)
-        before = current_snapshot(settings.out)
-        snapshot = _publish(plan, settings)
+        made = make_shards(todo, plan, settings, progress) if todo else {}
+        snapshot = _publish(plan, made, settings)
         built = Built(len(todo), len(plan.shards) - len(todo), snapshot)
-        if todo or snapshot.name != before:
-            _note_end(built, snapshot.name != before, Events(settings.out, progress))
+        if published := snapshot is not plan.known.current:
+            _note_published(snapshot, Events(settings.out, progress))
+        if todo or published:
+            _note_end(built, Events(settings.out, progress))
         return built
 
 
@@ -70,51 +76,65 @@ def _sweep(out: Location) -> None:
                 path.unlink()
 
 
-def _publish(plan: Plan, settings: BuildSettings) -> Snapshot:
-    """The snapshot that holds just the shards of the plan: the current one if it does already, or a new one."""
-    receipts = [read_receipt(settings.out, shard.shard) for shard in plan.shards]
-    clips = table_of((row for receipt in receipts for row in receipt.clips), CLIPS)
-    shards = table_of((receipt.shard for receipt in receipts), SHARDS)
-    built = table_of((row for receipt in receipts for row in receipt.failures), FAILURES)
-    failures = pa.concat_tables([plan.failures, built])
-    tables = {"videos": plan.catalog.videos, "clips": clips, "shards": shards, "failures": failures}
-    name = current_snapshot(settings.out)
-    if name is not None:
-        current = open_snapshot(settings.out, name)
-        if current.clips.equals(clips) and current.failures.equals(failures) and current.videos.equals(plan.catalog.videos):
-            return current
-    _check_failures(failures, plan, settings, clips)
+def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snapshot:
+    """The snapshot that holds just the shards of the plan: the current one if it does already, or a new one. `made` are the names
+    of the shards just made, by group."""
+    shards = [(made.get(shard.group, shard.shard), shard.tries) for shard in plan.shards]
+    if plan.known.current and _holds(plan.known.current, shards, plan):
+        return plan.known.current
+    kept = {shard.shard for shard in plan.shards} - set(made.values())
+    known = [shard for shard in plan.known.shards if shard.row.shard in kept]
+    names = pa.array([name for name, _ in shards])
+    tables = {table: _in_order(rows, names) for table, rows in plan.known.rows(known, list(made.values())).items()}
+    tables["videos"] = plan.catalog.videos
+    tables["failures"] = pa.concat_tables([plan.failures, tables["failures"]])
+    _check_failures(tables["failures"], plan, settings, _videos_in(tables["clips"]))
     return publish_snapshot(settings.out, tables, settings.model_dump(mode="json"))
 
 
-def _note_end(built: Built, published: bool, events: Events) -> None:
-    snapshot = built.snapshot
-    if published:
-        clips, shards, failures = len(snapshot.clips), len(snapshot.shards), len(snapshot.failures)
-        said = f"snapshot {snapshot.name} is published: {clips} clips in {shards} shards, {failures} failures"
-        events.note("snapshot published", said, snapshot=snapshot.name, clips=clips, shards=shards, failures=failures)
-    said = f"the build is finished: {built.made} shards made, {built.kept} kept"
-    events.note("build finished", said, made=built.made, kept=built.kept, snapshot=snapshot.name)
+def _note_published(snapshot: Snapshot, events: Events) -> None:
+    clips, shards, failures = (rows.num_rows for rows in (snapshot.clips, snapshot.shards, snapshot.failures))
+    holds = f"{counted(clips, 'clip')} in {counted(shards, 'shard')}, {counted(failures, 'failure')}"
+    said = f"snapshot {snapshot.name} is published: {holds}"
+    events.note("snapshot published", said, snapshot=snapshot.name, clips=clips, shards=shards, failures=failures)
 
 
-def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, clips: pa.Table | None = None) -> None:
-    """Raises PretrackError if too many videos yield nothing. Before the build, every planned clip counts as there."""
-    if clips is None:
-        videos = plan.catalog.videos
-        used = pa.array(sorted({clip.video for shard in plan.shards for clip in shard.clips}), pa.int64())
-        clips = videos.take(used)
-    good = (
-        pc.count_distinct(pc.binary_join_element_wise(clips.column("source"), clips.column("video_id"), "/")).as_py()
-        if len(clips)
-        else 0
-    )
+def _note_end(built: Built, events: Events) -> None:
+    said = f"the build is finished: {counted(built.made, 'shard')} made, {built.kept:,} kept"
+    events.note("build finished", said, made=built.made, kept=built.kept, snapshot=built.snapshot.name)
+
+
+def _holds(snapshot: Snapshot, shards: list[tuple[str, int]], plan: Plan) -> bool:
+    """Whether a snapshot has just these (shards, tries), and the plan's videos and failures. A shard's name stands for its clips, a
+    video's identity for what is known of each of its frames."""
+    if shards != list(zip(snapshot.shards["shard"].to_pylist(), snapshot.shards["tries"].to_pylist(), strict=True)):
+        return False
+    failures = snapshot.failures.filter(pc.equal(snapshot.failures["shard"], ""))
+    columns = [name for name in VIDEOS.names if name not in _OF_FRAMES]
+    videos = read_table(snapshot.folder / "videos.parquet", columns)
+    return bool(failures.equals(plan.failures) and videos.equals(plan.catalog.videos.select(columns)))
+
+
+def _in_order(rows: pa.Table, names: pa.Array) -> pa.Table:
+    """Rows in the order of their shards."""
+    place = pc.index_in(rows["shard"], value_set=names).to_numpy()
+    return rows if (np.diff(place) >= 0).all() else rows.take(pa.array(np.argsort(place, kind="stable")))
+
+
+def _videos_in(clips: pa.Table) -> int:
+    return clips.group_by(["source", "video_id"]).aggregate([]).num_rows
+
+
+def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, good: int) -> None:
+    """Raises PretrackError if too many videos yield nothing: all but `good`."""
     bad = plan.catalog.found - good
     if bad > settings.max_failed_videos * plan.catalog.found:
         counts = failures.group_by("reason").aggregate([("reason", "count")]).sort_by([("reason_count", "descending")]).to_pylist()
         reasons = ", ".join(f"{row['reason_count']} x {row['reason']}" for row in counts[:4])
-        first = next((f"{row['video_id']}: {row['detail']}" for row in failures.to_pylist() if row["video_id"]), "none is named")
+        named = failures.filter(pc.not_equal(failures["video_id"], "")).slice(0, 1).to_pylist()
+        first = f"{named[0]['video_id']}: {named[0]['detail']}" if named else "none is named"
         raise PretrackError(
-            f"{bad} of {plan.catalog.found} videos yield no clip ({reasons}), "
+            f"{bad} of {counted(plan.catalog.found, 'video')} yield no clip ({reasons}), "
             f"more than max_failed_videos={settings.max_failed_videos} allows; the first: {first}"
         )
 
@@ -122,4 +142,4 @@ def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, cli
 def _nothing_to_build(plan: Plan) -> str:
     reasons = sorted(set(plan.failures.column("reason").to_pylist()))
     why = f" ({', '.join(reasons)})" if reasons else ""
-    return f"none of the {plan.catalog.found} videos found yields a clip{why}: 'pretrack catalog' lists them"
+    return f"none of the {counted(plan.catalog.found, 'video')} found yields a clip{why}: 'pretrack catalog' lists them"

@@ -7,7 +7,7 @@ frames, time them and find their shots; what that scan found is kept in `OUT/cat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -76,8 +76,9 @@ def find_videos(settings: BuildSettings, progress: Progress) -> Iterator[Video |
                 raise PretrackError(f"{error.filename or source.root} of source {source.name} cannot be read ({error})") from error
 
 
-def make_catalog(settings: BuildSettings, progress: Progress) -> Catalog:
-    """Lists all sources and scans the video files that are new or have changed; on Ray if there are any."""
+def make_catalog(settings: BuildSettings, progress: Progress, retry_failed: bool = False) -> Catalog:
+    """Lists all sources and scans the video files that are new or have changed; on Ray if there are any. With `retry_failed` those
+    that could not be scanned are scanned again."""
     tables = [VIDEOS.empty_table()]
     files: list[Video] = []
     failures: list[Failure] = []
@@ -91,18 +92,37 @@ def make_catalog(settings: BuildSettings, progress: Progress) -> Catalog:
         elif found.file:
             files.append(found)
         else:
-            rows.append(_row(found, None, settings.split, settings.frames))
+            rows.append(_row(found, settings))
             if len(rows) == _ROWS:  # as rows of a table, cameras and numbers take a tenth of the memory
                 tables.append(table_of(rows, VIDEOS))
                 rows = []
-    scans = _scans(settings, files, progress)
-    for video in files:
-        scan = scans[_path(video)]
-        if isinstance(scan, Unreadable):
-            failures.append(Failure(video.source, video.video_id, "", "scan", scan.reason, scan.detail))
-        else:
-            rows.append(_row(video, scan, settings.split, settings.frames))
-    return Catalog(pa.concat_tables([*tables, table_of(rows, VIDEOS)]), table_of(failures, FAILURES), len(names))
+    tables.append(table_of(rows, VIDEOS))
+    scans = _scans(settings, files, progress, retry_failed)
+    for first in range(0, len(files), _ROWS):
+        scanned, unreadable = _scanned(files[first : first + _ROWS], scans.slice(first, _ROWS), settings)
+        tables.append(scanned)
+        failures += unreadable
+    return Catalog(pa.concat_tables(tables), table_of(failures, FAILURES), len(names))
+
+
+def _scanned(files: list[Video], scans: pa.Table, settings: BuildSettings) -> tuple[pa.Table, list[Failure]]:
+    """Rows of the videos table for video files and their scans, and those that cannot be used."""
+    good = pc.equal(scans["error"], "")
+    rows = [_row(video, settings) for video, usable in zip(files, good.to_pylist(), strict=True) if usable]
+    found = scans.filter(good)
+    videos = table_of(rows, VIDEOS)
+    known = {name: found[name] for name in ("width", "height", "timestamps", "cuts")}
+    known["frames"] = pc.list_value_length(found["timestamps"])
+    known["scan"] = found["settings"]
+    for name, column in known.items():
+        videos = videos.set_column(VIDEOS.get_field_index(name), VIDEOS.field(name), column)
+    said = scans.select(["error", "reason"]).to_pylist()
+    failures = [
+        Failure(video.source, video.video_id, "", "scan", scan["reason"], scan["error"])
+        for video, scan in zip(files, said, strict=True)
+        if scan["error"]
+    ]
+    return videos, failures
 
 
 def stored_catalog(settings: BuildSettings) -> Catalog:
@@ -110,9 +130,9 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
     snapshot = open_snapshot(settings.out)
     failures = snapshot.failures.filter(pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"])))
     failures = failures.filter(pc.not_equal(failures["reason"], TOO_SHORT))  # the plan finds these anew
-    names = {(row["source"], row["video_id"]) for row in failures.select(["source", "video_id"]).to_pylist() if row["video_id"]}
-    names |= set(zip(*(snapshot.videos[column].to_pylist() for column in ("source", "video_id")), strict=True))
-    return Catalog(snapshot.videos, failures, len(names))
+    named = failures.filter(pc.not_equal(failures["video_id"], ""))
+    both = pa.concat_tables([table.select(["source", "video_id"]) for table in (snapshot.videos, named)])
+    return Catalog(snapshot.videos, failures, both.group_by(["source", "video_id"]).aggregate([]).num_rows)
 
 
 def split_of(sequence: str, split: SplitSettings) -> str:
@@ -121,20 +141,18 @@ def split_of(sequence: str, split: SplitSettings) -> str:
     return "eval" if int.from_bytes(digest, "big") < split.eval_fraction * 2**64 else "train"
 
 
-def _row(video: Video, scan: Scan | None, split: SplitSettings, frames: FrameSettings) -> dict[str, Any]:
-    """A video's row of the videos table."""
-    timestamps = scan.timestamps if scan else video.timestamps
+def _row(video: Video, settings: BuildSettings) -> dict[str, Any]:
+    """A video's row of the videos table, without what a scan of its file tells."""
     return {
         **vars(video),
         "cameras": [camera and vars(camera) for camera in video.cameras] if video.cameras else None,
         "identity": _content_identity(video),
-        "split": split_of(video.sequence, split),
-        "timestamps": timestamps,
-        "width": scan.width if scan else 0,
-        "height": scan.height if scan else 0,
-        "cuts": scan.cuts if scan else (),
-        "frames": len(scan.timestamps) if scan else len(video.image_files),
-        "scan": frames.of_scan() if scan else "",
+        "split": split_of(video.sequence, settings.split),
+        "width": 0,
+        "height": 0,
+        "cuts": (),
+        "frames": len(video.image_files),
+        "scan": "",
     }
 
 
@@ -149,27 +167,43 @@ def _path(video: Video) -> str:
     return str(Path(video.root) / video.file)
 
 
-def _scans(settings: BuildSettings, videos: Iterable[Video], progress: Progress) -> dict[str, Scan | Unreadable]:
-    """The scan of every video file by its path."""
+def _scans(settings: BuildSettings, videos: Sequence[Video], progress: Progress, retry_failed: bool) -> pa.Table:
+    """The scan of every video file (table SCANS), in the order of `videos`."""
     wanted = settings.frames.of_scan()
-    path = settings.out / "catalog" / "scans.parquet"
-    files = {_path(video): video.identity for video in videos if video.file}
-    rows = read_table(path).to_pylist() if path.name in sizes_in(path.parent) else []
-    known = {row["path"]: row for row in rows if row["settings"] == wanted and files.get(row["path"]) == row["identity"]}
-    missing = sorted(files.keys() - known.keys())
+    file = settings.out / "catalog" / "scans.parquet"
+    files = {_path(video): video.identity for video in videos}
+    known = _remembered(file, files, wanted, retry_failed)
+    missing = sorted(files.keys() - set(known["path"].to_pylist()))
     if missing:
+        rows: list[dict[str, Any]] = []
         with progress.stage("scanning video files", total=len(missing), unit="videos") as stage:
-            for number, (name, scan) in enumerate(_scan_all(missing, settings), 1):
-                known[name] = _scan_row(name, files[name], wanted, scan)
+            for name, scan in _scan_all(missing, settings):
+                rows.append(_scan_row(name, files[name], wanted, scan))
                 stage.advance()
-                if number % _SAVE_EVERY == 0:
-                    _remember(path, known)
-        _remember(path, known)
-    return {name: _scan_of(row) for name, row in known.items()}
+                if len(rows) >= max(_SAVE_EVERY, known.num_rows // 20):  # so that what is written in all stays linear
+                    known, rows = pa.concat_tables([known, table_of(rows, SCANS)]), []
+                    _remember(file, known)
+        known = pa.concat_tables([known, table_of(rows, SCANS)])
+        _remember(file, known)
+    paths = pa.array([_path(video) for video in videos], pa.string())
+    return known.take(pc.index_in(paths, value_set=known["path"]))
 
 
-def _remember(path: Location, known: dict[str, dict[str, Any]]) -> None:
-    write_table(path, table_of([row for row in known.values() if row["reason"] not in PASSING], SCANS))
+def _remembered(file: Location, files: dict[str, str], settings: str, retry_failed: bool) -> pa.Table:
+    """What earlier scans of these files (path → identity) found, where it still holds."""
+    if file.name not in sizes_in(file.parent):
+        return SCANS.empty_table()
+    scans = read_table(file)
+    identities = pa.array(files.values(), pa.string())
+    place = pc.index_in(scans["path"], value_set=pa.array(files.keys(), pa.string()))
+    holds = pc.and_(pc.equal(scans["settings"], settings), pc.equal(scans["identity"], identities.take(place.combine_chunks())))
+    if retry_failed:
+        holds = pc.and_(holds, pc.equal(scans["error"], ""))
+    return scans.filter(holds)
+
+
+def _remember(file: Location, scans: pa.Table) -> None:
+    write_table(file, scans.filter(pc.invert(pc.is_in(scans["reason"], value_set=pa.array(PASSING)))))
 
 
 def _scan_all(paths: list[str], settings: BuildSettings) -> Iterator[tuple[str, Scan | Unreadable]]:
@@ -190,9 +224,3 @@ def _scan_one(path: str, frames: FrameSettings) -> tuple[str, Scan | Unreadable]
 def _scan_row(path: str, identity: str, settings: str, scan: Scan | Unreadable) -> dict[str, Any]:
     row: dict[str, Any] = {"path": path, "identity": identity, "settings": settings, "error": "", "reason": ""}
     return {**row, "error": scan.detail, "reason": scan.reason} if isinstance(scan, Unreadable) else {**row, **asdict(scan)}
-
-
-def _scan_of(row: dict[str, Any]) -> Scan | Unreadable:
-    if row["error"]:
-        return Unreadable(row["reason"], row["error"])
-    return Scan(row["width"], row["height"], tuple(row["timestamps"]), tuple(row["cuts"]))

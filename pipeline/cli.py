@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,10 +14,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from manifests.wording import counted, duration, size
 from shards.errors import PretrackError, disk_sentence
 
 if TYPE_CHECKING:
     from pipeline.config import BuildSettings
+    from pipeline.estimate import Estimate
+    from pipeline.plan import Plan
     from shards.files import Location
 
 app = typer.Typer(
@@ -31,6 +35,9 @@ ConfigOrOut = Annotated[str, typer.Argument(help="A YAML config, or an output fo
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value, such as tracks.grid=24.")]
 Stored = Annotated[
     bool, typer.Option("--stored", help="Take the videos from the current snapshot: to track again without the sources.")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try again whatever failed, for whatever reason: after files were repaired in place.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
 JsonLogs = Annotated[
@@ -85,52 +92,87 @@ def catalog(config: Config, overrides: Overrides = None, as_json: AsJson = False
 
 @app.command()
 @_clear_errors
-def plan(config: Config, overrides: Overrides = None, stored: Stored = False, as_json: AsJson = False) -> None:
-    """Say for every shard whether a build keeps, re-tracks or builds it, and why. Makes no shard."""
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    stored: Stored = False,
+    retry_failed: RetryFailed = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say for every shard whether a build keeps, re-tracks or builds it, why, and what that costs. Makes no shard."""
     from pipeline.catalog import make_catalog, stored_catalog
-    from pipeline.plan import make_plan, plan_reasons
+    from pipeline.estimate import estimate
+    from pipeline.plan import make_plan
     from pipeline.progress import Progress
 
     settings = _settings(config, overrides)
-    planned = make_plan(settings, stored_catalog(settings) if stored else make_catalog(settings, Progress()))
+    found = stored_catalog(settings) if stored else make_catalog(settings, Progress(), retry_failed)
+    planned = make_plan(settings, found, retry_failed)
+    costs = estimate(planned)
     if as_json:
-        shards: list[dict[str, object]] = [
-            {
-                "shard": s.shard,
-                "action": s.action,
-                "reason": s.reason,
-                "clips": len(s.clips),
-                "frames": sum(c.frames for c in s.clips),
-            }
-            for s in planned.shards
-        ]
-        _print_json(
-            {"out": str(settings.out), "shards": shards, "dropped": planned.dropped, "failures": planned.failures.to_pylist()}
-        )
+        _print_json(_plan_as_json(planned, costs, str(settings.out)))
         return
-    table = Table("action", "why", "shards", "clips", title=f"Plan for {settings.out}")
-    for (action, reason), (shard_count, clip_count) in sorted(plan_reasons(planned).items()):
-        table.add_row(action, reason, f"{shard_count:,}", f"{clip_count:,}")
+    table = Table("action", "why", "shards", "clips", "size", "worker time", title=f"Plan for {settings.out}")
+    for line in costs.lines:
+        time = "" if line.action == "keep" else duration(line.seconds)
+        table.add_row(line.action, line.reason, f"{line.shards:,}", f"{line.clips:,}", size(line.bytes), time)
     if planned.dropped:
-        table.add_row("drop", "nothing asks for it any more", f"{planned.dropped:,}", "")
+        table.add_row("drop", "nothing asks for it any more", f"{planned.dropped:,}", "", "", "")
     _console().print(table)
-    if planned.failures.num_rows:
-        print(f"{planned.failures.num_rows:,} notes on what is left out: 'pretrack catalog' lists them")
+    if costs.total.shards:
+        wall = f", about {duration(costs.wall_seconds)} at {costs.parallel:.1f} at a time" if costs.wall_seconds is not None else ""
+        print(f"worker time in all: {duration(costs.total.seconds)}{wall}")
+    if notes := planned.failures.num_rows:
+        print(f"{counted(notes, 'note')} on what is left out: 'pretrack catalog' lists them")
+
+
+def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
+    frames = planned.clips["frames"].to_numpy().cumsum()
+    shards = [
+        {
+            "shard": shard.shard,
+            "group": shard.group,
+            "action": shard.action,
+            "reason": shard.reason,
+            "clips": shard.count,
+            "frames": int(frames[shard.first + shard.count - 1] - (frames[shard.first - 1] if shard.first else 0)),
+        }
+        for shard in planned.shards
+    ]
+    return {
+        "out": out,
+        "shards": shards,
+        "dropped": planned.dropped,
+        "costs": [asdict(line) for line in costs.lines],
+        "worker_seconds": costs.total.seconds,
+        "parallel": costs.parallel,
+        "wall_seconds": costs.wall_seconds,
+        "failures": planned.failures.to_pylist(),
+    }
 
 
 @app.command()
 @_clear_errors
-def build(config: Config, overrides: Overrides = None, stored: Stored = False, json_logs: JsonLogs = False) -> None:
+def build(
+    config: Config,
+    overrides: Overrides = None,
+    stored: Stored = False,
+    retry_failed: RetryFailed = False,
+    json_logs: JsonLogs = False,
+) -> None:
     """Make the shards that are missing or out of date, and publish a snapshot."""
+    import pyarrow.compute as pc
+
     from pipeline.build import build as run
     from pipeline.progress import Progress
 
     settings = _settings(config, overrides)
-    built = run(settings, Progress(json_lines=json_logs), stored)
-    clips, failures = built.snapshot.clips.num_rows, built.snapshot.failures.num_rows
-    did = f"{built.made} shards made, {built.kept} kept" if built.made else f"nothing to do, {built.kept} shards kept"
-    notes = f"; {failures:,} notes on what was left out ('pretrack status')" if failures else ""
-    print(f"{settings.out}: {did}; snapshot {built.snapshot.name} has {clips:,} clips{notes}")
+    built = run(settings, Progress(json_lines=json_logs), stored, retry_failed)
+    clips, failures = pc.sum(built.snapshot.shards["clips"]).as_py(), built.snapshot.failures.num_rows
+    kept = f"{counted(built.kept, 'shard')} kept"
+    did = f"{counted(built.made, 'shard')} made, {built.kept:,} kept" if built.made else f"nothing to do, {kept}"
+    notes = f"; {counted(failures, 'note')} on what was left out ('pretrack status')" if failures else ""
+    print(f"{settings.out}: {did}; snapshot {built.snapshot.name} has {counted(clips, 'clip')}{notes}")
 
 
 @app.command()
@@ -148,8 +190,8 @@ def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
     if not (snapshot := shown["snapshot"]):
         print("no snapshot yet")
         return
-    size = f"{snapshot['shards']:,} shards, {snapshot['bytes'] / 1e6:,.1f} MB"
-    print(f"snapshot {snapshot['name']}: {snapshot['clips']:,} clips of {snapshot['videos']:,} videos, {size}")
+    clips, videos, shards = (counted(snapshot[f"{noun}s"], noun) for noun in ("clip", "video", "shard"))
+    print(f"snapshot {snapshot['name']}: {clips} of {videos}, {shards}, {size(snapshot['bytes'])}")
     table = Table("source", "split", "clips", "frames", "visible")
     for row in snapshot["sources"]:
         table.add_row(row["source"], row["split"], f"{row['clips']:,}", f"{row['frames']:,}", f"{row['visible_fraction']:.0%}")
@@ -161,6 +203,40 @@ def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
         _console().print(table)
         print("to try just those again: pretrack build CONFIG --retry-failed")
         _print_failures(snapshot["left_out"], "status")
+
+
+@app.command()
+@_clear_errors
+def diff(
+    where: ConfigOrOut,
+    old: Annotated[str, typer.Argument(help="A snapshot, such as 000001.")],
+    new: Annotated[str, typer.Argument(help="Another snapshot.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what differs between two snapshots: settings, videos, clips, failures and shards."""
+    from manifests.diff import compare
+    from manifests.snapshot import open_snapshot
+
+    out = _out(where, None)
+    found = compare(open_snapshot(out, old), open_snapshot(out, new))
+    if as_json:
+        _print_json({"out": str(out), "old": old, "new": new, **asdict(found)})
+        return
+    print(f"{out}: snapshot {old} → {new}")
+    for change in found.settings:
+        print(f"  {change.key}: {_value(change.old)} → {_value(change.new)}")
+    videos, clips, shards = found.videos, found.clips, found.shards
+    print(f"{counted(videos.added, 'video')} added, {videos.removed:,} removed, {videos.replaced:,} replaced")
+    print(
+        f"{counted(clips.added, 'clip')} added, {clips.removed:,} removed, {clips.retracked:,} re-tracked over the same frames, "
+        f"{clips.other_frames:,} with other frames, {clips.same:,} the same"
+    )
+    for failure in found.failures:
+        print(f"left out at stage {failure.stage}, {failure.reason}: {failure.old:,} → {failure.new:,}")
+    print(
+        f"{counted(shards.shared, 'shard')} in both ({size(shards.shared_bytes)}), "
+        f"{shards.added:,} added ({size(shards.added_bytes)}), {shards.removed:,} removed ({size(shards.removed_bytes)})"
+    )
 
 
 @app.command()
@@ -180,8 +256,8 @@ def verify(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
     else:
         for problem in problems:
             print(problem)
-        holds = f"{snapshot.shards.num_rows:,} shards, {snapshot.clips.num_rows:,} clips"
-        print(f"snapshot {snapshot.name}: {holds}, {len(problems)} problems")
+        holds = f"{counted(snapshot.shards.num_rows, 'shard')}, {counted(snapshot.clips.num_rows, 'clip')}"
+        print(f"snapshot {snapshot.name}: {holds}, {counted(len(problems), 'problem')}")
         if problems:
             print(f"to repair: delete the tars named from {snapshot.out / 'shards'}, and run the same build again")
     if problems:
@@ -285,6 +361,11 @@ def _print_failures(failures: list[dict[str, Any]], command: str) -> None:
     _console().print(table)
     if len(failures) > _SHOWN_FAILURES:
         print(f"… and {len(failures) - _SHOWN_FAILURES:,} more: 'pretrack {command} --json' lists them all")
+
+
+def _value(value: Any) -> str:
+    """A setting's value as a config has it."""
+    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _settings(config: Path, overrides: list[str] | None) -> BuildSettings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from manifests.receipt import Receipt
+from manifests.wording import counted, size
 from pipeline.events import Events
 from pipeline.metrics import BuildMetrics
 from pipeline.plan import PlannedShard
@@ -21,25 +22,24 @@ class Report:
         self._stage = stage
         self._metrics = BuildMetrics()
 
-    def made(self, clips: int, receipt: Receipt) -> None:
-        """A shard of so many planned clips was written."""
-        row = receipt.shard
+    def made(self, shard: PlannedShard, receipt: Receipt) -> None:
+        """A shard was written."""
+        row, failures = receipt.shard, len(receipt.failures)
         seconds = {stage: round(getattr(row, f"{stage}_seconds"), 3) for stage in STAGES}
         took = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
-        said = f"{row.shard}: {row.clips} clips, {len(receipt.failures)} failures, {row.bytes / 1e6:.1f} MB; {took}"
-        failures = len(receipt.failures)
+        said = f"{row.shard}: {counted(row.clips, 'clip')}, {counted(failures, 'failure')}, {size(row.bytes)}; {took}"
         self._events.note("shard made", said, shard=row.shard, clips=row.clips, failures=failures, bytes=row.bytes, seconds=seconds)
-        self._state.made(receipt, clips)
+        self._state.made(receipt, shard.count)
         self._metrics.made(receipt)
-        self._stage.advance(clips)
+        self._stage.advance(shard.count)
 
-    def broken(self, clips: int, shard: PlannedShard, error: Exception) -> None:
-        """A shard of so many planned clips could not be made."""
-        said = f"{shard.shard} could not be made: {first_line(error)}"
-        self._events.note("shard failed", said, notable=True, shard=shard.shard, reason=first_line(error))
-        self._state.broken(clips)
+    def broken(self, shard: PlannedShard, error: Exception) -> None:
+        """A shard could not be made."""
+        said = f"{shard.group} could not be made: {first_line(error)}"
+        self._events.note("shard failed", said, notable=True, shard=shard.group, reason=first_line(error))
+        self._state.broken(shard.count)
         self._metrics.broken()
-        self._stage.advance(clips)
+        self._stage.advance(shard.count)
 
     def under_way(self, shards: int, pool: TrackerPool) -> None:
         """So many shards are in flight."""

@@ -21,6 +21,7 @@ import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
 from manifests.receipt import Receipt
+from manifests.wording import counted
 from pipeline import stages
 from pipeline.cluster import connect, resources, worker_decoder
 from pipeline.config import BuildSettings
@@ -44,31 +45,34 @@ Names = tuple[tuple[str, str, str], ...]
 _WORKER_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
-def make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> None:
-    """Runs the chains. Raises PretrackError at the end if a shard failed, at once if the disk is full."""
+def make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> dict[str, str]:
+    """Runs the chains; returns the shards' names by their groups. Raises PretrackError at the end if a shard failed, at once if the
+    disk is full."""
     connect(settings.ray)
-    asyncio.run(_make_shards(todo, plan, settings, progress))
+    return asyncio.run(_make_shards(todo, plan, settings, progress))
 
 
-async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> None:
+async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> dict[str, str]:
     events = Events(settings.out, progress)
     pool = TrackerPool(settings, events)
-    clips, kept = sum(_clip_count(shard) for shard in todo), len(plan.shards) - len(todo)
+    clips, kept = sum(shard.count for shard in todo), len(plan.shards) - len(todo)
     state = StateFile(settings.out, BuildState.started(len(todo), clips, settings.ray.tracker_gpus))
-    said = f"the build of {len(todo)} shards with {clips} clips began; {kept} shards are kept"
+    said = f"the build of {counted(len(todo), 'shard')} with {counted(clips, 'clip')} began; {kept:,} are kept"
     events.note("build started", said, shards=len(todo), clips=clips, kept=kept)
     broken: dict[str, str] = {}
+    made: dict[str, str] = {}
     try:
         with progress.stage("making shards", total=clips, unit="clips") as stage:
             report = Report(events, state, stage)
             async with aclosing(_chains(todo, plan, settings, pool, events, report)) as results:
                 async for shard, result in results:
                     if isinstance(result, Exception):
-                        report.broken(_clip_count(shard), shard, result)
-                        broken[shard.shard] = first_line(result)
+                        report.broken(shard, result)
+                        broken[shard.group] = first_line(result)
                         _stop_if_hopeless(result, settings)
                     else:
-                        report.made(_clip_count(shard), result)
+                        made[shard.group] = result.shard.shard
+                        report.made(shard, result)
         if broken:
             raise PretrackError(_complaint(broken, len(todo)))
     except BaseException as error:
@@ -79,6 +83,7 @@ async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSett
     finally:
         pool.close()
     state.end("finished")
+    return made
 
 
 async def _chains(
@@ -134,8 +139,8 @@ class _Chain:
             except (ObjectLostError, RayTaskError) as error:
                 if start + 1 == _STARTS or not isinstance(_cause(error), ObjectLostError):
                     raise
-                said = f"frames of {self._task.shard.shard} were lost with their node: it begins again"
-                self._events.note("shard restarted", said, notable=True, shard=self._task.shard.shard, reason=first_line(error))
+                said = f"frames of {self._task.shard.group} were lost with their node: it begins again"
+                self._events.note("shard restarted", said, notable=True, shard=self._task.shard.group, reason=first_line(error))
         raise AssertionError("unreachable")
 
     async def _decode(self) -> _Decoded:
@@ -148,8 +153,8 @@ class _Chain:
                 self._say_lost("decoder", error)
         self._say_isolated("decoding")
         parts = []
-        for clip in self._task.shard.clips:
-            alone = replace(self._task, shard=replace(self._task.shard, clips=(clip,)))
+        for clip in self._task.clips:
+            alone = replace(self._task, clips=(clip,))
             try:
                 frames, clips = _DECODE.remote(alone)
                 await clips
@@ -184,17 +189,17 @@ class _Chain:
         what = {"decode": "decoder", "track": "tracker"}[stage]
         detail = f"the {what}'s worker died of it, twice with others of its shard and once alone: {first_line(error)}"
         self._events.note(
-            "clip left out", f"{key} was left out: {detail}", notable=True, clip=key, shard=self._task.shard.shard, stage=stage
+            "clip left out", f"{key} was left out: {detail}", notable=True, clip=key, shard=self._task.shard.group, stage=stage
         )
         return Failure(source, video_id, key, stage, f"{what} crashed", detail)  # type: ignore[arg-type]
 
     def _say_lost(self, what: str, error: Exception) -> None:
-        said = f"a {what}'s worker was lost at {self._task.shard.shard}, which is tried again: {first_line(error)}"
-        self._events.note(f"{what} lost", said, notable=True, shard=self._task.shard.shard, reason=first_line(error))
+        said = f"a {what}'s worker was lost at {self._task.shard.group}, which is tried again: {first_line(error)}"
+        self._events.note(f"{what} lost", said, notable=True, shard=self._task.shard.group, reason=first_line(error))
 
     def _say_isolated(self, what: str) -> None:
-        said = f"{what} {self._task.shard.shard} has killed {_DEATHS} workers: its clips are done one at a time"
-        self._events.note("shard isolated", said, notable=True, shard=self._task.shard.shard)
+        said = f"{what} {self._task.shard.group} has killed {_DEATHS} workers: its clips are done one at a time"
+        self._events.note("shard isolated", said, notable=True, shard=self._task.shard.group)
 
 
 def _decode(task: stages.ShardTask) -> tuple[stages.DecodedShard, Names]:
@@ -233,19 +238,16 @@ async def _decoded(frames: Any, clips: Awaitable[Names]) -> _Decoded:
 
 
 def _task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.ShardTask:
-    numbers = sorted({clip.video for clip in shard.clips})
+    clips = plan.clips_of(shard)
+    numbers = sorted({clip.video for clip in clips})
     rows = plan.catalog.videos.take(pa.array(numbers)).to_pylist() if shard.action == "build" else []
-    return stages.ShardTask(shard, dict(zip(numbers, rows, strict=False)), settings)
-
-
-def _clip_count(shard: PlannedShard) -> int:
-    return len(shard.clips)
+    return stages.ShardTask(shard, clips, dict(zip(numbers, rows, strict=False)), plan.known.failures_of(shard.previous), settings)
 
 
 def _complaint(broken: dict[str, str], shards: int) -> str:
     name, reason = next(iter(broken.items()))
     return (
-        f"{len(broken)} of {shards} shards could not be made, the first being {name} ({reason}); "
+        f"{len(broken)} of {counted(shards, 'shard')} could not be made, the first being {name} ({reason}); "
         "the others are kept, no snapshot was published: run the same build again to retry"
     )
 

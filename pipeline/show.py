@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from manifests.tables import members_of
+from manifests.wording import counted
 from pipeline.draw import write_sheet, write_video
 from shards.clip import ClipInfo, StoredClip
 from shards.codec import decode_tracks
@@ -25,13 +29,14 @@ def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, f
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    rows = _picked(snapshot, wanted)
-    having = [row for row in rows if anchor < len(row["anchors"])]
-    if not having:
-        most = max((len(row["anchors"]) for row in rows), default=0)
-        raise PretrackError(f"these clips have up to {most} anchors, and there is no number {anchor} (they are counted from 0)")
-    for row in having if wanted else _best(having, count):
-        clip = read_clip(snapshot, row)
+    clips = _picked(snapshot, wanted)
+    anchors = pc.list_value_length(clips["anchors"])
+    having = clips.filter(pc.greater(anchors, anchor))
+    if not having.num_rows:
+        most = counted(pc.max(anchors).as_py() or 0, "anchor")
+        raise PretrackError(f"these clips have up to {most}, and there is no number {anchor} (they are counted from 0)")
+    for number in range(having.num_rows) if wanted else _best(having, count):
+        clip = read_clip(snapshot, having.slice(number, 1).to_pylist()[0])
         sheet, video = folder / f"{clip.info.key}.png", folder / f"{clip.info.key}.mp4"
         write_sheet(sheet, clip, anchor)
         write_video(video, clip, anchor)
@@ -51,27 +56,34 @@ def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
         raise ShardError(f"clip {row['key']} in {path}: {error}; 'pretrack verify {snapshot.out}' says more") from error
 
 
-def _picked(snapshot: Snapshot, wanted: list[str]) -> list[dict[str, Any]]:
+def _picked(snapshot: Snapshot, wanted: list[str]) -> pa.Table:
     """The rows of all clips, or of those whose keys hold one of `wanted`."""
-    keys = snapshot.clips.column("key").to_pylist()
-    for name in wanted:
-        if not any(name in key for key in keys):
-            raise PretrackError(
-                f"no clip of snapshot {snapshot.name} has '{name}' in its key (keys are like {', '.join(keys[:3])})"
-            )
-    mask = [not wanted or any(name in key for name in wanted) for key in keys]
-    rows: list[dict[str, Any]] = snapshot.clips.filter(pa.array(mask)).to_pylist()
-    return rows
+    keys = snapshot.clips["key"]
+    masks = [pc.match_substring(keys, name) for name in wanted]
+    for name, mask in zip(wanted, masks, strict=True):
+        if not pc.any(mask).as_py():
+            like = ", ".join(keys.slice(0, 3).to_pylist())
+            raise PretrackError(f"no clip of snapshot {snapshot.name} has '{name}' in its key (keys are like {like})")
+    return snapshot.clips.filter(reduce(pc.or_, masks)) if masks else snapshot.clips
 
 
-def _best(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """Of each source `count` clips, a video's best before any other's second."""
-    place: Counter[tuple[str, str]] = Counter()
-    ranked = []
-    for row in sorted(rows, key=lambda row: (-row["motion"] * row["visible_fraction"], row["key"])):
-        video = (row["source"], row["video_id"])
-        ranked.append((place[video], row))
-        place[video] += 1
-    ranked.sort(key=lambda item: item[0])
-    sources = sorted({row["source"] for _, row in ranked})
-    return [row for source in sources for row in [row for _, row in ranked if row["source"] == source][:count]]
+def _best(clips: pa.Table, count: int) -> list[int]:
+    """Of each source the rows of `count` clips, a video's best before any other's second."""
+    video = pc.binary_join_element_wise(clips["source"], clips["video_id"], "\n")
+    score = pc.multiply(clips["motion"], clips["visible_fraction"])
+    ranked = pa.table(
+        {"source": clips["source"], "video": video, "key": clips["key"], "score": score, "row": np.arange(len(clips))}
+    )
+    by_merit = [("score", "descending"), ("key", "ascending")]
+    ranked = ranked.sort_by([("video", "ascending"), *by_merit])
+    ranked = ranked.append_column("place", pa.array(_place_in_run(ranked["video"])))
+    ranked = ranked.sort_by([("source", "ascending"), ("place", "ascending"), *by_merit])
+    best: list[int] = ranked["row"].filter(pa.array(_place_in_run(ranked["source"]) < count)).to_pylist()
+    return best
+
+
+def _place_in_run(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """How many rows of the same value lie just before each row."""
+    codes = values.combine_chunks().dictionary_encode().indices.to_numpy()
+    begins = np.flatnonzero(np.diff(codes, prepend=-1))
+    return np.arange(len(codes)) - np.repeat(begins, np.diff(begins, append=len(codes)))

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
-from manifests.receipt import Receipt, read_receipt, shard_path, write_receipt
-from manifests.tables import ShardRow, clip_row
+from manifests.receipt import Receipt, shard_name, shard_path, write_receipt
+from manifests.tables import ClipRow, ShardRow, clip_row
 from pipeline.config import BuildSettings
 from pipeline.decode.errors import DecodeError
 from pipeline.decode.isolated import IsolatedDecoder
@@ -27,7 +27,7 @@ from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
 from shards.geometry import View, grid_points, stored_view
 from shards.reader import iterate_shard
-from shards.writer import open_shard
+from shards.writer import ClipMembers, open_shard_as
 
 Frame = NDArray[np.uint8]
 
@@ -37,10 +37,13 @@ _CLIPS_TOGETHER = 16
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to make, with the rows of the videos it needs (by their index in the plan)."""
+    """A shard to make, with its clips, and the rows of the videos it needs (by their index in the plan). `failures` are those of
+    the shard whose frames it takes."""
 
     shard: PlannedShard
+    clips: tuple[PlannedClip, ...]
     videos: dict[int, dict[str, Any]]
+    failures: tuple[Failure, ...]
     settings: BuildSettings
 
 
@@ -87,7 +90,7 @@ def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
     started = time.monotonic()
     clips: list[DecodedClip] = []
     failures: list[Failure] = []
-    for planned in task.shard.clips:
+    for planned in task.clips:
         video = task.videos[planned.video]
         try:
             decode = _decode_from_file if video["file"] else _decode_from_images
@@ -104,15 +107,14 @@ def load_shard(task: ShardTask) -> DecodedShard:
     """
     started = time.monotonic()
     out, previous = task.settings.out, task.shard.previous
-    receipt = read_receipt(out, previous)
     digest = fingerprint_lines([task.shard.tracks_settings])
     clips = tuple(
         DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs) for clip in iterate_shard(shard_path(out, previous))
     )
-    if [clip.info.key for clip in clips] != [row.key for row in receipt.clips]:
-        raise ShardError(f"the shard {previous} does not hold the clips that its receipt names: run 'pretrack verify {out}'")
-    failures = tuple(Failure(**failure) for failure in receipt.failures)  # type: ignore[arg-type]  # a plan re-tracks no others
-    return DecodedShard(clips, failures, time.monotonic() - started)
+    stored, planned = {clip.info.key for clip in clips}, {clip.key for clip in task.clips}
+    if stored - planned or planned - stored - {failure.clip for failure in task.failures}:
+        raise ShardError(f"the shard {previous} does not hold the clips that its tables name: run 'pretrack verify {out}'")
+    return DecodedShard(clips, task.failures, time.monotonic() - started)
 
 
 def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings) -> TrackedShard:
@@ -146,30 +148,20 @@ def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings
 def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -> Receipt:
     """Writes the tar, then its receipt. Raises OSError (a full disk, say), leaving neither."""
     started = time.monotonic()
-    shard, settings = task.shard, task.settings
+    shard, out = task.shard, task.settings.out
     tracks = {clip.key: clip for clip in tracked.clips}
-    rows = []
-    with open_shard(shard_path(settings.out, shard.shard)) as writer:
+    added: list[tuple[ClipInfo, ClipMembers]] = []
+    with open_shard_as(out / "shards", lambda checksum: shard_path(out, shard_name(shard.group, checksum)).name) as writer:
         for clip in decoded.clips:
             if clip.info.key in tracks:
-                tracked_clip = tracks[clip.info.key]
-                members = writer.add(clip.info, tracked_clip.tracks, clip.jpegs)
-                row = clip_row(
-                    shard.shard,
-                    clip.info,
-                    members,
-                    anchors=tracked_clip.anchors,
-                    points=tracked_clip.points,
-                    visible_fraction=tracked_clip.visible_fraction,
-                    motion=tracked_clip.motion,
-                )
-                rows.append(row)
+                added.append((clip.info, writer.add(clip.info, tracks[clip.info.key].tracks, clip.jpegs)))
+    name = shard_name(shard.group, writer.checksum)
     shard_row = ShardRow(
-        shard=shard.shard,
+        shard=name,
         group=shard.group,
         source=shard.source,
         split=shard.split,
-        clips=len(rows),
+        clips=len(added),
         bytes=writer.size,
         checksum=writer.checksum,
         frames_fingerprint=shard.frames_fingerprint,
@@ -179,11 +171,25 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
         decode_seconds=decoded.seconds,
         track_seconds=tracked.seconds,
         write_seconds=time.monotonic() - started,
+        tries=shard.tries,
     )
-    failures = tuple(asdict(failure) for failure in (*decoded.failures, *tracked.failures))
-    receipt = Receipt(shard_row, tuple(rows), failures, tuple(clip.key for clip in shard.clips))
-    write_receipt(settings.out, receipt)
+    rows = tuple(_clip_row(name, info, members, tracks[info.key]) for info, members in added)
+    failures = tuple(asdict(replace(failure, shard=name)) for failure in (*decoded.failures, *tracked.failures))
+    receipt = Receipt(shard_row, rows, failures, tuple(clip.key for clip in task.clips))
+    write_receipt(out, receipt)
     return receipt
+
+
+def _clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracked: TrackedClip) -> ClipRow:
+    return clip_row(
+        shard,
+        info,
+        members,
+        anchors=tracked.anchors,
+        points=tracked.points,
+        visible_fraction=tracked.visible_fraction,
+        motion=tracked.motion,
+    )
 
 
 def _decode_from_file(

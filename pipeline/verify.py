@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from manifests.snapshot import Snapshot
 from manifests.tables import members_of
+from manifests.wording import counted
 from pipeline.progress import Progress
 from shards.files import Location
 from shards.verify import verify_shard
+
+_MEMBERS = ["key", "json_offset", "json_size", "tracks_offset", "tracks_size", "frame_offsets", "frame_sizes", "checksum"]
+"""What `members_of` needs of a clip's row."""
 
 
 def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[str]:
@@ -20,30 +29,49 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[str]:
 
     What to do about a damaged shard is always the same: delete its tar and run the build again.
     """
-    clips = defaultdict[str, list[dict[str, Any]]](list)
-    for row in snapshot.clips.to_pylist():
-        clips[row["shard"]].append(row)
-    shards = snapshot.shards.to_pylist()
-    tasks = [(snapshot.shard_path(row["shard"]), row["bytes"], row["checksum"], clips[row["shard"]]) for row in shards]
+    shards = snapshot.shards.select(["shard", "bytes", "checksum", "clips"]).to_pylist()
     problems: list[str] = []
-    workers = max(1, min(len(tasks), os.cpu_count() or 1))
+    workers = max(1, min(len(shards), os.cpu_count() or 1))
     with (
-        progress.stage("verifying", total=len(tasks), unit="shards") as stage,
+        progress.stage("verifying", total=len(shards), unit="shards") as stage,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        for found in pool.map(_verify, tasks):
-            problems += found
+        under_way: deque[Future[list[str]]] = deque()
+        for task in _tasks(snapshot, shards):
+            if len(under_way) == 4 * workers:  # tasks hold their clips' rows: not all of them at once
+                problems += under_way.popleft().result()
+                stage.advance()
+            under_way.append(pool.submit(_verify, task))
+        for running in under_way:
+            problems += running.result()
             stage.advance()
-    counted = {row["shard"]: row["clips"] for row in shards}
+    counts = _clips_by_shard(snapshot)
+    wanted = {row["shard"]: row["clips"] for row in shards}
     problems += [
-        f"{name}: the clips table has {len(clips[name])} clips of it and the shards table {n}"
-        for name, n in counted.items()
-        if len(clips[name]) != n
+        f"{name}: the clips table has {counted(counts.get(name, 0), 'clip')} of it and the shards table {number}"
+        for name, number in wanted.items()
+        if counts.get(name, 0) != number
     ]
     problems += [
-        f"{name}: the clips table names it and the shards table does not" for name in sorted(clips.keys() - counted.keys())
+        f"{name}: the clips table names it and the shards table does not" for name in sorted(counts.keys() - wanted.keys())
     ]
     return problems
+
+
+def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[tuple[Location, int, str, list[dict[str, Any]]]]:
+    """What there is to check of each shard: its file, its size, its checksum and its rows of the clips table."""
+    place = pc.index_in(snapshot.clips["shard"], value_set=pa.array([row["shard"] for row in shards], pa.string()))
+    place = place.fill_null(len(shards)).to_numpy()
+    order = np.argsort(place, kind="stable")
+    bounds = np.searchsorted(place[order], np.arange(len(shards) + 1))
+    clips = snapshot.clips.select(_MEMBERS)
+    for row, first, last in zip(shards, bounds[:-1], bounds[1:], strict=True):
+        yield snapshot.shard_path(row["shard"]), row["bytes"], row["checksum"], clips.take(order[first:last]).to_pylist()
+
+
+def _clips_by_shard(snapshot: Snapshot) -> dict[str, int]:
+    """How many rows of the clips table name each shard."""
+    return {count["values"]: count["counts"] for count in snapshot.clips["shard"].value_counts().to_pylist()}
 
 
 def _verify(task: tuple[Location, int, str, list[dict[str, Any]]]) -> list[str]:

@@ -47,6 +47,7 @@ class Failure:
 
     reason: a short fixed phrase to count by ("unreadable image", "no shot is long enough")
     detail: one sentence with what, where, and what to do where something can be done
+    shard:  the shard that goes without it, "" before there is one
     """
 
     source: str
@@ -55,6 +56,7 @@ class Failure:
     stage: Stage
     reason: str
     detail: str
+    shard: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def store() -> Iterator[Behaviour]:
     with s3_server() as server, faulty_proxy(server) as (port, behaviour), s3_environment(port):
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)  # its workers inherit the environment
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)  # its workers inherit the environment
         yield behaviour
         ray.shutdown()
 

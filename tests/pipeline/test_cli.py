@@ -55,10 +55,10 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
 
     built = pretrack("build", config)
     assert built.returncode == 0, built.stderr
-    assert "1 shards made, 0 kept; snapshot 000001 has 3 clips; 1 notes" in built.stdout
+    assert "1 shard made, 0 kept; snapshot 000001 has 3 clips; 1 note on" in built.stdout
     assert "making shards: 3 of 3 clips" in built.stderr, "progress goes line by line where there is no terminal"
     assert "\x1b[" not in built.stdout + built.stderr
-    assert "nothing to do, 1 shards kept" in pretrack("build", config).stdout
+    assert "nothing to do, 1 shard kept" in pretrack("build", config).stdout
     shown = pretrack("status", config).stdout
     assert "build: finished, 3 of 3 clips" in shown
     assert "shards: 1 done, 0 running, 0 failed, 0 left" in shown
@@ -73,14 +73,29 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
 
     drawn = pretrack("show", config, "--clip", "0_mp4", "--to", tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png", ".png"], drawn.stderr
+    seen = pretrack("plan", config, "tracks.grid=5").stdout
+    (cells,) = [[cell.strip() for cell in line.split("│")[1:-1]] for line in seen.splitlines() if "grid 4" in line]
+    assert cells[:4] == ["retrack", "tracks.grid 4 → 5", "1", "3"]
+    assert "kB" in cells[4]
+    assert cells[5].endswith("s"), "worker time, judged by the first build"
+    assert "worker time in all: " in seen
+    costs = json.loads(pretrack("plan", config, "tracks.grid=5", "--json").stdout)
+    assert costs["worker_seconds"] == costs["costs"][0]["seconds"] > 0
     retracked = pretrack("build", config, "tracks.grid=5", "--json-logs")
-    assert "1 shards made" in retracked.stdout
+    assert "1 shard made" in retracked.stdout
     logged = [json.loads(line) for line in retracked.stderr.splitlines()]
     expected = ["build started", "tracker ready", "shard made", "snapshot published", "build finished"]
     assert [event["event"] for event in logged] == expected
     assert logged[2].keys() >= {"time", "message", "shard", "clips", "failures", "bytes", "seconds"}
     assert [json.loads(line) for line in (out / "build.log").read_text().splitlines()[-5:]] == logged
     assert [path.name for path in sorted((out / "snapshots").iterdir())] == ["000001", "000002"]
+
+    differ = pretrack("diff", out, "000001", "000002")
+    assert differ.returncode == 0, differ.stderr
+    assert "tracks.grid: 4 → 5" in differ.stdout
+    assert "0 videos added, 0 removed, 0 replaced" in differ.stdout
+    assert "0 clips added, 0 removed, 3 re-tracked over the same frames" in differ.stdout
+    assert json.loads(pretrack("diff", out, "000001", "000002", "--json").stdout)["clips"]["retracked"] == 3
 
     (tar,) = [path for path in (out / "shards").iterdir() if path.name in state_shards(out)]
     data = bytearray(tar.read_bytes())
@@ -120,6 +135,7 @@ def state_shards(out: Path) -> set[str]:
         (["status", "/not/there"], "/not/there"),
         (["verify", "{folder}"], "holds no finished build"),
         (["show", "{folder}"], "holds no finished build"),
+        (["diff", "{folder}", "000001", "000002"], "has no snapshot '000001'"),
         pytest.param(["build", "{config}", "ray.trackers=9"], "9 trackers", marks=pytest.mark.slow),
     ],
 )

@@ -26,7 +26,7 @@ QUIET = Progress(quiet=True)
 
 @pytest.fixture(scope="module", autouse=True)
 def two_cores() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -213,7 +213,7 @@ def test_lucas_kanade_follows_them_and_standing_still_does_not() -> None:
 
 @pytest.fixture
 def two_cores() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
