@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from manifests.changes import SettingChange, changed_settings
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table
-
-
-@dataclass(frozen=True)
-class SettingChange:
-    """A setting (dotted key) and its two values, None where it is not there."""
-
-    key: str
-    old: Any
-    new: Any
 
 
 @dataclass(frozen=True)
@@ -81,30 +71,12 @@ class Difference:
 def compare(old: Snapshot, new: Snapshot) -> Difference:
     """Compares two snapshots by their tables; no shard is read. Raises PretrackError if a table cannot be read."""
     return Difference(
-        settings=tuple(_settings(old.settings, new.settings)),
+        settings=tuple(changed_settings(old.settings, new.settings)),
         videos=_videos(old, new),
         clips=_clips(old, new),
         failures=_failures(old, new),
         shards=_shards(old.shards, new.shards),
     )
-
-
-def _settings(old: dict[str, Any], new: dict[str, Any]) -> Iterator[SettingChange]:
-    before, after = dict(_dotted(old)), dict(_dotted(new))
-    for key in dict.fromkeys([*before, *after]):
-        if before.get(key) != after.get(key):
-            yield SettingChange(key, before.get(key), after.get(key))
-
-
-def _dotted(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key; lists of plain values count as one value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        inner = ()
-    if not inner:
-        yield key, value
-    for name, item in inner:
-        yield from _dotted(item, f"{key}.{name}" if key else str(name))
 
 
 def _videos(old: Snapshot, new: Snapshot) -> VideoChanges:

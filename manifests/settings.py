@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -70,22 +69,6 @@ def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
         inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
         telling = [_sentence(problem, known) for problem in problems if problem["loc"] not in inner]
         raise SettingsError(f"{where}: " + "; ".join(telling)) from None
-
-
-def changed_settings(old: Any, new: Any, key: str = "") -> list[str]:
-    """Which settings differ, one phrase each: "tracks.grid 16 → 24". Both as plain data, as a snapshot holds them."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [*old, *(name for name in new if name not in old)]
-        inner = [changed_settings(old.get(name), new.get(name), f"{key}.{name}" if key else name) for name in names]
-        return [phrase for phrases in inner for phrase in phrases]
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new) and isinstance((*old, None)[0], dict):
-        pairs = zip(old, new, strict=True)
-        return [phrase for i, (a, b) in enumerate(pairs) for phrase in changed_settings(a, b, f"{key}.{i}")]
-    return [] if old == new else [f"{key} {_shown(old)} → {_shown(new)}"]
-
-
-def _shown(value: Any) -> str:
-    return "unset" if value is None else value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)
 
 
 def _override(values: Any, override: str) -> None:

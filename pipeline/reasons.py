@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from manifests.changes import changed_settings
 from manifests.tables import read_table
 from manifests.wording import counted
 from pipeline.cutting import video_names, videos_of
@@ -24,16 +24,9 @@ _SAME, _ADDED, _MOVED, _REPLACED, _REMOVED = "cut into other clips", "added", "m
 
 def settings_changed(what: str, old: str, new: str) -> str:
     """Which settings (canonical JSON) differ: "tracks.grid 16 → 24", "" if none does."""
-    before, after = json.loads(old), json.loads(new)
-    if before.get("tracker") != after.get("tracker"):
-        return f"{what}.tracker {_shown(before.get('tracker'))} → {_shown(after.get('tracker'))}"
-    names = [name for name in sorted({*before, *after}) if before.get(name) != after.get(name)]
-    return ", ".join(
-        f"{what}.weights changed (another checkpoint)"
-        if name == "weights"
-        else f"{what}.{name} {_shown(before.get(name))} → {_shown(after.get(name))}"
-        for name in names
-    )
+    changes = changed_settings({what: json.loads(old)}, {what: json.loads(new)})
+    tracker = [change for change in changes if change.key == f"{what}.tracker"]
+    return ", ".join(str(change) for change in tracker or changes)  # another tracker has other settings altogether
 
 
 @dataclass(frozen=True)
@@ -104,8 +97,3 @@ def _held(names: pa.Array, known: KnownShards, shards: Sequence[KnownShard]) -> 
     bounds = np.searchsorted(place, np.arange(len(shards) + 1))
     each = [rows[first:last] for first, last in pairwise(bounds)]
     return [frozenset(some[some >= 0].tolist()) for some in each], [int((some < 0).sum()) for some in each]
-
-
-def _shown(value: Any) -> str:
-    """A setting's value as a person writes it."""
-    return value if isinstance(value, str) else json.dumps(value)

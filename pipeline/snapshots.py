@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from manifests.settings import changed_settings
+from manifests.changes import changed_settings
 from manifests.snapshot import LAST, Snapshot, current_snapshot, list_snapshots
 from manifests.tables import read_table
 from shards.errors import PretrackError
@@ -42,7 +42,7 @@ def _summary(snapshot: Snapshot, before: Snapshot | None, current: str | None) -
         tracks = snapshot.settings.get("tracks", {})
         words = [f"tracks.{name} {tracks[name]}" for name in ("tracker", "grid", "anchors") if name in tracks]
     else:
-        words = changed_settings(before.settings, snapshot.settings) or ["the same settings"]
+        words = [str(change) for change in changed_settings(before.settings, snapshot.settings)] or ["the same settings"]
     return SnapshotSummary(
         snapshot.name,
         snapshot.name == current,

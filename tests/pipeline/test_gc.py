@@ -11,8 +11,8 @@ import ray
 
 import manifests.snapshot
 import pipeline.gc
+from manifests.changes import changed_settings
 from manifests.receipt import list_receipts
-from manifests.settings import changed_settings
 from manifests.snapshot import list_snapshots, open_snapshot
 from pipeline.build import build
 from pipeline.gc import collect
@@ -136,5 +136,6 @@ def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
 def test_changed_settings_are_named_by_their_keys() -> None:
     old = {"tracks": {"grid": 16, "tracker": "lucas_kanade"}, "sources": [{"root": "/a"}], "out": "x"}
     new = {"tracks": {"grid": 24, "tracker": "lucas_kanade", "mode": None}, "sources": [{"root": "/b"}], "out": "x"}
-    assert changed_settings(old, new) == ["tracks.grid 16 → 24", "sources.0.root /a → /b"]
-    assert changed_settings({"anchors": [0]}, {"anchors": [0, 8], "size": 1}) == ["anchors [0] → [0, 8]", "size unset → 1"]
+    assert [str(change) for change in changed_settings(old, new)] == ["tracks.grid 16 → 24", "sources.0.root /a → /b"]
+    more = changed_settings({"anchors": [0]}, {"anchors": [0, 8], "size": 1})
+    assert [str(change) for change in more] == ["anchors [0] → [0, 8]", "size unset → 1"]
