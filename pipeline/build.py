@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,13 @@ class Built:
     snapshot: Snapshot
 
 
-def build(settings: BuildSettings, progress: Progress, stored: bool = False, retry_failed: bool = False) -> Built:
+def build(
+    settings: BuildSettings, progress: Progress, stored: bool = False, retry_failed: bool = False, damaged: Collection[str] = ()
+) -> Built:
     """Catalogues, plans, makes the shards that are missing or out of date, and publishes a snapshot if anything changed.
 
     With `stored` the videos are taken from the current snapshot, and the sources need not be there. With `retry_failed` whatever
-    failed is tried again.
+    failed is tried again. Shards that are `damaged` are made again, with what is still good in them.
 
     Raises PretrackError if too many videos fail, if a shard cannot be made, or if another build is at work on the same folder; the
     shards made until then are kept.
@@ -47,12 +50,12 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False, ret
     with only_build(settings.out):
         _sweep(settings.out)
         catalog = stored_catalog(settings) if stored else make_catalog(settings, progress, retry_failed)
-        plan = make_plan(settings, catalog, retry_failed)
+        plan = make_plan(settings, catalog, retry_failed, damaged)
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))
         _check_failures(plan.failures, plan, settings, good=pc.count_distinct(plan.clips["video"]).as_py())
         todo = [shard for shard in plan.shards if shard.action != "keep"]
-        if stored and (anew := next((shard for shard in todo if shard.action == "build"), None)):
+        if stored and (anew := next((shard for shard in todo if shard.action == "build" and not shard.damaged), None)):
             raise PretrackError(
                 f"{anew.group} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -133,6 +134,24 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
     named = failures.filter(pc.not_equal(failures["video_id"], ""))
     both = pa.concat_tables([table.select(["source", "video_id"]) for table in (snapshot.videos, named)])
     return Catalog(snapshot.videos, failures, both.group_by(["source", "video_id"]).aggregate([]).num_rows)
+
+
+def changed_videos(settings: BuildSettings, videos: pa.Table, needed: set[tuple[str, str]], progress: Progress) -> list[str]:
+    """Which of the videos `needed`, by (source, id), are not what a table of videos has any more.
+
+    Those that are gone, or whose source cannot be listed, are not among them.
+    """
+    rows = videos.select(["source", "video_id", "identity"]).to_pylist()
+    identities = {(row["source"], row["video_id"]): row["identity"] for row in rows if (row["source"], row["video_id"]) in needed}
+    changed = []
+    for source in settings.sources:
+        one = settings.model_copy(update={"sources": (source,)})
+        with suppress(PretrackError):
+            for found in find_videos(one, progress):
+                name = (found.source, found.video_id)
+                if isinstance(found, Video) and name in identities and _content_identity(found) != identities[name]:
+                    changed.append(found.video_id)
+    return changed
 
 
 def split_of(sequence: str, split: SplitSettings) -> str:

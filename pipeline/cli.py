@@ -224,7 +224,7 @@ def diff(
         return
     print(f"{out}: snapshot {old} → {new}")
     for change in found.settings:
-        print(f"  {change.key}: {_value(change.old)} → {_value(change.new)}")
+        print(f"  {change}")
     videos, clips, shards = found.videos, found.clips, found.shards
     print(f"{counted(videos.added, 'video')} added, {videos.removed:,} removed, {videos.replaced:,} replaced")
     print(
@@ -241,25 +241,42 @@ def diff(
 
 @app.command()
 @_clear_errors
-def verify(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def verify(
+    where: ConfigOrOut,
+    overrides: Overrides = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make damaged shards again: what is still good in them is kept.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Check every shard of the current snapshot: sizes, checksums, offsets, images, tracks. Exits with 1 if anything is wrong."""
     from manifests.snapshot import open_snapshot
     from pipeline.progress import Progress
     from pipeline.verify import verify_snapshot
 
-    snapshot = open_snapshot(_out(where, overrides))
+    out = _out(where, overrides)
+    snapshot = open_snapshot(out)
     problems = verify_snapshot(snapshot, Progress())
+    if problems and repair:
+        from pipeline.repair import repair as mend
+
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        built = mend(snapshot, problems, Progress())
+        print(f"{counted(built.made, 'shard')} made again", file=sys.stderr)
+        snapshot = built.snapshot
+        problems = verify_snapshot(snapshot, Progress())
+    shards, clips = snapshot.shards.num_rows, snapshot.clips.num_rows
     if as_json:
-        _print_json(
-            {"snapshot": snapshot.name, "shards": snapshot.shards.num_rows, "clips": snapshot.clips.num_rows, "problems": problems}
-        )
+        said = [str(problem) for problem in problems]
+        _print_json({"snapshot": snapshot.name, "shards": shards, "clips": clips, "problems": said})
     else:
         for problem in problems:
             print(problem)
-        holds = f"{counted(snapshot.shards.num_rows, 'shard')}, {counted(snapshot.clips.num_rows, 'clip')}"
+        holds = f"{counted(shards, 'shard')}, {counted(clips, 'clip')}"
         print(f"snapshot {snapshot.name}: {holds}, {counted(len(problems), 'problem')}")
         if problems:
-            print(f"to repair: delete the tars named from {snapshot.out / 'shards'}, and run the same build again")
+            print(f"to make damaged shards again: pretrack verify {out} --repair")
     if problems:
         raise typer.Exit(1)
 
@@ -361,11 +378,6 @@ def _print_failures(failures: list[dict[str, Any]], command: str) -> None:
     _console().print(table)
     if len(failures) > _SHOWN_FAILURES:
         print(f"… and {len(failures) - _SHOWN_FAILURES:,} more: 'pretrack {command} --json' lists them all")
-
-
-def _value(value: Any) -> str:
-    """A setting's value as a config has it."""
-    return value if isinstance(value, str) and value else json.dumps(value)
 
 
 def _settings(config: Path, overrides: list[str] | None) -> BuildSettings:

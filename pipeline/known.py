@@ -7,8 +7,8 @@ may have been tried again since.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from manifests.receipt import Receipt, list_receipts, read_receipt
 from manifests.snapshot import Snapshot, current_snapshot, list_snapshots, open_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, ShardRow, read_table, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, ShardRow, members_of, read_table, table_of
 from pipeline.decode.errors import PASSING
 from pipeline.video import Failure
 from shards.errors import PretrackError
 from shards.files import Location, sizes_in
+from shards.writer import ClipMembers
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,15 @@ class KnownShards:
         firsts = np.cumsum([0, *(count["counts"] for count in counts)]).tolist()
         return {count["values"]: (first, count["counts"]) for count, first in zip(counts, firsts, strict=False)}
 
+    def members_of(self, shard: str) -> dict[str, ClipMembers]:
+        """Where the members of a shard's clips lie, or lay, by key. Raises PretrackError if no table or receipt can say it."""
+        known = next(known for known in self.shards if known.row.shard == shard)
+        if not known.snapshot:
+            return {row.key: members_of(asdict(row)) for row in read_receipt(self.out, shard).clips}
+        in_current = self.current if self.current and known.current else Snapshot(self.out, known.snapshot)
+        rows = in_current.clips.filter(pc.equal(in_current.clips["shard"], shard)).to_pylist()
+        return {row["key"]: members_of(row) for row in rows}
+
     def rows(self, kept: Sequence[KnownShard], made: Sequence[str]) -> dict[str, pa.Table]:
         """The rows of the tables "clips", "shards" and "failures" that kept shards have in their snapshots, and that shards just
         made (by name) have in their receipts. Raises PretrackError if a receipt cannot be read."""
@@ -112,8 +122,10 @@ class KnownShards:
         return {"clips": pa.concat_tables(clips), "shards": table_of(shards, SHARDS), "failures": pa.concat_tables(failures)}
 
 
-def known_shards(out: Location) -> KnownShards:
-    """Reads what is known. A snapshot or a receipt that cannot be used is named in the log, and counts as not there.
+def known_shards(out: Location, damaged: Collection[str] = ()) -> KnownShards:
+    """Reads what is known; `damaged` shards count as not whole.
+
+    A snapshot or a receipt that cannot be used is named in the log, and counts as not there.
 
     Raises PretrackError if the current snapshot is damaged.
     """
@@ -137,7 +149,7 @@ def known_shards(out: Location) -> KnownShards:
     named += [(receipt.shard, "") for receipt in receipts.values()]
     current = snapshots[0] if snapshots and snapshots[0].name == current_snapshot(out) else None
     planned = {shard: receipt.planned for shard, receipt in receipts.items()}
-    return KnownShards(out, current, _described(out, current, named, left_out), left_out, planned)
+    return KnownShards(out, current, _described(out, current, named, left_out, damaged), left_out, planned)
 
 
 def _snapshots(out: Location) -> list[Snapshot]:
@@ -196,7 +208,7 @@ def _receipts(out: Location, rows: pa.Table, failures: pa.Table) -> dict[str, Re
 
 
 def _described(
-    out: Location, current: Snapshot | None, rows: list[tuple[ShardRow, str]], failures: pa.Table
+    out: Location, current: Snapshot | None, rows: list[tuple[ShardRow, str]], failures: pa.Table, damaged: Collection[str]
 ) -> tuple[KnownShard, ...]:
     """Shards with all that is known of them, those of the current snapshot first."""
     sizes = sizes_in(out / "shards")
@@ -210,7 +222,7 @@ def _described(
             row,
             snapshot,
             current=row.shard in published,
-            whole=sizes.get(f"{row.shard}.tar") == row.bytes,
+            whole=sizes.get(f"{row.shard}.tar") == row.bytes and row.shard not in damaged,
             failures=total.get(row.shard, 0),
             passing=may_pass.get(row.shard, 0),
             holds_all_frames=row.shard not in untracked,

@@ -11,6 +11,7 @@ Clips are an Arrow table throughout: there may be tens of millions. Python only 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ class PlannedShard:
 
     shard:    the name of the shard to keep, "" if it is to be made: its name then follows from its content
     previous: the shard whose stored frames a re-track reads, "" otherwise
+    damaged:  the damaged shard of just this content whose good clips a build takes as they are, "" otherwise
     tries:    how often it will have been made in the hope that failures pass
 
     The settings are those that decide its content, as canonical JSON.
@@ -70,6 +72,7 @@ class PlannedShard:
     frames_settings: str
     tracks_settings: str
     previous: str
+    damaged: str
     tries: int
 
 
@@ -99,12 +102,13 @@ class Plan:
         return len(concerned), sum(concerned)
 
 
-def make_plan(settings: BuildSettings, catalog: Catalog, retry_failed: bool = False) -> Plan:
+def make_plan(settings: BuildSettings, catalog: Catalog, retry_failed: bool = False, damaged: Collection[str] = ()) -> Plan:
     """Compares what should be with what is. Reads manifests only, no shard and no source.
 
-    With `retry_failed` every shard that something was left out of is built again. Raises PretrackError if two videos have one name.
+    With `retry_failed` every shard that something was left out of is built again, and so are `damaged` ones, by their names. Raises
+    PretrackError if two videos have one name.
     """
-    known = known_shards(settings.out)
+    known = known_shards(settings.out, damaged)
     names = video_names(catalog.videos)
     assigned = assign_clips(settings, catalog.videos, names, known)
     frames_settings, tracks_settings = canonical_json(settings.frames.of_content()), canonical_json(settings.tracks.of_content())
@@ -118,7 +122,7 @@ def make_plan(settings: BuildSettings, catalog: Catalog, retry_failed: bool = Fa
         source, split, _ = group.rsplit("-", 2)
         tracks = fingerprint_lines([digest, tracks_settings])
         wanted = PlannedShard(
-            "", group, source, split, "build", "", first, end - first, digest, tracks, frames_settings, tracks_settings, "", 1
+            "", group, source, split, "build", "", first, end - first, digest, tracks, frames_settings, tracks_settings, "", "", 1
         )
         shards.append(_decide(wanted, before[group], retry_failed))
     shards = _with_reasons(shards, assigned.clips, catalog.videos, names, known, before)
@@ -141,7 +145,7 @@ def _decide(wanted: PlannedShard, before: list[KnownShard], retry_failed: bool) 
             return replace(again, reason=f"{counted(best.passing, 'failure')} may pass")
         stayed = f"{counted(best.passing, 'failure')} stayed in {tries} tries" if best.passing else UNCHANGED
         return replace(wanted, shard=best.row.shard, action="keep", reason=stayed, tries=best.row.tries)
-    gone = "the shard is gone or cut short" if same else ""
+    gone = "the shard is gone or damaged" if same else ""
     wanted = replace(wanted, tries=max((known.row.tries for known in same), default=1))
     with_frames = [known for known in before if known.row.frames_fingerprint == wanted.frames_fingerprint and known.whole]
     for known in with_frames:
@@ -153,7 +157,7 @@ def _decide(wanted: PlannedShard, before: list[KnownShard], retry_failed: bool) 
         return replace(
             wanted, reason=f"{settings_changed('tracks', with_frames[0].row.tracks_settings, wanted.tracks_settings)}, {left_out}"
         )
-    return replace(wanted, reason=gone)
+    return replace(wanted, reason=gone, damaged=same[0].row.shard if same else "")
 
 
 def _with_reasons(

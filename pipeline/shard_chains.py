@@ -241,7 +241,9 @@ def _task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.Sh
     clips = plan.clips_of(shard)
     numbers = sorted({clip.video for clip in clips})
     rows = plan.catalog.videos.take(pa.array(numbers)).to_pylist() if shard.action == "build" else []
-    return stages.ShardTask(shard, clips, dict(zip(numbers, rows, strict=False)), plan.known.failures_of(shard.previous), settings)
+    failures = plan.known.failures_of(shard.previous or shard.damaged)
+    good = plan.known.members_of(shard.damaged) if shard.damaged else {}
+    return stages.ShardTask(shard, clips, dict(zip(numbers, rows, strict=False)), failures, good, settings)
 
 
 def _complaint(broken: dict[str, str], shards: int) -> str:

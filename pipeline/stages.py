@@ -26,7 +26,7 @@ from shards.clip import Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
 from shards.geometry import View, grid_points, stored_view
-from shards.reader import iterate_shard
+from shards.reader import iterate_shard, read_clip_members
 from shards.writer import ClipMembers, open_shard_as
 
 Frame = NDArray[np.uint8]
@@ -38,12 +38,13 @@ _CLIPS_TOGETHER = 16
 @dataclass(frozen=True)
 class ShardTask:
     """A shard to make, with its clips, and the rows of the videos it needs (by their index in the plan). `failures` are those of
-    the shard whose frames it takes."""
+    the shard whose frames it takes; `stored` says where the clips of a damaged shard lie, of which it takes the good ones."""
 
     shard: PlannedShard
     clips: tuple[PlannedClip, ...]
     videos: dict[int, dict[str, Any]]
     failures: tuple[Failure, ...]
+    stored: dict[str, ClipMembers]
     settings: BuildSettings
 
 
@@ -86,11 +87,18 @@ class TrackedShard:
 
 
 def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
-    """Reads the clips of a shard from their source. What cannot be read becomes failures; the rest goes on."""
+    """Reads the clips of a shard from their source, or from the damaged shard in whose place it comes where they are whole there.
+
+    What cannot be read becomes failures; the rest goes on.
+    """
     started = time.monotonic()
     clips: list[DecodedClip] = []
     failures: list[Failure] = []
     for planned in task.clips:
+        if found := _still_good(planned.key, task):
+            clips.append(found)
+            failures += [failure for failure in task.failures if failure.clip == planned.key]
+            continue
         video = task.videos[planned.video]
         try:
             decode = _decode_from_file if video["file"] else _decode_from_images
@@ -98,6 +106,17 @@ def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
         except DecodeError as error:
             failures.append(Failure(video["source"], video["video_id"], planned.key, "decode", error.reason, str(error)))
     return DecodedShard(tuple(clips), tuple(failures), time.monotonic() - started)
+
+
+def _still_good(key: str, task: ShardTask) -> DecodedClip | None:
+    """A clip of the damaged shard, byte for byte, or None where it is not as it was written."""
+    if (members := task.stored.get(key)) is None:
+        return None
+    try:
+        info, _, *jpegs = read_clip_members(shard_path(task.settings.out, task.shard.damaged), members)
+        return DecodedClip(ClipInfo.from_json(info), tuple(jpegs))
+    except ShardError:
+        return None
 
 
 def load_shard(task: ShardTask) -> DecodedShard:

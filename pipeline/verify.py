@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -20,23 +21,35 @@ from pipeline.progress import Progress
 from shards.files import Location
 from shards.verify import verify_shard
 
-_MEMBERS = ["key", "json_offset", "json_size", "tracks_offset", "tracks_size", "frame_offsets", "frame_sizes", "checksum"]
-"""What `members_of` needs of a clip's row."""
+_COLUMNS = [
+    *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "frame_offsets", "frame_sizes", "checksum"),
+    *("anchors", "points"),
+]
+"""What there is to check of a clip's row: where its members lie, and its tracks."""
+_Task = tuple[str, Location, int, str, list[dict[str, Any]]]
 
 
-def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[str]:
-    """All problems, one sentence each, in the order of the shards; an empty list if everything is as it was written.
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with a shard, in a sentence that begins with its name."""
 
-    What to do about a damaged shard is always the same: delete its tar and run the build again.
-    """
+    shard: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
+    """All problems, in the order of the shards; an empty list if everything is as it was written. `pipeline.repair` mends them."""
     shards = snapshot.shards.select(["shard", "bytes", "checksum", "clips"]).to_pylist()
-    problems: list[str] = []
+    problems: list[Problem] = []
     workers = max(1, min(len(shards), os.cpu_count() or 1))
     with (
         progress.stage("verifying", total=len(shards), unit="shards") as stage,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        under_way: deque[Future[list[str]]] = deque()
+        under_way: deque[Future[list[Problem]]] = deque()
         for task in _tasks(snapshot, shards):
             if len(under_way) == 4 * workers:  # tasks hold their clips' rows: not all of them at once
                 problems += under_way.popleft().result()
@@ -48,25 +61,27 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[str]:
     counts = _clips_by_shard(snapshot)
     wanted = {row["shard"]: row["clips"] for row in shards}
     problems += [
-        f"{name}: the clips table has {counted(counts.get(name, 0), 'clip')} of it and the shards table {number}"
+        Problem(name, f"{name}: the clips table has {counted(counts.get(name, 0), 'clip')} of it and the shards table {number}")
         for name, number in wanted.items()
         if counts.get(name, 0) != number
     ]
     problems += [
-        f"{name}: the clips table names it and the shards table does not" for name in sorted(counts.keys() - wanted.keys())
+        Problem(name, f"{name}: the clips table names it and the shards table does not")
+        for name in sorted(counts.keys() - wanted.keys())
     ]
     return problems
 
 
-def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[tuple[Location, int, str, list[dict[str, Any]]]]:
-    """What there is to check of each shard: its file, its size, its checksum and its rows of the clips table."""
+def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[_Task]:
+    """What there is to check of each shard: its name, its file, its size, its checksum and its rows of the clips table."""
     place = pc.index_in(snapshot.clips["shard"], value_set=pa.array([row["shard"] for row in shards], pa.string()))
     place = place.fill_null(len(shards)).to_numpy()
     order = np.argsort(place, kind="stable")
     bounds = np.searchsorted(place[order], np.arange(len(shards) + 1))
-    clips = snapshot.clips.select(_MEMBERS)
+    clips = snapshot.clips.select(_COLUMNS)
     for row, first, last in zip(shards, bounds[:-1], bounds[1:], strict=True):
-        yield snapshot.shard_path(row["shard"]), row["bytes"], row["checksum"], clips.take(order[first:last]).to_pylist()
+        rows = clips.take(order[first:last]).to_pylist()
+        yield row["shard"], snapshot.shard_path(row["shard"]), row["bytes"], row["checksum"], rows
 
 
 def _clips_by_shard(snapshot: Snapshot) -> dict[str, int]:
@@ -74,6 +89,8 @@ def _clips_by_shard(snapshot: Snapshot) -> dict[str, int]:
     return {count["values"]: count["counts"] for count in snapshot.clips["shard"].value_counts().to_pylist()}
 
 
-def _verify(task: tuple[Location, int, str, list[dict[str, Any]]]) -> list[str]:
-    path, size, checksum, rows = task
-    return list(verify_shard(path, size, checksum, {row["key"]: members_of(row) for row in rows}))
+def _verify(task: _Task) -> list[Problem]:
+    shard, path, size, checksum, rows = task
+    members = {row["key"]: members_of(row) for row in rows}
+    tracks = {row["key"]: (row["anchors"], row["points"]) for row in rows}
+    return [Problem(shard, sentence) for sentence in verify_shard(path, size, checksum, members, tracks)]

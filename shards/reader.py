@@ -6,10 +6,13 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO
 
+import xxhash
+
 from shards.clip import ClipInfo, StoredClip
 from shards.codec import decode_tracks
 from shards.errors import ShardError
 from shards.files import Location, location, open_stream, read_ranges
+from shards.writer import ClipMembers
 
 
 def read_members(shard: str | Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
@@ -22,6 +25,18 @@ def read_members(shard: str | Location, offsets: Sequence[int], sizes: Sequence[
     if any(len(member) != size for member, size in zip(members, sizes, strict=True)):
         raise ShardError(f"the shard {path} is cut short: run 'pretrack verify'")
     return members
+
+
+def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes]:
+    """All members of a clip: description, tracks, then frames in order. Raises ShardError if they are not as they were written."""
+    spans = [members.info, members.tracks, *members.frames]
+    data = read_members(shard, [span.offset for span in spans], [span.size for span in spans])
+    digest = xxhash.xxh3_64()
+    for member in data:
+        digest.update(member)
+    if digest.hexdigest() != members.checksum:
+        raise ShardError("its members' checksum does not fit")
+    return data
 
 
 def iterate_shard(shard: str | Location) -> Iterator[StoredClip]:

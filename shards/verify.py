@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
+import numpy as np
 import xxhash
 
 from shards import jpeg
@@ -15,13 +16,22 @@ from shards.files import Location, open_stream
 from shards.writer import ClipMembers, Span
 
 _CHUNK = 1 << 22
+_FARTHEST = 4
+"""Frame sizes: trackers of ours keep lost points within two."""
 
 
-def verify_shard(path: Location, size: int, checksum: str, clips: Mapping[str, ClipMembers]) -> Iterator[str]:
+def verify_shard(
+    path: Location,
+    size: int,
+    checksum: str,
+    clips: Mapping[str, ClipMembers],
+    tracks: Mapping[str, tuple[list[int], int]] | None = None,
+) -> Iterator[str]:
     """Yields one sentence for every problem found; nothing if the shard is as it was written.
 
-    Checked: the file's size and checksum; for every clip the checksum of its members, that its description, tracks and the size of
-    every JPEG agree with each other, and that its anchors are frames of it.
+    Checked, in one pass over the file: its size and checksum; for every clip the checksum of its members, that its description, its
+    tracks and the size of every JPEG agree with each other, that its anchors are frames of it and its positions not absurdly far
+    outside them. `tracks` are the anchors and the number of points that the tables have of each clip: they should agree too.
     """
     problems = []
     try:
@@ -29,7 +39,7 @@ def verify_shard(path: Location, size: int, checksum: str, clips: Mapping[str, C
             reader = _Reader(stream)
             for key, members in sorted(clips.items(), key=lambda item: item[1].info.offset):
                 try:
-                    _verify_clip(reader, key, members)
+                    _verify_clip(reader, key, members, (tracks or {}).get(key))
                 except ShardError as error:
                     problems.append(f"{path.name}: clip {key}: {error}")
             reader.finish()
@@ -77,7 +87,7 @@ class _Reader:
         return b"".join(parts)
 
 
-def _verify_clip(reader: _Reader, key: str, members: ClipMembers) -> None:
+def _verify_clip(reader: _Reader, key: str, members: ClipMembers, tabled: tuple[list[int], int] | None) -> None:
     data = [reader.member(span) for span in (members.info, members.tracks, *members.frames)]
     digest = xxhash.xxh3_64()
     for member in data:
@@ -91,6 +101,12 @@ def _verify_clip(reader: _Reader, key: str, members: ClipMembers) -> None:
         raise ShardError(f"its tracks have {tracks.positions.shape[1]} frames and its description {info.frames}")
     if ((tracks.anchors < 0) | (tracks.anchors >= info.frames)).any():
         raise ShardError(f"its anchors {tracks.anchors.tolist()} are not all among its {info.frames} frames")
+    found = (tracks.anchors.tolist(), tracks.positions.shape[2])
+    if tabled and tabled != found:
+        raise ShardError(f"its tracks have anchors {found[0]} and {found[1]} points, and the tables {tabled[0]} and {tabled[1]}")
+    limit = _FARTHEST * np.array([info.width, info.height])
+    if (tracks.positions < -limit).any() or (tracks.positions > limit).any():
+        raise ShardError(f"its tracks lead more than {_FARTHEST} frame sizes away")
     for number, frame in enumerate(data[2:]):
         if jpeg.size(frame) != (info.width, info.height):
             raise ShardError(f"frame {number} is {jpeg.size(frame)} and should be {(info.width, info.height)}")

@@ -25,6 +25,7 @@ from pipeline.catalog import make_catalog
 from pipeline.config import BuildSettings
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
+from pipeline.repair import repair
 from pipeline.shard_chains import make_shards
 from pipeline.status import status
 from pipeline.verify import verify_snapshot
@@ -289,7 +290,7 @@ def test_a_shard_that_is_gone_is_made_again(built: tuple[BuildSettings, Built], 
     tars[0].unlink()
     tars[1].write_bytes(tars[1].read_bytes()[:-700])
     reasons = [(shard.action, shard.reason) for shard in plan(settings).shards if shard.action != "keep"]
-    assert reasons == [("build", "the shard is gone or cut short")] * 2
+    assert reasons == [("build", "the shard is gone or damaged")] * 2
     again = build(settings, QUIET)
     assert (again.made, again.kept) == (2, 1)
     assert contents(again.snapshot) == contents(built[1].snapshot)
@@ -403,3 +404,71 @@ def test_a_read_only_folder_is_one_sentence(videos: Path, tiny_disk: Path) -> No
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
     with pytest.raises(PretrackError, match=r"output folder .*/out cannot be written \(Read-only file system\)"):
         build(settings_for(videos, tiny_disk / "out"), QUIET)
+
+
+def flip(path: Path, place: int) -> None:
+    """Changes one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 4
+    path.write_bytes(data)
+
+
+def test_repair_makes_what_is_damaged_again_and_nothing_else(videos: Path, tmp_path: Path) -> None:
+    """One clip of a shard is damaged, and the video of another is gone: only the first comes from its source."""
+    out, root = tmp_path / "out", tmp_path / "videos"
+    shutil.copytree(videos, root)
+    settings = settings_for(root, out, shards={"clips_per_shard": 6})
+    snapshot = build(settings, QUIET).snapshot
+    expected = contents(snapshot)
+    rows = {row["key"]: row for row in snapshot.clips.to_pylist()}
+    (shard,) = snapshot.shards.column("shard").to_pylist()
+    tar = out / "shards" / f"{shard}.tar"
+    bad = next(row for row in rows.values() if row["video_id"] == "a.mp4")
+    flip(tar, bad["frame_offsets"][2] + 100)
+    (root / "b.mp4").unlink()
+    problems = verify_snapshot(snapshot, QUIET)
+    assert {problem.shard for problem in problems} == {shard}
+    assert any(bad["key"] in str(problem) for problem in problems)
+    repaired = repair(snapshot, problems, QUIET)
+    assert (repaired.made, repaired.kept, repaired.snapshot.name) == (1, 0, snapshot.name)
+    assert verify_snapshot(snapshot, QUIET) == []
+    assert contents(snapshot) == expected, "byte for byte, the clips of the video that is gone included"
+
+
+def test_repair_refuses_a_video_that_has_changed(videos: Path, tmp_path: Path) -> None:
+    out, root = tmp_path / "out", tmp_path / "videos"
+    shutil.copytree(videos, root)
+    snapshot = build(settings_for(root, out), QUIET).snapshot
+    (row,) = [row for row in snapshot.clips.to_pylist() if row["video_id"] == "deep/c.mp4"]
+    flip(out / "shards" / f"{row['shard']}.tar", row["tracks_offset"] + 20)
+    write_video(root / "deep/c.mp4", panning_frames(17, 12))
+    with pytest.raises(
+        PretrackError, match=r"1 video .* changed since they were built \(the first: deep/c.mp4\): run 'pretrack build'"
+    ):
+        repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET)
+
+
+def test_a_clip_whose_source_is_gone_is_reported_and_the_others_are_kept(videos: Path, tmp_path: Path) -> None:
+    out, root = tmp_path / "out", tmp_path / "videos"
+    shutil.copytree(videos, root)
+    snapshot = build(settings_for(root, out, shards={"clips_per_shard": 6}), QUIET).snapshot
+    (row,) = [row for row in snapshot.clips.to_pylist() if row["video_id"] == "deep/c.mp4"]
+    flip(out / "shards" / f"{row['shard']}.tar", row["tracks_offset"] + 20)
+    (root / "deep/c.mp4").unlink()
+    repaired = repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET).snapshot
+    assert verify_snapshot(repaired, QUIET) == []
+    assert set(snapshot.clips["key"].to_pylist()) - set(repaired.clips["key"].to_pylist()) == {row["key"]}
+    assert (row["key"], "missing video") in zip(
+        repaired.failures["clip"].to_pylist(), repaired.failures["reason"].to_pylist(), strict=True
+    )
+
+
+def test_a_deleted_receipt_of_a_published_shard_changes_nothing(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(folder(built[0]), out)
+    for receipt in (out / "receipts").iterdir():
+        receipt.unlink()
+    settings = built[0].model_copy(update={"out": out})
+    assert {shard.action for shard in plan(settings).shards} == {"keep"}
+    assert build(settings, QUIET).made == 0
+    assert verify_snapshot(open_snapshot(out), QUIET) == []

@@ -84,7 +84,7 @@ def test_damage_on_a_bucket_is_found(store: Behaviour, videos: Path) -> None:
     first, second = (snapshot.shard_path(shard) for shard in snapshot.shards.column("shard").to_pylist())
     write_whole(first, read_whole(first)[:-2000])
     bucket.delete(second)  # type: ignore[arg-type]
-    problems = verify_snapshot(snapshot, QUIET)
+    problems = [str(problem) for problem in verify_snapshot(snapshot, QUIET)]
     assert any(first.name in problem and "should have" in problem for problem in problems)
     assert any(second.name in problem and "is not there" in problem for problem in problems)
     assert build(settings_for(videos, f"s3://{BUCKET}/b"), QUIET).made == 2

@@ -92,7 +92,7 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
 
     differ = pretrack("diff", out, "000001", "000002")
     assert differ.returncode == 0, differ.stderr
-    assert "tracks.grid: 4 → 5" in differ.stdout
+    assert "tracks.grid 4 → 5" in differ.stdout
     assert "0 videos added, 0 removed, 0 replaced" in differ.stdout
     assert "0 clips added, 0 removed, 3 re-tracked over the same frames" in differ.stdout
     assert json.loads(pretrack("diff", out, "000001", "000002", "--json").stdout)["clips"]["retracked"] == 3

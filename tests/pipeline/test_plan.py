@@ -148,7 +148,7 @@ MOVED = ("1 video moved to another split", "2 videos moved to another split")
         (lengthen_one, {}, {KEPT: 2, "build: 1 video replaced": 2}),
         (shorten_one, {}, {KEPT: 2, "build: 1 video replaced": 1}),
         (replace_one, {"tracks": {**TRACKS, "grid": 6}}, {f"retrack: {GRID}": 2, f"build: 1 video replaced, {GRID}": 1}),
-        (lose_a_tar, {}, {KEPT: 2, "build: the shard is gone or cut short": 1}),
+        (lose_a_tar, {}, {KEPT: 2, "build: the shard is gone or damaged": 1}),
     ],
 )  # fmt: skip
 def test_a_plan_says_why(root: Path, change: Callable[[Path], None], settings: dict[str, object], expected: dict[str, int]) -> None:
