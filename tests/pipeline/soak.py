@@ -155,9 +155,10 @@ def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> 
     expected = {grid: undisturbed(settings_for(videos, folder / "undisturbed", grid), folder) for grid in grids}
     duration = (time.monotonic() - started) / len(grids)
     killed, left = Counter[str](), list(grids)
-    while (count := sum(killed[target] for target in TARGETS)) < kills or left != list(grids):
+    settled = False
+    while not settled:
         with running_build(settings_for(videos, out, left[0]), folder) as build:
-            while count < kills and build.driver.poll() is None:
+            while kills_in(killed) < kills and build.driver.poll() is None:
                 target = kill_once(build, out, duration, rng)
                 killed[target or "too late"] += 1
                 if target != "worker":  # without a worker a build goes on, and is killed again
@@ -174,9 +175,14 @@ def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> 
             killed["finished builds"] += 1
         if not left:
             shutil.rmtree(out)
-            left = list(grids)
+            left, settled = list(grids), kills_in(killed) >= kills
         print(dict(killed), flush=True)
     return killed
+
+
+def kills_in(killed: Counter[str]) -> int:
+    """How much was killed."""
+    return sum(killed[target] for target in TARGETS)
 
 
 def undisturbed(settings: BuildSettings, folder: Path) -> Contents:

@@ -105,8 +105,9 @@ def test_a_tracker_that_dies_is_replaced(videos: Path, tmp_path: Path, undisturb
     assert "shard isolated" not in names(tmp_path / "out")
 
 
-def kill_readers(video: Path, ended: threading.Event, most: int) -> int:
-    """Kills the worker of whoever opens `video`, which becomes a pipe, until `ended` or so often; says how often."""
+def kill_readers(video: Path, real: Path, ended: threading.Event, most: int) -> int:
+    """Kills the worker of whoever opens `video`, which is a pipe until the last of so many deaths and then the `real` file; stops
+    when `ended`, and says how often it killed."""
     video.unlink()
     os.mkfifo(video)
     killed = 0
@@ -117,11 +118,16 @@ def kill_readers(video: Path, ended: threading.Event, most: int) -> int:
             continue
         while not (readers := readers_of(video)) and not ended.is_set():  # whoever opened it is just returning from its call
             time.sleep(0.01)
+        if killed + 1 == most:
+            os.link(real, video.with_suffix(".real"))
+            video.with_suffix(".real").rename(video)
+        for reader in readers:
+            reader.suspend()  # so that it does not see the pipe's end before it dies
+        os.close(pipe)  # before the next reader can come
         for reader in readers:
             os.kill(reader.ppid(), signal.SIGKILL)
             reader.wait()
             killed += 1
-        os.close(pipe)
     return killed
 
 
@@ -150,9 +156,7 @@ def test_a_decoding_worker_that_is_killed(deaths: int, videos: Path, tmp_path: P
     victim = root / "b-red.mp4"
 
     def kill() -> None:
-        killed.append(kill_readers(victim, ended, deaths))
-        victim.unlink()
-        os.link(videos / victim.name, victim)
+        killed.append(kill_readers(victim, videos / victim.name, ended, deaths))
 
     killer = threading.Thread(target=kill)
     killer.start()
