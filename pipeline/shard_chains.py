@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -49,7 +51,17 @@ def make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, p
     """Runs the chains; returns the shards' names by their groups. Raises PretrackError at the end if a shard failed, at once if the
     disk is full."""
     connect(settings.ray)
-    return asyncio.run(_make_shards(todo, plan, settings, progress))
+    with ThreadPoolExecutor(1) as thread:  # a notebook's own thread has an event loop already
+        started = partial(asyncio.run, _make_shards(todo, plan, settings, progress))
+        return thread.submit(started).result() if _in_event_loop() else started()
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -404,6 +405,15 @@ def test_a_read_only_folder_is_one_sentence(videos: Path, tiny_disk: Path) -> No
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
     with pytest.raises(PretrackError, match=r"output folder .*/out cannot be written \(Read-only file system\)"):
         build(settings_for(videos, tiny_disk / "out"), QUIET)
+
+
+def test_a_build_runs_in_a_notebook(videos: Path, tmp_path: Path) -> None:
+    """There an event loop is running already."""
+
+    async def cell() -> Built:
+        return build(settings_for(videos, tmp_path), QUIET)
+
+    assert asyncio.run(cell()).made == 3
 
 
 def flip(path: Path, place: int) -> None:
