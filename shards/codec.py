@@ -59,8 +59,11 @@ def encode_tracks(tracks: Tracks) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(record)
 
 
-def decode_tracks(data: bytes) -> Tracks:
-    """Unpacks what `encode_tracks` made. Raises ShardError for anything else."""
+def decode_tracks(data: bytes, anchor: int | None = None) -> Tracks:
+    """Unpacks what `encode_tracks` made; with `anchor`, an index into its anchors, only that one's (A is then 1).
+
+    Raises ShardError for anything else.
+    """
     record = _unpack(data)
     if len(record) < _HEADER.size:
         raise ShardError("the tracks are cut short")
@@ -72,16 +75,20 @@ def decode_tracks(data: bytes) -> Tracks:
     values = a * t * n
     if len(record) != _HEADER.size + 4 * a + 10 * values:
         raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {a} anchors x {t} frames x {n} points")
+    if anchor is not None and not 0 <= anchor < a:
+        raise ShardError(f"the tracks have {a} anchors, and number {anchor} was asked for")
+    chosen = slice(anchor, None if anchor is None else anchor + 1)
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
     anchors, planes, visibility, confidence = np.split(body, np.cumsum([4 * a, 8 * values, values]))
-    zigzag = np.ascontiguousarray(planes.reshape(4, -1).T).view("<u4").reshape(2, a, t, n)
+    bytes_first = np.moveaxis(planes.reshape(4, 2, a, t, n)[:, :, chosen], 0, -1)
+    zigzag = np.ascontiguousarray(bytes_first).view("<u4")[..., 0]
     steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
     positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
     return Tracks(
-        anchors=anchors.view("<i4").astype(np.int32),
+        anchors=anchors.view("<i4").astype(np.int32)[chosen],
         positions=np.ascontiguousarray(np.moveaxis(positions, 0, -1)),
-        visibility=np.cumsum(visibility.reshape(a, t, n), axis=1, dtype=np.uint8),
-        confidence=np.cumsum(confidence.reshape(a, t, n), axis=1, dtype=np.uint8),
+        visibility=np.cumsum(visibility.reshape(a, t, n)[chosen], axis=1, dtype=np.uint8),
+        confidence=np.cumsum(confidence.reshape(a, t, n)[chosen], axis=1, dtype=np.uint8),
     )
 
 

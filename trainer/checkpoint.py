@@ -18,7 +18,7 @@ from shards.files import TEMPORARY, written_whole
 from trainer.config import TrainSettings
 
 FREE_TO_CHANGE = {
-    "data": {"out", "snapshot"},
+    "data": {"out", "snapshot", "on_error", "cache"},
     "model": {"weights"},
     "run": {"out", "workers", "resume", "device", "export", "steps", "epochs", "checkpoint_every", "keep", "log_every"},
 }

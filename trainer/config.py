@@ -7,14 +7,23 @@ defaults are the repaired values, `recipe: pretrack`; `recipe: upstream` replace
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Place, Settings
+from shards.errors import SettingsError
+from trainer.where import parse_filter
 
 UPSTREAM: dict[str, dict[str, Any]] = {
-    "data": {"anchor": "first", "direction": "forward", "crop": "squash", "flip": 0.0, "std": (0.228, 0.224, 0.225)},
+    "data": {
+        "anchor": "first",
+        "direction": "forward",
+        "crop": "squash",
+        "flip": 0.0,
+        "reduced_decoding": False,
+        "std": (0.228, 0.224, 0.225),
+    },
     "tracks": {"confidence": 0.0, "mask_outside": False, "align_corners": True},
     "loss": {"objective": "published", "sorter": "bitonic", "detach_teacher": False, "frames": "curriculum"},
     "optim": {"period": 8680},
@@ -24,45 +33,119 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 """3DPoV as its code computes it, where that is not a field's default. The cosine's period is 217 steps times its 40 epochs."""
 
 
+class ColourSettings(Settings):
+    """Changes of a sample's colours. Those of all its frames are the same, unless `per_frame`."""
+
+    jitter: float = Field(default=0.0, ge=0, le=1)
+    """Chance of changing brightness, contrast, saturation and hue, in an order that is drawn too."""
+    brightness: float = Field(default=0.4, ge=0, le=1)
+    """With `jitter`: the factor is drawn from 1 - this to 1 + this."""
+    contrast: float = Field(default=0.4, ge=0, le=1)
+    """Likewise."""
+    saturation: float = Field(default=0.2, ge=0, le=1)
+    """Likewise."""
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """With `jitter`: turns the colour circle by up to this part of it, either way."""
+    grey: float = Field(default=0.0, ge=0, le=1)
+    """Chance of losing all colour."""
+    blur: float = Field(default=0.0, ge=0, le=1)
+    """Chance of a Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """With `blur`: its least and largest sigma, in pixels of the sample."""
+    per_frame: bool = False
+    """Draws anew for every frame."""
+    student_only: bool = False
+    """The teacher sees the anchor frame as it was; the sample then carries it a second time."""
+
+    @property
+    def changes(self) -> bool:
+        """Whether anything can change at all."""
+        return max(self.jitter, self.grey, self.blur) > 0
+
+    @model_validator(mode="after")
+    def _sigmas(self) -> ColourSettings:
+        if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
+            raise ValueError("'blur_sigma' should be two numbers above 0, the smaller one first")
+        return self
+
+
+class CacheSettings(Settings):
+    """Where what was read of shards on a bucket or a web server is kept."""
+
+    folder: Path
+    """On a local disk; several runs may share it."""
+    gb: float = Field(gt=0)
+    """Its largest size, in 10^9 bytes. What was not read for the longest time makes room."""
+
+
 class DataSettings(Settings):
     """Which clips, which of their frames, and how they are shown to the backbone."""
 
     out: tuple[Place, ...] = Field(min_length=1)
-    """Output folders of finished builds. Their clips are drawn from one list, each with the same chance."""
+    """Output folders of finished builds, or their URLs. Without `weights` their clips are one list, each with the same chance."""
     snapshot: str | None = None
     """The snapshot to train on, where there is one folder; otherwise each folder's current one. A resumed run keeps its own."""
     split: str = "train"
     """Only clips of this split."""
-    datasets: tuple[str, ...] = ()
-    """Only clips of these datasets; all where empty."""
-    min_visible: float = Field(default=0.0, ge=0, le=1)
-    """Leaves out clips whose mean visibility over all points and frames is lower."""
+    where: str = ""
+    """Only clips for which this holds: `"visible_fraction > 0.5 and motion > 0.01 and dataset in ('co3d', 'dl3dv')"`. It may speak
+    of every column of the clips table with one value a clip."""
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """What parts of an epoch come from where, by dataset or by folder of `out`: `{co3d: 1, dl3dv: 2}`. An epoch still has as many
+    clips as there are; a small dataset's come round several times in it, a large one's go on where the epoch before left off."""
+    shuffle_shards: int = Field(default=0, ge=0)
+    """0: clips in an order drawn over all shards. K: shards in an order that is drawn, and the clips of each K of them shuffled
+    among each other, so that what is read lies close together: for spinning disks, say."""
     frames: int = Field(default=4, ge=2)
     """Frames a sample, T: the anchor frame and T - 1 others."""
-    step: int = Field(default=10, ge=1)
-    """Stored frames between two frames of a sample. A clip that is too short gets a smaller step, never below 1."""
+    step: int = Field(default=10, ge=0)
+    """Stored frames between two frames of a sample. A clip that is too short gets a smaller step, never below 1. 0 shows the anchor
+    frame T times: with `crop_per_frame`, views of one moment."""
     anchor: Literal["random", "first"] = "random"
     """Which of a clip's stored anchors a sample starts at."""
     direction: Literal["both", "forward"] = "both"
     """Whether a sample may also step backward in time. Published: forward."""
     size: int = Field(default=224, ge=14)
     """Side of the square the backbone sees, in pixels; a multiple of its patch."""
-    crop: Literal["random", "squash"] = "random"
+    crop: Literal["random", "centre", "native", "squash"] = "random"
     """`squash` resizes the whole frame to a square, whatever its shape, as published. `random` takes one random box a sample,
-    between 3:4 and 4:3 in shape, the same in all its frames."""
+    between 3:4 and 4:3 in shape, the same in all its frames. `centre` is the largest square in the middle. `native` is the middle
+    at the pixels it is stored with, not resized (published for DL3DV as `dl3dv_crop`); clips smaller than that are left out."""
     crop_scale: float = Field(default=0.5, gt=0, le=1)
     """With `crop: random`: the smallest part of a frame's area that the box may cover."""
+    crop_per_frame: bool = False
+    """Draws a box (with `crop: random`) and a mirroring for every frame of a sample, not one for all."""
     flip: float = Field(default=0.5, ge=0, le=1)
     """Chance of mirroring a sample. Published: 0 in effect for every dataset without annotations."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation that pixels are divided by. Published: 0.228 for red in training (and 0.229 in evaluation)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean that is taken from pixels first (in units of 0..1, RGB)."""
+    colour: ColourSettings = ColourSettings()
+    """Changes of colours, none by default and as published."""
+    reduced_decoding: bool = True
+    """Decodes only every 2nd, 4th or 8th pixel's worth of an image where the view is at least that much larger than `size`. Random
+    boxes are then whole multiples of it. Published: false."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """What a clip that cannot be read does: `stop` ends the run with an error that names it; `skip` shows another clip in its
+    place, and the log says which were left out and how many."""
+    cache: CacheSettings | None = None
+    """Keeps what was read of remote shards on a local disk."""
 
     @field_validator("out", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | Path) else value
+
+    @field_validator("where")
+    @classmethod
+    def _understood(cls, value: str) -> str:
+        try:
+            if value.strip():
+                parse_filter(value)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @model_validator(mode="after")
     def _one_snapshot(self) -> DataSettings:

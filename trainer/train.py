@@ -30,8 +30,9 @@ from shards.errors import PretrackError
 from shards.files import write_whole
 from trainer.backbone import make_backbone, normalised_images
 from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep_checkpoints
+from trainer.clips import open_snapshots
 from trainer.config import LossSettings, OptimSettings, RunSettings, TrainSettings
-from trainer.data import ClipDataset, ClipOrder, Sample, batches, counted, open_snapshots
+from trainer.data import ClipDataset, Loader, Sample, counted
 from trainer.export import export_weights
 from trainer.objective import diagnostics, make_objective, sorting_loss
 from trainer.sampling import References, check_references, choose_references
@@ -72,7 +73,7 @@ def _train(settings: TrainSettings, rank: Rank) -> Path:
     if checkpoint and checkpoint["clips"] != dataset.identity:
         folders = ", ".join(str(out) for out in s.data.out)
         raise PretrackError(f"{folders} holds other clips than those this run was begun with: take another 'run.out'")
-    order = ClipOrder(len(dataset), run.batch_size, run.seed, rank.number, rank.world, start)
+    order = dataset.order(run.batch_size, rank.number, rank.world, start)
     steps = run.steps or max(1, round((run.epochs or 0) * order.steps_per_epoch))
     share = run.batch_size // rank.world
     check_references(share, s.data.frames, s.references.count)
@@ -104,7 +105,8 @@ def _train(settings: TrainSettings, rank: Rank) -> Path:
         write_whole(run.out / "settings.json", s.model_dump_json(indent=1).encode())
         export_weights(exported, s, snapshots, 0)
 
-    stream = batches(dataset, order, run.workers, pin=rank.device.type == "cuda")
+    loader = Loader(dataset, order, run.workers, pin=rank.device.type == "cuda")
+    stream = iter(loader)
     with Report(run, start, steps, rank) as report:
         for step in range(start, steps):
             batch = next(stream)
@@ -127,6 +129,7 @@ def _train(settings: TrainSettings, rank: Rank) -> Path:
             done, last = step + 1, step + 1 == steps
             if done % run.log_every == 0 or last:
                 values = {"loss": mean_over_ranks(loss, rank), "lr": rate, "gradient_norm": norm.item(), "frames": len(compared)}
+                values |= {"skipped_clips": loader.skipped} if s.data.on_error == "skip" else {}
                 report(done, values | diagnostics(*embeddings, s.loss))
             else:
                 report(done)
@@ -152,14 +155,18 @@ def embed(
 
     Shapes are those of `sorting_loss`; embeddings are float32 whatever the transformers' precision.
     """
-    frames = normalised_images(batch["frames"].to(device, non_blocking=True), settings.data.mean, settings.data.std)
+    frames, *own = (
+        normalised_images(batch[name].to(device, non_blocking=True), settings.data.mean, settings.data.std)  # type: ignore[literal-required]
+        for name in ("frames", "teacher_frame")
+        if name in batch
+    )
     points = batch["positions"].to(device, non_blocking=True)
     visible = counted(batch, settings.tracks).to(device, torch.float32)
     half = settings.run.precision == "bfloat16" and device.type == "cuda"
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         tracks, crops = student(frames, points, compared, references.to(device), side)
         with torch.no_grad():
-            anchor = teacher.anchor(frames[:, 0], points[:, 0])
+            anchor = teacher.anchor(own[0] if own else frames[:, 0], points[:, 0])
     return tracks, anchor, crops, visible[:, :1] * visible[:, compared]
 
 

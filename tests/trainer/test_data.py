@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from shards.errors import PretrackError, ShardError
 from tests.clips import make_clip
 from tests.trainer.conftest import panning_clip, publish
+from trainer.clips import open_snapshots
 from trainer.config import DataSettings, TrackSettings, TrainSettings
-from trainer.data import ClipDataset, ClipOrder, Sample, batches, choose_frames, counted, open_snapshots
+from trainer.data import ClipDataset, Loader, Sample, counted
+from trainer.order import ClipOrder
+from trainer.views import choose_frames
 
 
 def data(*out: Path, **changes: object) -> DataSettings:
@@ -144,8 +147,8 @@ def test_the_same_item_is_the_same_sample_and_epochs_differ(build: Path) -> None
 def test_workers_change_nothing(build: Path) -> None:
     clips = dataset(data(build))
     order = ClipOrder(len(clips), 4, seed=1)
-    alone = list(islice(batches(clips, order, 0, False), 5))
-    shared = list(islice(batches(clips, order, 2, False), 5))
+    alone = list(islice(Loader(clips, order), 5))
+    shared = list(islice(Loader(clips, ClipOrder(len(clips), 4, seed=1), workers=2), 5))
     for a, b in zip(alone, shared, strict=True):
         assert a["key"] == b["key"]
         assert torch.equal(a["frames"], b["frames"])
@@ -179,14 +182,14 @@ def test_batches_that_cannot_be_made_are_refused() -> None:
 
 
 def test_filters_say_what_they_leave_out(build: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "trainer.data"):
+    with caplog.at_level("INFO", "trainer.clips"):
         assert len(dataset(data(build))) == 10
     assert "4 clips left out: split other than 'train'" in caplog.text
     assert len(dataset(data(build, split="eval"))) == 4
     with pytest.raises(PretrackError, match=r"no clip in .* fits: split 'train', 13 frames or more"):
         dataset(data(build, frames=13))
     with pytest.raises(PretrackError, match="no clip"):
-        dataset(data(build, datasets=["co3d"]))
+        dataset(data(build, where="dataset == 'co3d'"))
 
 
 def test_several_folders_are_one_list(build: Path, tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_a_damaged_clip_is_named(tmp_path: Path, workers: int) -> None:
         shard.seek(row["tracks_offset"])
         shard.write(b"\0" * 8)
     with pytest.raises(ShardError, match=r"clip made-bad in .*made-000000.tar"):
-        next(batches(dataset(data(tmp_path)), ClipOrder(1, 1, seed=0), workers, False))
+        next(iter(Loader(dataset(data(tmp_path)), ClipOrder(1, 1, seed=0), workers)))
 
 
 def test_a_snapshot_is_held(build: Path, settings: Callable[..., TrainSettings]) -> None:

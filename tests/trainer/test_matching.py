@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from trainer.clips import open_snapshots
 from trainer.config import DataSettings, TrackSettings, TrainSettings
-from trainer.data import ClipDataset, Sample, open_snapshots
+from trainer.data import ClipDataset, Sample
 from trainer.matching import difference, effective_rank, main, score_clip
 from trainer.train import train
 

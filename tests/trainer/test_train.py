@@ -25,8 +25,9 @@ from trainer import train as training
 from trainer.__main__ import main
 from trainer.backbone import make_backbone, normalised_images
 from trainer.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.clips import open_snapshots
 from trainer.config import LossSettings, OptimSettings, TrainSettings
-from trainer.data import ClipDataset, ClipOrder, batches, counted, open_snapshots
+from trainer.data import ClipDataset, Loader, counted
 from trainer.objective import sorting_loss
 from trainer.sampling import choose_references
 from trainer.train import compared_frames, learning_rate, train
@@ -132,7 +133,7 @@ def test_the_teacher_follows_and_the_backbone_learns_slower(settings: Make) -> N
 def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
     s = settings()
     dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
-    batch = next(batches(dataset, ClipOrder(10, 4, seed=1), 0, False))
+    batch = next(iter(Loader(dataset, dataset.order(4))))
     student, teacher = training.make_models(s, None, torch.device("cpu"))
     references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
     tracks, anchor, crops, weights = training.embed(student, teacher, batch, references, [2, 3], 4, s, torch.device("cpu"))

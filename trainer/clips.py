@@ -1,0 +1,215 @@
+"""Which clips are trained on: those of the snapshots' tables that fit the settings, and the groups they are mixed by."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from manifests.fingerprint import fingerprint_lines
+from manifests.snapshot import Snapshot, open_snapshot
+from shards.errors import PretrackError
+from shards.files import absolute, location
+from trainer.config import DataSettings
+from trainer.order import Group
+from trainer.where import parse_filter
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A clip as a reader needs it: its shard (of snapshot number `folder`), and where its members lie in that."""
+
+    key: str
+    folder: int
+    shard: str
+    frames: int
+    width: int
+    height: int
+    anchors: NDArray[np.int32]
+    tracks_offset: int
+    tracks_size: int
+    frame_offsets: NDArray[np.int64]
+    frame_sizes: NDArray[np.int64]
+
+
+class Clips:
+    """A list of clips, over an Arrow table. It holds no Python object a clip, so forked workers go on sharing its memory.
+
+    Workers that are not forked get it as a file that they map, which lives as long as the list that it was made from.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+        self._columns = {name: _column(self.table[name]) for name in Clip.__dataclass_fields__}
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return _mapped, (f"{self._folder.name}/clips.arrow",)
+
+    @cached_property
+    def _folder(self) -> TemporaryDirectory[str]:
+        folder: TemporaryDirectory[str] = TemporaryDirectory(prefix="pretrack-")
+        with pa.OSFile(f"{folder.name}/clips.arrow", "wb") as file, pa.ipc.new_file(file, self.table.schema) as writer:
+            writer.write_table(self.table)
+        return folder
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def __getitem__(self, index: int) -> Clip:
+        values: dict[str, Any] = {name: column[index] for name, column in self._columns.items()}
+        return Clip(**values)
+
+    @property
+    def identity(self) -> str:
+        """A digest of which clips these are, and in what order."""
+        return fingerprint_lines(self.table["checksum"].to_pylist())
+
+    @property
+    def shards(self) -> NDArray[np.int64]:
+        """The number of each clip's shard, over all folders: [clips]."""
+        shard = self.table["shard"].combine_chunks().dictionary_encode()
+        places = shard.indices.to_numpy().astype(np.int64) + len(shard.dictionary) * self.table["folder"].to_numpy()
+        return np.unique(places, return_inverse=True)[1]
+
+
+def _mapped(path: str) -> Clips:
+    return Clips(pa.ipc.open_file(pa.memory_map(path)).read_all())
+
+
+class _Numbers:
+    """A column of numbers, read as Python's own."""
+
+    def __init__(self, column: pa.Array) -> None:
+        self._values = column.to_numpy(zero_copy_only=False)
+
+    def __getitem__(self, index: int) -> int:
+        return self._values[index].item()
+
+
+class _Lists:
+    """A column of lists of numbers, read as arrays that are not copied."""
+
+    def __init__(self, column: pa.ListArray) -> None:
+        self._values, self._ends = column.values.to_numpy(), column.offsets.to_numpy()
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        return self._values[self._ends[index] : self._ends[index + 1]]
+
+
+class _Texts:
+    def __init__(self, column: pa.Array) -> None:
+        self._column = column
+
+    def __getitem__(self, index: int) -> str:
+        return str(self._column[index])
+
+
+def _column(column: pa.ChunkedArray) -> _Numbers | _Lists | _Texts:
+    kind = _Lists if pa.types.is_list(column.type) else _Texts if pa.types.is_string(column.type) else _Numbers
+    return kind(column.combine_chunks())
+
+
+def open_snapshots(settings: DataSettings, names: Sequence[str] | None = None) -> list[Snapshot]:
+    """The snapshots to train on: those named (one a folder, as a resumed run needs), else the settings', else the current ones.
+
+    Raises PretrackError if one is not there, or if there are not as many names as folders.
+    """
+    wanted = names if names is not None else [settings.snapshot] * len(settings.out)
+    if len(wanted) != len(settings.out):
+        raise PretrackError(f"this run was begun with {len(wanted)} folders in 'data.out', and now there are {len(settings.out)}")
+    return [open_snapshot(out, name) for out, name in zip(settings.out, wanted, strict=True)]
+
+
+def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> Clips:
+    """The clips of all snapshots that fit the settings; logs how many each rule leaves out.
+
+    Raises PretrackError if nothing fits, or if clips differ in their number of points.
+    """
+    tables = [s.clips.append_column("folder", _constant(i, s.clips.num_rows)) for i, s in enumerate(snapshots)]
+    clips = Clips(_fitting(pa.concat_tables(tables), settings))
+    folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
+    if not len(clips):
+        where = f" and {settings.where}" if settings.where else ""
+        raise PretrackError(
+            f"no clip in {folders} fits: split '{settings.split}'{where}, {settings.frames} frames or more from an anchor"
+        )
+    points = clips.table["points"].unique().to_pylist()
+    if len(points) > 1:
+        raise PretrackError(
+            f"the clips in {folders} differ in their points ({sorted(points)}): choose some with "
+            f"'data.where', such as \"points == {max(points)}\""
+        )
+    return clips
+
+
+def mixed_groups(clips: Clips, snapshots: Sequence[Snapshot], weights: dict[str, float]) -> tuple[Group, ...]:
+    """The groups that `data.weights` names, by dataset or folder; none if it is empty.
+
+    Raises PretrackError for a name of nothing, and unless every clip is in exactly one group.
+    """
+    datasets, folder = clips.table["dataset"], clips.table["folder"].to_numpy()
+    times = np.zeros(len(clips), np.int64)
+    groups = []
+    for name, weight in weights.items():
+        numbers = [i for i, snapshot in enumerate(snapshots) if snapshot.out == absolute(location(name))]
+        chosen = np.isin(folder, numbers) if numbers else pc.equal(datasets, name).to_numpy()
+        if not chosen.any():
+            known = ", ".join(sorted(datasets.unique().to_pylist()))
+            raise PretrackError(f"'data.weights' names '{name}', and no clip is of such a dataset or folder (there are: {known})")
+        times += chosen
+        groups.append(Group(np.flatnonzero(chosen), weight))
+    if weights and (times != 1).any():
+        first = clips[int(np.flatnonzero(times != 1)[0])]
+        how = "in none" if times.min() == 0 else "in two"
+        raise PretrackError(
+            f"'data.weights' should put every clip in one group, and {first.key} is {how}: name its dataset or its folder, "
+            "or leave it out with 'data.where'"
+        )
+    return tuple(groups)
+
+
+def _constant(value: int, rows: int) -> pa.Array:
+    return pa.repeat(pa.scalar(value, pa.int32()), rows)
+
+
+def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
+    """The clips that the settings ask for and that are long and large enough; logs how many each rule leaves out."""
+    reach = (settings.frames - 1) * min(settings.step, 1)
+    rules: dict[str, pc.Expression] = {f"split other than '{settings.split}'": pc.field("split") == settings.split}
+    if settings.where.strip():
+        rules[f"not {settings.where}"] = parse_filter(settings.where)
+    rules[f"too short for {settings.frames} frames from an anchor"] = pc.field("room") >= reach
+    if settings.crop == "native":
+        rules[f"smaller than {settings.size}x{settings.size}"] = (pc.field("width") >= settings.size) & (
+            pc.field("height") >= settings.size
+        )
+    clips = clips.append_column("room", pa.array(_room(clips, settings)))
+    for reason, rule in rules.items():
+        kept = clips.filter(rule)
+        if lost := clips.num_rows - kept.num_rows:
+            logger.info("%d clips left out: %s", lost, reason)
+        clips = kept
+    return clips
+
+
+def _room(clips: pa.Table, settings: DataSettings) -> NDArray[np.int64]:
+    """The most frames that lie on one side of a usable anchor: [clips]."""
+    lengths = pc.list_value_length(clips["anchors"]).to_numpy()
+    first, last = np.full(len(lengths), -1), np.full(len(lengths), -1)
+    anchors, usable = pc.list_flatten(clips["anchors"]).to_numpy(), lengths > 0
+    starts = (np.cumsum(lengths) - lengths)[usable]
+    if len(anchors):
+        first[usable] = anchors[starts] if settings.anchor == "first" else np.minimum.reduceat(anchors, starts)
+        last[usable] = anchors[starts] if settings.anchor == "first" else np.maximum.reduceat(anchors, starts)
+    forward = np.where(usable, clips["frames"].to_numpy() - 1 - first, -1)
+    return np.maximum(forward, last) if settings.direction == "both" else forward
