@@ -13,7 +13,7 @@ from pathlib import Path
 import xxhash
 
 from shards.bucket import Url
-from shards.files import TEMPORARY
+from shards.files import TEMPORARY, Location
 from shards.reader import read_members
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,10 @@ class MemberCache:
         self._written = self.limit  # the first write looks at what there is
         self._broken = False
 
-    def read(self, shard: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """The bytes of members of a shard, in the order asked; what is not here is fetched and kept. Raises ShardError."""
+    def read(self, shard: Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+        """`read_members`, where what is not here is fetched and kept; shards on this machine are read as ever. Raises ShardError."""
+        if not isinstance(shard, Url):
+            return read_members(shard, offsets, sizes)
         paths = [self._path(shard, offset, size) for offset, size in zip(offsets, sizes, strict=True)]
         members = [self._kept(path, size) for path, size in zip(paths, sizes, strict=True)]
         missing = [i for i, member in enumerate(members) if member is None]

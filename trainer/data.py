@@ -147,8 +147,7 @@ class ClipDataset(Dataset[Sample]):
         frames, places = np.unique(numbers, return_inverse=True)
         offsets = [clip.tracks_offset, *clip.frame_offsets[frames].tolist()]
         sizes = [clip.tracks_size, *clip.frame_sizes[frames].tolist()]
-        read = self._cache.read if self._cache and isinstance(path, Url) else read_members
-        packed, *images = read(path, offsets, sizes)  # type: ignore[operator]
+        packed, *images = (self._cache.read if self._cache else read_members)(path, offsets, sizes)
         return [packed, *(images[place] for place in places)]
 
 
@@ -192,7 +191,7 @@ class Loader:
             raise ShardError(str(error).strip().splitlines()[-1].removeprefix("shards.errors.ShardError: ")) from error
 
     def state_dict(self) -> dict[str, Any]:
-        """The place reached: how many batches were handed out since the beginning, by all ranks alike, and what they are made of."""
+        """The place reached: how many batches were handed out since the beginning, to every rank, and what they are made of."""
         return {"step": self.step, "batch_size": self.order.batch_size, "seed": self.order.seed, "clips": self.dataset.identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -1,0 +1,69 @@
+"""Filters: they choose what they say, and what cannot be understood is named in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from manifests.tables import CLIPS, table_of
+from shards.errors import SettingsError
+from trainer.clips import open_snapshots
+from trainer.config import DataSettings
+from trainer.data import ClipDataset
+from trainer.where import parse_filter
+
+EMPTY = {field.name: None for field in CLIPS}
+ROWS = [
+    EMPTY | {"key": "a", "dataset": "co3d", "motion": 0.0, "frames": 24, "width": 320, "height": 240},
+    EMPTY | {"key": "b", "dataset": "co3d", "motion": 0.2, "frames": 12, "width": 240, "height": 320},
+    EMPTY | {"key": "c", "dataset": "dl3dv", "motion": 0.4, "frames": 48, "width": 320, "height": 240},
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("motion > 0.1", "bc"),
+        ("0 < motion <= 0.3", "b"),
+        ("dataset == 'co3d' and frames >= 24", "a"),
+        ("dataset in ('dl3dv', 'other') or frames < 20", "bc"),
+        ("dataset not in ['dl3dv']", "ab"),
+        ("not (dataset == 'co3d' or motion == 0)", "c"),
+        ("width / height > 1", "ac"),
+        ("frames * 2 - 1 == 47", "a"),
+        ("motion > -1 and key != 'a'", "bc"),
+    ],
+)
+def test_filters_choose(text: str, kept: str) -> None:
+    assert table_of(ROWS, CLIPS).filter(parse_filter(text))["key"].to_pylist() == list(kept)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("moton > 1", r"no column 'moton' \(did you mean 'motion'\?\)"),
+        ("frame_offsets > 1", "no column 'frame_offsets'"),
+        ("motion", "'motion' is not a condition"),
+        ("motion >", "is not an expression such as"),
+        ("motion > 'fast'", "compares things of different kinds"),
+        ("dataset in (1, 2)", "compares things of different kinds"),
+        ("dataset in 'co3d'", "wants a list such as"),
+        ("__import__('os').system('true') == 0", "is not understood"),
+        ("frames is 3", "write '=='"),
+    ],
+)
+def test_what_is_not_understood_is_said(text: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        parse_filter(text)
+    with pytest.raises(ValidationError, match=message):
+        DataSettings.model_validate({"out": "x", "where": text})
+
+
+def test_a_run_trains_on_what_fits(build: Path, caplog: pytest.LogCaptureFixture) -> None:
+    s = DataSettings.model_validate({"out": build, "size": 64, "where": "key in ('made-01', 'made-04', 'made-12')"})
+    with caplog.at_level("INFO", "trainer.clips"):
+        dataset = ClipDataset(open_snapshots(s), s, seed=0)
+    assert [dataset.clips[i].key for i in range(len(dataset))] == ["made-01", "made-04"]
+    assert "8 clips left out: not key in" in caplog.text
