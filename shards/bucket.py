@@ -28,8 +28,8 @@ from obstore.store import from_url
 T = TypeVar("T")
 
 SCHEMES = ("s3", "gs", "az", "http", "https")
-COALESCE = 64 * 1024
-"""Bytes between two wanted ranges below which both are fetched by one request."""
+COALESCE = 8 * 1024
+"""Bytes between two wanted ranges below which both are fetched by one request: more than a tar header, less than a frame."""
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class MemberCache:
         self._broken = False
 
     def read(self, shard: Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """`read_members`, where what is not here is fetched and kept; shards on this machine are read as ever. Raises ShardError."""
+        """`read_members`, but what is not here is fetched and kept. A shard on this machine is read as ever. Raises ShardError."""
         if not isinstance(shard, Url):
             return read_members(shard, offsets, sizes)
         paths = [self._path(shard, offset, size) for offset, size in zip(offsets, sizes, strict=True)]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import assume, event, given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -38,6 +39,7 @@ def centre_of(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
     return np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
 
 
+@examples(max_examples=300)
 @given(
     width=st.integers(64, 420),
     height=st.integers(64, 420),
@@ -117,7 +119,8 @@ def unmapped(view: View, points: NDArray[np.float32]) -> NDArray[np.float32]:
     """Points of a view in the frame's pixels again."""
     x = view.out_width - 1 - points[:, 0] if view.flip else points[:, 0]
     scale = np.array([view.width / view.out_width, view.height / view.out_height], np.float32)
-    return (np.stack([x, points[:, 1]], axis=-1) + 0.5) * scale - 0.5 + np.array([view.left, view.top], np.float32)
+    corner = np.array([view.left, view.top], np.float32)
+    return ((np.stack([x, points[:, 1]], axis=-1) + 0.5) * scale - 0.5 + corner).astype(np.float32)
 
 
 def test_native_pixels_are_not_touched() -> None:

@@ -1,0 +1,220 @@
+"""The loader: killed and gone on with by other processes, equal to the unbroken one; and what it does with damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from shards.errors import PretrackError, ShardError
+from tests.trainer.conftest import panning_clip, publish
+from trainer.clips import open_snapshots
+from trainer.config import DataSettings
+from trainer.data import ClipDataset, Loader, collate
+from trainer.order import ClipOrder
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS, BATCH = 60, 6
+
+
+def reader(path: Path, data: dict[str, Any], **arguments: Any) -> subprocess.Popen[bytes]:
+    """A rank in a process of its own; with its workers in a group that can be killed at once."""
+    given = {"steps": STEPS, "batch": BATCH, "rank": 0, "world": 1, "workers": 0, "state": None} | arguments
+    command = [sys.executable, "-m", "tests.trainer.reading", json.dumps({"path": str(path), "data": data} | given)]
+    return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """What a rank wrote of whole lines."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+
+
+@pytest.fixture(scope="module")
+def two_folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    out = tmp_path_factory.mktemp("folders")
+    publish(out / "a", [panning_clip(f"a-{i:02d}", i) for i in range(31)])
+    publish(out / "b", [panning_clip(f"b-{i:02d}", 50 + i) for i in range(8)])
+    return [str(out / "a"), str(out / "b")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mixed", [False, True], ids=["list", "mixed"])
+def test_killed_ranks_are_gone_on_with_by_other_ones(two_folders: list[str], mixed: bool, tmp_path: Path) -> None:
+    data: dict[str, Any] = {"out": two_folders, "size": 32, "step": 2}
+    if mixed:
+        data |= {"weights": {two_folders[0]: 1, two_folders[1]: 1.5}, "shuffle_shards": 1}
+    assert reader(tmp_path / "whole", data).wait() == 0
+    whole = lines(tmp_path / "whole")
+    assert len(whole) == STEPS
+
+    stop = random.Random(int(mixed)).randrange(5, 40)
+    ranks = [reader(tmp_path / f"rank{r}", data, rank=r, world=2, workers=2) for r in (0, 1)]
+    while min(len(lines(tmp_path / f"rank{r}")) for r in (0, 1)) < stop:
+        assert all(rank.poll() in (None, 0) for rank in ranks)
+        time.sleep(0.01)
+    for rank in ranks:
+        os.killpg(rank.pid, signal.SIGKILL)
+        rank.wait()
+    read = [lines(tmp_path / f"rank{r}") for r in (0, 1)]
+    done = min(len(part) for part in read)
+    for step in range(done):
+        assert sorted(read[0][step]["clips"] + read[1][step]["clips"]) == sorted(whole[step]["clips"])
+
+    state = read[0][done - 1]["state"]
+    assert reader(tmp_path / "resumed", data, workers=3, state=state, steps=STEPS - done).wait() == 0
+    assert [line["clips"] for line in lines(tmp_path / "resumed")] == [line["clips"] for line in whole[done:]]
+
+
+def opened(out: Path, **changes: object) -> ClipDataset:
+    settings = DataSettings.model_validate({"out": out, "size": 64, "step": 2, **changes})
+    return ClipDataset(open_snapshots(settings), settings, seed=1)
+
+
+def test_a_place_is_kept_and_found(build: Path) -> None:
+    dataset = opened(build)
+    loader = Loader(dataset, dataset.order(4))
+    keys = [batch["key"] for batch in islice(loader, 5)]
+    other = Loader(dataset, dataset.order(4))
+    stream = iter(other)
+    assert [next(stream)["key"] for _ in range(2)] == keys[:2]
+    state = json.loads(json.dumps(other.state_dict()))
+    fresh = Loader(dataset, dataset.order(4))
+    fresh.load_state_dict(state)
+    assert [batch["key"] for batch in islice(fresh, 3)] == keys[2:]
+    with pytest.raises(PretrackError, match=r"among other batches \(batch_size differ\)"):
+        Loader(dataset, dataset.order(5)).load_state_dict(state)
+    with pytest.raises(PretrackError, match=r"among other batches \(clips differ\)"):
+        Loader(opened(build, split="eval"), dataset.order(4)).load_state_dict(state)
+
+
+def test_workers_live_on_when_iterating_anew(build: Path) -> None:
+    dataset = opened(build)
+    unbroken = [batch["key"] for batch in islice(Loader(dataset, dataset.order(2)), 12)]
+    loader = Loader(dataset, dataset.order(2), workers=2)
+    first = [batch["key"] for batch in islice(loader, 7)]
+    workers = {child.pid for child in psutil.Process().children()}
+    second = [batch["key"] for batch in islice(loader, 5)]
+    assert first + second == unbroken
+    assert workers <= {child.pid for child in psutil.Process().children()}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
+    dataset = opened(build)
+
+    def stateful() -> Any:
+        return torchdata.StatefulDataLoader(dataset, batch_sampler=dataset.order(2), num_workers=workers, collate_fn=collate)
+
+    keys = [batch["key"] for batch in islice(Loader(dataset, dataset.order(2)), 9)]
+    loader = stateful()
+    assert [batch["key"] for batch in islice(loader, 4)] == keys[:4]
+    resumed = stateful()
+    resumed.load_state_dict(loader.state_dict())
+    assert [batch["key"] for batch in islice(resumed, 5)] == keys[4:]
+
+
+def test_a_batch_is_what_stacking_would_give(build: Path) -> None:
+    dataset = opened(build)
+    samples = [dataset[0, i] for i in range(3)]
+    batch = collate(samples)
+    assert torch.equal(batch["frames"], torch.stack([sample["frames"] for sample in samples]))
+    assert torch.equal(batch["positions"], torch.stack([sample["positions"] for sample in samples]))
+    assert batch["key"] == ["made-00", "made-01", "made-02"]  # type: ignore[comparison-overlap]
+
+
+def damaged(tmp_path: Path, bad: set[int], clips: int = 12) -> tuple[Path, ClipDataset]:
+    """A build of which some clips' tracks are overwritten."""
+    snapshot = publish(tmp_path, [panning_clip(f"made-{i:02d}", i) for i in range(clips)])
+    rows = snapshot.clips.to_pylist()
+    shard = snapshot.shard_path(rows[0]["shard"])
+    with open(str(shard), "r+b") as file:
+        for number in bad:
+            file.seek(rows[number]["tracks_offset"])
+            file.write(b"\0" * 8)
+    return Path(str(shard)), opened(tmp_path, on_error="skip")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_damaged_clips_are_left_out_and_counted(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    _, dataset = damaged(tmp_path, {2, 5})
+    batches = list(islice(Loader(dataset, dataset.order(4), 0), 3))
+    loader = Loader(dataset, dataset.order(4), workers)
+    caplog.clear()
+    again = list(islice(loader, 3))
+    assert [batch["key"] for batch in again] == [batch["key"] for batch in batches]
+    assert all(len(batch["key"]) == 4 for batch in again)
+    assert not {"made-02", "made-05"} & {key for batch in again for key in batch["key"]}
+    assert loader.skipped == 2 == caplog.text.count("left out (")
+    assert "clip made-02 in" in caplog.text
+    assert "these are not tracks" in caplog.text or "cannot be unpacked" in caplog.text
+    assert "run 'pretrack verify'" in caplog.text
+
+
+def test_a_mixture_fills_gaps_from_the_same_group(two_folders: list[str], tmp_path: Path) -> None:
+    b = tmp_path / "b"
+    shutil.copytree(two_folders[1], b)
+    weights = {two_folders[0]: 1.0, str(b): 1.0}
+    settings = DataSettings.model_validate(
+        {"out": [two_folders[0], b], "size": 32, "step": 2, "weights": weights, "on_error": "skip"}
+    )
+    snapshots = open_snapshots(settings)
+    row = snapshots[1].clips.to_pylist()[3]
+    with open(str(snapshots[1].shard_path(row["shard"])), "r+b") as file:
+        file.seek(row["tracks_offset"])
+        file.write(b"\0" * 8)
+    dataset = ClipDataset(snapshots, settings, seed=1)
+    keys = [key for batch in islice(Loader(dataset, dataset.order(6)), 12) for key in batch["key"]]
+    assert sum(key.startswith("b") for key in keys) == 36
+    assert "b-03" not in keys
+
+
+def test_where_nothing_can_be_read_the_run_ends(tmp_path: Path) -> None:
+    shard, dataset = damaged(tmp_path, set())
+    shard.unlink()
+    with pytest.raises(ShardError, match=r"11 clips in a row could not be read, the last: clip made-.* cannot be read"):
+        dataset[0, 0]
+    with pytest.raises(ShardError, match=r"clip made-00 in .*made-000000.tar: .*run 'pretrack verify'$"):
+        opened(tmp_path)[0, 0]
+
+
+def test_clips_reach_other_processes_as_a_file(build: Path) -> None:
+    dataset = opened(build)
+    data = pickle.dumps(dataset)
+    assert len(data) < 10_000
+    copied = pickle.loads(data)
+    np.testing.assert_array_equal(copied[1, 2]["frames"], dataset[1, 2]["frames"])
+
+
+@pytest.mark.slow
+def test_a_workers_memory_stays(build: Path) -> None:
+    dataset = opened(build, size=224)
+    others = {child.pid for child in psutil.Process().children()}
+    stream = iter(Loader(dataset, ClipOrder(len(dataset), 8, seed=1), workers=1))
+    next(stream)
+    (worker,) = [child for child in psutil.Process().children() if child.pid not in others]
+
+    def worker_memory(batches: int) -> int:
+        for _ in range(batches):
+            next(stream)
+        return int(worker.memory_full_info().uss)
+
+    worker_memory(100)
+    before = worker_memory(1)
+    assert worker_memory(600) - before < 20e6
+    assert before < 300e6
