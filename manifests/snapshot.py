@@ -91,9 +91,16 @@ def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
     try:
         size_of(snapshot.folder / LAST)
     except FileNotFoundError:
-        known = ", ".join(list_snapshots(out)) or "none"
-        raise PretrackError(f"{out} has no snapshot '{name}' (there are: {known})") from None
+        raise PretrackError(f"{out} has no snapshot '{name}' (there are: {_known(out)})") from None
     return snapshot
+
+
+def _known(out: Location) -> str:
+    """The names of its snapshots in words; a web server often lists nothing."""
+    try:
+        return ", ".join(list_snapshots(out)) or "none"
+    except OSError:
+        return "it cannot be listed"
 
 
 def current_snapshot(out: Location) -> str | None:

@@ -27,6 +27,7 @@ def web_server(folder: Path) -> Iterator[Served]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        wbufsize = 1 << 16  # headers and body in one packet, or each answer waits for an acknowledgement
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -75,7 +75,8 @@ class MemberCache:
             temporary.write_bytes(member + xxhash.xxh3_64(member).digest())
             temporary.rename(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             self._broken = True
             logger.warning("%s cannot be written (%s): going on without keeping what is read", self.folder, error.strerror)
 
