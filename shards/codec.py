@@ -80,9 +80,8 @@ def decode_tracks(data: bytes, anchor: int | None = None) -> Tracks:
     chosen = slice(anchor, None if anchor is None else anchor + 1)
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
     anchors, planes, visibility, confidence = np.split(body, np.cumsum([4 * a, 8 * values, values]))
-    bytes_first = np.moveaxis(planes.reshape(4, 2, a, t, n)[:, :, chosen], 0, -1)
-    zigzag = np.ascontiguousarray(bytes_first).view("<u4")[..., 0]
-    steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
+    zigzag = _joined(planes.reshape(4, 2, a, t, n)[:, :, chosen])
+    steps = (zigzag >> 1).view(np.int32) ^ -(zigzag & 1).view(np.int32)
     positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
     return Tracks(
         anchors=anchors.view("<i4").astype(np.int32)[chosen],
@@ -90,6 +89,15 @@ def decode_tracks(data: bytes, anchor: int | None = None) -> Tracks:
         visibility=np.cumsum(visibility.reshape(a, t, n)[chosen], axis=1, dtype=np.uint8),
         confidence=np.cumsum(confidence.reshape(a, t, n)[chosen], axis=1, dtype=np.uint8),
     )
+
+
+def _joined(planes: NDArray[np.uint8]) -> NDArray[np.uint32]:
+    """Numbers from their bytes, lowest first: [4, ...] → [...]. Highest planes are mostly zeros, and then are not added up."""
+    numbers = planes[0].astype(np.uint32)
+    for place in (1, 2, 3):
+        if planes[place].any():
+            numbers |= planes[place].astype(np.uint32) << np.uint32(8 * place)
+    return numbers
 
 
 def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

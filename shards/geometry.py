@@ -96,25 +96,16 @@ class View:
         left, top, width, height = (side // factor for side in (self.left, self.top, self.width, self.height))
         return replace(self, left=left, top=top, width=width, height=height)
 
-    def frame(self, frame: NDArray[np.uint8], into: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
-        """The view of a frame [H, W, 3] uint8: [out_height, out_width, 3], written to `into` if that is given.
-
-        Shrinking averages areas, enlarging is bilinear. Raises ValueError if the box does not fit the frame.
-        """
+    def frame(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The view of a frame [H, W, 3] uint8: [out_height, out_width, 3]. Shrinking averages areas, enlarging is bilinear."""
         box = frame[self.top : self.top + self.height, self.left : self.left + self.width]
         if box.shape[:2] != (self.height, self.width):
             raise ValueError(f"the box {self} does not fit a frame of {frame.shape[1]}x{frame.shape[0]}")
-        out = np.empty((self.out_height, self.out_width, 3), np.uint8) if into is None else into
-        if (self.width, self.height) == (self.out_width, self.out_height):
-            out[:] = box[:, ::-1] if self.flip else box
-            return out
-        shrinks = self.out_width <= self.width and self.out_height <= self.height
-        how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        if self.flip:
-            cv2.flip(cv2.resize(box, (self.out_width, self.out_height), interpolation=how), 1, dst=out)
-        else:
-            cv2.resize(box, (self.out_width, self.out_height), dst=out, interpolation=how)
-        return out
+        if (self.width, self.height) != (self.out_width, self.out_height):
+            shrinks = self.out_width <= self.width and self.out_height <= self.height
+            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            box = cv2.resize(box, (self.out_width, self.out_height), interpolation=how)  # type: ignore[assignment]
+        return np.ascontiguousarray(box[:, ::-1] if self.flip else box)
 
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Maps points [..., 2] of the frame into the view; they may fall outside it (see `inside`)."""

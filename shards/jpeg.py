@@ -14,18 +14,19 @@ def encode(frame: NDArray[np.uint8], quality: int) -> bytes:
     return simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=quality, colorspace="RGB", colorsubsampling="420")
 
 
-def decode(data: bytes, reduction: int = 1) -> NDArray[np.uint8]:
+def decode(data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
     """JPEG bytes as RGB [H, W, 3]. Raises ShardError on damage, also where libjpeg would go on with grey.
 
     With a `reduction` of 2, 4 or 8 only every so-many-th pixel's worth is decoded: ceil(H / reduction) rows, whose pixel (x, y)
     covers what `reduction` x `reduction` pixels from (x, y) * reduction on cover otherwise. That is faster, and less of a picture.
+    The pixels lie in `memory` (flat, large enough) if that is given, which saves the system from finding new pages for each image.
     """
     try:
         if reduction == 1:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
         width, height = size(data)
         least = {"min_width": -(-width // reduction), "min_height": -(-height // reduction)}
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=reduction, **least)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=reduction, buffer=memory, **least)
     except ValueError as error:
         raise ShardError(f"not a readable JPEG ({error})") from error
 

@@ -25,7 +25,7 @@ from trainer.cache import MemberCache
 from trainer.clips import Clip, choose_clips, mixed_groups
 from trainer.config import DataSettings, TrackSettings
 from trainer.order import ClipOrder, Item
-from trainer.views import change_colours, choose_frames, choose_views, show
+from trainer.views import change_colours, choose_frames, choose_views, seen_by, show
 
 logger = logging.getLogger(__name__)
 
@@ -128,10 +128,10 @@ class ClipDataset(Dataset[Sample]):
         anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
         views = choose_views(clip.width, clip.height, s, random)
         packed, *images = self._members(clip, path, numbers)
-        shown = torch.from_numpy(show(views, images, (clip.width, clip.height), s.reduced_decoding)).permute(0, 3, 1, 2)
+        shown = torch.from_numpy(show(views, images, (clip.width, clip.height), s.reduced_decoding))
         frames = change_colours(shown, s.colour, random) if s.colour.changes else shown
         tracks = decode_tracks(packed, anchor)
-        positions = np.stack([view.points(p) for view, p in zip(views, tracks.positions[0, numbers], strict=True)])
+        positions = seen_by(views, tracks.positions[0, numbers])
         sample = Sample(
             frames=frames,
             positions=torch.from_numpy(positions),
@@ -144,11 +144,11 @@ class ClipDataset(Dataset[Sample]):
 
     def _members(self, clip: Clip, path: Location, numbers: list[int]) -> list[bytes]:
         """The packed tracks and the images of frames; a frame that is wanted several times is read once."""
-        frames, places = np.unique(numbers, return_inverse=True)
+        frames = sorted(set(numbers))
         offsets = [clip.tracks_offset, *clip.frame_offsets[frames].tolist()]
         sizes = [clip.tracks_size, *clip.frame_sizes[frames].tolist()]
         packed, *images = (self._cache.read if self._cache else read_members)(path, offsets, sizes)
-        return [packed, *(images[place] for place in places)]
+        return [packed, *(images[frames.index(number)] for number in numbers)]
 
 
 def counted(sample: Sample, settings: TrackSettings) -> Tensor:
@@ -208,12 +208,9 @@ class Loader:
 
 
 def collate(samples: list[Sample]) -> Sample:
-    """Samples as a batch. Frames stay as they were decoded, colours innermost in memory: nothing transposes them."""
-    pictures = [name for name in ("frames", "teacher_frame") if name in samples[0]]
-    plain: list[dict[str, Any]] = [{k: v for k, v in sample.items() if k != "left_out"} for sample in samples]
-    rows = [row | {name: row[name].movedim(-3, -1) for name in pictures} for row in plain]
-    batch: dict[str, Any] = default_collate(rows)
-    batch |= {name: batch[name].movedim(-1, -3) for name in pictures}
+    """Samples as a batch."""
+    plain = [{name: value for name, value in sample.items() if name != "left_out"} for sample in samples]
+    batch: dict[str, Any] = default_collate(plain)
     if "left_out" in samples[0]:
         batch["left_out"] = [sentence for sample in samples for sentence in sample["left_out"]]
     return cast(Sample, batch)

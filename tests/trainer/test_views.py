@@ -11,6 +11,7 @@ from hypothesis import assume, event, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 
 from shards import jpeg
 from shards.errors import ShardError
@@ -33,9 +34,9 @@ def dot(width: int, height: int, x: float, y: float, sigma: float) -> bytes:
 
 
 def centre_of(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(x, y) of the middle of what is bright."""
-    weight = np.clip(frame[..., 1].astype(np.float64) - 30, 0, None)
-    rows, columns = np.mgrid[: frame.shape[0], : frame.shape[1]]
+    """(x, y) of the middle of what is bright in a frame [3, H, W]."""
+    weight = np.clip(frame[1].astype(np.float64) - 30, 0, None)
+    rows, columns = np.mgrid[: frame.shape[1], : frame.shape[2]]
     return np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
 
 
@@ -92,7 +93,7 @@ def test_reduced_decoding_shows_the_same_picture(factor: int, width: int, height
     whole, reduced = (show([view], [image], (width, height), reduce)[0].astype(int) for reduce in (False, True))
     assert view.reduction == factor
     assert np.abs(whole - reduced).mean() < 2
-    assert np.abs(whole[:, 1:] - reduced[:, :-1]).mean() > 2 * np.abs(whole - reduced).mean()  # a pixel aside it is another
+    assert np.abs(whole[..., 1:] - reduced[..., :-1]).mean() > 2 * np.abs(whole - reduced).mean()  # a pixel aside it is another
 
 
 def test_views_of_a_moment_differ_and_their_points_correspond(build: Path) -> None:
@@ -123,12 +124,20 @@ def unmapped(view: View, points: NDArray[np.float32]) -> NDArray[np.float32]:
     return ((np.stack([x, points[:, 1]], axis=-1) + 0.5) * scale - 0.5 + corner).astype(np.float32)
 
 
+def test_frames_are_resized_as_published() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (90, 121, 3), np.uint8)
+    image = jpeg.encode(picture, 90)
+    shown = show([View.whole(121, 90, 56, 56)], [image], (121, 90), False)[0].astype(int)
+    published = np.asarray(Image.fromarray(jpeg.decode(image)).resize((56, 56), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.abs(shown - published).max() <= 1
+
+
 def test_native_pixels_are_not_touched() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (90, 121, 3), np.uint8)
     image = jpeg.encode(picture, 90)
     s = settings(size=64, crop="native", flip=0.0)
     shown = show(choose_views(121, 90, s, np.random.default_rng(0)), [image] * 3, (121, 90), True)
-    np.testing.assert_array_equal(shown[0], jpeg.decode(image)[13:77, 28:92])
+    np.testing.assert_array_equal(shown[0], jpeg.decode(image)[13:77, 28:92].transpose(2, 0, 1))
 
 
 def test_an_image_of_another_size_is_refused() -> None:

