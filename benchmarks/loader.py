@@ -34,7 +34,7 @@ from manifests.snapshot import open_snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, clip_row, table_of
 from shards import jpeg
 from shards.clip import ClipInfo, StoredClip, Tracks
-from shards.codec import decode_tracks, encode_tracks
+from shards.codec import decode_frames, encode_tracks
 from shards.geometry import View, grid_points, stored_view
 from shards.reader import iterate_shard
 from shards.writer import open_shard
@@ -127,11 +127,11 @@ def build(data: Data) -> None:
         for name, member in named(clip).items():
             (folder / name).write_bytes(member)
     if find_spec("litdata"):
-        import litdata
+        import litdata  # type: ignore[import-not-found]
 
         litdata.optimize(dict, [named(clip) for clip in clips], str(data.folder / "litdata"), chunk_bytes="64MB", num_workers=1)
     if find_spec("streaming"):
-        from streaming import MDSWriter
+        from streaming import MDSWriter  # type: ignore[import-not-found]
 
         with MDSWriter(out=str(data.folder / "mds"), columns=dict.fromkeys(named(clips[0]), "bytes")) as mds:
             for clip in clips:
@@ -149,7 +149,7 @@ def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictur
     """What every reader makes of a clip's bytes."""
     width, height = jpeg.size(images[0])
     frames = show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False)
-    return {"frames": torch.from_numpy(frames), "positions": decode_tracks(packed, 0).positions[0, wanted]}
+    return {"frames": torch.from_numpy(frames), "positions": decode_frames(packed, 0, wanted)[0]}
 
 
 class Indexed(Dataset[Pictures]):
@@ -204,6 +204,12 @@ def ours(data: Data, processes: int) -> Iterator[Any]:
     return iter(Loader(dataset, dataset.order(BATCH), 0 if processes == 1 else processes))
 
 
+def in_memory(data: Data, processes: int) -> Iterator[Any]:
+    """What the floor leaves out: tracks, and putting samples together (and sending them from workers)."""
+    clips = [([clip.jpegs[i] for i in data.wanted], encode_tracks(clip.tracks)) for tar in data.tars for clip in iterate_shard(tar)]
+    return batches(Indexed(clips.__getitem__, data.wanted), processes)
+
+
 def jpeg_files(data: Data, processes: int) -> Iterator[Any]:
     def read(index: int) -> tuple[list[bytes], bytes]:
         folder = data.folder / "files" / f"clip-{index:03d}"
@@ -251,7 +257,7 @@ def webdataset_decode(data: Data, processes: int) -> Iterator[Any]:
             interpolate(torch.from_numpy(frame).permute(2, 0, 1)[None], (SIZE, SIZE), mode="bilinear", antialias=True)
             for frame in frames
         ]
-        return {"frames": torch.cat(shown), "positions": decode_tracks(sample["tracks.zst"], 0).positions[0, data.wanted]}
+        return {"frames": torch.cat(shown), "positions": decode_frames(sample["tracks.zst"], 0, data.wanted)[0]}
 
     source = webdataset.WebDataset(data.tars, shardshuffle=False).decode("rgb8", only="jpg")
     return batches(Converted(source, convert), processes)
@@ -275,6 +281,7 @@ def decord_videos(data: Data, processes: int) -> Iterator[Any]:
 
 
 READERS: dict[str, tuple[Callable[[Data, int], Iterator[Any]], str]] = {
+    "the floor, with tracks, through a DataLoader": (in_memory, "torch"),
     "pretrack": (ours, "trainer"),
     "JPEG files in folders": (jpeg_files, "torch"),
     "litdata": (litdata_chunks, "litdata"),

@@ -17,6 +17,9 @@ One zstandard frame around a small-endian record:
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import zstandard
@@ -59,11 +62,46 @@ def encode_tracks(tracks: Tracks) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(record)
 
 
-def decode_tracks(data: bytes, anchor: int | None = None) -> Tracks:
-    """Unpacks what `encode_tracks` made; with `anchor`, an index into its anchors, only that one's (A is then 1).
+def decode_tracks(data: bytes) -> Tracks:
+    """Unpacks what `encode_tracks` made. Raises ShardError for anything else."""
+    record = _read(data)
+    positions = np.cumsum(_signed(record.steps), axis=2, dtype=np.int32).astype(np.float32) / record.units
+    return Tracks(
+        anchors=record.anchors.astype(np.int32),
+        positions=np.ascontiguousarray(np.moveaxis(positions, 0, -1)),
+        visibility=np.cumsum(record.visibility, axis=1, dtype=np.uint8),
+        confidence=np.cumsum(record.confidence, axis=1, dtype=np.uint8),
+    )
 
-    Raises ShardError for anything else.
+
+def decode_frames(
+    data: bytes, anchor: int, frames: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Of `decode_tracks` only some frames F of one anchor (an index), in a fraction of the time.
+
+    Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks with these frames.
     """
+    record = _read(data)
+    a, t, _ = record.visibility.shape
+    if not (0 <= anchor < a and min(frames) >= 0 and max(frames) < t):
+        raise ShardError(f"the tracks have {a} anchors and {t} frames, and frames {list(frames)} of anchor {anchor} were asked for")
+    positions = _sums(_signed(record.steps[:, :, anchor]), frames).astype(np.float32) / record.units
+    visibility, confidence = (_sums(steps[anchor], frames) for steps in (record.visibility, record.confidence))
+    return np.ascontiguousarray(np.moveaxis(positions, 0, -1)), visibility, confidence
+
+
+@dataclass(frozen=True, eq=False)
+class _Record:
+    """What was packed. steps: uint8 [4, 2, A, T, N], bytes of zigzag differences; the others as stored: differences along T."""
+
+    units: int
+    anchors: NDArray[np.int32]
+    steps: NDArray[np.uint8]
+    visibility: NDArray[np.uint8]
+    confidence: NDArray[np.uint8]
+
+
+def _read(data: bytes) -> _Record:
     record = _unpack(data)
     if len(record) < _HEADER.size:
         raise ShardError("the tracks are cut short")
@@ -75,29 +113,27 @@ def decode_tracks(data: bytes, anchor: int | None = None) -> Tracks:
     values = a * t * n
     if len(record) != _HEADER.size + 4 * a + 10 * values:
         raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {a} anchors x {t} frames x {n} points")
-    if anchor is not None and not 0 <= anchor < a:
-        raise ShardError(f"the tracks have {a} anchors, and number {anchor} was asked for")
-    chosen = slice(anchor, None if anchor is None else anchor + 1)
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
-    anchors, planes, visibility, confidence = np.split(body, np.cumsum([4 * a, 8 * values, values]))
-    zigzag = _joined(planes.reshape(4, 2, a, t, n)[:, :, chosen])
-    steps = (zigzag >> 1).view(np.int32) ^ -(zigzag & 1).view(np.int32)
-    positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
-    return Tracks(
-        anchors=anchors.view("<i4").astype(np.int32)[chosen],
-        positions=np.ascontiguousarray(np.moveaxis(positions, 0, -1)),
-        visibility=np.cumsum(visibility.reshape(a, t, n)[chosen], axis=1, dtype=np.uint8),
-        confidence=np.cumsum(confidence.reshape(a, t, n)[chosen], axis=1, dtype=np.uint8),
-    )
+    anchors, steps, visibility, confidence = np.split(body, np.cumsum([4 * a, 8 * values, values]))
+    shape = (a, t, n)
+    return _Record(units, anchors.view("<i4"), steps.reshape(4, 2, *shape), visibility.reshape(shape), confidence.reshape(shape))
 
 
-def _joined(planes: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Numbers from their bytes, lowest first: [4, ...] → [...]. Highest planes are mostly zeros, and then are not added up."""
-    numbers = planes[0].astype(np.uint32)
+def _signed(planes: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Numbers from the bytes of their zigzag form, lowest first: [4, ...] → [...]. Steps are small: higher planes are mostly 0."""
+    zigzag = planes[0].astype(np.uint32)
     for place in (1, 2, 3):
         if planes[place].any():
-            numbers |= planes[place].astype(np.uint32) << np.uint32(8 * place)
-    return numbers
+            zigzag |= planes[place].astype(np.uint32) << np.uint32(8 * place)
+    return (zigzag >> 1).view(np.int32) ^ -(zigzag & 1).view(np.int32)
+
+
+def _sums(steps: NDArray[Any], frames: Sequence[int]) -> NDArray[Any]:
+    """The running sums of steps [..., T, N] at some frames: [..., F, N]. Whole rows are added up between them."""
+    ordered = sorted(set(frames))
+    starts = [0, *(frame + 1 for frame in ordered[:-1])]
+    between = np.add.reduceat(steps[..., : ordered[-1] + 1, :], starts, axis=-2, dtype=steps.dtype)
+    return np.cumsum(between, axis=-2, dtype=steps.dtype)[..., [ordered.index(frame) for frame in frames], :]
 
 
 def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

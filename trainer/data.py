@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from manifests.snapshot import Snapshot
 from shards.bucket import Url
-from shards.codec import decode_tracks
+from shards.codec import decode_frames
 from shards.errors import PretrackError, ShardError
 from shards.files import Location
 from shards.geometry import inside
@@ -130,13 +130,13 @@ class ClipDataset(Dataset[Sample]):
         packed, *images = self._members(clip, path, numbers)
         shown = torch.from_numpy(show(views, images, (clip.width, clip.height), s.reduced_decoding))
         frames = change_colours(shown, s.colour, random) if s.colour.changes else shown
-        tracks = decode_tracks(packed, anchor)
-        positions = seen_by(views, tracks.positions[0, numbers])
+        stored, visibility, confidence = decode_frames(packed, anchor, numbers)
+        positions = seen_by(views, stored)
         sample = Sample(
             frames=frames,
             positions=torch.from_numpy(positions),
-            visibility=torch.from_numpy(tracks.visibility[0, numbers].astype(np.float32) / 255),
-            confidence=torch.from_numpy(tracks.confidence[0, numbers].astype(np.float32) / 255),
+            visibility=torch.from_numpy(visibility.astype(np.float32) / 255),
+            confidence=torch.from_numpy(confidence.astype(np.float32) / 255),
             inside=torch.from_numpy(inside(positions, s.size, s.size)),
             key=clip.key,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.clip import Tracks
-from shards.codec import LARGEST_TRACKS, decode_tracks, encode_tracks
+from shards.codec import LARGEST_TRACKS, decode_frames, decode_tracks, encode_tracks
 from shards.errors import ShardError
 from tests.clips import make_tracks
 
@@ -75,3 +76,28 @@ def test_a_bomb_is_not_unpacked() -> None:
     assert len(bomb) < 200_000
     with pytest.raises(ShardError, match="claim to unpack"):
         decode_tracks(bomb)
+
+
+@given(
+    seed=st.integers(0, 1000),
+    frames=st.lists(st.integers(0, 11), min_size=1, max_size=6),
+    anchor=st.integers(0, 2),
+    far=st.booleans(),
+)
+def test_some_frames_are_those_of_all(seed: int, frames: list[int], anchor: int, far: bool) -> None:
+    tracks = make_tracks(seed, (0, 4, 8), 12, 5)
+    if far:  # differences that need all four bytes
+        tracks = replace(tracks, positions=tracks.positions * np.float32(3000))
+    data = encode_tracks(tracks)
+    every = decode_tracks(data)
+    positions, visibility, confidence = decode_frames(data, anchor, frames)
+    np.testing.assert_array_equal(positions, every.positions[anchor, frames])
+    np.testing.assert_array_equal(visibility, every.visibility[anchor, frames])
+    np.testing.assert_array_equal(confidence, every.confidence[anchor, frames])
+
+
+def test_frames_that_are_not_there_are_refused() -> None:
+    data = encode_tracks(make_tracks(0, (0, 3), 6, 4))
+    for anchor, frame in ((2, 0), (0, 6), (-1, 0)):
+        with pytest.raises(ShardError, match="the tracks have 2 anchors and 6 frames"):
+            decode_frames(data, anchor, [0, frame])
