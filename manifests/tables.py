@@ -226,6 +226,8 @@ def write_table(path: Location, table: pa.Table) -> None:
 def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
     """Reads a Parquet file. Raises PretrackError, naming it, where it is missing or damaged."""
     try:
-        return pq.read_table(path if isinstance(path, Path) else pa.BufferReader(read_whole(path)), columns=columns)
+        if isinstance(path, Path):  # mapped, since copying it first takes as long again
+            return pq.read_table(path, columns=columns, memory_map=True)
+        return pq.read_table(pa.BufferReader(read_whole(path)), columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise PretrackError(f"the table {path} cannot be read ({error})") from error

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.snapshot import Snapshot, open_snapshot
+from manifests.tables import CLIPS, read_table
 from shards.errors import PretrackError
 from shards.files import absolute, location
 from trainer.config import DataSettings
@@ -49,8 +52,10 @@ class Clips:
     """
 
     def __init__(self, table: pa.Table) -> None:
-        self.table = table.combine_chunks()
-        self._columns = {name: _column(self.table[name]) for name in Clip.__dataclass_fields__}
+        self.table = table
+        batches = table.to_batches()
+        self._starts = [0, *accumulate(len(batch) for batch in batches)]
+        self._parts = [{name: _column(batch[name]) for name in Clip.__dataclass_fields__} for batch in batches]
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return _mapped, (f"{self._folder.name}/clips.arrow",)
@@ -66,7 +71,9 @@ class Clips:
         return int(self.table.num_rows)
 
     def __getitem__(self, index: int) -> Clip:
-        values: dict[str, Any] = {name: column[index] for name, column in self._columns.items()}
+        part = bisect_right(self._starts, index) - 1
+        place = index - self._starts[part]
+        values: dict[str, Any] = {name: column[place] for name, column in self._parts[part].items()}
         return Clip(**values)
 
     @property
@@ -114,9 +121,8 @@ class _Texts:
         return str(self._column[index])
 
 
-def _column(column: pa.ChunkedArray) -> _Numbers | _Lists | _Texts:
-    kind = _Lists if pa.types.is_list(column.type) else _Texts if pa.types.is_string(column.type) else _Numbers
-    return kind(column.combine_chunks())
+def _column(column: pa.Array) -> _Numbers | _Lists | _Texts:
+    return (_Lists if pa.types.is_list(column.type) else _Texts if pa.types.is_string(column.type) else _Numbers)(column)
 
 
 def open_snapshots(settings: DataSettings, names: Sequence[str] | None = None) -> list[Snapshot]:
@@ -135,7 +141,7 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> Clips
 
     Raises PretrackError if nothing fits, or if clips differ in their number of points.
     """
-    tables = [s.clips.append_column("folder", _constant(i, s.clips.num_rows)) for i, s in enumerate(snapshots)]
+    tables = [_read(snapshot, number) for number, snapshot in enumerate(snapshots)]
     clips = Clips(_fitting(pa.concat_tables(tables), settings))
     folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
     if not len(clips):
@@ -178,28 +184,31 @@ def mixed_groups(clips: Clips, snapshots: Sequence[Snapshot], weights: dict[str,
     return tuple(groups)
 
 
-def _constant(value: int, rows: int) -> pa.Array:
-    return pa.repeat(pa.scalar(value, pa.int32()), rows)
+def _read(snapshot: Snapshot, number: int) -> pa.Table:
+    """A snapshot's clips, without the columns that nobody asks for here; `folder` is the snapshot's number."""
+    names = [field.name for field in CLIPS if not field.name.startswith("json_")]
+    table = read_table(snapshot.folder / "clips.parquet", names)
+    return table.append_column("folder", pa.repeat(pa.scalar(number, pa.int32()), table.num_rows))
 
 
 def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
     """The clips that the settings ask for and that are long and large enough; logs how many each rule leaves out."""
-    reach = (settings.frames - 1) * min(settings.step, 1)
+    size, reach = settings.size, (settings.frames - 1) * min(settings.step, 1)
     rules: dict[str, pc.Expression] = {f"split other than '{settings.split}'": pc.field("split") == settings.split}
     if settings.where.strip():
         rules[f"not {settings.where}"] = parse_filter(settings.where)
     rules[f"too short for {settings.frames} frames from an anchor"] = pc.field("room") >= reach
     if settings.crop == "native":
-        rules[f"smaller than {settings.size}x{settings.size}"] = (pc.field("width") >= settings.size) & (
-            pc.field("height") >= settings.size
-        )
-    clips = clips.append_column("room", pa.array(_room(clips, settings)))
+        rules[f"smaller than {size}x{size}"] = (pc.field("width") >= size) & (pc.field("height") >= size)
+    light = clips.select([field.name for field in clips.schema if not pa.types.is_list(field.type)])  # the rest is copied once
+    light = light.append_column("room", pa.array(_room(clips, settings)))
+    light = light.append_column("row", pa.array(np.arange(clips.num_rows)))
     for reason, rule in rules.items():
-        kept = clips.filter(rule)
-        if lost := clips.num_rows - kept.num_rows:
+        kept = light.filter(rule)
+        if lost := light.num_rows - kept.num_rows:
             logger.info("%d clips left out: %s", lost, reason)
-        clips = kept
-    return clips
+            light = kept
+    return clips if light.num_rows == clips.num_rows else clips.take(light["row"])
 
 
 def _room(clips: pa.Table, settings: DataSettings) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from manifests.tables import CLIPS
 from shards.errors import SettingsError
 
-COLUMNS = [field.name for field in CLIPS if not pa.types.is_list(field.type)]
+COLUMNS = [field.name for field in CLIPS if not pa.types.is_list(field.type) and not field.name.startswith("json_")]
 """What an expression may speak of: the columns with one value a clip."""
 
 _COMPARISONS = {"Eq": "==", "NotEq": "!=", "Lt": "<", "LtE": "<=", "Gt": ">", "GtE": ">="}
