@@ -148,7 +148,9 @@ def named(clip: StoredClip) -> dict[str, bytes]:
 def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictures:
     """What every reader makes of a clip's bytes."""
     width, height = jpeg.size(images[0])
-    frames = show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False)
+    frames = show(
+        [View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, np.empty((4, 3, SIZE, SIZE), np.uint8)
+    )
     return {"frames": torch.from_numpy(frames), "positions": decode_frames(packed, 0, wanted)[0]}
 
 
@@ -299,9 +301,10 @@ def clock(processes: int) -> float:
 
 def floor(clips: list[list[bytes]]) -> None:
     """Decodes and resizes what is in memory."""
+    into = np.empty((4, 3, SIZE, SIZE), np.uint8)
     for images in clips:
         width, height = jpeg.size(images[0])
-        show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False)
+        show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, into)
 
 
 def floor_in(processes: int, clips: list[list[bytes]], pool: Any) -> float:

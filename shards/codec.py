@@ -69,8 +69,8 @@ def decode_tracks(data: bytes) -> Tracks:
     return Tracks(
         anchors=record.anchors.astype(np.int32),
         positions=np.ascontiguousarray(np.moveaxis(positions, 0, -1)),
-        visibility=np.cumsum(record.visibility, axis=1, dtype=np.uint8),
-        confidence=np.cumsum(record.confidence, axis=1, dtype=np.uint8),
+        visibility=np.cumsum(record.certainty[0], axis=1, dtype=np.uint8),
+        confidence=np.cumsum(record.certainty[1], axis=1, dtype=np.uint8),
     )
 
 
@@ -82,23 +82,26 @@ def decode_frames(
     Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks with these frames.
     """
     record = _read(data)
-    a, t, _ = record.visibility.shape
+    a, t, _ = record.certainty.shape[1:]
     if not (0 <= anchor < a and min(frames) >= 0 and max(frames) < t):
         raise ShardError(f"the tracks have {a} anchors and {t} frames, and frames {list(frames)} of anchor {anchor} were asked for")
     positions = _sums(_signed(record.steps[:, :, anchor]), frames).astype(np.float32) / record.units
-    visibility, confidence = (_sums(steps[anchor], frames) for steps in (record.visibility, record.confidence))
+    visibility, confidence = _sums(record.certainty[:, anchor], frames)
     return np.ascontiguousarray(np.moveaxis(positions, 0, -1)), visibility, confidence
 
 
 @dataclass(frozen=True, eq=False)
 class _Record:
-    """What was packed. steps: uint8 [4, 2, A, T, N], bytes of zigzag differences; the others as stored: differences along T."""
+    """What was packed: differences along T.
+
+    steps:     uint8 [4, 2, A, T, N]  of x and y, zigzag, as planes of bytes
+    certainty: uint8 [2, A, T, N]     of visibility and confidence
+    """
 
     units: int
     anchors: NDArray[np.int32]
     steps: NDArray[np.uint8]
-    visibility: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
+    certainty: NDArray[np.uint8]
 
 
 def _read(data: bytes) -> _Record:
@@ -114,9 +117,8 @@ def _read(data: bytes) -> _Record:
     if len(record) != _HEADER.size + 4 * a + 10 * values:
         raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {a} anchors x {t} frames x {n} points")
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
-    anchors, steps, visibility, confidence = np.split(body, np.cumsum([4 * a, 8 * values, values]))
-    shape = (a, t, n)
-    return _Record(units, anchors.view("<i4"), steps.reshape(4, 2, *shape), visibility.reshape(shape), confidence.reshape(shape))
+    planes = 4 * a + 8 * values
+    return _Record(units, body[: 4 * a].view("<i4"), body[4 * a : planes].reshape(4, 2, a, t, n), body[planes:].reshape(2, a, t, n))
 
 
 def _signed(planes: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any, NotRequired, TypedDict, cast
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from manifests.snapshot import Snapshot
 from shards.bucket import Url
@@ -44,7 +47,7 @@ class Sample(TypedDict):
     visibility:    float32 [T, N]        probability of being visible, 0..1
     confidence:    float32 [T, N]        probability that the position is right, 0..1
     inside:        bool    [T, N]        whether the position lies in the frame
-    left_out:      with `on_error: skip`, a sentence for each clip that should have been here and could not be read
+    left_out:      with `on_error: skip`, of a batch: a sentence for each clip that should be in it and could not be read
     """
 
     frames: Tensor
@@ -67,6 +70,7 @@ class ClipDataset(Dataset[Sample]):
     def __init__(self, snapshots: Sequence[Snapshot], settings: DataSettings, seed: int) -> None:
         self.settings, self.seed = settings, seed
         self.clips = choose_clips(snapshots, settings)
+        self.points: int = self.clips.table["points"][0].as_py()
         self.groups = mixed_groups(self.clips, snapshots, settings.weights)
         self.snapshots = [Snapshot(s.out, s.name) for s in snapshots]  # without the tables that they have read
         self.remote = any(isinstance(s.out, Url) for s in snapshots)
@@ -87,15 +91,45 @@ class ClipDataset(Dataset[Sample]):
         return len(self.clips)
 
     def __getitem__(self, item: Item) -> Sample:
+        batch = self.batch([item])
+        for sentence in batch.pop("left_out", ()):  # other loaders would not know what to do with it
+            logger.warning("left out: %s", sentence)
+        return cast(Sample, {name: value[0] for name, value in batch.items()})  # type: ignore[index]
+
+    def __getitems__(self, items: list[Item]) -> list[Sample]:
+        return [self[item] for item in items]
+
+    def batch(self, items: Sequence[Item]) -> Sample:
+        """The samples of items, together: nothing is copied on the way. Raises ShardError."""
+        s, points = self.settings, self.points
+        batch = _Batch(
+            frames=_room(len(items), s.frames, 3, s.size, s.size),
+            teacher_frame=_room(len(items), 3, s.size, s.size) if s.colour.student_only else None,
+            positions=np.empty((len(items), s.frames, points, 2), np.float32),
+            certainty=np.empty((2, len(items), s.frames, points), np.uint8),
+            keys=[""] * len(items),
+            left_out=[[] for _ in items],
+        )
+        # From a bucket several at a time: most of it is waiting.
+        for _ in (self._threads.map if self.remote else map)(
+            lambda place: self._fill(batch, place, items[place]), range(len(items))
+        ):
+            pass
+        return batch.sample(s)
+
+    def _fill(self, batch: _Batch, place: int, item: Item) -> None:
+        turn, index = item
         if self.settings.on_error == "stop":
-            return self._sample(*item)
-        left_out: list[str] = []
-        for index in self._candidates(*item):
+            self._read(batch, place, turn, index)
+            return
+        for candidate in self._candidates(turn, index):
             try:
-                return {**self._sample(item[0], index), "left_out": left_out}
+                self._read(batch, place, turn, candidate)
+                return
             except ShardError as error:
-                left_out.append(str(error))
-        raise ShardError(f"{len(left_out)} clips in a row could not be read, the last: {left_out[-1]}")
+                batch.left_out[place].append(str(error))
+        failed = batch.left_out[place]
+        raise ShardError(f"{len(failed)} clips in a row could not be read, the last: {failed[-1]}")
 
     def _candidates(self, turn: int, index: int) -> Iterator[int]:
         """The clip itself, then some drawn from its group, or from all where there are none."""
@@ -103,44 +137,32 @@ class ClipDataset(Dataset[Sample]):
         group = next((group.clips for group in self.groups if index in group.clips), np.arange(len(self)))
         yield from np.random.default_rng([self.seed, turn, index, 2]).choice(group, SUBSTITUTES).tolist()
 
-    def __getitems__(self, items: list[Item]) -> list[Sample]:
-        """The samples of a batch; several at a time where most of the time is waiting for a store."""
-        return list(self._threads.map(self.__getitem__, items)) if self.remote else [self[item] for item in items]
-
-    @cached_property
-    def _threads(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(REQUESTS)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_threads"}
-
-    def _sample(self, turn: int, index: int) -> Sample:
+    def _read(self, batch: _Batch, place: int, turn: int, index: int) -> None:
+        """Reads a clip into its place."""
         clip = self.clips[index]
         path = self.snapshots[clip.folder].shard_path(clip.shard)
+        random = np.random.default_rng([self.seed, turn, index])
         try:
-            return self._read(clip, path, np.random.default_rng([self.seed, turn, index]))
+            self._decode(batch, place, clip, path, random)
         except ShardError as error:
             hint = "" if "pretrack verify" in str(error) else ": run 'pretrack verify'"
             raise ShardError(f"clip {clip.key} in {path}: {error}{hint}") from error
 
-    def _read(self, clip: Clip, path: Location, random: np.random.Generator) -> Sample:
+    def _decode(self, batch: _Batch, place: int, clip: Clip, path: Location, random: np.random.Generator) -> None:
         s = self.settings
         anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
         views = choose_views(clip.width, clip.height, s, random)
         packed, *images = self._members(clip, path, numbers)
-        shown = torch.from_numpy(show(views, images, (clip.width, clip.height), s.reduced_decoding))
-        frames = change_colours(shown, s.colour, random) if s.colour.changes else shown
-        stored, visibility, confidence = decode_frames(packed, anchor, numbers)
-        positions = seen_by(views, stored)
-        sample = Sample(
-            frames=frames,
-            positions=torch.from_numpy(positions),
-            visibility=torch.from_numpy(visibility.astype(np.float32) / 255),
-            confidence=torch.from_numpy(confidence.astype(np.float32) / 255),
-            inside=torch.from_numpy(inside(positions, s.size, s.size)),
-            key=clip.key,
-        )
-        return {**sample, "teacher_frame": shown[0]} if s.colour.student_only else sample
+        frames = batch.frames[place]
+        show(views, images, (clip.width, clip.height), s.reduced_decoding, frames.numpy())
+        if batch.teacher_frame is not None:
+            batch.teacher_frame[place] = frames[0]
+        if s.colour.changes:
+            frames[:] = change_colours(frames, s.colour, random)
+        positions, *certainty = decode_frames(packed, anchor, numbers)
+        batch.positions[place] = seen_by(views, positions)
+        batch.certainty[:, place] = certainty
+        batch.keys[place] = clip.key
 
     def _members(self, clip: Clip, path: Location, numbers: list[int]) -> list[bytes]:
         """The packed tracks and the images of frames; a frame that is wanted several times is read once."""
@@ -149,6 +171,49 @@ class ClipDataset(Dataset[Sample]):
         sizes = [clip.tracks_size, *clip.frame_sizes[frames].tolist()]
         packed, *images = (self._cache.read if self._cache else read_members)(path, offsets, sizes)
         return [packed, *(images[frames.index(number)] for number in numbers)]
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(REQUESTS)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_threads"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What clips are decoded into, each at its place. certainty: visibility and confidence as stored, uint8 [2, B, T, N]."""
+
+    frames: Tensor
+    teacher_frame: Tensor | None
+    positions: NDArray[np.float32]
+    certainty: NDArray[np.uint8]
+    keys: list[str]
+    left_out: list[list[str]]
+
+    def sample(self, settings: DataSettings) -> Sample:
+        """The batch as it is handed out."""
+        visibility, confidence = torch.from_numpy(self.certainty).to(torch.float32) / 255
+        batch: dict[str, Any] = {
+            "frames": self.frames,
+            "positions": torch.from_numpy(self.positions),
+            "visibility": visibility,
+            "confidence": confidence,
+            "inside": torch.from_numpy(inside(self.positions, settings.size, settings.size)),
+            "key": self.keys,
+        }
+        if self.teacher_frame is not None:
+            batch["teacher_frame"] = self.teacher_frame
+        if settings.on_error == "skip":
+            batch["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]
+        return cast(Sample, batch)
+
+
+def _room(*shape: int) -> Tensor:
+    """Memory for pictures, uint8; in a worker, such as the main process sees too (as in torch's own default_collate)."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    return torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(prod(shape))).view(shape)  # type: ignore[call-overload]
 
 
 def counted(sample: Sample, settings: TrackSettings) -> Tensor:
@@ -168,11 +233,11 @@ class Loader:
     def __init__(self, dataset: ClipDataset, order: ClipOrder, workers: int = 0, pin: bool = False) -> None:
         self.dataset, self.order, self.step, self.skipped = dataset, order, order.start, 0
         self._loader: DataLoader[Sample] = DataLoader(
-            dataset,
+            _Batches(dataset),
             batch_sampler=order,
             num_workers=workers,
             pin_memory=pin,
-            collate_fn=collate,
+            collate_fn=_as_it_is,
             worker_init_fn=_one_thread,
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
@@ -207,13 +272,18 @@ class Loader:
             logger.warning("left out (%d so far): %s", self.skipped, sentence)
 
 
-def collate(samples: list[Sample]) -> Sample:
-    """Samples as a batch."""
-    plain = [{name: value for name, value in sample.items() if name != "left_out"} for sample in samples]
-    batch: dict[str, Any] = default_collate(plain)
-    if "left_out" in samples[0]:
-        batch["left_out"] = [sentence for sample in samples for sentence in sample["left_out"]]
-    return cast(Sample, batch)
+class _Batches(Dataset[Sample]):
+    """A dataset that gives torch's loader whole batches."""
+
+    def __init__(self, dataset: ClipDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, items: list[Item]) -> Sample:
+        return self.dataset.batch(items)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _one_thread(worker: int) -> None:

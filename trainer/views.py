@@ -87,20 +87,21 @@ def _on_coarse_pixels(view: View) -> View:
     return view
 
 
-def show(views: Sequence[View], images: Sequence[bytes], size: tuple[int, int], reduce: bool) -> NDArray[np.uint8]:
-    """Decodes JPEGs of frames of `size` (width, height) and takes the view of each: [T, 3, S, S] RGB.
+def show(
+    views: Sequence[View], images: Sequence[bytes], size: tuple[int, int], reduce: bool, into: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Decodes JPEGs of frames of `size` (width, height) and takes the view of each `into` [T, 3, S, S] RGB, which it returns.
 
     `reduce` allows decoding them smaller where their views allow it. Raises ShardError for an image that is damaged or of another
     size than the clip's.
     """
-    shown = np.empty((len(views), 3, views[0].out_height, views[0].out_width), np.uint8)
     memory = np.empty(3 * size[0] * size[1], np.uint8)  # for one image after the other
-    for view, image, into in zip(views, images, shown, strict=True):
+    for view, image, shown in zip(views, images, into, strict=True):
         if jpeg.size(image) != size:
             raise ShardError("an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size))
         factor = view.reduction if reduce else 1
-        into[:] = _seen(view.reduced(factor), jpeg.decode(image, factor, memory))
-    return shown
+        shown[:] = _seen(view.reduced(factor), jpeg.decode(image, factor, memory))
+    return into
 
 
 def _seen(view: View, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -19,12 +19,13 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from torch.utils.data import default_collate
 
 from shards.errors import PretrackError, ShardError
 from tests.trainer.conftest import panning_clip, publish
 from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset, Loader, collate
+from trainer.data import ClipDataset, Loader
 from trainer.order import ClipOrder
 
 REPOSITORY = Path(__file__).parents[2]
@@ -119,7 +120,7 @@ def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
     dataset = opened(build)
 
     def stateful() -> Any:
-        return torchdata.StatefulDataLoader(dataset, batch_sampler=dataset.order(2), num_workers=workers, collate_fn=collate)
+        return torchdata.StatefulDataLoader(dataset, batch_sampler=dataset.order(2), num_workers=workers)
 
     keys = [batch["key"] for batch in islice(Loader(dataset, dataset.order(2)), 9)]
     loader = stateful()
@@ -129,13 +130,16 @@ def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
     assert [batch["key"] for batch in islice(resumed, 5)] == keys[4:]
 
 
-def test_a_batch_is_what_stacking_would_give(build: Path) -> None:
-    dataset = opened(build)
-    samples = [dataset[0, i] for i in range(3)]
-    batch = collate(samples)
-    assert torch.equal(batch["frames"], torch.stack([sample["frames"] for sample in samples]))
-    assert torch.equal(batch["positions"], torch.stack([sample["positions"] for sample in samples]))
-    assert batch["key"] == ["made-00", "made-01", "made-02"]  # type: ignore[comparison-overlap]
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_batch_is_what_stacking_would_give(build: Path, workers: int) -> None:
+    dataset = opened(build, colour={"jitter": 1, "student_only": True})
+    items = next(iter(dataset.order(4)))
+    stacked = default_collate([dataset[item] for item in items])
+    batch = next(iter(Loader(dataset, dataset.order(4), workers)))
+    assert batch.keys() == stacked.keys()
+    assert batch["key"] == stacked.pop("key")
+    for name, value in stacked.items():
+        assert torch.equal(batch[name], value), name  # type: ignore[literal-required]
 
 
 def damaged(tmp_path: Path, bad: set[int], clips: int = 12) -> tuple[Path, ClipDataset]:

@@ -19,11 +19,17 @@ from shards.geometry import View
 from trainer.clips import open_snapshots
 from trainer.config import ColourSettings, DataSettings
 from trainer.data import ClipDataset
-from trainer.views import change_colours, choose_views, show
+from trainer.views import change_colours, choose_views
+from trainer.views import show as show_into
 
 
 def settings(**changes: object) -> DataSettings:
     return DataSettings.model_validate({"out": "x", "frames": 3, **changes})
+
+
+def show(views: list[View], images: list[bytes], size: tuple[int, int], reduce: bool) -> NDArray[np.uint8]:
+    room = np.empty((len(views), 3, views[0].out_height, views[0].out_width), np.uint8)
+    return show_into(views, images, size, reduce, room)
 
 
 def dot(width: int, height: int, x: float, y: float, sigma: float) -> bytes:
