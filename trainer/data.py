@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import repeat
 from math import prod
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -110,11 +111,8 @@ class ClipDataset(Dataset[Sample]):
             keys=[""] * len(items),
             left_out=[[] for _ in items],
         )
-        # From a bucket several at a time: most of it is waiting.
-        for _ in (self._threads.map if self.remote else map)(
-            lambda place: self._fill(batch, place, items[place]), range(len(items))
-        ):
-            pass
+        run = self._threads.map if self.remote else map  # from a bucket several at a time: most of it is waiting
+        list(run(self._fill, repeat(batch), range(len(items)), items))
         return batch.sample(s)
 
     def _fill(self, batch: _Batch, place: int, item: Item) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
+import yaml
 
 from manifests.settings import load_settings
 from shards.errors import SettingsError
 from trainer.backbone import BACKBONES
-from trainer.config import UPSTREAM, TrainSettings
+from trainer.config import UPSTREAM, DataSettings, TrainSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
+README = Path(__file__).parents[2] / "README.md"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml"))
 
 
@@ -32,6 +35,14 @@ def test_recipes_load(path: Path) -> None:
     for part, values in UPSTREAM.items():
         for key, value in values.items():
             assert (getattr(getattr(settings, part), key) == value) == (settings.recipe == "upstream"), key
+
+
+def test_the_demo_and_the_readmes_example_load() -> None:
+    load_settings(TrainSettings, CONFIGS / "demo.yaml")
+    (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL) if block.startswith("data:")]
+    data = DataSettings.model_validate(yaml.safe_load(example)["data"])
+    assert data.weights == {"co3d": 1, "dl3dv": 2}
+    assert data.colour.student_only
 
 
 def test_backbones_exist_in_timm() -> None:

@@ -146,6 +146,21 @@ def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
     assert torch.equal(weights.bool(), seen[:, :1] & seen[:, [2, 3]])
 
 
+def test_the_teacher_sees_the_anchor_in_its_own_colours(settings: Make) -> None:
+    plain, coloured = settings(), settings(data={"colour": {"jitter": 1, "grey": 1, "student_only": True}})
+    embedded = []
+    for s in (plain, coloured):
+        dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
+        batch = next(iter(Loader(dataset, dataset.order(4))))
+        torch.manual_seed(0)
+        student, teacher = training.make_models(s, None, torch.device("cpu"))
+        references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+        embedded.append(training.embed(student, teacher, batch, references, [2, 3], 4, s, torch.device("cpu")))
+    (tracks, anchor, *_), (changed_tracks, same_anchor, *_) = embedded
+    torch.testing.assert_close(anchor, same_anchor)
+    assert not torch.allclose(tracks, changed_tracks, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     "loss",
     [
