@@ -8,13 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import repeat
-from math import prod
 from typing import Any, NotRequired, TypedDict, cast
 
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -101,21 +99,18 @@ class ClipDataset(Dataset[Sample]):
         return [self[item] for item in items]
 
     def batch(self, items: Sequence[Item]) -> Sample:
-        """The samples of items, together: nothing is copied on the way. Raises ShardError."""
-        s, points = self.settings, self.points
-        batch = _Batch(
-            frames=_room(len(items), s.frames, 3, s.size, s.size),
-            teacher_frame=_room(len(items), 3, s.size, s.size) if s.colour.student_only else None,
-            positions=np.empty((len(items), s.frames, points, 2), np.float32),
-            certainty=np.empty((2, len(items), s.frames, points), np.uint8),
-            keys=[""] * len(items),
-            left_out=[[] for _ in items],
-        )
+        """The samples of items, together. Raises ShardError."""
+        return self.decode(items).sample(self.settings)
+
+    def decode(self, items: Sequence[Item]) -> Decoded:
+        """A batch as a worker sends it: nothing is copied on the way. Raises ShardError."""
+        s = self.settings
+        batch = Decoded.empty(len(items), s.frames, s.size, self.points, s.colour.student_only)
         run = self._threads.map if self.remote else map  # from a bucket several at a time: most of it is waiting
         list(run(self._fill, repeat(batch), range(len(items)), items))
-        return batch.sample(s)
+        return batch
 
-    def _fill(self, batch: _Batch, place: int, item: Item) -> None:
+    def _fill(self, batch: Decoded, place: int, item: Item) -> None:
         turn, index = item
         if self.settings.on_error == "stop":
             self._read(batch, place, turn, index)
@@ -135,7 +130,7 @@ class ClipDataset(Dataset[Sample]):
         group = next((group.clips for group in self.groups if index in group.clips), np.arange(len(self)))
         yield from np.random.default_rng([self.seed, turn, index, 2]).choice(group, SUBSTITUTES).tolist()
 
-    def _read(self, batch: _Batch, place: int, turn: int, index: int) -> None:
+    def _read(self, batch: Decoded, place: int, turn: int, index: int) -> None:
         """Reads a clip into its place."""
         clip = self.clips[index]
         path = self.snapshots[clip.folder].shard_path(clip.shard)
@@ -146,20 +141,20 @@ class ClipDataset(Dataset[Sample]):
             hint = "" if "pretrack verify" in str(error) else ": run 'pretrack verify'"
             raise ShardError(f"clip {clip.key} in {path}: {error}{hint}") from error
 
-    def _decode(self, batch: _Batch, place: int, clip: Clip, path: Location, random: np.random.Generator) -> None:
+    def _decode(self, batch: Decoded, place: int, clip: Clip, path: Location, random: np.random.Generator) -> None:
         s = self.settings
         anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
         views = choose_views(clip.width, clip.height, s, random)
         packed, *images = self._members(clip, path, numbers)
         frames = batch.frames[place]
         show(views, images, (clip.width, clip.height), s.reduced_decoding, frames.numpy())
-        if batch.teacher_frame is not None:
+        if s.colour.student_only:
             batch.teacher_frame[place] = frames[0]
         if s.colour.changes:
             frames[:] = change_colours(frames, s.colour, random)
-        positions, *certainty = decode_frames(packed, anchor, numbers)
-        batch.positions[place] = seen_by(views, positions)
-        batch.certainty[:, place] = certainty
+        positions, visibility, confidence = decode_frames(packed, anchor, numbers)
+        batch.positions[place] = torch.from_numpy(seen_by(views, positions))
+        batch.visibility[place], batch.confidence[place] = torch.from_numpy(visibility), torch.from_numpy(confidence)
         batch.keys[place] = clip.key
 
     def _members(self, clip: Clip, path: Location, numbers: list[int]) -> list[bytes]:
@@ -178,40 +173,60 @@ class ClipDataset(Dataset[Sample]):
         return {name: value for name, value in self.__dict__.items() if name != "_threads"}
 
 
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """What clips are decoded into, each at its place. certainty: visibility and confidence as stored, uint8 [2, B, T, N]."""
+@dataclass(eq=False)
+class Decoded:
+    """A batch in one piece of memory, so that a worker hands over one piece and not six.
 
-    frames: Tensor
-    teacher_frame: Tensor | None
-    positions: NDArray[np.float32]
-    certainty: NDArray[np.uint8]
+    Its parts are views of that: positions float32 [B, T, N, 2]; visibility and confidence uint8 [B, T, N], 255 = certain; frames
+    uint8 [B, T, 3, S, S]; and teacher_frame uint8 [B, 3, S, S], or of size 0.
+    """
+
+    memory: Tensor
+    shape: tuple[int, int, int, int]
     keys: list[str]
     left_out: list[list[str]]
 
+    @classmethod
+    def empty(cls, batch: int, frames: int, size: int, points: int, own: bool) -> Decoded:
+        """Memory for a batch of B x T frames of S pixels a side with N points; with `own`, also for the teacher's."""
+        count = batch * frames * points * (8 + 2) + (batch * frames + batch * own) * 3 * size * size
+        if get_worker_info() is None:
+            memory = torch.empty(count, dtype=torch.uint8)
+        else:  # shared with the main process from the beginning, as torch's default_collate does it
+            memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(count))  # type: ignore[call-overload]
+        return cls(memory, (batch, frames, size, points), [""] * batch, [[] for _ in range(batch)])
+
+    def __post_init__(self) -> None:
+        b, t, s, n = self.shape
+        own = self.memory.numel() - b * t * (n * 10 + 3 * s * s)
+        sizes = [8 * b * t * n, b * t * n, b * t * n, b * t * 3 * s * s, own]
+        positions, visibility, confidence, frames, teacher_frame = self.memory.split(sizes)
+        self.positions = positions.view(torch.float32).view(b, t, n, 2)
+        self.visibility, self.confidence = visibility.view(b, t, n), confidence.view(b, t, n)
+        self.frames, self.teacher_frame = frames.view(b, t, 3, s, s), teacher_frame.view(-1, 3, s, s)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decoded, (self.memory, self.shape, self.keys, self.left_out)
+
+    def pin_memory(self) -> Decoded:
+        """The same in pinned memory: what torch's loader asks for."""
+        return Decoded(self.memory.pin_memory(), self.shape, self.keys, self.left_out)
+
     def sample(self, settings: DataSettings) -> Sample:
         """The batch as it is handed out."""
-        visibility, confidence = torch.from_numpy(self.certainty).to(torch.float32) / 255
-        batch: dict[str, Any] = {
-            "frames": self.frames,
-            "positions": torch.from_numpy(self.positions),
-            "visibility": visibility,
-            "confidence": confidence,
-            "inside": torch.from_numpy(inside(self.positions, settings.size, settings.size)),
-            "key": self.keys,
-        }
-        if self.teacher_frame is not None:
-            batch["teacher_frame"] = self.teacher_frame
+        sample = Sample(
+            frames=self.frames,
+            positions=self.positions,
+            visibility=self.visibility.to(torch.float32) / 255,
+            confidence=self.confidence.to(torch.float32) / 255,
+            inside=torch.from_numpy(inside(self.positions.numpy(), settings.size, settings.size)),
+            key=self.keys,  # type: ignore[typeddict-item]
+        )
+        if settings.colour.student_only:
+            sample["teacher_frame"] = self.teacher_frame
         if settings.on_error == "skip":
-            batch["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]
-        return cast(Sample, batch)
-
-
-def _room(*shape: int) -> Tensor:
-    """Memory for pictures, uint8; in a worker, such as the main process sees too (as in torch's own default_collate)."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    return torch.tensor([], dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(prod(shape))).view(shape)  # type: ignore[call-overload]
+            sample["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]
+        return sample
 
 
 def counted(sample: Sample, settings: TrackSettings) -> Tensor:
@@ -230,7 +245,7 @@ class Loader:
 
     def __init__(self, dataset: ClipDataset, order: ClipOrder, workers: int = 0, pin: bool = False) -> None:
         self.dataset, self.order, self.step, self.skipped = dataset, order, order.start, 0
-        self._loader: DataLoader[Sample] = DataLoader(
+        self._loader: DataLoader[Decoded] = DataLoader(
             _Batches(dataset),
             batch_sampler=order,
             num_workers=workers,
@@ -246,8 +261,9 @@ class Loader:
         """Raises ShardError for a clip that cannot be read."""
         self.order.start = self.step
         try:
-            for batch in self._loader:
+            for decoded in self._loader:
                 self.step += 1
+                batch = decoded.sample(self.dataset.settings)
                 self._report(batch)
                 yield batch
         except ShardError as error:  # from a worker it comes wrapped in that worker's traceback: its last line is the sentence
@@ -270,14 +286,14 @@ class Loader:
             logger.warning("left out (%d so far): %s", self.skipped, sentence)
 
 
-class _Batches(Dataset[Sample]):
+class _Batches(Dataset[Decoded]):
     """A dataset that gives torch's loader whole batches."""
 
     def __init__(self, dataset: ClipDataset) -> None:
         self.dataset = dataset
 
-    def __getitems__(self, items: list[Item]) -> Sample:
-        return self.dataset.batch(items)
+    def __getitems__(self, items: list[Item]) -> Decoded:
+        return self.dataset.decode(items)
 
 
 def _as_it_is(batch: Any) -> Any:
