@@ -35,7 +35,7 @@ from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, clip_row, table_of
 from shards import jpeg
 from shards.clip import ClipInfo, StoredClip, Tracks
 from shards.codec import decode_frames, encode_tracks
-from shards.geometry import View, grid_points, stored_view
+from shards.geometry import View, grid_points, inside, stored_view
 from shards.reader import iterate_shard
 from shards.writer import open_shard
 from trainer.config import DataSettings
@@ -47,7 +47,7 @@ ROUNDS = 7
 VIDEOS_USED = ("bikes.mp4", "bigbuckbunny.mp4")
 
 Pictures = dict[str, Any]
-"""A sample of any reader: `frames` [4, 3, S, S] uint8 and `positions` [4, N, 2]."""
+"""A sample of any reader: `frames` [4, 3, S, S] uint8, `positions` [4, N, 2], `visibility`, `confidence` and `inside` [4, N]."""
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,21 @@ def named(clip: StoredClip) -> dict[str, bytes]:
 def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictures:
     """What every reader makes of a clip's bytes."""
     width, height = jpeg.size(images[0])
-    frames = show(
-        [View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, np.empty((4, 3, SIZE, SIZE), np.uint8)
-    )
-    return {"frames": torch.from_numpy(frames), "positions": decode_frames(packed, 0, wanted)[0]}
+    into = np.empty((4, 3, SIZE, SIZE), np.uint8)
+    frames = show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, into)
+    return {"frames": torch.from_numpy(frames)} | tracks_of(packed, wanted, width, height)
+
+
+def tracks_of(packed: bytes, wanted: list[int], width: int, height: int) -> Pictures:
+    """The tracks of a sample, in pixels of what is shown."""
+    stored, visibility, confidence = decode_frames(packed, 0, wanted)
+    positions = View.whole(width, height, SIZE, SIZE).points(stored)
+    return {
+        "positions": positions,
+        "visibility": visibility.astype(np.float32) / 255,
+        "confidence": confidence.astype(np.float32) / 255,
+        "inside": inside(positions, SIZE, SIZE),
+    }
 
 
 class Indexed(Dataset[Pictures]):
@@ -259,7 +270,8 @@ def webdataset_decode(data: Data, processes: int) -> Iterator[Any]:
             interpolate(torch.from_numpy(frame).permute(2, 0, 1)[None], (SIZE, SIZE), mode="bilinear", antialias=True)
             for frame in frames
         ]
-        return {"frames": torch.cat(shown), "positions": decode_frames(sample["tracks.zst"], 0, data.wanted)[0]}
+        height, width = frames[0].shape[:2]
+        return {"frames": torch.cat(shown)} | tracks_of(sample["tracks.zst"], data.wanted, width, height)
 
     source = webdataset.WebDataset(data.tars, shardshuffle=False).decode("rgb8")
     return batches(Converted(source, convert), processes)

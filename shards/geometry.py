@@ -81,13 +81,11 @@ class View:
     @property
     def reduction(self) -> int:
         """1, 2, 4 or 8: how much smaller a frame may be decoded, with the view still shrinking it and its box in whole pixels."""
-        sides = np.array([self.left, self.top, self.width, self.height])
-        fitting = [
-            f
-            for f in (8, 4, 2)
-            if not (sides % f).any() and self.width >= f * self.out_width and self.height >= f * self.out_height
-        ]
-        return fitting[0] if fitting else 1
+        for factor in (8, 4, 2):
+            whole = (self.left | self.top | self.width | self.height) % factor == 0
+            if whole and self.width >= factor * self.out_width and self.height >= factor * self.out_height:
+                return factor
+        return 1
 
     def reduced(self, factor: int) -> View:
         """The same view of a frame decoded `factor` times smaller. Raises ValueError if its box is not in whole pixels there."""

@@ -100,7 +100,7 @@ def show(
         if jpeg.size(image) != size:
             raise ShardError("an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size))
         factor = view.reduction if reduce else 1
-        shown[:] = _seen(view.reduced(factor), jpeg.decode(image, factor, memory))
+        shown[:] = _seen(view.reduced(factor) if factor > 1 else view, jpeg.decode(image, factor, memory))
     return into
 
 
