@@ -2,8 +2,9 @@
 
 Every reader gives the same 4 frames of the same clips of real video, at 224x224, with their tracks: ours from a shuffled list,
 the others in their own order. The floor decodes and resizes JPEGs that are in memory already, and does nothing else. Readers take
-turns; a ratio is the median over rounds of the floor's time through the reader's in the same round. Readers whose package is not
-installed are left out (`pip install litdata mosaicml-streaming`). Built data stays in FOLDER, or goes when the command ends.
+turns; a ratio is the median over rounds of the floor's time through the reader's in the same round. Times are processor time, of
+all processes together: waiting for a busy machine says nothing of a reader. Readers whose package is not installed are left out
+(`pip install litdata mosaicml-streaming`). Built data stays in FOLDER, or goes when the command ends.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import torch
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
@@ -40,6 +42,7 @@ from shards.reader import iterate_shard
 from shards.writer import open_shard
 from trainer.config import DataSettings
 from trainer.data import ClipDataset, Loader
+from trainer.order import ClipOrder, Item
 from trainer.views import show
 
 CLIPS_MADE, SHARDS_MADE, BATCH, SIZE, SHORT_SIDE = 96, 8, 8, 224, 256
@@ -214,7 +217,12 @@ def ours(data: Data, processes: int) -> Iterator[Any]:
         | {"crop": "squash", "flip": 0.0, "reduced_decoding": False}
     )
     dataset = ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
-    return iter(Loader(dataset, dataset.order(BATCH), 0 if processes == 1 else processes))
+
+    class OneEpoch(ClipOrder):
+        def __iter__(self) -> Iterator[list[Item]]:  # type: ignore[override]
+            return islice(super().__iter__(), self.steps_per_epoch)
+
+    return iter(Loader(dataset, OneEpoch(len(dataset), BATCH, seed=1), 0 if processes == 1 else processes))
 
 
 def in_memory(data: Data, processes: int) -> Iterator[Any]:
@@ -306,9 +314,12 @@ READERS: dict[str, tuple[Callable[[Data, int], Iterator[Any]], str]] = {
 }
 
 
-def clock(processes: int) -> float:
-    """Seconds: of the processor's time where one process does it all (others may be busy beside it), else of time as it passes."""
-    return time.process_time() if processes == 1 else time.perf_counter()
+def clock() -> float:
+    """Seconds of processor time that this process and its children have had."""
+    this = psutil.Process()
+    ended = this.cpu_times()
+    live = [child.cpu_times() for child in this.children(recursive=True)]
+    return time.process_time() + ended.children_user + ended.children_system + sum(times.user + times.system for times in live)
 
 
 def floor(clips: list[list[bytes]]) -> None:
@@ -321,12 +332,12 @@ def floor(clips: list[list[bytes]]) -> None:
 
 def floor_in(processes: int, clips: list[list[bytes]], pool: Any) -> float:
     """The floor's seconds for all clips, shared by processes."""
-    begun = clock(processes)
+    begun = clock()
     if processes == 1:
         floor(clips)
     else:
         pool.map(floor, [clips[i::processes] for i in range(processes)])
-    return clock(processes) - begun
+    return clock() - begun
 
 
 def reader_in(reader: Callable[[Data, int], Iterator[Any]], data: Data, processes: int) -> float:
@@ -335,9 +346,9 @@ def reader_in(reader: Callable[[Data, int], Iterator[Any]], data: Data, processe
     skipped = 0 if processes == 1 else 2
     for _ in islice(stream, skipped):
         pass
-    begun = clock(processes)
+    begun = clock()
     seen = sum(len(batch["frames"]) for batch in islice(stream, CLIPS_MADE // BATCH - skipped))
-    seconds = clock(processes) - begun
+    seconds = clock() - begun
     assert seen == CLIPS_MADE - skipped * BATCH
     return seconds * CLIPS_MADE / seen
 
@@ -379,7 +390,7 @@ def main() -> None:
             build(data)
             for processes in (1, 2):
                 print(f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n")
-                print("| reader | clips/s | of the floor |\n|---|---|---|")
+                print("| reader | clips per CPU second | of the floor |\n|---|---|---|")
                 compare(data, processes)
 
 

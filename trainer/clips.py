@@ -141,7 +141,7 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> Clips
 
     Raises PretrackError if nothing fits, or if clips differ in their number of points.
     """
-    tables = [_read(snapshot, number) for number, snapshot in enumerate(snapshots)]
+    tables = [_read(snapshot, number, settings.where) for number, snapshot in enumerate(snapshots)]
     clips = Clips(_fitting(pa.concat_tables(tables), settings))
     folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
     if not len(clips):
@@ -184,9 +184,10 @@ def mixed_groups(clips: Clips, snapshots: Sequence[Snapshot], weights: dict[str,
     return tuple(groups)
 
 
-def _read(snapshot: Snapshot, number: int) -> pa.Table:
-    """A snapshot's clips, without the columns that nobody asks for here; `folder` is the snapshot's number."""
-    names = [field.name for field in CLIPS if not field.name.startswith("json_")]
+def _read(snapshot: Snapshot, number: int, where: str) -> pa.Table:
+    """A snapshot's clips, without the columns that nobody asks for; `folder` is the snapshot's number."""
+    needed = {"dataset", "split", "points", "checksum", *Clip.__dataclass_fields__}
+    names = [field.name for field in CLIPS if field.name in needed or field.name in where]
     table = read_table(snapshot.folder / "clips.parquet", names)
     return table.append_column("folder", pa.repeat(pa.scalar(number, pa.int32()), table.num_rows))
 
@@ -200,7 +201,8 @@ def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
     rules[f"too short for {settings.frames} frames from an anchor"] = pc.field("room") >= reach
     if settings.crop == "native":
         rules[f"smaller than {size}x{size}"] = (pc.field("width") >= size) & (pc.field("height") >= size)
-    light = clips.select([field.name for field in clips.schema if not pa.types.is_list(field.type)])  # the rest is copied once
+    asked = [name for name in clips.column_names if name in ("split", "width", "height") or name in settings.where]
+    light = clips.select(asked)  # the rest is copied once, if at all
     light = light.append_column("room", pa.array(_room(clips, settings)))
     light = light.append_column("row", pa.array(np.arange(clips.num_rows)))
     for reason, rule in rules.items():
