@@ -120,7 +120,7 @@ def plan(
         table.add_row("drop", "nothing asks for it any more", f"{planned.dropped:,}", "", "", "")
     _console().print(table)
     if costs.total.shards:
-        wall = f", about {duration(costs.wall_seconds)} at {costs.parallel:.1f} at a time" if costs.wall_seconds is not None else ""
+        wall = f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} at work" if costs.wall_seconds is not None else ""
         print(f"worker time in all: {duration(costs.total.seconds)}{wall}")
     if notes := planned.failures.num_rows:
         print(f"{counted(notes, 'note')} on what is left out: 'pretrack catalog' lists them")
