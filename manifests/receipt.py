@@ -31,6 +31,11 @@ def shard_name(group: str, checksum: str) -> str:
     return f"{group}-{checksum}"
 
 
+def shard_checksum(shard: str) -> str:
+    """The checksum (xxh3-64, hex) that a shard's name holds."""
+    return shard.rsplit("-", 1)[1]
+
+
 def receipt_path(out: Location, shard: str) -> Location:
     """Where a shard's receipt lies."""
     return out / "receipts" / f"{shard}.json"

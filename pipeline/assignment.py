@@ -38,11 +38,8 @@ def assign_clips(settings: BuildSettings, videos: pa.Table, names: pa.Array, kno
     _check_names(videos, names, video)
     prefixes = pc.binary_join_element_wise(videos["source"], videos["split"], "", "-").combine_chunks().dictionary_encode()
     wanted = prefixes.indices.to_numpy()[video]
-    homes, home = _homes(settings, clips["key"], known)
-    groups, group = list(homes), home
-    if homes:
-        of_home = pc.index_in(pa.array([_prefix(name) for name in homes]), value_set=prefixes.dictionary).fill_null(-1).to_numpy()
-        group = np.where((home >= 0) & (of_home[home] == wanted), home, -1)
+    homes, group = _homes(settings, clips["key"], prefixes.dictionary, wanted, known)
+    groups = list(homes)
     for code, prefix in sorted(enumerate(prefixes.dictionary.to_pylist()), key=lambda item: item[1]):
         homeless = np.flatnonzero((group < 0) & (wanted == code))
         first = max((int(name.rsplit("-", 1)[1]) for name in homes if _prefix(name) == prefix), default=-1) + 1
@@ -79,22 +76,30 @@ def _lines(clips: pa.Table, identities: pa.Array) -> tuple[memoryview, NDArray[n
     return memoryview(data), start
 
 
-def _homes(settings: BuildSettings, keys: pa.ChunkedArray, known: KnownShards) -> tuple[dict[str, int], NDArray[np.int64]]:
-    """The groups of all shards of these frame settings, numbered; and for each clip its group's number, -1 if no shard has it."""
+def _homes(
+    settings: BuildSettings, keys: pa.ChunkedArray, prefixes: pa.Array, wanted: NDArray[np.int32], known: KnownShards
+) -> tuple[dict[str, int], NDArray[np.int64]]:
+    """The groups of all shards of these frame settings, numbered; and of each clip the number of the group that has it, -1 if none.
+
+    Only groups of its source and split count (`wanted`, an index into `prefixes`): builds with other settings may have had it too.
+    """
     frames_settings = canonical_json(settings.frames.of_content())
     shards: dict[tuple[str, str], KnownShard] = {}
     for shard in known.shards:
-        if shard.row.frames_settings == frames_settings:
-            shards.setdefault(
-                (shard.row.group, shard.row.frames_fingerprint), shard
-            )  # shards of the same frames have the same clips
+        if shard.row.frames_settings == frames_settings:  # shards of the same frames have the same clips
+            shards.setdefault((shard.row.group, shard.row.frames_fingerprint), shard)
     homes = {group: number for number, group in enumerate(dict.fromkeys(group for group, _ in shards))}
+    found = np.full(len(keys), -1)
     if not homes:
-        return homes, np.full(len(keys), -1)
+        return homes, found
     stored, places = known.clips_of(list(shards.values()))
-    found = pc.index_in(keys, value_set=stored).fill_null(-1).to_numpy()
-    of_stored = np.array([homes[group] for group, _ in shards])[places]
-    return homes, np.where(found >= 0, of_stored[found], -1)
+    group = np.array([homes[name] for name, _ in shards])[places]
+    of_group = pc.index_in(pa.array([_prefix(name) for name in homes]), value_set=prefixes).fill_null(-1).to_numpy()
+    for code in range(len(prefixes)):
+        inside, asked = of_group[group] == code, wanted == code
+        home = pc.index_in(keys.filter(pa.array(asked)), value_set=stored.filter(pa.array(inside))).fill_null(-1).to_numpy()
+        found[asked] = np.where(home >= 0, np.append(group[inside], -1)[home], -1)
+    return homes, found
 
 
 def _sorted(clips: pa.Table, groups: list[str], group: NDArray[np.int64]) -> Assignment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,40 +35,43 @@ class Built:
     snapshot: Snapshot
 
 
-def build(
-    settings: BuildSettings, progress: Progress, stored: bool = False, retry_failed: bool = False, damaged: Collection[str] = ()
-) -> Built:
+def build(settings: BuildSettings, progress: Progress, stored: bool = False, retry_failed: bool = False) -> Built:
     """Catalogues, plans, makes the shards that are missing or out of date, and publishes a snapshot if anything changed.
 
     With `stored` the videos are taken from the current snapshot, and the sources need not be there. With `retry_failed` whatever
-    failed is tried again. Shards that are `damaged` are made again, with what is still good in them.
+    failed is tried again.
 
     Raises PretrackError if too many videos fail, if a shard cannot be made, or if another build is at work on the same folder; the
     shards made until then are kept.
     """
     with only_build(settings.out):
-        _sweep(settings.out)
+        sweep(settings.out)
         catalog = stored_catalog(settings) if stored else make_catalog(settings, progress, retry_failed)
-        plan = make_plan(settings, catalog, retry_failed, damaged)
+        plan = make_plan(settings, catalog, retry_failed, stored)
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))
         _check_failures(plan.failures, plan, settings, good=pc.count_distinct(plan.clips["video"]).as_py())
-        todo = [shard for shard in plan.shards if shard.action != "keep"]
-        if stored and (anew := next((shard for shard in todo if shard.action == "build" and not shard.damaged), None)):
+        if stored and (anew := next((shard for shard in plan.shards if shard.action == "build"), None)):
             raise PretrackError(
                 f"{anew.group} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
             )
-        made = make_shards(todo, plan, settings, progress) if todo else {}
-        snapshot = _publish(plan, made, settings)
-        built = Built(len(todo), len(plan.shards) - len(todo), snapshot)
-        if published := snapshot is not plan.known.current:
-            _note_published(snapshot, Events(settings.out, progress))
-        if todo or published:
-            _note_end(built, Events(settings.out, progress))
-        return built
+        return carry_out(plan, settings, progress)
 
 
-def _sweep(out: Location) -> None:
+def carry_out(plan: Plan, settings: BuildSettings, progress: Progress) -> Built:
+    """Makes the shards of a plan that are to be made, and publishes. Only for who holds the folder's lock. Raises PretrackError."""
+    todo = [shard for shard in plan.shards if shard.action != "keep"]
+    made = make_shards(todo, plan, settings, progress) if todo else {}
+    snapshot = _publish(plan, made, settings)
+    built = Built(len(todo), len(plan.shards) - len(todo), snapshot)
+    if published := snapshot is not plan.known.current:
+        _note_published(snapshot, Events(settings.out, progress))
+    if todo or published:
+        _note_end(built, Events(settings.out, progress))
+    return built
+
+
+def sweep(out: Location) -> None:
     """Removes what a killed build was writing. Nothing else writes there: the lock is held (`catalog/` is left out: commands
     without the lock write there)."""
     drop_unfinished(out)
@@ -82,12 +84,12 @@ def _sweep(out: Location) -> None:
 def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snapshot:
     """The snapshot that holds just the shards of the plan: the current one if it does already, or a new one. `made` are the names
     of the shards just made, by group."""
-    shards = [(made.get(shard.group, shard.shard), shard.tries) for shard in plan.shards]
+    shards = [made.get(shard.group, shard.shard) for shard in plan.shards]
     if plan.known.current and _holds(plan.known.current, shards, plan):
         return plan.known.current
     kept = {shard.shard for shard in plan.shards} - set(made.values())
     known = [shard for shard in plan.known.shards if shard.row.shard in kept]
-    names = pa.array([name for name, _ in shards])
+    names = pa.array(shards, pa.string())
     tables = {table: _in_order(rows, names) for table, rows in plan.known.rows(known, list(made.values())).items()}
     tables["videos"] = plan.catalog.videos
     tables["failures"] = pa.concat_tables([plan.failures, tables["failures"]])
@@ -107,10 +109,10 @@ def _note_end(built: Built, events: Events) -> None:
     events.note("build finished", said, made=built.made, kept=built.kept, snapshot=built.snapshot.name)
 
 
-def _holds(snapshot: Snapshot, shards: list[tuple[str, int]], plan: Plan) -> bool:
-    """Whether a snapshot has just these (shards, tries), and the plan's videos and failures. A shard's name stands for its clips, a
-    video's identity for what is known of each of its frames."""
-    if shards != list(zip(snapshot.shards["shard"].to_pylist(), snapshot.shards["tries"].to_pylist(), strict=True)):
+def _holds(snapshot: Snapshot, shards: list[str], plan: Plan) -> bool:
+    """Whether a snapshot has just these shards, and the plan's videos and failures. A shard's name stands for its clips, a video's
+    identity for what is known of each of its frames; how often a shard was tried, its receipt says."""
+    if shards != snapshot.shards["shard"].to_pylist():
         return False
     failures = snapshot.failures.filter(pc.equal(snapshot.failures["shard"], ""))
     columns = [name for name in VIDEOS.names if name not in _OF_FRAMES]

@@ -127,13 +127,19 @@ def _scanned(files: list[Video], scans: pa.Table, settings: BuildSettings) -> tu
 
 
 def stored_catalog(settings: BuildSettings) -> Catalog:
-    """The catalogue as the current snapshot has it: for tracking again where the sources are not at hand."""
+    """The catalogue as the current snapshot has it, of the settings' sources and with their split: for tracking again where the
+    sources are not at hand."""
     snapshot = open_snapshot(settings.out)
+    sources = pa.array([source.name for source in settings.sources])
+    videos = snapshot.videos.filter(pc.is_in(snapshot.videos["source"], value_set=sources))
+    splits = pa.array([split_of(sequence, settings.split) for sequence in videos["sequence"].to_pylist()], pa.string())
+    videos = videos.set_column(videos.column_names.index("split"), VIDEOS.field("split"), splits)
     failures = snapshot.failures.filter(pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"])))
     failures = failures.filter(pc.not_equal(failures["reason"], TOO_SHORT))  # the plan finds these anew
+    failures = failures.filter(pc.is_in(failures["source"], value_set=sources))
     named = failures.filter(pc.not_equal(failures["video_id"], ""))
-    both = pa.concat_tables([table.select(["source", "video_id"]) for table in (snapshot.videos, named)])
-    return Catalog(snapshot.videos, failures, both.group_by(["source", "video_id"]).aggregate([]).num_rows)
+    both = pa.concat_tables([table.select(["source", "video_id"]) for table in (videos, named)])
+    return Catalog(videos, failures, both.group_by(["source", "video_id"]).aggregate([]).num_rows)
 
 
 def changed_videos(settings: BuildSettings, videos: pa.Table, needed: set[tuple[str, str]], progress: Progress) -> list[str]:

@@ -107,7 +107,7 @@ def plan(
 
     settings = _settings(config, overrides)
     found = stored_catalog(settings) if stored else make_catalog(settings, Progress(), retry_failed)
-    planned = make_plan(settings, found, retry_failed)
+    planned = make_plan(settings, found, retry_failed, stored)
     costs = estimate(planned)
     if as_json:
         _print_json(_plan_as_json(planned, costs, str(settings.out)))
@@ -256,15 +256,18 @@ def verify(
 
     out = _out(where, overrides)
     snapshot = open_snapshot(out)
-    problems = verify_snapshot(snapshot, Progress())
+    problems, lost_clips = verify_snapshot(snapshot, Progress()), False
     if problems and repair:
         from pipeline.repair import repair as mend
 
         for problem in problems:
             print(problem, file=sys.stderr)
-        built = mend(snapshot, problems, Progress())
-        print(f"{counted(built.made, 'shard')} made again", file=sys.stderr)
-        snapshot = built.snapshot
+        repaired = mend(snapshot, problems, Progress())
+        print(f"{counted(repaired.built.made, 'shard')} made again", file=sys.stderr)
+        if lost_clips := bool(repaired.lost):
+            first = f"the first being {repaired.lost[0]}: {repaired.why}"
+            print(f"{counted(len(repaired.lost), 'clip')} could not be had again and are left out, {first}", file=sys.stderr)
+        snapshot = repaired.built.snapshot
         problems = verify_snapshot(snapshot, Progress())
     shards, clips = snapshot.shards.num_rows, snapshot.clips.num_rows
     if as_json:
@@ -277,7 +280,7 @@ def verify(
         print(f"snapshot {snapshot.name}: {holds}, {counted(len(problems), 'problem')}")
         if problems:
             print(f"to make damaged shards again: pretrack verify {out} --repair")
-    if problems:
+    if problems or lost_clips:
         raise typer.Exit(1)
 
 

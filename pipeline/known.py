@@ -71,7 +71,13 @@ class KnownShards:
         for snapshot in dict.fromkeys(shard.snapshot for shard in shards if shard.snapshot):
             numbers = {shard.row.shard: number for number, shard in enumerate(shards) if shard.snapshot == snapshot}
             names, inside = pa.array(list(numbers), pa.string()), np.fromiter(numbers.values(), np.int32)
-            stored = read_table(Snapshot(self.out, snapshot).folder / "clips.parquet", ["key", "shard"])
+            try:
+                stored = read_table(Snapshot(self.out, snapshot).folder / "clips.parquet", ["key", "shard"])
+            except PretrackError as error:
+                if self.current and snapshot == self.current.name:
+                    raise
+                log.warning("%s: left out", error)
+                continue
             failed = self.failures.select(["clip", "shard"]).rename_columns(["key", "shard"])
             for table in (stored, failed.filter(pc.not_equal(failed["key"], ""))):
                 found = pc.index_in(table["shard"], value_set=names)

@@ -53,7 +53,7 @@ class PlannedShard:
 
     shard:    the name of the shard to keep, "" if it is to be made: its name then follows from its content
     previous: the shard whose stored frames a re-track reads, "" otherwise
-    damaged:  the damaged shard of just this content whose good clips a build takes as they are, "" otherwise
+    reuse:    the shard of just this content, damaged or with failures, whose good clips a build takes as they are, "" otherwise
     tries:    how often it will have been made in the hope that failures pass
 
     The settings are those that decide its content, as canonical JSON.
@@ -72,7 +72,7 @@ class PlannedShard:
     frames_settings: str
     tracks_settings: str
     previous: str
-    damaged: str
+    reuse: str
     tries: int
 
 
@@ -83,6 +83,7 @@ class Plan:
     clips:    every clip (table CLIPS_TO_BE), shard by shard
     failures: those known before the build starts
     dropped:  how many shards of the current snapshot nothing asks for now
+    stored:   the sources need not be there
     """
 
     catalog: Catalog
@@ -91,6 +92,7 @@ class Plan:
     failures: pa.Table
     dropped: int
     known: KnownShards
+    stored: bool
 
     def clips_of(self, shard: PlannedShard) -> tuple[PlannedClip, ...]:
         """The clips of one shard."""
@@ -102,11 +104,15 @@ class Plan:
         return len(concerned), sum(concerned)
 
 
-def make_plan(settings: BuildSettings, catalog: Catalog, retry_failed: bool = False, damaged: Collection[str] = ()) -> Plan:
+def make_plan(
+    settings: BuildSettings, catalog: Catalog, retry_failed: bool = False, stored: bool = False, damaged: Collection[str] = ()
+) -> Plan:
     """Compares what should be with what is. Reads manifests only, no shard and no source.
 
-    With `retry_failed` every shard that something was left out of is built again, and so are `damaged` ones, by their names. Raises
-    PretrackError if two videos have one name.
+    With `retry_failed` every shard that something was left out of is built again; with `stored` none is for that. With the names of
+    `damaged` shards only those are made again, and all others of the current snapshot are kept as they are.
+
+    Raises PretrackError if two videos have one name.
     """
     known = known_shards(settings.out, damaged)
     names = video_names(catalog.videos)
@@ -124,40 +130,53 @@ def make_plan(settings: BuildSettings, catalog: Catalog, retry_failed: bool = Fa
         wanted = PlannedShard(
             "", group, source, split, "build", "", first, end - first, digest, tracks, frames_settings, tracks_settings, "", "", 1
         )
-        shards.append(_decide(wanted, before[group], retry_failed))
+        current = next((shard for shard in before[group] if shard.current), None)
+        if damaged and current and current.row.shard not in damaged:
+            shards.append(_kept(wanted, current, UNCHANGED))
+        else:
+            shards.append(_decide(wanted, before[group], retry_failed, stored))
     shards = _with_reasons(shards, assigned.clips, catalog.videos, names, known, before)
     too_short = _too_short(catalog.videos, assigned.clips, settings.frames)
     failures = pa.concat_tables([catalog.failures, table_of(too_short, FAILURES)])
     dropped = {shard.row.group for shard in known.shards if shard.current} - set(assigned.groups)
-    return Plan(catalog, assigned.clips, tuple(shards), failures, len(dropped), known)
+    return Plan(catalog, assigned.clips, tuple(shards), failures, len(dropped), known, stored)
 
 
-def _decide(wanted: PlannedShard, before: list[KnownShard], retry_failed: bool) -> PlannedShard:
+def _decide(wanted: PlannedShard, before: list[KnownShard], retry_failed: bool, stored: bool) -> PlannedShard:
     """What to do for a shard, by the known shards of its group. Its reason stays empty where its content is to change."""
     same = [known for known in before if known.row.tracks_fingerprint == wanted.tracks_fingerprint]
     whole = sorted((known for known in same if known.whole), key=lambda known: (known.passing, known.failures))
     if whole:
-        best, tries = whole[0], max(known.row.tries for known in whole)
-        again = replace(wanted, tries=tries + 1)
-        if retry_failed and best.failures:
-            return replace(again, reason=f"{counted(best.failures, 'failure')} tried again")
-        if best.passing and tries < _TRIES:
-            return replace(again, reason=f"{counted(best.passing, 'failure')} may pass")
-        stayed = f"{counted(best.passing, 'failure')} stayed in {tries} tries" if best.passing else UNCHANGED
-        return replace(wanted, shard=best.row.shard, action="keep", reason=stayed, tries=best.row.tries)
+        return _tried_again(wanted, whole, retry_failed, stored)
     gone = "the shard is gone or damaged" if same else ""
     wanted = replace(wanted, tries=max((known.row.tries for known in same), default=1))
     with_frames = [known for known in before if known.row.frames_fingerprint == wanted.frames_fingerprint and known.whole]
     for known in with_frames:
-        if known.holds_all_frames and not known.passing and not (retry_failed and known.failures):
+        settled = stored or not known.passing or known.row.tries >= _TRIES
+        if known.holds_all_frames and settled and not (retry_failed and known.failures):
             reason = gone or settings_changed("tracks", known.row.tracks_settings, wanted.tracks_settings)
-            return replace(wanted, action="retrack", reason=reason, previous=known.row.shard)
+            return replace(wanted, action="retrack", reason=reason, previous=known.row.shard, tries=known.row.tries)
     if with_frames:
+        changed = gone or settings_changed("tracks", with_frames[0].row.tracks_settings, wanted.tracks_settings)
         left_out = f"{counted(with_frames[0].failures, 'failure')} tried again"
-        return replace(
-            wanted, reason=f"{settings_changed('tracks', with_frames[0].row.tracks_settings, wanted.tracks_settings)}, {left_out}"
-        )
-    return replace(wanted, reason=gone, damaged=same[0].row.shard if same else "")
+        return replace(wanted, reason=f"{changed}, {left_out}", reuse=with_frames[0].row.shard)
+    return replace(wanted, reason=gone, reuse=same[0].row.shard if same else "")
+
+
+def _tried_again(wanted: PlannedShard, whole: list[KnownShard], retry_failed: bool, stored: bool) -> PlannedShard:
+    """A shard that is there, best first, perhaps several times: kept, or built again for what failed."""
+    best, tries = whole[0], max(known.row.tries for known in whole)
+    again = replace(wanted, tries=tries + 1, reuse=best.row.shard)
+    if retry_failed and best.failures:
+        return replace(again, reason=f"{counted(best.failures, 'failure')} tried again")
+    if best.passing and tries < _TRIES and not stored:
+        return replace(again, reason=f"{counted(best.passing, 'failure')} may pass")
+    stayed = f"{counted(best.passing, 'failure')} stayed in {tries} tries" if best.passing and tries >= _TRIES else UNCHANGED
+    return _kept(wanted, best, stayed)
+
+
+def _kept(wanted: PlannedShard, known: KnownShard, reason: str) -> PlannedShard:
+    return replace(wanted, shard=known.row.shard, action="keep", reason=reason, tries=known.row.tries)
 
 
 def _with_reasons(

@@ -11,7 +11,7 @@ cause: its clips are then decoded or tracked one at a time, and one that kills a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from pipeline.report import Report
 from pipeline.status import BuildState, StateFile
 from pipeline.tracker_pool import TrackerLost, TrackerPool
 from pipeline.video import Failure
-from shards.errors import PretrackError, first_line
+from shards.errors import PretrackError, ShardError, first_line
 from shards.files import failed_for_good
 
 _DEATHS = 2
@@ -109,7 +109,8 @@ async def _chains(
             pool.tend()
             limit = pool.size + max(2, resources().cpus // 2)
             while len(running) < limit and (shard := next(waiting, None)):
-                running[asyncio.create_task(_Chain(_task(shard, plan, settings), pool, events).run())] = shard
+                chain = _Chain(_task(shard, plan, settings), partial(_from_source, shard, plan, settings), pool, events)
+                running[asyncio.create_task(chain.run())] = shard
             report.under_way(len(running), pool)
             if not running:
                 return
@@ -135,9 +136,12 @@ class _Decoded:
 class _Chain:
     """One shard on its way."""
 
-    def __init__(self, task: stages.ShardTask, pool: TrackerPool, events: Events) -> None:
+    def __init__(
+        self, task: stages.ShardTask, from_source: Callable[[], stages.ShardTask], pool: TrackerPool, events: Events
+    ) -> None:
         self._task = task
         self._at = ray.put(task)
+        self._from_source = from_source
         self._pool = pool
         self._events = events
 
@@ -157,7 +161,12 @@ class _Chain:
 
     async def _decode(self) -> _Decoded:
         if self._task.shard.action == "retrack":
-            return await _decoded(*_LOAD.remote(self._at))
+            try:
+                return await _decoded(*_LOAD.remote(self._at))
+            except RayTaskError as error:
+                if not isinstance(_cause(error), ShardError):
+                    raise
+                self._do_without_stored_frames(first_line(_cause(error)))
         for _ in range(_DEATHS):
             try:
                 return await _decoded(*_DECODE.remote(self._at))
@@ -176,6 +185,13 @@ class _Chain:
                 frames = stages.DecodedShard((), (failure,), 0.0)
             parts.append(frames)
         return await _decoded(*_JOIN.remote(*parts))
+
+    def _do_without_stored_frames(self, reason: str) -> None:
+        """The shard whose frames were to be taken is damaged: its good clips are, and the others come from their source."""
+        said = f"{self._task.shard.group} is built and not re-tracked: {reason}"
+        self._events.note("stored frames damaged", said, notable=True, shard=self._task.shard.previous, reason=reason)
+        self._task = self._from_source()
+        self._at = ray.put(self._task)
 
     async def _track(self, decoded: _Decoded) -> list[Any]:
         """Parts of a tracked shard, or references to them."""
@@ -253,9 +269,16 @@ def _task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.Sh
     clips = plan.clips_of(shard)
     numbers = sorted({clip.video for clip in clips})
     rows = plan.catalog.videos.take(pa.array(numbers)).to_pylist() if shard.action == "build" else []
-    failures = plan.known.failures_of(shard.previous or shard.damaged)
-    good = plan.known.members_of(shard.damaged) if shard.damaged else {}
+    failures = plan.known.failures_of(shard.previous or shard.reuse)
+    good = plan.known.members_of(shard.reuse) if shard.reuse else {}
     return stages.ShardTask(shard, clips, dict(zip(numbers, rows, strict=False)), failures, good, settings)
+
+
+def _from_source(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.ShardTask:
+    """What a re-track becomes where the stored frames are damaged. Raises PretrackError if the sources need not be there."""
+    if plan.stored:
+        raise PretrackError(f"the frames of {shard.previous} are damaged: build without '--stored', from the source")
+    return _task(replace(shard, action="build", previous="", reuse=shard.previous), plan, settings)
 
 
 def _complaint(broken: dict[str, str], shards: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
-from manifests.receipt import Receipt, shard_name, shard_path, write_receipt
+from manifests.receipt import Receipt, shard_checksum, shard_name, shard_path, write_receipt
 from manifests.tables import ClipRow, ShardRow, clip_row
 from pipeline.config import BuildSettings
 from pipeline.decode.errors import DecodeError
@@ -38,7 +38,7 @@ _CLIPS_TOGETHER = 16
 @dataclass(frozen=True)
 class ShardTask:
     """A shard to make, with its clips, and the rows of the videos it needs (by their index in the plan). `failures` are those of
-    the shard whose frames it takes; `stored` says where the clips of a damaged shard lie, of which it takes the good ones."""
+    the shard whose frames or clips it takes; `stored` says where the clips of the shard `reuse` lie."""
 
     shard: PlannedShard
     clips: tuple[PlannedClip, ...]
@@ -87,34 +87,53 @@ class TrackedShard:
 
 
 def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
-    """Reads the clips of a shard from their source, or from the damaged shard in whose place it comes where they are whole there.
+    """Reads the clips of a shard from their source, or from the shard in whose place it comes where they are whole there.
 
-    What cannot be read becomes failures; the rest goes on.
+    What cannot be read becomes failures; the rest goes on. A clip that lacked images before is tried again, and stays as it was
+    where that gives nothing.
     """
     started = time.monotonic()
     clips: list[DecodedClip] = []
     failures: list[Failure] = []
     for planned in task.clips:
-        if found := _still_good(planned.key, task):
-            clips.append(found)
-            failures += [failure for failure in task.failures if failure.clip == planned.key]
-            continue
-        video = task.videos[planned.video]
-        try:
-            decode = _decode_from_file if video["file"] else _decode_from_images
-            clips.append(decode(planned, video, task, decoder, failures))
-        except DecodeError as error:
-            failures.append(Failure(video["source"], video["video_id"], planned.key, "decode", error.reason, str(error)))
+        clip, left_out = _decode_clip(planned, task, decoder)
+        clips += [clip] if clip else []
+        failures += left_out
     return DecodedShard(tuple(clips), tuple(failures), time.monotonic() - started)
 
 
+def _decode_clip(planned: PlannedClip, task: ShardTask, decoder: IsolatedDecoder) -> tuple[DecodedClip | None, list[Failure]]:
+    """A clip, if it can be had, and what was left out of it."""
+    stored, known = _still_good(planned.key, task), [failure for failure in task.failures if failure.clip == planned.key]
+    if stored and not known:
+        return stored, []
+    clip, left_out = _decode_from_source(planned, task, decoder)
+    if stored and (clip is None or clip.info.frames < stored.info.frames):
+        return stored, known
+    return clip, left_out
+
+
+def _decode_from_source(
+    planned: PlannedClip, task: ShardTask, decoder: IsolatedDecoder
+) -> tuple[DecodedClip | None, list[Failure]]:
+    video = task.videos[planned.video]
+    left_out: list[Failure] = []
+    try:
+        decode = _decode_from_file if video["file"] else _decode_from_images
+        return decode(planned, video, task, decoder, left_out), left_out
+    except DecodeError as error:
+        failure = Failure(video["source"], video["video_id"], planned.key, "decode", error.reason, str(error))
+        return None, [*left_out, failure]
+
+
 def _still_good(key: str, task: ShardTask) -> DecodedClip | None:
-    """A clip of the damaged shard, byte for byte, or None where it is not as it was written."""
+    """A clip of the shard `reuse`, its frames byte for byte, or None where it is not as it was written."""
     if (members := task.stored.get(key)) is None:
         return None
     try:
-        info, _, *jpegs = read_clip_members(shard_path(task.settings.out, task.shard.damaged), members)
-        return DecodedClip(ClipInfo.from_json(info), tuple(jpegs))
+        info, _, *jpegs = read_clip_members(shard_path(task.settings.out, task.shard.reuse), members)
+        digest = fingerprint_lines([task.shard.tracks_settings])
+        return DecodedClip(replace(ClipInfo.from_json(info), tracks_settings=digest), tuple(jpegs))
     except ShardError:
         return None
 
@@ -128,7 +147,8 @@ def load_shard(task: ShardTask) -> DecodedShard:
     out, previous = task.settings.out, task.shard.previous
     digest = fingerprint_lines([task.shard.tracks_settings])
     clips = tuple(
-        DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs) for clip in iterate_shard(shard_path(out, previous))
+        DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs)
+        for clip in iterate_shard(shard_path(out, previous), shard_checksum(previous))
     )
     stored, planned = {clip.info.key for clip in clips}, {clip.key for clip in task.clips}
     if stored - planned or planned - stored - {failure.clip for failure in task.failures}:

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from manifests.snapshot import Snapshot
+from manifests.snapshot import TABLES, Snapshot
 from manifests.tables import members_of
-from manifests.wording import counted
 from pipeline.progress import Progress
-from shards.files import Location
+from shards.errors import PretrackError
+from shards.files import Location, read_whole
 from shards.verify import verify_shard
 
 _COLUMNS = [
@@ -31,7 +31,7 @@ _Task = tuple[str, Location, int, str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a shard, in a sentence that begins with its name."""
+    """What is wrong with a shard, in a sentence that begins with its name; or with the tables, and then `shard` is ""."""
 
     shard: str
     sentence: str
@@ -42,6 +42,8 @@ class Problem:
 
 def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
     """All problems, in the order of the shards; an empty list if everything is as it was written. `pipeline.repair` mends them."""
+    if damaged := list(_table_problems(snapshot)):
+        return damaged
     shards = snapshot.shards.select(["shard", "bytes", "checksum", "clips"]).to_pylist()
     problems: list[Problem] = []
     workers = max(1, min(len(shards), os.cpu_count() or 1))
@@ -61,15 +63,28 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
     counts = _clips_by_shard(snapshot)
     wanted = {row["shard"]: row["clips"] for row in shards}
     problems += [
-        Problem(name, f"{name}: the clips table has {counted(counts.get(name, 0), 'clip')} of it and the shards table {number}")
-        for name, number in wanted.items()
-        if counts.get(name, 0) != number
-    ]
-    problems += [
-        Problem(name, f"{name}: the clips table names it and the shards table does not")
-        for name in sorted(counts.keys() - wanted.keys())
+        Problem("", f"the tables of {snapshot.folder} disagree about {name}: {_remedy(snapshot)}")
+        for name in sorted(counts.keys() | wanted.keys())
+        if counts.get(name, 0) != wanted.get(name)
     ]
     return problems
+
+
+def _remedy(snapshot: Snapshot) -> str:
+    """Receipts have all that the tables held, so a build makes them anew."""
+    return f"remove {snapshot.folder} and {snapshot.out / 'current.json'}, and run 'pretrack build', which goes by the receipts"
+
+
+def _table_problems(snapshot: Snapshot) -> Iterator[Problem]:
+    """What cannot be read of a snapshot's own files."""
+    try:
+        for part in (*TABLES, "settings"):
+            getattr(snapshot, part)
+        listed = read_whole(snapshot.folder / "shards.txt").decode().split()
+        if listed != [f"shards/{shard}.tar" for shard in snapshot.shards["shard"].to_pylist()]:
+            yield Problem("", f"{snapshot.folder / 'shards.txt'} does not name the shards of the tables: {_remedy(snapshot)}")
+    except (PretrackError, OSError, ValueError) as error:
+        yield Problem("", f"{error}: {_remedy(snapshot)}")
 
 
 def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[_Task]:

@@ -39,10 +39,13 @@ def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes
     return data
 
 
-def iterate_shard(shard: str | Location) -> Iterator[StoredClip]:
-    """All clips of a shard in order, read as a plain tar without any index. Raises ShardError for damage, naming the shard."""
+def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterator[StoredClip]:
+    """All clips of a shard in order, read as a plain tar without any index. Raises ShardError for damage, naming the shard.
+
+    With its `checksum` (xxh3-64, hex) damage of any kind is found, at the latest after the last clip.
+    """
     path = location(shard)
-    for key, members in _samples(path):
+    for key, members in _samples(path, checksum):
         try:
             info = ClipInfo.from_json(members["json"])
             tracks = decode_tracks(members["tracks.zst"])
@@ -54,7 +57,7 @@ def iterate_shard(shard: str | Location) -> Iterator[StoredClip]:
         yield StoredClip(info, tracks, jpegs)
 
 
-def _samples(path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
+def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Groups consecutive members by key, as webdataset does."""
     key, members = "", dict[str, bytes]()
     try:
@@ -70,7 +73,7 @@ def _samples(path: Location) -> Iterator[tuple[str, dict[str, bytes]]]:
                         yield key, members
                         members = {}
                     key, members[kind] = name, file.read()
-            tail.check_end()
+            tail.check_end(checksum)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"the shard {path} cannot be read as a tar ({error}): run 'pretrack verify'") from error
     if members:
@@ -82,16 +85,20 @@ class _Tail:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self._digest = xxhash.xxh3_64()
         self._last = b""
 
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
+        self._digest.update(data)
         self._last = (self._last + data)[-2 * tarfile.BLOCKSIZE :]
         return data
 
-    def check_end(self) -> None:
-        """Raises EOFError if the file does not end in the two empty blocks that end a tar."""
+    def check_end(self, checksum: str | None) -> None:
+        """Raises EOFError if the file does not end in the two empty blocks that end a tar, or has another checksum."""
         while self.read(1 << 20):
             pass
         if self._last != bytes(2 * tarfile.BLOCKSIZE):
             raise EOFError("it is cut short")
+        if checksum is not None and self._digest.hexdigest() != checksum:
+            raise EOFError("its checksum does not fit")

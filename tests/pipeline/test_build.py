@@ -439,7 +439,7 @@ def test_repair_makes_what_is_damaged_again_and_nothing_else(videos: Path, tmp_p
     problems = verify_snapshot(snapshot, QUIET)
     assert {problem.shard for problem in problems} == {shard}
     assert any(bad["key"] in str(problem) for problem in problems)
-    repaired = repair(snapshot, problems, QUIET)
+    repaired = repair(snapshot, problems, QUIET).built
     assert (repaired.made, repaired.kept, repaired.snapshot.name) == (1, 0, snapshot.name)
     assert verify_snapshot(snapshot, QUIET) == []
     assert contents(snapshot) == expected, "byte for byte, the clips of the video that is gone included"
@@ -465,7 +465,10 @@ def test_a_clip_whose_source_is_gone_is_reported_and_the_others_are_kept(videos:
     (row,) = [row for row in snapshot.clips.to_pylist() if row["video_id"] == "deep/c.mp4"]
     flip(out / "shards" / f"{row['shard']}.tar", row["tracks_offset"] + 20)
     (root / "deep/c.mp4").unlink()
-    repaired = repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET).snapshot
+    outcome = repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET)
+    assert outcome.lost == (row["key"],)
+    assert "deep/c.mp4" in outcome.why
+    repaired = outcome.built.snapshot
     assert verify_snapshot(repaired, QUIET) == []
     assert set(snapshot.clips["key"].to_pylist()) - set(repaired.clips["key"].to_pylist()) == {row["key"]}
     assert (row["key"], "missing video") in zip(

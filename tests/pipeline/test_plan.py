@@ -246,9 +246,7 @@ def test_tries_are_counted_and_end(root: Path) -> None:
     assert sorted(snapshot.shards["tries"].to_pylist()) == [1, 1, 3]
     pretend_published_after_the_first_try(snapshot)
     assert says(plan(settings)) == {KEPT: 2, "keep: 1 failure stayed in 3 tries": 1}, "the receipt tells more"
-    again = build(settings, QUIET).snapshot
-    assert (again.name, sorted(again.shards["tries"].to_pylist())) == ("000002", [1, 1, 3])
-    assert build(settings, QUIET).snapshot.name == "000002"
+    assert build(settings, QUIET).snapshot.name == snapshot.name, "how often it was tried changes no content"
 
 
 def pretend_published_after_the_first_try(snapshot: Snapshot) -> None:
