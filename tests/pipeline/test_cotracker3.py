@@ -171,6 +171,7 @@ def test_points_before_their_anchor_are_tracked_backward(offline: CoTracker3) ->
     torch.testing.assert_close(backward.positions[0, 0, :2], forward.positions[0, 0].flip(0)[:2], rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_fast_stays_near_exact(offline: CoTracker3) -> None:
     """With one iteration: random weights magnify a rounding error at each further one, which trained ones do not."""
     video = a_video(1)

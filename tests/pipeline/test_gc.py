@@ -25,6 +25,7 @@ from tests.pipeline.panning import panning_frames, write_video
 from tests.pipeline.test_build import settings_for
 
 QUIET = Progress(quiet=True)
+pytestmark = pytest.mark.slow
 
 
 def tracks(grid: int) -> dict[str, object]:

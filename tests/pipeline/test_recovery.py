@@ -22,6 +22,7 @@ from shards.reader import iterate_shard
 from tests.pipeline.test_plan import KEPT, TRACKS, VIDEOS, damage, plan, says, settings_for, write_images
 
 QUIET = Progress(quiet=True)
+pytestmark = pytest.mark.slow
 FINER = {**TRACKS, "grid": 6}
 
 
