@@ -40,10 +40,11 @@ def _locked_file(path: Path) -> Iterator[None]:
     except OSError as error:
         raise PretrackError(f"the output folder {path.parent} cannot be written ({error.strerror})") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PretrackError(f"another build is at work on {path.parent}: wait for it or stop it") from error
         yield
-    except BlockingIOError as error:
-        raise PretrackError(f"another build is at work on {path.parent}: wait for it or stop it") from error
     finally:
         os.close(lock)
 
