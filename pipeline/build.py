@@ -15,7 +15,7 @@ from manifests.wording import counted
 from pipeline.catalog import make_catalog, stored_catalog
 from pipeline.config import BuildSettings
 from pipeline.events import Events
-from pipeline.lock import only_build
+from pipeline.lock import Lock, only_build
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
 from pipeline.shard_chains import make_shards
@@ -44,7 +44,7 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False, ret
     Raises PretrackError if too many videos fail, if a shard cannot be made, or if another build is at work on the same folder; the
     shards made until then are kept.
     """
-    with only_build(settings.out):
+    with only_build(settings.out) as lock:
         sweep(settings.out)
         catalog = stored_catalog(settings) if stored else make_catalog(settings, progress, retry_failed)
         plan = make_plan(settings, catalog, retry_failed, stored)
@@ -55,13 +55,14 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False, ret
             raise PretrackError(
                 f"{anew.group} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
             )
-        return carry_out(plan, settings, progress)
+        return carry_out(plan, settings, progress, lock)
 
 
-def carry_out(plan: Plan, settings: BuildSettings, progress: Progress) -> Built:
-    """Makes the shards of a plan that are to be made, and publishes. Only for who holds the folder's lock. Raises PretrackError."""
+def carry_out(plan: Plan, settings: BuildSettings, progress: Progress, lock: Lock) -> Built:
+    """Makes the shards of a plan that are to be made, and publishes, for who holds the folder's lock. Raises PretrackError."""
     todo = [shard for shard in plan.shards if shard.action != "keep"]
     made = make_shards(todo, plan, settings, progress) if todo else {}
+    lock.check()
     snapshot = _publish(plan, made, settings)
     built = Built(len(todo), len(plan.shards) - len(todo), snapshot)
     if published := snapshot is not plan.known.current:

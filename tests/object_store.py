@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 BUCKET = "shards"
@@ -70,11 +71,14 @@ def s3_environment(port: int) -> Iterator[None]:
 @dataclass
 class Behaviour:
     """What the proxy does. fail_every: every n-th request is answered with 503 (0: none); delay_s: seconds before each answer;
-    deny_writes: 403 for every PUT and POST."""
+    deny_writes: 403 for every PUT and POST; lose_answers: so many PUTs are done and answered with 503; clock_s: how many seconds
+    the store's clock is ahead of this machine's."""
 
     fail_every: int = 0
     delay_s: float = 0.0
     deny_writes: bool = False
+    lose_answers: int = 0
+    clock_s: float = 0.0
     requests: int = 0
     failed: int = 0
     bytes_read: int = 0
@@ -120,9 +124,15 @@ def faulty_proxy(upstream: int) -> Iterator[tuple[int, Behaviour]]:
             if self.command == "GET":
                 with behaviour.lock:
                     behaviour.bytes_read += len(data)
+            if self.command == "PUT" and behaviour.lose_answers:
+                behaviour.lose_answers -= 1
+                self._refuse(503, "SlowDown")
+                return
             self.send_response(answer.status)
             for name, value in answer.getheaders():
-                if name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+                if name.lower() == "last-modified":
+                    self.send_header(name, formatdate(parsedate_to_datetime(value).timestamp() + behaviour.clock_s, usegmt=True))
+                elif name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
                     self.send_header(name, value)
             self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(data)))
             self.end_headers()

@@ -104,6 +104,23 @@ def test_one_build_at_a_time(store: Behaviour, videos: Path, monkeypatch: pytest
         size_of(lock)
 
 
+class Robbed(Progress):
+    """Another build takes the lock as soon as anything happens."""
+
+    def event(self, sentence: str, json_line: str, notable: bool) -> None:
+        write_whole(Url(f"s3://{BUCKET}/e/build.lock"), b"{}")
+
+
+def test_a_build_that_lost_its_lock_publishes_nothing(store: Behaviour, videos: Path) -> None:
+    settings = settings_for(videos, f"s3://{BUCKET}/e")
+    with pytest.raises(PretrackError, match=r"e/build\.lock was taken by another build: this one stops, what is done is kept"):
+        build(settings, Robbed(quiet=True))
+    with pytest.raises(PretrackError, match="holds no finished build"):
+        open_snapshot(settings.out)
+    bucket.delete(Url(f"s3://{BUCKET}/e/build.lock"))
+    assert (build(settings, QUIET).made, build(settings, QUIET).kept) == (0, 2), "the shards were kept"
+
+
 def test_a_bucket_that_may_not_be_written_is_one_sentence(store: Behaviour, videos: Path) -> None:
     store.deny_writes = True
     with pytest.raises(PretrackError, match=r"output folder s3://shards/d cannot be written \(access is denied"):
