@@ -44,13 +44,14 @@ def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) 
     damaged = {problem.shard for problem in problems}
     settings = check_settings(BuildSettings, snapshot.settings, f"the settings of snapshot {snapshot.name}")
     settings = settings.model_copy(update={"out": snapshot.out})
-    with only_build(snapshot.out):
+    with only_build(snapshot.out) as lock:
         if current_snapshot(snapshot.out) != snapshot.name:
             raise PretrackError(f"a newer snapshot than {snapshot.name} was published meanwhile: run 'pretrack verify' again")
         sweep(snapshot.out)
         _check_settings(snapshot, damaged, settings)
         _check_videos(snapshot, damaged, settings, progress)
-        built = carry_out(make_plan(settings, stored_catalog(settings), stored=True, damaged=damaged), settings, progress)
+        plan = make_plan(settings, stored_catalog(settings), stored=True, damaged=damaged)
+        built = carry_out(plan, settings, progress, lock)
     lost = sorted(set(snapshot.clips["key"].to_pylist()) - set(built.snapshot.clips["key"].to_pylist()))
     failures = built.snapshot.failures
     reasons = failures.filter(pc.is_in(failures["clip"], value_set=pa.array(lost, pa.string())))["detail"].to_pylist()

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import ray
 from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
 
@@ -267,11 +266,11 @@ async def _decoded(frames: Any, clips: Awaitable[Names]) -> _Decoded:
 
 def _task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.ShardTask:
     clips = plan.clips_of(shard)
-    numbers = sorted({clip.video for clip in clips})
-    rows = plan.catalog.videos.take(pa.array(numbers)).to_pylist() if shard.action == "build" else []
+    numbers = sorted({clip.video for clip in clips}) if shard.action == "build" else []
+    videos = {n: plan.catalog.videos.slice(n, 1).to_pylist()[0] for n in numbers}  # `take` joins all chunks first, at every call
     failures = plan.known.failures_of(shard.previous or shard.reuse)
     good = plan.known.members_of(shard.reuse) if shard.reuse else {}
-    return stages.ShardTask(shard, clips, dict(zip(numbers, rows, strict=False)), failures, good, settings)
+    return stages.ShardTask(shard, clips, videos, failures, good, settings)
 
 
 def _from_source(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.ShardTask:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -25,7 +25,7 @@ from pipeline.estimate import estimate
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
 from pipeline.reasons import settings_changed
-from pipeline.shard_chains import make_shards
+from pipeline.shard_chains import _task, make_shards
 from pipeline.verify import verify_snapshot
 from shards import jpeg
 from shards.files import Location
@@ -187,6 +187,23 @@ def test_costs_follow_from_earlier_shards(root: Path) -> None:
     assert finer.seconds == pytest.approx(tracking + sum(shard.row.write_seconds for shard in rows))
     other = estimate(plan(settings_for(root, tracks={**TRACKS, "tracker": "truth"}))).total
     assert (other.bytes, other.seconds) == (kept.bytes + added.bytes, None), "that tracker was never timed"
+
+
+def test_a_shards_videos_are_taken_from_a_table_in_many_pieces(root: Path) -> None:
+    settings = settings_for(root)
+    shutil.rmtree(root / "out")
+    planned = plan(settings)
+    videos = planned.catalog.videos
+    place = videos.schema.get_field_index("terms")
+    large = videos.slice(0, 1).set_column(place, "terms", pa.array(["x" * (64 << 20)]))
+    pieces = [videos.slice(n, 1) for n in range(videos.num_rows)]
+    table = pa.concat_tables([*pieces, *[large] * 33])  # 2 GiB of text cannot be joined to one column, and takes long
+    chunked = replace(planned, catalog=replace(planned.catalog, videos=table))
+    for shard in planned.shards:
+        task = _task(shard, chunked, settings)
+        numbers = sorted({clip.video for clip in task.clips})
+        assert task.videos == dict(zip(numbers, videos.take(pa.array(numbers)).to_pylist(), strict=True))
+        assert task.videos
 
 
 def test_shards_are_called_by_their_content(root: Path) -> None:

@@ -13,6 +13,7 @@ from manifests.receipt import list_receipts
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
 from pipeline.build import build, carry_out
 from pipeline.catalog import make_catalog
+from pipeline.lock import only_build
 from pipeline.plan import make_plan
 from pipeline.progress import Progress
 from pipeline.repair import repair
@@ -86,7 +87,8 @@ def test_trying_again_never_makes_a_shard_worse(root: Path) -> None:
     undo()
     planned = make_plan(settings, make_catalog(settings, QUIET), retry_failed=True)
     (root / "videos" / "b").rename(root / "away")
-    tried = carry_out(planned, settings, QUIET).snapshot
+    with only_build(root / "out") as lock:
+        tried = carry_out(planned, settings, QUIET, lock).snapshot
     assert frames_of(tried) == frames_of(first)
     assert tried.failures["detail"].to_pylist() == first.failures["detail"].to_pylist()
     (root / "away").rename(root / "videos" / "b")
