@@ -12,6 +12,7 @@ from manifests.tables import ShardRow
 from pipeline.known import KnownShard
 from pipeline.plan import Action, Plan, PlannedShard
 from pipeline.status import read_state
+from shards.errors import PretrackError
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,10 @@ def _points(tracks_settings: str) -> tuple[str, int]:
 
 def _parallel(plan: Plan) -> float:
     """How many seconds of work the folder's latest build did a second; this machine's cores where there was none."""
-    state = read_state(plan.known.out)
+    try:
+        state = read_state(plan.known.out)
+    except PretrackError:  # damaged, or another version's: the next build writes it anew
+        state = None
     work = sum(state.stage_seconds.values()) if state else 0.0
     if state is None or not work or state.updated <= state.began:
         return float(os.cpu_count() or 1)

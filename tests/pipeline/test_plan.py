@@ -189,6 +189,13 @@ def test_costs_follow_from_earlier_shards(root: Path) -> None:
     assert (other.bytes, other.seconds) == (kept.bytes + added.bytes, None), "that tracker was never timed"
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"state": "running", "of": "another version"}'])
+def test_a_damaged_state_does_not_keep_a_plan_from_its_estimate(root: Path, content: str) -> None:
+    add_one(root)
+    (root / "out" / "build.json").write_text(content)
+    assert estimate(plan(settings_for(root))).parallel == float(os.cpu_count() or 1)
+
+
 def test_a_shards_videos_are_taken_from_a_table_in_many_pieces(root: Path) -> None:
     settings = settings_for(root)
     shutil.rmtree(root / "out")
