@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,8 @@ class StateFile:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        write_whole(self._out / "build.json", json.dumps(asdict(self._state)).encode())
+        with suppress(OSError):  # a place that cannot be written is the shards' to report
+            write_whole(self._out / "build.json", json.dumps(asdict(self._state)).encode())
 
 
 def read_state(out: Location) -> BuildState | None:
