@@ -8,12 +8,15 @@ never changes, and the same content made again gets the same name.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from manifests.tables import ClipRow, ShardRow
 from shards.errors import PretrackError
 from shards.files import Location, read_whole, sizes_in, write_whole
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,25 @@ def shard_checksum(shard: str) -> str:
     return shard.rsplit("-", 1)[1]
 
 
+def is_shard_name(name: str) -> bool:
+    """Whether a shard may be called so: a name is a part of paths, and must not lead elsewhere."""
+    return _NAME.fullmatch(name) is not None
+
+
 def receipt_path(out: Location, shard: str) -> Location:
-    """Where a shard's receipt lies."""
-    return out / "receipts" / f"{shard}.json"
+    """Where a shard's receipt lies. Raises PretrackError if no shard is called so."""
+    return out / "receipts" / f"{_checked(out, shard)}.json"
 
 
 def shard_path(out: Location, shard: str) -> Location:
-    """Where a shard's tar lies."""
-    return out / "shards" / f"{shard}.tar"
+    """Where a shard's tar lies. Raises PretrackError if no shard is called so."""
+    return out / "shards" / f"{_checked(out, shard)}.tar"
+
+
+def _checked(out: Location, shard: str) -> str:
+    if not is_shard_name(shard):
+        raise PretrackError(f"the tables in {out} are damaged: {shard!r} is no name of a shard")
+    return shard
 
 
 def write_receipt(out: Location, receipt: Receipt) -> None:
@@ -69,4 +83,5 @@ def read_receipt(out: Location, shard: str) -> Receipt:
 
 def list_receipts(out: Location) -> list[str]:
     """The names of all shards that have a receipt, sorted."""
-    return sorted(name.removesuffix(".json") for name in sizes_in(out / "receipts") if name.endswith(".json"))
+    names = [name.removesuffix(".json") for name in sizes_in(out / "receipts") if name.endswith(".json")]
+    return sorted(name for name in names if is_shard_name(name))

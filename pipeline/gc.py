@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from manifests.receipt import list_receipts, receipt_path, shard_path
+from manifests.receipt import is_shard_name, list_receipts, receipt_path, shard_path
 from manifests.snapshot import LAST, Snapshot, current_snapshot, drop_unfinished, list_snapshots, open_snapshot
 from manifests.tables import read_table
 from pipeline.lock import only_build
@@ -49,7 +49,8 @@ def _find(out: Location, keep: int, named: Sequence[str], unpublished: bool) -> 
     old = [name for name in names if name not in kept]
     wanted = {shard for name in kept for shard in _shards(Snapshot(out, name))}
     outdated = {shard for name in old for shard in _shards(Snapshot(out, name))} - wanted
-    sizes = {name.removesuffix(".tar"): size for name, size in sizes_in(out / "shards").items() if name.endswith(".tar")}
+    tars = {name.removesuffix(".tar"): size for name, size in sizes_in(out / "shards").items() if name.endswith(".tar")}
+    sizes = {shard: size for shard, size in tars.items() if is_shard_name(shard)}  # others are not ours to remove
     receipts = set(list_receipts(out))
     loose = receipts - wanted - outdated
     orphans = sizes.keys() - receipts - wanted - outdated
@@ -71,8 +72,9 @@ def _shards(snapshot: Snapshot) -> list[str]:
 
 def _remove(out: Location, garbage: Garbage) -> None:
     """Receipts first, so that a tar left over by a crash is an orphan; then the snapshots, and last the tars that they named."""
-    for shard in garbage.shards:
-        delete(receipt_path(out, shard))
+    receipts = [receipt_path(out, shard) for shard in garbage.shards]
+    for receipt in receipts:
+        delete(receipt)
     for name in garbage.snapshots:
         delete(out / "snapshots" / name / LAST)
     drop_unfinished(out)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import ray
 
@@ -14,6 +15,7 @@ import pipeline.gc
 from manifests.changes import changed_settings
 from manifests.receipt import list_receipts
 from manifests.snapshot import list_snapshots, open_snapshot
+from manifests.tables import read_table, write_table
 from pipeline.build import build
 from pipeline.gc import collect
 from pipeline.progress import Progress
@@ -102,6 +104,28 @@ def test_an_unfinished_builds_work_is_left_unless_asked(out: Path) -> None:
     assert len(tars(out)) == 4
     assert collect(out, keep=1, unpublished=True).unpublished == 0
     assert tars(out) == shards(out, "000002")
+
+
+def test_a_damaged_table_does_not_lead_out_of_the_folder(out: Path) -> None:
+    victim = out.parent / "victim.tar"
+    victim.write_bytes(b"precious")
+    table = out / "snapshots" / "000001" / "shards.parquet"
+    rows = read_table(table)
+    names = pa.array(["../../victim", *rows["shard"].to_pylist()[1:]])
+    write_table(table, rows.set_column(rows.schema.get_field_index("shard"), "shard", names))
+    before = tars(out)
+    with pytest.raises(PretrackError, match=rf"the tables in {out} are damaged: '\.\./\.\./victim' is no name of a shard"):
+        collect(out, keep=1)
+    assert victim.read_bytes() == b"precious"
+    assert tars(out) == before == set(list_receipts(out))
+
+
+def test_files_that_are_not_ours_stay(out: Path) -> None:
+    strangers = [out / "shards" / "my copy.tar", out / "receipts" / "my copy.json"]
+    for stranger in strangers:
+        stranger.write_bytes(b"mine")
+    assert collect(out, keep=1, unpublished=True).snapshots == ("000001", "000002")
+    assert all(stranger.exists() for stranger in strangers)
 
 
 @pytest.mark.parametrize("calls", range(11))
