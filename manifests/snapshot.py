@@ -71,9 +71,12 @@ class Snapshot:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings it was built with."""
-        loaded: dict[str, Any] = json.loads(read_whole(self.folder / "settings.json"))
-        return loaded
+        """The settings it was built with. Raises PretrackError if their file is damaged."""
+        file = self.folder / LAST
+        try:
+            return dict(json.loads(read_whole(file)))
+        except (OSError, ValueError, TypeError) as error:
+            raise PretrackError(f"the settings {file} cannot be read ({error})") from error
 
     def shard_path(self, shard: str) -> Location:
         """Where a shard's tar lies."""

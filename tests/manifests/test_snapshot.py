@@ -45,6 +45,14 @@ def test_killed_between_folder_and_pointer_the_old_one_stays_current(tmp_path: P
     assert current_snapshot(tmp_path) == "000003"
 
 
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"null", b"7"])
+def test_damaged_settings_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+    snapshot = publish_snapshot(tmp_path, EMPTY, {"grid": 16})
+    (snapshot.folder / "settings.json").write_bytes(content)  # type: ignore[union-attr]
+    with pytest.raises(PretrackError, match=rf"the settings {tmp_path}/snapshots/000001/settings\.json cannot be read"):
+        snapshot.settings  # noqa: B018 - reading is what fails
+
+
 def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(PretrackError, match="holds no finished build: run 'pretrack build'"):
         open_snapshot(tmp_path)
