@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -70,13 +70,13 @@ def sizes_in(folder: Location) -> dict[str, int]:
     """The whole files directly in a folder, with their sizes in bytes; none if there is no such folder. Raises OSError."""
     if isinstance(folder, Url):
         return bucket.sizes_in(folder)
-    try:
-        with os.scandir(folder) as entries:
-            return {
-                entry.name: entry.stat().st_size for entry in entries if entry.is_file() and not entry.name.startswith(TEMPORARY)
-            }
-    except FileNotFoundError:
-        return {}
+    sizes = {}
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            with suppress(FileNotFoundError):  # one that was deleted meanwhile
+                if entry.is_file() and not entry.name.startswith(TEMPORARY):
+                    sizes[entry.name] = entry.stat().st_size
+    return sizes
 
 
 def folders_in(folder: Location) -> list[str]:

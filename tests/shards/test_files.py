@@ -1,0 +1,32 @@
+"""Places are understood as they were meant, and folders may change while they are listed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from shards.files import sizes_in
+
+
+def test_files_that_vanish_do_not_hide_the_others(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"stays{number}").write_bytes(b"12")
+    ended = threading.Event()
+
+    def come_and_go() -> None:
+        while not ended.is_set():
+            (tmp_path / "goes").write_bytes(b"1")
+            (tmp_path / "goes").unlink()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            sizes = sizes_in(tmp_path)
+            assert {name: sizes[name] for name in sizes if name != "goes"} == {f"stays{n}": 2 for n in range(3)}
+    finally:
+        ended.set()
+        thread.join()
+    assert sizes_in(tmp_path / "nowhere") == {}
