@@ -27,7 +27,8 @@ from obstore.store import from_url
 
 T = TypeVar("T")
 
-SCHEMES = ("s3", "gs", "az", "http", "https")
+BUCKETS = ("s3", "gs", "az")
+SCHEMES = (*BUCKETS, "http", "https")
 COALESCE = 8 * 1024
 """Bytes between two wanted ranges below which both are fetched by one request: more than a tar header, less than a frame."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shards import bucket
-from shards.bucket import SCHEMES, Url
+from shards.bucket import BUCKETS, SCHEMES, Url
 from shards.errors import PretrackError
 
 Location = Path | Url
@@ -24,7 +24,8 @@ TEMPORARY = ".tmp-"
 
 
 def location(where: str | Location) -> Location:
-    """A URL ("s3://bucket/folder") or a path on this machine. Raises PretrackError for a scheme that is not known."""
+    """A URL ("s3://bucket/folder") or a path on this machine. Raises PretrackError for a scheme that is not known, and for a folder
+    of a bucket that cannot be written as a URL."""
     if isinstance(where, Path | Url):
         return where
     scheme, mark, _ = where.partition("://")
@@ -32,6 +33,8 @@ def location(where: str | Location) -> Location:
         return Path(where)
     if scheme not in SCHEMES:
         raise PretrackError(f"{where}: '{scheme}://' is not known; use a path, or one of {', '.join(f'{s}://' for s in SCHEMES)}")
+    if scheme in BUCKETS and ("#" in where or "?" in where):  # a URL's path ends there: everything would be one object
+        raise PretrackError(f"{where}: a folder on a bucket cannot have '#' or '?' in its name")
     return Url(where.rstrip("/"))
 
 

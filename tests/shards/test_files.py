@@ -6,7 +6,23 @@ import threading
 import time
 from pathlib import Path
 
-from shards.files import sizes_in
+import pytest
+
+from shards.bucket import Url
+from shards.errors import PretrackError
+from shards.files import location, sizes_in
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
+@pytest.mark.parametrize("path", ["bucket/run#1", "bucket/run?1/shards", "bucket#1"])
+def test_a_folder_that_a_url_would_cut_is_refused(scheme: str, path: str) -> None:
+    with pytest.raises(PretrackError, match=rf"^{scheme}://bucket.* a folder on a bucket cannot have '#' or '\?' in its name$"):
+        location(f"{scheme}://{path}")
+
+
+def test_other_places_may_have_such_names() -> None:
+    assert location("runs/run#1?") == Path("runs/run#1?")
+    assert location("https://host/a?token=1") == Url("https://host/a?token=1")
 
 
 def test_files_that_vanish_do_not_hide_the_others(tmp_path: Path) -> None:
