@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from shards import bucket
-from shards.bucket import Stamped, Url
+from shards.bucket import Stamped, Tag, Url
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, Location
 
@@ -174,7 +174,7 @@ class _Lease(Lock):
         if not self.lost:
             bucket.delete(self._url)
 
-    def _taken(self) -> str:
+    def _taken(self) -> Tag:
         """The tag of the lock, taken where there is none or a dead build's. Raises PretrackError where a build holds it."""
         if tag := bucket.create(self._url, self._holder.data()):
             return tag
@@ -193,7 +193,7 @@ class _Lease(Lock):
             f"wait for it or stop it; a dead one's lock ends in {DEAD_AFTER_S / 60:.0f} minutes"
         )
 
-    def _written_over(self, tag: str) -> str | None:
+    def _written_over(self, tag: Tag) -> Tag | None:
         """The tag after writing over the object that has this one; None if somebody else did meanwhile."""
         for _ in range(3):
             if new := bucket.replace(self._url, self._holder.data(), tag):

@@ -14,7 +14,7 @@ import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from tempfile import TemporaryFile
@@ -57,11 +57,19 @@ class Url:
 
 
 @dataclass(frozen=True)
+class Tag:
+    """What tells whether an object is still the same: S3 and Azure compare `e_tag`, Google's store compares `version`."""
+
+    e_tag: str | None
+    version: str | None
+
+
+@dataclass(frozen=True)
 class Stamped:
-    """An object's content with what tells whether it is still the same: `tag`, and `written`, by the store's clock."""
+    """An object's content with its tag, and when it was written, by the store's clock."""
 
     data: bytes
-    tag: str
+    tag: Tag
     written: datetime
 
 
@@ -77,7 +85,7 @@ def read_stamped(url: Url) -> Stamped:
 
     def get() -> Stamped:
         found = obstore.get(store, path)
-        return Stamped(bytes(found.bytes()), found.meta["e_tag"] or "", found.meta["last_modified"])
+        return Stamped(bytes(found.bytes()), _tag(found.meta), found.meta["last_modified"])
 
     return _asked(url, get)
 
@@ -150,22 +158,27 @@ def write(url: Url, data: bytes | BinaryIO) -> None:
     _asked(url, lambda: obstore.put(store, path, data))
 
 
-def create(url: Url, data: bytes) -> str | None:
+def create(url: Url, data: bytes) -> Tag | None:
     """Puts an object only if there is none: its tag, or None if there was one. Raises OSError."""
     store, path = _at(url)
     try:
-        return str(_asked(url, lambda: obstore.put(store, path, data, mode="create"))["e_tag"])
+        return _tag(_asked(url, lambda: obstore.put(store, path, data, mode="create")))
     except FileExistsError:
         return None
 
 
-def replace(url: Url, data: bytes, tag: str) -> str | None:
+def replace(url: Url, data: bytes, tag: Tag) -> Tag | None:
     """Puts an object only if the one there has this tag: the new tag, or None if it was changed meanwhile. Raises OSError."""
     store, path = _at(url)
+    known: Any = {name: value for name, value in asdict(tag).items() if value is not None}
     try:
-        return str(_asked(url, lambda: obstore.put(store, path, data, mode={"e_tag": tag}))["e_tag"])
+        return _tag(_asked(url, lambda: obstore.put(store, path, data, mode=known)))
     except (FileExistsError, FileNotFoundError):
         return None
+
+
+def _tag(meta: Any) -> Tag:
+    return Tag(meta["e_tag"], meta["version"])
 
 
 @contextmanager

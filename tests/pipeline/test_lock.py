@@ -19,6 +19,7 @@ from pipeline.lock import _Holder, only_build
 from shards.bucket import Url
 from shards.errors import PretrackError
 from shards.files import read_whole, sizes_in, write_whole
+from tests.google_store import google_store
 from tests.object_store import BUCKET, Behaviour, faulty_proxy, s3_environment, s3_server
 
 HOLDS = """
@@ -134,6 +135,24 @@ def test_garbage_is_a_lock_of_nobody_known(out: Url, garbage: bytes, monkeypatch
     with only_build(out) as lock:
         lock.check()
     assert sizes_in(out) == {}
+
+
+def test_a_lock_on_googles_store_is_renewed_and_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Url(f"gs://{BUCKET}/out")
+    with google_store():
+        with only_build(out) as lock:
+            lock.check()
+            with pytest.raises(PretrackError, match="another build is at work"), only_build(out):
+                pass
+            lock.check()
+            write_whole(out / "build.lock", _Holder.me().data())
+            with pytest.raises(PretrackError, match="was taken by another build"):
+                lock.check()
+        monkeypatch.setattr(pipeline.lock, "DEAD_AFTER_S", -1.0)
+        with only_build(out) as lock:
+            lock.check()
+        with pytest.raises(FileNotFoundError):
+            read_whole(out / "build.lock")
 
 
 def test_a_builds_own_blocking_error_is_not_another_build(tmp_path: Path) -> None:
