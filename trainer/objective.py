@@ -1,7 +1,7 @@
 """Objectives: how far the student's order of a reference's patches is from the teacher's. One interface, three of them.
 
-Similarities are cosines of a track's embedding with the P patches of a reference crop. The teacher's order of a (clip, reference)
-is computed once and compared with the student's in every frame.
+Similarities are cosines of a track's embedding with the P patches of a reference crop. The teacher's, of a (clip, reference), are
+computed once and compared with the student's in every frame.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from trainer.config import LossSettings
 from trainer.soft_rank import correlation, hard_rank, soft_rank, spearman, standardised
-from trainer.sorting import Distribution, Network, soft_permutation
+from trainer.sorting import Distribution, Network, expected_ranks, soft_permutation
+from trainer.sorting_loss import sorting_cross_entropy
 
 
 class Objective(Protocol):
@@ -43,13 +44,14 @@ class Published:
     epsilon: float
 
     def teacher_order(self, similarities: Tensor) -> Tensor:
-        """log(Q + epsilon): [B, N, P, P]."""
-        return (permutations(similarities, self.network, self.teacher_steepness, self.distribution) + self.epsilon).log()
+        """The similarities as they are, [B, N, P]: Q is made beside A, and neither is kept."""
+        return similarities
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[B, N, P], [B, N, P, P] → [B, N]."""
-        student = permutations(similarities, self.network, self.student_steepness, self.distribution)
-        return -(student * order).sum(dim=-1).mean(dim=-1)
+        """[B, N, P], [B, N, P] → [B, N]."""
+        return sorting_cross_entropy(
+            similarities, order, self.network, self.student_steepness, self.teacher_steepness, self.distribution, self.epsilon
+        )
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ class TeacherStudent:
     epsilon: float
 
     def teacher_order(self, similarities: Tensor) -> Tensor:
-        """Q: [B, N, P, P], without gradient."""
-        return permutations(similarities.detach(), self.network, self.teacher_steepness, self.distribution)
+        """The similarities as they are, [B, N, P], without gradient."""
+        return similarities.detach()
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[B, N, P], [B, N, P, P] → [B, N]."""
-        student = permutations(similarities, self.network, self.student_steepness, self.distribution)
-        return -(order * (student + self.epsilon).log()).sum(dim=-1).mean(dim=-1)
+        """[B, N, P], [B, N, P] → [B, N]."""
+        return sorting_cross_entropy(
+            order, similarities, self.network, self.teacher_steepness, self.student_steepness, self.distribution, self.epsilon
+        )
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,7 @@ class Spearman:
         if self.sorter is None:
             ranks = soft_rank(standardised(similarities).flatten(0, -2), self.strength).view_as(similarities)
         else:
-            permutation = permutations(similarities, self.sorter, self.student_steepness, self.distribution)
-            ranks = permutation @ torch.arange(permutation.shape[-1], dtype=permutation.dtype, device=permutation.device)
+            ranks = expected_ranks(similarities, self.sorter, self.student_steepness, self.distribution)
         return 1 - correlation(ranks, order)
 
 

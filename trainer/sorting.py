@@ -3,6 +3,9 @@
 A layer compares wires in pairs. Its comparator on a pair (a, b) mixes them, min = c a + (1 - c) b and max = (1 - c) a + c b, where
 c = F(steepness * (b - a)) is near 1 if a is the smaller and F is the distribution function of a Cauchy or a logistic variable.
 Seen from one wire: it keeps the part F(steepness * sign * (partner - self)) of itself, sign +1 where it is to hold the smaller.
+
+`soft_permutation` is the network as it is defined, and autograd keeps every layer of it. For a loss of two permutations see
+`trainer.sorting_loss`, which keeps next to nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 Network = Literal["bitonic", "odd_even"]
 Distribution = Literal["cauchy", "logistic"]
@@ -36,6 +40,29 @@ def soft_permutation(x: Tensor, network: Network, steepness: float, distribution
         x = torch.lerp(other, x, keep)
         permutation = torch.lerp(permutation.index_select(1, partner), permutation, keep.unsqueeze(2))
     return permutation.transpose(1, 2)
+
+
+def expected_ranks(x: Tensor, network: Network, steepness: float, distribution: Distribution = "cauchy") -> Tensor:
+    """Every item's expected ascending position, from 0 on: [..., n] → [..., n], `soft_permutation(x) @ arange(n)` without it.
+
+    Positions go through the layers backwards, a layer being its own transpose. Backward works all out again from `x`, which alone
+    is kept.
+    """
+    rows = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+    ranks = checkpoint(_expected_ranks, rows, network, steepness, distribution, use_reentrant=False, preserve_rng_state=False)
+    return ranks.view(x.shape)  # type: ignore[no-any-return]
+
+
+def _expected_ranks(x: Tensor, network: Network, steepness: float, distribution: Distribution) -> Tensor:
+    layers, keeps = _layers(network, x.shape[1], x.device), []
+    ranks = torch.arange(x.shape[1], dtype=x.dtype, device=x.device).expand_as(x)
+    for partner, sign in layers:
+        other = x.index_select(1, partner)
+        keeps.append(_distribution(steepness * sign * (other - x), distribution))
+        x = torch.lerp(other, x, keeps[-1])
+    for (partner, _), keep in zip(reversed(layers), reversed(keeps), strict=True):
+        ranks = torch.lerp(ranks.index_select(1, partner), ranks, keep)
+    return ranks
 
 
 def network_layers(network: Network, n: int) -> list[tuple[list[int], list[int]]]:

@@ -1,0 +1,142 @@
+"""The cross-entropy of soft permutations against its formula, with our plain network and with diffsort's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from diffsort import DiffSortNet
+from torch import Tensor
+
+from trainer.sorting import Distribution, Network, expected_ranks, soft_permutation
+from trainer.sorting_loss import sorting_cross_entropy
+
+NETWORKS = pytest.mark.parametrize("network", ["bitonic", "odd_even"])
+DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["cauchy", "logistic"])
+PRECISIONS = pytest.mark.parametrize(
+    ("dtype", "tolerance", "gradient_tolerance"), [(torch.float64, 1e-13, 1e-12), (torch.float32, 1e-5, 5e-4)]
+)
+X_STEEPNESS, Y_STEEPNESS, EPSILON = 20.0, 3.0, 1e-6
+
+
+def two_of_rows(n: int, dtype: torch.dtype, count: int = 6) -> tuple[Tensor, Tensor]:
+    x, y = 0.2 * torch.randn(2, count, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    return x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
+
+
+def formula(p: Tensor, q: Tensor) -> Tensor:
+    return -(p * (q + EPSILON).log()).sum(dim=-1).mean(dim=-1)
+
+
+def plain(x: Tensor, y: Tensor, network: Network = "bitonic", distribution: Distribution = "cauchy") -> Tensor:
+    p, q = soft_permutation(x, network, X_STEEPNESS, distribution), soft_permutation(y, network, Y_STEEPNESS, distribution)
+    return formula(p, q)
+
+
+def assert_equal(ours: Tensor, theirs: Tensor, inputs: tuple[Tensor, ...], tolerance: float, gradient_tolerance: float) -> None:
+    """Values to `tolerance`, gradients (of a sum with unequal weights) to a part of their largest entry."""
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
+    weights = torch.linspace(0.5, 2, ours.numel(), dtype=ours.dtype).view_as(ours)
+    for mine, other in zip(
+        torch.autograd.grad((ours * weights).sum(), inputs), torch.autograd.grad((theirs * weights).sum(), inputs), strict=True
+    ):
+        assert (mine - other).abs().max() <= gradient_tolerance * other.abs().max()
+
+
+@NETWORKS
+@DISTRIBUTIONS
+@PRECISIONS
+@pytest.mark.parametrize("n", [2, 5, 8, 49, 64, 100])
+def test_equals_the_plain_network(
+    network: Network, distribution: Distribution, n: int, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
+) -> None:
+    x, y = two_of_rows(n, dtype)
+    ours = sorting_cross_entropy(x, y, network, X_STEEPNESS, Y_STEEPNESS, distribution, EPSILON)
+    assert_equal(ours, plain(x, y, network, distribution), (x, y), tolerance, gradient_tolerance)
+
+
+@NETWORKS
+@DISTRIBUTIONS
+@PRECISIONS
+@pytest.mark.parametrize("n", [8, 49, 64, 100])
+def test_equals_diffsort(
+    network: Network, distribution: Distribution, n: int, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
+) -> None:
+    x, y = two_of_rows(n, dtype)
+    p = DiffSortNet(network, n, steepness=X_STEEPNESS, distribution=distribution)(x)[1]
+    q = DiffSortNet(network, n, steepness=Y_STEEPNESS, distribution=distribution)(y)[1]
+    ours = sorting_cross_entropy(x, y, network, X_STEEPNESS, Y_STEEPNESS, distribution, EPSILON)
+    assert_equal(ours, formula(p, q), (x, y), tolerance, gradient_tolerance)
+
+
+@NETWORKS
+@DISTRIBUTIONS
+@pytest.mark.parametrize("n", [8, 49])
+def test_gradient_against_finite_differences(network: Network, distribution: Distribution, n: int) -> None:
+    x, y = two_of_rows(n, torch.float64, count=1)
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        return sorting_cross_entropy(x, y, network, 5.0, 3.0, distribution, 1e-2)
+
+    assert torch.autograd.gradcheck(loss, (x, y))
+
+
+def test_more_rows_than_are_worked_on_together() -> None:
+    x, y = two_of_rows(16, torch.float64, count=5000)
+    assert_equal(sorting_cross_entropy(x, y), plain(x, y), (x, y), 1e-13, 1e-12)
+
+
+def test_leading_axes_and_only_one_gradient() -> None:
+    x, y = two_of_rows(9, torch.float64)
+    shaped = sorting_cross_entropy(x.detach().view(2, 3, 9), y.view(2, 3, 9))
+    assert_equal(shaped.flatten(), plain(x.detach(), y), (y,), 1e-13, 1e-12)
+    shaped = sorting_cross_entropy(x.view(2, 3, 9), y.detach().view(2, 3, 9))
+    assert_equal(shaped.flatten(), plain(x, y.detach()), (x,), 1e-13, 1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(sorting_cross_entropy(x, y), plain(x, y), rtol=0, atol=1e-13)
+
+
+def test_rows_of_two_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"same shape, not \(2, 8\) and \(1, 8\)"):
+        sorting_cross_entropy(torch.zeros(2, 8), torch.zeros(1, 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_sorted_in_float32(dtype: torch.dtype) -> None:
+    x, y = (values.detach().to(dtype).requires_grad_() for values in two_of_rows(49, torch.float32))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, ranks = sorting_cross_entropy(x, y), expected_ranks(x, "bitonic", X_STEEPNESS)
+    assert ours.dtype == ranks.dtype == torch.float32
+    assert torch.equal(ours, sorting_cross_entropy(x.float(), y.float()))
+    assert torch.autograd.grad(ours.sum(), x)[0].dtype == dtype
+
+
+def saved_bytes(make: Callable[[], Tensor]) -> int:
+    """What autograd keeps until backward, every storage once."""
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        result = make()
+    assert result.requires_grad
+    return sum(storages.values())
+
+
+def test_keeps_a_hundredth_of_what_the_plain_network_keeps() -> None:
+    x, y = two_of_rows(64, torch.float32, count=32)
+    ours, theirs = saved_bytes(lambda: sorting_cross_entropy(x, y)), saved_bytes(lambda: plain(x, y))
+    assert ours == 2 * 32 * 64 * 4
+    assert ours <= theirs / 100
+
+
+@NETWORKS
+@DISTRIBUTIONS
+@pytest.mark.parametrize("n", [2, 8, 49, 100])
+def test_expected_ranks_equal_the_permutation_times_positions(network: Network, distribution: Distribution, n: int) -> None:
+    x, _ = two_of_rows(n, torch.float64)
+    theirs = soft_permutation(x, network, X_STEEPNESS, distribution) @ torch.arange(n, dtype=torch.float64)
+    assert_equal(expected_ranks(x, network, X_STEEPNESS, distribution), theirs, (x,), 1e-11, 1e-11)
