@@ -5,16 +5,20 @@ time, and only that, n numbers a row, waits for backward. It is had in adjoint f
 layer, a layer that keeps the part c of its wires a and b adds to the derivative of <P, T> by c the sum over items of
 (X_a - X_b) (Y_a - Y_b), where X = M1 ... Ml is the state before that layer and Y = T ML ... M(l+2) the one after it, seen from T.
 
-In PyTorch a state is [wires, items, rows]: a layer's pairs are a reshape of the first axis, and every operation runs along rows,
-which lie side by side. After a block of the bitonic network only wires within its runs of 2^k have met: the state is then
-[wires, 2^k, rows], each wire's items being those of its run, which halves the work.
+On CUDA a Triton kernel does this (`trainer.sorting_triton`). In PyTorch a state is [wires, items, rows]: a layer's pairs are a
+reshape of the first axis, and every operation runs along rows, which lie side by side. After a block of the bitonic network only
+wires within its runs of 2^k have met: the state is then [wires, 2^k, rows], each wire's items being those of its run, which halves
+the work.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -22,6 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trainer.sorting import Distribution, Network
+
+log = logging.getLogger(__name__)
 
 CPU_STATE, GPU_STATE = 2**20, 2**25
 """Numbers in a state of the rows that are worked on together: few enough for a cache, and enough to keep a device busy."""
@@ -46,7 +52,7 @@ def sorting_cross_entropy(
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     sorts = Sort(network, x_steepness, distribution), Sort(network, y_steepness, distribution)
     rows = [values.reshape(-1, x.shape[-1]).to(dtype) for values in (x, y)]
-    wanted = [values.requires_grad and torch.is_grad_enabled() for values in rows]
+    wanted = tuple(values.requires_grad and torch.is_grad_enabled() for values in rows)
     return _CrossEntropy.apply(*rows, sorts, epsilon, wanted).view(x.shape[:-1])
 
 
@@ -59,10 +65,16 @@ class Sort:
     distribution: Distribution
 
 
+Compute = Callable[[Tensor, Tensor, tuple[Sort, Sort], float, tuple[bool, bool]], tuple[Tensor, Tensor | None, Tensor | None]]
+"""`cross_entropy_rows`, and what may stand in for it."""
+
+
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: list[bool]) -> Tensor:
-        values, *gradients = cross_entropy_rows(x, y, sorts, epsilon, wanted)
+    def forward(ctx: Any, x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]) -> Tensor:
+        on_gpu = x.is_cuda and x.dtype == torch.float32 and len(x) > 0
+        compute = gpu_kernel(sorts, x.shape[1], wanted, x.device) if on_gpu else cross_entropy_rows
+        values, *gradients = compute(x, y, sorts, epsilon, wanted)
         ctx.save_for_backward(*gradients)
         return values
 
@@ -73,8 +85,21 @@ class _CrossEntropy(torch.autograd.Function):
         return x, y, None, None, None
 
 
+@lru_cache
+def gpu_kernel(sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], device: torch.device) -> Compute:
+    """The Triton kernel, tried on one row; where it is missing or does not compile, a warning and `cross_entropy_rows`."""
+    try:
+        kernel: Compute = import_module("trainer.sorting_triton").cross_entropy_rows
+        row = torch.zeros(1, n, device=device)
+        kernel(row, row, sorts, 1e-6, wanted)
+    except Exception as error:  # whatever it is, PyTorch does without
+        log.warning("the sorting loss on %s: PyTorch, several times slower (its Triton kernel does not work: %r)", device, error)
+        return cross_entropy_rows
+    return kernel
+
+
 def cross_entropy_rows(
-    x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: list[bool]
+    x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Of x, y [rows, n] the values [rows] and, where `wanted`, their gradients by x and by y [rows, n]: PyTorch, any device."""
     n = x.shape[1]

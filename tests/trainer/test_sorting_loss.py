@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +13,7 @@ from diffsort import DiffSortNet
 from torch import Tensor
 
 from trainer.sorting import Distribution, Network, expected_ranks, soft_permutation
-from trainer.sorting_loss import sorting_cross_entropy
+from trainer.sorting_loss import Sort, cross_entropy_rows, gpu_kernel, sorting_cross_entropy
 
 NETWORKS = pytest.mark.parametrize("network", ["bitonic", "odd_even"])
 DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["cauchy", "logistic"])
@@ -140,3 +143,57 @@ def test_expected_ranks_equal_the_permutation_times_positions(network: Network, 
     x, _ = two_of_rows(n, torch.float64)
     theirs = soft_permutation(x, network, X_STEEPNESS, distribution) @ torch.arange(n, dtype=torch.float64)
     assert_equal(expected_ranks(x, network, X_STEEPNESS, distribution), theirs, (x,), 1e-11, 1e-11)
+
+
+INTERPRETED = """
+import sys
+import torch
+from trainer import sorting_triton
+from trainer.sorting_loss import Sort, cross_entropy_rows
+
+n = int(sys.argv[1])
+if n > 8:
+    sorting_triton.ITEMS = 32  # the interpreter's time is a number of operations
+x, y = 0.2 * torch.randn(2, 2, n, generator=torch.Generator().manual_seed(n))
+cases = [("bitonic", "cauchy", (True, True)), ("bitonic", "logistic", (False, True)), ("odd_even", "cauchy", (True, False)),
+         ("odd_even", "logistic", (False, False))]
+for network, distribution, wanted in cases:
+    sorts = Sort(network, 20.0, distribution), Sort(network, 3.0, distribution)
+    ours, theirs = (compute(x, y, sorts, 1e-6, wanted) for compute in (sorting_triton.cross_entropy_rows, cross_entropy_rows))
+    for mine, other in zip(ours, theirs):
+        assert (mine is None) == (other is None)
+        assert other is None or (mine - other).abs().max() <= 2e-5 * other.abs().max(), (mine, other)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("n", [8, *(pytest.param(n, marks=pytest.mark.slow) for n in (49, 64))])
+def test_triton_kernel_equals_pytorch_in_the_interpreter(n: int) -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-c", INTERPRETED, str(n)]
+    ran = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    assert ran.stdout == "equal\n", ran.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@NETWORKS
+@DISTRIBUTIONS
+@pytest.mark.parametrize("n", [8, 49, 64])
+def test_cuda_equals_the_cpu(network: Network, distribution: Distribution, n: int) -> None:
+    x, y = two_of_rows(n, torch.float32)
+    steepness = X_STEEPNESS, Y_STEEPNESS
+    on_gpu = sorting_cross_entropy(x.cuda(), y.cuda(), network, *steepness, distribution, EPSILON)
+    assert_equal(on_gpu.cpu(), sorting_cross_entropy(x, y, network, *steepness, distribution, EPSILON), (x, y), 1e-5, 5e-4)
+
+
+def test_pytorch_stands_in_where_the_kernel_does_not_run(caplog: pytest.LogCaptureFixture) -> None:
+    sorts = Sort("bitonic", 20.0, "cauchy"), Sort("bitonic", 3.0, "cauchy")
+    for _ in range(2):
+        assert gpu_kernel(sorts, 8, (True, True), torch.device("cpu")) is cross_entropy_rows
+    assert len(caplog.records) == 1
+    assert "PyTorch, several times slower" in caplog.text
+
+
+def test_triton_is_imported_only_where_it_is_used() -> None:
+    code = "import sys, trainer.sorting, trainer.sorting_loss, trainer.objective; print('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
