@@ -87,7 +87,7 @@ class _CrossEntropy(torch.autograd.Function):
 
 @lru_cache
 def gpu_kernel(sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], device: torch.device) -> Compute:
-    """The Triton kernel, tried on one row; where it is missing or does not compile, a warning and `cross_entropy_rows`."""
+    """The Triton kernel, tried on one row; where it is missing or cannot be had for this, a warning and `cross_entropy_rows`."""
     try:
         kernel: Compute = import_module("trainer.sorting_triton").cross_entropy_rows
         row = torch.zeros(1, n, device=device)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 ITEMS = 2
 """Items of a row that are worked on together."""
+MOST_LAYERS = 28
+"""Deepest network, the bitonic one of 128 wires, which compiles in about a minute; one of 64 layers takes more than six."""
 
 
 @triton.jit
@@ -141,9 +143,11 @@ def _rows(
 def cross_entropy_rows(
     x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `trainer.sorting_loss.cross_entropy_rows`, of float32 rows, at least one."""
+    """As `trainer.sorting_loss.cross_entropy_rows`, of float32 rows, at least one. `ValueError`: the network is too deep."""
     n = x.shape[1]
     partners, signs = _tables(sorts[0].network, n, x.device)
+    if len(partners) > MOST_LAYERS:
+        raise ValueError(f"a network of {len(partners)} layers is too deep to be unrolled")
     values = x.new_empty(len(x))
     gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for want in wanted]
     launches = [(True, False)] * wanted[0] + [(False, True)] * wanted[1] or [(False, False)]
