@@ -298,6 +298,7 @@ def test_a_shard_that_is_gone_is_made_again(built: tuple[BuildSettings, Built], 
     assert verify_snapshot(again.snapshot, QUIET) == []
 
 
+@pytest.mark.slow
 def test_a_video_repaired_in_place_is_found_when_asked_for(videos: Path, tmp_path: Path) -> None:
     """Of the same size and time as the garbage before it, so that nothing else tells."""
     root = tmp_path / "videos"
@@ -407,6 +408,7 @@ def test_a_read_only_folder_is_one_sentence(videos: Path, tiny_disk: Path) -> No
         build(settings_for(videos, tiny_disk / "out"), QUIET)
 
 
+@pytest.mark.slow
 def test_a_build_runs_in_a_notebook(videos: Path, tmp_path: Path) -> None:
     """There an event loop is running already."""
 
@@ -423,6 +425,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_repair_makes_what_is_damaged_again_and_nothing_else(videos: Path, tmp_path: Path) -> None:
     """One clip of a shard is damaged, and the video of another is gone: only the first comes from its source."""
     out, root = tmp_path / "out", tmp_path / "videos"
@@ -445,6 +448,7 @@ def test_repair_makes_what_is_damaged_again_and_nothing_else(videos: Path, tmp_p
     assert contents(snapshot) == expected, "byte for byte, the clips of the video that is gone included"
 
 
+@pytest.mark.slow
 def test_repair_refuses_a_video_that_has_changed(videos: Path, tmp_path: Path) -> None:
     out, root = tmp_path / "out", tmp_path / "videos"
     shutil.copytree(videos, root)
@@ -458,6 +462,7 @@ def test_repair_refuses_a_video_that_has_changed(videos: Path, tmp_path: Path) -
         repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET)
 
 
+@pytest.mark.slow
 def test_a_clip_whose_source_is_gone_is_reported_and_the_others_are_kept(videos: Path, tmp_path: Path) -> None:
     out, root = tmp_path / "out", tmp_path / "videos"
     shutil.copytree(videos, root)

@@ -232,6 +232,7 @@ def test_bad_input_is_named(offline: CoTracker3, arguments: dict[str, object], s
         track(offline, **arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_odd_sizes_are_tracked(offline: CoTracker3) -> None:
     tracked = track(offline, torch.randint(0, 255, (1, 2, 3, 33, 71), dtype=torch.uint8), grid=2)
     assert isinstance(tracked, Tracked)

@@ -32,6 +32,7 @@ from shards.files import Location
 from tests.pipeline.panning import panning_frames
 
 QUIET = Progress(quiet=True)
+pytestmark = pytest.mark.slow
 FRAMES = {"clip_frames": 10, "min_frames": 6, "short_side": 64}
 TRACKS = {"tracker": "lucas_kanade", "grid": 4, "anchors": [0]}
 VIDEOS = {"a": 20, "b": 20, "c": 10, "d": 10}
