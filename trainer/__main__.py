@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ CONFIG is a YAML file such as configs/train/demo.yaml; trainer/config.py explain
 
 
 def main(arguments: list[str]) -> int:
-    """Runs a training; 0, or 1 after printing in one sentence what is wrong."""
+    """Runs a training; 0, 1 after printing in one sentence what is wrong, or 143 if it was asked to stop (SIGTERM) and did."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -25,9 +26,13 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
     try:
         settings = load_settings(TrainSettings, Path(arguments[0]), arguments[1:])
-        from trainer.train import train  # torch and timm take seconds to import; a wrong key should not
+        from trainer.train import Stopped, train  # torch and timm take seconds to import; a wrong key should not
 
-        weights = train(settings)
+        try:
+            weights = train(settings)
+        except Stopped as stopped:
+            logging.getLogger(__name__).info("%s", stopped)
+            return 128 + signal.SIGTERM
     except PretrackError as error:
         print(f"trainer: {error}", file=sys.stderr)
         return 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +35,44 @@ BACKBONES = {
 """Short names of the backbones the method is published for, and timm's."""
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """Images half-way through a transformer: what its frozen blocks made of them.
+
+    values:  [B, n, D], prefix tokens first
+    extras:  what each block to come is called with beside its tokens, such as rotary positions; the same for every image
+    grid:    rows and columns of patches
+    """
+
+    values: Tensor
+    extras: tuple[dict[str, Any], ...]
+    grid: tuple[int, int]
+
+    def __getitem__(self, images: Tensor | slice) -> Tokens:
+        """Those of some images."""
+        return replace(self, values=self.values[images])
+
+
+class _Later(nn.Module):
+    """Stands where a block is that is run later, and keeps what it would have been called with."""
+
+    def forward(self, values: Tensor, **extras: Any) -> Tensor:
+        self.extras = extras
+        return values
+
+
 class Backbone(nn.Module):
-    """A timm vision transformer that gives the last block's patch tokens, after the final norm, as a map."""
+    """A timm vision transformer that gives the last block's patch tokens, after the final norm, as a map.
+
+    It is cut in two before the first block that is trained: `trunk`, all of it frozen, and `tail`.
+    """
 
     def __init__(self, model: nn.Module, timm_id: str) -> None:
         super().__init__()
         self.model: Any = model
         self.timm_id = timm_id
+        self.frozen = 0
+        """Blocks before the cut."""
 
     @property
     def width(self) -> int:
@@ -60,9 +93,35 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] → features [B, H / patch, W / patch, D]."""
-        tokens: Tensor = self.model.forward_features(images)[:, self.model.num_prefix_tokens :]
-        rows, columns = images.shape[2] // self.patch, images.shape[3] // self.patch
-        return tokens.reshape(len(tokens), rows, columns, tokens.shape[-1])
+        return self._as_map(self.model.forward_features(images), self._grid_of(images))
+
+    @torch.no_grad()
+    def trunk(self, images: Tensor) -> Tokens:
+        """The frozen blocks, without gradients: normalised images [B, 3, H, W] → tokens. `tail(trunk(x))` is `forward(x)`."""
+        later = [_Later() for _ in self.model.blocks[self.frozen :]]
+        model = copy.copy(self.model)  # shares every weight
+        model._modules = dict(self.model._modules)
+        model.blocks = nn.Sequential(*self.model.blocks[: self.frozen], *later)
+        model.norm = nn.Identity()
+        return Tokens(model.forward_features(images), tuple(block.extras for block in later), self._grid_of(images))
+
+    def tail(self, tokens: Tokens) -> Tensor:
+        """The other blocks and the final norm: tokens of B images → features [B, rows, columns, D]."""
+        values = tokens.values
+        for block, extras in zip(self.model.blocks[self.frozen :], tokens.extras, strict=True):
+            values = block(values, **extras)
+        return self._as_map(self.model.norm(values), tokens.grid)
+
+    def compile(self) -> None:  # type: ignore[override]
+        """Compiles each block, which keeps the names of weights and takes as long as one of them."""
+        for block in self.model.blocks:
+            block.compile()
+
+    def _grid_of(self, images: Tensor) -> tuple[int, int]:
+        return images.shape[2] // self.patch, images.shape[3] // self.patch
+
+    def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        return tokens[:, self.model.num_prefix_tokens :].reshape(len(tokens), *grid, tokens.shape[-1])
 
     def freeze(self, trainable_blocks: int, train_norm: bool) -> None:
         """Leaves only the last blocks, and perhaps the final norm, to be trained. Raises SettingsError for too many."""
@@ -70,7 +129,8 @@ class Backbone(nn.Module):
         if trainable_blocks > len(blocks):
             raise SettingsError(f"'model.trainable_blocks: {trainable_blocks}' is more than the {len(blocks)} of {self.timm_id}")
         self.requires_grad_(False)
-        for block in blocks[len(blocks) - trainable_blocks :]:
+        self.frozen = len(blocks) - trainable_blocks
+        for block in blocks[self.frozen :]:
             block.requires_grad_(True)
         self.model.norm.requires_grad_(train_norm)
 

@@ -20,7 +20,21 @@ from trainer.config import TrainSettings
 FREE_TO_CHANGE = {
     "data": {"out", "snapshot", "on_error", "cache"},
     "model": {"weights"},
-    "run": {"out", "workers", "resume", "device", "export", "steps", "epochs", "checkpoint_every", "keep", "log_every"},
+    "run": {
+        "out",
+        "workers",
+        "resume",
+        "device",
+        "export",
+        "steps",
+        "epochs",
+        "checkpoint_every",
+        "keep",
+        "log_every",
+        "compile",
+        "watch",
+        "pictures",
+    },
 }
 """Settings a resumed run may change: where things lie, how long it is, and how it reports."""
 

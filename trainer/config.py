@@ -167,6 +167,19 @@ class TrackSettings(Settings):
     """Published: true, which reads a point up to half a patch (7 px) away from where it is, most at the border. False is exact."""
 
 
+class LoraSettings(Settings):
+    """Low-rank adapters, trained in place of the weights of the last blocks. They are merged into the exported weights."""
+
+    rank: int = Field(default=8, ge=1)
+    """Rank of the change of a layer's weight."""
+    alpha: float = Field(default=8.0, gt=0)
+    """The change is multiplied by alpha / rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Chance that an input of an adapter is left out."""
+    layers: tuple[str, ...] = Field(default=("qkv", "proj"), min_length=1)
+    """Which linear layers of a block have one, by timm's names: also `fc1` and `fc2`."""
+
+
 class ModelSettings(Settings):
     """The backbone, what of it is trained, and the projection head."""
 
@@ -178,6 +191,8 @@ class ModelSettings(Settings):
     """Further arguments for timm's create_model, such as `depth: 4`."""
     trainable_blocks: int = Field(default=2, ge=0)
     """How many of the last blocks are trained; everything before them is frozen."""
+    lora: LoraSettings | None = None
+    """Trains adapters in those blocks, and not their weights (extra `lora`)."""
     train_norm: bool = False
     """Whether the final norm is trained. Published: frozen."""
     head: tuple[int, ...] = Field(default=(1024, 1024, 512, 256), min_length=1)
@@ -191,6 +206,8 @@ class ReferenceSettings(Settings):
     """Reference frames a clip, R: one of its own, and R - 1 of other clips of the same rank's batch."""
     crop_ratio: float = Field(default=0.5, gt=0, le=1)
     """Side of the crop, as a part of the patch grid's side."""
+    across_ranks: bool = False
+    """Draws the R - 1 from the clips of all ranks, whose features are gathered for it. Published: false."""
 
 
 class InfoNCESettings(Settings):
@@ -336,9 +353,12 @@ class TeacherSettings(Settings):
     """The teacher: an exponential moving average of the student."""
 
     momentum: float = Field(default=0.99, ge=0, le=1)
-    """The part of the teacher kept at each step."""
+    """The part of the teacher kept at each step. 0: the teacher is the student of the step before."""
+    final_momentum: float | None = Field(default=None, ge=0, le=1)
+    """The momentum goes there by a cosine over the run, as in NeCo (0.9995 to 1). Null: it stays, as published."""
     average: Literal["trained", "all"] = "trained"
-    """Published: `all`, which also averages frozen weights, moving them by rounding errors."""
+    """Published: `all`, which also averages frozen weights, moving them by rounding errors. The teacher then cannot share the
+    student's frozen blocks and runs its own."""
 
 
 class RunSettings(Settings):
@@ -350,6 +370,8 @@ class RunSettings(Settings):
     """Every random choice follows from it."""
     batch_size: int = Field(default=32, ge=1)
     """Clips a step, over all ranks together; no more than there are, and shared evenly by the ranks."""
+    accumulate: int = Field(default=1, ge=1)
+    """Parts that a rank's clips of a step go through the model in, for less memory. References are drawn within a part."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the clips; either this or `steps`."""
     steps: int | None = Field(default=None, ge=1)
@@ -358,6 +380,8 @@ class RunSettings(Settings):
     """`auto` takes CUDA where there is one."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the transformers on CUDA (the CPU always has float32); the loss is always in float32. Published: float32."""
+    compile: bool = False
+    """Compiles the transformers' blocks (torch.compile). Worth it for long runs on CUDA; the first steps take longer."""
     workers: int = Field(default=2, ge=0)
     """Processes that read clips, a rank. Changes nothing in what is read."""
     resume: bool = True
@@ -370,11 +394,17 @@ class RunSettings(Settings):
     """Whose backbone is exported as weights, before the first step and after the last."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines of progress."""
+    watch: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where figures go beside the console. The last two must be installed."""
+    pictures: int = Field(default=2, ge=0)
+    """Clips whose features are drawn for TensorBoard at every checkpoint, their first three principal components as colours."""
 
     @model_validator(mode="after")
     def _length(self) -> RunSettings:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("set one of 'run.steps' and 'run.epochs', and leave the other out or null")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"'run.batch_size: {self.batch_size}' cannot be shared by {self.accumulate} parts ('run.accumulate')")
         return self
 
 
@@ -399,6 +429,12 @@ class TrainSettings(Settings):
             return values
         given = {name: values.get(name) or {} for name in UPSTREAM}
         return values | {name: UPSTREAM[name] | part for name, part in given.items() if isinstance(part, dict)}
+
+    @model_validator(mode="after")
+    def _adapters(self) -> TrainSettings:
+        if self.model.lora and self.teacher.average == "all":
+            raise ValueError("'model.lora' goes with 'teacher.average: trained', which averages the adapters")
+        return self
 
     @model_validator(mode="after")
     def _intra_reference(self) -> TrainSettings:

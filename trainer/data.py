@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -316,4 +317,5 @@ def _clean_processes() -> BaseContext:
 def _begin(environment: dict[str, str], worker: int) -> None:
     """Makes a worker ready. Its environment may be that of an earlier loader, with other credentials."""
     os.environ.update(environment)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of a job's processes, and the run means to finish its step
     cv2.setNumThreads(0)

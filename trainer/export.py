@@ -2,6 +2,7 @@
 
     OUT/weights/step_00000000.safetensors, .json      the backbone before the first step
     OUT/weights/step_00008680.safetensors, .json      ... and after the last
+    OUT/weights/README.md                             a model card for the last
 
 Loads with `timm.create_model(timm_id, pretrained=True, num_classes=0, pretrained_cfg_overlay=dict(file=PATH), **options)`.
 """
@@ -20,14 +21,16 @@ from manifests.snapshot import Snapshot
 from manifests.tables import read_table
 from shards.errors import SettingsError
 from shards.files import write_whole
+from trainer.adapters import without_adapters
 from trainer.backbone import Backbone
 from trainer.config import TrainSettings
+from trainer.model_card import model_card
 
 
 def export_weights(backbone: Backbone, settings: TrainSettings, snapshots: Sequence[Snapshot], step: int) -> Path:
     """Writes a backbone's weights and their description into the run's folder; returns the weights' path."""
     path = settings.run.out / "weights" / f"step_{step:08d}.safetensors"
-    state = {name: value.detach().cpu().contiguous() for name, value in backbone.model.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in without_adapters(backbone).state_dict().items()}
     write_whole(path, save(state, {"format": "pt"}))
     used = settings.model_dump(mode="json")
     description = {
@@ -46,6 +49,7 @@ def export_weights(backbone: Backbone, settings: TrainSettings, snapshots: Seque
         "terms_note": "The starting weights and the videos come with terms of their own, which may bind these weights too.",
     }
     write_whole(path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False).encode())
+    write_whole(path.with_name("README.md"), model_card(description, path.name).encode())
     return path
 
 

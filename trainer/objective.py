@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import LossSettings
+from trainer.losses.embeddings import Embeddings
 from trainer.soft_rank import correlation, hard_rank, soft_rank, spearman, standardised
 from trainer.sorting import Distribution, Network, expected_ranks, soft_permutation
 from trainer.sorting_loss import sorting_cross_entropy
@@ -141,8 +142,8 @@ def sorting_loss(
 
 
 @torch.no_grad()
-def diagnostics(student: Tensor, teacher: Tensor, references: Tensor, weights: Tensor, settings: LossSettings) -> dict[str, float]:
-    """What to watch beside the loss, the same in every mode, for the last frame and first reference; arguments as `sorting_loss`'s.
+def diagnostics(embeddings: Embeddings, settings: LossSettings) -> dict[str, float]:
+    """What to watch beside the loss, the same in every mode, for the last frame and first reference.
 
     spearman:                  correlation of the student's order with the teacher's; a falling loss alone proves nothing
     student/teacher_spread:    standard deviation of similarities along a row
@@ -150,8 +151,12 @@ def diagnostics(student: Tensor, teacher: Tensor, references: Tensor, weights: T
     excess:                    the published loss minus ln P, its value where all positions are equally likely
     visible:                   the part of all tracks, in all compared frames, that counts
     """
-    patches = references[:, 0].transpose(1, 2)
-    a, q, share = student[:, -1] @ patches, teacher @ patches, weights[:, -1] / weights[:, -1].sum().clamp_min(1)
+    patches, weights = embeddings.references[:, 0].transpose(1, 2), embeddings.weights
+    a, q, share = (
+        embeddings.student[:, -1] @ patches,
+        embeddings.teacher @ patches,
+        weights[:, -1] / weights[:, -1].sum().clamp_min(1),
+    )
     network: Network = "bitonic" if settings.sorter == "torchsort" else settings.sorter
     a_order = permutations(a, network, settings.student_steepness, settings.distribution)
     q_order = permutations(q, network, settings.teacher_steepness, settings.distribution)

@@ -39,10 +39,8 @@ class References:
     frame: Tensor
     top: Tensor
     left: Tensor
-
-    def to(self, device: torch.device) -> References:
-        """The same, on a device."""
-        return References(self.frame.to(device), self.top.to(device), self.left.to(device))
+    across_ranks: bool = False
+    """Whether `frame` counts through the batches of all ranks, one after the other, and not this rank's alone."""
 
 
 def check_references(clips: int, frames: int, count: int) -> None:
@@ -69,9 +67,24 @@ def choose_references(clips: int, frames: int, count: int, grid: int, side: int,
     return References(torch.cat([others, own[:, None]], dim=1), corners[0], corners[1])
 
 
+def rank_references(references: References, clips: int, rank: int) -> References:
+    """Of references drawn for the clips of all ranks, `clips` each, those of one rank; they may lie in frames of the others."""
+    own = slice(rank * clips, (rank + 1) * clips)
+    return References(references.frame[own], references.top[own], references.left[own], across_ranks=True)
+
+
+def needed_frames(frames: int, *wanted: Tensor) -> tuple[Tensor, ...]:
+    """Which of `frames` frames appear in any of the `wanted` index tensors, in order, and each of those by its place among them."""
+    needed = torch.unique(torch.cat([indices.flatten() for indices in wanted]))
+    place = torch.full((frames,), -1)
+    place[needed] = torch.arange(len(needed))
+    return needed, *(place[indices] for indices in wanted)
+
+
 def crop_references(features: Tensor, references: References, side: int) -> Tensor:
     """Cuts the crops out of patch maps: [B * T, h, w, D] → [B, R, side * side, D], row by row."""
-    step = torch.arange(side, device=features.device)
+    step = torch.arange(side)
     rows = (references.top[..., None] + step)[..., :, None]
     columns = (references.left[..., None] + step)[..., None, :]
-    return features[references.frame[..., None, None], rows, columns].flatten(2, 3)
+    place = (references.frame[..., None, None], rows, columns)
+    return features[tuple(index.to(features.device, non_blocking=True) for index in place)].flatten(2, 3)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from trainer.backbone import Backbone
-from trainer.sampling import References, crop_references, sample_points
+from trainer.backbone import Backbone, Tokens
+from trainer.ranks import gathered
+from trainer.sampling import References, crop_references, needed_frames, sample_points
 
 
 class Projection(nn.Sequential):
@@ -35,23 +37,30 @@ class Embedder(nn.Module):
         self.align_corners = align_corners
 
     def forward(
-        self, frames: Tensor, points: Tensor, compared: Sequence[int], references: References, side: int
+        self, frames: Tokens, points: Tensor, size: int, compared: Sequence[int], references: References, side: int
     ) -> tuple[Tensor, Tensor]:
-        """The student's pass. Every frame goes through the backbone once; references are taken from those same features.
+        """The student's pass. Every frame goes through the tail at most once, and references are taken from the same features.
 
-        frames [B, T, 3, S, S], points [B, T, N, 2] in their pixels, `compared` F frame indices, crops of `side` patches →
-        embeddings of the points in the compared frames [B, F, N, E] and of the crops' patches [B, R, side * side, E], float32.
+        frames: tokens of B * T frames; points [B, T, N, 2] in pixels of a square of `size`; `compared` F frame indices; crops of
+        `side` patches → embeddings of the points in the compared frames [B, F, N, E] and of the crops' patches
+        [B, R, side * side, E], float32.
         """
-        b, t = frames.shape[:2]
-        features = self.backbone(frames.flatten(0, 1))
-        crops = crop_references(features, references, side)
-        chosen = features.view(b, t, *features.shape[1:])[:, list(compared)].flatten(0, 1)
-        tracks = sample_points(chosen, points[:, list(compared)].flatten(0, 1), frames.shape[-1], self.align_corners)
-        return self.embed(tracks.view(b, len(compared), *tracks.shape[1:])), self.embed(crops)
+        b, t, n = points.shape[:3]
+        chosen = (torch.arange(b)[:, None] * t + torch.tensor(compared)).flatten()
+        if references.across_ranks:
+            features = self.backbone.tail(frames)
+            crops = crop_references(gathered(features), references, side)
+        else:
+            needed, chosen, referred = needed_frames(b * t, chosen, references.frame)
+            features = self.backbone.tail(frames[needed.to(points.device)])
+            crops = crop_references(features, replace(references, frame=referred), side)
+        seen = features[chosen.to(points.device)]
+        tracks = sample_points(seen, points[:, list(compared)].flatten(0, 1), size, self.align_corners)
+        return self.embed(tracks.view(b, len(compared), n, -1)), self.embed(crops)
 
-    def anchor(self, frames: Tensor, points: Tensor) -> Tensor:
-        """The teacher's pass, of the anchor frame only: frames [B, 3, S, S], points [B, N, 2] → [B, N, E], float32."""
-        return self.embed(sample_points(self.backbone(frames), points, frames.shape[-1], self.align_corners))
+    def tracks(self, frames: Tokens, points: Tensor, size: int) -> Tensor:
+        """The teacher's pass: tokens of B frames, points [B, N, 2] in pixels of a square of `size` → [B, N, E], float32."""
+        return self.embed(sample_points(self.backbone.tail(frames), points, size, self.align_corners))
 
     def embed(self, features: Tensor) -> Tensor:
         """Projects features [..., D] to unit vectors [..., E] in float32."""

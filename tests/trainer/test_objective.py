@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from tests.trainer.plain_loss import plain_loss
 from trainer import objective as objectives
+from trainer.backbone import Tokens
 from trainer.config import LossSettings
+from trainer.losses.embeddings import Embeddings
 from trainer.objective import Published, diagnostics, make_objective, sorting_loss
 from trainer.sampling import References, choose_references
 from trainer.student_teacher import Embedder, Projection, make_teacher
@@ -27,8 +29,17 @@ class TinyBackbone(nn.Module):
         super().__init__()
         self.patches = nn.Conv2d(3, 6, PATCH, stride=PATCH)
 
+    def tail(self, tokens: Tokens) -> Tensor:
+        features: Tensor = self(tokens.values)
+        return features
+
     def forward(self, images: Tensor) -> Tensor:
         return self.patches(images).tanh().movedim(1, -1)
+
+
+def untouched(frames: Tensor) -> Tokens:
+    """Frames [B, T, 3, S, S] as they come out of a trunk without blocks."""
+    return Tokens(frames.flatten(0, 1), (), (SIZE // PATCH, SIZE // PATCH))
 
 
 def a_batch(dtype: torch.dtype) -> tuple[Embedder, Embedder, Tensor, Tensor, Tensor, References]:
@@ -61,9 +72,11 @@ def test_equals_the_plain_transcription(
     student, teacher, frames, points, visible, references = a_batch(dtype)
     plain_student = copy.deepcopy(student)
 
-    tracks, crops = student(frames, points, compared, references, 4)
+    tracks, crops = student(untouched(frames), points, SIZE, compared, references, 4)
     weights = visible[:, :1] * visible[:, list(compared)]
-    loss = sorting_loss(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, weights, make_objective(PUBLISHED), False)
+    loss = sorting_loss(
+        tracks, teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE), crops, weights, make_objective(PUBLISHED), False
+    )
     loss.backward()  # type: ignore[no-untyped-call]
 
     corners = torch.stack([references.top, references.left], dim=-1)
@@ -83,7 +96,7 @@ def test_equals_the_plain_transcription(
 
 def test_teacher_order_is_made_once_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(frames, points, (1, 2, 3), references, 4)
+    tracks, crops = student(untouched(frames), points, SIZE, (1, 2, 3), references, 4)
     calls: list[Tensor] = []
     original = Published.teacher_order
 
@@ -92,7 +105,14 @@ def test_teacher_order_is_made_once_a_reference(monkeypatch: pytest.MonkeyPatch)
         return original(self, similarities)
 
     monkeypatch.setattr(Published, "teacher_order", counted_order)
-    sorting_loss(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, visible[:, 1:], make_objective(PUBLISHED), False)
+    sorting_loss(
+        tracks,
+        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        crops,
+        visible[:, 1:],
+        make_objective(PUBLISHED),
+        False,
+    )
     assert len(calls) == 5
 
 
@@ -108,8 +128,10 @@ ALL = [
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
 def test_every_objective_trains_the_student_alone(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(frames, points, (1, 2, 3), references, 4)
-    loss = sorting_loss(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, visible[:, 1:], make_objective(settings), True)
+    tracks, crops = student(untouched(frames), points, SIZE, (1, 2, 3), references, 4)
+    loss = sorting_loss(
+        tracks, teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE), crops, visible[:, 1:], make_objective(settings), True
+    )
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in student.parameters())
     assert all(weight.grad is None for weight in teacher.parameters())
@@ -145,8 +167,8 @@ def test_published_teacher_gradient_is_a_switch() -> None:
     gradients = []
     for detach in (False, True):
         student.zero_grad()
-        tracks, crops = student(frames, points, (3,), references, 4)
-        anchor = teacher.anchor(frames[:, 0], points[:, 0])
+        tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
+        anchor = teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE)
         sorting_loss(tracks, anchor, crops, visible[:, 3:], make_objective(PUBLISHED), detach).backward()  # type: ignore[no-untyped-call]
         gradients.append(
             student.head[-1].weight.grad.clone()  # type: ignore[operator, union-attr]
@@ -156,9 +178,14 @@ def test_published_teacher_gradient_is_a_switch() -> None:
 
 def test_nothing_visible_is_zero_and_finite() -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(frames, points, (3,), references, 4)
+    tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
     loss = sorting_loss(
-        tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, 0 * visible[:, 3:], make_objective(PUBLISHED), False
+        tracks,
+        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        crops,
+        0 * visible[:, 3:],
+        make_objective(PUBLISHED),
+        False,
     )
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
@@ -167,8 +194,10 @@ def test_nothing_visible_is_zero_and_finite() -> None:
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
 def test_diagnostics_are_the_same_in_every_mode(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(frames, points, (3,), references, 4)
-    values = diagnostics(tracks, teacher.anchor(frames[:, 0], points[:, 0]), crops, visible[:, 3:], settings)
+    tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
+    anchor, places = teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE), points / SIZE
+    embeddings = Embeddings(tracks, anchor, crops, visible[:, 3:], places[:, 3:], places[:, 0], None)
+    values = diagnostics(embeddings, settings)
     assert set(values) == {
         "spearman",
         "student_spread",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 import subprocess
 import sys
@@ -28,9 +27,11 @@ from trainer.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.clips import open_snapshots
 from trainer.config import LossSettings, OptimSettings, TrainSettings
 from trainer.data import ClipDataset, Loader, counted
-from trainer.objective import sorting_loss
+from trainer.losses.embeddings import Embeddings
 from trainer.sampling import choose_references
-from trainer.train import compared_frames, learning_rate, train
+from trainer.schedule import compared_frames, learning_rate, step_seed
+from trainer.step import batch_of
+from trainer.train import train
 
 Make = Callable[..., TrainSettings]
 REPOSITORY = Path(__file__).parents[2]
@@ -58,6 +59,14 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
+def embedded(settings: TrainSettings, batch: Any) -> Embeddings:
+    """What a batch's frames 2 and 3 look like to models that are the same for the same seed."""
+    torch.manual_seed(0)
+    model = training.make_step(settings, None, torch.device("cpu"))
+    references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    return model.embed(batch_of(batch, settings, torch.device("cpu")), [2, 3], references, 4)
+
+
 @pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
 def test_a_run_trains_the_last_blocks_and_nothing_else(settings: Make, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     s = settings(recipe, run={"steps": 3})
@@ -79,24 +88,25 @@ def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: p
     s = settings("upstream", run={"steps": 3}, loss={"curriculum_steps": 1})
     steps: list[tuple[Any, ...]] = []
     models: list[Any] = []
-    make, check = training.make_models, training.check_finite
+    make, check = training.make_step, training.check_finite
 
     def remember_models(*arguments: Any) -> Any:
-        models[:] = make(*arguments)
-        return tuple(models)
+        model = make(*arguments)
+        models[:] = [model.student, model.teacher]
+        return model
 
     def remember_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
         gradients = [weight.grad.clone() for weight in models[0].parameters() if weight.requires_grad]
         steps.append((loss.item(), gradients, copy.deepcopy(models), batch))
         check(loss, norm, step, batch)
 
-    monkeypatch.setattr(training, "make_models", remember_models)
+    monkeypatch.setattr(training, "make_step", remember_models)
     monkeypatch.setattr(training, "check_finite", remember_step)
     train(s)
 
     for step, compared in enumerate([(1, 2, 3), (2, 3), (3,)]):
         loss, gradients, (student, teacher), batch = steps[step]
-        references = choose_references(4, 4, 3, 8, 4, torch.manual_seed(training.step_seed(s.run.seed, step, 0)))
+        references = choose_references(4, 4, 3, 8, 4, torch.manual_seed(step_seed(s.run.seed, step, 0)))
         student.zero_grad()
         plain = plain_loss(
             student.backbone,
@@ -134,31 +144,24 @@ def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
     s = settings()
     dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
     batch = next(iter(Loader(dataset, dataset.order(4))))
-    student, teacher = training.make_models(s, None, torch.device("cpu"))
-    references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
-    tracks, anchor, crops, weights = training.embed(student, teacher, batch, references, [2, 3], 4, s, torch.device("cpu"))
-    assert tracks.shape == (4, 2, 36, 16)
-    assert anchor.shape == (4, 36, 16)
-    assert crops.shape == (4, 3, 16, 16)
-    torch.testing.assert_close(tracks.norm(dim=-1), torch.ones(4, 2, 36))
+    seen_as = embedded(s, batch)
+    assert seen_as.student.shape == (4, 2, 36, 16)
+    assert seen_as.teacher.shape == (4, 36, 16)
+    assert seen_as.references.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(seen_as.student.norm(dim=-1), torch.ones(4, 2, 36))
     seen = counted(batch, s.tracks)
     assert not seen[:, 0].all()  # the view leaves out some of the anchor frame
-    assert torch.equal(weights.bool(), seen[:, :1] & seen[:, [2, 3]])
+    assert torch.equal(seen_as.weights.bool(), seen[:, :1] & seen[:, [2, 3]])
 
 
 def test_the_teacher_sees_the_anchor_in_its_own_colours(settings: Make) -> None:
     plain, coloured = settings(), settings(data={"colour": {"jitter": 1, "grey": 1, "student_only": True}})
-    embedded = []
+    both = []
     for s in (plain, coloured):
         dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
-        batch = next(iter(Loader(dataset, dataset.order(4))))
-        torch.manual_seed(0)
-        student, teacher = training.make_models(s, None, torch.device("cpu"))
-        references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
-        embedded.append(training.embed(student, teacher, batch, references, [2, 3], 4, s, torch.device("cpu")))
-    (tracks, anchor, *_), (changed_tracks, same_anchor, *_) = embedded
-    torch.testing.assert_close(anchor, same_anchor)
-    assert not torch.allclose(tracks, changed_tracks, atol=1e-3)
+        both.append(embedded(s, next(iter(Loader(dataset, dataset.order(4))))))
+    torch.testing.assert_close(both[0].teacher, both[1].teacher)
+    assert not torch.allclose(both[0].student, both[1].student, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -245,11 +248,9 @@ def test_a_damaged_checkpoint_is_named(settings: Make) -> None:
         train(s)
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = sorting_loss
-    monkeypatch.setattr(training, "sorting_loss", lambda *arguments: original(*arguments) * math.nan)
-    s = settings()
-    with pytest.raises(PretrackError, match=r"step 1: the loss is nan .* the clips of this rank were made-0\d, made-0\d, "):
+def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make) -> None:
+    s = settings(optim={"lr": 1e30})
+    with pytest.raises(PretrackError, match=r"step 2: the loss is nan .* the clips of this rank were made-0\d, made-0\d, "):
         train(s)
     assert newest_checkpoint(s.run.out) is None
 

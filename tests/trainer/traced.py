@@ -15,7 +15,7 @@ from trainer.__main__ import main
 
 keys: list[list[str]] = []
 models: list[Any] = []
-check, make = training.check_finite, training.make_models
+check, make = training.check_finite, training.make_step
 
 
 def remember_keys(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
@@ -24,12 +24,13 @@ def remember_keys(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
 
 
 def remember_models(*arguments: Any) -> Any:
-    models[:] = make(*arguments)
-    return tuple(models)
+    model = make(*arguments)
+    models[:] = [model.student, model.teacher]
+    return model
 
 
 if __name__ == "__main__":
-    training.check_finite, training.make_models = remember_keys, remember_models  # type: ignore[assignment]
+    training.check_finite, training.make_step = remember_keys, remember_models  # type: ignore[assignment]
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
     torch.save({"keys": keys, "weights": weights}, Path(sys.argv[1]).parent / "run" / f"rank{os.environ['RANK']}.pt")

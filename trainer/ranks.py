@@ -1,0 +1,76 @@
+"""The processes that train together: who this one is, and what they do in step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
+
+from shards.errors import PretrackError
+from trainer.config import RunSettings
+
+
+@dataclass(frozen=True)
+class Rank:
+    """This process among those that train together."""
+
+    number: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes files and reports."""
+        return self.number == 0
+
+
+@contextmanager
+def joined(run: RunSettings) -> Iterator[Rank]:
+    """This process's rank, as torchrun's environment says; joins and leaves the others where there are any."""
+    number, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise PretrackError("'run.device: cuda' was asked for, and torch sees no CUDA device here")
+    cuda = run.device != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        torch.use_deterministic_algorithms(True)  # costs little on a CPU, where adding up gradients is otherwise a race of threads
+    if world > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield Rank(number, world, device)
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def mean_over_ranks(value: Tensor, rank: Rank) -> float:
+    """A scalar's mean over all ranks, in each of which this must be called."""
+    value = value.detach().clone()
+    if rank.world > 1:
+        dist.all_reduce(value)
+    return value.item() / rank.world
+
+
+def any_rank(flags: Tensor, rank: Rank) -> list[bool]:
+    """For each of some flags [n], whether any rank's is set; every rank must call this, and learns the same."""
+    flags = flags.to(rank.device, torch.int32)
+    if rank.world > 1:
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return [bool(flag) for flag in flags.tolist()]
+
+
+def gathered(values: Tensor) -> Tensor:
+    """Tensors of the same shape [n, ...] from all ranks, one after the other: [world * n, ...]. Gradients find their way back."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    return torch.cat(all_gather(values.contiguous()))
