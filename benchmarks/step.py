@@ -1,0 +1,222 @@
+"""A training step as published, and without its waste, part by part: `python -m benchmarks.step [--backbone NAME] [--clips N]`.
+
+Every row adds one change to the row above, up to the trainer's own step; all compute the published loss of the same clips, weights
+and references, and the table says by how much loss and gradient differ from the first row's. Forward, backward and the teacher's
+update are timed, not the optimiser, which is the same for all, and not the reading of clips. Rows take turns; a time is the median
+over rounds, a gain the median over rounds of the first row's time through the row's. "Kept" is what autograd keeps until backward,
+and on CUDA the peak of allocated memory stands beside it. The tracker is CoTracker3 with random weights on the four frames, as
+published. With `--device cuda` the last row is the trainer's default there, bfloat16. Needs the `dev` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from statistics import median
+
+import torch
+from diffsort import DiffSortNet
+from torch import Tensor
+
+from pipeline.cotracker3.tracking import track
+from pipeline.cotracker3.weights import load_model
+from trainer.backbone import make_backbone, normalised_images
+from trainer.config import TrainSettings
+from trainer.losses.mix import make_losses
+from trainer.objective import make_objective, sorting_loss
+from trainer.sampling import References, choose_references, crop_references, sample_points
+from trainer.step import Batch, Step
+from trainer.student_teacher import Embedder, Projection, make_teacher, update_teacher
+
+FRAMES, POINTS, REFERENCES = 4, 256, 5
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Which of the published step's detours are left out."""
+
+    tracker: Callable[[Tensor], object] | None = None
+    """Runs on the frames [B, T, 3, S, S] in 0..255."""
+    references_by_index: bool = False
+    """References are cut from features that are there, and their frames are not encoded once more."""
+    anchors_only: bool = False
+    """The teacher encodes frame 0 alone, and not all T."""
+    orders_once: bool = False
+    """The teacher's soft permutation is made once a reference, and not again for every frame."""
+    operator: bool = False
+    """The loss is the one operator, and not `diffsort`'s."""
+
+
+def plain_step(plain: Plain, model: Step, batch: Batch, compared: Sequence[int], references: References, side: int) -> Tensor:
+    """The published loss, with every transformer whole."""
+    (b, t), size = batch.frames.shape[:2], batch.frames.shape[-1]
+    if plain.tracker:
+        plain.tracker(batch.frames)
+    data = model.settings.data
+    images = normalised_images(batch.frames, data.mean, data.std).flatten(0, 1)
+    student, teacher = model.student, model.teacher
+    features = student.backbone(images)
+    with torch.no_grad():
+        taught = teacher.backbone(images[::t] if plain.anchors_only else images)
+        anchor = teacher.embed(sample_points(taught[:: 1 if plain.anchors_only else t], batch.points[:, 0], size, True))
+    if plain.references_by_index:
+        crops = crop_references(features, references, side)
+    else:
+        again = student.backbone(images[references.frame.flatten()])
+        crops = crop_references(again, replace(references, frame=torch.arange(len(again)).view_as(references.frame)), side)
+    crops = student.embed(crops)
+    tracks = student.embed(sample_points(features, batch.points.flatten(0, 1), size, True)).view(b, t, POINTS, -1)[
+        :, list(compared)
+    ]
+    weights = batch.visible[:, :1] * batch.visible[:, list(compared)]
+    if plain.operator:
+        return sorting_loss(tracks, anchor, crops, weights, make_objective(model.settings.loss), False)
+    return dense_loss(tracks, anchor, crops, weights, plain.orders_once)
+
+
+def dense_loss(tracks: Tensor, anchor: Tensor, crops: Tensor, weights: Tensor, orders_once: bool) -> Tensor:
+    """`trainer.objective.sorting_loss` of the published objective, by diffsort."""
+    patches = crops.shape[2]
+    hard, soft = (DiffSortNet("bitonic", patches, steepness=s, device=tracks.device) for s in (20.0, 3.0))
+    share = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
+    total = tracks.new_zeros(())
+    for r in range(crops.shape[1]):
+        reference, order = crops[:, r].transpose(1, 2), None
+        for f in range(tracks.shape[1]):
+            if order is None or not orders_once:
+                order = soft((anchor @ reference).flatten(0, 1))[1]
+            a = hard((tracks[:, f] @ reference).flatten(0, 1))[1]
+            loss = -(a * (order + 1e-6).log()).sum(dim=-1).mean(dim=-1).view_as(share[:, f])
+            total = total + (loss * share[:, f]).sum(dim=-1).mean()
+    return total / (crops.shape[1] * tracks.shape[1])
+
+
+def make_model(backbone: str, size: int, device: str) -> Step:
+    """Student and teacher of random weights that differ, and the published loss."""
+    settings = TrainSettings.model_validate(
+        {
+            "recipe": "upstream",
+            "data": {"out": ".", "size": size},
+            "model": {"backbone": backbone, "weights": "random"},
+            "teacher": {"average": "trained"},
+            "run": {"out": ".", "steps": 1},
+        }
+    )
+    torch.manual_seed(0)
+    body = make_backbone(backbone, None, settings.model.options)
+    body.freeze(2, False)
+    student = Embedder(body, Projection(body.width, settings.model.head), True)
+    teacher = make_teacher(student)
+    for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
+        if theirs.requires_grad:
+            ours.data.add_(torch.randn_like(ours), alpha=0.01)
+    return Step(student, teacher, make_losses(settings.loss, settings.model.head[-1]), settings).to(device)
+
+
+def make_batch(clips: int, size: int, device: str) -> Batch:
+    """Clips of noise, with points that wander."""
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (clips, FRAMES, 3, size, size), generator=generator, dtype=torch.uint8)
+    points = torch.rand(clips, 1, POINTS, 2, generator=generator) * size
+    points = points + torch.randn(clips, FRAMES, POINTS, 2, generator=generator) * 5
+    visible = (torch.rand(clips, FRAMES, POINTS, generator=generator) < 0.8).float()
+    visible[:, 0] = 1
+    return Batch(frames.to(device), None, points.to(device), visible.to(device))
+
+
+def rows(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
+    """The ways to take a step, each one change from the one before."""
+    bfloat16 = Step(model.student, model.teacher, model.losses, with_precision(model.settings, "bfloat16"))
+    tracker = partial(track, load_model("random_offline", device), grid=16, backward=False)
+    steps = [
+        ("published, tracker in the step", Plain(tracker)),
+        ("tracks read", plain := Plain()),
+        ("references by index", plain := replace(plain, references_by_index=True)),
+        ("teacher on anchor frames only", plain := replace(plain, anchors_only=True)),
+        ("teacher's order once a reference", plain := replace(plain, orders_once=True)),
+        ("sorting loss as one operator", replace(plain, operator=True)),
+    ]
+    named: dict[str, Callable[..., Tensor]] = {name: partial(plain_step, plain, model) for name, plain in steps}
+    named |= {"shared trunk, needed frames only: ours": lambda *arguments: model(*arguments)[0]}
+    return named | ({"ours, bfloat16": lambda *arguments: bfloat16(*arguments)[0]} if device == "cuda" else {})
+
+
+def with_precision(settings: TrainSettings, precision: str) -> TrainSettings:
+    """The same settings but for the transformers' precision."""
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"precision": precision})})
+
+
+def timed(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...]) -> float:
+    """Seconds of forward, backward and the teacher's update."""
+    model.zero_grad()
+    begun = time.perf_counter()
+    step(*arguments).backward()  # type: ignore[no-untyped-call]
+    update_teacher(model.teacher, model.student, 1.0, True)  # which moves nothing, so that all rows see the same teacher
+    if arguments[0].frames.is_cuda:  # type: ignore[attr-defined]
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def checked(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...]) -> tuple[float, Tensor, float, float]:
+    """The loss, the gradient of all trained weights, and the GB that autograd keeps and that a CUDA device had allocated."""
+    storages: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if (place := tensor.untyped_storage().data_ptr()) not in weights:
+            storages[place] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    model.zero_grad()
+    cuda = next(model.parameters()).is_cuda
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = step(*arguments)
+        kept = sum(storages.values())
+    loss.backward()  # type: ignore[no-untyped-call]
+    gradient = torch.cat([p.grad.flatten() for p in model.student.parameters() if p.grad is not None])
+    peak = torch.cuda.max_memory_allocated() if cuda else 0
+    return loss.item(), gradient, kept / 1e9, peak / 1e9
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step")
+    parser.add_argument("--backbone", default="dinov2_reg_base")
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--compared", type=int, nargs="+", default=[1, 2, 3], help="frames compared with the anchor frame")
+    parser.add_argument("--device", default="cpu")
+    a = parser.parse_args()
+    model, batch = make_model(a.backbone, a.size, a.device), make_batch(a.clips, a.size, a.device)
+    grid = model.student.backbone.grid(a.size)
+    references = choose_references(a.clips, FRAMES, REFERENCES, grid, grid // 2, torch.Generator().manual_seed(1))
+    arguments = (batch, a.compared, references, grid // 2)
+    print(f"{a.backbone}, {a.clips} clips of {FRAMES} frames at {a.size} px, {POINTS} points, {a.compared} compared, {a.device}")
+    ways = rows(model, a.device)
+    facts = {name: checked(way, model, arguments) for name, way in ways.items()}  # and warms up
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(a.rounds):
+        for name, way in ways.items():
+            seconds[name].append(timed(way, model, arguments))
+    first, second, *_ = ways
+    _, true, _, _ = facts[first]
+    print(
+        "| step | s | over the first | over the second | kept GB | peak GB | loss is off | gradient is off |\n" + "|---" * 8 + "|"
+    )
+    for name, (loss, gradient, kept, peak) in facts.items():
+        gains = [median(x / y for x, y in zip(seconds[base], seconds[name], strict=True)) for base in (first, second)]
+        off = (gradient - true).norm() / true.norm()
+        print(
+            f"| {name} | {median(seconds[name]):.2f} | {gains[0]:.1f}x | {gains[1]:.1f}x | {kept:.2f} | {peak:.2f} "
+            f"| {abs(loss - facts[first][0]):.1e} | {off:.1e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
