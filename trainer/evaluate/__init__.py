@@ -1,0 +1,1 @@
+"""Judges backbones: on held-out clips without labels, and on public benchmarks."""

@@ -1,0 +1,189 @@
+"""What a model sees, drawn: its features as colours, where it finds points again, and how that falls with distance."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from trainer.evaluate.heldout import HeldOutClip
+from trainer.evaluate.measures import MOVING, found_at
+
+Picture = NDArray[np.uint8]
+
+SIDE = 256
+"""Of a drawn frame, in pixels."""
+GAP = 8
+LINES = 24
+"""Points of a pair that are drawn, at most: with more of them nothing can be seen."""
+RIGHT, WRONG = (34, 160, 74), (220, 50, 47)
+INK, PALE, PAPER = (34, 34, 34), (230, 230, 230), (255, 255, 255)
+COLOURS = ((31, 119, 180), (214, 96, 20), (44, 140, 70), (148, 60, 160), (140, 86, 75))
+GREYS = ((110, 110, 110), (175, 175, 175))
+_FIXED = 16  # OpenCV draws at 1/16 px with shift=4
+
+
+def feature_maps(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image:
+    """Frames of a clip, and below them a row a model: its features [T, h, w, D] as colours.
+
+    Red, green and blue are the first three principal components of the anchor frame's features, from their 1st to their 99th
+    percentile there; other frames are coloured by the same. A component's sign is that in which it is most like the first model's.
+    """
+    rows: list[list[Picture]] = [_frames(clip)]
+    first: NDArray[np.float64] | None = None
+    for maps in features.values():
+        colours = principal_colours(maps.double().numpy(), first)
+        first = colours if first is None else first
+        shown = [np.rint(255 * colour.clip(0, 1)).astype(np.uint8) for colour in colours]
+        rows.append([cv2.resize(colour, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST).astype(np.uint8) for colour in shown])
+    ahead = [number - clip.numbers[0] for number in clip.numbers]
+    titles = ["anchor frame", *(f"{frames:+d} frames" for frames in ahead[1:])]
+    return _sheet(rows, ["", *features], titles, f"{clip.info.key}: features as colours, fitted on the anchor frame")
+
+
+def principal_colours(features: NDArray[np.float64], like: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """Features [T, h, w, D] → [T, h, w, 3], 0 and 1 the anchor frame's 1st and 99th percentile of each principal component.
+
+    A component has no sign of its own: it gets the one in which it goes along with `like`, if that is given and has its shape.
+    """
+    anchor = features[0].reshape(-1, features.shape[-1])
+    _, _, axes = np.linalg.svd(anchor - anchor.mean(axis=0), full_matrices=False)
+    axes = np.vstack([axes[:3], np.zeros((3, anchor.shape[1]))])[:3]
+    places = (features - anchor.mean(axis=0)) @ axes.T
+    for k in range(3):
+        along = places[..., k].sum() if like is None else ((like[..., k] - like[..., k].mean()) * places[..., k]).sum()
+        places[..., k] *= -1 if along < 0 else 1
+    low, high = np.percentile(places[0].reshape(-1, 3), [1, 99], axis=0)
+    return (places - low) / np.maximum(high - low, 1e-12)
+
+
+def matches(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image | None:
+    """The anchor frame beside the clip's last frame that shows a point of it, a row a model: points, and where it finds them.
+
+    Green: less than a tenth of the image away from the track; red: not. None if no frame shows one.
+    """
+    frame = max((t for t in range(1, len(clip.numbers)) if len(clip.points(t)[0])), default=None)
+    if frame is None:
+        return None
+    starts, goals = clip.points(frame)
+    chosen = _spread(starts, goals)
+    starts, goals = starts[chosen], goals[chosen]
+    frames, rows, labels = _frames(clip), [], []
+    for name, maps in features.items():
+        places = found_at(maps[0], maps[frame], starts)
+        right = ((places - goals).norm(dim=-1) < MOVING).tolist()
+        rows.append([_lines(frames[0], frames[frame], starts, places, right)])
+        labels.append(f"{name}\n{sum(right)} of {len(right)}\nfound")
+    ahead = clip.numbers[frame] - clip.numbers[0]
+    title = f"{clip.info.key}: points of the anchor frame (left) and where they are found {ahead} frames later (right)"
+    return _sheet(rows, labels, [""], title)
+
+
+def _spread(starts: Tensor, goals: Tensor) -> Tensor:
+    """Up to LINES points: moving ones if there are any, evenly from their list."""
+    moved = torch.nonzero((goals - starts).norm(dim=-1) > MOVING).flatten()
+    pool = moved if len(moved) >= 4 else torch.arange(len(starts))
+    return pool[torch.linspace(0, len(pool) - 1, min(LINES, len(pool))).round().long()]
+
+
+def _lines(left: Picture, right: Picture, starts: Tensor, places: Tensor, found: Sequence[bool]) -> Picture:
+    """Two frames side by side, dimmed, with a line from each point to where it is found; the wrong ones lie below the others."""
+    middle = np.full((SIDE, GAP, 3), 255, np.uint8)
+    canvas = np.hstack([left // 2 + 90, middle, right // 2 + 90])
+    offset = np.array([SIDE + GAP, 0])
+    a, b = starts.numpy() * SIDE - 0.5, places.numpy() * SIDE - 0.5 + offset
+    for i in sorted(range(len(found)), key=lambda i: found[i]):
+        colour = RIGHT if found[i] else WRONG
+        p, q = _fixed(*a[i]), _fixed(*b[i])
+        cv2.line(canvas, p, q, colour, 1, cv2.LINE_AA, shift=4)
+        for end in (p, q):
+            cv2.circle(canvas, end, 3 * _FIXED, PAPER, -1, cv2.LINE_AA, shift=4)
+            cv2.circle(canvas, end, 2 * _FIXED, colour, -1, cv2.LINE_AA, shift=4)
+    return canvas
+
+
+def plot(title: str, labels: Sequence[str], curves: dict[str, list[float]], plain: Sequence[str] = ()) -> Image.Image:
+    """Curves over named places, from 0 to 1; NaN is a gap. Those named in `plain` are thin and grey."""
+    width, height, left, top, bottom = 640, 400, 56, 76, 52
+    across, down = width - left - 24, height - top - bottom
+    ends = [left + across * (i + 0.5) / len(labels) for i in range(len(labels))]
+    hues, greys = iter(itertools.cycle(COLOURS)), iter(itertools.cycle(GREYS))
+    styles = {name: (next(greys), 1) if name in plain else (next(hues), 2) for name in curves}
+
+    canvas = np.full((height, width, 3), 255, np.uint8)
+    ticks = {tick: round(top + down * (1 - tick)) for tick in (0, 0.2, 0.4, 0.6, 0.8, 1)}
+    for tick, y in ticks.items():
+        cv2.line(canvas, (left, y), (left + across, y), INK if tick == 0 else PALE, 1)
+    for name, values in curves.items():
+        colour, thick = styles[name]
+        points = [_fixed(x, top + down * (1 - value)) for x, value in zip(ends, values, strict=True) if math.isfinite(value)]
+        for p, q in itertools.pairwise(points):
+            cv2.line(canvas, p, q, colour, thick, cv2.LINE_AA, shift=4)
+        for p in points:
+            cv2.circle(canvas, p, (2 * thick + 1) * _FIXED, colour, -1, cv2.LINE_AA, shift=4)
+
+    picture = Image.fromarray(canvas)
+    draw = ImageDraw.Draw(picture)
+    draw.text((left, 12), title, INK, _font(16))
+    for tick, y in ticks.items():
+        draw.text((left - 8, y), f"{tick:.1f}", INK, _font(13), anchor="rm")
+    for x, label in zip(ends, labels, strict=True):
+        draw.text((x, height - bottom + 8), label, INK, _font(13), anchor="ma")
+    place = float(left)
+    for name, (colour, _) in styles.items():
+        draw.rectangle((place, 48, place + 16, 51), colour)
+        draw.text((place + 22, 50), name, INK, _font(13), anchor="lm")
+        place += 22 + draw.textlength(name, _font(13)) + 22
+    return picture
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture's bytes as a PNG file."""
+    file = io.BytesIO()
+    picture.save(file, "png", optimize=True)
+    return file.getvalue()
+
+
+def _frames(clip: HeldOutClip) -> list[Picture]:
+    """A clip's frames [SIDE, SIDE, 3], from the largest that models see."""
+    images = clip.images[max(clip.images)].numpy().transpose(0, 2, 3, 1)
+    how = cv2.INTER_AREA if images.shape[1] >= SIDE else cv2.INTER_CUBIC
+    return [cv2.resize(image, (SIDE, SIDE), interpolation=how).astype(np.uint8) for image in images]
+
+
+def _sheet(rows: Sequence[Sequence[Picture]], labels: Sequence[str], titles: Sequence[str], title: str) -> Image.Image:
+    """Pictures in rows with a label each, and columns with a title each."""
+    font = _font(14)
+    probe = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    margin = GAP + max(round(probe.multiline_textbbox((0, 0), label, font)[2]) for label in labels) + GAP if any(labels) else GAP
+    high, wide = rows[0][0].shape[:2]
+    top = 64 if any(titles) else 40
+    width = margin + len(rows[0]) * (wide + GAP)
+    sheet = Image.new("RGB", (max(width, round(probe.textlength(title, font)) + 2 * GAP), top + len(rows) * (high + GAP)), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, 10), title, INK, font)
+    for column, text in enumerate(titles):
+        draw.text((margin + column * (wide + GAP) + wide / 2, top - 6), text, INK, font, anchor="ms")
+    for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
+        y = top + number * (high + GAP)
+        draw.multiline_text((margin - GAP, y + high / 2), label, INK, font, anchor="rm", align="right")
+        for column, picture in enumerate(row):
+            sheet.paste(Image.fromarray(picture), (margin + column * (wide + GAP), y))
+    return sheet
+
+
+def _fixed(x: float, y: float) -> tuple[int, int]:
+    """A place as OpenCV draws at it with shift=4."""
+    return round(x * _FIXED), round(y * _FIXED)
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,167 @@
+"""What is judged: a backbone with the weights of a run, of a file or of timm, and how its pixels are normalised."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from shards.errors import PretrackError, SettingsError
+from trainer.backbone import Backbone, make_backbone, normalised_images
+from trainer.config import DataSettings
+from trainer.export import exported_weights, read_description
+
+WHERE = """where a model comes from:
+  RUN                    a training run's folder: the weights after its last step
+  RUN:first              ... before its first step
+  FILE.safetensors       weights exported by a run, with their description beside them
+  BACKBONE:FILE          a backbone by name, such as dinov2_reg_base, with weights from a file
+  BACKBONE:hub           ... with timm's weights
+  BACKBONE:random        ... with random weights, always the same
+"""
+FRAMES_AT_ONCE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model that is judged, under the name that it goes by in results.
+
+    where:  what was asked for
+    file:   the weight file's path, or `hub` or `random`
+    digest: xxh3-64 of that file, "" where there is none
+    size:   side of the images that it was trained at, in pixels
+    """
+
+    name: str
+    where: str
+    file: str
+    digest: str
+    backbone: Backbone
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return self.backbone.patch
+
+    @torch.no_grad()
+    def patch_features(self, images: Tensor, final_norm: bool = True) -> Tensor:
+        """uint8 RGB images [B, 3, H, W] → float32 patch features [B, H / patch, W / patch, D], where the model is.
+
+        They are the last block's, after the model's final norm (as it is trained) or before it (as Probe3D takes them). Raises
+        PretrackError if they are not finite.
+        """
+        parts = [self._features(part, final_norm) for part in images.split(FRAMES_AT_ONCE)]
+        features = torch.cat(parts).float()
+        if not features.isfinite().all():
+            raise PretrackError(f"the model '{self.name}' gives features that are not finite: its weights ({self.file}) are broken")
+        return features
+
+    def _features(self, images: Tensor, final_norm: bool) -> Tensor:
+        device = next(self.backbone.parameters()).device
+        shown = normalised_images(images.to(device), self.mean, self.std)
+        if final_norm:
+            features: Tensor = self.backbone(shown)
+        else:
+            features = self.backbone.model.forward_intermediates(shown, indices=1, intermediates_only=True)[0].movedim(1, -1)
+        return features
+
+    def described(self) -> dict[str, Any]:
+        """What a result says of it."""
+        return {
+            "where": self.where,
+            "weights": self.file,
+            "weights_xxh3_64": self.digest,
+            "timm_id": self.backbone.timm_id,
+            "patch": self.patch,
+            "width": self.backbone.width,
+            "trained_at": self.size,
+            "mean": self.mean,
+            "std": self.std,
+        }
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that every evaluation has; `load_subjects` understands them."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = WHERE
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=WHERE",
+        help="a model, and a name for it; several times for several, which are compared with the first",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where results and pictures go")
+
+
+def load_subjects(models: list[str], device: str) -> list[Subject]:
+    """The models of `--model`, on a device. Raises SettingsError, in one sentence, for what is none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise SettingsError("'--device cuda' was asked for, and torch sees no CUDA device here")
+    pairs = [model.partition("=") for model in models]
+    for name, equals, where in pairs:
+        if not (name and equals and where):
+            raise SettingsError(f"'--model {name}{equals}{where}' should be NAME=WHERE, such as trained=runs/my-run")
+    names = [name for name, _, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise SettingsError(f"two models are called '{twice.pop()}': give each '--model' its own name")
+    subjects = [load_subject(name, where) for name, _, where in pairs]
+    for subject in subjects:
+        subject.backbone.to(device)
+    return subjects
+
+
+def load_subject(name: str, where: str) -> Subject:
+    """A model from a run's folder, from weights that it exported, or as `BACKBONE:FILE`, `BACKBONE:hub` or `BACKBONE:random`.
+
+    Raises SettingsError if there is nothing such, or if weights do not say whose they are.
+    """
+    path, which = _run_and_which(where)
+    if path.is_dir():
+        exports = exported_weights(path)
+        if not exports:
+            raise SettingsError(f"{path} holds no exported weights: it should be the 'run.out' of a training run")
+        return _from_export(name, where, exports[0 if which == "first" else -1])
+    if path.is_file():
+        return _from_export(name, where, path)
+    backbone, colon, weights = where.partition(":")
+    if where in ("hub", "random") or not colon:
+        wanted = (
+            f"weights '{where}' need a backbone's name" if where in ("hub", "random") else f"there is no run and no file {where}"
+        )
+        raise SettingsError(f"{wanted}: write {name}=BACKBONE:{where if colon or where in ('hub', 'random') else 'FILE'}")
+    torch.manual_seed(0)  # for random weights
+    default = {field: DataSettings.model_fields[field].default for field in ("size", "mean", "std")}
+    return Subject(name, where, weights, _digest(weights), make_backbone(backbone, weights).eval(), **default)
+
+
+def _run_and_which(where: str) -> tuple[Path, str]:
+    """`RUN:first` and `RUN:last` as a path and which of its weights; anything else is a path."""
+    for which in ("first", "last"):
+        path = Path(where.removesuffix(f":{which}"))
+        if where.endswith(f":{which}") and path.is_dir():
+            return path, which
+    return Path(where), "last"
+
+
+def _from_export(name: str, where: str, path: Path) -> Subject:
+    described = read_description(path)
+    try:
+        backbone = make_backbone(described["timm_id"], str(path), described["options"]).eval()
+        size, mean, std = described["img_size"], tuple(described["mean"]), tuple(described["std"])
+    except KeyError as error:
+        raise SettingsError(f"the description beside {path} lacks {error}: write {name}=BACKBONE:{path}") from error
+    return Subject(name, where, str(path), _digest(str(path)), backbone, size, mean, std)
+
+
+def _digest(weights: str) -> str:
+    return xxhash.xxh3_64_hexdigest(Path(weights).read_bytes()) if Path(weights).is_file() else ""
