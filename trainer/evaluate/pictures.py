@@ -19,8 +19,8 @@ from trainer.evaluate.measures import MOVING, found_at
 
 Picture = NDArray[np.uint8]
 
-SIDE = 256
-"""Of a drawn frame, in pixels."""
+SIDE, LARGE = 256, 384
+"""Of a drawn frame, in pixels: among many, and of two."""
 GAP = 8
 LINES = 24
 """Points of a pair that are drawn, at most: with more of them nothing can be seen."""
@@ -43,10 +43,10 @@ def feature_maps(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image:
         colours = principal_colours(maps.double().numpy(), first)
         first = colours if first is None else first
         shown = [np.rint(255 * colour.clip(0, 1)).astype(np.uint8) for colour in colours]
-        rows.append([cv2.resize(colour, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST).astype(np.uint8) for colour in shown])
+        rows.append([cv2.resize(colour, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).astype(np.uint8) for colour in shown])
     ahead = [number - clip.numbers[0] for number in clip.numbers]
     titles = ["anchor frame", *(f"{frames:+d} frames" for frames in ahead[1:])]
-    return _sheet(rows, ["", *features], titles, f"{clip.info.key}: features as colours, fitted on the anchor frame")
+    return _sheet(rows, ["", *features], titles, f"{clip.info.key}\nfeatures as colours, chosen on the anchor frame")
 
 
 def principal_colours(features: NDArray[np.float64], like: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
@@ -76,15 +76,15 @@ def matches(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image | Non
     starts, goals = clip.points(frame)
     chosen = _spread(starts, goals)
     starts, goals = starts[chosen], goals[chosen]
-    frames, rows, labels = _frames(clip), [], []
+    frames, rows, labels = _frames(clip, LARGE), [], []
     for name, maps in features.items():
         places = found_at(maps[0], maps[frame], starts)
         right = ((places - goals).norm(dim=-1) < MOVING).tolist()
         rows.append([_lines(frames[0], frames[frame], starts, places, right)])
         labels.append(f"{name}\n{sum(right)} of {len(right)}\nfound")
     ahead = clip.numbers[frame] - clip.numbers[0]
-    title = f"{clip.info.key}: points of the anchor frame (left) and where they are found {ahead} frames later (right)"
-    return _sheet(rows, labels, [""], title)
+    what = f"points of the anchor frame (left), and where they are found {ahead} frames later: right ones green, others red"
+    return _sheet(rows, labels, [""], f"{clip.info.key}\n{what}")
 
 
 def _spread(starts: Tensor, goals: Tensor) -> Tensor:
@@ -96,10 +96,10 @@ def _spread(starts: Tensor, goals: Tensor) -> Tensor:
 
 def _lines(left: Picture, right: Picture, starts: Tensor, places: Tensor, found: Sequence[bool]) -> Picture:
     """Two frames side by side, dimmed, with a line from each point to where it is found; the wrong ones lie below the others."""
-    middle = np.full((SIDE, GAP, 3), 255, np.uint8)
-    canvas = np.hstack([left // 2 + 90, middle, right // 2 + 90])
-    offset = np.array([SIDE + GAP, 0])
-    a, b = starts.numpy() * SIDE - 0.5, places.numpy() * SIDE - 0.5 + offset
+    side = len(left)
+    canvas = np.hstack([left, np.full((side, GAP, 3), 255, np.uint8), right])
+    canvas = cv2.addWeighted(canvas, 0.6, np.full_like(canvas, 255), 0.4, 0).astype(np.uint8)
+    a, b = starts.numpy() * side - 0.5, places.numpy() * side - 0.5 + (side + GAP, 0)
     for i in sorted(range(len(found)), key=lambda i: found[i]):
         colour = RIGHT if found[i] else WRONG
         p, q = _fixed(*a[i]), _fixed(*b[i])
@@ -148,15 +148,15 @@ def plot(title: str, labels: Sequence[str], curves: dict[str, list[float]], plai
 def png(picture: Image.Image) -> bytes:
     """A picture's bytes as a PNG file."""
     file = io.BytesIO()
-    picture.save(file, "png", optimize=True)
+    picture.save(file, "png")
     return file.getvalue()
 
 
-def _frames(clip: HeldOutClip) -> list[Picture]:
-    """A clip's frames [SIDE, SIDE, 3], from the largest that models see."""
+def _frames(clip: HeldOutClip, side: int = SIDE) -> list[Picture]:
+    """A clip's frames [side, side, 3], from the largest that models see."""
     images = clip.images[max(clip.images)].numpy().transpose(0, 2, 3, 1)
-    how = cv2.INTER_AREA if images.shape[1] >= SIDE else cv2.INTER_CUBIC
-    return [cv2.resize(image, (SIDE, SIDE), interpolation=how).astype(np.uint8) for image in images]
+    how = cv2.INTER_AREA if images.shape[1] >= side else cv2.INTER_CUBIC
+    return [cv2.resize(image, (side, side), interpolation=how).astype(np.uint8) for image in images]
 
 
 def _sheet(rows: Sequence[Sequence[Picture]], labels: Sequence[str], titles: Sequence[str], title: str) -> Image.Image:
@@ -165,11 +165,11 @@ def _sheet(rows: Sequence[Sequence[Picture]], labels: Sequence[str], titles: Seq
     probe = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     margin = GAP + max(round(probe.multiline_textbbox((0, 0), label, font)[2]) for label in labels) + GAP if any(labels) else GAP
     high, wide = rows[0][0].shape[:2]
-    top = 64 if any(titles) else 40
-    width = margin + len(rows[0]) * (wide + GAP)
-    sheet = Image.new("RGB", (max(width, round(probe.textlength(title, font)) + 2 * GAP), top + len(rows) * (high + GAP)), PAPER)
+    top = 84 if any(titles) else 58
+    width = max(margin + len(rows[0]) * (wide + GAP), round(probe.multiline_textbbox((0, 0), title, font)[2]) + 2 * GAP)
+    sheet = Image.new("RGB", (width, top + len(rows) * (high + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((GAP, 10), title, INK, font)
+    draw.multiline_text((GAP, GAP), title, INK, font)
     for column, text in enumerate(titles):
         draw.text((margin + column * (wide + GAP) + wide / 2, top - 6), text, INK, font, anchor="ms")
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):

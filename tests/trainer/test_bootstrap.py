@@ -1,0 +1,36 @@
+"""Differences come with intervals that mean something, and with words that do not say more."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from trainer.evaluate.bootstrap import difference, interval
+
+
+def test_differences_and_what_they_say() -> None:
+    random = np.random.default_rng(0)
+    base = random.uniform(0, 1, 40)
+    spread = random.normal(0, 0.02, 40)
+    more, less = difference(base, base + 0.1 + spread, "higher"), difference(base, base - 0.1 + spread, "higher")
+    assert (more.verdict, less.verdict) == ("better", "worse")
+    assert more.gain == pytest.approx(0.1, abs=0.02)
+    assert more.interval is not None
+    assert more.interval[0] < more.gain < more.interval[1]
+    assert more.interval[1] - more.interval[0] == pytest.approx(2 * 1.96 * 0.02 / math.sqrt(40), rel=0.3)  # paired: base cancels
+    assert difference(base, base + 0.1 + spread, "lower").verdict == "worse"
+    assert difference(base, base + 0.1 + spread, "").verdict == "higher"
+    assert difference(base, base, "higher").verdict == "not distinguishable from 0"
+    assert difference(base, base + spread - spread.mean(), "higher").verdict == "not distinguishable from 0"
+    assert difference([0.1, math.nan, 0.2], [0.3, 0.5, math.nan], "higher").count == 1
+    assert difference([0.1], [0.3], "higher").verdict == difference([], [], "higher").verdict == "too few to tell"
+
+
+def test_intervals_are_the_same_every_time_and_hold_the_truth_as_often_as_they_say() -> None:
+    random = np.random.default_rng(1)
+    values = random.normal(0, 1, (100, 30))
+    held = [low < 0 < high for low, high in map(interval, values)]
+    assert 0.85 < np.mean(held) < 1
+    assert interval(values[0]) == interval(values[0])
