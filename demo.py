@@ -15,15 +15,23 @@ import sys
 import time
 from importlib.metadata import files
 from pathlib import Path
+from typing import Any
 
 from manifests.snapshot import open_snapshot
 
 DEMO = Path("demo")
+EVALUATION = DEMO / "evaluation"
 VIDEOS = ("bikes.mp4", "carphone_pristine.mp4")
-MATCHING = {
-    "pck": "moving points found again, within a tenth of the image",
+FIGURES = {
+    "moving_pck@0.1": "moving points found again, within a tenth of the image",
     "auc": "how near the best match lies (1 is exact)",
-    "track": "tracks told apart from all others",
+    "track@1": "tracks told apart from all others",
+    "rank_correlation": "agreement on the order of reference patches, which is what was trained",
+}
+PICTURES = {
+    "recall-gap": "Moving points found again, by how many steps ahead.",
+    "matches": "Points of one frame, and where each model finds them in a later one.",
+    "features": "Features of each model as colours: what has the same colour is alike to it.",
 }
 
 PAGE = """<!doctype html>
@@ -41,15 +49,17 @@ img, video {{ max-width: 100% }} figure {{ margin: 1.5em 0 }}
 <p>Each dot is a tracked point, its tail where it was; hollow dots are points that the tracker believes hidden or lost.</p>
 {pictures}
 <h2>Training</h2>
-<p>Label-free check on a held-out video, the same points before and after {steps} steps. A model this small, from random weights and
-this short a run, shows that everything works, not what the method can do.</p>
-<table><tr><th></th><th>before</th><th>after</th><th>difference</th></tr>{rows}</table>
+<p>Label-free evaluation on a held-out video: the same points for both models, before ("base") and after {steps} steps ("trained").
+A model this small, from random weights and this short a run, shows that everything works, not what the method can do.</p>
+<table>{rows}</table>
+{evaluation}
 <h2>Where things are</h2>
 <table>
 <tr><td><code>demo/shards/shards/</code></td><td>plain WebDataset tars: <code>tar tf</code> lists them</td></tr>
 <tr><td><code>demo/shards/snapshots/</code></td><td>Parquet tables of videos, clips, shards and failures</td></tr>
 <tr><td><code>demo/shards/pictures/</code></td><td>the pictures above</td></tr>
 <tr><td><code>demo/run/weights/</code></td><td>timm weights before and after, as safetensors</td></tr>
+<tr><td><code>demo/evaluation/</code></td><td>every figure as JSON, and more pictures</td></tr>
 <tr><td><code>demo/run/tensorboard/</code></td><td>curves: <code>tensorboard --logdir demo/run</code></td></tr>
 </table>
 <h2>The commands</h2>
@@ -68,11 +78,9 @@ def main() -> None:
     run(commands, "pipeline", "build", "configs/demo.yaml")
     run(commands, "pipeline", "show", "configs/demo.yaml", "--count", "2")
     run(commands, "trainer", "configs/train/demo.yaml")
-    compare = ("demo/shards", "--before", "demo/run", "--after", "demo/run")
-    matching = json.loads(run(commands, "trainer.matching", *compare, "--json", shown=False))
-    page = write_page(matching, commands, time.monotonic() - started)
-    for name, meaning in MATCHING.items():
-        print(f"{meaning}: {said(matching['metrics'][name])}")
+    models = ("--model", "base=demo/run:first", "--model", "trained=demo/run")
+    run(commands, "trainer.evaluate", "labelfree", "demo/shards", *models, "--grid", "8", "--out", str(EVALUATION))
+    page = write_page(commands, time.monotonic() - started)
     print(f"\nEverything is on one page: {page.resolve()}")
 
 
@@ -84,28 +92,21 @@ def copy_videos(folder: Path) -> None:
         shutil.copyfile(shipped[name].locate(), folder / name)
 
 
-def run(commands: list[str], module: str, *arguments: str, shown: bool = True) -> str:
-    """Runs a command as a user would, after printing it, and notes it; returns what it printed if that is not `shown`."""
+def run(commands: list[str], module: str, *arguments: str) -> None:
+    """Runs a command as a user would, after printing it, and notes it."""
     spelled = {"pipeline": "pretrack"}.get(module, f"python -m {module}")
     commands.append(shlex.join([*spelled.split(), *arguments]))
     print(f"\n$ {commands[-1]}", flush=True)
-    done = subprocess.run(
-        [sys.executable, "-m", module, *arguments],
-        stdout=None if shown else subprocess.PIPE,
-        text=True,
-        env=os.environ,
-        check=False,
-    )
-    if done.returncode:
+    if subprocess.run([sys.executable, "-m", module, *arguments], env=os.environ, check=False).returncode:
         sys.exit(f"the demo stopped: '{commands[-1]}' failed")
-    return done.stdout or ""
 
 
-def write_page(matching: dict[str, object], commands: list[str], seconds: float) -> Path:
+def write_page(commands: list[str], seconds: float) -> Path:
     """Writes demo/index.html and returns its path."""
     snapshot = open_snapshot(DEMO / "shards")
     steps = max(int(path.stem.removeprefix("step_")) for path in (DEMO / "run" / "weights").glob("*.safetensors"))
-    metrics: dict[str, dict[str, object]] = matching["metrics"]  # type: ignore[assignment]
+    evaluated = json.loads((EVALUATION / "labelfree.json").read_text())
+    heads = "".join(f"<th>{name}</th>" for name in ("", *evaluated["figures"], "trained less base"))
     path = DEMO / "index.html"
     path.write_text(
         PAGE.format(
@@ -116,7 +117,8 @@ def write_page(matching: dict[str, object], commands: list[str], seconds: float)
             megabytes=sum(snapshot.shards.column("bytes").to_pylist()) / 1e6,
             pictures="\n".join(figure(video) for video in sorted((DEMO / "shards" / "pictures").glob("*.mp4"))),
             steps=steps,
-            rows="".join(row(meaning, metrics[name]) for name, meaning in MATCHING.items()),
+            rows=f"<tr>{heads}</tr>" + "".join(row(meaning, evaluated, name) for name, meaning in FIGURES.items()),
+            evaluation="\n".join(drawn(name, meaning) for name, meaning in PICTURES.items()),
             commands=html.escape("\n".join(commands)),
         )
     )
@@ -134,15 +136,19 @@ def figure(video: Path) -> str:
     )
 
 
-def row(meaning: str, metric: dict[str, object]) -> str:
+def drawn(kind: str, meaning: str) -> str:
+    """The first picture of a kind that the evaluation made, if any."""
+    for picture in sorted(EVALUATION.glob(f"labelfree-{kind}*.png"))[:1]:
+        source = picture.relative_to(DEMO).as_posix()
+        return f'<figure><img src="{source}" alt="{meaning}"><figcaption>{meaning}</figcaption></figure>'
+    return ""
+
+
+def row(meaning: str, evaluated: dict[str, Any], metric: str) -> str:
     """One line of the page's table."""
-    cells = (meaning, number(metric["before"]), number(metric["after"]), str(metric["verdict"]))
+    means = [number(figures[metric]["mean"]) for figures in evaluated["figures"].values()]
+    cells = (meaning, *means, evaluated["differences"]["trained"][metric]["verdict"])
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def said(metric: dict[str, object]) -> str:
-    """The same in words."""
-    return f"{number(metric['before'])} before, {number(metric['after'])} after training ({metric['verdict']})"
 
 
 def number(value: object) -> str:

@@ -24,8 +24,16 @@ def test_differences_and_what_they_say() -> None:
     assert difference(base, base + 0.1 + spread, "").verdict == "higher"
     assert difference(base, base, "higher").verdict == "not distinguishable from 0"
     assert difference(base, base + spread - spread.mean(), "higher").verdict == "not distinguishable from 0"
-    assert difference([0.1, math.nan, 0.2], [0.3, 0.5, math.nan], "higher").count == 1
-    assert difference([0.1], [0.3], "higher").verdict == difference([], [], "higher").verdict == "too few to tell"
+    gappy = difference([0.1, math.nan, 0.2, *base], [0.3, 0.5, math.nan, *base], "higher")
+    assert gappy.count == 41
+    assert gappy.gain == pytest.approx(0.2 / 41)
+
+
+def test_nothing_is_said_of_a_handful() -> None:
+    for count in range(6):
+        few = difference([0.1] * count, [0.9] * count, "higher")
+        assert (few.count, few.interval, few.verdict) == (count, None, "too few to tell")
+    assert difference([0.1] * 6, [0.9] * 6, "higher").verdict == "better"
 
 
 def test_intervals_are_the_same_every_time_and_hold_the_truth_as_often_as_they_say() -> None:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
+LEAST = 6
+"""Items that an interval takes: the signs of fewer agree by chance more often than once in twenty, which no resampling sees."""
 
 Better = Literal["higher", "lower", ""]
 """Which way a figure improves; "" for one that is no merit by itself."""
@@ -19,7 +21,7 @@ Better = Literal["higher", "lower", ""]
 class Difference:
     """A model's mean figure less the base's, over the `count` items that both have, and its 95 % interval.
 
-    The interval is None for fewer than two items. `verdict` says in words what follows from it.
+    The interval is None for fewer than LEAST items. `verdict` says in words what follows from it.
     """
 
     base: float
@@ -46,8 +48,8 @@ def difference(
     if not len(pairs):
         return Difference(float("nan"), float("nan"), 0, None, "too few to tell")
     first, second = (float(mean) for mean in pairs.mean(axis=0))
-    if len(pairs) < 2:
-        return Difference(first, second, 1, None, "too few to tell")
+    if len(pairs) < LEAST:
+        return Difference(first, second, len(pairs), None, "too few to tell")
     low, high = interval(pairs[:, 1] - pairs[:, 0])
     if low <= 0 <= high:
         return Difference(first, second, len(pairs), (low, high), "not distinguishable from 0")

@@ -337,6 +337,8 @@ def _conclusion(found: dict[str, Difference], scores: dict[str, Scores], base: S
     part = scores[model.name].effective_rank / scores[base.name].effective_rank
     if not part >= LEAST_RANK:
         missing.append(f"the effective rank is {part:.2f} of {base.name}'s, less than {LEAST_RANK}")
+    if found[HEADLINE.name].count < FEW:
+        missing.append(f"{counted(found[HEADLINE.name].count, 'clip')} with moving points, where {FEW} are the least")
     if missing:
         return f"{model.name} is not shown to be better than {base.name} ({'; '.join(missing)})"
     return f"{model.name} is better than {base.name}: at moving points and at tracks, with an effective rank of {part:.2f} of its"
@@ -348,7 +350,7 @@ def _remarks(held: HeldOut, subjects: Sequence[Subject]) -> Iterator[str]:
     if not held.exact:
         yield "The points are a tracker's, not ground truth: a gain wants an independent check."
     if len(held.clips) < FEW:
-        yield f"{counted(len(held.clips), 'clip')} are few: such intervals are too narrow, and clips of one video are alike."
+        yield f"{counted(len(held.clips), 'clip')} are few: intervals of so few are too narrow, and clips of one video are alike."
     for subject in subjects:
         if subject.file == "random":
             yield f"'{subject.name}' has random weights: good for trying the code out, not for results."
