@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from shards.errors import PretrackError
 from shards.files import write_whole
 from trainer.adapters import add_adapters
-from trainer.backbone import Backbone, make_backbone
+from trainer.backbone import Backbone, make_backbone, normalised_images
 from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep_checkpoints
 from trainer.clips import open_snapshots
 from trainer.config import OptimSettings, TrainSettings
@@ -38,7 +38,7 @@ from trainer.sampling import check_references, choose_references, rank_reference
 from trainer.schedule import compared_frames, learning_rate, step_seed, teacher_momentum
 from trainer.step import Step, batch_of, step_flops
 from trainer.student_teacher import Embedder, Projection, make_teacher, update_teacher
-from trainer.watch import Watch
+from trainer.watch import Watch, features_below
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,8 @@ def _train(settings: TrainSettings, rank: Rank, asked: threading.Event) -> Path:
     loader = Loader(dataset, order, run.workers, pin=rank.device.type == "cuda")
     stream = iter(loader)
     with Watch(s, start, steps, order.steps_per_epoch, rank.first, flops) as watch:
+        if rank.first and not checkpoint:
+            draw_features(watch, model, dataset, 0)
         for step in range(start, steps):
             begun = time.perf_counter()
             sample = next(stream)
@@ -130,6 +132,7 @@ def _train(settings: TrainSettings, rank: Rank, asked: threading.Event) -> Path:
                 watch.figures(done, values | diagnostics(embeddings, s.loss))
             if rank.first and (done % run.checkpoint_every == 0 or last):
                 save_checkpoint(run.out, state_of(s, dataset, done, model, optimizer), run.keep)
+                draw_features(watch, model, dataset, done)
             if stopped and done < steps:
                 raise Stopped(f"stopped after step {done} of {steps}, which is saved: the same command goes on from there")
 
@@ -169,6 +172,17 @@ def forward_backward(
             (loss / count).backward()
         total += loss.detach() / count
     return total, parts, embeddings
+
+
+@torch.no_grad()
+def draw_features(watch: Watch, model: Step, dataset: ClipDataset, done: int) -> None:
+    """Shows what the student sees in a few clips, always the same: frames above, their features as colours below."""
+    data, backbone = model.settings.data, model.student.backbone
+    for index in range(min(model.settings.run.pictures, len(dataset))):
+        sample = dataset[0, index]
+        device = next(backbone.parameters()).device
+        features = backbone(normalised_images(sample["frames"].to(device), data.mean, data.std))
+        watch.picture(done, f"features/{index}", features_below(sample["frames"], features.cpu()))
 
 
 def reference_patches(backbone: Backbone, settings: TrainSettings) -> tuple[int, int]:

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import timm
 import torch
@@ -265,6 +267,13 @@ def test_figures_are_written_for_tensorboard_and_an_epoch_is_summed_up(settings:
     names = set(events.Tags()["scalars"])
     assert {"loss", "excess", "student_entropy", "visible", "lr", "clips_per_second", "loader_wait", "momentum"} <= names
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Images("features/1")] == [0, 4]
+    drawn = cv2.imdecode(np.frombuffer(events.Images("features/1")[1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR_RGB)
+    assert drawn is not None
+    frames = ClipDataset(open_snapshots(s.data), s.data, seed=s.run.seed)[0, 1]["frames"]
+    assert drawn.shape == (128, 4 * 64, 3)
+    assert np.array_equal(drawn[:64, 64:128], frames[1].permute(1, 2, 0).numpy())
+    assert drawn[64:].std() > 20
     summaries = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
     assert len(summaries) == 2  # 10 clips, batches of 4
     assert "mean loss" in summaries[0]
