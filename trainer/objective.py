@@ -27,7 +27,7 @@ class Objective(Protocol):
         """The order of the teacher's similarities [B, N, P], in whatever form `loss` takes it: [B, N, ...]."""
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """The loss of every track in one frame: the student's similarities [B, N, P], the teacher's order → [B, N]."""
+        """The loss of every track in all frames: the student's similarities [F, B, N, P], the teacher's order → [F, B, N]."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Published:
         return similarities
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[B, N, P], [B, N, P] → [B, N]."""
+        """[F, B, N, P], [B, N, P] → [F, B, N]."""
         return sorting_cross_entropy(
             similarities, order, self.network, self.student_steepness, self.teacher_steepness, self.distribution, self.epsilon
         )
@@ -70,7 +70,7 @@ class TeacherStudent:
         return similarities.detach()
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[B, N, P], [B, N, P] → [B, N]."""
+        """[F, B, N, P], [B, N, P] → [F, B, N]."""
         return sorting_cross_entropy(
             order, similarities, self.network, self.teacher_steepness, self.student_steepness, self.distribution, self.epsilon
         )
@@ -93,7 +93,7 @@ class Spearman:
         return hard_rank(similarities)
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[B, N, P], [B, N, P] → [B, N]."""
+        """[F, B, N, P], [B, N, P] → [F, B, N]."""
         if self.sorter is None:
             ranks = soft_rank(standardised(similarities).flatten(0, -2), self.strength).view_as(similarities)
         else:
@@ -130,15 +130,15 @@ def sorting_loss(
     For every clip, frame and reference the mean over the tracks that count, sum(w loss) / (sum(w) + 1e-6); then the mean over
     references, frames and clips. A clip without any visible track adds 0 and still counts as a clip.
     """
-    frames, count = student.shape[1], references.shape[1]
-    share = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
+    count = references.shape[1]
+    share = (weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)).transpose(0, 1)
     total = student.new_zeros(())
     for r in range(count):
         patches = references[:, r].transpose(1, 2)
         order = objective.teacher_order(teacher @ (patches.detach() if detach_teacher else patches))
-        for f in range(frames):
-            total = total + (objective.loss(student[:, f] @ patches, order) * share[:, f]).sum(dim=-1).mean()
-    return total / (count * frames)
+        similarities = student.transpose(0, 1) @ patches  # [F, B, N, P]
+        total = total + (objective.loss(similarities, order) * share).sum(dim=-1).mean()
+    return total / count
 
 
 @torch.no_grad()

@@ -45,15 +45,22 @@ def sorting_cross_entropy(
     """Mean over items of -sum over positions of P(x) log(P(y) + epsilon), P as `soft_permutation`: [..., n], [..., n] → [...].
 
     3DPoV's loss is that of the student's similarities x and the teacher's y; NeCo's is that of the teacher's x and the student's y.
+    Either may lack leading axes of the other, such as y those of the frames that x has. Without gradient, and on the CPU, its
+    permutations are then made once for all of them.
+
     Differentiable once, in both. Computed in float32 (or float64 for such input), whatever autocast says.
     """
-    if x.shape != y.shape:
-        raise ValueError(f"x and y should have the same shape, not {tuple(x.shape)} and {tuple(y.shape)}")
+    shape = max(x.shape, y.shape, key=len)
+    if any(values.shape != shape[-values.ndim :] for values in (x, y)):
+        raise ValueError(
+            f"x and y should have the same shape, not {tuple(x.shape)} and {tuple(y.shape)}; only leading axes may be missing"
+        )
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     sorts = Sort(network, x_steepness, distribution), Sort(network, y_steepness, distribution)
-    rows = [values.reshape(-1, x.shape[-1]).to(dtype) for values in (x, y)]
-    wanted = tuple(values.requires_grad and torch.is_grad_enabled() for values in rows)
-    return _CrossEntropy.apply(*rows, sorts, epsilon, wanted).view(x.shape[:-1])
+    wanted = tuple(values.requires_grad and torch.is_grad_enabled() for values in (x, y))
+    full = [values.expand(shape) if want else values for values, want in zip((x, y), wanted, strict=True)]
+    rows = [values.reshape(-1, shape[-1]).to(dtype) for values in full]
+    return _CrossEntropy.apply(*rows, sorts, epsilon, wanted).view(shape[:-1])
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class _CrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]) -> Tensor:
         on_gpu = x.is_cuda and x.dtype == torch.float32 and len(x) > 0
         compute = gpu_kernel(sorts, x.shape[1], wanted, x.device) if on_gpu else cross_entropy_rows
+        if compute is not cross_entropy_rows:  # a kernel makes both sides of every row
+            x, y = x.repeat(max(1, len(y) // len(x)), 1), y.repeat(max(1, len(x) // len(y)), 1)
         values, *gradients = compute(x, y, sorts, epsilon, wanted)
         ctx.save_for_backward(*gradients)
         return values
@@ -101,21 +110,30 @@ def gpu_kernel(sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], devi
 def cross_entropy_rows(
     x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Of x, y [rows, n] the values [rows] and, where `wanted`, their gradients by x and by y [rows, n]: PyTorch, any device."""
-    n = x.shape[1]
-    values = x.new_empty(len(x))
-    gradients = [torch.empty_like(x) if want else None for want in wanted]
+    """Of x, y [rows, n] the values [rows] and, where `wanted`, their gradients by x and by y [rows, n]: PyTorch, any device.
+
+    One of them, if its gradient is not wanted, may have fewer rows, which then come round: the same for every run of them.
+    """
+    n, rows = x.shape[1], min(len(x), len(y))
+    runs = max(len(x), len(y)) // max(1, rows)
+    values = x.new_empty(runs, rows)
+    gradients = [torch.empty_like(side) if want else None for side, want in zip((x, y), wanted, strict=True)]
     chunk = max(1, (CPU_STATE if x.device.type == "cpu" else GPU_STATE) // n**2)
-    for start in range(0, len(x), chunk):
-        rows = slice(start, start + chunk)
-        p, q = Run(x[rows], sorts[0], wanted[0]), Run(y[rows], sorts[1], wanted[1])
-        log_q = (q.state + epsilon).log_()
-        if gradients[1] is not None:
-            gradients[1][rows] = q.gradient((p.state / (q.state + epsilon)).div_(-n))
-        values[rows] = (p.state * log_q)[p.first :, p.first :].sum(dim=(0, 1)) / -n
-        if gradients[0] is not None:
-            gradients[0][rows] = p.gradient(log_q.div_(-n))
-    return values, gradients[0], gradients[1]
+    for start in range(0, rows, chunk):
+        part = min(chunk, rows - start)
+        for run in range(runs):
+            here = slice(run * rows + start, run * rows + start + part)
+            if run == 0 or len(x) > rows:
+                p = Run(x[here], sorts[0], wanted[0])
+            if run == 0 or len(y) > rows:
+                q = Run(y[here], sorts[1], wanted[1])
+                log_q = (q.state + epsilon).log_()
+            if gradients[1] is not None:
+                gradients[1][here] = q.gradient((p.state / (q.state + epsilon)).div_(-n))
+            values[run, start : start + part] = (p.state * log_q)[p.first :, p.first :].sum(dim=(0, 1)) / -n
+            if gradients[0] is not None:
+                gradients[0][here] = p.gradient(log_q / -n)
+    return values.flatten(), gradients[0], gradients[1]
 
 
 @dataclass(frozen=True)

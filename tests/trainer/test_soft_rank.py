@@ -10,6 +10,7 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from trainer import soft_rank as soft_rank_module
 from trainer.soft_rank import hard_rank, has_torchsort, isotonic_decreasing, soft_rank, soft_rank_torch, spearman, standardised
 
 torchsort = pytest.importorskip("torchsort")
@@ -37,7 +38,9 @@ def test_gradient_against_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda x: soft_rank_torch(x, 0.3), (x,))
 
 
-def test_isotonic_regression_equals_scipy() -> None:
+@pytest.mark.parametrize("together", [7, 20])
+def test_isotonic_regression_equals_scipy(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_rank_module, "MEANS", together * 33**2)
     y = rows(33)
     expected = torch.stack([torch.tensor(isotonic_regression(row.numpy(), increasing=False).x.copy()) for row in y])
     torch.testing.assert_close(isotonic_decreasing(y), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,9 @@ import torch
 from diffsort import DiffSortNet
 from torch import Tensor
 
+from trainer import sorting_loss
 from trainer.sorting import Distribution, Network, expected_ranks, soft_permutation
-from trainer.sorting_loss import Sort, cross_entropy_rows, gpu_kernel, sorting_cross_entropy
+from trainer.sorting_loss import Run, Sort, cross_entropy_rows, gpu_kernel, sorting_cross_entropy
 
 NETWORKS = pytest.mark.parametrize("network", ["bitonic", "odd_even"])
 DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["cauchy", "logistic"])
@@ -100,9 +102,41 @@ def test_leading_axes_and_only_one_gradient() -> None:
         torch.testing.assert_close(sorting_cross_entropy(x, y), plain(x, y), rtol=0, atol=1e-13)
 
 
-def test_rows_of_two_shapes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"same shape, not \(2, 8\) and \(1, 8\)"):
-        sorting_cross_entropy(torch.zeros(2, 8), torch.zeros(1, 8))
+@NETWORKS
+@pytest.mark.parametrize("n", [9, 16])
+@pytest.mark.parametrize("few_want", [False, True])
+@pytest.mark.parametrize("few_first", [False, True])
+def test_one_side_stands_for_all_frames_of_the_other(
+    network: Network, n: int, few_want: bool, few_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorting_loss, "CPU_STATE", 4 * n**2)  # 4 rows together, of 6 a frame
+    few, many = (values.detach() for values in two_of_rows(n, torch.float64))
+    many = torch.stack([many, -many, many.flip(0)]).requires_grad_()
+    few.requires_grad_(few_want)
+    x, y = (few, many) if few_first else (many, few)
+    full_x, full_y = (values.expand(many.shape).reshape(-1, n) for values in (x, y))
+    theirs = plain(full_x, full_y, network).view(many.shape[:2])
+    assert_equal(sorting_cross_entropy(x, y, network), theirs, (many, few) if few_want else (many,), 1e-13, 1e-12)
+
+
+def test_one_side_is_sorted_once_for_all_frames_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[int, float]] = []
+    original = Run.__init__
+
+    def counting(self: Run, x: Tensor, sort: Sort, keep: bool) -> None:
+        runs.append((len(x), sort.steepness))
+        original(self, x, sort, keep)
+
+    monkeypatch.setattr(Run, "__init__", counting)
+    x, y = two_of_rows(16, torch.float64)
+    sorting_cross_entropy(x.expand(3, -1, -1), y.detach())
+    assert sorted(runs) == [(6, Y_STEEPNESS), (6, X_STEEPNESS), (6, X_STEEPNESS), (6, X_STEEPNESS)]
+
+
+@pytest.mark.parametrize(("x", "y"), [((2, 8), (1, 8)), ((2, 8), (2, 2, 9)), ((2, 3, 8), (2, 8))])
+def test_rows_of_two_shapes_are_refused(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"same shape, not {x} and {y}")):
+        sorting_cross_entropy(torch.zeros(x), torch.zeros(y))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -186,6 +220,10 @@ def test_cuda_equals_the_cpu(network: Network, distribution: Distribution, n: in
     steepness = X_STEEPNESS, Y_STEEPNESS
     on_gpu = sorting_cross_entropy(x.cuda(), y.cuda(), network, *steepness, distribution, EPSILON)
     assert_equal(on_gpu.cpu(), sorting_cross_entropy(x, y, network, *steepness, distribution, EPSILON), (x, y), 1e-5, 5e-4)
+    frames = torch.stack([x, -x])
+    on_gpu = sorting_cross_entropy(frames.cuda(), y.detach().cuda(), network, *steepness, distribution, EPSILON)
+    on_cpu = sorting_cross_entropy(frames, y.detach(), network, *steepness, distribution, EPSILON)
+    assert_equal(on_gpu.cpu(), on_cpu, (x,), 1e-5, 5e-4)
 
 
 def test_pytorch_stands_in_where_the_kernel_does_not_run(caplog: pytest.LogCaptureFixture) -> None:
