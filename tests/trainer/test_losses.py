@@ -21,7 +21,8 @@ from torch.nn.functional import normalize
 from manifests.settings import check_settings
 from shards.errors import SettingsError
 from tests.trainer import plain_losses
-from trainer.config import ClusterSettings, InfoNCESettings, LossSettings, SmoothAPSettings
+from tests.trainer.test_train import assert_same, last_state, torchrun
+from trainer.config import ClusterSettings, InfoNCESettings, LossSettings, SmoothAPSettings, TrainSettings
 from trainer.losses.clusters import Clusters, sinkhorn
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
 from trainer.losses.info_nce import info_nce
@@ -29,6 +30,7 @@ from trainer.losses.mix import Losses, make_losses
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.track_mean import track_mean
 from trainer.objective import make_objective, sorting_loss
+from trainer.train import train
 
 README = Path(__file__).parents[2] / "configs" / "train" / "README.md"
 CLIPS, FRAMES, TRACKS, WIDTH, REFERENCES, PATCHES = 3, 2, 9, 6, 2, 16
@@ -356,6 +358,37 @@ def test_what_cannot_work_is_refused_in_a_sentence(values: dict[str, Any], messa
         check_settings(LossSettings, values, "train.yaml")
     assert str(caught.value).count("; ") == 0
     assert "\n" not in str(caught.value)
+
+
+MIX: dict[str, Any] = {"sorting": 0.5, **EVERY}
+
+
+def test_a_run_trains_prototypes_and_goes_on_with_them(settings: Callable[..., TrainSettings], tmp_path: Path) -> None:
+    whole = settings(loss=MIX, optim={"lr": 1e-3}, run={"steps": 4, "out": tmp_path / "whole"})
+    parts = [settings(loss=MIX, optim={"lr": 1e-3, "period": 4}, run={"steps": steps}) for steps in (2, 4)]
+    train(whole)
+    states = []
+    for part in parts:
+        train(part)
+        states.append(last_state(part))
+    (half,), (end,) = (state["losses"].values() for state in states)
+    assert half.shape == (5, end.shape[1])
+    assert (end - half).abs().max() > 1e-4
+    assert_same(states[1]["losses"], last_state(whole)["losses"])
+    assert_same(states[1]["student"], last_state(whole)["student"])
+
+
+@pytest.mark.slow
+def test_two_ranks_train_the_same_prototypes(settings: Callable[..., TrainSettings], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(loss=MIX, run={"steps": 3}).model_dump(mode="json")))
+    run = torchrun(config)
+    assert run.returncode == 0, run.stderr
+    (student, _, losses), theirs = (
+        torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True)["weights"] for rank in (0, 1)
+    )
+    assert [len(values) for values in losses.values()] == [5]
+    assert_same([student, losses], [theirs[0], theirs[2]])
 
 
 def test_the_readmes_example_is_read() -> None:

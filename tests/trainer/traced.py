@@ -25,7 +25,7 @@ def remember_keys(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
 
 def remember_models(*arguments: Any) -> Any:
     model = make(*arguments)
-    models[:] = [model.student, model.teacher]
+    models[:] = [model.student, model.teacher, model.losses]
     return model
 
 
