@@ -18,6 +18,7 @@ from manifests.wording import counted, duration, size
 from shards.errors import PretrackError, disk_sentence
 
 if TYPE_CHECKING:
+    from manifests.snapshot import Snapshot
     from pipeline.config import BuildSettings
     from pipeline.estimate import Estimate
     from pipeline.plan import Plan
@@ -338,22 +339,72 @@ def show(
     where: ConfigOrOut,
     overrides: Overrides = None,
     clip: Annotated[list[str] | None, typer.Option(help="A clip's key, or part of one; may be given again.")] = None,
-    count: Annotated[int, typer.Option(help="Without --clip: how many clips of each source.", min=1)] = 1,
+    count: Annotated[
+        int | None, typer.Option(help="Without --clip: how many clips of each source; one, and with --open all.", min=1)
+    ] = None,
     anchor: Annotated[int, typer.Option(help="Which of a clip's anchors to draw, from 0.", min=0)] = 0,
-    to: Annotated[Path | None, typer.Option(help="Folder for the pictures; by default OUT/pictures, or pictures/.")] = None,
+    opened: Annotated[
+        bool, typer.Option("--open", help="Make a gallery of the clips, and open it in a browser if there is one.")
+    ] = False,
+    snapshot: Annotated[str | None, typer.Option(help="A snapshot, such as 000001; by default the current one.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="With --open: another snapshot, to see each clip in both side by side.")
+    ] = None,
+    to: Annotated[str | None, typer.Option(help="Folder for the pictures; by default OUT/pictures, or pictures/.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Draw tracks over frames: a contact sheet (PNG) and a video (MP4) for each clip."""
+    """Draw tracks over frames: a contact sheet (PNG) and a video (MP4) for each clip; with --open a gallery to look through."""
     from manifests.snapshot import open_snapshot
-    from pipeline.show import show_clips
+    from shards.files import location
 
     out = _out(where, overrides)
-    made = show_clips(open_snapshot(out), clip or [], count, anchor, to or (out if isinstance(out, Path) else Path()) / "pictures")
+    shown = open_snapshot(out, snapshot)
+    if opened:
+        other = open_snapshot(out, against) if against else None
+        _show_gallery(shown, other, clip or [], count, anchor, location(to) if to else _pictures(out) / "gallery", as_json)
+        return
+    folder = location(to) if to else _pictures(out)
+    if against:
+        raise PretrackError(f"--against {against} compares snapshots in a gallery: add --open")
+    if not isinstance(folder, Path):
+        raise PretrackError(f"videos cannot be written to {folder}: name a folder of this machine, or make a gallery with --open")
+    from pipeline.show import show_clips
+
+    made = show_clips(shown, clip or [], count or 1, anchor, folder)
     if as_json:
         _print_json({"pictures": [str(path) for path in made]})
         return
     for path in made:
         print(path)
+
+
+def _show_gallery(
+    snapshot: Snapshot,
+    against: Snapshot | None,
+    clips: list[str],
+    count: int | None,
+    anchor: int,
+    folder: Location,
+    as_json: bool,
+) -> None:
+    """Writes a gallery, says where it is and what it lacks, and opens it."""
+    from pipeline.gallery.write import open_in_browser, write_gallery
+    from pipeline.progress import Progress
+
+    made = write_gallery(snapshot, folder, Progress(), wanted=clips, count=count, anchor=anchor, against=against)
+    if as_json:
+        _print_json({**asdict(made), "page": str(made.page)})
+        return
+    for problem in made.damaged:
+        print(problem, file=sys.stderr)
+    more = f"; {made.left_out:,} more are left out (--clip or --count choose others)" if made.left_out else ""
+    print(f"{counted(made.clips, 'clip')}{more}: {made.page}")
+    open_in_browser(made.page)
+
+
+def _pictures(out: Location) -> Path:
+    """Where pictures of an output folder go: beside its shards, or here if it is on a bucket."""
+    return (out if isinstance(out, Path) else Path()) / "pictures"
 
 
 def _print_build(state: dict[str, Any]) -> None:

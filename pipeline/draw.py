@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,6 +30,21 @@ def draw_clip(clip: StoredClip, anchor: int = 0) -> list[Picture]:
 
     With many points only every second or third row and column of the grid is drawn, so that the picture stays visible.
     """
+    drawn = _drawn(clip, anchor, range(len(clip.jpegs)))
+    return [_captioned(frame, clip, t, anchor) for t, frame in enumerate(drawn)]
+
+
+def thumbnail(clip: StoredClip, anchor: int = 0, width: int = 320) -> bytes:
+    """A clip's middle frame with its tracks, `width` pixels wide at most, as JPEG."""
+    (frame,) = _drawn(clip, anchor, [len(clip.jpegs) // 2])
+    if frame.shape[1] > width:
+        size = (width, max(1, round(frame.shape[0] * width / frame.shape[1])))
+        frame = cv2.resize(frame, size, interpolation=cv2.INTER_AREA).astype(np.uint8)
+    return jpeg.encode(frame, 82)
+
+
+def _drawn(clip: StoredClip, anchor: int, times: Iterable[int]) -> Iterator[Picture]:
+    """The frames at some times, with tracks and without a caption."""
     tracks = clip.tracks
     side = round(tracks.positions.shape[2] ** 0.5)
     every = 1
@@ -39,13 +55,11 @@ def draw_clip(clip: StoredClip, anchor: int = 0) -> list[Picture]:
     colours = [_colour(number, len(shown)) for number in range(len(shown))]
     positions = (tracks.positions[anchor][:, shown] + 0.5) * scale - 0.5
     visible = tracks.visibility[anchor][:, shown] >= _VISIBLE
-    frames = []
-    for t, data in enumerate(clip.jpegs):
-        frame = cv2.resize(jpeg.decode(data), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    for t in times:
+        frame = cv2.resize(jpeg.decode(clip.jpegs[t]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
         for n, colour in enumerate(colours):
             _draw_track(frame, positions[max(0, t - _TAIL) : t + 1, n], visible[max(0, t - _TAIL) : t + 1, n], colour)
-        frames.append(_captioned(frame, clip, t, anchor))
-    return frames
+        yield frame
 
 
 def write_sheet(path: Path, clip: StoredClip, anchor: int = 0, columns: int = 4, most_frames: int = 12) -> None:

@@ -29,13 +29,13 @@ def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, f
     """
     folder.mkdir(parents=True, exist_ok=True)
     made = []
-    clips = _picked(snapshot, wanted)
+    clips = clips_named(snapshot, wanted)
     anchors = pc.list_value_length(clips["anchors"])
     having = clips.filter(pc.greater(anchors, anchor))
     if not having.num_rows:
         most = counted(pc.max(anchors).as_py() or 0, "anchor")
         raise PretrackError(f"these clips have up to {most}, and there is no number {anchor} (they are counted from 0)")
-    for number in range(having.num_rows) if wanted else _best(having, count):
+    for number in range(having.num_rows) if wanted else best_clips(having, count):
         clip = read_clip(snapshot, having.slice(number, 1).to_pylist()[0])
         sheet, video = folder / f"{clip.info.key}.png", folder / f"{clip.info.key}.mp4"
         write_sheet(sheet, clip, anchor)
@@ -56,8 +56,8 @@ def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
         raise ShardError(f"clip {row['key']} in {path}: {error}; 'pretrack verify {snapshot.out}' says more") from error
 
 
-def _picked(snapshot: Snapshot, wanted: list[str]) -> pa.Table:
-    """The rows of all clips, or of those whose keys hold one of `wanted`."""
+def clips_named(snapshot: Snapshot, wanted: list[str]) -> pa.Table:
+    """The rows of all clips, or of those whose keys hold one of `wanted`. Raises PretrackError for a name that no clip has."""
     keys = snapshot.clips["key"]
     masks = [pc.match_substring(keys, name) for name in wanted]
     for name, mask in zip(wanted, masks, strict=True):
@@ -67,7 +67,7 @@ def _picked(snapshot: Snapshot, wanted: list[str]) -> pa.Table:
     return snapshot.clips.filter(reduce(pc.or_, masks)) if masks else snapshot.clips
 
 
-def _best(clips: pa.Table, count: int) -> list[int]:
+def best_clips(clips: pa.Table, count: int) -> list[int]:
     """Of each source the rows of `count` clips, a video's best before any other's second."""
     video = pc.binary_join_element_wise(clips["source"], clips["video_id"], "\n")
     score = pc.multiply(clips["motion"], clips["visible_fraction"])
