@@ -121,3 +121,9 @@ class StoredClip:
     info: ClipInfo
     tracks: Tracks
     jpegs: tuple[bytes, ...]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a few frames with tracks over them."""
+        from shards.picture import clip_html
+
+        return clip_html(self)

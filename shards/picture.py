@@ -1,0 +1,77 @@
+"""A clip as a notebook shows it: some of its frames with tracks over them, in one piece of HTML that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import colorsys
+import html
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from shards.clip import StoredClip
+
+_FRAMES = 4
+_MOST_POINTS = 100
+_TAIL = 6
+_VISIBLE = 128
+_SHOWN_SHORT_SIDE = 160
+
+
+def clip_html(clip: StoredClip, anchor: int = 0) -> str:
+    """Up to four frames spread over a clip, with the tracks of its `anchor`-th anchor as SVG over the JPEGs as they are stored.
+
+    A filled dot is a visible point, its tail where it was; a ring is a hidden one. Of many points only every second or third row
+    and column is shown. Raises IndexError if there is no such anchor.
+    """
+    info, tracks = clip.info, clip.tracks
+    times = sorted(set(np.linspace(0, info.frames - 1, min(_FRAMES, info.frames)).round().astype(int).tolist()))
+    a, _, n = tracks.visibility.shape
+    begin = int(tracks.anchors[anchor])
+    said = (
+        f"{info.source} · {info.split} · {info.video_id} · {info.frames} frames of {info.width}x{info.height} · "
+        f"{a} x {n} points, shown from frame {begin}"
+    )
+    pictures = "".join(_picture(clip, anchor, t) for t in times)
+    return (
+        f'<figure style="margin:0"><figcaption><b>{html.escape(info.key)}</b><br>{html.escape(said)}</figcaption>'
+        f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin-top:6px">{pictures}</div></figure>'
+    )
+
+
+def _picture(clip: StoredClip, anchor: int, t: int) -> str:
+    """One frame. SVG has the corner of the top-left pixel at (0, 0), tracks have its centre there."""
+    info, tracks = clip.info, clip.tracks
+    positions = tracks.positions[anchor] + 0.5
+    visible = tracks.visibility[anchor] >= _VISIBLE
+    scale = _SHOWN_SHORT_SIDE / min(info.width, info.height)
+    radius = 2.5 / scale
+    shapes = []
+    shown = _shown(positions.shape[1])
+    for number, n in enumerate(shown):
+        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(0.9 * number / len(shown), 0.85, 1.0))
+        colour = f"#{red:02x}{green:02x}{blue:02x}"
+        x, y = positions[t, n]
+        if visible[t, n]:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions[max(0, t - _TAIL) : t + 1, n])
+            shapes.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{radius / 2:.2f}"/>')
+            shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2f}" fill="{colour}"/>')
+        else:
+            ring = f'fill="none" stroke="{colour}" stroke-width="{radius / 3:.2f}"'
+            shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius * 0.8:.2f}" {ring}/>')
+    data = base64.b64encode(clip.jpegs[t]).decode()
+    return (
+        f'<svg viewBox="0 0 {info.width} {info.height}" width="{info.width * scale:.0f}" role="img" aria-label="frame {t}">'
+        f'<image width="{info.width}" height="{info.height}" href="data:image/jpeg;base64,{data}"/>{"".join(shapes)}</svg>'
+    )
+
+
+def _shown(points: int) -> list[int]:
+    """The points of a square grid that are drawn."""
+    side = round(points**0.5)
+    every = 1
+    while (-(-side // every)) ** 2 > _MOST_POINTS:
+        every += 1
+    places = (row * side + column for row in range(0, side, every) for column in range(0, side, every))
+    return [place for place in places if place < points]

@@ -1,0 +1,51 @@
+"""What a notebook shows of a clip."""
+
+from __future__ import annotations
+
+import base64
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import numpy as np
+
+from shards.clip import StoredClip
+from tests.clips import make_clip
+
+
+def shown(clip: StoredClip) -> ET.Element:
+    """The clip's HTML, which is well formed."""
+    return ET.fromstring(clip._repr_html_().replace("<br>", "<br/>"))
+
+
+def test_a_clip_shows_its_own_frames_with_points_where_its_tracks_are() -> None:
+    clip = make_clip(frames=6)
+    pictures = shown(clip).findall(".//svg")
+    assert [picture.get("aria-label") for picture in pictures] == ["frame 0", "frame 2", "frame 3", "frame 5"]
+    for picture, t in zip(pictures, (0, 2, 3, 5), strict=True):
+        image = picture.find("image")
+        assert image is not None
+        assert base64.b64decode((image.get("href") or "").split(",")[1]) == clip.jpegs[t]
+        dots = picture.findall("circle")
+        placed = np.array([[float(dot.get("cx") or 0), float(dot.get("cy") or 0)] for dot in dots])
+        np.testing.assert_allclose(placed, clip.tracks.positions[0, t] + 0.5, atol=0.051)
+        filled = [dot.get("fill") != "none" for dot in dots]
+        assert filled == (clip.tracks.visibility[0, t] >= 128).tolist()
+
+
+def test_names_are_only_text() -> None:
+    clip = make_clip()
+    clip = replace(clip, info=replace(clip.info, video_id="<script>alert(1)</script>", source='"><img src=x>'))
+    page = clip._repr_html_()
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "<script>alert(1)</script>" in "".join(shown(clip).itertext())
+
+
+def test_it_needs_nothing_from_elsewhere_and_stays_small() -> None:
+    clip = make_clip(points=32 * 32)
+    page = clip._repr_html_()
+    assert not re.search(r'(href|src)="(?!data:)', page)
+    assert len(shown(clip).findall(".//circle")) <= 400
+    one = make_clip(frames=1, points=1)
+    assert len(shown(replace(one, tracks=one.tracks)).findall(".//svg")) == 1
