@@ -10,7 +10,7 @@
   const narrow = matchMedia("(max-width: 760px)");
   const MOST_POINTS = 144; // drawn at first; more hide the picture
   const ANCHOR_HUES = [205, 35, 140, 320, 265, 60, 0, 175];
-  const percent = (part) => (part === null ? "?" : `${(100 * part).toFixed(part && part < 0.0995 ? 1 : 0)} %`);
+  const percent = (part) => (part === null ? "?" : `${(100 * part).toFixed(part && part < 0.0995 ? 1 : 0)}%`);
   const counted = (number, noun) => `${number.toLocaleString("en-GB")} ${noun}${number === 1 ? "" : "s"}`;
 
   let gallery = null;
@@ -384,20 +384,20 @@
     byId("tail").value = shown.tail;
     byId("tail-said").textContent = counted(shown.tail, "frame");
     byId("least").value = shown.least;
-    byId("least-said").textContent = `${shown.least} %`;
+    byId("least-said").textContent = `${shown.least}%`;
     byId("hidden").checked = shown.hidden;
     byId("faint").checked = shown.faint;
     byId("speed").value = shown.speed;
   }
 
-  // Two pictures lie beside each other or one above the other, whichever makes them larger.
+  // Two pictures lie beside each other or one above the other, beside unless that makes them much smaller.
   function lay() {
     const stage = byId("stage");
     const { width, height } = shown.clip.sides[0];
     const two = shown.views.length > 1;
     const beside = Math.min(stage.clientWidth / 2 / width, stage.clientHeight / height);
     const above = Math.min(stage.clientWidth / width, (stage.clientHeight / 2 - 30) / height);
-    stage.classList.toggle("above", two && (narrow.matches || above > beside));
+    stage.classList.toggle("above", two && (narrow.matches || above > 1.25 * beside));
   }
 
   function fit(view) {

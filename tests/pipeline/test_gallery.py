@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,9 @@ from manifests.snapshot import Snapshot
 from pipeline.gallery.write import MOST_CLIPS, write_gallery
 from pipeline.progress import Progress
 from shards.errors import PretrackError
+from tests.pipeline.browser import Opened, chromium_browser, visit
 from tests.pipeline.stored_build import GREY, WIDTH, grey_clip, publish_clips
 from tests.web_server import web_server
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 QUIET = Progress(quiet=True)
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -34,13 +31,13 @@ CLIPS = {
 MOST_NODES_AT_FIRST, MOST_NODES = 1_000, 3_600
 
 
-@dataclass
-class Opened:
-    """A page, and what it did that it should not do."""
+class Gallery:
+    """A gallery in a browser."""
 
-    page: Any
-    requests: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
+    def __init__(self, opened: Opened) -> None:
+        self.page = opened.page
+        self.page.wait_for_selector(".card")
+        self.requests, self.faults = opened.requests, opened.faults
 
     def cards(self) -> list[str]:
         """The names on the cards."""
@@ -60,7 +57,7 @@ class Opened:
         """The frame that is shown."""
         return int(self.page.locator("#frame").input_value())
 
-    def pixel(self, x: float, y: float, view: int = 0) -> tuple[int, ...]:
+    def pixel(self, place: Iterable[float], view: int = 0) -> tuple[int, ...]:
         """The colour that a canvas shows at a place of the stored frame, in its pixels."""
         return tuple(
             self.page.locator("canvas")
@@ -70,7 +67,7 @@ class Opened:
                     const scale = canvas.width / width;
                     return [...canvas.getContext("2d").getImageData((x + .5) * scale, (y + .5) * scale, 1, 1).data].slice(0, 3);
                 }""",
-                [float(x), float(y), WIDTH],
+                [*map(float, place), WIDTH],
             )
         )
 
@@ -81,25 +78,12 @@ def colourful(pixel: tuple[int, ...]) -> bool:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not path:
-        pytest.skip("there is no chromium on this machine")
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium_browser() as browser:
         yield browser
-        browser.close()
 
 
-def visit(chromium: Any, address: str, **context: Any) -> Opened:
-    opened = Opened(chromium.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page())
-    opened.page.set_default_timeout(10_000)
-    opened.page.on("request", lambda request: opened.requests.append(request.url))
-    opened.page.on("console", lambda said: opened.faults.append(said.text) if said.type == "error" else None)
-    opened.page.on("pageerror", lambda error: opened.faults.append(str(error)))
-    opened.page.on("dialog", lambda dialog: (opened.faults.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    opened.page.goto(address)
-    opened.page.wait_for_selector(".card")
-    return opened
+def look(chromium: Any, address: str, **context: Any) -> Gallery:
+    return Gallery(visit(chromium, address, **context))
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +112,14 @@ def folder(snapshots: tuple[Snapshot, Snapshot], tmp_path_factory: pytest.TempPa
 
 
 @pytest.fixture
-def opened(chromium: Any, folder: Path) -> Iterator[Opened]:
-    opened = visit(chromium, (folder / "index.html").as_uri())
+def opened(chromium: Any, folder: Path) -> Iterator[Gallery]:
+    opened = look(chromium, (folder / "index.html").as_uri())
     yield opened
     assert opened.faults == []
     opened.page.context.close()
 
 
-def test_it_needs_nothing_from_elsewhere_and_loads_only_the_clip_that_is_open(opened: Opened, folder: Path) -> None:
+def test_it_needs_nothing_from_elsewhere_and_loads_only_the_clip_that_is_open(opened: Gallery, folder: Path) -> None:
     assert len(opened.cards()) == 4
     opened.open(1)
     outside = [url for url in opened.requests if not url.startswith((folder.as_uri() + "/", "data:"))]
@@ -145,21 +129,21 @@ def test_it_needs_nothing_from_elsewhere_and_loads_only_the_clip_that_is_open(op
 
 def test_it_works_from_a_web_server_too(chromium: Any, folder: Path) -> None:
     with web_server(folder) as served:
-        opened = visit(chromium, f"{served.url}/index.html#clip=pans-a-000008")
+        opened = look(chromium, f"{served.url}/index.html#clip=pans-a-000008")
         opened.page.wait_for_selector("canvas")
         assert all(url.startswith((served.url, "data:")) for url in opened.requests)
         opened.page.context.close()
     assert opened.faults == []
 
 
-def test_a_name_that_is_a_script_is_only_text(opened: Opened) -> None:
+def test_a_name_that_is_a_script_is_only_text(opened: Gallery) -> None:
     assert HOSTILE in opened.cards()
     opened.open(opened.cards().index(HOSTILE))
     assert opened.page.locator("#name").text_content() == HOSTILE
     assert opened.page.locator("body script, body img[src=x]").count() == 0
 
 
-def test_filters(opened: Opened) -> None:
+def test_filters(opened: Gallery) -> None:
     page = opened.page
     page.fill("#search", "c.mp4 walks")
     assert opened.cards() == ["c.mp4"]
@@ -181,19 +165,19 @@ def test_filters(opened: Opened) -> None:
     assert opened.cards() == ["a.mp4", "c.mp4", HOSTILE, "a.mp4"]
 
 
-def test_points_are_drawn_where_the_tracks_are(opened: Opened) -> None:
+def test_points_are_drawn_where_the_tracks_are(opened: Gallery) -> None:
     tracks = grey_clip("pans-a-000000").tracks
     opened.open(0)
     for t in (0, 3, 7):
         opened.seek(t)
         for n in (0, 5, 10):
             x, y = tracks.positions[0, t, n]
-            assert colourful(opened.pixel(x, y)), (t, n)
-            assert not colourful(opened.pixel(x + 8, y - 8))
+            assert colourful(opened.pixel((x, y))), (t, n)
+            assert not colourful(opened.pixel((x + 8, y - 8)))
     opened.page.locator("#anchors button", has_text="4").click()
     opened.seek(0)
     x, y = tracks.positions[1, 0, 6]
-    assert colourful(opened.pixel(x, y))
+    assert colourful(opened.pixel((x, y)))
 
 
 def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: Path) -> None:
@@ -202,7 +186,7 @@ def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: P
     snapshot = publish_clips(tmp_path / "out", [clip])
     page = write_gallery(snapshot, tmp_path / "gallery", QUIET).page
     assert isinstance(page, Path)
-    opened = visit(chromium, page.as_uri())
+    opened = look(chromium, page.as_uri())
     opened.open(0)
     x, y = clip.tracks.positions[0, 0, 5]
     ring = """(canvas, [x, y, width]) => {
@@ -213,16 +197,16 @@ def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: P
         return Math.max(...spreads.map((pixel) => Math.max(...pixel) - Math.min(...pixel)));
     }"""
     opened.seek(1)
-    assert colourful(opened.pixel(x, y))
+    assert colourful(opened.pixel((x, y)))
     opened.seek(4)
-    assert opened.pixel(x, y) == pytest.approx((GREY,) * 3, abs=3)
+    assert opened.pixel((x, y)) == pytest.approx((GREY,) * 3, abs=3)
     assert opened.page.locator("canvas").evaluate(ring, [float(x), float(y), WIDTH]) > 60
     opened.page.keyboard.press("h")
     assert opened.page.locator("canvas").evaluate(ring, [float(x), float(y), WIDTH]) < 10
     opened.page.context.close()
 
 
-def test_keys(opened: Opened) -> None:
+def test_keys(opened: Gallery) -> None:
     page = opened.page
     page.keyboard.press("/")
     page.keyboard.type("a.mp4")
@@ -258,7 +242,7 @@ def test_keys(opened: Opened) -> None:
 
 def test_dark_and_light(chromium: Any, folder: Path) -> None:
     ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
-    opened = visit(chromium, (folder / "index.html").as_uri(), color_scheme="dark")
+    opened = look(chromium, (folder / "index.html").as_uri(), color_scheme="dark")
     assert opened.page.evaluate(ground) < 60
     opened.page.click("#theme")
     assert opened.page.evaluate(ground) > 200
@@ -271,7 +255,7 @@ def test_dark_and_light(chromium: Any, folder: Path) -> None:
 def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Snapshot], tmp_path: Path) -> None:
     made = write_gallery(snapshots[0], tmp_path, QUIET, against=snapshots[1])
     assert isinstance(made.page, Path)
-    opened = visit(chromium, made.page.as_uri())
+    opened = look(chromium, made.page.as_uri())
     page = opened.page
     notes = page.locator("#notes li").all_text_contents()
     assert notes == [
@@ -282,12 +266,12 @@ def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Sn
     assert page.locator("canvas").count() == 2
     opened.seek(2)
     fine, coarse = (grey_clip("any", grid=grid).tracks.positions[0, 2] for grid in (4, 2))
-    assert colourful(opened.pixel(*fine[5], view=0))
-    assert not colourful(opened.pixel(*fine[5], view=1))
-    assert all(colourful(opened.pixel(*coarse[0], view=view)) for view in (0, 1)), "a corner of both grids"
+    assert colourful(opened.pixel(fine[5], view=0))
+    assert not colourful(opened.pixel(fine[5], view=1))
+    assert all(colourful(opened.pixel(coarse[0], view=view)) for view in (0, 1)), "a corner of both grids"
     page.locator("#layout button", has_text="overlaid").click()
     assert page.locator("canvas").count() == 1
-    assert colourful(opened.pixel(*fine[5]))
+    assert colourful(opened.pixel(fine[5]))
     opened.page.keyboard.press("Escape")
     page.wait_for_selector("#player", state="hidden")
     opened.open(3)
@@ -297,7 +281,7 @@ def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Sn
 
 
 def test_a_finger_scrubs_on_a_phone(chromium: Any, folder: Path) -> None:
-    opened = visit(
+    opened = look(
         chromium, (folder / "index.html").as_uri(), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
     )
     page = opened.page
@@ -322,7 +306,7 @@ def test_hundreds_of_clips_stay_light(chromium: Any, tmp_path: Path) -> None:
     made = write_gallery(publish_clips(tmp_path / "out", clips), tmp_path / "gallery", QUIET)
     assert (made.clips, made.left_out) == (MOST_CLIPS, 20)
     assert isinstance(made.page, Path)
-    opened = visit(chromium, made.page.as_uri())
+    opened = look(chromium, made.page.as_uri())
     nodes = "document.querySelectorAll('*').length"
     assert "20 more clips are not shown" in opened.page.locator("#notes").text_content()
     assert opened.page.evaluate(nodes) < MOST_NODES_AT_FIRST
