@@ -402,6 +402,30 @@ def _show_gallery(
     open_in_browser(made.page)
 
 
+@app.command()
+@_clear_errors
+def report(
+    where: ConfigOrOut,
+    overrides: Overrides = None,
+    snapshot: Annotated[str | None, typer.Option(help="A snapshot, such as 000001; by default the current one.")] = None,
+    to: Annotated[str | None, typer.Option(help="Folder for it; by default OUT/pictures/report, or pictures/report.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say on a page what a snapshot holds, to decide whether to train on it: counts, motion, tracks, failures, sizes, speed."""
+    from manifests.snapshot import open_snapshot
+    from pipeline.snapshot_report import write_report
+    from shards.files import location
+
+    out = _out(where, overrides)
+    figures, files = write_report(open_snapshot(out, snapshot), location(to) if to else _pictures(out) / "report")
+    if as_json:
+        _print_json({**asdict(figures), "files": [str(file) for file in files]})
+        return
+    for concern in figures.concerns:
+        print(concern)
+    print(files[0])
+
+
 def _pictures(out: Location) -> Path:
     """Where pictures of an output folder go: beside its shards, or here if it is on a bucket."""
     return (out if isinstance(out, Path) else Path()) / "pictures"
