@@ -350,7 +350,9 @@ def show(
     against: Annotated[
         str | None, typer.Option(help="With --open: another snapshot, to see each clip in both side by side.")
     ] = None,
-    to: Annotated[str | None, typer.Option(help="Folder for the pictures; by default OUT/pictures, or pictures/.")] = None,
+    to: Annotated[
+        str | None, typer.Option(help="Folder for the pictures; by default OUT/pictures, or pictures/. A gallery's may be a URL.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Draw tracks over frames: a contact sheet (PNG) and a video (MP4) for each clip; with --open a gallery to look through."""

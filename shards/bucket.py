@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import io
+import mimetypes
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -153,9 +154,14 @@ def folders_in(url: Url) -> list[str]:
 
 
 def write(url: Url, data: bytes | BinaryIO) -> None:
-    """Puts an object, whole or not at all. Raises OSError."""
+    """Puts an object, whole or not at all, of the type that its name says: a browser shows a page only if it is said to be one.
+
+    Raises OSError.
+    """
     store, path = _at(url)
-    _asked(url, lambda: obstore.put(store, path, data))
+    kind, _ = mimetypes.guess_type(url.name)
+    attributes: Any = {"Content-Type": kind} if kind else None
+    _asked(url, lambda: obstore.put(store, path, data, attributes=attributes))
 
 
 def create(url: Url, data: bytes) -> Tag | None:

@@ -15,7 +15,9 @@ import pytest
 from manifests.snapshot import Snapshot
 from pipeline.gallery.write import MOST_CLIPS, write_gallery
 from pipeline.progress import Progress
+from shards.bucket import Url
 from shards.errors import PretrackError
+from tests.object_store import BUCKET, s3_environment, s3_server
 from tests.pipeline.browser import Opened, chromium_browser, visit
 from tests.pipeline.stored_build import GREY, WIDTH, grey_clip, publish_clips
 from tests.web_server import web_server
@@ -134,6 +136,19 @@ def test_it_works_from_a_web_server_too(chromium: Any, folder: Path) -> None:
         assert all(url.startswith((served.url, "data:")) for url in opened.requests)
         opened.page.context.close()
     assert opened.faults == []
+
+
+@pytest.mark.slow
+def test_it_works_from_the_bucket_that_it_was_written_to(chromium: Any, snapshots: tuple[Snapshot, Snapshot]) -> None:
+    with s3_server() as port, s3_environment(port):
+        made = write_gallery(snapshots[0], Url(f"s3://{BUCKET}/pictures"), QUIET)
+        assert str(made.page) == f"s3://{BUCKET}/pictures/index.html"
+        known = {"Authorization": "AWS key:signature"}  # the bucket is not open to everybody
+        opened = look(chromium, f"http://127.0.0.1:{port}/{BUCKET}/pictures/index.html", extra_http_headers=known)
+        opened.open(0)
+        assert colourful(opened.pixel(grey_clip("pans-a-000000").tracks.positions[0, 4, 5]))
+        assert opened.faults == []
+        opened.page.context.close()
 
 
 def test_a_name_that_is_a_script_is_only_text(opened: Gallery) -> None:
