@@ -291,6 +291,12 @@
     return numbers;
   }
 
+  // [row, n] of what is drawn of a side: one track if one was picked.
+  function tracksOf(side) {
+    if (shown.picked) return shown.picked.filter((one) => one.side === side).map(({ row, n }) => [row, n]);
+    return anchorsOf(side).flatMap((row) => pointsOf(side).map((n) => [row, n]));
+  }
+
   function arrange() {
     const { sides } = shown.clip;
     const together = shown.over && sides.length > 1;
@@ -441,11 +447,7 @@
       const to = view.canvas.width / side.width;
       const across = Math.ceil(side.columns / shown.every);
       const radius = view.ratio * Math.max(1.6, Math.min(4, 0.14 * view.canvas.width / view.ratio / across));
-      for (const row of anchorsOf(side)) {
-        for (const n of pointsOf(side)) {
-          if (!shown.picked || (shown.picked.row === row && shown.picked.n === n)) drawTrack(context, side, row, n, to, radius, number === 1);
-        }
-      }
+      for (const [row, n] of tracksOf(side)) drawTrack(context, side, row, n, to, radius, number === 1);
     });
   }
 
@@ -486,16 +488,13 @@
     if (a.points !== b.points || shown.t >= Math.min(a.frames.length, b.frames.length)) return;
     context.strokeStyle = "#fff";
     context.lineWidth = view.ratio;
-    for (const row of anchorsOf(a)) {
+    for (const [row, n] of tracksOf(a)) {
       const other = b.anchors.indexOf(a.anchors[row]);
-      if (other < 0) continue;
-      for (const n of pointsOf(a)) {
-        if (!seen(a, row, shown.t, n) || !seen(b, other, shown.t, n)) continue;
-        context.beginPath();
-        context.moveTo(...at(a, row, shown.t, n).map((part) => part * scale));
-        context.lineTo(...at(b, other, shown.t, n).map((part) => part * view.canvas.width / b.width));
-        context.stroke();
-      }
+      if (other < 0 || !seen(a, row, shown.t, n) || !seen(b, other, shown.t, n)) continue;
+      context.beginPath();
+      context.moveTo(...at(a, row, shown.t, n).map((part) => part * scale));
+      context.lineTo(...at(b, other, shown.t, n).map((part) => part * view.canvas.width / b.width));
+      context.stroke();
     }
   }
 
@@ -514,13 +513,12 @@
   }
 
   function sayPicked() {
-    const { picked, clip, t } = shown;
-    if (!picked) { byId("picked").textContent = ""; return; }
-    const side = clip.sides[picked.side];
-    if (t >= side.frames.length) return;
-    const [x, y] = at(side, picked.row, t, picked.n).map((part) => (part - 0.5).toFixed(1));
-    byId("picked").textContent = `Point ${picked.n} from frame ${side.anchors[picked.row]}\nx ${x}, y ${y}\n`
-      + `visible ${percent(value(side, "visibility", picked.row, t, picked.n))}, confidence ${percent(value(side, "confidence", picked.row, t, picked.n))}`;
+    const { t } = shown;
+    byId("picked").textContent = (shown.picked ?? []).filter(({ side }) => t < side.frames.length).map(({ side, row, n }) => {
+      const [x, y] = at(side, row, t, n).map((part) => (part - 0.5).toFixed(1));
+      const [visible, sure] = ["visibility", "confidence"].map((which) => percent(value(side, which, row, t, n)));
+      return `${side.snapshot}: point ${n} from frame ${side.anchors[row]}\nx ${x}, y ${y}\nvisible ${visible}, confidence ${sure}`;
+    }).join("\n\n");
   }
 
   // ---- mouse, touch, keys ---------------------------------------------------------------------------------------------------
@@ -555,13 +553,26 @@
         for (const n of pointsOf(side)) {
           const [x, y] = at(side, row, shown.t, n);
           const distance = Math.hypot(x - place[0], y - place[1]);
-          if (distance < (best?.distance ?? reach)) best = { side: shown.clip.sides.indexOf(side), row, n, distance };
+          if (distance < (best?.distance ?? reach)) best = { row, n, distance };
         }
       }
     }
     if (!best && !shown.picked) { toggle(); return; }
-    shown.picked = best;
+    shown.picked = best && shown.clip.sides.map((other) => counterpart(side, best.row, best.n, other)).filter(Boolean);
     seek(shown.t);
+  }
+
+  // The same point on another side, or, of another grid, the one that starts nearest.
+  function counterpart(from, row, n, side) {
+    const start = from.anchors[row];
+    const there = side.anchors.indexOf(start);
+    if (there < 0) return null;
+    if (side.points === from.points) return { side, row: there, n };
+    const [x, y] = at(from, row, start, n).map((part) => part * side.width / from.width);
+    const far = (point) => Math.hypot(at(side, there, start, point)[0] - x, at(side, there, start, point)[1] - y);
+    let nearest = 0;
+    for (let point = 1; point < side.points; point += 1) if (far(point) < far(nearest)) nearest = point;
+    return { side, row: there, n: nearest };
   }
 
   let last = 0;

@@ -195,6 +195,24 @@ def test_points_are_drawn_where_the_tracks_are(opened: Gallery) -> None:
     assert colourful(opened.pixel((x, y)))
 
 
+def test_one_point_can_be_followed_alone(opened: Gallery) -> None:
+    tracks = grey_clip("pans-a-000000").tracks
+    opened.open(0)
+    opened.seek(2)
+    box = opened.page.locator("canvas").bounding_box()
+    scale = box["width"] / WIDTH
+    x, y = ((tracks.positions[0, 2, 5] + 0.5) * scale).tolist()
+    opened.page.mouse.click(box["x"] + x, box["y"] + y)
+    told = opened.page.locator("#picked").text_content()
+    assert told.startswith("000001: point 5 from frame 0\n")
+    assert "visible 100%, confidence 100%" in told
+    assert colourful(opened.pixel(tracks.positions[0, 2, 5]))
+    assert not colourful(opened.pixel(tracks.positions[0, 2, 6]))
+    opened.page.mouse.click(box["x"] + x + 40, box["y"] + y + 40)
+    assert opened.page.locator("#picked").text_content() == ""
+    assert colourful(opened.pixel(tracks.positions[0, 2, 6]))
+
+
 def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: Path) -> None:
     clip = grey_clip("hidden", step=(0.0, 0.0))
     clip.tracks.visibility[:, 2:] = 0
@@ -284,6 +302,14 @@ def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Sn
     assert colourful(opened.pixel(fine[5], view=0))
     assert not colourful(opened.pixel(fine[5], view=1))
     assert all(colourful(opened.pixel(coarse[0], view=view)) for view in (0, 1)), "a corner of both grids"
+    box = page.locator("canvas").first.bounding_box()
+    x, y = ((fine[0] + 0.5) * box["width"] / WIDTH).tolist()
+    page.mouse.click(box["x"] + x, box["y"] + y)
+    told = page.locator("#picked").text_content()
+    assert "000001: point 0 from frame 0" in told
+    assert "000002: point 0 from frame 0" in told, "the nearest of the other grid"
+    assert not colourful(opened.pixel(coarse[1], view=1))
+    page.mouse.click(box["x"] + x + 40, box["y"] + y + 40)
     page.locator("#layout button", has_text="overlaid").click()
     assert page.locator("canvas").count() == 1
     assert colourful(opened.pixel(fine[5]))
