@@ -52,6 +52,8 @@
     document.title = `Gallery of ${data.out}`;
     const notes = data.changes.length ? [`From ${data.snapshot} to ${data.against}: ${data.changes.join(", ")}`] : [];
     byId("notes").replaceChildren(...[...notes, ...data.notes].map((note) => element("li", { textContent: note })));
+    const terms = new Set(data.clips.filter((clip) => clip.terms).map((clip) => `${clip.source}: ${clip.terms}`));
+    byId("terms").replaceChildren(...[...terms].sort().map((text) => element("li", { textContent: text })));
     fillChips();
     filters = [filterBy("visible", "visible_fraction", "Visible"), filterBy("motion", "motion", "Motion")];
     for (const id of ["search", "sort"]) byId(id).addEventListener("input", list);
@@ -359,7 +361,7 @@
     const [width, height] = clip.source_size;
     const facts = [["clip", entry.key], ["dataset", entry.dataset], ["sequence", clip.sequence],
       ["stored", `${entry.width} × ${entry.height}`], ["source", `${width} × ${height}`],
-      ["visible", percent(entry.visible_fraction)], ["motion", `${percent(entry.motion)} of the diagonal`], ["terms", clip.terms]];
+      ["visible", percent(entry.visible_fraction)], ["motion", `${percent(entry.motion)} of the diagonal`], ["terms", entry.terms]];
     byId("facts").replaceChildren(...facts.filter(([, text]) => text).flatMap(([name, text]) =>
       [element("dt", { textContent: name }), element("dd", { textContent: text })]));
   }

@@ -163,7 +163,6 @@ def _write_clip(
         sides.append(_side(read_clip(against, other), against, clip))
     info = clip.info
     shown = {
-        "terms": info.terms,
         "sequence": info.sequence,
         "source_size": [info.source_width, info.source_height],
         "numbers": info.frame_numbers,
@@ -175,7 +174,7 @@ def _write_clip(
     columns = ("key", "source", "dataset", "video_id", "split", "frames", "width", "height", "points")
     figures = ("visible_fraction", "motion")
     entry: dict[str, Any] = {"file": file, **{column: row[column] for column in columns}}
-    entry |= {"first": info.frame_numbers[0], "last": info.frame_numbers[-1]}
+    entry |= {"first": info.frame_numbers[0], "last": info.frame_numbers[-1], "terms": info.terms}
     entry |= {figure: round(row[figure], 4) for figure in figures}
     entry["against"] = {figure: round(other[figure], 4) for figure in figures} if other else None
     return entry

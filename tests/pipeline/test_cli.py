@@ -73,6 +73,12 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
 
     drawn = pretrack("show", config, "--clip", "0_mp4", "--to", tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png", ".png"], drawn.stderr
+    gallery = pretrack("show", config, "--open", "--to", tmp_path / "gallery", "--json")
+    assert json.loads(gallery.stdout)["clips"] == 3, gallery.stderr
+    assert (tmp_path / "gallery" / "index.html").is_file()
+    reported = pretrack("report", config)
+    assert reported.returncode == 0, reported.stderr
+    assert reported.stdout.endswith(f"{out}/pictures/report/index.html\n")
     seen = pretrack("plan", config, "tracks.grid=5").stdout
     (cells,) = [[cell.strip() for cell in line.split("│")[1:-1]] for line in seen.splitlines() if "grid 4" in line]
     assert cells[:4] == ["retrack", "tracks.grid 4 → 5", "1", "3"]

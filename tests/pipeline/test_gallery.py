@@ -158,6 +158,11 @@ def test_a_name_that_is_a_script_is_only_text(opened: Gallery) -> None:
     assert opened.page.locator("body script, body img[src=x]").count() == 0
 
 
+def test_the_terms_of_the_frames_are_said(opened: Gallery) -> None:
+    said = opened.page.locator("#terms li").all_text_contents()
+    assert said == ["pans: made by a test", "walks: made by a test"]
+
+
 def test_filters(opened: Gallery) -> None:
     page = opened.page
     page.fill("#search", "c.mp4 walks")
