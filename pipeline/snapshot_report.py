@@ -37,7 +37,8 @@ main {{ display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1r
 section {{ min-width: 0 }} .wide {{ grid-column: 1 / -1 }}
 svg {{ display: block; overflow: visible; width: 100%; max-width: 34rem; height: auto; font-family: inherit }}
 ul {{ margin: 0; padding-left: 1.1rem }} li + li {{ margin-top: .3rem }}
-.scroll {{ overflow-x: auto }} table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }}
+.scroll {{ overflow-x: auto }} p + .scroll {{ margin-top: .6rem }}
+table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }}
 th {{ font-weight: 500; color: var(--soft); font-size: .85rem; text-align: right }} td {{ text-align: right }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }}
 tr:last-child td {{ border-bottom: 0 }} .text {{ text-align: left; padding-left: 0 }} code {{ overflow-wrap: anywhere }}

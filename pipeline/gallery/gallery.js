@@ -173,7 +173,7 @@
     const other = clip.against;
     const visible = other ? `${percent(clip.visible_fraction)} → ${percent(other.visible_fraction)}` : percent(clip.visible_fraction);
     made.querySelector(".facts").textContent = `${clip.source} · ${clip.split}\n`
-      + `${framesOf(clip)} · motion ${percent(clip.motion)}\nvisible ${visible}`;
+      + `${framesOf(clip)} · motion\u00a0${percent(clip.motion)}\nvisible ${visible}`;
     made.querySelector("i").style.width = `${100 * (clip.visible_fraction ?? 0)}%`;
     return made;
   }
