@@ -337,6 +337,7 @@ def test_a_finger_scrubs_on_a_phone(chromium: Any, folder: Path) -> None:
     assert page.evaluate("document.getElementById('player').scrollWidth") <= 390
     opened.seek(0)
     box = page.locator("canvas").bounding_box()
+    assert box["width"] > 340, "the picture is as wide as the phone"
     touch = page.context.new_cdp_session(page)
     y = box["y"] + box["height"] / 2
     for kind, part in (("touchStart", 0.1), ("touchMove", 0.3), ("touchMove", 0.6), ("touchEnd", None)):
