@@ -1,0 +1,69 @@
+"""How training speeds up with processes: `python -m benchmarks.scaling OUT [--processes 1 2] [--rounds 3] [key=value ...]`.
+
+Trains a small transformer on the clips of a build, with as many clips a process and one thread each, and takes turns. A rate is
+that of the second half of a run, as the trainer itself reports it; beside it the part of the ideal, rate / (processes x rate of the
+first). Processes share one machine here, its memory and its caches: what is lost to those is not the trainer's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from manifests.wording import counted
+
+CONFIG = """
+data: {out: OUT, size: 112, step: 4}
+model: {backbone: vit_small_patch16_224, weights: random, options: {patch_size: 14}}
+run: {out: unset, steps: 1, device: cpu, workers: 0, pictures: 0}
+"""
+
+
+def rate(processes: int, steps: int, clips: int, config: Path, folder: Path, changes: list[str]) -> float:
+    """Clips a second of all processes together."""
+    run = ["-m", "trainer", str(config), f"run.out={folder}", f"run.steps={steps}", f"run.log_every={steps // 2}"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launch, *run, f"run.batch_size={clips * processes}", *changes]
+    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"the training failed: {done.stderr.strip().splitlines()[-1]}")
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    return float(events.Scalars("clips_per_second")[-1].value)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling")
+    parser.add_argument("out", help="a finished build")
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--clips", type=int, default=4, help="clips a step and process")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("changes", nargs="*", metavar="key=value")
+    a = parser.parse_intermixed_args()
+    rates: dict[int, list[float]] = {processes: [] for processes in a.processes}
+    with tempfile.TemporaryDirectory() as scratch:
+        config = Path(scratch) / "config.yaml"
+        config.write_text(CONFIG.replace("OUT", str(Path(a.out).resolve())))
+        for number in range(a.rounds):
+            for processes, found in rates.items():
+                folder = Path(scratch) / f"{processes}-{number}"
+                found.append(rate(processes, a.steps, a.clips, config, folder, a.changes))
+    print("| processes | clips/s | part of the ideal |\n|---|---|---|")
+    first = a.processes[0]
+    for processes, found in rates.items():
+        part = median(rate / base * first / processes for rate, base in zip(found, rates[first], strict=True))
+        print(f"| {processes} | {median(found):.1f} | {part:.0%} |")
+    print(f"\n{counted(a.clips, 'clip')} a step and process; medians of {a.rounds} rounds")
+
+
+if __name__ == "__main__":
+    main()
