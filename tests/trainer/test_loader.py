@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import time
 from itertools import islice
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from shards.errors import PretrackError, ShardError
 from tests.trainer.conftest import panning_clip, publish
@@ -200,10 +200,13 @@ def test_where_nothing_can_be_read_the_run_ends(tmp_path: Path) -> None:
 
 def test_clips_reach_other_processes_as_a_file(build: Path) -> None:
     dataset = opened(build)
-    data = pickle.dumps(dataset)
-    assert len(data) < 10_000
-    copied = pickle.loads(data)
-    np.testing.assert_array_equal(copied[1, 2]["frames"], dataset[1, 2]["frames"])
+    assert len(ForkingPickler.dumps(dataset)) < 10_000
+    ours = {child.pid for child in psutil.Process().children()}
+    stream = iter(DataLoader(dataset, None, sampler=[(1, 2), (1, 3)], num_workers=1, multiprocessing_context="spawn"))  # type: ignore[arg-type]
+    copied = next(stream)
+    np.testing.assert_array_equal(copied["frames"], dataset[1, 2]["frames"])
+    spawned = [child for child in psutil.Process().children() if child.pid not in ours]
+    assert any(Path(file.path).name == "clips.arrow" for child in spawned for file in child.memory_maps())
 
 
 @pytest.mark.slow
