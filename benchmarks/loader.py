@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from manifests.receipt import shard_path
 from manifests.snapshot import open_snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, clip_row, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, TrackSummary, clip_row, table_of
 from shards import jpeg
 from shards.clip import ClipInfo, StoredClip, Tracks
 from shards.codec import decode_frames, encode_tracks
@@ -123,7 +123,7 @@ def build(data: Data) -> None:
         with open_shard(shard_path(out, name)) as writer:
             for clip in clips[number::SHARDS_MADE]:
                 members = writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
-                rows.append(clip_row(name, clip.info, members, anchors=[0, 8, 16], points=256, visible_fraction=0.9, motion=0.1))
+                rows.append(clip_row(name, clip.info, members, TrackSummary((0, 8, 16), 256, 0.9, 0.1)))
     for clip in clips:
         folder = data.folder / "files" / clip.info.key
         folder.mkdir(parents=True)

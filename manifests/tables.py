@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -115,12 +115,22 @@ without it, "" for what failed before any shard. The clips a shard was to hold a
 
 
 @dataclass(frozen=True)
-class ClipRow:
-    """A row of the clips table.
+class TrackSummary:
+    """What a clip's row says of its tracks.
 
     visible_fraction: mean visibility of all its points over all anchors and frames, 0..1
     motion:           median over tracks of how far a point gets from its anchor while visible, as a part of the frame's diagonal
     """
+
+    anchors: tuple[int, ...]
+    points: int
+    visible_fraction: float
+    motion: float
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """A row of the clips table."""
 
     key: str
     source: str
@@ -166,16 +176,7 @@ class ShardRow:
     tries: int
 
 
-def clip_row(
-    shard: str,
-    info: ClipInfo,
-    members: ClipMembers,
-    *,
-    anchors: Sequence[int],
-    points: int,
-    visible_fraction: float,
-    motion: float,
-) -> ClipRow:
+def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSummary) -> ClipRow:
     """The clips table's row of a clip as it was stored in `shard`; `members_of` gives its members back."""
     return ClipRow(
         key=info.key,
@@ -188,10 +189,10 @@ def clip_row(
         frames=info.frames,
         width=info.width,
         height=info.height,
-        anchors=list(anchors),
-        points=points,
-        visible_fraction=visible_fraction,
-        motion=motion,
+        anchors=list(tracks.anchors),
+        points=tracks.points,
+        visible_fraction=tracks.visible_fraction,
+        motion=tracks.motion,
         json_offset=members.info.offset,
         json_size=members.info.size,
         tracks_offset=members.tracks.offset,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, shard_checksum, shard_name, shard_path, write_receipt
-from manifests.tables import ClipRow, ShardRow, clip_row
+from manifests.tables import ShardRow, TrackSummary, clip_row
 from pipeline.config import BuildSettings
 from pipeline.decode.errors import DecodeError
 from pipeline.decode.isolated import IsolatedDecoder
@@ -71,10 +71,7 @@ class TrackedClip:
 
     key: str
     tracks: bytes
-    anchors: tuple[int, ...]
-    points: int
-    visible_fraction: float
-    motion: float
+    summary: TrackSummary
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,23 +209,11 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
         write_seconds=time.monotonic() - started,
         tries=shard.tries,
     )
-    rows = tuple(_clip_row(name, info, members, tracks[info.key]) for info, members in added)
+    rows = tuple(clip_row(name, info, members, tracks[info.key].summary) for info, members in added)
     failures = tuple(asdict(replace(failure, shard=name)) for failure in (*decoded.failures, *tracked.failures))
     receipt = Receipt(shard_row, rows, failures, tuple(clip.key for clip in task.clips))
     write_receipt(out, receipt)
     return receipt
-
-
-def _clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracked: TrackedClip) -> ClipRow:
-    return clip_row(
-        shard,
-        info,
-        members,
-        anchors=tracked.anchors,
-        points=tracked.points,
-        visible_fraction=tracked.visible_fraction,
-        motion=tracked.motion,
-    )
 
 
 def _decode_from_file(
@@ -333,12 +318,9 @@ def _track(clips: Sequence[DecodedClip], frames: Sequence[Frame], tracker: Track
     found = tracker.track(frames, [clip.info for clip in clips], anchors, queries)
     return [
         TrackedClip(
-            key=clip.info.key,
-            tracks=encode_tracks(tracks),
-            anchors=anchors,
-            points=tracks.positions.shape[2],
-            visible_fraction=float(tracks.visibility.mean()) / 255,
-            motion=_motion(tracks, clip.info),
+            clip.info.key,
+            encode_tracks(tracks),
+            TrackSummary(anchors, tracks.positions.shape[2], float(tracks.visibility.mean()) / 255, _motion(tracks, clip.info)),
         )
         for clip, tracks in zip(clips, found, strict=True)
     ]

@@ -14,7 +14,7 @@ import torch
 
 from manifests.receipt import shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, clip_row, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, TrackSummary, clip_row, table_of
 from shards import jpeg
 from shards.clip import StoredClip, Tracks
 from shards.geometry import grid_points
@@ -52,10 +52,9 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
             "made-000000",
             clip.info,
             members[clip.info.key],
-            anchors=clip.tracks.anchors.tolist(),
-            points=clip.tracks.positions.shape[2],
-            visible_fraction=float(clip.tracks.visibility.mean()) / 255,
-            motion=0.1,
+            TrackSummary(
+                tuple(clip.tracks.anchors.tolist()), clip.tracks.positions.shape[2], float(clip.tracks.visibility.mean()) / 255, 0.1
+            ),
         )
         for clip in clips
     ]
