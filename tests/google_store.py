@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.environment import environment
 
 _NOTHING = (0, b"", "")
 
@@ -58,24 +59,14 @@ def google_store() -> Iterator[None]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        with _environment(f"http://127.0.0.1:{server.server_address[1]}"):
+        with environment(_leading_to(f"http://127.0.0.1:{server.server_address[1]}")):
             yield
     finally:
         server.shutdown()
         server.server_close()
 
 
-@contextmanager
-def _environment(url: str) -> Iterator[None]:
+def _leading_to(url: str) -> dict[str, str]:
+    """Environment variables that lead to the store."""
     key = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
-    ours = {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key), "AWS_ENDPOINT_URL": url}  # the second allows http for all stores
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key), "AWS_ENDPOINT_URL": url}  # the second allows http for all stores

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import os
 import socket
 import subprocess
 import sys
@@ -11,10 +10,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate, parsedate_to_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.environment import environment
 
 BUCKET = "shards"
 
@@ -47,8 +48,7 @@ def s3_server() -> Iterator[int]:
         server.wait()
 
 
-@contextmanager
-def s3_environment(port: int) -> Iterator[None]:
+def s3_environment(port: int) -> AbstractContextManager[None]:
     """Environment variables that lead to the server, for this process and those that it starts."""
     ours = {
         "AWS_ACCESS_KEY_ID": "key",
@@ -56,16 +56,7 @@ def s3_environment(port: int) -> Iterator[None]:
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
     }
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return environment(ours)
 
 
 @dataclass
@@ -149,3 +140,10 @@ def faulty_proxy(upstream: int) -> Iterator[tuple[int, Behaviour]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def faulty_store() -> Iterator[Behaviour]:
+    """An S3 server behind a proxy, to which `s3://` leads until the block ends."""
+    with s3_server() as server, faulty_proxy(server) as (port, behaviour), s3_environment(port):
+        yield behaviour

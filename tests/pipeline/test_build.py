@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 import webdataset
 
 from manifests.receipt import list_receipts
@@ -39,14 +38,8 @@ from tests.pipeline.panning import STEP, panning_frames, write_video
 from tests.pipeline.soak import TARGETS, soak
 
 QUIET = Progress(quiet=True)
+pytestmark = pytest.mark.usefixtures("two_cores")
 VIDEOS = {"a.mp4": 26, "b.mp4": 20, "deep/c.mp4": 12, "d.mp4": 3}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_cores() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

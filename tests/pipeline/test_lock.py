@@ -20,7 +20,7 @@ from shards.bucket import Url
 from shards.errors import PretrackError
 from shards.files import read_whole, sizes_in, write_whole
 from tests.google_store import google_store
-from tests.object_store import BUCKET, Behaviour, faulty_proxy, s3_environment, s3_server
+from tests.object_store import BUCKET, Behaviour, faulty_store
 
 HOLDS = """
 import sys, time
@@ -34,7 +34,7 @@ with only_build(location(sys.argv[1])):
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Behaviour]:
-    with s3_server() as server, faulty_proxy(server) as (port, behaviour), s3_environment(port):
+    with faulty_store() as behaviour:
         yield behaviour
 
 

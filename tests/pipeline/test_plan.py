@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 
 from manifests.diff import compare
 from manifests.fingerprint import canonical_json
-from manifests.settings import check_settings
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table, write_table
 from pipeline.build import build
@@ -27,43 +25,11 @@ from pipeline.progress import Progress
 from pipeline.reasons import settings_changed
 from pipeline.shard_chains import _task, make_shards
 from pipeline.verify import verify_snapshot
-from shards import jpeg
 from shards.files import Location
-from tests.pipeline.panning import panning_frames
+from tests.pipeline.pictures import FRAMES, TRACKS, settings_for, write_images
 
 QUIET = Progress(quiet=True)
-pytestmark = pytest.mark.slow
-FRAMES = {"clip_frames": 10, "min_frames": 6, "short_side": 64}
-TRACKS = {"tracker": "lucas_kanade", "grid": 4, "anchors": [0]}
-VIDEOS = {"a": 20, "b": 20, "c": 10, "d": 10}
-"""Two clips a shard: one holds a, one b, one c and d."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_cores() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def write_images(folder: Path, seed: int, frames: int) -> None:
-    folder.mkdir(parents=True)
-    for number, frame in enumerate(panning_frames(seed, frames, 96, 64)):
-        (folder / f"{number:03d}.jpg").write_bytes(jpeg.encode(frame, 90))
-
-
-def settings_for(root: Path, **changes: object) -> BuildSettings:
-    values = {
-        "sources": [{"dataset": "video_folder", "name": "pans", "root": str(root / "videos")}],
-        "frames": FRAMES,
-        "tracks": TRACKS,
-        "shards": {"clips_per_shard": 2},
-        "split": {"eval_fraction": 0.0},
-        "max_failed_videos": 0.5,
-        "out": str(root / "out"),
-        **changes,
-    }
-    return check_settings(BuildSettings, values, "test")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cores")]
 
 
 def plan(settings: BuildSettings, retry_failed: bool = False) -> Plan:
@@ -73,23 +39,6 @@ def plan(settings: BuildSettings, retry_failed: bool = False) -> Plan:
 def says(planned: Plan) -> Counter[str]:
     """How often each action and reason is given."""
     return Counter(f"{shard.action}: {shard.reason}" for shard in planned.shards)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with videos, and a finished build of them."""
-    root = tmp_path_factory.mktemp("plan")
-    for seed, (name, frames) in enumerate(VIDEOS.items()):
-        write_images(root / "videos" / name, seed, frames)
-    build(settings_for(root), QUIET)
-    return root
-
-
-@pytest.fixture
-def root(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished folder."""
-    shutil.copytree(finished, tmp_path / "root")
-    return tmp_path / "root"
 
 
 def nothing(root: Path) -> None: ...

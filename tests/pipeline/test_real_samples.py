@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from PIL import Image
 
 from manifests.settings import check_settings
@@ -20,15 +18,8 @@ from pipeline.verify import verify_snapshot
 from shards.reader import iterate_shard
 from tests.pipeline.test_decode import ODD
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cores")]
 QUIET = Progress(quiet=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_cores() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def test_all_datasets_in_one_build(shared_data: Path, tmp_path: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from manifests.receipt import list_receipts
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
@@ -20,33 +18,12 @@ from pipeline.repair import repair
 from pipeline.verify import verify_snapshot
 from shards.errors import PretrackError
 from shards.reader import iterate_shard
-from tests.pipeline.test_plan import KEPT, TRACKS, VIDEOS, damage, plan, says, settings_for, write_images
+from tests.pipeline.pictures import TRACKS, settings_for
+from tests.pipeline.test_plan import KEPT, damage, plan, says
 
 QUIET = Progress(quiet=True)
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cores")]
 FINER = {**TRACKS, "grid": 6}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def two_cores() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("recovery")
-    for seed, (name, frames) in enumerate(VIDEOS.items()):
-        write_images(root / "videos" / name, seed, frames)
-    build(settings_for(root), QUIET)
-    return root
-
-
-@pytest.fixture
-def root(finished: Path, tmp_path: Path) -> Path:
-    shutil.copytree(finished, tmp_path / "root")
-    return tmp_path / "root"
 
 
 def frames_of(snapshot: Snapshot) -> dict[str, tuple[bytes, ...]]:

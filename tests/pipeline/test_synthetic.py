@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import ray
 from numpy.typing import NDArray
 
 from benchmarks.tap import StandingStill, synthetic_clips
@@ -209,13 +207,6 @@ def test_lucas_kanade_follows_them_and_standing_still_does_not() -> None:
         assert followed.delta_avg > 0.5
         assert followed.delta_avg > 2 * still.delta_avg
         assert followed.average_jaccard > 2 * still.average_jaccard
-
-
-@pytest.fixture
-def two_cores() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("two_cores")

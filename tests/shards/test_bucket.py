@@ -23,12 +23,12 @@ from shards.files import (
     write_whole,
     written_whole,
 )
-from tests.object_store import BUCKET, Behaviour, faulty_proxy, s3_environment, s3_server
+from tests.object_store import BUCKET, Behaviour, faulty_store
 
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Behaviour]:
-    with s3_server() as server, faulty_proxy(server) as (port, behaviour), s3_environment(port):
+    with faulty_store() as behaviour:
         yield behaviour
 
 

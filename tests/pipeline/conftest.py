@@ -1,0 +1,38 @@
+"""A Ray of two cores, and a finished build to change, damage and build again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipeline.build import build
+from pipeline.progress import Progress
+from tests.pipeline.pictures import VIDEOS, settings_for, write_images
+
+
+@pytest.fixture(scope="module")
+def two_cores() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def finished(two_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with videos, and a finished build of them."""
+    root = tmp_path_factory.mktemp("finished")
+    for seed, (name, frames) in enumerate(VIDEOS.items()):
+        write_images(root / "videos" / name, seed, frames)
+    build(settings_for(root), Progress(quiet=True))
+    return root
+
+
+@pytest.fixture
+def root(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished folder."""
+    shutil.copytree(finished, tmp_path / "root")
+    return tmp_path / "root"
