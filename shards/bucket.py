@@ -26,6 +26,8 @@ import obstore
 import obstore.exceptions as errors
 from obstore.store import from_url
 
+from shards.errors import PretrackError
+
 T = TypeVar("T")
 
 BUCKETS = ("s3", "gs", "az")
@@ -94,7 +96,7 @@ def read_stamped(url: Url) -> Stamped:
 def read_ranges(url: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
     """Parts of an object, in the order asked; those close to each other by one request. A part beyond the end is cut short.
 
-    Raises OSError.
+    Raises OSError, and PretrackError where a web server sends no parts of files.
     """
     store, path = _at(url)
     wanted = [(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True) if size]
@@ -124,6 +126,16 @@ class _Stream(io.RawIOBase):
         data = _asked(self._url, lambda: bytes(self._reader.read(len(buffer))))
         buffer[: len(data)] = data
         return len(data)
+
+
+@contextmanager
+def fetched(url: Url) -> Iterator[BinaryIO]:
+    """The object in a temporary file, got by one plain request: for servers that send no parts of files. Raises OSError."""
+    store, path = _at(url)
+    with TemporaryFile(prefix="pretrack-") as file:
+        _asked(url, lambda: file.writelines(obstore.get(store, path).stream()))
+        file.seek(0)
+        yield file  # type: ignore[misc]
 
 
 def size_of(url: Url) -> int:
@@ -230,7 +242,10 @@ def _store(root: str, endpoint: str, process: int) -> Any:
 
 
 def _asked(url: Url, question: Callable[[], T]) -> T:
-    """What the store answers; its errors as the OSErrors that a local disk would raise, in one sentence."""
+    """What the store answers; its errors as the OSErrors that a local disk would raise, in one sentence.
+
+    A web server that sends no parts of files is a PretrackError: every clip on it would fail, and none is damaged.
+    """
     try:
         return question()
     except FileNotFoundError as error:
@@ -239,6 +254,13 @@ def _asked(url: Url, question: Callable[[], T]) -> T:
         raise FileExistsError(errno.EEXIST, "was put by somebody else", str(url)) from error
     except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
         raise PermissionError(errno.EACCES, f"access is denied: {_sentence(error)}", str(url)) from error
+    except errors.NotSupportedError as error:
+        if "Range" not in str(error):
+            raise OSError(errno.ENOTSUP, f"the store cannot do that: {_sentence(error)}", str(url)) from error
+        raise PretrackError(
+            f"{url}: this web server sends files as a whole and no parts of them (it ignores 'Range'): use one that knows ranges, "
+            "as nginx does, or stream whole tars with 'trainer.streaming'"
+        ) from error
     except (errors.BaseError, OSError) as error:
         raise OSError(errno.EIO, f"the store failed: {_sentence(error)}", str(url)) from error
 

@@ -62,7 +62,7 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
     key, members = "", dict[str, bytes]()
     try:
         with open_stream(path) as stream:
-            tail = _Tail(stream)
+            tail = Tail(stream)
             with tarfile.open(fileobj=tail, mode="r|") as tar:  # type: ignore[call-overload]
                 for member in tar:
                     file = tar.extractfile(member)
@@ -80,7 +80,7 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
         yield key, members
 
 
-class _Tail:
+class Tail:
     """A stream that remembers its end: a tar that was cut between two members would otherwise seem whole."""
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -94,7 +94,7 @@ class _Tail:
         self._last = (self._last + data)[-2 * tarfile.BLOCKSIZE :]
         return data
 
-    def check_end(self, checksum: str | None) -> None:
+    def check_end(self, checksum: str | None = None) -> None:
         """Raises EOFError if the file does not end in the two empty blocks that end a tar, or has another checksum."""
         while self.read(1 << 20):
             pass

@@ -1,4 +1,4 @@
-"""A plain web server for a folder's files that understands ranges, as nginx does, lists nothing, and counts."""
+"""A plain web server for a folder's files: understands ranges, as nginx does, or sends whole files; lists nothing, and counts."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Served:
 
 
 @contextmanager
-def web_server(folder: Path) -> Iterator[Served]:
-    """Serves a folder until the block ends."""
+def web_server(folder: Path, ranges: bool = True) -> Iterator[Served]:
+    """Serves a folder until the block ends. Without `ranges` who asks for a part of a file gets the whole."""
     served = Served()
 
     class Handler(BaseHTTPRequestHandler):
@@ -40,7 +40,7 @@ def web_server(folder: Path) -> Iterator[Served]:
                 self.end_headers()
                 return
             size = path.stat().st_size
-            asked = self.headers.get("Range")
+            asked = self.headers.get("Range") if ranges else None
             first, last = (int(part) for part in asked.removeprefix("bytes=").split("-")) if asked else (0, size - 1)
             last = min(last, size - 1)
             with path.open("rb") as file:

@@ -194,7 +194,7 @@ def _read(snapshot: Snapshot, number: int, where: str) -> pa.Table:
 
 def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
     """The clips that the settings ask for and that are long and large enough; logs how many each rule leaves out."""
-    size, reach = settings.size, (settings.frames - 1) * min(settings.step, 1)
+    size, reach = settings.size, least_room(settings)
     rules: dict[str, pc.Expression] = {f"split other than '{settings.split}'": pc.field("split") == settings.split}
     if settings.where.strip():
         rules[f"not {settings.where}"] = parse_filter(settings.where)
@@ -203,7 +203,7 @@ def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
         rules[f"smaller than {size}x{size}"] = (pc.field("width") >= size) & (pc.field("height") >= size)
     asked = [name for name in clips.column_names if name in ("split", "width", "height") or name in settings.where]
     light = clips.select(asked)  # the rest is copied once, if at all
-    light = light.append_column("room", pa.array(_room(clips, settings)))
+    light = light.append_column("room", pa.array(room(clips, settings)))
     light = light.append_column("row", pa.array(np.arange(clips.num_rows)))
     for reason, rule in rules.items():
         kept = light.filter(rule)
@@ -213,8 +213,13 @@ def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
     return clips if light.num_rows == clips.num_rows else clips.take(light["row"])
 
 
-def _room(clips: pa.Table, settings: DataSettings) -> NDArray[np.int64]:
-    """The most frames that lie on one side of a usable anchor: [clips]."""
+def least_room(settings: DataSettings) -> int:
+    """How many frames a clip needs on one side of an anchor."""
+    return (settings.frames - 1) * min(settings.step, 1)
+
+
+def room(clips: pa.Table, settings: DataSettings) -> NDArray[np.int64]:
+    """The most frames that lie on one side of a usable anchor, from the columns `anchors` and `frames`: [clips]."""
     lengths = pc.list_value_length(clips["anchors"]).to_numpy()
     first, last = np.full(len(lengths), -1), np.full(len(lengths), -1)
     anchors, usable = pc.list_flatten(clips["anchors"]).to_numpy(), lengths > 0

@@ -17,6 +17,7 @@ from typing import Any, NotRequired, TypedDict, cast
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
@@ -25,7 +26,7 @@ from shards.bucket import Url
 from shards.codec import decode_frames
 from shards.errors import PretrackError, ShardError
 from shards.files import Location
-from shards.geometry import inside
+from shards.geometry import View, inside
 from shards.reader import read_members
 from trainer.cache import MemberCache
 from trainer.clips import Clip, choose_clips, mixed_groups
@@ -97,7 +98,7 @@ class ClipDataset(Dataset[Sample]):
         batch = self.batch([item])
         for sentence in batch.pop("left_out", ()):  # other loaders would not know what to do with it
             logger.warning("left out: %s", sentence)
-        return cast(Sample, {name: value[0] for name, value in batch.items()})  # type: ignore[index]
+        return first_of(batch)
 
     def __getitems__(self, items: list[Item]) -> list[Sample]:
         return [self[item] for item in items]
@@ -150,15 +151,8 @@ class ClipDataset(Dataset[Sample]):
         anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
         views = choose_views(clip.width, clip.height, s, random)
         packed, *images = self._members(clip, path, numbers)
-        frames = batch.frames[place]
-        show(views, images, (clip.width, clip.height), s.reduced_decoding, frames.numpy())
-        if s.colour.student_only:
-            batch.teacher_frame[place] = frames[0]
-        if s.colour.changes:
-            frames[:] = change_colours(frames, s.colour, random)
-        positions, visibility, confidence = decode_frames(packed, anchor, numbers)
-        batch.positions[place] = torch.from_numpy(seen_by(views, positions))
-        batch.visibility[place], batch.confidence[place] = torch.from_numpy(visibility), torch.from_numpy(confidence)
+        batch.show(place, views, images, (clip.width, clip.height), s, random)
+        batch.follow(place, views, *decode_frames(packed, anchor, numbers))
         batch.keys[place] = clip.key
 
     def _members(self, clip: Clip, path: Location, numbers: list[int]) -> list[bytes]:
@@ -216,6 +210,35 @@ class Decoded:
         """The same in pinned memory: what torch's loader asks for."""
         return Decoded(self.memory.pin_memory(), self.shape, self.keys, self.left_out)
 
+    def show(
+        self,
+        place: int,
+        views: Sequence[View],
+        images: Sequence[bytes],
+        size: tuple[int, int],
+        settings: DataSettings,
+        random: np.random.Generator,
+    ) -> None:
+        """Puts what is seen of JPEGs [T] of frames of `size` (width, height) at a place. Raises ShardError for a damaged one."""
+        frames = self.frames[place]
+        show(views, images, size, settings.reduced_decoding, frames.numpy())
+        if settings.colour.student_only:
+            self.teacher_frame[place] = frames[0]
+        if settings.colour.changes:
+            frames[:] = change_colours(frames, settings.colour, random)
+
+    def follow(
+        self,
+        place: int,
+        views: Sequence[View],
+        positions: NDArray[np.float32],
+        visibility: NDArray[np.uint8],
+        confidence: NDArray[np.uint8],
+    ) -> None:
+        """Puts tracks at a place: stored positions [T, N, 2], as they lie in what is seen; visibility and confidence [T, N]."""
+        self.positions[place] = torch.from_numpy(seen_by(views, positions))
+        self.visibility[place], self.confidence[place] = torch.from_numpy(visibility), torch.from_numpy(confidence)
+
     def sample(self, settings: DataSettings) -> Sample:
         """The batch as it is handed out."""
         sample = Sample(
@@ -231,6 +254,11 @@ class Decoded:
         if settings.on_error == "skip":
             sample["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]
         return sample
+
+
+def first_of(batch: Sample) -> Sample:
+    """The first sample of a batch."""
+    return cast(Sample, {name: value[0] for name, value in batch.items()})  # type: ignore[index]
 
 
 def counted(sample: Sample, settings: TrackSettings) -> Tensor:
@@ -255,10 +283,10 @@ class Loader:
             num_workers=workers,
             pin_memory=pin,
             collate_fn=_as_it_is,
-            worker_init_fn=partial(_begin, dict(os.environ)),
+            worker_init_fn=partial(begin_worker, dict(os.environ)),
             prefetch_factor=4 if workers else None,
             persistent_workers=workers > 0,
-            multiprocessing_context=_clean_processes() if workers and dataset.remote else None,
+            multiprocessing_context=clean_processes() if workers and dataset.remote else None,
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -270,8 +298,8 @@ class Loader:
                 batch = decoded.sample(self.dataset.settings)
                 self._report(batch)
                 yield batch
-        except ShardError as error:  # from a worker it comes wrapped in that worker's traceback: its last line is the sentence
-            raise ShardError(str(error).strip().splitlines()[-1].removeprefix("shards.errors.ShardError: ")) from error
+        except PretrackError as error:
+            raise unwrapped(error) from error
 
     def state_dict(self) -> dict[str, Any]:
         """The place reached: how many batches were handed out since the beginning, to every rank, and what they are made of."""
@@ -304,7 +332,13 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _clean_processes() -> BaseContext:
+def unwrapped(error: PretrackError) -> PretrackError:
+    """An error as it was raised: from a worker it comes wrapped in that worker's traceback, whose last line is the sentence."""
+    kind = type(error)
+    return kind(str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: "))
+
+
+def clean_processes() -> BaseContext:
     """Where workers come from that read a store, whose threads do not survive a fork of this process: forks of one that has none.
 
     They share the memory of what that one has imported; workers that start from nothing take 360 MB each.
@@ -314,7 +348,7 @@ def _clean_processes() -> BaseContext:
     return context
 
 
-def _begin(environment: dict[str, str], worker: int) -> None:
+def begin_worker(environment: dict[str, str], worker: int) -> None:
     """Makes a worker ready. Its environment may be that of an earlier loader, with other credentials."""
     os.environ.update(environment)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of a job's processes, and the run means to finish its step

@@ -14,7 +14,7 @@ import torch
 
 from manifests.receipt import shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, TrackSummary, clip_row, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, TrackSummary, clip_row, table_of
 from shards import jpeg
 from shards.clip import StoredClip, Tracks
 from shards.geometry import grid_points
@@ -46,7 +46,7 @@ def panning_clip(
 
 def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
     """Writes clips as one shard and publishes a snapshot of them."""
-    members, _, _ = write_clips(shard_path(out, "made-000000"), clips)
+    members, size, checksum = write_clips(shard_path(out, "made-000000"), clips)
     rows = [
         clip_row(
             "made-000000",
@@ -58,9 +58,9 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
         )
         for clip in clips
     ]
-    videos = table_of([], VIDEOS)
-    tables = {"videos": videos, "clips": table_of(rows, CLIPS), "shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}
-    return publish_snapshot(out, tables, {})
+    shard = ShardRow("made-000000", "made", "made", "train", len(clips), size, checksum, "", "", "{}", "{}", 0.0, 0.0, 0.0, tries=1)
+    tables = {"videos": table_of([], VIDEOS), "clips": table_of(rows, CLIPS), "shards": table_of([shard], SHARDS)}
+    return publish_snapshot(out, tables | {"failures": table_of([], FAILURES)}, {})
 
 
 @pytest.fixture(scope="session")
