@@ -5,14 +5,17 @@ the others in their own order. The floor decodes and resizes JPEGs that are in m
 turns; a ratio is the median over rounds of the floor's time through the reader's in the same round. Times are processor time, of
 all processes together: waiting for a busy machine says nothing of a reader. Readers whose package is not installed are left out
 (`pip install litdata mosaicml-streaming`). Built data stays in FOLDER, or goes when the command ends.
+
+`--memory MINUTES` streams for so long with two workers instead, and says what memory each has on the way: USS is its own, PSS also
+its part of what it shares.
 """
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -211,12 +214,16 @@ def one_thread(worker: int) -> None:
 # The readers: each gives an endless or finite stream of batches for a number of processes.
 
 
-def ours(data: Data, processes: int) -> Iterator[Any]:
+def dataset_of(data: Data) -> ClipDataset:
     settings = DataSettings.model_validate(
         {"out": str(data.folder / "build"), "size": SIZE, "step": data.frames // 4, "anchor": "first", "direction": "forward"}
         | {"crop": "squash", "flip": 0.0, "reduced_decoding": False}
     )
-    dataset = ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
+    return ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
+
+
+def ours(data: Data, processes: int) -> Iterator[Any]:
+    dataset = dataset_of(data)
 
     class OneEpoch(ClipOrder):
         def __iter__(self) -> Iterator[list[Item]]:  # type: ignore[override]
@@ -379,15 +386,35 @@ def compare(data: Data, processes: int) -> None:
         )
 
 
-def main() -> None:
+def watch_memory(data: Data, minutes: float) -> None:
+    """Prints what memory two workers have at the start, at a quarter, at half and at the end of the time."""
+    dataset = dataset_of(data)
+    others = {child.pid for child in psutil.Process().children()}
+    stream = iter(Loader(dataset, dataset.order(BATCH), workers=2))
+    read = sum(len(batch["key"]) for batch in islice(stream, 16))  # by then each worker has done all that it ever does
+    workers = [child for child in psutil.Process().children() if child.pid not in others]
+    started = time.monotonic()
+    print("| minutes | clips read | " + " | ".join(f"worker {n}: USS, PSS in MB" for n in range(2)) + " |\n|---|---|---|---|")
+    for part in (0, 0.25, 0.5, 1):
+        while time.monotonic() < started + 60 * minutes * part:
+            read += len(next(stream)["key"])
+        found = [worker.memory_full_info() for worker in workers]
+        shown = " | ".join(f"{memory.uss / 1e6:.1f}, {memory.pss / 1e6:.1f}" for memory in found)
+        print(f"| {(time.monotonic() - started) / 60:.1f} | {read:,} | {shown} |", flush=True)
+
+
+def main(folder: Path | None, memory: float | None) -> None:
     """Prints the tables."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as temporary:
         for frames in (24, 48):
-            data = Data(Path(sys.argv[1] if len(sys.argv) > 1 else temporary) / str(frames), frames)
+            data = Data((folder or Path(temporary)) / str(frames), frames)
             build(data)
+            if memory:
+                watch_memory(data, memory)
+                return
             for processes in (1, 2):
                 print(f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n")
                 print("| reader | clips per CPU second | of the floor |\n|---|---|---|")
@@ -395,4 +422,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--memory", type=float, metavar="MINUTES")
+    given = parser.parse_args()
+    main(given.folder, given.memory)
