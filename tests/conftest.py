@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.object_store import Behaviour, faulty_store
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +19,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real samples at {folder} (PRETRACK_SHARED names another folder)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Behaviour]:
+    """An object store of a module's own, to which `s3://` leads; it can be told to fail."""
+    with faulty_store() as behaviour:
+        yield behaviour

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import ray
 
 import pipeline.lock
 from manifests.settings import check_settings
@@ -23,7 +21,7 @@ from shards.bucket import Url
 from shards.errors import PretrackError
 from shards.files import read_whole, size_of, sizes_in, write_whole
 from shards.reader import iterate_shard
-from tests.object_store import BUCKET, Behaviour, faulty_proxy, s3_environment, s3_server
+from tests.object_store import BUCKET, Behaviour
 from tests.pipeline.panning import panning_frames, write_video
 
 QUIET = Progress(quiet=True)
@@ -31,11 +29,9 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def store() -> Iterator[Behaviour]:
-    with s3_server() as server, faulty_proxy(server) as (port, behaviour), s3_environment(port):
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)  # its workers inherit the environment
-        yield behaviour
-        ray.shutdown()
+def store(store: Behaviour, two_cores: None) -> Behaviour:
+    """The store, with a Ray whose workers inherit the environment that leads there."""
+    return store
 
 
 @pytest.fixture(scope="module")

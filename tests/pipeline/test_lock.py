@@ -20,7 +20,7 @@ from shards.bucket import Url
 from shards.errors import PretrackError
 from shards.files import read_whole, sizes_in, write_whole
 from tests.google_store import google_store
-from tests.object_store import BUCKET, Behaviour, faulty_store
+from tests.object_store import BUCKET, Behaviour
 
 HOLDS = """
 import sys, time
@@ -30,12 +30,6 @@ with only_build(location(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Behaviour]:
-    with faulty_store() as behaviour:
-        yield behaviour
 
 
 @pytest.fixture

@@ -23,13 +23,7 @@ from shards.files import (
     write_whole,
     written_whole,
 )
-from tests.object_store import BUCKET, Behaviour, faulty_store
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[Behaviour]:
-    with faulty_store() as behaviour:
-        yield behaviour
+from tests.object_store import BUCKET, Behaviour
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from manifests.snapshot import open_snapshot
 from shards.bucket import Url
 from shards.errors import PretrackError, ShardError
 from shards.files import location, write_whole
-from tests.object_store import BUCKET, Behaviour, faulty_store
+from tests.object_store import BUCKET, Behaviour
 from tests.trainer.conftest import panning_clip, publish
 from tests.web_server import Served, web_server
 from trainer.cache import MemberCache
@@ -36,12 +36,11 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def s3(local: Path) -> Iterator[tuple[str, Behaviour]]:
-    with faulty_store() as behaviour:
-        for path in local.rglob("*"):
-            if path.is_file():
-                write_whole(location(f"s3://{BUCKET}/build/{path.relative_to(local)}"), path.read_bytes())
-        yield f"s3://{BUCKET}/build", behaviour
+def s3(local: Path, store: Behaviour) -> tuple[str, Behaviour]:
+    for path in local.rglob("*"):
+        if path.is_file():
+            write_whole(location(f"s3://{BUCKET}/build/{path.relative_to(local)}"), path.read_bytes())
+    return f"s3://{BUCKET}/build", store
 
 
 @pytest.fixture(scope="module")
