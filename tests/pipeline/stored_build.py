@@ -11,7 +11,7 @@ import numpy as np
 
 from manifests.receipt import shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, clip_row, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, TrackSummary, clip_row, table_of
 from shards import jpeg
 from shards.clip import StoredClip, Tracks
 from shards.geometry import grid_points, inside
@@ -59,10 +59,12 @@ def publish_clips(
             shard,
             clip.info,
             members[clip.info.key],
-            anchors=clip.tracks.anchors.tolist(),
-            points=clip.tracks.positions.shape[2],
-            visible_fraction=float(clip.tracks.visibility.mean()) / 255,
-            motion=motion[number] if motion else 0.1,
+            TrackSummary(
+                anchors=tuple(clip.tracks.anchors.tolist()),
+                points=clip.tracks.positions.shape[2],
+                visible_fraction=float(clip.tracks.visibility.mean()) / 255,
+                motion=motion[number] if motion else 0.1,
+            ),
         )
         for number, clip in enumerate(clips)
     ]
