@@ -59,11 +59,11 @@ class Watch:
             diary.close()
 
     def step(self, done: int, loss: float, waited: float) -> None:
-        """Counts a step, of a loss, for whose clips the loader was waited for some seconds."""
+        """Counts a step, its loss, and the seconds that were waited for its clips; sums up epochs, if they are long."""
         self.progress.update(self.task, completed=done)
         for span in (self.since, self.whole):
             span.add(loss, waited)
-        if done % self.epoch == 0 or done == self.steps:
+        if (done % self.epoch == 0 and self.epoch >= self.settings.run.log_every) or done == self.steps:
             self.console.print(
                 f"epoch {-(-done // self.epoch)}: mean loss {self.whole.loss:.4f} over {self.whole.steps} steps, "
                 f"{self.whole.rate * self.settings.run.batch_size:.1f} clips/s, {self.whole.waiting:.0%} of it waiting for clips"
