@@ -7,9 +7,9 @@ import logging
 import sys
 
 from shards.errors import PretrackError, disk_sentence
-from trainer.evaluate import labelfree
+from trainer.evaluate import benchmarks, labelfree
 
-EVALUATIONS = (labelfree,)
+EVALUATIONS = (labelfree, benchmarks)
 """Each has `add_command(commands)`, which adds its parser and sets that parser's `run` to a function of the parsed arguments."""
 
 

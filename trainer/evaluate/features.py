@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from shards.errors import SettingsError
+from shards.errors import PretrackError, SettingsError
 from trainer.backbone import Backbone, normalised_images
 
 PatchFeatures = Callable[[Tensor], Tensor]
@@ -67,5 +67,8 @@ def _prepared(images: Tensor, backbone: Backbone, mean: Sequence[float], std: Se
 
 
 def _as_map(tokens: Tensor, images: Tensor, patch: int) -> Tensor:
+    """Raises PretrackError for features that are not finite: with those, whatever is compared first would be the most similar."""
+    if not tokens.isfinite().all():
+        raise PretrackError("the model gives features that are not finite: its weights are broken")
     rows, columns = images.shape[2] // patch, images.shape[3] // patch
     return tokens.float().reshape(len(tokens), rows, columns, tokens.shape[-1])

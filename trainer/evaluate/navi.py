@@ -22,15 +22,18 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from manifests.fingerprint import fingerprint_lines
+from manifests.settings import Settings
 from shards.errors import SettingsError
 from trainer.evaluate.datasets import NAVI
 from trainer.evaluate.features import PatchFeatures, padding
 from trainer.evaluate.navi_data import Crop, View, angle_between, list_views, read_crop
-from trainer.evaluate.report import Row, mean, plain, table
+from trainer.evaluate.report import Row, mean, table
+from trainer.evaluate.results import plain
 
 BINS = {"3DPoV": (0, 15, 30, 60, 120), "Probe3D": (0, 30, 60, 90, 120)}
 """Edges, in degrees, of the bins of angle that papers report; a bin has its lower edge and not its upper one."""
@@ -45,22 +48,22 @@ Points = Literal["best", "all"]
 Light = Literal["similar", "different"]
 
 
-@dataclass(frozen=True)
-class NaviSettings:
+class NaviSettings(Settings):
     """How points are looked for. The defaults are Probe3D's."""
 
-    size: int = 512
+    size: int = Field(default=512, ge=16)
     """Side in pixels of the square around the object."""
-    cell: int = 4
+    cell: int = Field(default=4, ge=1)
     """Pixels between two points of the grid."""
-    matches: int = 1000
+    matches: int = Field(default=1000, ge=1)
     """How many matches of highest ratio count as `best`."""
-    every: int = 4
+    every: int = Field(default=4, ge=1)
     """Only every so many photographs start a pair."""
-    farthest: float = 120
+    farthest: float = Field(default=120, gt=0)
     """Largest angle of a pair in degrees."""
     seed: int = 8
-    pairs: int | None = None
+    """Of the draw of partners."""
+    pairs: int | None = Field(default=None, ge=1)
     """At most so many pairs, evenly from the list: for a quick look."""
 
 
@@ -119,6 +122,22 @@ class NaviResult:
         bins = [self.within(low, high, light) for low, high in pairwise(edges)]
         return [(100 * mean([getattr(pair, points).metres[METRES.index(0.02)] for pair in found]), len(found)) for found in bins]
 
+    def by_item(self) -> dict[str, dict[str, float]]:
+        """Recall at 2 cm of each pair, by bin of angle."""
+        kinds: tuple[Points, ...] = ("best", "all")
+        return {
+            f"{points}, {low}-{high}°": {
+                f"{p.first} {p.second}": 100 * getattr(p, points).metres[1] for p in self.within(low, high)
+            }
+            for points in kinds
+            for low, high in pairwise(BINS["3DPoV"])
+        }
+
+    def paper_rows(self) -> dict[str, list[float]]:
+        """The published tables, and our rows of them."""
+        tables: dict[str, Light | None] = {"navi": None, "navi_less_lighting": "similar", "navi_intense_lighting": "different"}
+        return {name: [recall for recall, _ in self.by_angle(BINS["3DPoV"], "best", light)] for name, light in tables.items()}
+
     def rows(self, bins: str = "3DPoV") -> list[Row]:
         """Name, then recall at 2 cm in each bin of angle."""
         edges = BINS[bins]
@@ -132,10 +151,10 @@ class NaviResult:
 
     def to_json(self) -> dict[str, Any]:
         """Settings, figures, and every pair."""
-        return plain(
+        found: dict[str, Any] = plain(
             {
                 "dataset": NAVI.name,
-                "settings": asdict(self.settings),
+                "settings": self.settings.model_dump(),
                 "patch": self.patch,
                 "recall_metres": {kind: {m: self.recall(kind, m) for m in METRES} for kind in ("best", "all")},
                 "recall_pixels": {kind: {p: self.pixel_recall(kind, p) for p in PIXELS} for kind in ("best", "all")},
@@ -152,6 +171,7 @@ class NaviResult:
                 "pairs": [asdict(pair) for pair in self.pairs],
             }
         )
+        return found
 
     def __str__(self) -> str:
         lines = [f"NAVI wild_set: recall in % at {self.settings.size} px, patches of {self.patch}"]

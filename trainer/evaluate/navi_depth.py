@@ -2,7 +2,7 @@
 
 The probe (`trainer.evaluate.probe`) is trained on the multiview photographs and scored on the wild sets. Probe3D computes its true
 normals with the principal point in the corner of the crop: those of a plane tilted by 45 degrees are some 12 to 21 degrees off.
-`normals: probe3d` does the same, for comparison with its table; `true` puts it where it is and leaves out silhouettes, where depth
+`snorm_gt: probe3d` does the same, for comparison with its table; `true` puts it where it is and leaves out silhouettes, where depth
 has no neighbour.
 """
 
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d, normalize
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.fingerprint import fingerprint_lines
+from manifests.settings import Settings
 from trainer.evaluate.datasets import NAVI
 from trainer.evaluate.features import LevelFeatures
 from trainer.evaluate.navi_data import Crop, View, list_views, nearest, read_crop, unprojected
@@ -35,7 +37,8 @@ from trainer.evaluate.probe import (
     normals_metrics,
     train_probe,
 )
-from trainer.evaluate.report import Row, mean, plain, table
+from trainer.evaluate.report import Row, mean, table
+from trainer.evaluate.results import plain
 
 Normals = Literal["probe3d", "true"]
 Task = Literal["depth", "normals"]
@@ -43,30 +46,37 @@ Task = Literal["depth", "normals"]
 _NOWHERE = 1e6  # metres: the depth Probe3D gives to pixels without one, for normals
 
 
-@dataclass(frozen=True)
-class ProbeSettings:
+class ProbeSettings(Settings):
     """How the probe is trained. The defaults are Probe3D's."""
 
-    size: int = 512
-    every: int = 4
+    size: int = Field(default=512, ge=16)
+    """Side in pixels of the square around the object."""
+    every: int = Field(default=4, ge=1)
     """Only every so many photographs are used, in training and in testing."""
-    epochs: float = 10
-    warmup: float = 1.5
+    epochs: float = Field(default=10, gt=0)
+    """Passes over the photographs."""
+    warmup: float = Field(default=1.5, ge=0)
     """Epochs over which the learning rate goes up."""
-    steps: int | None = None
+    steps: int | None = Field(default=None, ge=1)
     """So many steps in place of `epochs`, with the same part of them as warm-up: for a quick look."""
-    batch: int = 8
-    rate: float = 5e-4
-    hidden: int = 512
+    batch: int = Field(default=8, ge=1)
+    """Photographs a step."""
+    rate: float = Field(default=5e-4, gt=0)
+    """Highest learning rate."""
+    hidden: int = Field(default=512, ge=1)
+    """Channels of the probe."""
     jitter: bool = True
     """Brightness, contrast, saturation and hue by up to 0.2, for four images of five."""
-    farthest: float = 1.0
+    farthest: float = Field(default=1.0, gt=0.001)
     """Largest depth the probe can say, in metres."""
     relative: bool = False
     """Depth from 0.01 to 1 between the nearest and the farthest point of each object, in place of metres."""
-    normals: Normals = "probe3d"
+    snorm_gt: Normals = "probe3d"
+    """Which normals count as true: `probe3d` for its table, `true` for those of the object."""
     seed: int = 8
-    workers: int = 4
+    """Of the probe's first weights, the order of photographs and the jitter."""
+    workers: int = Field(default=4, ge=0)
+    """Processes that read photographs."""
 
 
 @dataclass(frozen=True)
@@ -92,14 +102,27 @@ class ProbeResult:
         """Name, then each metric."""
         return [[kind, *metrics.values()] for kind, metrics in self.figures.items()]
 
+    def by_item(self) -> dict[str, dict[str, float]]:
+        """Every metric of each photograph."""
+        return {
+            f"{kind}, {metric}": {name: values[kind][metric] for name, values in self.images.items()}
+            for kind, metrics in self.figures.items()
+            for metric in metrics
+        }
+
+    def paper_rows(self) -> dict[str, list[float]]:
+        """None: papers draw these figures and do not print them."""
+        return {}
+
     def to_json(self) -> dict[str, Any]:
         """Settings, figures, and those of every photograph."""
-        return plain({"dataset": NAVI.name, **asdict(self)})
+        found: dict[str, Any] = plain({"dataset": NAVI.name, **asdict(self), "settings": self.settings.model_dump()})
+        return found
 
     def __str__(self) -> str:
         s = self.settings
         metrics = next(iter(self.figures.values()))
-        kind = f", normals as {s.normals}" if self.task == "normals" else ", relative" if s.relative else ""
+        kind = f", normals as {s.snorm_gt}" if self.task == "normals" else ", relative" if s.relative else ""
         unit = "degrees" if self.task == "normals" else "metres"
         header = ["", *(f"{name} ({unit})" if name == "rmse" else f"{name} (%)" for name in metrics)]
         return (
@@ -135,7 +158,7 @@ class _Photographs(Dataset[tuple[Tensor, ...]]):
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
         s = self.settings
         crop = read_crop(self.views[index], s.size)
-        normals, valid = crop_normals(crop, s.size, s.normals)
+        normals, valid = crop_normals(crop, s.size, s.snorm_gt)
         image = crop.image if self.jitter is None else self.jitter(crop.image)
         return image, relative_depth(crop.depth) if s.relative else crop.depth, normals, valid
 

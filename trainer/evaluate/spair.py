@@ -15,22 +15,26 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
 from manifests.fingerprint import fingerprint_lines
+from manifests.settings import Settings
 from shards.errors import PretrackError, SettingsError
 from trainer.evaluate.datasets import SPAIR, as_tensor, check_dataset, open_image, read_json
 from trainer.evaluate.features import PatchFeatures, padding
-from trainer.evaluate.report import Row, mean, plain, table
+from trainer.evaluate.report import Row, mean, table
+from trainer.evaluate.results import plain
 
 Readout = Literal["probe3d", "centre"]
 Occluded = Literal["none", "one", "both"]
@@ -43,17 +47,17 @@ _FILL = (124, 116, 104)  # ImageNet's mean
 _COVERED = (0.1, 0.3)  # of the bounding box
 
 
-@dataclass(frozen=True)
-class SpairSettings:
+class SpairSettings(Settings):
     """How keypoints are looked for. The defaults are Probe3D's."""
 
     split: Literal["trn", "val", "test"] = "test"
     """Choose checkpoints on `val`; `test` is for reporting."""
-    size: int = 800
+    size: int = Field(default=800, ge=16)
     """Side in pixels of the square that images are shown at."""
-    pairs: int = 200
+    pairs: int = Field(default=200, ge=1)
     """At most this many pairs for each class and pass."""
     seed: int = 20
+    """Of the shuffle that chooses pairs."""
     readout: Readout = "probe3d"
     """`probe3d`: a patch stands for its top left corner, and features are read as if the outermost patches' centres lay on the
     border; its perfect matcher is off by 0.0153 of the image with 50 patches a side. `centre`: a patch lies where it is, 0.0076."""
@@ -99,6 +103,25 @@ class SpairResult:
         errors = [error for score in scores for error in (score.clean if clean else score.errors)]
         return 100 * sum(error < THRESHOLD for error in errors) / len(errors) if errors else math.nan
 
+    def by_item(self) -> dict[str, dict[str, float]]:
+        """What each pair adds to the recall of its passes, so scaled that a pass's mean is its recall: for a bootstrap."""
+        return {f"recall, {which}": dict(zip(self.passes[which], self._shares(which), strict=True)) for which in PASSES}
+
+    def _shares(self, which: str) -> list[float]:
+        scores = [self.pairs[name] for name in self.passes[which]]
+        keypoints = Counter[str]()
+        for score in scores:
+            keypoints[score.category] += len(score.errors)
+        classes = sum(count > 0 for count in keypoints.values())
+        found = [(score.category, sum(error < THRESHOLD for error in score.errors)) for score in scores]
+        return [100 * n * len(scores) / (classes * keypoints[category]) if n else 0.0 for category, n in found]
+
+    def paper_rows(self) -> dict[str, list[float]]:
+        """The published table of the same kind, and our row of it."""
+        hidden = self.settings.occluded
+        table = "spair" if hidden == "none" else f"spair_{hidden}_occluded"
+        return {table: [self.recall(which) for which in PASSES]}
+
     def rows(self) -> list[Row]:
         """Name, then recall for S, M, L and All: the mean over classes, then each class."""
         return [[name or "mean over classes", *(self.recall(which, name) for which in PASSES)] for name in (None, *self.categories)]
@@ -121,10 +144,10 @@ class SpairResult:
             }
             for name, score in self.pairs.items()
         }
-        return plain(
+        found: dict[str, Any] = plain(
             {
                 "dataset": SPAIR.name,
-                "settings": asdict(self.settings),
+                "settings": self.settings.model_dump(),
                 "patch": self.patch,
                 **figures,
                 "classes": {name: {which: self.recall(which, name) for which in PASSES} for name in self.categories},
@@ -135,6 +158,7 @@ class SpairResult:
                 "pairs": listed,
             }
         )
+        return found
 
     def __str__(self) -> str:
         s = self.settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from shards.errors import SettingsError
+from shards.errors import PretrackError, SettingsError
 from trainer.backbone import Backbone, make_backbone, normalised_images
 from trainer.evaluate.features import level_features, padding, patch_features
 
@@ -66,3 +66,12 @@ def test_four_blocks_with_the_cls_token(name: str) -> None:
 def test_too_few_blocks() -> None:
     with pytest.raises(SettingsError, match=r"reads four blocks and a CLS token, and vit_small_patch16_224.dino has not got them"):
         level_features(tiny("dino_small", depth=3), MEAN, STD)
+
+
+def test_broken_weights() -> None:
+    backbone = tiny("dino_small")
+    with torch.no_grad():
+        backbone.model.blocks[2].mlp.fc1.weight[0, 0] = torch.nan
+    for features in (patch_features(backbone, MEAN, STD), level_features(backbone, MEAN, STD)):
+        with pytest.raises(PretrackError, match="features that are not finite"):
+            features(some_images(32))

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from shards.errors import PretrackError, SettingsError
+from tests.trainer.evaluate.changing import changed
 from tests.trainer.evaluate.navi_files import ANGLES, DISTANCE, RADIUS, colour_features, random_features, write_navi
 from trainer.evaluate.navi import (
     BINS,
@@ -109,10 +110,10 @@ def test_pairs(navi: Path) -> None:
         assert 0 < angle <= 120
     shuffled = [views[i] for i in np.random.default_rng(0).permutation(len(views))]
     assert choose_pairs(shuffled, SMALL)[0] == pairs
-    assert choose_pairs(views, replace(SMALL, every=4))[0] == pairs[::4]
-    assert choose_pairs(views, replace(SMALL, seed=9))[0] != pairs
-    assert len(choose_pairs(views, replace(SMALL, pairs=5))[0]) == 5
-    near, alone = choose_pairs(views, replace(SMALL, farthest=30))
+    assert choose_pairs(views, changed(SMALL, every=4))[0] == pairs[::4]
+    assert choose_pairs(views, changed(SMALL, seed=9))[0] != pairs
+    assert len(choose_pairs(views, changed(SMALL, pairs=5))[0]) == 5
+    near, alone = choose_pairs(views, changed(SMALL, farthest=30))
     assert (len(near), alone) == (12, 2)  # the one at 160 degrees is 60 from the next
 
 

@@ -52,6 +52,8 @@ def test_recall_is_that_of_plain_numpy(spair: Path, readout: Readout, patch: int
     assert result.recall("All") == pytest.approx(np.mean(list(recalls.values())))
     assert result.recall("All", "cat") == pytest.approx(recalls["cat"])
     assert 5 < result.recall("All") < 95  # or else the comparison above compares nothing
+    for which in PASSES:
+        assert np.mean(list(result.by_item()[f"recall, {which}"].values())) == pytest.approx(result.recall(which))
 
 
 def plain_errors(root: Path, pair: dict[str, object], features: object, patch: int, readout: Readout) -> list[float]:

@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import shutil
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from shards.errors import PretrackError, SettingsError
+from tests.trainer.evaluate.changing import changed
+from tests.trainer.evaluate.voc_files import colour_features, random_features, write_voc
 from trainer.evaluate.voc import (
     CLASSES,
     ClusteringSettings,
@@ -31,42 +30,13 @@ from trainer.evaluate.voc import (
     retrieved,
 )
 
-KINDS = 5  # background and four classes are in the pictures
 CLUSTER = ClusteringSettings(size=64, grid=16, clusters=(21, 60), components=8)
 RETRIEVE = RetrievalSettings(size=64, memory=600, memory_split="train")
 
 
 @pytest.fixture(scope="session")
 def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of 64x64 in 4x4 squares of one class each, in that class's colour, with borders of pixels that do not count."""
-    root = tmp_path_factory.mktemp("voc")
-    rng = np.random.default_rng(0)
-    colours = rng.integers(30, 226, (KINDS, 3))
-    names: dict[str, list[str]] = {"train": [f"2007_{i:06d}" for i in range(10)], "val": [f"2008_{i:06d}" for i in range(8)]}
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
-    for split, listed in names.items():
-        (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(listed) + "\n")
-        for name in listed:
-            mask = rng.integers(0, KINDS, (4, 4)).repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
-            picture = colours[mask] + rng.normal(0, 2, (64, 64, 3))
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "JPEGImages" / f"{name}.jpg", quality=98)
-            mask[:2] = 255
-            labels = Image.fromarray(mask).convert("P")
-            labels.putpalette([255 - i // 3 for i in range(768)])
-            labels.save(root / "SegmentationClass" / f"{name}.png")
-    return root
-
-
-def colour_features(images: Tensor, patch: int) -> Tensor:
-    """The mean colour of each patch, which is its class's."""
-    return avg_pool2d(images.float(), patch).movedim(1, -1) - 128
-
-
-def random_features(images: Tensor, patch: int) -> Tensor:
-    side = images.shape[-1] // patch
-    seeds = [int(image.long().sum()) for image in images]
-    return torch.stack([torch.randn(side, side, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return write_voc(tmp_path_factory.mktemp("voc"))
 
 
 def test_clusters_of_features_that_know_the_class(voc: Path) -> None:
@@ -142,17 +112,17 @@ def test_retrieval_is_a_softmax_over_neighbours() -> None:
 
 def test_the_same_call_gives_the_same_result(voc: Path) -> None:
     features = partial(random_features, patch=8)
-    clusters = [evaluate_clustering(features, 8, voc, replace(CLUSTER, seed=seed)).to_json() for seed in (0, 0, 1)]
+    clusters = [evaluate_clustering(features, 8, voc, changed(CLUSTER, seed=seed)).to_json() for seed in (0, 0, 1)]
     assert clusters[0] == clusters[1]
     assert clusters[0]["miou"] != clusters[2]["miou"]
-    settings = replace(RETRIEVE, memory=50)
-    memories = [evaluate_retrieval(features, 8, voc, replace(settings, seed=seed)).to_json() for seed in (0, 0, 1)]
+    settings = changed(RETRIEVE, memory=50)
+    memories = [evaluate_retrieval(features, 8, voc, changed(settings, seed=seed)).to_json() for seed in (0, 0, 1)]
     assert memories[0] == memories[1]
     assert memories[0]["miou"] != memories[2]["miou"]
 
 
 def test_fewer_images_and_results(voc: Path) -> None:
-    result = evaluate_retrieval(partial(colour_features, patch=8), 8, voc, replace(RETRIEVE, images=3))
+    result = evaluate_retrieval(partial(colour_features, patch=8), 8, voc, changed(RETRIEVE, images=3))
     assert result.images == 3
     assert "3 images" in str(result)
     stored = json.loads(json.dumps(result.to_json(), allow_nan=False))
@@ -171,7 +141,7 @@ def test_what_is_missing_is_said_in_one_sentence(voc: Path, tmp_path: Path) -> N
 
     refused(tmp_path / "none", r"there is no folder .*none: fetch PASCAL VOC 2012 .*Flickr.* from host.robots.ox.ac.uk")
     refused(tmp_path, r"is not PASCAL VOC 2012 as it unpacks: .*JPEGImages is missing")
-    refused(voc, r"trainaug.txt is missing; it is no part of the dataset as released", replace(RETRIEVE, memory_split="trainaug"))
+    refused(voc, r"trainaug.txt is missing; it is no part of the dataset as released", changed(RETRIEVE, memory_split="trainaug"))
     refused(voc, r"patches of 14 do not fill 64", patch=14)
     refused(voc, r"\(16, 16\) features are no map of patches of 8 pixels of 64 px", patch=8)
     root = shutil.copytree(voc, tmp_path / "copy")
@@ -190,7 +160,7 @@ def test_trainaug_masks_are_plain_images(voc: Path, tmp_path: Path) -> None:
     for name in ("2007_000001", "2008_000001"):
         labels = np.array(Image.open(root / "SegmentationClass" / f"{name}.png"))
         Image.fromarray(labels).save(root / "SegmentationClassAug" / f"{name}.png")
-    result = evaluate_retrieval(partial(colour_features, patch=4), 4, root, replace(RETRIEVE, memory_split="trainaug"))
+    result = evaluate_retrieval(partial(colour_features, patch=4), 4, root, changed(RETRIEVE, memory_split="trainaug"))
     assert "of trainaug" in next(iter(result.miou))
 
 
@@ -199,6 +169,6 @@ def test_a_size_that_is_no_multiple_is_fine_for_clusters(voc: Path) -> None:
     with pytest.raises(SettingsError, match=r"\(6, 6\) features are no map of patches of 10 pixels of 64 px"):
         evaluate_clustering(padded, 10, voc, CLUSTER)
     result = evaluate_clustering(
-        lambda images: padded(torch.nn.functional.pad(images, (3, 3, 3, 3))), 10, voc, replace(CLUSTER, clusters=(60,))
+        lambda images: padded(torch.nn.functional.pad(images, (3, 3, 3, 3))), 10, voc, changed(CLUSTER, clusters=(60,))
     )
     assert result.miou["60 clusters, many to one"] > 20
