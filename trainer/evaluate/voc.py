@@ -20,8 +20,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
-from scipy.cluster.vq import kmeans2
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
@@ -131,6 +129,8 @@ def evaluate_clustering(features: PatchFeatures, patch: int, root: Path, setting
     Features of all images are held at once, in float32: 1.1 GB of a ViT-B. Raises SettingsError or PretrackError, in one
     sentence, if the dataset is missing, incomplete or broken.
     """
+    from scipy.cluster.vq import kmeans2  # half a second, which other evaluations need not wait
+
     s = settings or ClusteringSettings()
     names = _listed(root, "val", s.images)
     parts, masks = [], []
@@ -176,6 +176,8 @@ def one_to_one(counts: NDArray[np.int64]) -> list[float]:
 
     counts[k, c] is the number of pixels of cluster k and class c. A class that no cluster is left for has 0.
     """
+    from scipy.optimize import linear_sum_assignment  # see above
+
     union = counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True) - counts
     shares = counts / np.maximum(union, 1)
     clusters, classes = linear_sum_assignment(shares, maximize=True)
