@@ -4,6 +4,9 @@ The probe (`trainer.evaluate.probe`) is trained on the multiview photographs and
 normals with the principal point in the corner of the crop: those of a plane tilted by 45 degrees are some 12 to 21 degrees off.
 `snorm_gt: probe3d` does the same, for comparison with its table; `true` puts it where it is and leaves out silhouettes, where depth
 has no neighbour.
+
+Two things are not Probe3D's: photographs are shuffled in every epoch (its code does so on several GPUs, not on one), and colours
+are jittered before they are normalised, as its comments say.
 """
 
 from __future__ import annotations
@@ -31,7 +34,6 @@ from trainer.evaluate.probe import (
     depth_loss,
     depth_metrics,
     depth_of,
-    doubled,
     fitted_scale_and_shift,
     normals_loss,
     normals_metrics,
@@ -248,8 +250,8 @@ def predict(task: Task, probe: Dpt, levels: Sequence[Tensor], settings: ProbeSet
     """Depth [B, S, S] in metres, or normals and their kappa [B, 4, S, S], at the photographs' size."""
     outputs, size = probe(levels), (settings.size, settings.size)
     if task == "normals":
-        return interpolate(doubled(outputs), size, mode="bicubic")
-    return interpolate(doubled(depth_of(outputs, settings.farthest)[:, None]), size, mode="bilinear")[:, 0]
+        return interpolate(outputs, size, mode="bicubic", align_corners=True)
+    return interpolate(depth_of(outputs, settings.farthest)[:, None], size, mode="bilinear", align_corners=True)[:, 0]
 
 
 def relative_depth(depth: Tensor) -> Tensor:

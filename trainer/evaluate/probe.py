@@ -1,8 +1,7 @@
 """The DPT probe of Probe3D: a small decoder trained on frozen features, to tell what they hold of depth and surface normals.
 
 Four maps of features, early to late, are fused from late to early (Ranftl et al., ICCV 2021) at twice, then upsampled to sixteen
-times the patches' resolution. Heads, losses and schedule are Probe3D's (El Banani et al., CVPR 2024), but for two slips of its
-code: its gradient loss compares images of a batch where neighbouring pixels are meant, and it jitters colours after normalising.
+times the patches' resolution. Decoder, heads, losses and schedule are those of Probe3D's code (El Banani et al., CVPR 2024).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class _Residual(nn.Module):
 
 
 class Dpt(nn.Module):
-    """Four maps [B, h, w, D_i], early to late, → [B, outputs, 8 h, 8 w]. `doubled` makes what follows from them 16 h, 16 w."""
+    """Four maps [B, h, w, D_i], early to late, → [B, outputs, 16 h, 16 w]."""
 
     def __init__(self, widths: Sequence[int], outputs: int, hidden: int = 512) -> None:
         super().__init__()
@@ -45,18 +44,16 @@ class Dpt(nn.Module):
         self.leave = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, outputs, 3, padding=1))
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Enlarges by repeating values, as Probe3D does."""
-        maps = [interpolate(enter(level.movedim(-1, 1)), scale_factor=2) for enter, level in zip(self.enter, levels, strict=True)]
+        """Late levels first, each added to what the next earlier one gives."""
+        maps = [_larger(enter(level.movedim(-1, 1)), 2) for enter, level in zip(self.enter, levels, strict=True)]
         fused: Tensor = self.refine[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             fused = self.refine[level](self.skip[level](maps[level]) + fused)
-        outputs: Tensor = self.leave(interpolate(fused, scale_factor=4))
-        return outputs
+        return _larger(self.leave(_larger(fused, 4)), 2)
 
 
-def doubled(values: Tensor) -> Tensor:
-    """[B, C, H, W] → [B, C, 2 H, 2 W] by repeating values: Probe3D's last step, cheapest after the head."""
-    return interpolate(values, scale_factor=2)
+def _larger(maps: Tensor, times: int) -> Tensor:
+    return interpolate(maps, scale_factor=times, mode="bilinear", align_corners=True)
 
 
 def depth_of(outputs: Tensor, farthest: float) -> Tensor:

@@ -87,7 +87,7 @@ def test_navi(tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(("name", "figure"), [("navi-depth", "scale-aware, rmse"), ("navi-normals", "normals, 30°")])
 def test_navi_probes(tmp_path: Path, models: list[str], name: str, figure: str) -> None:
     root = write_navi(tmp_path / "navi", ("ball",))
-    quick = ["--size", "64", "--every", "2", "--steps", "2", "--batch", "2", "--hidden", "8", "--workers", "0"]
+    quick = ["--size", "32", "--every", "2", "--steps", "2", "--batch", "2", "--hidden", "8", "--workers", "0"]
     stored = run(name, root, models, tmp_path / "out", *quick)
     assert stored["differences"]["trained"][figure]["count"] == 4
     assert len(stored["results"]["trained"]["losses"]) == 2
