@@ -117,7 +117,9 @@ class SpairResult:
         return [100 * n * len(scores) / (classes * keypoints[category]) if n else 0.0 for category, n in found]
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """The published table of the same kind, and our row of it."""
+        """The published table of the same kind, and our row of it; none but for the test split."""
+        if self.settings.split != "test":
+            return {}
         hidden = self.settings.occluded
         table = "spair" if hidden == "none" else f"spair_{hidden}_occluded"
         return {table: [self.recall(which) for which in PASSES]}
@@ -179,7 +181,7 @@ class SpairResult:
 
 
 @dataclass(frozen=True)
-class _Pair:
+class Pair:
     """A pair of images of one class. Boxes are (left, top, right, bottom) in pixels of the image files."""
 
     name: str
@@ -192,7 +194,7 @@ class _Pair:
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """An image as a square of `size` pixels [3, size, size], its keypoints [K, 2] there (NaN if not annotated), and the zoom."""
 
     image: Tensor
@@ -226,10 +228,10 @@ def evaluate_spair(features: PatchFeatures, patch: int, root: Path, settings: Sp
     return SpairResult(settings, patch, names, scores, images, digest)
 
 
-def choose_pairs(pairs: Sequence[_Pair], settings: SpairSettings) -> dict[str, list[_Pair]]:
+def choose_pairs(pairs: Sequence[Pair], settings: SpairSettings) -> dict[str, list[Pair]]:
     """The pairs of each pass: for every class up to `settings.pairs`, from a seeded shuffle of the sorted list."""
     ordered = sorted(pairs, key=lambda pair: pair.name)
-    chosen: dict[str, list[_Pair]] = {which: [] for which in PASSES}
+    chosen: dict[str, list[Pair]] = {which: [] for which in PASSES}
     for which, viewpoint in PASSES.items():
         for category in sorted({pair.category for pair in ordered}):
             found = [pair for pair in ordered if pair.category == category and viewpoint in (None, pair.viewpoint)]
@@ -238,7 +240,7 @@ def choose_pairs(pairs: Sequence[_Pair], settings: SpairSettings) -> dict[str, l
     return chosen
 
 
-def _read_pairs(root: Path, split: str) -> list[_Pair]:
+def _read_pairs(root: Path, split: str) -> list[Pair]:
     """All pairs of a split. Raises SettingsError or PretrackError."""
     folder = root / "PairAnnotation" / split
     files = sorted(folder.glob("*.json"))
@@ -247,11 +249,11 @@ def _read_pairs(root: Path, split: str) -> list[_Pair]:
     return [_as_pair(file, read_json(file)) for file in files]
 
 
-def _as_pair(file: Path, values: dict[str, Any]) -> _Pair:
+def _as_pair(file: Path, values: dict[str, Any]) -> Pair:
     try:
         _, source, target = values["filename"].split(":")[0].split("-")
         left, top, right, bottom = values["trg_bndbox"]
-        return _Pair(
+        return Pair(
             name=values["filename"],
             category=values["category"],
             viewpoint=int(values["viewpoint_variation"]),
@@ -263,7 +265,7 @@ def _as_pair(file: Path, values: dict[str, Any]) -> _Pair:
         raise PretrackError(f"{file} does not describe a pair of {SPAIR.name} ({error!r}): unpack the dataset again") from error
 
 
-def _read_view(root: Path, category: str, name: str, size: int) -> _View:
+def _read_view(root: Path, category: str, name: str, size: int) -> View:
     """An image, filled up with white to a square on the right and below, then resized (bicubic, antialiased)."""
     picture = open_image(root / "JPEGImages" / category / f"{name}.jpg").convert("RGB")
     side = max(picture.size)
@@ -273,7 +275,7 @@ def _read_view(root: Path, category: str, name: str, size: int) -> _View:
     places = [listed[str(i)] or (math.nan, math.nan) for i in range(len(listed))]
     zoom = size / side
     keypoints = torch.tensor(places, dtype=torch.float32).reshape(-1, 2) * zoom
-    return _View(as_tensor(square.resize((size, size), Image.Resampling.BICUBIC)), keypoints, zoom)
+    return View(as_tensor(square.resize((size, size), Image.Resampling.BICUBIC)), keypoints, zoom)
 
 
 @torch.no_grad()
@@ -289,7 +291,7 @@ def _encoded(features: PatchFeatures, images: Sequence[Tensor], patch: int, size
 
 
 def _score(
-    pair: _Pair, views: dict[str, _View], encoded: dict[str, Tensor], features: PatchFeatures, patch: int, settings: SpairSettings
+    pair: Pair, views: dict[str, View], encoded: dict[str, Tensor], features: PatchFeatures, patch: int, settings: SpairSettings
 ) -> PairScore:
     """Looks for the keypoints of a pair."""
     both = [views[name] for name in pair.images]

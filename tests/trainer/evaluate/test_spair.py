@@ -94,8 +94,8 @@ def plain_errors(root: Path, pair: dict[str, object], features: object, patch: i
 
 @pytest.mark.parametrize(("patch", "corner", "centre", "ceiling"), [(16, 0.0153, 0.0076, math.pi / 4), (14, 0.0141, 0.0067, 0.824)])
 def test_a_perfect_matcher_has_a_ceiling(patch: int, corner: float, centre: float, ceiling: float) -> None:
-    """At 800 px a perfect matcher is off by so much of the image, twice as much if a patch stands for its corner. With that it finds
-    four keypoints of five on objects of a fifth of the image, and with centres all."""
+    """At 800 px a perfect matcher is off by so much of the image, twice as much if a patch stands for its corner. With that it
+    finds four keypoints of five on objects of a fifth of the image, and with centres all."""
     before, cells = padding(800, patch)[0], -(-800 // patch)
     points = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(0))
     column, row = ((points * 800 + before) / patch).long().unbind(1)
@@ -120,6 +120,9 @@ def test_pairs_do_not_depend_on_the_file_system(spair: Path, tmp_path: Path) -> 
     assert [len(first.passes[which]) for which in PASSES] == [6, 6, 6, 6]  # three a class
     assert evaluate_spair(partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, pairs=2)).digest != first.digest
     assert {first.pairs[name].viewpoint for name in first.passes["M"]} == {1}
+    assert list(first.paper_rows()) == ["spair"]
+    val = evaluate_spair(partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, split="val"))
+    assert val.paper_rows() == {}  # papers report the test split
 
 
 def test_all_is_a_pass_of_its_own(spair: Path) -> None:
