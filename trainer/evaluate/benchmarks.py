@@ -9,6 +9,7 @@ compared with, by a paired bootstrap over pairs of images, or over photographs.
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -84,6 +85,7 @@ def run(benchmark: Benchmark, a: argparse.Namespace) -> None:
     """The command: prints the tables and writes FOLDER/BENCHMARK.json. Raises PretrackError."""
     settings = given_settings(benchmark.settings, a)
     subjects = load_subjects(a.model, a.device)
+    logging.getLogger("trainer.evaluate").setLevel(logging.INFO)  # a benchmark can take hours: tell how far it is
     normed = not benchmark.levels and a.final_norm
     results: dict[str, Result] = {}
     for s in subjects:

@@ -14,6 +14,7 @@ of angle, so that the terciles' angles are alike.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -35,6 +36,8 @@ from trainer.evaluate.navi_data import Crop, View, angle_between, list_views, re
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 
+log = logging.getLogger(__name__)
+
 BINS = {"3DPoV": (0, 15, 30, 60, 120), "Probe3D": (0, 30, 60, 90, 120)}
 """Edges, in degrees, of the bins of angle that papers report; a bin has its lower edge and not its upper one."""
 METRES = (0.01, 0.02, 0.05)
@@ -42,6 +45,7 @@ PIXELS = (5, 25, 50)
 _LEVELS = 32  # of a luminance histogram
 _LUMA = (0.299, 0.587, 0.114)
 _CHUNK = 2048
+_TELL = 50  # pairs between two lines of progress
 _FEWEST = 2  # points a photograph needs for a second nearest
 
 Points = Literal["best", "all"]
@@ -204,6 +208,8 @@ def evaluate_navi(features: PatchFeatures, patch: int, root: Path, settings: Nav
         maps = _encoded(features, crops, patch, settings)
         score = _score((first, second), crops, maps, settings)
         scores.append(score)
+        if len(scores) % _TELL == 0:
+            log.info("%d of %d pairs done", len(scores), len(chosen))
     found = tuple(score for score in scores if score is not None)
     digest = fingerprint_lines([f"{first.name} {second.name}" for first, second in chosen])
     return NaviResult(settings, patch, found, skipped + len(scores) - len(found), digest)

@@ -6,6 +6,7 @@ times the patches' resolution. Decoder, heads, losses and schedule are those of 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
 
@@ -13,11 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, elu, interpolate
 
+log = logging.getLogger(__name__)
+
 BINS = 256
 _NEAREST = 0.001  # metres, of the bins of depth
 _EPSILON = 0.001  # metres, added before a logarithm
 _STRIDES = (1, 2, 4, 6)  # of the gradient loss
 _LEAST = 0.01  # of the learning rate
+_TELL = 100  # steps between two lines of progress
 
 
 class _Residual(nn.Module):
@@ -155,6 +159,8 @@ def train_probe(probe: nn.Module, losses: Callable[[], Iterable[Tensor]], steps:
             optimizer.step()
             schedule.step()
             seen.append(loss.item())
+            if len(seen) % _TELL == 0:
+                log.info("step %d of %d: loss %.4f", len(seen), steps, sum(seen[-_TELL:]) / _TELL)
             if len(seen) == steps:
                 break
     return seen

@@ -13,6 +13,7 @@ is one that takes the centre.
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import random
 from collections import Counter
@@ -30,11 +31,14 @@ from torch.nn.functional import grid_sample, normalize
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
+from manifests.wording import counted
 from shards.errors import PretrackError, SettingsError
 from trainer.evaluate.datasets import SPAIR, as_tensor, check_dataset, open_image, read_json
 from trainer.evaluate.features import PatchFeatures, padding
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
+
+log = logging.getLogger(__name__)
 
 Readout = Literal["probe3d", "centre"]
 Occluded = Literal["none", "one", "both"]
@@ -223,6 +227,7 @@ def evaluate_spair(features: PatchFeatures, patch: int, root: Path, settings: Sp
         images += len(views)
         for pair in pairs:
             scores[pair.name] = _score(pair, views, encoded, features, patch, settings)
+        log.info("%s: %s, %d of %d pairs done", category, counted(len(views), "image"), len(scores), len(unique))
     names = {which: tuple(pair.name for pair in chosen) for which, chosen in passes.items()}
     digest = fingerprint_lines([f"{which} {name}" for which, listed in names.items() for name in listed])
     return SpairResult(settings, patch, names, scores, images, digest)

@@ -9,6 +9,7 @@ memory of training images. Both give the mean over classes of intersection over 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -31,12 +32,15 @@ from trainer.evaluate.features import PatchFeatures
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 
+log = logging.getLogger(__name__)
+
 CLASSES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _NOTHING = 255  # the label of pixels that do not count
 _BATCH = 16
+_TELL = 500  # images between two lines of progress
 _CHUNK = 256  # queries compared with the memory at once
 
 Split = Literal["train", "trainaug", "val"]
@@ -246,6 +250,9 @@ def _batches(root: Path, split: Split, names: Sequence[str], size: int) -> Itera
         if labels.ndim != 3 or bool(((labels >= len(CLASSES)) & (labels != _NOTHING)).any()):
             raise SettingsError(f"{_masks(root, split)} holds images that are no labels 0 to {len(CLASSES) - 1} and {_NOTHING}")
         yield torch.stack([as_tensor(image) for image in images]), labels
+        done = start + len(chosen)
+        if done // _TELL > start // _TELL:
+            log.info("%s: %d of %d images done", split, done, len(names))
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ def run(name: str, root: Path, models: list[str], out: Path, *more: str) -> dict
     return stored
 
 
-def test_spair(tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_spair(tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     root = write_spair(tmp_path / "spair")
     stored = run("spair", root, models, tmp_path / "out", "--size", "64", "--pairs", "4", "--readout", "centre")
     assert stored["settings"]["readout"] == "centre"
@@ -60,6 +60,7 @@ def test_spair(tmp_path: Path, models: list[str], capsys: pytest.CaptureFixture[
         assert found["gain"] == pytest.approx(second["recall"][which] - first["recall"][which])
     assert found["count"] == 8
     text = capsys.readouterr().out
+    assert "cat: 4 images, 24 of 24 pairs done" in caplog.messages
     assert "SPair-71k test: recall@0.1 in % at 64 px, patches of 8, readout centre" in text
     assert "trained less base" in text
     assert "trained (this evaluation)" in text
