@@ -50,7 +50,7 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False, ret
         plan = make_plan(settings, catalog, retry_failed, stored)
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))
-        _check_failures(plan.failures, plan, settings, good=pc.count_distinct(plan.clips["video"]).as_py())
+        _check_failures(plan.failures, plan, settings, plan.catalog.videos.take(pc.unique(plan.clips["video"])))
         if stored and (anew := next((shard for shard in plan.shards if shard.action == "build"), None)):
             raise PretrackError(
                 f"{anew.group} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
@@ -94,7 +94,7 @@ def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snaps
     tables = {table: _in_order(rows, names) for table, rows in plan.known.rows(known, list(made.values())).items()}
     tables["videos"] = plan.catalog.videos
     tables["failures"] = pa.concat_tables([plan.failures, tables["failures"]])
-    _check_failures(tables["failures"], plan, settings, _videos_in(tables["clips"]))
+    _check_failures(tables["failures"], plan, settings, tables["clips"])
     return publish_snapshot(settings.out, tables, settings.model_dump(mode="json"))
 
 
@@ -127,17 +127,16 @@ def _in_order(rows: pa.Table, names: pa.Array) -> pa.Table:
     return rows if (np.diff(place) >= 0).all() else rows.take(pa.array(np.argsort(place, kind="stable")))
 
 
-def _videos_in(clips: pa.Table) -> int:
-    return clips.group_by(["source", "video_id"]).aggregate([]).num_rows
-
-
-def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, good: int) -> None:
-    """Raises PretrackError if too many videos yield nothing: all but `good`."""
-    bad = plan.catalog.found - good
+def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, good: pa.Table) -> None:
+    """Raises PretrackError if too many videos yield nothing: all but those in the rows `good`."""
+    names = ["source", "video_id"]
+    good = good.select(names).group_by(names).aggregate([])
+    bad = plan.catalog.found - good.num_rows
     if bad > settings.max_failed_videos * plan.catalog.found:
-        counts = failures.group_by("reason").aggregate([("reason", "count")]).sort_by([("reason_count", "descending")]).to_pylist()
+        lost = failures.filter(pc.not_equal(failures["video_id"], "")).join(good, names, join_type="left anti").sort_by("video_id")
+        counts = lost.group_by("reason").aggregate([("reason", "count")]).sort_by([("reason_count", "descending")]).to_pylist()
         reasons = ", ".join(f"{row['reason_count']} x {row['reason']}" for row in counts[:4])
-        named = failures.filter(pc.not_equal(failures["video_id"], "")).slice(0, 1).to_pylist()
+        named = lost.slice(0, 1).to_pylist()
         first = f"{named[0]['video_id']}: {named[0]['detail']}" if named else "none is named"
         raise PretrackError(
             f"{bad} of {counted(plan.catalog.found, 'video')} yield no clip ({reasons}), "
