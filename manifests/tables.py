@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from shards.clip import ClipInfo
@@ -230,5 +231,15 @@ def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
         if isinstance(path, Path):  # mapped, since copying it first takes as long again
             return pq.read_table(path, columns=columns, memory_map=True)
         return pq.read_table(pa.BufferReader(read_whole(path)), columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise PretrackError(f"the table {path} cannot be read ({error})") from error
+
+
+def open_table(path: Location) -> ds.Dataset:
+    """A Parquet file to be read in parts: on a local disk only the columns that are asked for. Raises PretrackError likewise."""
+    if not isinstance(path, Path):
+        return ds.dataset(read_table(path))
+    try:
+        return ds.dataset(path, format="parquet")
     except (OSError, pa.ArrowException) as error:
         raise PretrackError(f"the table {path} cannot be read ({error})") from error

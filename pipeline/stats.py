@@ -1,0 +1,95 @@
+"""Answers questions about a snapshot in SQL: DuckDB over its tables, without any way to files or the network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from manifests.snapshot import TABLES, Snapshot
+from manifests.tables import open_table
+from shards.errors import PretrackError
+
+FIGURES = {
+    "Clips": """
+        select source, split, count(*) as clips, count(distinct video_id) as videos, sum(frames) as frames,
+               sum(tracks_size + json_size + list_sum(frame_sizes)) / 1e9 as gb,
+               sum(points * len(anchors)) as tracks
+        from clips group by all order by source, split desc""",
+    "What moves and what is seen": """
+        select source, quantile_cont(motion, 0.1) as motion_10, median(motion) as motion_50,
+               quantile_cont(motion, 0.9) as motion_90,
+               avg(visible_fraction) as visible, count(*) filter (visible_fraction < 0.5) as clips_half_hidden
+        from clips group by source order by source""",
+    "Shapes": """
+        select source, width, height, frames, count(*) as clips
+        from clips group by all order by clips desc, source, width, height, frames limit 10""",
+    "Shards": """
+        select source, split, count(*) as shards, avg(bytes) / 1e6 as mean_mb, max(bytes) / 1e6 as largest_mb,
+               sum(decode_seconds) as decode_seconds, sum(track_seconds) as track_seconds, sum(write_seconds) as write_seconds
+        from shards group by all order by source, split desc""",
+    "Left out": """
+        select source, stage, reason, count(*) as count
+        from failures group by all order by count desc, source, stage, reason""",
+}
+"""What is shown where no question is asked; `motion_10` is the motion that a tenth of the clips stay below."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result of a query: its columns' names and its rows, in plain Python values."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+class Questions:
+    """The views `videos`, `clips`, `shards` and `failures` of a snapshot. Made once, then asked."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        """Raises PretrackError if a table cannot be read, or DuckDB is not installed."""
+        try:
+            import duckdb
+        except ImportError:
+            raise PretrackError("statistics need the package duckdb: pip install 'pretrack[pipeline]'") from None
+        self._error: type[Exception] = duckdb.Error
+        closed = {"enable_external_access": "false", "lock_configuration": "true"}
+        self._connection = duckdb.connect(":memory:", config=closed)
+        for table in TABLES:
+            self._connection.register(table, open_table(snapshot.folder / f"{table}.parquet"))
+
+    def ask(self, sql: str) -> Answer:
+        """The answer to a query, or to the last of several. Raises PretrackError, with DuckDB's reason, if there is none."""
+        try:
+            asked = self._connection.execute(sql)
+            if asked is None or asked.description is None:
+                raise PretrackError("the query is empty: ask something such as 'select count(*) from clips'")
+            columns = tuple(column[0] for column in asked.description)
+            return Answer(columns, tuple(tuple(map(_plain, row)) for row in asked.fetchall()))
+        except self._error as error:
+            raise PretrackError(f"the query cannot be answered: {_one_line(error)}") from error
+
+    def figures(self) -> Iterator[tuple[str, Answer]]:
+        """The answers to `FIGURES`."""
+        for title, sql in FIGURES.items():
+            yield title, self.ask(sql)
+
+
+def _one_line(error: Exception) -> str:
+    """DuckDB's message without the picture of where in the query it is."""
+    return " ".join(str(error).split("\nLINE ")[0].split())
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if isinstance(value, str | int | bool | None) else str(value)
