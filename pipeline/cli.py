@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from manifests.wording import counted, duration, size
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from pipeline.config import BuildSettings
     from pipeline.estimate import Estimate
     from pipeline.plan import Plan
+    from pipeline.stats import Answer
     from shards.files import Location
 
 app = typer.Typer(
@@ -41,12 +44,14 @@ RetryFailed = Annotated[
     bool, typer.Option("--retry-failed", help="Try again whatever failed, for whatever reason: after files were repaired in place.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+SnapshotName = Annotated[str | None, typer.Option("--snapshot", help="A snapshot, such as 000001; by default the current one.")]
 JsonLogs = Annotated[
     bool, typer.Option("--json-logs", help="Log every event as a line of JSON on standard error, instead of progress.")
 ]
 
 
 _SHOWN_FAILURES = 50
+_SHOWN_ROWS = 200
 
 
 def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
@@ -431,6 +436,77 @@ def report(
 def _pictures(out: Location) -> Path:
     """Where pictures of an output folder go: beside its shards, or here if it is on a bucket."""
     return (out if isinstance(out, Path) else Path()) / "pictures"
+
+
+@app.command()
+@_clear_errors
+def export(
+    where: ConfigOrOut,
+    clip: Annotated[str, typer.Argument(help="A clip's key, or a part of it that no other has.")],
+    overrides: Overrides = None,
+    to: Annotated[
+        str, typer.Option(help="mp4: a video with tracks drawn; rerun: a recording for Rerun; tapvid: TAP-Vid's arrays.")
+    ] = "mp4",
+    file: Annotated[Path | None, typer.Option(help="The file to write; by default KEY.mp4, KEY.rrd or KEY.npz here.")] = None,
+    anchor: Annotated[int | None, typer.Option(help="Only this anchor's tracks, counted from 0; a video has one's always.")] = None,
+    snapshot: SnapshotName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write one clip for other programs: as a video, a Rerun recording or TAP-Vid's arrays."""
+    from manifests.snapshot import open_snapshot
+    from pipeline.export import export_clip
+
+    written = export_clip(open_snapshot(_out(where, overrides), snapshot), clip, to, file, anchor)
+    if as_json:
+        _print_json({"file": str(written)})
+    else:
+        print(written)
+
+
+@app.command()
+@_clear_errors
+def stats(
+    where: ConfigOrOut,
+    overrides: Overrides = None,
+    sql: Annotated[str | None, typer.Option("--sql", help="A query over the tables videos, clips, shards and failures.")] = None,
+    snapshot: SnapshotName = None,
+    as_json: AsJson = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the answer to --sql as CSV.")] = False,
+) -> None:
+    """Show figures of a snapshot, or answer a question about it in SQL (DuckDB's)."""
+    from manifests.snapshot import open_snapshot
+    from pipeline.stats import Questions
+
+    if as_csv and (sql is None or as_json):
+        raise PretrackError("--csv goes with --sql, and not with --json")
+    questions = Questions(open_snapshot(_out(where, overrides), snapshot))
+    answers = dict(questions.figures()) if sql is None else {"": questions.ask(sql)}
+    if as_csv:
+        answer = answers[""]
+        csv.writer(sys.stdout, lineterminator="\n").writerows([answer.columns, *answer.rows])
+    elif as_json:
+        listed = {title: [dict(zip(answer.columns, row, strict=True)) for row in answer.rows] for title, answer in answers.items()}
+        _print_json(listed if sql is None else listed[""])
+    else:
+        for title, answer in answers.items():
+            _print_answer(title, answer)
+
+
+def _print_answer(title: str, answer: Answer) -> None:
+    """The first rows of an answer."""
+    table = Table(*map(escape, answer.columns), title=title or None)
+    for row in answer.rows[:_SHOWN_ROWS]:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    _console().print(table)
+    if len(answer.rows) > _SHOWN_ROWS:
+        print(f"… and {len(answer.rows) - _SHOWN_ROWS:,} more rows: --csv or --json has them all")
+
+
+def _cell(value: Any) -> str:
+    """A value as people read it."""
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else "" if value is None else str(value)
 
 
 def _print_build(state: dict[str, Any]) -> None:

@@ -52,13 +52,13 @@ def _drawn(clip: StoredClip, anchor: int, times: Iterable[int]) -> Iterator[Pict
         every += 1
     shown = [row * side + column for row in range(0, side, every) for column in range(0, side, every)]
     scale = max(1, round(_SHOWN_SHORT_SIDE / min(clip.info.width, clip.info.height)))
-    colours = [_colour(number, len(shown)) for number in range(len(shown))]
+    colours = [colour(number, len(shown)) for number in range(len(shown))]
     positions = (tracks.positions[anchor][:, shown] + 0.5) * scale - 0.5
     visible = tracks.visibility[anchor][:, shown] >= _VISIBLE
     for t in times:
         frame = cv2.resize(jpeg.decode(clip.jpegs[t]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
-        for n, colour in enumerate(colours):
-            _draw_track(frame, positions[max(0, t - _TAIL) : t + 1, n], visible[max(0, t - _TAIL) : t + 1, n], colour)
+        for n, hue in enumerate(colours):
+            _draw_track(frame, positions[max(0, t - _TAIL) : t + 1, n], visible[max(0, t - _TAIL) : t + 1, n], hue)
         yield frame
 
 
@@ -100,7 +100,7 @@ def write_video(path: Path, clip: StoredClip, anchor: int = 0, frames_per_second
         temporary.unlink(missing_ok=True)
 
 
-def _colour(number: int, of: int) -> tuple[int, int, int]:
+def colour(number: int, of: int) -> tuple[int, int, int]:
     """Hues in the order of the grid: neighbours look alike, so a point that strays stands out."""
     red, green, blue = colorsys.hsv_to_rgb(number / max(of, 1) * 0.9, 0.85, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
