@@ -1,0 +1,186 @@
+"""The documentation: it builds without a warning, refers to nothing outside, and says what the code says."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+
+import pyarrow as pa
+import pytest
+
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
+from pipeline.config import BuildSettings
+from shards.clip import Camera, ClipInfo
+from trainer.config import TrainSettings
+
+REPOSITORY = Path(__file__).parent.parent
+DOCS = REPOSITORY / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+PACKAGES = ("shards", "manifests", "pipeline", "trainer")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built with every warning an error."""
+    pytest.importorskip("mkdocs", reason="the site needs the extra 'docs': pip install 'pretrack[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+class Resources(HTMLParser):
+    """What a page makes a browser load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = dict(attributes)
+        if tag in ("script", "img", "iframe", "source", "video", "embed"):
+            self.found.append(given.get("src") or "")
+        if tag == "link" and given.get("rel") not in ("next", "prev", "canonical"):
+            self.found.append(given.get("href") or "")
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert {page.relative_to(site).as_posix() for page in pages} >= {
+        p.relative_to(DOCS).with_suffix(".html").as_posix() for p in PAGES
+    }
+    for page in pages:
+        resources = Resources()
+        resources.feed(page.read_text())
+        assert resources.found
+        assert not [url for url in resources.found if url.startswith(("http:", "https:", "//"))], page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
+    assert not list(site.rglob("*.py")), "hooks are no part of the site"
+
+
+@pytest.mark.slow
+def test_the_settings_pages_have_every_setting(site: Path) -> None:
+    build, training = ((site / "settings" / f"{name}.html").read_text() for name in ("build", "training"))
+    for key in ("clip_frames", "anchors", "min_viewpoint_quality", "tracker_gpus", "Forward-backward", "from 1 to 128"):
+        assert key in build
+    for key in ("crop_scale", "student_steepness", "jitter", "checkpoint_every"):
+        assert key in training
+
+
+def hook() -> ModuleType:
+    """The hook that writes the settings' pages, loaded as MkDocs does."""
+    spec = importlib.util.spec_from_file_location("settings_hook", DOCS / "hooks" / "settings.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("model", [BuildSettings, TrainSettings])
+def test_every_setting_is_explained(model: type) -> None:
+    rows = [line for line in hook().settings_page(model) if line.startswith("| `")]
+    assert len(rows) > 20
+    for row in rows:
+        key, kind, default, said = re.split(r"(?<!\\)\|", row)[1:5]
+        assert kind.strip(), row
+        assert default.strip(), row
+        assert len(said.strip()) > 5, f"{model.__name__}: {key} has no docstring"
+        assert "typing." not in row
+
+
+def strings() -> Iterator[str]:
+    """Every text in the code, with … for what is put into it."""
+    for package in PACKAGES:
+        for path in (REPOSITORY / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values)
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+
+
+def rows_of(text: str) -> list[str]:
+    """What is in code in the first cell of a page's tables."""
+    return [code for line in text.splitlines() if line.startswith("| `") for code in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+
+
+def test_every_message_of_the_trouble_page_is_in_the_code() -> None:
+    known = "\n".join(strings())
+    messages = rows_of((DOCS / "trouble.md").read_text())
+    assert len(messages) > 40
+    for message in messages:
+        parts = [re.escape(part) for part in message.split("…")]
+        assert max(map(len, parts)) > 10, message
+        assert re.search("[^\n]*".join(parts), known), f"no code says '{message}'"
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "datasets").glob("*.md")), ids=lambda page: page.stem)
+def test_every_reason_of_a_datasets_page_is_in_the_code(page: Path) -> None:
+    known = set(strings())
+    _, _, left_out = page.read_text().partition("## What is left out")
+    for reason in rows_of(left_out):
+        assert reason in known, f"nothing is left out for '{reason}'"
+    assert f"configs/{page.stem}.yaml" in page.read_text()
+
+
+@pytest.mark.parametrize(("heading", "schema"), [("clips", CLIPS), ("shards", SHARDS), ("videos", VIDEOS), ("failures", FAILURES)])
+def test_the_format_page_has_every_column_with_its_type(heading: str, schema: pa.Schema) -> None:
+    section = (DOCS / "format.md").read_text().split(f"\n### {heading}\n")[1].split("\n#")[0]
+    typed = {}
+    for line in section.splitlines():
+        if line.startswith("| `"):
+            names, kind, _ = line.strip("| ").split(" | ", 2)
+            typed |= dict.fromkeys(re.findall(r"`(\w+)`", names), kind.split(",")[0])
+    assert typed.keys() == set(schema.names)
+    for column in schema:
+        inner = column.type.value_type if pa.types.is_list(column.type) else column.type
+        name = "struct" if pa.types.is_struct(inner) else str(inner).replace("float", "float32")
+        assert typed[column.name] == (f"list of {name}" if pa.types.is_list(column.type) else name), column.name
+
+
+def test_the_format_page_has_every_field_of_a_description() -> None:
+    section = (DOCS / "format.md").read_text().split("\n### The description\n")[1].split("\n### The tracks\n")[0]
+    assert set(rows_of(section)) == {field.name for field in (*fields(ClipInfo), *fields(Camera))}
+
+
+def test_files_that_the_pages_name_are_there() -> None:
+    named = {
+        name
+        for page in PAGES
+        for name in re.findall(r"\b(?:configs|examples|benchmarks|pipeline|trainer|manifests|shards)/[\w/.]+\w\b", page.read_text())
+    }
+    assert len(named) > 20
+    made_by_readers = {"pipeline/sources/davis.py"}
+    missing = {
+        name
+        for name in named - made_by_readers
+        if not (REPOSITORY / name).exists() and not re.search(r"NAME|\.tar$|\.parquet$", name)
+    }
+    assert not missing
+
+
+def test_commands_that_the_pages_name_exist() -> None:
+    from typer.main import get_command
+
+    from pipeline.cli import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    shell = "\n".join(block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL))
+    used = set(re.findall(r"^\s*pretrack (\w+)", shell, re.MULTILINE))
+    assert used >= {"build", "plan", "stats", "export"}
+    assert used <= commands.keys()
+    for command, options in re.findall(r"pretrack (\w+)([^\n#|]*)", shell):
+        known = {option for parameter in commands[command].params for option in parameter.opts}
+        assert set(re.findall(r"(?<!\w)--[a-z-]+", options.split('"')[0])) <= known, command

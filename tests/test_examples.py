@@ -1,0 +1,186 @@
+"""The worked files in `examples/`: they run as they are, and agree with the package where they do the same."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+from manifests.settings import load_settings
+from manifests.snapshot import open_snapshot
+from pipeline.show import read_clip
+from pipeline.video import Failure, Video
+from shards.errors import SettingsError
+from shards.reader import iterate_shard
+from tests.clips import make_clip
+from tests.pipeline.panning import STEP, panning_frames
+from tests.published import publish
+
+REPOSITORY = Path(__file__).parent.parent
+EXAMPLES = REPOSITORY / "examples"
+
+
+def load(name: str) -> Any:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec
+    assert spec.loader
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name: str, *arguments: object) -> str:
+    """What an example prints, run as its docstring says."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("examples")
+    publish(folder, [make_clip(f"made-{n}-00000000-000000", n, frames=5 + n) for n in range(3)])
+    return folder
+
+
+def test_the_reader_written_from_the_format_page_agrees_with_ours(out: Path) -> None:
+    (tar,) = (out / "shards").iterdir()
+    read = list(load("read_a_shard").read_shard(str(tar)))
+    ours = list(iterate_shard(tar))
+    assert len(read) == len(ours) == 3
+    for theirs, clip in zip(read, ours, strict=True):
+        assert theirs["key"] == theirs["info"]["key"] == clip.info.key
+        assert tuple(theirs["jpegs"]) == clip.jpegs
+        assert theirs["info"]["cameras"][1]["fx"] == 80.0
+        for name in ("anchors", "positions", "visibility", "confidence"):
+            a, b = theirs["tracks"][name], getattr(clip.tracks, name)
+            assert a.dtype == b.dtype
+            assert (a == b).all(), name
+
+
+@pytest.mark.parametrize("name", ["read_a_shard", "stream_with_webdataset"])
+def test_readers_import_nothing_of_ours(name: str) -> None:
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert not [
+        package
+        for package in ("shards", "manifests", "pipeline", "trainer", "pretrack")
+        if f"import {package}" in text or f"from {package}" in text
+    ]
+    assert len(text.splitlines()) < 65
+
+
+def test_the_reader_refuses_other_bytes() -> None:
+    import zstandard
+
+    with pytest.raises(ValueError, match="not tracks of version 1"):
+        load("read_a_shard").read_tracks(zstandard.ZstdCompressor().compress(bytes(60)))
+
+
+@pytest.mark.slow
+def test_readers_run_as_they_are(out: Path) -> None:
+    (tar,) = (out / "shards").iterdir()
+    assert run("read_a_shard", tar).splitlines()[2] == "made-2-00000000-000000 7 frames, tracks (2, 7, 9, 2)"
+    streamed = run("stream_with_webdataset", out).splitlines()
+    assert [line.split()[:2] for line in streamed] == [[f"made-{n}-00000000-000000", str(5 + n)] for n in range(3)]
+    assert "(64, 96, 3)" in streamed[0]
+
+
+@pytest.fixture(scope="module")
+def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two panning sequences in DAVIS's layout, and a list that names a third."""
+    root = tmp_path_factory.mktemp("DAVIS")
+    for seed, name in enumerate(("bear", "goat")):
+        folder = root / "JPEGImages" / "480p" / name
+        folder.mkdir(parents=True)
+        for number, frame in enumerate(panning_frames(seed, 10)):
+            cv2.imwrite(str(folder / f"{number:05d}.jpg"), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    lists = root / "ImageSets" / "2017"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("bear\ngoat\nlost\n")
+    return root
+
+
+def config(path: Path, **parts: Any) -> Path:
+    path.write_text(yaml.safe_dump({"frames": {"clip_frames": 10, "min_frames": 6}, "split": {"eval_fraction": 0.0}, **parts}))
+    return path
+
+
+def test_the_custom_dataset_lists_its_videos_and_what_is_missing(davis: Path, tmp_path: Path) -> None:
+    example = load("custom_dataset")
+    bear, goat, lost = example.Davis(dataset="davis", root=davis).find_videos()
+    assert isinstance(bear, Video)
+    assert (bear.video_id, goat.video_id, len(bear.image_files), bear.timestamps[1]) == ("bear", "goat", 10, 1 / 24)  # type: ignore[index]
+    assert isinstance(lost, Failure)
+    assert lost.reason == "missing sequence"
+    with pytest.raises(SettingsError, match=r"unknown key 'sources.0.davis.lists' \(did you mean 'list'"):
+        load_settings(
+            example.Build,
+            config(tmp_path / "c.yaml", sources=[{"dataset": "davis", "root": str(davis), "lists": "train"}], out="o"),
+        )
+
+
+def test_the_custom_tracker_follows_what_moves() -> None:
+    example = load("custom_tracker")
+    frames = np.stack(panning_frames(3, 6))
+    queries = np.array([[40.0, 30.0], [60.0, 40.0]], np.float32)
+    tracks = example.Farneback(tracker="farneback").load().track([frames], [], [0, 3], queries)[0]
+    assert tracks.positions.shape == (2, 6, 2, 2)
+    assert (tracks.positions[0, 0] == queries).all()
+    assert (tracks.positions[1, 3] == queries).all()
+    for row, anchor in enumerate((0, 3)):
+        for t in range(6):
+            true = queries + (t - anchor) * np.array(STEP)
+            assert np.abs(tracks.positions[row, t] - true).max() < 0.7, "it moves by whole pixels, and flow is not that exact"
+    assert (tracks.visibility == 255).all()
+
+
+@pytest.mark.slow
+def test_the_custom_dataset_and_tracker_build_shards(davis: Path, tmp_path: Path) -> None:
+    tracks = {"tracker": "lucas_kanade", "grid": 4, "anchors": [0]}
+    own = [{"dataset": "davis", "root": str(davis)}]
+    built = config(tmp_path / "d.yaml", sources=own, tracks=tracks, ray={"cpus": 2}, max_failed_videos=0.5, out=str(tmp_path / "d"))
+    assert "1 shards made" in run("custom_dataset", built)
+    snapshot = open_snapshot(tmp_path / "d")
+    assert sorted(snapshot.clips["video_id"].to_pylist()) == ["bear", "goat"]
+    assert snapshot.failures["reason"].to_pylist() == ["missing sequence"]
+
+    folder = [{"dataset": "video_folder", "root": str(davis / "JPEGImages")}]
+    own_tracks = {"tracker": "farneback", "grid": 4, "anchors": [0, 4]}
+    built = config(tmp_path / "t.yaml", sources=folder, tracks=own_tracks, ray={"cpus": 2}, out=str(tmp_path / "t"))
+    run("custom_tracker", built)
+    snapshot = open_snapshot(tmp_path / "t")
+    assert read_clip(snapshot, snapshot.clips.slice(0, 1).to_pylist()[0]).tracks.positions.shape == (2, 10, 16, 2)
+
+
+@pytest.mark.parametrize("script", ["build", "train"])
+def test_slurm_scripts_are_sound(script: str) -> None:
+    path = EXAMPLES / "slurm" / f"{script}.sbatch"
+    subprocess.run(["bash", "-n", str(path)], check=True)
+    assert path.read_text().splitlines()[1].endswith(("[key=value ...]", "run.out=runs/a"))
+
+
+def test_the_kubernetes_file_holds_a_config_that_pretrack_takes(tmp_path: Path) -> None:
+    from pipeline.config import BuildSettings
+
+    settings, job = yaml.safe_load_all((EXAMPLES / "kuberay" / "build.yaml").read_text())
+    (tmp_path / "my.yaml").write_text(settings["data"]["my.yaml"])
+    read = load_settings(BuildSettings, tmp_path / "my.yaml")
+    assert read.ray.tracker_gpus == 1
+    (group,) = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    (worker,) = group["template"]["spec"]["containers"]
+    assert {mount["mountPath"] for mount in worker["volumeMounts"]} == {"/datasets", "/config"}
+    assert job["spec"]["entrypoint"] == "pretrack build /config/my.yaml"
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
