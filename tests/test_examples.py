@@ -165,6 +165,44 @@ def test_the_custom_dataset_and_tracker_build_shards(davis: Path, tmp_path: Path
     assert read_clip(snapshot, snapshot.clips.slice(0, 1).to_pylist()[0]).tracks.positions.shape == (2, 10, 16, 2)
 
 
+def test_the_custom_loss_is_what_it_says() -> None:
+    import torch
+
+    from trainer.losses.embeddings import Embeddings
+
+    teacher = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    student = torch.stack([teacher, -teacher], dim=1)
+    points = torch.zeros(2, 2, 5, 2)
+    for weights, expected in ((torch.tensor([1.0, 0.0]), 0.0), (torch.tensor([1.0, 1.0]), 1.0), (torch.tensor([0.0, 1.0]), 1.0)):
+        counts = weights[None, :, None].expand(2, 2, 5)
+        e = Embeddings(student, teacher, teacher[:, None], counts, points, points[:, 0])
+        assert load("custom_loss").steady(e).item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_custom_loss_trains(tmp_path: Path) -> None:
+    from tests.trainer.conftest import panning_clip
+    from tests.trainer.conftest import publish as publish_clips
+
+    publish_clips(tmp_path / "out", [panning_clip(f"made-{i:02d}", i) for i in range(6)])
+    model = {"backbone": "vit_tiny_patch16_224", "weights": "random", "options": {"depth": 2, "patch_size": 8}, "head": [32, 16]}
+    run_settings = {"out": str(tmp_path / "run"), "steps": 2, "batch_size": 2, "workers": 0, "device": "cpu", "log_every": 1}
+    settings = {
+        "data": {"out": str(tmp_path / "out"), "size": 64, "step": 2},
+        "model": model,
+        "references": {"count": 2},
+        "loss": {"steady": {"weight": 0.5}},
+        "run": run_settings,
+    }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    assert "step 2/2" in run("custom_loss", path)
+    assert (tmp_path / "run" / "weights" / "step_00000002.safetensors").is_file()
+    curves = b"".join(file.read_bytes() for file in (tmp_path / "run" / "tensorboard").iterdir())
+    assert b"loss_steady" in curves
+    assert b"loss_sorting" in curves
+
+
 @pytest.mark.parametrize("script", ["build", "train"])
 def test_slurm_scripts_are_sound(script: str) -> None:
     path = EXAMPLES / "slurm" / f"{script}.sbatch"
