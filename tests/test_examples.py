@@ -40,13 +40,23 @@ def load(name: str) -> Any:
     return module
 
 
-def run(name: str, *arguments: object) -> str:
-    """What an example prints, run as its docstring says."""
+def started(name: str, *arguments: object) -> subprocess.Popen[str]:
+    """An example that runs as its docstring says."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def printed(running: subprocess.Popen[str]) -> str:
+    """What an example prints until it ends well."""
+    said, _ = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+    return said
+
+
+def run(name: str, *arguments: object) -> str:
+    """Both."""
+    return printed(started(name, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +124,7 @@ def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(path: Path, **parts: Any) -> Path:
-    path.write_text(yaml.safe_dump({"frames": {"clip_frames": 10, "min_frames": 6}, "split": {"eval_fraction": 0.0}, **parts}))
+    path.write_text(yaml.safe_dump({"frames": {"clip_frames": 10, "min_frames": 6}, **parts}))
     return path
 
 
@@ -151,16 +161,17 @@ def test_the_custom_tracker_follows_what_moves() -> None:
 def test_the_custom_dataset_and_tracker_build_shards(davis: Path, tmp_path: Path) -> None:
     tracks = {"tracker": "lucas_kanade", "grid": 4, "anchors": [0]}
     own = [{"dataset": "davis", "root": str(davis)}]
-    built = config(tmp_path / "d.yaml", sources=own, tracks=tracks, ray={"cpus": 2}, max_failed_videos=0.5, out=str(tmp_path / "d"))
-    assert "1 shards made" in run("custom_dataset", built)
+    small = {"split": {"eval_fraction": 0.0}, "ray": {"cpus": 2}}
+    with_dataset = config(tmp_path / "d.yaml", sources=own, tracks=tracks, max_failed_videos=0.5, out=str(tmp_path / "d"), **small)
+    folder = [{"dataset": "video_folder", "root": str(davis / "JPEGImages")}]
+    own_tracks = {"tracker": "farneback", "grid": 4, "anchors": [0, 4]}
+    with_tracker = config(tmp_path / "t.yaml", sources=folder, tracks=own_tracks, out=str(tmp_path / "t"), **small)
+    for running in [started("custom_dataset", with_dataset), started("custom_tracker", with_tracker)]:  # side by side
+        assert "1 shards made" in printed(running)
+
     snapshot = open_snapshot(tmp_path / "d")
     assert sorted(snapshot.clips["video_id"].to_pylist()) == ["bear", "goat"]
     assert snapshot.failures["reason"].to_pylist() == ["missing sequence"]
-
-    folder = [{"dataset": "video_folder", "root": str(davis / "JPEGImages")}]
-    own_tracks = {"tracker": "farneback", "grid": 4, "anchors": [0, 4]}
-    built = config(tmp_path / "t.yaml", sources=folder, tracks=own_tracks, ray={"cpus": 2}, out=str(tmp_path / "t"))
-    run("custom_tracker", built)
     snapshot = open_snapshot(tmp_path / "t")
     assert read_clip(snapshot, snapshot.clips.slice(0, 1).to_pylist()[0]).tracks.positions.shape == (2, 10, 16, 2)
 
