@@ -73,7 +73,7 @@ class Davis(Settings):
 class Build(BuildSettings):
     """A build's settings in which `dataset: davis` is known too."""
 
-    sources: tuple[Annotated[Source | Davis, Field(discriminator="dataset")], ...] = Field(min_length=1)
+    sources: tuple[Annotated[Source | Davis, Field(discriminator="dataset")], ...] = Field(min_length=1)  # type: ignore[assignment]
     """The datasets to read."""
 
 

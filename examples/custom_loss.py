@@ -62,7 +62,7 @@ def make_losses(settings: LossSettings, width: int) -> mix.Losses:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    training.make_losses = make_losses  # where `trainer.train` takes its losses from
+    training.make_losses = make_losses  # type: ignore[attr-defined]  # where `trainer.train` takes its losses from
     try:
         print(training.train(load_settings(Train, Path(sys.argv[1]), sys.argv[2:])))
     except PretrackError as error:

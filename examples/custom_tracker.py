@@ -58,7 +58,7 @@ class FarnebackTracker:
 
     def _track(self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-        t, height, width = len(greys), *greys[0].shape
+        t, (height, width) = len(greys), greys[0].shape
         positions = np.empty((len(anchors), t, len(queries), 2), np.float32)
         visible = np.full(positions.shape[:3], 255, np.uint8)
         for row, anchor in enumerate(anchors):
@@ -78,7 +78,7 @@ class FarnebackTracker:
 class Build(BuildSettings):
     """A build's settings in which `tracker: farneback` is known too."""
 
-    tracks: Annotated[TrackSettings | Farneback, Field(discriminator="tracker")]
+    tracks: Annotated[TrackSettings | Farneback, Field(discriminator="tracker")]  # type: ignore[assignment]
     """Which tracker follows which points."""
 
 

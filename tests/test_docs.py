@@ -138,7 +138,7 @@ def test_every_reason_of_a_datasets_page_is_in_the_code(page: Path) -> None:
 @pytest.mark.parametrize(("heading", "schema"), [("clips", CLIPS), ("shards", SHARDS), ("videos", VIDEOS), ("failures", FAILURES)])
 def test_the_format_page_has_every_column_with_its_type(heading: str, schema: pa.Schema) -> None:
     section = (DOCS / "format.md").read_text().split(f"\n### {heading}\n")[1].split("\n#")[0]
-    typed = {}
+    typed: dict[str, str] = {}
     for line in section.splitlines():
         if line.startswith("| `"):
             names, kind, _ = line.strip("| ").split(" | ", 2)
