@@ -15,11 +15,15 @@ from types import ModuleType
 
 import pyarrow as pa
 import pytest
+import yaml
 
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
 from pipeline.config import BuildSettings
+from pipeline.stats import Questions
 from shards.clip import Camera, ClipInfo
-from trainer.config import TrainSettings
+from tests.clips import make_clip
+from tests.published import publish
+from trainer.config import DataSettings, LossSettings, TrainSettings
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
@@ -184,3 +188,29 @@ def test_commands_that_the_pages_name_exist() -> None:
     for command, options in re.findall(r"pretrack (\w+)([^\n#|]*)", shell):
         known = {option for parameter in commands[command].params for option in parameter.opts}
         assert set(re.findall(r"(?<!\w)--[a-z-]+", options.split('"')[0])) <= known, command
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Questions:
+    return Questions(publish(tmp_path_factory.mktemp("asked"), [make_clip(f"made-{n}-00000000-000000", n) for n in range(2)]))
+
+
+def queries() -> list[str]:
+    """Every query in the pages: those after --sql, and those in blocks of SQL."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    blocks = [query for block in re.findall(r"```sql\n(.*?)```", text, re.DOTALL) for query in block.split(";") if query.strip()]
+    return [*re.findall(r'--sql "(.*?)"', text, re.DOTALL), *blocks]
+
+
+@pytest.mark.parametrize("sql", queries())
+def test_queries_that_the_pages_show_are_answered(questions: Questions, sql: str) -> None:
+    assert questions.ask(sql).columns
+
+
+def test_settings_that_the_pages_show_are_understood() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "jobs" / "train.md").read_text(), re.DOTALL)
+    models = {"data": DataSettings, "loss": LossSettings}
+    parts = {name: part for block in blocks for name, part in yaml.safe_load(block).items()}
+    assert parts.keys() == models.keys()
+    for name, part in parts.items():
+        models[name].model_validate(part)
