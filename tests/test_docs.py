@@ -16,8 +16,11 @@ from types import ModuleType
 import pyarrow as pa
 import pytest
 import yaml
+from typer.main import get_command
 
+from manifests.settings import Settings
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
+from pipeline.cli import app
 from pipeline.config import BuildSettings
 from pipeline.stats import Questions
 from shards.clip import Camera, ClipInfo
@@ -82,9 +85,9 @@ def test_the_settings_pages_have_every_setting(site: Path) -> None:
         assert key in training
 
 
-def hook() -> ModuleType:
-    """The hook that writes the settings' pages, loaded as MkDocs does."""
-    spec = importlib.util.spec_from_file_location("settings_hook", DOCS / "hooks" / "settings.py")
+def hook(name: str) -> ModuleType:
+    """A hook that writes pages, loaded as MkDocs does."""
+    spec = importlib.util.spec_from_file_location(f"{name}_hook", DOCS / "hooks" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -94,7 +97,7 @@ def hook() -> ModuleType:
 
 @pytest.mark.parametrize("model", [BuildSettings, TrainSettings])
 def test_every_setting_is_explained(model: type) -> None:
-    rows = [line for line in hook().settings_page(model) if line.startswith("| `")]
+    rows = [line for line in hook("settings").settings_page(model) if line.startswith("| `")]
     assert len(rows) > 20
     for row in rows:
         key, kind, default, said = re.split(r"(?<!\\)\|", row)[1:5]
@@ -102,6 +105,17 @@ def test_every_setting_is_explained(model: type) -> None:
         assert default.strip(), row
         assert len(said.strip()) > 5, f"{model.__name__}: {key} has no docstring"
         assert "typing." not in row
+
+
+def test_the_commands_page_has_every_option() -> None:
+    text = "\n".join(hook("commands").commands_page())
+    sections = {part.split("\n", 1)[0]: part for part in text.split("\n## ")[1:]}
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    assert sections.keys() == commands.keys()
+    for name, command in commands.items():
+        shown = set(re.findall(r"^\| `(--[a-z-]+)", sections[name], re.MULTILINE))
+        assert shown == {parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"}, name
+        assert command.help.splitlines()[0] in sections[name]
 
 
 def strings() -> Iterator[str]:
@@ -176,10 +190,6 @@ def test_files_that_the_pages_name_are_there() -> None:
 
 
 def test_commands_that_the_pages_name_exist() -> None:
-    from typer.main import get_command
-
-    from pipeline.cli import app
-
     commands = get_command(app).commands  # type: ignore[attr-defined]
     shell = "\n".join(block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL))
     used = set(re.findall(r"^\s*pretrack (\w+)", shell, re.MULTILINE))
@@ -209,7 +219,7 @@ def test_queries_that_the_pages_show_are_answered(questions: Questions, sql: str
 
 def test_settings_that_the_pages_show_are_understood() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (DOCS / "jobs" / "train.md").read_text(), re.DOTALL)
-    models = {"data": DataSettings, "loss": LossSettings}
+    models: dict[str, type[Settings]] = {"data": DataSettings, "loss": LossSettings}
     parts = {name: part for block in blocks for name, part in yaml.safe_load(block).items()}
     assert parts.keys() == models.keys()
     for name, part in parts.items():
