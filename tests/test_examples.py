@@ -214,11 +214,36 @@ def test_the_custom_loss_trains(tmp_path: Path) -> None:
     assert b"loss_sorting" in curves
 
 
-@pytest.mark.parametrize("script", ["build", "train"])
-def test_slurm_scripts_are_sound(script: str) -> None:
+@pytest.mark.parametrize(
+    ("script", "arguments", "command"),
+    [
+        (
+            "build",
+            ["my.yaml", "frames.size=[224, 224]"],
+            "ray symmetric-run --address node1:6379 --min-nodes 2 --num-cpus 64 --num-gpus 4 -- "
+            "pretrack build my.yaml frames.size=[224, 224] ray.address=auto ray.tracker_gpus=1",
+        ),
+        (
+            "train",
+            ["train.yaml", "run.out=runs/a"],
+            "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint node1:29500 --rdzv-id 77 "
+            "-m trainer train.yaml run.out=runs/a",
+        ),
+    ],
+)
+def test_slurm_scripts_start_what_they_should(script: str, arguments: list[str], command: str, tmp_path: Path) -> None:
+    """In Slurm's place stand an `srun` that says what it was asked to run, and an `scontrol` that knows two nodes."""
+    for name, does in (("srun", 'echo "$@"'), ("scontrol", "printf 'node1\\nnode2\\n'")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "activate").touch()
+    slurm = {"SLURM_JOB_ID": "77", "SLURM_JOB_NODELIST": "node[1-2]", "SLURM_NNODES": "2"}
+    node = {"SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "4", "PRETRACK_VENV": str(tmp_path)}
+    environment = {**os.environ, **slurm, **node, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     path = EXAMPLES / "slurm" / f"{script}.sbatch"
-    subprocess.run(["bash", "-n", str(path)], check=True)
-    assert path.read_text().splitlines()[1].endswith(("[key=value ...]", "run.out=runs/a"))
+    said = subprocess.run(["bash", str(path), *arguments], env=environment, capture_output=True, text=True, check=True)
+    assert said.stdout.strip() == command
 
 
 def test_the_kubernetes_file_holds_a_config_that_pretrack_takes(tmp_path: Path) -> None:
