@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib.util
 import re
 import subprocess
@@ -83,6 +84,17 @@ def test_the_settings_pages_have_every_setting(site: Path) -> None:
         assert key in build
     for key in ("crop_scale", "student_steepness", "jitter", "checkpoint_every"):
         assert key in training
+
+
+@pytest.mark.slow
+def test_the_pages_show_the_files_that_they_take_in(site: Path) -> None:
+    taken = {page: re.findall(r'^--8<-- "(.+)"$', page.read_text(), re.MULTILINE) for page in PAGES}
+    assert sum(map(len, taken.values())) > 10
+    for page, files in taken.items():
+        text = html.unescape(re.sub("<[^>]+>", "", (site / page.relative_to(DOCS).with_suffix(".html")).read_text()))
+        assert "--8" not in text, page
+        for file in files:
+            assert "\n".join((REPOSITORY / file).read_text().splitlines()[-3:]) in text, file
 
 
 def hook(name: str) -> ModuleType:
