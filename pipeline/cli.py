@@ -351,7 +351,7 @@ def show(
     opened: Annotated[
         bool, typer.Option("--open", help="Make a gallery of the clips, and open it in a browser if there is one.")
     ] = False,
-    snapshot: Annotated[str | None, typer.Option(help="A snapshot, such as 000001; by default the current one.")] = None,
+    snapshot: SnapshotName = None,
     against: Annotated[
         str | None, typer.Option(help="With --open: another snapshot, to see each clip in both side by side.")
     ] = None,
@@ -414,7 +414,7 @@ def _show_gallery(
 def report(
     where: ConfigOrOut,
     overrides: Overrides = None,
-    snapshot: Annotated[str | None, typer.Option(help="A snapshot, such as 000001; by default the current one.")] = None,
+    snapshot: SnapshotName = None,
     to: Annotated[str | None, typer.Option(help="Folder for it; by default OUT/pictures/report, or pictures/report.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from pipeline.draw import colour, write_video
-from pipeline.show import read_clip
+from pipeline.show import clips_named, read_clip
 from shards import jpeg
 from shards.clip import Camera, StoredClip
 from shards.errors import PretrackError
@@ -52,15 +52,11 @@ def export_clip(snapshot: Snapshot, wanted: str, form: str, file: Path | None = 
 
 def find_clip(snapshot: Snapshot, wanted: str) -> dict[str, Any]:
     """The clips table's row of the clip called `wanted`, or else of the only one that has it in its key. Raises PretrackError."""
-    keys = snapshot.clips["key"]
-    fitting = pc.equal(keys, wanted)
-    if not pc.any(fitting).as_py():
-        fitting = pc.match_substring(keys, wanted)
-    rows = snapshot.clips.filter(fitting)
-    if rows.num_rows != 1:
-        shown = ", ".join((rows if rows.num_rows else snapshot.clips)["key"].slice(0, _NAMED).to_pylist())
-        if not rows.num_rows:
-            raise PretrackError(f"no clip of snapshot {snapshot.name} has '{wanted}' in its key (keys are like {shown})")
+    named = clips_named(snapshot, [wanted])
+    exact = named.filter(pc.equal(named["key"], wanted))
+    rows = exact if exact.num_rows else named
+    if rows.num_rows > 1:
+        shown = ", ".join(rows["key"].slice(0, _NAMED).to_pylist())
         raise PretrackError(f"'{wanted}' is in the keys of {rows.num_rows:,} clips ({shown} …): write out the one you mean")
     row: dict[str, Any] = rows.to_pylist()[0]
     return row

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from manifests.receipt import shard_name, shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, clip_row, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, TrackSummary, clip_row, table_of
 from shards.clip import StoredClip
 from tests.clips import write_clips
 
@@ -22,10 +22,12 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
             shard,
             clip.info,
             members[clip.info.key],
-            anchors=clip.tracks.anchors.tolist(),
-            points=clip.tracks.positions.shape[2],
-            visible_fraction=float(clip.tracks.visibility.mean()) / 255,
-            motion=0.01 * number,
+            TrackSummary(
+                anchors=tuple(clip.tracks.anchors.tolist()),
+                points=clip.tracks.positions.shape[2],
+                visible_fraction=float(clip.tracks.visibility.mean()) / 255,
+                motion=0.01 * number,
+            ),
         )
         for number, clip in enumerate(clips)
     ]
