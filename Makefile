@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test quick soak check clean
+.PHONY: setup demo test quick soak check docs clean
 
 setup: $(VENV)/.ready
 
@@ -34,5 +34,9 @@ check: setup
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 
+# The documentation's site, into site/; every warning is an error.
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -62,6 +62,7 @@ def settings_of(name: str, seed: int, steps: int, total: int, out: str, folder: 
             "head": [256, 128],
         },
         "loss": OBJECTIVES[name],
+        "references": {"count": 3},
         "optim": {"lr": 5e-4, "backbone_ratio": 1.0, "warmup": 20, "period": total, "clip_norm": 1.0},
         "run": {
             "out": str(folder / f"{name}-{seed}"),

@@ -105,6 +105,7 @@ def test_without_annotations_the_files_are_the_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b'[{"a": 1}]'), gzip.compress(b"[3]"), packed([annotation(1)])[:-20]],
+    ids=["empty", "no gzip", "no list", "other fields", "no annotations", "cut short"],
 )
 def test_broken_annotations_are_named_and_the_files_go_on(tmp_path: Path, data: bytes) -> None:
     write(tmp_path, image(1), image(2))
