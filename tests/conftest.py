@@ -11,12 +11,10 @@ import pytest
 from tests.object_store import Behaviour, faulty_store
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that start Ray go one after the other, beside all others: two clusters on a machine look for each other."""
-    for item in items:
-        if "pipeline" in item.path.parts or item.path.name in ("test_rebuild_under_training.py", "test_examples.py"):
-            item.add_marker(pytest.mark.xdist_group("ray"))
+    if "pipeline" in item.path.parts or item.path.name in ("test_rebuild_under_training.py", "test_examples.py"):
+        item.add_marker(pytest.mark.xdist_group("ray"))
 
 
 @pytest.fixture(scope="session")
