@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,18 @@ from shards.errors import ShardError
 
 FORMAT_VERSION = 1
 """Raised by hand when the members of a shard change in a way that readers must know."""
+
+LARGEST_DESCRIPTION = 1 << 26
+"""Bytes of a description a reader accepts: hundreds of times that of a long clip with cameras."""
+
+_LONGEST_KEY = 100
+_TEXTS = ("source", "dataset", "video_id", "sequence", "split", "terms", "frames_settings", "tracks_settings")
+_SIZES = ("width", "height", "source_width", "source_height")
+
+
+def is_key(key: object) -> bool:
+    """Whether a clip may be called so: a key is a part of file names, which must not lead elsewhere, and of names in tars."""
+    return isinstance(key, str) and 0 < len(key) <= _LONGEST_KEY and all(c.isalnum() or c in "-_" for c in key)
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,8 @@ class ClipInfo:
     @classmethod
     def from_json(cls, data: bytes) -> ClipInfo:
         """Reads `KEY.json`. Raises ShardError if it is not one, or is of a format this version does not know."""
+        if len(data) > LARGEST_DESCRIPTION:
+            raise ShardError(f"its description has {len(data)} bytes, more than the {LARGEST_DESCRIPTION} allowed")
         try:
             fields = json.loads(data)
             if fields["format"] != FORMAT_VERSION:
@@ -85,9 +100,20 @@ class ClipInfo:
                     Camera(**{**camera, "world_to_camera": tuple(camera["world_to_camera"])}) if camera else None
                     for camera in fields["cameras"]
                 )
+            _check(fields)
             return cls(**fields)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ShardError(f"not a clip description ({error})") from error
+
+
+def _check(fields: dict[str, Any]) -> None:
+    """Raises ValueError for fields of a description that would lead astray those who use them: shards come from other people."""
+    if not is_key(fields["key"]):
+        raise ValueError(f"{fields['key']!r:.80} cannot be a clip's key")
+    if wrong := [name for name in _TEXTS if not isinstance(fields[name], str)]:
+        raise ValueError(f"'{wrong[0]}' should be a text")
+    if wrong := [name for name in _SIZES if type(fields[name]) is not int or fields[name] < 1]:
+        raise ValueError(f"'{wrong[0]}' should be a number of pixels")
 
 
 @dataclass(frozen=True, eq=False)

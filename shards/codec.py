@@ -32,6 +32,9 @@ UNITS_PER_PIXEL = 32
 LARGEST_TRACKS = 1 << 30
 """Bytes of unpacked tracks a reader accepts; a record that claims more is damaged or hostile."""
 
+Shape = tuple[int, int, int]
+"""A anchors, T frames, N points."""
+
 _HEADER = struct.Struct("<4sHHIII")
 _LEVEL = 3
 _FARTHEST = 2**25
@@ -62,9 +65,10 @@ def encode_tracks(tracks: Tracks) -> bytes:
     return zstandard.ZstdCompressor(level=_LEVEL).compress(record)
 
 
-def decode_tracks(data: bytes) -> Tracks:
-    """Unpacks what `encode_tracks` made. Raises ShardError for anything else."""
-    record = _read(data)
+def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
+    """Unpacks what `encode_tracks` made. Raises ShardError for anything else, and for tracks of another `shape` than that given,
+    before they take memory."""
+    record = _read(data, shape)
     positions = np.cumsum(_signed(record.steps), axis=2, dtype=np.int32).astype(np.float32) / record.units
     return Tracks(
         anchors=record.anchors.astype(np.int32),
@@ -75,13 +79,14 @@ def decode_tracks(data: bytes) -> Tracks:
 
 
 def decode_frames(
-    data: bytes, anchor: int, frames: Sequence[int]
+    data: bytes, anchor: int, frames: Sequence[int], shape: Shape | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
     """Of `decode_tracks` only some frames F of one anchor (an index), in a fraction of the time.
 
-    Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks with these frames.
+    Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks with these frames,
+    and of this `shape` if one is given.
     """
-    record = _read(data)
+    record = _read(data, shape)
     a, t, _ = record.certainty.shape[1:]
     if not (0 <= anchor < a and min(frames) >= 0 and max(frames) < t):
         raise ShardError(f"the tracks have {a} anchors and {t} frames, and frames {list(frames)} of anchor {anchor} were asked for")
@@ -104,8 +109,8 @@ class _Record:
     certainty: NDArray[np.uint8]
 
 
-def _read(data: bytes) -> _Record:
-    record = _unpack(data)
+def _read(data: bytes, shape: Shape | None) -> _Record:
+    record = _unpack(data, shape)
     if len(record) < _HEADER.size:
         raise ShardError("the tracks are cut short")
     magic, version, units, a, t, n = _HEADER.unpack_from(record)
@@ -113,9 +118,11 @@ def _read(data: bytes) -> _Record:
         raise ShardError("these are not tracks")
     if version != 1:
         raise ShardError(f"these tracks have version {version}, and this version of pretrack reads version 1")
+    if shape and shape != (a, t, n):
+        raise ShardError(f"the tracks have {_in_words(a, t, n)}, and should have {_in_words(*shape)}")
     values = a * t * n
-    if len(record) != _HEADER.size + 4 * a + 10 * values:
-        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {a} anchors x {t} frames x {n} points")
+    if len(record) != _bytes_of(a, t, n):
+        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {_in_words(a, t, n)}")
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
     planes = 4 * a + 8 * values
     return _Record(units, body[: 4 * a].view("<i4"), body[4 * a : planes].reshape(4, 2, a, t, n), body[planes:].reshape(2, a, t, n))
@@ -145,12 +152,23 @@ def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return steps
 
 
-def _unpack(data: bytes) -> bytes:
-    """The zstandard frame's content, refused before it is unpacked if it claims to be huge."""
+def _bytes_of(a: int, t: int, n: int) -> int:
+    """Of an unpacked record."""
+    return _HEADER.size + 4 * a + 10 * a * t * n
+
+
+def _in_words(a: int, t: int, n: int) -> str:
+    return f"{a} anchors x {t} frames x {n} points"
+
+
+def _unpack(data: bytes, shape: Shape | None) -> bytes:
+    """The zstandard frame's content, refused before it is unpacked if it claims to be huge, or more than fits the shape."""
     try:
         size = zstandard.get_frame_parameters(data).content_size
         if not 0 <= size <= LARGEST_TRACKS:
             raise ShardError(f"the tracks claim to unpack to {size} bytes, more than the {LARGEST_TRACKS} allowed")
+        if shape and size > _bytes_of(*shape):
+            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than {_in_words(*shape)} take")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST_TRACKS)
     except zstandard.ZstdError as error:
         raise ShardError(f"the tracks cannot be unpacked ({error})") from error

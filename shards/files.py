@@ -49,7 +49,8 @@ def read_ranges(file: Location, offsets: Sequence[int], sizes: Sequence[int]) ->
         return bucket.read_ranges(file, offsets, sizes)
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        return [os.pread(descriptor, size, offset) for offset, size in zip(offsets, sizes, strict=True)]
+        whole = os.fstat(descriptor).st_size  # memory is taken for all that is asked for, whether it is there or not
+        return [os.pread(descriptor, min(size, whole), offset) for offset, size in zip(offsets, sizes, strict=True)]
     finally:
         os.close(descriptor)
 

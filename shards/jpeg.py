@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from shards.errors import ShardError
 
+LARGEST = 1 << 27
+"""Pixels of an image a reader accepts, four times those of an 8K video; one that claims more is damaged or hostile."""
+
 
 def encode(frame: NDArray[np.uint8], quality: int) -> bytes:
     """A frame [H, W, 3] RGB as JPEG with 4:2:0 chroma; `quality` 1..100."""
@@ -21,10 +24,10 @@ def decode(data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = N
     covers what `reduction` x `reduction` pixels from (x, y) * reduction on cover otherwise. That is faster, and less of a picture.
     The pixels lie in `memory` (flat, large enough) if that is given, which saves the system from finding new pages for each image.
     """
+    width, height = size(data)
     try:
         if reduction == 1:
             return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
-        width, height = size(data)
         least = {"min_width": -(-width // reduction), "min_height": -(-height // reduction)}
         return simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=reduction, buffer=memory, **least)
     except ValueError as error:
@@ -32,9 +35,11 @@ def decode(data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = N
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the header alone. Raises ShardError."""
+    """(width, height) from the header alone. Raises ShardError, also where they are far too large for a frame."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise ShardError(f"not a JPEG ({error})") from error
+    if width * height > LARGEST:
+        raise ShardError(f"the image claims {width}x{height} pixels, more than the {LARGEST} allowed")
     return width, height

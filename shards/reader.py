@@ -14,10 +14,16 @@ from shards.errors import ShardError
 from shards.files import Location, location, open_stream, read_ranges
 from shards.writer import ClipMembers
 
+_LARGEST_FILE = 1 << 62
+LARGEST_MEMBER = 1 << 30
+"""Bytes of a tar's member a reader accepts; one that claims more is damaged or hostile."""
+
 
 def read_members(shard: str | Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
     """The bytes of members of a shard, in the order asked, reading nothing else. Raises ShardError if it is missing or short."""
     path = location(shard)
+    if min(*offsets, *sizes, 0) < 0 or any(sum(span) > _LARGEST_FILE for span in zip(offsets, sizes, strict=True)):
+        raise ShardError(f"no shard has members at such places as are given for {path}: run 'pretrack verify'")
     try:
         members = read_ranges(path, offsets, sizes)
     except OSError as error:
@@ -63,21 +69,42 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
     try:
         with open_stream(path) as stream:
             tail = Tail(stream)
-            with tarfile.open(fileobj=tail, mode="r|") as tar:  # type: ignore[call-overload]
-                for member in tar:
-                    file = tar.extractfile(member)
-                    if file is None:
-                        continue
-                    name, _, kind = member.name.partition(".")
-                    if name != key and members:
-                        yield key, members
-                        members = {}
-                    key, members[kind] = name, file.read()
+            for member, data in read_tar(tail):
+                name, _, kind = member.partition(".")
+                if name != key and members:
+                    yield key, members
+                    members = {}
+                if kind in members:
+                    raise tarfile.ReadError(f"two members are called {member!r:.120}")
+                key, members[kind] = name, data
             tail.check_end(checksum)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(f"the shard {path} cannot be read as a tar ({error}): run 'pretrack verify'") from error
     if members:
         yield key, members
+
+
+def read_tar(stream: BinaryIO | Tail) -> Iterator[tuple[str, bytes]]:
+    """The names and bytes of a plain tar's files, in order. Links, folders and devices are passed over: nothing is unpacked.
+
+    Raises tarfile.TarError for damage, for a tar that is compressed, and for a member that takes more memory than the tar has bytes
+    for: sparse files and members of gigabytes, none of which we write. Raises what reading the stream raises.
+    """
+    try:
+        with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
+            for member in tar:
+                if not member.isreg():
+                    continue
+                if member.issparse() or member.size > LARGEST_MEMBER:
+                    raise tarfile.ReadError(f"its member {member.name!r:.120} claims {member.size} bytes")
+                file = tar.extractfile(member)
+                data = file.read() if file else b""
+                if len(data) != member.size:
+                    raise tarfile.ReadError("unexpected end of data")
+                yield member.name, data
+                tar.members = []  # what has been read is not kept
+    except (ValueError, OverflowError, RecursionError) as error:  # sizes and lengths that are no numbers
+        raise tarfile.ReadError(f"a header of it is damaged ({error})") from error
 
 
 class Tail:

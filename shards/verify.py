@@ -63,6 +63,8 @@ class _Reader:
 
     def member(self, span: Span) -> bytes:
         """Raises ShardError if it begins before the place reached, or ends after the file."""
+        if span.size < 0:
+            raise ShardError(f"its member at {span.offset} has {span.size} bytes by the tables")
         if span.offset < self.place:
             raise ShardError(f"its member at {span.offset} lies before the one that it should follow")
         self._take(span.offset - self.place)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import xxhash
 
-from shards.clip import ClipInfo
+from shards.clip import ClipInfo, is_key
 from shards.errors import ShardError
 from shards.files import Location, written_as
 
@@ -78,7 +78,7 @@ class ShardWriter:
 
 def member_names(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, bytes]]:
     """Names the members of a clip: `KEY.json`, `KEY.tracks.zst`, `KEY.000.jpg` …; webdataset splits them at the first dot."""
-    if not key or not all(c.isalnum() or c in "-_" for c in key):
+    if not is_key(key):
         raise ShardError(f"'{key}' cannot be a clip's key: only letters, digits, '-' and '_' are allowed")
     names = [f"{key}.json", f"{key}.tracks.zst", *(f"{key}.{i:03d}.jpg" for i in range(len(members) - 2))]
     return zip(names, members, strict=True)

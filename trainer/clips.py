@@ -27,6 +27,9 @@ from trainer.where import parse_filter
 
 logger = logging.getLogger(__name__)
 
+MOST_POINTS = 1 << 20
+"""Of a clip: a grid of 1024 x 1024."""
+
 
 @dataclass(frozen=True, eq=False)
 class Clip:
@@ -139,7 +142,7 @@ def open_snapshots(settings: DataSettings, names: Sequence[str] | None = None) -
 def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> Clips:
     """The clips of all snapshots that fit the settings; logs how many each rule leaves out.
 
-    Raises PretrackError if nothing fits, or if clips differ in their number of points.
+    Raises PretrackError if nothing fits, or if clips differ in their number of points, or have a number that none can have.
     """
     tables = [_read(snapshot, number, settings.where) for number, snapshot in enumerate(snapshots)]
     clips = Clips(_fitting(pa.concat_tables(tables), settings))
@@ -155,6 +158,8 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> Clips
             f"the clips in {folders} differ in their points ({sorted(points)}): choose some with "
             f"'data.where', such as \"points == {max(points)}\""
         )
+    if not 0 < points[0] <= MOST_POINTS:  # there is memory of this size before any track is read
+        raise PretrackError(f"the tables in {folders} are damaged: no clip has {points[0]} points")
     return clips
 
 

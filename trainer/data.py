@@ -152,12 +152,16 @@ class ClipDataset(Dataset[Sample]):
         views = choose_views(clip.width, clip.height, s, random)
         packed, *images = self._members(clip, path, numbers)
         batch.show(place, views, images, (clip.width, clip.height), s, random)
-        batch.follow(place, views, *decode_frames(packed, anchor, numbers))
+        shape = (len(clip.anchors), clip.frames, self.points)
+        batch.follow(place, views, *decode_frames(packed, anchor, numbers, shape))
         batch.keys[place] = clip.key
 
     def _members(self, clip: Clip, path: Location, numbers: list[int]) -> list[bytes]:
         """The packed tracks and the images of frames; a frame that is wanted several times is read once."""
         frames = sorted(set(numbers))
+        last = min(len(clip.frame_offsets), len(clip.frame_sizes)) - 1
+        if frames[0] < 0 or frames[-1] > last:
+            raise ShardError(f"the tables do not tell where frames {frames} lie")
         offsets = [clip.tracks_offset, *clip.frame_offsets[frames].tolist()]
         sizes = [clip.tracks_size, *clip.frame_sizes[frames].tolist()]
         packed, *images = (self._cache.read if self._cache else read_members)(path, offsets, sizes)

@@ -95,10 +95,11 @@ def show(
     `reduce` allows decoding them smaller where their views allow it. Raises ShardError for an image that is damaged or of another
     size than the clip's.
     """
-    memory = np.empty(3 * size[0] * size[1], np.uint8)  # for one image after the other
-    for view, image, shown in zip(views, images, into, strict=True):
+    for image in images:  # before there is memory of this size: tables come from other people
         if jpeg.size(image) != size:
             raise ShardError("an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size))
+    memory = np.empty(3 * size[0] * size[1], np.uint8)  # for one image after the other
+    for view, image, shown in zip(views, images, into, strict=True):
         factor = view.reduction if reduce else 1
         shown[:] = _seen(view.reduced(factor) if factor > 1 else view, jpeg.decode(image, factor, memory))
     return into
