@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -25,7 +26,7 @@ import webdataset
 import xxhash
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
-from webdataset.tariterators import group_by_keys, tar_file_expander
+from webdataset.tariterators import group_by_keys
 from webdataset.utils import pytorch_worker_info
 
 from manifests.snapshot import open_snapshot
@@ -35,7 +36,7 @@ from shards.codec import decode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
 from shards.files import location, read_whole
 from shards.geometry import View
-from shards.reader import Tail
+from shards.reader import Tail, read_tar
 from trainer.clips import least_room, room
 from trainer.config import DataSettings
 from trainer.data import Decoded, Sample, begin_worker, clean_processes, first_of, unwrapped
@@ -43,6 +44,7 @@ from trainer.views import choose_frames, choose_views
 
 logger = logging.getLogger(__name__)
 
+_LISTED = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
 PIPE = "pipe:"
 """What begins the name of a tar that a shell command writes to its output, as in webdataset: `pipe:ssh host cat x.tar`."""
 
@@ -54,7 +56,7 @@ def listed_tars(where: str) -> list[str]:
         return [where]
     if where.endswith(".tar"):
         if tars := sorted(glob(where)):
-            return tars
+            return [f"./{tar}" if tar.startswith(PIPE) else tar for tar in tars]  # a file's name is never a command
         raise PretrackError(f"no file fits {where}")
     listed = location(where) if where.endswith("shards.txt") else open_snapshot(where).folder / "shards.txt"
     try:
@@ -63,6 +65,8 @@ def listed_tars(where: str) -> list[str]:
         raise PretrackError(f"{listed} cannot be read ({error}): it should list a snapshot's tars") from error
     if not names:
         raise PretrackError(f"{listed} lists no tar")
+    if strange := [name for name in names if not _LISTED.fullmatch(name)]:  # a command, say, or a way out of the folder
+        raise PretrackError(f"{listed} lists {strange[0]!r:.120}, which is no tar of a snapshot such as shards/NAME.tar")
     out = listed.parent.parent.parent
     return [str(out / name) for name in names]
 
@@ -230,7 +234,7 @@ def _samples(tar: str) -> Iterator[dict[str, Any]]:
     try:
         with _opened(tar) as stream:
             tail = Tail(stream)
-            yield from group_by_keys(tar_file_expander([{"url": tar, "stream": tail}]))
+            yield from group_by_keys({"fname": name, "data": data, "__url__": tar} for name, data in read_tar(tail))
             tail.check_end()
     except (OSError, tarfile.TarError, EOFError, ValueError) as error:  # webdataset adds to what their `args` say
         said = getattr(error, "strerror", None) or str(error.args[0]).split(" @ ")[0]
