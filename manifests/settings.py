@@ -36,6 +36,9 @@ Place = Annotated[Path | Url, PlainValidator(_place), PlainSerializer(str)]
 
 S = TypeVar("S", bound=Settings)
 
+_LARGEST_CONFIG = 1 << 20
+_MOST_VALUES = 100_000
+
 
 def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Reads `path` (YAML), applies overrides such as `tracks.grid=24` or `sources.0.root=/data`, and checks the result.
@@ -46,9 +49,13 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1)
         hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
         raise SettingsError(f"there is no config file {path}{hint}")
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise SettingsError(f"{path} has more than {_LARGEST_CONFIG} bytes: that is no config of pretrack's")
     try:
-        values = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = _read_yaml(path.read_text())
+    except RecursionError as error:
+        raise SettingsError(f"{path} is nested too deep to be a config") from error
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         raise SettingsError(f"{path} is not valid YAML{f', line {mark.line + 1}' if mark else ''}: {problem}") from error
     if not isinstance(values, dict):
@@ -56,6 +63,27 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
     for override in overrides:
         _override(values, override)
     return check_settings(model, values, str(path))
+
+
+def _read_yaml(text: str) -> Any:
+    """Plain values from YAML. Raises yaml.YAMLError, ValueError, RecursionError.
+
+    Aliases are followed before anything is made of them: a few lines of aliases of aliases would unfold to fill any memory.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        nodes, count = [root] if root else [], 0
+        while nodes:
+            value = nodes.pop().value
+            inner = value if isinstance(value, list) else []
+            count += len(inner)
+            if count > _MOST_VALUES:
+                raise yaml.YAMLError(f"it unfolds to more than {_MOST_VALUES} values")
+            nodes += [part for entry in inner for part in (entry if isinstance(entry, tuple) else [entry])]
+        return loader.construct_document(root) if root else None
+    finally:
+        loader.dispose()
 
 
 def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
@@ -77,8 +105,8 @@ def _override(values: Any, override: str) -> None:
     if not equals or not key:
         raise SettingsError(f"'{override}' is not an override: write key=value, such as tracks.grid=24")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        value = _read_yaml(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(f"the value of '{override}' is not valid YAML") from error
     node, parts = values, key.split(".")
     for part, following in zip(parts, [*parts[1:], None], strict=True):
