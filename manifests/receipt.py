@@ -77,7 +77,7 @@ def read_receipt(out: Location, shard: str) -> Receipt:
             failures=tuple(fields["failures"]),
             planned=tuple(fields["planned"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PretrackError(f"the receipt {path} is damaged ({error}): the next build makes its shard again") from error
 
 

@@ -75,7 +75,7 @@ class Snapshot:
         file = self.folder / LAST
         try:
             return dict(json.loads(read_whole(file)))
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise PretrackError(f"the settings {file} cannot be read ({error})") from error
 
     def shard_path(self, shard: str) -> Location:
@@ -92,6 +92,8 @@ def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
             raise PretrackError(f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first")
     snapshot = Snapshot(out, name)
     try:
+        if not _is_name(name):  # it is a part of paths
+            raise FileNotFoundError
         size_of(snapshot.folder / LAST)
     except FileNotFoundError:
         raise PretrackError(f"{out} has no snapshot '{name}' (there are: {_known(out)})") from None
@@ -110,19 +112,26 @@ def current_snapshot(out: Location) -> str | None:
     """The name of the current snapshot, or None. Raises PretrackError if the pointer file is damaged."""
     pointer = out / "current.json"
     try:
-        return str(json.loads(read_whole(pointer))["snapshot"])
+        name = str(json.loads(read_whole(pointer))["snapshot"])
     except FileNotFoundError:
         return None
     except OSError as error:
         raise PretrackError(f"{pointer} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PretrackError(f"{pointer} is damaged ({error}): delete it and run 'pretrack build' again") from error
+    if not _is_name(name):
+        raise PretrackError(f"{pointer} is damaged ({name!r:.80} is no snapshot): delete it and run 'pretrack build' again")
+    return name
+
+
+def _is_name(name: str) -> bool:
+    return name.isascii() and name.isdigit()
 
 
 def list_snapshots(out: Location) -> list[str]:
     """Names of all whole snapshots, oldest first."""
     folder = out / "snapshots"
-    return [name for name in folders_in(folder) if name.isdigit() and LAST in sizes_in(folder / name)]
+    return [name for name in folders_in(folder) if _is_name(name) and LAST in sizes_in(folder / name)]
 
 
 def publish_snapshot(out: Location, tables: dict[str, pa.Table], settings: dict[str, Any]) -> Snapshot:
@@ -130,7 +139,7 @@ def publish_snapshot(out: Location, tables: dict[str, pa.Table], settings: dict[
 
     Beside the tables and settings it holds `shards.txt`: its tars, relative to `out`, for readers that know nothing of tables.
     """
-    names = [name for name in folders_in(out / "snapshots") if name.isdigit()]
+    names = [name for name in folders_in(out / "snapshots") if _is_name(name)]
     name = f"{int(names[-1]) + 1 if names else 1:06d}"
     folder = out / "snapshots" / name
     try:
@@ -153,7 +162,7 @@ def drop_unfinished(out: Location) -> None:
     """Removes folders of snapshots that a killed process was writing or removing. Only for who holds the folder's lock."""
     whole = list_snapshots(out)
     for name in folders_in(out / "snapshots"):
-        if name.isdigit() and name not in whole:
+        if _is_name(name) and name not in whole:
             delete_folder(out / "snapshots" / name)
 
 

@@ -205,11 +205,14 @@ def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSumm
 
 
 def members_of(row: dict[str, Any]) -> ClipMembers:
-    """Where the members of a clip lie, from its row of the clips table."""
+    """Where the members of a clip lie, from its row of the clips table. Raises PretrackError for a row that contradicts itself."""
+    offsets, sizes = row["frame_offsets"], row["frame_sizes"]
+    if len(offsets) != len(sizes):
+        raise PretrackError(f"the clips table is damaged: {row['key']} has {len(offsets)} offsets and {len(sizes)} sizes of frames")
     return ClipMembers(
         Span(row["json_offset"], row["json_size"]),
         Span(row["tracks_offset"], row["tracks_size"]),
-        tuple(Span(*span) for span in zip(row["frame_offsets"], row["frame_sizes"], strict=True)),
+        tuple(Span(*span) for span in zip(offsets, sizes, strict=True)),
         row["checksum"],
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from manifests.receipt import is_shard_name, list_receipts, receipt_path, shard_path
 from manifests.snapshot import LAST, Snapshot, current_snapshot, drop_unfinished, list_snapshots, open_snapshot
@@ -47,6 +48,9 @@ def _find(out: Location, keep: int, named: Sequence[str], unpublished: bool) -> 
         raise PretrackError(f"{out} holds no finished build: there is nothing to collect")
     kept = {open_snapshot(out, name).name for name in named} | {*names[-keep:], current_snapshot(out) or names[-1]}
     old = [name for name in names if name not in kept]
+    for folder in (out / "snapshots" / name for name in old):
+        if isinstance(folder, Path) and folder.is_symlink():
+            raise PretrackError(f"{folder} is a link, and nothing outside {out} is deleted: remove the link yourself")
     wanted = {shard for name in kept for shard in _shards(Snapshot(out, name))}
     outdated = {shard for name in old for shard in _shards(Snapshot(out, name))} - wanted
     tars = {name.removesuffix(".tar"): size for name, size in sizes_in(out / "shards").items() if name.endswith(".tar")}
