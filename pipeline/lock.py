@@ -106,7 +106,7 @@ class _Holder:
         """The one that an object names, or nobody: an object that cannot be read ages as any other does."""
         try:
             return cls(**json.loads(data))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return cls()
 
     def __str__(self) -> str:

@@ -112,7 +112,7 @@ def read_state(out: Location) -> BuildState | None:
         state = BuildState(**json.loads(read_whole(out / "build.json")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise PretrackError(f"{out / 'build.json'} is damaged ({error}): delete it, the next build writes it anew") from error
     if state.state == "running" and state.host == socket.gethostname() and not Path(f"/proc/{state.pid}").exists():
         return replace(state, state="killed")

@@ -63,7 +63,7 @@ def read_description(weights: Path) -> dict[str, Any]:
     path = weights.with_suffix(".json")
     try:
         description: dict[str, Any] = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"{weights} has no description {path.name} beside it ({error}): name its backbone yourself") from error
     return description
 

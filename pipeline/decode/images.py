@@ -15,6 +15,9 @@ from PIL import Image, ImageOps
 
 from pipeline.decode.errors import DecodeError
 
+LARGEST_FILE = 1 << 29
+"""Bytes of an image file: no less than the pixels that Pillow takes, uncompressed."""
+
 _BLACK = 4
 """No pixel of a black frame is brighter: JPEG leaves a little noise."""
 
@@ -43,15 +46,25 @@ def read_image(root: str, name: str) -> NDArray[np.uint8]:
 
 def _bytes(root: str, name: str) -> bytes:
     if ".zip!" not in name:
-        return (Path(root) / name).read_bytes()
+        path = Path(root) / name
+        _check_size(path.stat().st_size)
+        return path.read_bytes()
     archive, member = name.split(".zip!", 1)
     archive += ".zip"
     try:
-        return _archive(str(Path(root) / archive)).read(member)
+        opened = _archive(str(Path(root) / archive))
+        _check_size(opened.getinfo(member).file_size)  # no more than this is unpacked
+        return opened.read(member)
     except KeyError as error:
         raise FileNotFoundError(name) from error
     except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted, or packed in a way zipfile lacks
         raise OSError(f"damaged archive {archive}: {error}") from error
+
+
+def _check_size(size: int) -> None:
+    """Raises DecodeError for a file that is far larger than an image, or a member of an archive that unpacks to one."""
+    if size > LARGEST_FILE:
+        raise DecodeError(f"the image is too large ({size} bytes, and {LARGEST_FILE} are allowed)", "image too large")
 
 
 @lru_cache(maxsize=8)

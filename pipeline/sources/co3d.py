@@ -28,6 +28,7 @@ TERMS = "CO3D: CC BY-NC 4.0; attribution to Meta, no commercial use of the frame
 
 FRAMES_FILE = "frame_annotations.jgz"
 SEQUENCES_FILE = "sequence_annotations.jgz"
+_DAMAGED = (OSError, EOFError, ValueError, RecursionError, zlib.error, zipfile.BadZipFile)
 _EXPLODED = 1e5  # Structure from motion failed where a translation is longer than this; other loaders use the same number.
 _MEMBER = re.compile(r"(?:(?:.*/)?(?P<category>[^/]+)/)?(?P<sequence>[^/]+)/images/[^/]+")
 
@@ -169,7 +170,7 @@ class Co3d(Settings):
         try:
             with _open(self.root, location) as raw, gzip.open(raw, "rt", encoding="utf-8") as text:
                 return parse(items(text)), ""
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zlib.error, zipfile.BadZipFile) as error:
+        except (*_DAMAGED, KeyError, TypeError, AttributeError) as error:
             return {}, f"{location} cannot be read ({type(error).__name__}: {error})"
 
     def _annotated(self, category: _Category, sequence: str, frames: list[_Frame]) -> Iterator[Video | Failure]:

@@ -156,7 +156,7 @@ class Dl3dv(Settings):
                 Path(frame["file_path"]).stem: scaled_camera({**transforms, **frame}, width, height)
                 for frame in transforms["frames"]
             }
-        except (OSError, ValueError, KeyError, TypeError, ArithmeticError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             return (
                 none,
                 f"{scene.folder}/transforms.json does not fit the images or cannot be read ({type(error).__name__}: {error})",
@@ -214,7 +214,7 @@ def _image_size(root: Path, files: list[ListedFile]) -> tuple[int, int]:
         try:
             with Image.open(root / file.name) as image:
                 return image.size
-        except OSError:
+        except (OSError, Image.DecompressionBombError):
             continue  # One broken image must not cost a scene its poses; decoding will name it.
     raise OSError("none of the images can be opened")
 

@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 _CHUNK = 1 << 20
+LARGEST_ITEM = 1 << 24
+"""Characters of one item: hundreds of times those of an annotated frame."""
 
 
 def items(text: TextIO) -> Iterator[Any]:
-    """The objects of a JSON list, one by one; bare NaN is accepted. Raises ValueError if it is no such list, or ends early."""
+    """The objects of a JSON list, one by one; bare NaN is accepted. Raises ValueError if it is no such list,
+    ends early, or has an item that is far too long; RecursionError for one that is nested too deep."""
     decoder = json.JSONDecoder()
     rest = text.read(_CHUNK).lstrip()
     if not rest.startswith("["):
@@ -27,6 +30,8 @@ def items(text: TextIO) -> Iterator[Any]:
             except json.JSONDecodeError:
                 if ended:
                     raise
+                if len(rest) - position > LARGEST_ITEM:
+                    raise ValueError(f"an item of the list has more than {LARGEST_ITEM} characters") from None
                 break
             yield item
         more = text.read(max(_CHUNK, len(rest) - position))

@@ -86,7 +86,7 @@ class YoutubeVos(Settings):
                 name: {int(frame) for entry in video.get("objects", {}).values() for frame in entry.get("frames", ())}
                 for name, video in videos.items()
             }, []
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             detail = f"{path} cannot be read ({error}): the frames on disk are used as they are"
             return {}, [self._failure("", "unreadable meta.json", detail)]
 

@@ -69,7 +69,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise PretrackError(f"{path} is missing: unpack the dataset again") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PretrackError(f"{path} is not valid JSON ({error}): unpack the dataset again") from error
 
 
@@ -80,7 +80,7 @@ def open_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise PretrackError(f"{path} is missing: unpack the dataset again") from error
-    except OSError as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise PretrackError(f"{path} cannot be read as an image ({error}): unpack the dataset again") from error
 
 
