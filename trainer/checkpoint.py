@@ -72,6 +72,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many types for a file that is just not whole
         reason = " ".join(str(error).split())[:200]
         raise PretrackError(f"the checkpoint {path} cannot be read ({reason}): delete it to go on from the one before") from error
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict) or not isinstance(state.get("step"), int):
+        raise PretrackError(f"{path} is no checkpoint of a run of ours: move it away")
     return state
 
 
