@@ -127,8 +127,7 @@ def write_page(commands: list[str], seconds: float) -> Path:
 
 def figure(video: Path) -> str:
     """A clip's video, and its contact sheet below."""
-    source = video.relative_to(DEMO).as_posix()
-    sheet = Path(source).with_suffix(".png").as_posix()
+    source, sheet = (html.escape(file.relative_to(DEMO).as_posix()) for file in (video, video.with_suffix(".png")))
     return (
         f'<figure><video src="{source}" controls loop muted autoplay></video><br>'
         f'<a href="{sheet}"><img src="{sheet}" alt="frames of the clip with tracked points"></a>'
