@@ -19,7 +19,7 @@ demo: setup
 	$(RUN)/python demo.py
 
 test: setup
-	$(RUN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(RUN)/python -m tests
 
 # Kills builds a hundred times at random moments: some twenty minutes.
 soak: setup
@@ -27,7 +27,7 @@ soak: setup
 
 # The tests without the slow ones: under two minutes.
 quick: setup
-	$(RUN)/python -m pytest --numprocesses 2 --dist loadgroup -m 'not slow'
+	$(RUN)/python -m tests -m 'not slow'
 
 check: setup
 	$(RUN)/ruff format --check .

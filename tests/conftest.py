@@ -11,12 +11,6 @@ import pytest
 from tests.object_store import Behaviour, faulty_store
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that start Ray go one after the other, beside all others: two clusters on a machine look for each other."""
-    if "pipeline" in item.path.parts or item.path.name in ("test_rebuild_under_training.py", "test_examples.py"):
-        item.add_marker(pytest.mark.xdist_group("ray"))
-
-
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """A folder of real samples in the datasets' own layouts; most machines have none, and the tests that want it are skipped."""

@@ -1,0 +1,32 @@
+"""`python -m tests [pytest options]`: all tests, in two processes at a time.
+
+Tests that start Ray go one after the other, since two clusters on a machine look for each other; the others go beside them.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+WITH_RAY = ("tests/pipeline", "tests/test_rebuild_under_training.py", "tests/test_examples.py")
+
+
+def main(options: list[str]) -> int:
+    """Runs both, shows the output of the first as it comes and that of the other at the end; the larger exit status."""
+    command = [sys.executable, "-m", "pytest", *options]
+    with tempfile.TemporaryFile() as output:
+        others = [*command, "tests", *(f"--ignore={path}" for path in WITH_RAY), "-p", "no:cacheprovider"]
+        with subprocess.Popen(others, stdout=output, stderr=subprocess.STDOUT) as beside:
+            first = subprocess.run([*command, *WITH_RAY], check=False).returncode
+            second = beside.wait()
+        output.seek(0)
+        print(output.read().decode(errors="replace"), flush=True)
+    return max(first, second)
+
+
+if __name__ == "__main__":
+    if not Path("tests").is_dir():
+        sys.exit("run this in the folder that holds tests/")
+    sys.exit(main(sys.argv[1:]))
