@@ -348,7 +348,7 @@ def clean_processes() -> BaseContext:
     They share the memory of what that one has imported; workers that start from nothing take 360 MB each.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["trainer.data"])
+    context.set_forkserver_preload(["trainer.forkserver"])
     return context
 
 

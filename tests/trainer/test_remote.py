@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -102,6 +103,20 @@ def test_workers_read_from_a_store(local: Path, remote: tuple[str, Behaviour | S
     dataset[0, 0]  # the store's threads run in this process already
     keys = [batch["key"] for batch in islice(Loader(opened(local), dataset.order(4)), 6)]
     assert [batch["key"] for batch in islice(Loader(dataset, dataset.order(4), workers=2), 6)] == keys
+
+
+@pytest.mark.slow
+def test_readers_of_a_store_go_on_when_a_job_is_asked_to_stop(web: tuple[str, Served]) -> None:
+    dataset = opened(web[0])
+    batches = iter(Loader(dataset, dataset.order(4), workers=1))
+    next(batches)
+    origins = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
+    readers = [reader for origin in origins for reader in origin.children()]
+    assert readers
+    for process in [*origins, *readers]:
+        process.terminate()
+    ended, _ = psutil.wait_procs([*origins, *readers], timeout=0.5)
+    assert not ended
 
 
 def test_folders_here_and_there_are_mixed(local: Path, s3: tuple[str, Behaviour], web: tuple[str, Served]) -> None:
