@@ -348,6 +348,14 @@ class OptimSettings(Settings):
     clip_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; null: not clipped, as published."""
 
+    @model_validator(mode="after")
+    def _rises_first(self) -> OptimSettings:
+        if self.period is not None and self.warmup >= self.period:
+            raise ValueError(
+                f"'optim.warmup: {self.warmup}' should be less than 'optim.period: {self.period}', of which it is a part"
+            )
+        return self
+
 
 class TeacherSettings(Settings):
     """The teacher: an exponential moving average of the student."""
@@ -359,6 +367,15 @@ class TeacherSettings(Settings):
     average: Literal["trained", "all"] = "trained"
     """Published: `all`, which also averages frozen weights, moving them by rounding errors. The teacher then cannot share the
     student's frozen blocks and runs its own."""
+
+    @model_validator(mode="after")
+    def _slows_down(self) -> TeacherSettings:
+        if self.final_momentum is not None and self.final_momentum < self.momentum:
+            raise ValueError(
+                f"'teacher.final_momentum: {self.final_momentum}' should be no less than 'teacher.momentum: {self.momentum}': "
+                "a teacher slows down"
+            )
+        return self
 
 
 class RunSettings(Settings):
@@ -434,6 +451,8 @@ class TrainSettings(Settings):
     def _adapters(self) -> TrainSettings:
         if self.model.lora and self.teacher.average == "all":
             raise ValueError("'model.lora' goes with 'teacher.average: trained', which averages the adapters")
+        if self.model.lora and self.model.trainable_blocks == 0:
+            raise ValueError("'model.lora' has no blocks to adapt: set 'model.trainable_blocks' to how many of the last should be")
         return self
 
     @model_validator(mode="after")
