@@ -44,11 +44,12 @@ class References:
 
 
 def check_references(clips: int, frames: int, count: int) -> None:
-    """Raises SettingsError if a rank's batch of `clips` x `frames` has too few frames for `count` references a clip."""
+    """Raises SettingsError if `clips` that go through the model together have too few `frames` for `count` references a clip."""
     if (clips - 1) * frames < count - 1:
         raise SettingsError(
-            f"'references.count: {count}' takes {count - 1} frames of other clips, and a batch of {clips} a rank has "
-            f"{(clips - 1) * frames}: enlarge 'run.batch_size', or set 'references.count=1' to use only a clip's own frames"
+            f"'references.count: {count}' takes {count - 1} frames of other clips, and where {clips} go through the model "
+            f"together there are {(clips - 1) * frames}: enlarge 'run.batch_size', lower 'run.accumulate' if it is above 1, or set "
+            "'references.count=1' to use only a clip's own frames"
         )
 
 

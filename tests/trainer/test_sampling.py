@@ -65,7 +65,9 @@ def test_references_are_other_clips_frames_and_one_of_the_own() -> None:
 
 
 def test_too_few_frames_for_references_is_said() -> None:
-    with pytest.raises(SettingsError, match=r"takes 4 frames of other clips, and a batch of 1 a rank has 0"):
+    with pytest.raises(
+        SettingsError, match=r"takes 4 frames of other clips, and where 1 go through the model together there are 0"
+    ):
         choose_references(1, 4, 5, GRID, 3, torch.Generator())
     alone = choose_references(1, 4, 1, GRID, 3, torch.Generator().manual_seed(0))
     assert alone.frame.tolist()[0][0] in (1, 2)
