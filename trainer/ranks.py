@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import once_differentiable
 
 from shards.errors import PretrackError
 from trainer.config import RunSettings
@@ -73,4 +74,26 @@ def gathered(values: Tensor) -> Tensor:
     """Tensors of the same shape [n, ...] from all ranks, one after the other: [world * n, ...]. Gradients find their way back."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    return torch.cat(all_gather(values.contiguous()))
+    gathered: Tensor = _Gathered.apply(values.contiguous())
+    return gathered
+
+
+def over_ranks(sums: Tensor) -> Tensor:
+    """Adds up a tensor of every rank, in place; alone it is returned as it is."""
+    if dist.is_initialized():
+        dist.all_reduce(sums)
+    return sums
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        ctx.own = slice(dist.get_rank() * len(values), (dist.get_rank() + 1) * len(values))
+        parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, values)
+        return torch.cat(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return over_ranks(gradient.clone(memory_format=torch.contiguous_format))[ctx.own]

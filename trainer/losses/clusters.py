@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from trainer.config import ClusterSettings
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
+from trainer.ranks import over_ranks
 
 
 class Clusters(nn.Module):
@@ -62,10 +62,3 @@ def sinkhorn(scores: Tensor, counted: Tensor, epsilon: float, iterations: int) -
         mass = mass / over_ranks(mass.sum(dim=0)).clamp_min(tiny)
         mass = mass / mass.sum(dim=1, keepdim=True).clamp_min(tiny)
     return mass
-
-
-def over_ranks(sums: Tensor) -> Tensor:
-    """Adds up a tensor of every rank, in place; alone it is returned as it is."""
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
-    return sums
