@@ -32,9 +32,8 @@ def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:
     clip, query, item = positive.nonzero(as_tuple=True)  # pairs, K of them: few more than there are tracks
     rows = scores[clip, query]  # [K, F, N]
     above = torch.sigmoid((rows - scores[clip, query, :, item][..., None]) / settings.temperature)
-    among = (above * positive[clip, query][:, None]).sum(
-        dim=-1
-    ) + 0.5  # the item against itself is the sigmoid's half, and counts 1
+    # the item against itself is the sigmoid's half, and counts 1
+    among = (above * positive[clip, query][:, None]).sum(dim=-1) + 0.5
     precision = among / (among + (above * negative[clip, query][:, None]).sum(dim=-1))
     sums = scores.new_zeros(clips, tracks, frames).index_put((clip, query), precision, accumulate=True)
     return mean_over_tracks(1 - (sums / positive.sum(dim=-1, keepdim=True)).transpose(1, 2), e.weights)
