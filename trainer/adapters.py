@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 from torch import nn
@@ -26,13 +27,13 @@ def add_adapters(backbone: Backbone, settings: LoraSettings) -> None:
     unknown = [name for name in settings.layers if not any(found.split(".")[-1] == name for found in inside)]
     if unknown:
         raise SettingsError(f"'model.lora.layers' names '{unknown[0]}', and a block of {backbone.timm_id} has {', '.join(inside)}")
-    norm = backbone.model.norm.weight.requires_grad
+    norm = any(p.requires_grad for p in backbone.model.norm.parameters())  # it may be none
     backbone.requires_grad_(False)
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=rf"blocks\.({'|'.join(map(str, blocks))})\..*({'|'.join(settings.layers)})",
+        target_modules=rf"blocks\.({'|'.join(map(str, blocks))})\.(.*\.)?({'|'.join(map(re.escape, settings.layers))})",
     )
     inject_adapter_in_model(config, backbone.model)
     backbone.model.norm.requires_grad_(norm)
@@ -40,13 +41,11 @@ def add_adapters(backbone: Backbone, settings: LoraSettings) -> None:
 
 def without_adapters(backbone: Backbone) -> nn.Module:
     """The timm model with its adapters added into the weights they adapt: a copy, or the model itself where it has none."""
-    try:
-        from peft.tuners.tuners_utils import BaseTunerLayer
-    except ImportError:
+    if not any(".lora_" in name for name, _ in backbone.model.named_parameters()):
         return backbone.model
+    from peft.tuners.tuners_utils import BaseTunerLayer  # takes seconds to import
+
     adapted = [name for name, layer in backbone.model.named_modules() if isinstance(layer, BaseTunerLayer)]
-    if not adapted:
-        return backbone.model
     model: Any = copy.deepcopy(backbone.model)
     for name in adapted:
         layer = model.get_submodule(name)

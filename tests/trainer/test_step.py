@@ -199,6 +199,14 @@ def test_layers_that_no_block_has_are_refused() -> None:
         add_adapters(backbone, LoraSettings(layers=("qkv", "query")))
 
 
+def test_layers_are_adapted_by_their_whole_names() -> None:
+    backbone = make_backbone("eva02_tiny_patch14_224", None, {"depth": 2})
+    backbone.freeze(1, train_norm=False)
+    add_adapters(backbone, LoraSettings(layers=("proj",)))
+    trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
+    assert [name.split(".")[1:5] for name in trained] == [["blocks", "1", "attn", "proj"]] * 2  # and not q_proj, k_proj, v_proj
+
+
 def test_momentum_stays_or_goes_to_its_end() -> None:
     assert {teacher_momentum(step, 100, TeacherSettings()) for step in range(100)} == {0.99}
     rising = [teacher_momentum(step, 101, TeacherSettings(momentum=0.9, final_momentum=1.0)) for step in range(101)]
