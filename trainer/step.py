@@ -113,13 +113,19 @@ class Step(nn.Module):
 
 
 def step_flops(model: Step, size: int) -> float:
-    """Floating-point operations of the transformers for one clip of a step, as torch counts them; heads and losses are left out."""
+    """Floating-point operations of the transformers for one clip of a step, as torch counts them; heads and losses are left out.
+
+    All frames are taken to be compared, and each weight of the tail to be trained.
+    """
     t, teacher = model.settings.data.frames, model.teacher.backbone
     shared = model.settings.teacher.average == "trained" and not model.settings.data.colour.student_only
+    followed = t if model.losses.needs_teacher_frames else 1
     image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
     with torch.no_grad():
         with FlopCounterMode(display=False) as trunk:
             tokens = teacher.trunk(image)
         with FlopCounterMode(display=False) as tail:
             teacher.tail(tokens)
-    return trunk.get_total_flops() * (t if shared else t + 1) + tail.get_total_flops() * (3 * t + 1)  # backward is two forwards
+    return trunk.get_total_flops() * (t if shared else t + 1) + tail.get_total_flops() * (
+        3 * t + followed
+    )  # backward is two forwards

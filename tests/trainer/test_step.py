@@ -222,6 +222,8 @@ def test_operations_are_counted_as_by_hand(settings: Make) -> None:
     block = 2 * (12 * d * d * n + 2 * n * n * d)  # 3DPoV's ViT: multiply and add, projections and attention
     trunk = block + 2 * (n - 1) * 3 * patch * patch * d
     assert step_flops(model, 64) == pytest.approx(4 * trunk + 13 * 2 * block, rel=1e-6)
+    followed = make_step(settings(loss={"track_mean": {}}), None, CPU)  # here the teacher sees all 4 frames
+    assert step_flops(followed, 64) == pytest.approx(4 * trunk + 16 * 2 * block, rel=1e-6)
 
 
 @pytest.mark.slow
