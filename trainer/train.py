@@ -101,7 +101,7 @@ def _train(settings: TrainSettings, rank: Rank, asked: threading.Event) -> Path:
 
     loader = Loader(dataset, order, run.workers, pin=rank.device.type == "cuda")
     stream = iter(loader)
-    with Watch(s, start, steps, order.steps_per_epoch, rank.first, flops) as watch:
+    with Watch(s, start, steps, order.steps_per_epoch, rank, flops) as watch:
         if rank.first and not checkpoint:
             draw_features(watch, model, dataset, 0)
         for step in range(start, steps):

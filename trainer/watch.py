@@ -19,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from shards.errors import SettingsError
 from trainer.config import RunSettings, TrainSettings
 from trainer.evaluate.pictures import principal_colours
+from trainer.ranks import Rank
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "4090": 165e12, "V100": 125e12}
 """Dense bfloat16 (V100: float16) operations per second, by what a device's name holds: NVIDIA's data sheets."""
@@ -40,15 +41,15 @@ class Diary(Protocol):
 class Watch:
     """Follows a run on its first rank, and does nothing on the others. A context manager."""
 
-    def __init__(self, settings: TrainSettings, start: int, steps: int, epoch: int, first: bool, flops: float = 0.0) -> None:
+    def __init__(self, settings: TrainSettings, start: int, steps: int, epoch: int, rank: Rank, flops: float) -> None:
         """From step `start` on to `steps`, `epoch` of which are an epoch; `flops` floating-point operations a step, all ranks'."""
-        self.settings, self.start, self.steps, self.epoch, self.first, self.flops = settings, start, steps, epoch, first, flops
-        self.console = Console(quiet=not first, soft_wrap=True, highlight=False)
-        self.progress = Progress(console=self.console, disable=not (first and self.console.is_terminal))
+        self.settings, self.start, self.steps, self.epoch, self.rank, self.flops = settings, start, steps, epoch, rank, flops
+        self.console = Console(quiet=not rank.first, soft_wrap=True, highlight=False)
+        self.progress = Progress(console=self.console, disable=not (rank.first and self.console.is_terminal))
         self.task = self.progress.add_task("training", total=steps, completed=start)
 
     def __enter__(self) -> Watch:
-        self.diaries = [make_diary(name, self.settings, self.start) for name in self.settings.run.watch] if self.first else []
+        self.diaries = [make_diary(name, self.settings, self.start) for name in self.settings.run.watch] if self.rank.first else []
         self.progress.start()
         self.since, self.whole = Span(self.start), Span(self.start)
         return self
@@ -72,14 +73,14 @@ class Watch:
 
     def figures(self, done: int, values: Mapping[str, float]) -> None:
         """Writes figures of the step that was counted last, and those of the time since the ones before."""
-        if not self.first:
+        if not self.rank.first:
             return
         rate = self.since.rate
         values = dict(values) | {"clips_per_second": rate * self.settings.run.batch_size, "loader_wait": self.since.waiting}
-        if torch.cuda.is_available():
+        if self.rank.device.type == "cuda":
             values |= {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9, "teraflops": rate * self.flops / 1e12}
             if peak := peak_flops(torch.cuda.get_device_name()):
-                values |= {"mfu": rate * self.flops / peak / torch.cuda.device_count()}
+                values |= {"mfu": rate * self.flops / peak / self.rank.world}
         for diary in self.diaries:
             diary.figures(done, values)
         self.console.print(
