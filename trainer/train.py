@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shards.errors import PretrackError
+from shards.errors import PretrackError, SettingsError
 from shards.files import write_whole
 from trainer.adapters import add_adapters
 from trainer.backbone import Backbone, make_backbone, normalised_images
@@ -82,6 +82,7 @@ def _train(settings: TrainSettings, rank: Rank, asked: threading.Event) -> Path:
         optimizer.load_state_dict(checkpoint["optimizer"])
     flops = step_flops(model, s.data.size) * run.batch_size
     if run.compile:
+        check_compiler(rank.device)
         model.student.backbone.compile()
         model.teacher.backbone.compile()
     forward: nn.Module = model
@@ -251,6 +252,15 @@ def make_step(settings: TrainSettings, checkpoint: dict[str, Any] | None, device
         for part in ("student", "teacher", "losses"):
             model.get_submodule(part).load_state_dict(checkpoint[part])
     return model.to(device)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compiles next to nothing. Raises SettingsError where that cannot be done, since torch would say so in a hundred lines."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))  # type: ignore[no-untyped-call]
+    except Exception as error:  # torch has many types for it: no C++ compiler, no Triton, a Python too new
+        reason = str(error).strip().split("\n")[0]
+        raise SettingsError(f"'run.compile' needs a C++ compiler here, and on CUDA Triton ({reason}): leave it out") from error
 
 
 def make_optimizer(model: Step, optim: OptimSettings) -> torch.optim.AdamW:

@@ -239,6 +239,17 @@ def test_compiled_blocks_give_the_same_run(settings: Make, tmp_path: Path) -> No
         torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-3, msg=name)
 
 
+@pytest.mark.slow
+def test_a_machine_that_cannot_compile_is_told_so(settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torch._inductor import config
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(config.cpp, "cxx", (None, str(tmp_path / "no-compiler")))
+    torch.compiler.reset()
+    with pytest.raises(SettingsError, match=r"^'run\.compile' needs a C\+\+ compiler here.*: leave it out$"):
+        train(settings(run={"compile": True}))
+
+
 def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(settings: Make, tmp_path: Path) -> None:
     unbroken = settings(run={"steps": 12, "out": tmp_path / "unbroken", "workers": 1})
     train(unbroken)
