@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.config import LossSettings
+
 CARD = """---
 library_name: timm
 license: other
@@ -12,8 +14,8 @@ tags: [image-feature-extraction, timm, 3d-aware, point-tracks]
 
 # {timm_id}, trained on point tracks
 
-{timm_id}, {steps} steps of pretrack's recipe `{recipe}` (objective `{objective}`, sorter `{sorter}`) on stored point tracks, after
-3DPoV. Taken from the {taken_from}. `{file}` is a plain timm state dict; its features are the {features}.
+{timm_id}, {steps} steps of pretrack's recipe `{recipe}` on stored point tracks, after 3DPoV, with {losses}.
+Taken from the {taken_from}. `{file}` is a plain timm state dict; its features are the {features}.
 
 ```python
 import timm
@@ -49,6 +51,7 @@ Digest `{digest}`. `{description}` beside this file has every one of them. The m
 TELLING = {
     "starting weights": "model.weights",
     "trained blocks": "model.trainable_blocks",
+    "adapters in them": "model.lora",
     "learning rate of the head": "optim.lr",
     "frames a sample": "data.frames",
     "stored frames between two": "data.step",
@@ -68,8 +71,7 @@ def model_card(description: dict[str, Any], file: str) -> str:
         timm_id=description["timm_id"],
         steps=description["step"],
         recipe=settings["recipe"],
-        objective=settings["loss"]["objective"],
-        sorter=settings["loss"]["sorter"],
+        losses=_losses(LossSettings.model_validate(settings["loss"])),
         taken_from=description["taken_from"],
         features=description["features"],
         file=file,
@@ -84,3 +86,10 @@ def model_card(description: dict[str, Any], file: str) -> str:
         description=file.replace(".safetensors", ".json"),
         rows="\n".join(f"| {title} | {value} |" for title, value in values.items()),
     )
+
+
+def _losses(settings: LossSettings) -> str:
+    """The losses that were used, with their weights."""
+    sorting = f" (objective `{settings.objective}`, sorter `{settings.sorter}`)"
+    named = [f"{weight:g} x `{name}`" + (sorting if name == "sorting" else "") for name, weight in settings.weights.items()]
+    return ("the loss " if len(named) == 1 else "the losses ") + " + ".join(named)
