@@ -179,11 +179,13 @@ def forward_backward(
 def draw_features(watch: Watch, model: Step, dataset: ClipDataset, done: int) -> None:
     """Shows what the student sees in a few clips, always the same: frames above, their features as colours below."""
     data, backbone = model.settings.data, model.student.backbone
+    model.student.eval()  # without the dropout of adapters
     for index in range(min(model.settings.run.pictures, len(dataset))):
         sample = dataset[0, index]
         device = next(backbone.parameters()).device
         features = backbone(normalised_images(sample["frames"].to(device), data.mean, data.std))
         watch.picture(done, f"features/{index}", features_below(sample["frames"], features.cpu()))
+    model.student.train()
 
 
 def reference_patches(backbone: Backbone, settings: TrainSettings) -> tuple[int, int]:
