@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ from trainer.views import change_colours, choose_frames, choose_views, seen_by, 
 
 logger = logging.getLogger(__name__)
 
+SECONDS_TO_STOP = 30
+"""How long a worker that was sent SIGTERM goes on, for a run that means to finish its step: as long as Slurm waits by default."""
 SUBSTITUTES = 10
 """With `on_error: skip`: clips in a row that may be unreadable before the data as a whole is held to be at fault."""
 REQUESTS = 8
@@ -292,6 +296,7 @@ class Loader:
             persistent_workers=workers > 0,
             multiprocessing_context=clean_processes() if workers and dataset.remote else None,
         )
+        end_with_process(self._loader)
 
     def __iter__(self) -> Iterator[Sample]:
         """Raises ShardError for a clip that cannot be read."""
@@ -332,6 +337,18 @@ class _Batches(Dataset[Decoded]):
         return self.dataset.decode(items)
 
 
+def end_with_process(loader: DataLoader[Any]) -> None:
+    """Lets a loader's workers go when this process ends: the SIGTERM that Python sends them then, they would put off."""
+    watched = weakref.ref(loader)
+
+    def end() -> None:
+        iterator = getattr(watched(), "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
+    atexit.register(end)
+
+
 def _as_it_is(batch: Any) -> Any:
     return batch
 
@@ -355,5 +372,5 @@ def clean_processes() -> BaseContext:
 def begin_worker(environment: dict[str, str], worker: int) -> None:
     """Makes a worker ready. Its environment may be that of an earlier loader, with other credentials."""
     os.environ.update(environment)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent to all of a job's processes, and the run means to finish its step
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_STOP))  # which ends it
     cv2.setNumThreads(0)

@@ -39,7 +39,7 @@ from shards.geometry import View
 from shards.reader import Tail, read_tar
 from trainer.clips import least_room, room
 from trainer.config import DataSettings
-from trainer.data import Decoded, Sample, begin_worker, clean_processes, first_of, unwrapped
+from trainer.data import Decoded, Sample, begin_worker, clean_processes, end_with_process, first_of, unwrapped
 from trainer.views import choose_frames, choose_views
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,9 @@ class StreamedClips(IterableDataset[Sample]):
             pin_memory=pin,
             worker_init_fn=partial(begin_worker, dict(os.environ)),
             multiprocessing_context=clean_processes() if workers and remote else None,
+            persistent_workers=workers > 0,
         )
+        end_with_process(loader)
         try:
             yield from loader
         except PretrackError as error:

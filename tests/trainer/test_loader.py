@@ -226,3 +226,24 @@ def test_a_workers_memory_stays(build: Path) -> None:
     before = worker_memory(1)
     assert worker_memory(600) - before < 20e6
     assert before < 300e6
+
+
+STILL_READING = """
+import sys
+from trainer.clips import open_snapshots
+from trainer.config import DataSettings
+from trainer.data import ClipDataset, Loader
+from trainer.streaming import StreamedClips
+
+settings = DataSettings(out=[sys.argv[1]], size=64, step=2)
+dataset = ClipDataset(open_snapshots(settings), settings, seed=1)
+streams = [iter(Loader(dataset, dataset.order(2), workers=1)), StreamedClips(sys.argv[1], settings, seed=1).batches(2, workers=1)]
+print([len(next(stream)["key"]) for stream in streams], flush=True)
+"""
+
+
+def test_a_process_ends_whose_readers_have_more_to_give(build: Path) -> None:
+    command = [sys.executable, "-c", STILL_READING, str(build)]
+    run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "[2, 2]\n"
