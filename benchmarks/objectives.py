@@ -43,7 +43,7 @@ SHOWN = ("moving_pck@0.1", "track@1", "rank_correlation")
 
 @dataclass(frozen=True)
 class Stage:
-    """What a run has reached after some steps."""
+    """What a run has reached after some steps. `seconds` is the time that the last of them took, judging included."""
 
     step: int
     scores: Scores
@@ -82,11 +82,12 @@ def run(name: str, seed: int, total: int, out: str, folder: Path, held: HeldOut,
     """Trains to the end, stopping four times on the way to be judged."""
     stages = []
     for steps in [0, *(total * part // 4 for part in (1, 2, 3, 4))]:
+        settings = settings_of(name, seed, max(1, steps), total, out, folder, changes)
+        weights = settings.run.out / "weights" / f"step_{steps:08d}.safetensors"
         begun = time.perf_counter()
-        weights = train(settings_of(name, seed, max(1, steps), total, out, folder, changes))
-        taken = time.perf_counter() - begun
-        subject = load_subject(name, str(weights if steps else weights.with_name("step_00000000.safetensors")))
-        stages.append(Stage(steps, score(held, [subject], 12)[name], taken))
+        if not weights.is_file():
+            train(settings)
+        stages.append(Stage(steps, score(held, [load_subject(name, str(weights))], 12)[name], time.perf_counter() - begun))
     return stages
 
 

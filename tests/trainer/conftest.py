@@ -58,7 +58,23 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
         )
         for clip in clips
     ]
-    shard = ShardRow("made-000000", "made", "made", "train", len(clips), size, checksum, "", "", "{}", "{}", 0.0, 0.0, 0.0, tries=1)
+    shard = ShardRow(
+        "made-000000",
+        "made",
+        "made",
+        "train",
+        len(clips),
+        size,
+        checksum,
+        "",
+        "",
+        "{}",
+        '{"tracker": "made"}',
+        0.0,
+        0.0,
+        0.0,
+        tries=1,
+    )
     tables = {"videos": table_of([], VIDEOS), "clips": table_of(rows, CLIPS), "shards": table_of([shard], SHARDS)}
     return publish_snapshot(out, tables | {"failures": table_of([], FAILURES)}, {})
 

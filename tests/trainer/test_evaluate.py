@@ -62,7 +62,7 @@ def test_two_models_side_by_side(build: Path, a_run: Path, tmp_path: Path, capsy
     text = capsys.readouterr().out
     assert "4 clips of 4 videos" in text
     assert "4 clips are few" in text
-    assert "by an unknown tracker: not ground truth" in text
+    assert "by 'made': not ground truth" in text
     assert "trained less base" in text
     assert "never moves" in text
 
