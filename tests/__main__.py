@@ -1,6 +1,6 @@
 """`python -m tests [pytest options]`: all tests, in two processes at a time.
 
-Tests that start Ray go one after the other, since two clusters on a machine look for each other; the others go beside them.
+Those whose builds take the longest go one after the other, and the others beside them: a build leaves much of two cores idle.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-WITH_RAY = ("tests/pipeline", "tests/test_rebuild_under_training.py", "tests/test_examples.py")
+BUILDS = ("build", "build_on_s3", "cli", "cluster", "gc", "plan", "real_samples", "recovery", "status", "survival", "synthetic")
+FIRST = (*(f"tests/pipeline/test_{name}.py" for name in BUILDS), "tests/test_rebuild_under_training.py", "tests/test_examples.py")
 
 
 def main(options: list[str]) -> int:
     """Runs both, shows the output of the first as it comes and that of the other at the end; the larger exit status."""
     command = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile() as output:
-        others = [*command, "tests", *(f"--ignore={path}" for path in WITH_RAY), "-p", "no:cacheprovider"]
+        others = [*command, "tests", *(f"--ignore={path}" for path in FIRST), "-p", "no:cacheprovider"]
         with subprocess.Popen(others, stdout=output, stderr=subprocess.STDOUT) as beside:
-            first = subprocess.run([*command, *WITH_RAY], check=False).returncode
+            first = subprocess.run([*command, *FIRST], check=False).returncode
             second = beside.wait()
         output.seek(0)
         print(output.read().decode(errors="replace"), flush=True)

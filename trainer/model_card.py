@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.config import LossSettings
-
 CARD = """---
 library_name: timm
 license: other
@@ -71,7 +69,7 @@ def model_card(description: dict[str, Any], file: str) -> str:
         timm_id=description["timm_id"],
         steps=description["step"],
         recipe=settings["recipe"],
-        losses=_losses(LossSettings.model_validate(settings["loss"])),
+        losses=_losses(settings["loss"]),
         taken_from=description["taken_from"],
         features=description["features"],
         file=file,
@@ -88,8 +86,10 @@ def model_card(description: dict[str, Any], file: str) -> str:
     )
 
 
-def _losses(settings: LossSettings) -> str:
-    """The losses that were used, with their weights."""
-    sorting = f" (objective `{settings.objective}`, sorter `{settings.sorter}`)"
-    named = [f"{weight:g} x `{name}`" + (sorting if name == "sorting" else "") for name, weight in settings.weights.items()]
+def _losses(loss: dict[str, Any]) -> str:
+    """The losses that were used, with their weights, from their settings; also those of others, which have a `weight` like ours."""
+    others = {name: part["weight"] for name, part in loss.items() if isinstance(part, dict) and "weight" in part}
+    weights = {name: weight for name, weight in ({"sorting": loss["sorting"]} | others).items() if weight}
+    sorting = f" (objective `{loss['objective']}`, sorter `{loss['sorter']}`)"
+    named = [f"{weight:g} x `{name}`" + (sorting if name == "sorting" else "") for name, weight in weights.items()]
     return ("the loss " if len(named) == 1 else "the losses ") + " + ".join(named)
