@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,11 @@ PROBABILITY = 1e-4
 
 
 @pytest.fixture(scope="module", autouse=True)
-def two_threads() -> None:
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def golden_weights(kind: str) -> dict[str, Tensor]:
@@ -343,10 +346,9 @@ def test_where_compilation_fails_tracking_goes_on_without(
     import torch._inductor.config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/compiler/here",))
     expected = track_two_clips(small_tracker)
     small_tracker._model, small_tracker._compiled = load_model("random_offline", compiled=True), True
-    with caplog.at_level(logging.WARNING):
+    with torch._inductor.config.patch({"cpp.cxx": ("/no/compiler/here",)}), caplog.at_level(logging.WARNING):
         got = track_two_clips(small_tracker)
     assert any("torch.compile does not work here" in record.message for record in caplog.records)
     for ours, theirs in zip(got, expected, strict=True):
