@@ -1,7 +1,7 @@
 """CoTracker3 (Karaev et al., arXiv 2410.11831), written from the paper; takes the official checkpoints as they are.
 
 Everything here is at the model's own resolution: frames of 384x512, positions in pixels of the feature maps, which are a quarter of
-that. `pipeline.cotracker3.track` is the front door.
+that. `pipeline.cotracker3.tracking.track` is the front door.
 
 Maps of all frames lie in one tensor, and a *run* (one set of queries followed in one direction) names the frames it sees by their
 index. So several anchors, both directions and overlapping windows share one encoding.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.cotracker3.encoder import CHANNELS, STRIDE, Encoder
+from pipeline.cotracker3.encoder import STRIDE, Encoder
 from pipeline.cotracker3.transformer import Transformer
 
 HEIGHT, WIDTH = 384, 512
@@ -159,5 +159,3 @@ def start(positions: Tensor, frames: int) -> State:
     still = positions[:, None].expand(-1, frames, -1, -1)
     return State(still, torch.zeros_like(still[..., 0]), torch.zeros_like(still[..., 0]))
 
-
-__all__ = ["CHANNELS", "CoTracker3", "State", "start"]
