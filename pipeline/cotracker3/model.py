@@ -158,4 +158,3 @@ def start(positions: Tensor, frames: int) -> State:
     """Tracks that stand still at their queries [R, N, 2], for `frames` frames."""
     still = positions[:, None].expand(-1, frames, -1, -1)
     return State(still, torch.zeros_like(still[..., 0]), torch.zeros_like(still[..., 0]))
-

@@ -21,10 +21,10 @@ from torch.nn import functional as F
 
 from pipeline.cotracker3.encoder import CHANNELS, STRIDE
 from pipeline.cotracker3.model import HEIGHT, ITERATIONS, LEVELS, SIDE, WIDTH, CoTracker3, State, start
+from pipeline.cotracker3.weights import WINDOWS
 from shards.errors import PretrackError
 from shards.geometry import grid_points
 
-OFFLINE_WINDOW = 60
 ONLINE_STEP = 8
 SUPPORT_GRID = 6
 """Explicit queries are joined by a grid of so many points a side in the first frame, as published: few points alone track worse."""
@@ -102,7 +102,7 @@ def track(
     else:
         assert queries is not None
         asked, owners, extra = queries.to(video.device, torch.float32), torch.arange(clips, device=video.device), 0
-        if model.window == OFFLINE_WINDOW:
+        if model.window == WINDOWS["offline"]:
             support = torch.from_numpy(grid_points(SUPPORT_GRID, width, height)).to(video.device)
             extra = len(support)
             asked = torch.cat([asked, F.pad(support, (1, 0)).expand(clips, -1, -1)], dim=1)
@@ -166,8 +166,7 @@ def _follow(
 
 def _in_parts(model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int, memory: int) -> State:
     """Follows as many runs at once as `memory` allows, at least one."""
-    step = _whole if model.window == OFFLINE_WINDOW else _sliding
-    window = runs.frames.shape[1] if model.window == OFFLINE_WINDOW else model.window
+    step, window = (_whole, runs.frames.shape[1]) if model.window == WINDOWS["offline"] else (_sliding, model.window)
     one = window * runs.times.shape[1] * (SIDE + 1) ** 2 * CHANNELS * 4
     size = max(1, memory // one)
     parts = [

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 REPOSITORY = "facebook/cotracker3"
 OFFICIAL = ("scaled_offline", "scaled_online", "baseline_offline", "baseline_online")
-RANDOM = {"random_offline": 60, "random_online": 16}
+WINDOWS = {"offline": 60, "sliding": 16}
+"""How many frames a network sees at once, by the mode of its weights."""
+RANDOM = {"random_offline": WINDOWS["offline"], "random_online": WINDOWS["sliding"]}
 """Names for untrained weights, always the same ones: they show that everything runs, and track nothing."""
 _CHUNK = 1 << 22
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.cotracker3.weights import RANDOM, load_model, weights_digest
+from pipeline.cotracker3.weights import RANDOM, WINDOWS, load_model, weights_digest
 from pipeline.trackers.protocol import Tracker, TrackerSettings
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WINDOWS = {"offline": 60, "sliding": 16}
 _LEAST_MEMORY = 64 << 20
 """Bytes. With less, nothing but single frames, anchors and clips fits; that is what 0 stands for."""
 
@@ -163,8 +162,8 @@ def find_device(settings: CoTracker3) -> str:
 def load_network(settings: CoTracker3, device: str, compiled: bool = False) -> Network:
     """The network with its weights. Raises PretrackError if there are none, or they are not made for the settings' mode."""
     network = load_model(settings.weights, device, compiled)
-    if network.window != _WINDOWS[settings.mode]:
-        kind = {window: mode for mode, window in _WINDOWS.items()}.get(network.window, "another")
+    if network.window != WINDOWS[settings.mode]:
+        kind = {window: mode for mode, window in WINDOWS.items()}.get(network.window, "another")
         raise PretrackError(
             f"the weights {settings.weights} are of the {kind} kind, and tracks.mode is {settings.mode}: change one"
         )
