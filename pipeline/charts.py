@@ -97,7 +97,7 @@ def bars(title: str, rows: Sequence[Bar], parts: Sequence[str] = ()) -> Chart:
     """Horizontal bars, one a row, all to one scale; `parts` names their parts where there are several."""
     longest = max((sum(row.parts) for row in rows), default=0) or 1
     labels = min(200.0, 16 + _LETTER * max((len(row.label) for row in rows), default=0))
-    room = WIDTH - labels - 104
+    room = WIDTH - labels - 10 - _LETTER * max((len(row.said) for row in rows), default=0)
     marks = _legend(parts, 18) if parts else []
     top = 32.0 if parts else 8.0
     for number, row in enumerate(rows):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from manifests.snapshot import Snapshot
-from pipeline import snapshot_figures
+from pipeline import charts, snapshot_figures
 from pipeline.snapshot_figures import cycle_errors, measure
 from pipeline.snapshot_report import write_report
 from shards.clip import Tracks
@@ -155,6 +155,11 @@ def test_charts_are_pictures_too(snapshot: Snapshot, tmp_path: Path) -> None:
         picture = np.asarray(Image.open(BytesIO(file.read_bytes())))
         assert picture.shape[1] == 880
         assert picture.std() > 5, f"{file.name} is not empty"
+
+
+def test_what_is_said_behind_a_bar_is_not_cut_off() -> None:
+    chart = charts.bars("Left out, and why", [charts.Bar("unreadable video", (1_234_567,), "1,234,567 at catalog")])
+    assert np.asarray(Image.open(BytesIO(charts.png(chart))))[:, -4:].min() == 255, "the picture ends in its ground"
 
 
 def test_one_anchor_says_why_there_is_no_error(tmp_path: Path) -> None:
