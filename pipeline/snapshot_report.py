@@ -10,7 +10,7 @@ from manifests.snapshot import Snapshot
 from manifests.wording import duration, size
 from pipeline import charts
 from pipeline.charts import Bar, Chart
-from pipeline.snapshot_figures import GOOD, SAMPLED, SEED, Group, Histogram, SnapshotFigures, measure
+from pipeline.snapshot_figures import GOOD, SAMPLED, SEED, Group, Histogram, SnapshotFigures, StageSpeed, measure
 from shards.files import Location, write_whole
 
 _SHOWN_FAILURES = 12
@@ -37,7 +37,9 @@ main {{ display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1r
 section {{ min-width: 0 }} .wide {{ grid-column: 1 / -1 }}
 svg {{ display: block; overflow: visible; width: 100%; max-width: 34rem; height: auto; font-family: inherit }}
 ul {{ margin: 0; padding-left: 1.1rem }} li + li {{ margin-top: .3rem }}
-.scroll {{ overflow-x: auto }} p + .scroll {{ margin-top: .6rem }}
+.scroll {{ overflow-x: auto; background: linear-gradient(to left, var(--ground) 1.5rem, transparent) right / 3rem 100% local,
+ linear-gradient(to left, var(--line), transparent) right / 1rem 100%; background-repeat: no-repeat }}
+p + .scroll {{ margin-top: .6rem }}
 table {{ border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }}
 th {{ font-weight: 500; color: var(--soft); font-size: .85rem; text-align: right }} td {{ text-align: right }}
 th, td {{ padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap }}
@@ -83,7 +85,7 @@ def charts_of(figures: SnapshotFigures) -> dict[str, Chart]:
         "motion": _shares("Clips by motion", figures.motion, "part of the frame's diagonal; the last column has what is beyond"),
         "bytes": charts.bars("What takes the room", [Bar(name, (part,), size(part)) for name, part in figures.bytes.items()]),
         "stages": charts.bars(
-            "What the build's workers spent", [Bar(it.stage, (it.seconds,), _speed(it.frames_per_second)) for it in figures.stages]
+            "What the build's workers spent", [Bar(it.stage, (it.seconds,), _spent(it)) for it in figures.stages]
         ),
     }
     since = {source.source: source.since_anchor for source in figures.sources if source.since_anchor}
@@ -138,7 +140,7 @@ def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str
         ("since_anchor", f"Mean visibility; far from the anchor there are fewer clips. {sampled}"),
         ("cycles", sampled),
         ("bytes", _each(figures)),
-        ("stages", f"{spent} of workers' time in all; frames a second of one worker. Re-tracked shards kept their frames."),
+        ("stages", f"{spent} in all; frames a second of one worker. Re-tracked shards kept their frames."),
         ("failures", "'pretrack status' names every one."),
     ):
         if name == "cycles":
@@ -214,8 +216,9 @@ def _shares(title: str, histogram: Histogram, unit: str) -> Chart:
     return charts.columns(title, histogram.edges, histogram.counts, ticks, unit)
 
 
-def _speed(frames_per_second: float | None) -> str:
-    return "nothing" if frames_per_second is None else f"{frames_per_second:,.0f} frames/s"
+def _spent(stage: StageSpeed) -> str:
+    speed = "" if stage.frames_per_second is None else f", {stage.frames_per_second:,.0f} frames/s"
+    return duration(stage.seconds) + speed
 
 
 def _each(figures: SnapshotFigures) -> str:
