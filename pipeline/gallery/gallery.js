@@ -55,7 +55,10 @@
     const terms = new Set(data.clips.filter((clip) => clip.terms).map((clip) => `${clip.source}: ${clip.terms}`));
     byId("terms").replaceChildren(...[...terms].sort().map((text) => element("li", { textContent: text })));
     fillChips();
-    filters = [filterBy("visible", "visible_fraction", "Visible"), filterBy("motion", "motion", "Motion")];
+    filters = [
+      filterBy("visible", "visible_fraction", "Visible", "Mean visibility of a clip's points"),
+      filterBy("motion", "motion", "Motion", "How far a clip's median point gets from its anchor while visible, as a part of the frame's diagonal"),
+    ];
     for (const id of ["search", "sort"]) byId(id).addEventListener("input", list);
     byId("clear").addEventListener("click", clearFilters);
     list();
@@ -82,7 +85,7 @@
   }
 
   // Two sliders on one line, with a histogram of the clips behind them.
-  function filterBy(id, field, label) {
+  function filterBy(id, field, label, meaning) {
     const values = gallery.clips.map((clip) => clip[field] ?? 0);
     const least = field === "motion" ? 0 : Math.floor(Math.min(...values) * 20) / 20;
     const most = field === "motion" ? Math.max(Math.ceil(Math.max(...values) * 50) / 50, 0.02) : 1;
@@ -94,6 +97,7 @@
       return input;
     });
     const two = element("div", { className: "two" }, histogram(values.map((value) => (value - least) / span)), ...inputs);
+    byId(id).title = meaning;
     byId(id).replaceChildren(element("div", { className: "said" }, element("span", { textContent: label }), said), two);
     const filter = {
       ends: () => inputs.map((input) => Number(input.value)).sort((a, b) => a - b),
@@ -173,7 +177,7 @@
     const other = clip.against;
     const visible = other ? `${percent(clip.visible_fraction)} → ${percent(other.visible_fraction)}` : percent(clip.visible_fraction);
     made.querySelector(".facts").textContent = `${clip.source} · ${clip.split}\n`
-      + `${framesOf(clip)} · motion\u00a0${percent(clip.motion)}\nvisible ${visible}`;
+      + `${framesOf(clip)}, motion\u00a0${percent(clip.motion)}\nvisible ${visible}`;
     made.querySelector("i").style.width = `${100 * (clip.visible_fraction ?? 0)}%`;
     return made;
   }
@@ -197,7 +201,7 @@
 
   const shown = {
     entry: null, clip: null, frames: 0, t: 0, anchor: 0, colour: "point", every: 0, tail: 6, least: 50, hidden: true, faint: true,
-    over: false, speed: 10, playing: false, picked: null, views: [],
+    over: false, speed: 10, playing: false, picked: null, views: [], visible: [],
   };
   const loaded = new Map();
   const waiting = new Map();
@@ -313,7 +317,7 @@
       shown.colour = value;
       refresh();
     });
-    segments("every", [1, 2, 3, 4].map((every) => [every, ["all", "every 2nd", "3rd", "4th"][every - 1]]),
+    segments("every", [...new Set([1, 2, 3, 4, shown.every])].map((every) => [every, ["all", "every 2nd", "3rd"][every - 1] ?? `${every}th`]),
       shown.every, (value) => { shown.every = value; shown.picked = null; refresh(); });
     compareSwitch(sides.length > 1);
     shown.views = drawn.map((of) => {
@@ -412,7 +416,7 @@
     const [side] = view.sides;
     const rows = byId("stage").classList.contains("above") ? shown.views.length : 1;
     const room = byId("stage").clientHeight / rows - view.caption.offsetHeight - 16;
-    const height = narrow.matches ? innerHeight * 0.5 : Math.max(room, 120);
+    const height = narrow.matches ? innerHeight * (rows > 1 ? 0.3 : 0.5) : Math.max(room, 120); // the slider stays in sight
     const scale = Math.min(view.element.clientWidth / side.width, height / side.height);
     const ratio = devicePixelRatio || 1;
     view.canvas.style.width = `${side.width * scale}px`;
@@ -431,6 +435,8 @@
     const said = `${shown.t + 1} / ${frames} · source frame ${clip.numbers[shown.t] ?? "?"}${time === undefined ? "" : ` · ${time.toFixed(2)} s`}${anchor}`;
     byId("when").textContent = said;
     byId("frame").setAttribute("aria-valuetext", said);
+    const whose = clip.sides.length > 1 ? `${clip.sides[0].snapshot}: ` : "";
+    byId("curve-said").textContent = shown.t < shown.visible.length ? `${whose}${percent(shown.visible[shown.t])} of the points are visible` : "";
     for (const view of shown.views) draw(view);
     sayPicked();
   }
@@ -509,6 +515,7 @@
       for (const row of rows) for (let n = 0; n < side.points; n += 1) visible += seen(side, row, t, n);
       return visible / Math.max(1, rows.length * side.points);
     });
+    shown.visible = parts;
     const last = Math.max(1, parts.length - 1);
     byId("curve").setAttribute("viewBox", `0 0 ${last} 1.04`);
     byId("curve").firstElementChild.setAttribute("d", `M0 1.1${parts.map((part, t) => `L${t} ${1.02 - part}`).join("")}L${last} 1.1z`);

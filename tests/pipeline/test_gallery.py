@@ -236,11 +236,22 @@ def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: P
     }"""
     opened.seek(1)
     assert colourful(opened.pixel((x, y)))
+    assert opened.page.locator("#curve-said").text_content() == "100% of the points are visible"
     opened.seek(4)
+    assert opened.page.locator("#curve-said").text_content() == "0% of the points are visible"
     assert opened.pixel((x, y)) == pytest.approx((GREY,) * 3, abs=3)
     assert opened.page.locator("canvas").evaluate(ring, [float(x), float(y), WIDTH]) > 60
     opened.page.keyboard.press("h")
     assert opened.page.locator("canvas").evaluate(ring, [float(x), float(y), WIDTH]) < 10
+    opened.page.context.close()
+
+
+def test_of_very_many_points_it_says_which_are_drawn(chromium: Any, tmp_path: Path) -> None:
+    page = write_gallery(publish_clips(tmp_path / "out", [grey_clip("many", grid=50)]), tmp_path / "gallery", QUIET).page
+    assert isinstance(page, Path)
+    opened = look(chromium, page.as_uri())
+    opened.open(0)
+    assert opened.page.locator("#every button[aria-pressed=true]").all_text_contents() == ["5th"]
     opened.page.context.close()
 
 
