@@ -1,8 +1,8 @@
 """Writes a gallery: a folder that a browser shows from the file system, a bucket or a web server, with nothing from elsewhere.
 
-    index.html, gallery.css, gallery.js   the page, the same for every gallery
-    clips.js                              one entry a clip, for the list
-    clips/000000.jpg, clips/000000.js     a clip's thumbnail; its frames and tracks, loaded when it is opened
+    index.html, gallery.css, and scripts   the page, the same for every gallery
+    clips.js                               one entry a clip, for the list
+    clips/000000.jpg, clips/000000.js      a clip's thumbnail; its frames and tracks, loaded when it is opened
 
 Data are scripts that call a function of the page, since a browser loads those from a file system and nothing else. Whatever a
 source calls its videos is only ever text on the page.
@@ -41,7 +41,7 @@ from shards.files import Location, delete, location, sizes_in, write_whole
 MOST_CLIPS = 300
 """How many clips a gallery shows where nothing else is asked for."""
 
-_PAGE = {"page.html": "index.html", "gallery.css": "gallery.css", "gallery.js": "gallery.js"}
+_PAGE = ("index.html", "gallery.css", "gallery.js", "player.js", "draw.js", "input.js")
 _OF_A_CLIP = re.compile(r"\d{6}\.(js|jpg)")
 _AT_ONCE = 4
 _UNITS = 32
@@ -108,8 +108,8 @@ def write_gallery(
         "clips": entries,
     }
     write_whole(folder / "clips.js", _call("pretrackGallery", index))
-    for source, name in _PAGE.items():
-        write_whole(folder / name, files("pipeline.gallery").joinpath(source).read_bytes())
+    for name in _PAGE:
+        write_whole(folder / name, files("pipeline.gallery").joinpath(name).read_bytes())
     _drop_older(folder, {f"{entry['file']}.{suffix}" for entry in entries for suffix in ("js", "jpg")})
     return Gallery(folder / "index.html", len(entries), left_out, tuple(damaged))
 
