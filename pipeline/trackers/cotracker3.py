@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipeline.cotracker3.weights import RANDOM, WINDOWS, load_model, weights_digest
-from pipeline.trackers.protocol import Tracker, TrackerSettings
+from pipeline.trackers.protocol import Tracker, TrackerSettings, kept_near
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
 
@@ -174,9 +174,7 @@ def load_network(settings: CoTracker3, device: str, compiled: bool = False) -> N
 
 def as_tracks(tracked: Tracked, clip: int, anchors: Sequence[int], width: int, height: int) -> Tracks:
     """What was found in a clip (its index), as it is stored."""
-    # A lost point may fly off; kept within a frame's size of the picture it stays harmless to store.
-    limit = np.array([width, height], np.float32)
-    positions = np.clip(tracked.positions[clip].cpu().numpy(), -limit, 2 * limit)
+    positions = kept_near(tracked.positions[clip].cpu().numpy(), width, height)
     visibility, confidence = (
         np.rint(value[clip].cpu().numpy() * 255).astype(np.uint8) for value in (tracked.visibility, tracked.confidence)
     )

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.trackers.protocol import TrackerSettings
+from pipeline.trackers.protocol import TrackerSettings, kept_near
 from shards.clip import ClipInfo, Tracks
 from shards.geometry import inside
 
@@ -84,9 +84,7 @@ class LucasKanadeTracker:
         error = np.linalg.norm(home - start, axis=-1)
         p = 1.0 / (1.0 + (error / self._settings.error_px) ** 2 + (difference / self._settings.difference) ** 4)
         p[~(went & came & inside(end, *size))] = 0.0
-        # A lost point may fly off; kept within a frame's size of the picture it stays harmless to store.
-        limit = np.array(size, np.float32)
-        return np.clip(end, -limit, 2 * limit), p.astype(np.float32)
+        return kept_near(end, *size), p.astype(np.float32)
 
     def _flow(self, here: Grey, there: Grey, start: Points) -> tuple[Points, NDArray[np.bool_], Points]:
         """Where points [N, 2] went, whether they were found [N], and the mean grey difference of their windows [N]."""

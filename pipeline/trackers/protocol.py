@@ -31,6 +31,15 @@ class Tracker(Protocol):
         ...
 
 
+def kept_near(positions: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Positions [..., 2] in pixels of a frame; those of lost points, which may fly off, moved to within a frame's size of it.
+
+    There they are harmless to store: `pretrack verify` takes what is much farther away for damage.
+    """
+    limit = np.array([width, height], np.float32)
+    return np.clip(positions, -limit, 2 * limit)
+
+
 class TrackerSettings(Settings):
     """Settings that every tracker has."""
 

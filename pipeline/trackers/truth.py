@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.synthetic.scene import SceneId, make_scene, true_tracks
-from pipeline.trackers.protocol import TrackerSettings
+from pipeline.trackers.protocol import TrackerSettings, kept_near
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
 from shards.geometry import View
@@ -53,13 +53,11 @@ def _track(info: ClipInfo, anchors: Sequence[int], queries: NDArray[np.float32])
     scene = make_scene(scene_id)
     stored = View.whole(info.source_width, info.source_height, info.width, info.height)
     source = View.whole(info.width, info.height, info.source_width, info.source_height)
-    size = np.array([info.width, info.height], np.float32)
     shape = (len(anchors), info.frames, len(queries))
     positions, visibility = np.empty((*shape, 2), np.float32), np.empty(shape, np.uint8)
     for row, anchor in enumerate(anchors):
         true, seen = true_tracks(scene, info.frame_numbers[anchor], source.points(queries))
-        # A point far outside stays within a frame's size of the picture, as other trackers keep theirs.
-        positions[row] = np.clip(stored.points(true.astype(np.float32)), -size, 2 * size)[list(info.frame_numbers)]
+        positions[row] = kept_near(stored.points(true.astype(np.float32)), info.width, info.height)[list(info.frame_numbers)]
         visibility[row] = np.where(seen, 255, 0)[list(info.frame_numbers)]
         positions[row, anchor] = queries
         visibility[row, anchor] = 255
