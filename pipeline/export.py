@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
+from manifests.wording import counted
 from pipeline.draw import colour, write_video
 from pipeline.show import clips_named, read_clip
 from shards import jpeg
@@ -37,7 +38,7 @@ def export_clip(snapshot: Snapshot, wanted: str, form: str, file: Path | None = 
     count = len(clip.tracks.anchors)
     if anchor is not None and not 0 <= anchor < count:
         raise PretrackError(
-            f"the clip {clip.info.key} has {count} anchors, and there is no number {anchor} (they are counted from 0)"
+            f"the clip {clip.info.key} has {counted(count, 'anchor')}, and there is no number {anchor} (they are counted from 0)"
         )
     path = file or Path(f"{clip.info.key}{FORMS[form]}")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,14 +27,14 @@ def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, f
 
     Raises PretrackError for a name that no clip has, or an anchor that a clip does not have.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
     clips = clips_named(snapshot, wanted)
     anchors = pc.list_value_length(clips["anchors"])
     having = clips.filter(pc.greater(anchors, anchor))
     if not having.num_rows:
         most = counted(pc.max(anchors).as_py() or 0, "anchor")
         raise PretrackError(f"these clips have up to {most}, and there is no number {anchor} (they are counted from 0)")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
     for number in range(having.num_rows) if wanted else best_clips(having, count):
         clip = read_clip(snapshot, having.slice(number, 1).to_pylist()[0])
         sheet, video = folder / f"{clip.info.key}.png", folder / f"{clip.info.key}.mp4"
