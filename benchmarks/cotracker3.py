@@ -30,15 +30,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cotracker3.model import CoTracker3
+from pipeline.cotracker3.model import HEIGHT, WIDTH, CoTracker3
 from pipeline.cotracker3.tracking import Tracked, encode, track
 from pipeline.cotracker3.weights import load_model
 from pipeline.decode.video_file import read_frames, scan
 from pipeline.synthetic.scene import SceneId, make_scene, render
 from shards.errors import PretrackError
 from shards.geometry import View
-
-HEIGHT, WIDTH = 384, 512
 
 Way = Callable[[CoTracker3, Tensor, int, tuple[int, ...], int | None], object]
 
