@@ -81,9 +81,10 @@ def compare(rows: int, device: str) -> None:
     print("|---|---|---|---|---|")
     for name in ways:
         ratios = sorted(a / b for a, b in zip(times["diffsort"], times[name], strict=True))
+        part = kept[name] / kept["diffsort"]
         print(
             f"| {name} | {1e3 * median(times[name]):.1f} | {median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f}) "
-            f"| {kept[name]:,.0f} | 1/{kept['diffsort'] / kept[name]:.0f} |"
+            f"| {kept[name]:,.0f} | {f'{part:.2g}' if part >= 1 else f'1/{1 / part:.0f}'} |"
         )
 
 
