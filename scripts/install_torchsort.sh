@@ -8,6 +8,7 @@ python=$1
 
 hidden=$(mktemp -d)
 trap 'rm -rf "$hidden"' EXIT
+path=$PATH
 if command -v nvcc >/dev/null 2>&1 && ! nvidia-smi >/dev/null 2>&1; then
     for tool in gcc g++ cc c++ as ld ar nm ranlib strip ninja sh env uname git; do
         found=$(command -v "$tool") && ln -s "$found" "$hidden/$tool"
@@ -17,12 +18,9 @@ if command -v nvcc >/dev/null 2>&1 && ! nvidia-smi >/dev/null 2>&1; then
     for folder in $PATH; do
         [ -x "$folder/nvcc" ] || path=$path:$folder
     done
-    unset IFS
-    PATH=$path
-    export PATH
-    unset CUDA_HOME CUDA_PATH
+    unset IFS CUDA_HOME CUDA_PATH
 fi
-if ! "$python" -m pip install --no-build-isolation --constraint constraints.txt torchsort >"$hidden/log" 2>&1; then
+if ! PATH=$path "$python" -m pip install --no-build-isolation --constraint constraints.txt torchsort >"$hidden/log" 2>&1; then
     cat "$hidden/log" >&2
     echo 'torchsort could not be built (is there a C++ compiler?): the trainer uses its PyTorch path instead' >&2
 fi
