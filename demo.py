@@ -35,12 +35,13 @@ PICTURES = {
 }
 
 PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>pretrack: what the demo made</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>pretrack: what the demo made</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
 table {{ border-collapse: collapse }} td, th {{ padding: .2em 1em .2em 0; text-align: left; border-bottom: 1px solid #ddd }}
 code, pre {{ background: #f4f4f4; padding: .1em .3em }} pre {{ padding: .6em; overflow-x: auto }}
-img, video {{ max-width: 100% }} figure {{ margin: 1.5em 0 }}
+img, video {{ max-width: 100% }} figure {{ margin: 1.5em 0 }} .wide {{ overflow-x: auto }} figcaption {{ overflow-wrap: anywhere }}
 </style>
 <h1>What the demo made</h1>
 <p>Two short real videos became shards with point tracks; a small transformer trained on them for 50 steps.
@@ -50,8 +51,9 @@ img, video {{ max-width: 100% }} figure {{ margin: 1.5em 0 }}
 {pictures}
 <h2>Training</h2>
 <p>Label-free evaluation on a held-out video: the same points for both models, before ("base") and after {steps} steps ("trained").
-A model this small, from random weights and this short a run, shows that everything works, not what the method can do.</p>
-<table>{rows}</table>
+A model this small, from random weights and this short a run, shows that everything works, not what the method can do.
+"never moves" answers with the point's own place, "chance" with any.</p>
+<div class="wide"><table>{rows}</table></div>
 {evaluation}
 <h2>Where things are</h2>
 <table>
