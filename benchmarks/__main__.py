@@ -1,7 +1,8 @@
-"""All benchmarks that a CPU can run, one after the other: `python -m benchmarks FOLDER [--only NAME ...]`. It takes some hours.
+"""The benchmarks that a CPU can run, one after the other: `python -m benchmarks FOLDER [--only NAME ...]`. It takes some hours.
 
 What each prints goes to FOLDER/NAME.md, under its command, the commit, the machine and how busy that was. Needs the
-`dev` extra, and what `make demo` leaves behind for `scaling`. `objectives` has to be run by itself: it takes hours.
+`dev` extra, and what `make demo` leaves behind for `scaling`. Two are run by themselves: `decoders` wants a folder of videos, and
+`objectives` a build and hours more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ COMMANDS = {
     "overhead": "",
     "cotracker3": "--frames 8 --grid 16 --rounds 2",
 }
-"""Short ones first; the arguments are those of the tables in README.md."""
+"""Short ones first; the arguments are those of the tables in README.md, but for `plan --largest` and one round of `scaling`."""
 
 
 def run(name: str) -> tuple[str, bool]:
