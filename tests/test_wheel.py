@@ -51,7 +51,7 @@ def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path
     assert "build" in run(*pretrack, "--help", site=site, folder=tmp_path)
     made = json.loads(run(*pretrack, "show", "out", "--open", "--to", "gallery", "--json", site=site, folder=tmp_path))
     page = tmp_path / made["page"]
-    for file in ("gallery.css", "gallery.js", "clips.js"):
+    for file in ("gallery.css", "gallery.js", "player.js", "draw.js", "input.js", "clips.js"):
         assert f'"{file}"' in page.read_text()
         assert (page.parent / file).stat().st_size > 0
 
