@@ -18,6 +18,8 @@ def read_shard(path: str) -> Iterator[dict[str, Any]]:
             data = tar.extractfile(member).read()  # type: ignore[union-attr]
             if kind == "json":  # comes first, then the tracks, then the frames
                 clip = {"key": key, "info": json.loads(data), "jpegs": []}
+                if clip["info"]["format"] != 1:
+                    raise ValueError(f"{key} is of format {clip['info']['format']}, and not of format 1")
             elif kind == "tracks.zst":
                 clip["tracks"] = read_tracks(data)
             else:
@@ -28,7 +30,9 @@ def read_shard(path: str) -> Iterator[dict[str, Any]]:
 
 def read_tracks(data: bytes) -> dict[str, np.ndarray]:
     """Anchors [A], positions [A, T, N, 2] in pixels, visibility and confidence [A, T, N] of 255."""
-    record = zstandard.ZstdDecompressor().decompress(data, max_output_size=1 << 30)
+    if not 0 <= zstandard.frame_content_size(data) <= 1 << 30:  # a frame may claim any size, or none
+        raise ValueError("these tracks do not say how large they are, or are too large")
+    record = zstandard.ZstdDecompressor().decompress(data)
     version, units = np.frombuffer(record, "<u2", 2, 4)
     a, t, n = map(int, np.frombuffer(record, "<u4", 3, 8))
     values = a * t * n

@@ -95,8 +95,20 @@ def test_readers_import_nothing_of_ours(name: str) -> None:
 def test_the_reader_refuses_other_bytes() -> None:
     import zstandard
 
+    read_tracks = load("read_a_shard").read_tracks
     with pytest.raises(ValueError, match="not tracks of version 1"):
-        load("read_a_shard").read_tracks(zstandard.ZstdCompressor().compress(bytes(60)))
+        read_tracks(zstandard.ZstdCompressor().compress(bytes(60)))
+    claims_a_tebibyte = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x01\x00\x00"
+    for frame in (claims_a_tebibyte, zstandard.ZstdCompressor(write_content_size=False).compress(bytes(60))):
+        with pytest.raises(ValueError, match="do not say how large they are, or are too large"):
+            read_tracks(frame)
+
+
+def test_the_reader_refuses_another_format(out: Path, tmp_path: Path) -> None:
+    (tar,) = (out / "shards").iterdir()
+    (tmp_path / "newer.tar").write_bytes(tar.read_bytes().replace(b'"format": 1', b'"format": 2'))
+    with pytest.raises(ValueError, match="is of format 2, and not of format 1"):
+        list(load("read_a_shard").read_shard(str(tmp_path / "newer.tar")))
 
 
 @pytest.mark.slow
