@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -118,6 +121,29 @@ def test_readers_run_as_they_are(out: Path) -> None:
     streamed = run("stream_with_webdataset", out).splitlines()
     assert [line.split()[:2] for line in streamed] == [[f"made-{n}-00000000-000000", str(5 + n)] for n in range(3)]
     assert "(64, 96, 3)" in streamed[0]
+
+
+class Runs:
+    """A pickle that runs a command where it is read."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.slow
+def test_the_stream_runs_nothing_of_what_a_shard_brings_along(tmp_path: Path) -> None:
+    publish(tmp_path / "out", [make_clip("made-0-00000000-000000", 0)])
+    (tar,) = (tmp_path / "out" / "shards").iterdir()
+    runs = pickle.dumps(Runs(f"touch {tmp_path}/ran"))
+    with tarfile.open(tar, "a") as opened:
+        member = tarfile.TarInfo("made-0-00000000-000000.pkl")
+        member.size = len(runs)
+        opened.addfile(member, BytesIO(runs))
+    assert run("stream_with_webdataset", tmp_path / "out").startswith("made-0-00000000-000000 6 (64, 96, 3)")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture(scope="module")
