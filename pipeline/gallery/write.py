@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import sys
@@ -175,8 +176,8 @@ def _write_clip(
     figures = ("visible_fraction", "motion")
     entry: dict[str, Any] = {"file": file, **{column: row[column] for column in columns}}
     entry |= {"first": info.frame_numbers[0], "last": info.frame_numbers[-1], "terms": info.terms}
-    entry |= {figure: round(row[figure], 4) for figure in figures}
-    entry["against"] = {figure: round(other[figure], 4) for figure in figures} if other else None
+    entry |= {figure: _figure(row[figure]) for figure in figures}
+    entry["against"] = {figure: _figure(other[figure]) for figure in figures} if other else None
     return entry
 
 
@@ -197,6 +198,11 @@ def _side(clip: StoredClip, snapshot: Snapshot, shown: StoredClip | None) -> dic
         "confidence": _base64(clip.tracks.confidence.tobytes()),
         "frames": [_base64(frame) for frame in clip.jpegs] if own_frames else None,
     }
+
+
+def _figure(value: float) -> float | None:
+    """A figure of a table as JSON can hold it: None, for which the page has a question mark, where it is no number."""
+    return round(value, 4) if math.isfinite(value) else None
 
 
 def _whole_numbers(clip: StoredClip) -> tuple[NDArray[np.int16], float]:

@@ -410,6 +410,16 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path: Path) -> None:
     assert index["notes"] == [f"1 clip could not be read, the first being: {made.damaged[0]}"]
 
 
+def test_a_figure_that_is_no_number_is_a_question_mark(chromium: Any, tmp_path: Path) -> None:
+    snapshot = publish_clips(tmp_path / "out", [grey_clip("made-a"), grey_clip("made-b")], motion=[float("nan"), 0.1])
+    page = write_gallery(snapshot, tmp_path / "gallery", QUIET).page
+    assert isinstance(page, Path)
+    opened = look(chromium, page.as_uri())
+    assert ["motion\u00a0?" in facts for facts in opened.page.locator(".facts").all_text_contents()] == [True, False]
+    assert opened.faults == []
+    opened.page.context.close()
+
+
 def pretrack(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")}
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
