@@ -257,9 +257,9 @@ def test_the_custom_loss_trains(tmp_path: Path) -> None:
     [
         (
             "build",
-            ["my.yaml", "frames.size=[224, 224]"],
+            ["my.yaml", "frames.size=[224, 224]", "ray.tracker_gpus=0.5"],  # what is given last counts
             "ray symmetric-run --address node1:6379 --min-nodes 2 --num-cpus 64 --num-gpus 4 -- "
-            "pretrack build my.yaml frames.size=[224, 224] ray.address=auto ray.tracker_gpus=1",
+            "pretrack build my.yaml ray.address=auto ray.tracker_gpus=1 frames.size=[224, 224] ray.tracker_gpus=0.5",
         ),
         (
             "train",
