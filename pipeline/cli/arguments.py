@@ -1,0 +1,46 @@
+"""The arguments and options that commands share, and what they mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shards.errors import PretrackError
+
+if TYPE_CHECKING:
+    from pipeline.config import BuildSettings
+    from shards.files import Location
+
+Config = Annotated[Path, typer.Argument(help="A YAML config, such as configs/demo.yaml.")]
+ConfigOrOut = Annotated[str, typer.Argument(help="A YAML config, or an output folder or its URL.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value, such as tracks.grid=24.")]
+Stored = Annotated[
+    bool, typer.Option("--stored", help="Take the videos from the current snapshot: to track again without the sources.")
+]
+RetryFailed = Annotated[
+    bool, typer.Option("--retry-failed", help="Try again whatever failed, for whatever reason: after files were repaired in place.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
+SnapshotName = Annotated[str | None, typer.Option("--snapshot", help="A snapshot, such as 000001; by default the current one.")]
+
+
+def settings_of(config: Path, overrides: list[str] | None) -> BuildSettings:
+    """A config's settings. Raises SettingsError."""
+    from manifests.settings import load_settings
+    from pipeline.config import BuildSettings
+
+    return load_settings(BuildSettings, config, overrides or [])
+
+
+def out_of(where: str, overrides: list[str] | None = None) -> Location:
+    """The output folder meant by a config or by itself. Raises PretrackError."""
+    from shards.files import location
+
+    place = location(where)
+    if isinstance(place, Path) and not place.is_dir():
+        return settings_of(place, overrides).out
+    if overrides:
+        raise PretrackError(f"overrides ({' '.join(overrides)}) need a config, and {where} is a folder")
+    return place
