@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from manifests.wording import duration
+
 _LINE_EVERY_S = 10.0
 
 
@@ -51,7 +53,7 @@ class Stage:
 
     def _rate(self) -> str:
         rate = self.done / max(self.seconds, 1e-9)
-        left = f", {(self.total - self.done) / rate:.0f} s left" if self.total is not None and rate > 0 and not self.bar else ""
+        left = f", {duration((self.total - self.done) / rate)} left" if self.total is not None and rate > 0 and not self.bar else ""
         return f"{rate:.1f} {self.unit}/s{left}" if rate >= 1 else f"{rate * 60:.1f} {self.unit}/min{left}"
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from manifests.wording import counted, size
+from manifests.wording import counted, duration, size
 from pipeline.cli.arguments import AsJson, ConfigOrOut, Overrides, SnapshotName, out_of
 from pipeline.cli.printing import print_failures, print_json, print_table
 from shards.errors import PretrackError
@@ -56,7 +56,7 @@ def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
 def _print_build(state: dict[str, Any]) -> None:
     """The latest build: how far it is, how fast, what is slow, and what failed."""
     rate = f", {state['clips_per_s']:.1f} clips/s" if "clips_per_s" in state else ""
-    left = f", {state['seconds_left']:.0f} s left" if "seconds_left" in state else ""
+    left = f", {duration(state['seconds_left'])} left" if "seconds_left" in state else ""
     print(f"build: {state['state']}, {state['clips_done']:,} of {state['clips_total']:,} clips{rate}{left}")
     counts = f"{state['shards_done']:,} done, {state['shards_running']:,} running, {state['shards_broken']:,} failed"
     print(f"shards: {counts}, {state['shards_left']:,} left")
@@ -78,12 +78,12 @@ def snapshots(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson =
     if as_json:
         print_json([{**asdict(summary), "published": summary.published.isoformat()} for summary in listed])
         return
-    table = Table("snapshot", "published", "clips", "shards", "MB", "settings")
+    table = Table("snapshot", "published", "clips", "shards", "size", "settings")
     for summary in listed:
         mark = " (current)" if summary.current else ""
         published = summary.published.astimezone().strftime("%Y-%m-%d %H:%M")
-        sizes = (f"{summary.clips:,}", f"{summary.shards:,}", f"{summary.bytes / 1e6:,.1f}")
-        table.add_row(summary.name + mark, published, *sizes, "\n".join(summary.settings))
+        holds = (f"{summary.clips:,}", f"{summary.shards:,}", size(summary.bytes))
+        table.add_row(summary.name + mark, published, *holds, "\n".join(summary.settings))
     print_table(table)
 
 

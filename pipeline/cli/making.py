@@ -182,6 +182,7 @@ def gc(
         return
     did = "would remove" if dry_run else "removed"
     old = ", ".join(garbage.snapshots) or "no snapshot"
-    print(f"kept snapshots {', '.join(garbage.kept)}; {did} {old}, {len(garbage.shards):,} shards, {garbage.bytes / 1e6:,.1f} MB")
+    print(f"kept snapshots {', '.join(garbage.kept)}; {did} {old}, {counted(len(garbage.shards), 'shard')}, {size(garbage.bytes)}")
     if garbage.unpublished:
-        print(f"{garbage.unpublished:,} shards of an unfinished build are left for the next one ('--unpublished' removes them)")
+        left = counted(garbage.unpublished, "shard")
+        print(f"left for the next build: {left} of one that did not end ('--unpublished' removes them)")
