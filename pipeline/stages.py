@@ -292,9 +292,7 @@ def _encode(
 
 
 def _camera(camera: dict[str, Any] | None, view: View) -> Camera | None:
-    if camera is None:
-        return None
-    return view.camera(Camera(**{**camera, "world_to_camera": tuple(camera["world_to_camera"])}))
+    return None if camera is None else view.camera(Camera.read(camera))
 
 
 def _batches(clips: Iterable[DecodedClip]) -> list[list[DecodedClip]]:

@@ -24,6 +24,8 @@ LARGEST_DESCRIPTION = 1 << 26
 _LONGEST_KEY = 100
 _TEXTS = ("source", "dataset", "video_id", "sequence", "split", "terms", "frames_settings", "tracks_settings")
 _SIZES = ("width", "height", "source_width", "source_height")
+_BY_FRAME: dict[str, tuple[type, ...]] = {"frame_numbers": (int,), "timestamps": (int, float), "cameras": (dict, type(None))}
+"""What has one entry a frame, and of which kinds."""
 
 
 def is_key(key: object) -> bool:
@@ -43,6 +45,15 @@ class Camera:
     cx: float
     cy: float
     world_to_camera: tuple[float, ...]
+
+    @classmethod
+    def read(cls, fields: dict[str, Any]) -> Camera:
+        """A camera from plain data. Raises ValueError, TypeError or KeyError where that is none."""
+        camera = cls(**{**fields, "world_to_camera": tuple(fields["world_to_camera"])})
+        numbers = (camera.fx, camera.fy, camera.cx, camera.cy, *camera.world_to_camera)
+        if len(numbers) != 16 or any(type(number) not in (int, float) for number in numbers):
+            raise ValueError("a camera should have 4 numbers and a matrix of 12")
+        return camera
 
 
 @dataclass(frozen=True)
@@ -92,16 +103,10 @@ class ClipInfo:
                 raise ShardError(
                     f"this clip has shard format {fields['format']}, and this version of pretrack reads format {FORMAT_VERSION}"
                 )
-            for name in ("frame_numbers", "timestamps"):
-                if fields[name] is not None:
-                    fields[name] = tuple(fields[name])
-            if fields["cameras"] is not None:
-                fields["cameras"] = tuple(
-                    Camera(**{**camera, "world_to_camera": tuple(camera["world_to_camera"])}) if camera else None
-                    for camera in fields["cameras"]
-                )
             _check(fields)
-            return cls(**fields)
+            if fields["cameras"] is not None:
+                fields["cameras"] = [None if camera is None else Camera.read(camera) for camera in fields["cameras"]]
+            return cls(**{**fields, **{name: fields[name] and tuple(fields[name]) for name in _BY_FRAME}})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ShardError(f"not a clip description ({error})") from error
 
@@ -114,6 +119,14 @@ def _check(fields: dict[str, Any]) -> None:
         raise ValueError(f"'{wrong[0]}' should be a text")
     if wrong := [name for name in _SIZES if type(fields[name]) is not int or fields[name] < 1]:
         raise ValueError(f"'{wrong[0]}' should be a number of pixels")
+    for name, kinds in _BY_FRAME.items():
+        values = fields[name]
+        if values is None and name != "frame_numbers":
+            continue
+        if not isinstance(values, list) or not values or any(type(value) not in kinds for value in values):
+            raise ValueError(f"'{name}' should be a list with an entry a frame")
+        if len(values) != len(fields["frame_numbers"]):
+            raise ValueError(f"'{name}' has {len(values)} entries for {len(fields['frame_numbers'])} frames")
 
 
 @dataclass(frozen=True, eq=False)

@@ -204,6 +204,28 @@ def test_a_description_of_other_kinds(change: dict[str, Any]) -> None:
         ClipInfo.from_json(json.dumps(fields).encode())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"frame_numbers": None},
+        {"frame_numbers": []},
+        {"frame_numbers": "abcdef"},
+        {"frame_numbers": [1.5] * 6},
+        {"timestamps": [0.1]},
+        {"timestamps": ["x"] * 6},
+        {"cameras": [None]},
+        {"cameras": [{"fx": 1, "fy": 1, "cx": 1, "cy": 1, "world_to_camera": [1]}] * 6},
+        {"cameras": [{"fx": "a", "fy": 1, "cx": 1, "cy": 1, "world_to_camera": [1] * 12}] * 6},
+    ],
+    ids=lambda change: str(change)[:60],
+)
+def test_a_description_that_does_not_fit_its_frames(change: dict[str, Any]) -> None:
+    fields = json.loads(make_clip().info.to_json()) | change
+    said = r"^not a clip description .*('frame_numbers'|'timestamps'|'cameras'|a camera) (has|should)"
+    with pytest.raises(ShardError, match=said):
+        ClipInfo.from_json(json.dumps(fields).encode())
+
+
 @pytest.mark.parametrize("name", ["../x", "a/b", "a\0", "a\n", "<b>", "", "n" * 33])
 def test_names_of_sources_and_videos(name: str) -> None:
     with pytest.raises(ValidationError):
