@@ -32,8 +32,8 @@ UNITS_PER_PIXEL = 32
 LARGEST_TRACKS = 1 << 30
 """Bytes of unpacked tracks a reader accepts; a record that claims more is damaged or hostile."""
 
-Shape = tuple[int, int, int]
-"""A anchors, T frames, N points."""
+Shape = tuple[int | None, int | None, int | None]
+"""A anchors, T frames, N points; None for what is not known."""
 
 _HEADER = struct.Struct("<4sHHIII")
 _LEVEL = 3
@@ -43,8 +43,12 @@ _FARTHEST = 2**25
 def encode_tracks(tracks: Tracks) -> bytes:
     """Packs tracks; positions are kept to 1/64 px, visibility and confidence exactly.
 
-    Raises ValueError for positions that are not finite or lie millions of pixels away: a tracker's fault, not to be stored.
+    Raises ValueError for positions that are not finite or lie millions of pixels away: a tracker's fault, not to be stored; and for
+    tracks that no reader would unpack.
     """
+    a, t, n = tracks.visibility.shape
+    if (size := _bytes_of(a, t, n)) > LARGEST_TRACKS:
+        raise ValueError(f"{_in_words((a, t, n))} take {size} bytes, more than the {LARGEST_TRACKS} that readers allow")
     if not np.isfinite(tracks.positions).all() or np.abs(tracks.positions).max(initial=0) > _FARTHEST:
         raise ValueError("tracks hold positions that are not finite or are absurdly far outside the frame")
     units = np.rint(tracks.positions.astype(np.float64) * UNITS_PER_PIXEL).astype(np.int32)
@@ -52,7 +56,6 @@ def encode_tracks(tracks: Tracks) -> bytes:
     steps[:, :, 1:] = np.diff(steps, axis=2)
     zigzag = ((steps << 1) ^ (steps >> 31)).astype("<u4")
     planes = np.ascontiguousarray(zigzag).view(np.uint8).reshape(-1, 4).T
-    a, t, n = tracks.visibility.shape
     record = b"".join(
         (
             _HEADER.pack(b"PTRK", 1, UNITS_PER_PIXEL, a, t, n),
@@ -66,8 +69,8 @@ def encode_tracks(tracks: Tracks) -> bytes:
 
 
 def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
-    """Unpacks what `encode_tracks` made. Raises ShardError for anything else, and for tracks of another `shape` than that given,
-    before they take memory."""
+    """Unpacks what `encode_tracks` made. Raises ShardError for anything else, and for tracks of another `shape` than that given: if
+    it is known as a whole, before they take memory."""
     record = _read(data, shape)
     positions = np.cumsum(_signed(record.steps), axis=2, dtype=np.int32).astype(np.float32) / record.units
     return Tracks(
@@ -118,11 +121,11 @@ def _read(data: bytes, shape: Shape | None) -> _Record:
         raise ShardError("these are not tracks")
     if version != 1:
         raise ShardError(f"these tracks have version {version}, and this version of pretrack reads version 1")
-    if shape and shape != (a, t, n):
-        raise ShardError(f"the tracks have {_in_words(a, t, n)}, and should have {_in_words(*shape)}")
+    if shape and any(known not in (None, found) for known, found in zip(shape, (a, t, n), strict=True)):
+        raise ShardError(f"the tracks have {_in_words((a, t, n))}, and should have {_in_words(shape)}")
     values = a * t * n
     if len(record) != _bytes_of(a, t, n):
-        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {_in_words(a, t, n)}")
+        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {_in_words((a, t, n))}")
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
     planes = 4 * a + 8 * values
     return _Record(units, body[: 4 * a].view("<i4"), body[4 * a : planes].reshape(4, 2, a, t, n), body[planes:].reshape(2, a, t, n))
@@ -157,8 +160,9 @@ def _bytes_of(a: int, t: int, n: int) -> int:
     return _HEADER.size + 4 * a + 10 * a * t * n
 
 
-def _in_words(a: int, t: int, n: int) -> str:
-    return f"{a} anchors x {t} frames x {n} points"
+def _in_words(shape: Shape) -> str:
+    named = zip(shape, ("anchors", "frames", "points"), strict=True)
+    return " x ".join(f"{number} {noun}" for number, noun in named if number is not None)
 
 
 def _unpack(data: bytes, shape: Shape | None) -> bytes:
@@ -167,8 +171,9 @@ def _unpack(data: bytes, shape: Shape | None) -> bytes:
         size = zstandard.get_frame_parameters(data).content_size
         if not 0 <= size <= LARGEST_TRACKS:
             raise ShardError(f"the tracks claim to unpack to {size} bytes, more than the {LARGEST_TRACKS} allowed")
-        if shape and size > _bytes_of(*shape):
-            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than {_in_words(*shape)} take")
+        known = [number for number in shape or () if number is not None]
+        if shape and len(known) == 3 and size > _bytes_of(*known):
+            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than {_in_words(shape)} take")
         return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST_TRACKS)
     except zstandard.ZstdError as error:
         raise ShardError(f"the tracks cannot be unpacked ({error})") from error

@@ -49,6 +49,13 @@ def test_positions_that_mean_nothing_are_not_stored(bad: float) -> None:
         encode_tracks(tracks)
 
 
+def test_tracks_that_no_reader_would_unpack_are_not_stored() -> None:
+    shape = (8, 999, 128 * 128)
+    positions, certainty = np.broadcast_to(np.float32(1), (*shape, 2)), np.broadcast_to(np.uint8(255), shape)
+    with pytest.raises(ValueError, match="8 anchors x 999 frames x 16384 points take 1309409332 bytes, more than the 1073741824"):
+        encode_tracks(Tracks(np.arange(8, dtype=np.int32), positions, certainty, certainty))
+
+
 def test_shapes_that_disagree_are_refused() -> None:
     good = make_tracks(0, (0,), 3, 4)
     with pytest.raises(ValueError, match="disagree in shape"):
