@@ -21,11 +21,12 @@ from shards.errors import PretrackError
 from shards.files import Location, read_whole
 from shards.verify import verify_shard
 
+_OF_CONTENT = ("source", "dataset", "video_id", "sequence", "split", "frames", "width", "height", "anchors", "points")
 _COLUMNS = [
     *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "frame_offsets", "frame_sizes", "checksum"),
-    *("anchors", "points"),
+    *_OF_CONTENT,
 ]
-"""What there is to check of a clip's row: where its members lie, and its tracks."""
+"""What there is to check of a clip's row: where its members lie, and what it says that they say too."""
 _Task = tuple[str, Location, int, str, list[dict[str, Any]]]
 
 
@@ -109,5 +110,5 @@ def _clips_by_shard(snapshot: Snapshot) -> dict[str, int]:
 def _verify(task: _Task) -> list[Problem]:
     shard, path, size, checksum, rows = task
     members = {row["key"]: members_of(row) for row in rows}
-    tracks = {row["key"]: (row["anchors"], row["points"]) for row in rows}
-    return [Problem(shard, sentence) for sentence in verify_shard(path, size, checksum, members, tracks)]
+    tabled = {row["key"]: {name: row[name] for name in _OF_CONTENT} for row in rows}
+    return [Problem(shard, sentence) for sentence in verify_shard(path, size, checksum, members, tabled)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -25,13 +25,14 @@ def verify_shard(
     size: int,
     checksum: str,
     clips: Mapping[str, ClipMembers],
-    tracks: Mapping[str, tuple[list[int], int]] | None = None,
+    tabled: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[str]:
     """Yields one sentence for every problem found; nothing if the shard is as it was written.
 
     Checked, in one pass over the file: its size and checksum; for every clip the checksum of its members, that its description, its
     tracks and the size of every JPEG agree with each other, that its anchors are frames of it and its positions not absurdly far
-    outside them. `tracks` are the anchors and the number of points that the tables have of each clip: they should agree too.
+    outside them. `tabled` is what the tables say of each clip: its `anchors` and `points`, `frames`, and any field of its
+    description. That should agree too, since who trains goes by the tables alone.
     """
     problems = []
     try:
@@ -39,7 +40,7 @@ def verify_shard(
             reader = _Reader(stream)
             for key, members in sorted(clips.items(), key=lambda item: item[1].info.offset):
                 try:
-                    _verify_clip(reader, key, members, (tracks or {}).get(key))
+                    _verify_clip(reader, key, members, (tabled or {}).get(key))
                 except ShardError as error:
                     problems.append(f"{path.name}: clip {key}: {error}")
             reader.finish()
@@ -89,23 +90,21 @@ class _Reader:
         return b"".join(parts)
 
 
-def _verify_clip(reader: _Reader, key: str, members: ClipMembers, tabled: tuple[list[int], int] | None) -> None:
-    data = [reader.member(span) for span in (members.info, members.tracks, *members.frames)]
-    digest = xxhash.xxh3_64()
-    for member in data:
-        digest.update(member)
-    if digest.hexdigest() != members.checksum:
-        raise ShardError("its members' checksum does not fit")
-    info, tracks = ClipInfo.from_json(data[0]), decode_tracks(data[1])
+def _verify_clip(reader: _Reader, key: str, members: ClipMembers, tabled: Mapping[str, Any] | None) -> None:
+    data = [reader.member(span) for span in members.spans]
+    members.check(data)
+    info = ClipInfo.from_json(data[0])
     if info.key != key or info.frames != len(members.frames):
         raise ShardError(f"its description is of {info.key} with {info.frames} frames")
-    if tracks.positions.shape[1] != info.frames:
-        raise ShardError(f"its tracks have {tracks.positions.shape[1]} frames and its description {info.frames}")
-    if ((tracks.anchors < 0) | (tracks.anchors >= info.frames)).any():
-        raise ShardError(f"its anchors {tracks.anchors.tolist()} are not all among its {info.frames} frames")
-    found = (tracks.anchors.tolist(), tracks.positions.shape[2])
-    if tabled and tabled != found:
-        raise ShardError(f"its tracks have anchors {found[0]} and {found[1]} points, and the tables {tabled[0]} and {tabled[1]}")
+    tracks = decode_tracks(
+        data[1], (len(tabled["anchors"]), info.frames, tabled["points"]) if tabled else (None, info.frames, None)
+    )
+    found = {**vars(info), "frames": info.frames, "anchors": tracks.anchors.tolist(), "points": tracks.positions.shape[2]}
+    for name, said in (tabled or {}).items():
+        if said != found[name]:
+            raise ShardError(f"its '{name}' is {found[name]!r:.80}, and the tables say {said!r:.80}")
+    if not (np.diff(tracks.anchors, prepend=-1, append=info.frames) > 0).all():
+        raise ShardError(f"its anchors {tracks.anchors.tolist()} are not frames of its {info.frames}, one after the other")
     limit = _FARTHEST * np.array([info.width, info.height])
     if (tracks.positions < -limit).any() or (tracks.positions > limit).any():
         raise ShardError(f"its tracks lead more than {_FARTHEST} frame sizes away")

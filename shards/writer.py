@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -34,6 +34,16 @@ class ClipMembers:
     frames: tuple[Span, ...]
     checksum: str
 
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """All of them, in their order."""
+        return self.info, self.tracks, *self.frames
+
+    def check(self, data: Iterable[bytes]) -> None:
+        """Raises ShardError if these are not the bytes that were written."""
+        if _checksum(data) != self.checksum:
+            raise ShardError("its members' checksum does not fit")
+
 
 class ShardWriter:
     """Appends clips to an open shard. Made by `open_shard`; the tar it makes is the same, byte for byte, for the same clips."""
@@ -52,12 +62,9 @@ class ShardWriter:
         """Adds one clip: its description, its encoded tracks, and one JPEG a frame."""
         if len(jpegs) != info.frames:
             raise ValueError(f"clip {info.key} has {info.frames} frames and {len(jpegs)} images")
-        digest = xxhash.xxh3_64()
-        spans = []
-        for name, data in member_names(info.key, (info.to_json(), tracks, *jpegs)):
-            digest.update(data)
-            spans.append(self._member(name, data))
-        return ClipMembers(spans[0], spans[1], tuple(spans[2:]), digest.hexdigest())
+        members = (info.to_json(), tracks, *jpegs)
+        spans = [self._member(name, data) for name, data in member_names(info.key, members)]
+        return ClipMembers(spans[0], spans[1], tuple(spans[2:]), _checksum(members))
 
     def _member(self, name: str, data: bytes) -> Span:
         header = tarfile.TarInfo(name)
@@ -74,6 +81,13 @@ class ShardWriter:
 
     def _end(self) -> None:
         self._write(b"\0" * (2 * _BLOCK))
+
+
+def _checksum(members: Iterable[bytes]) -> str:
+    digest = xxhash.xxh3_64()
+    for member in members:
+        digest.update(member)
+    return digest.hexdigest()
 
 
 def member_names(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, bytes]]:

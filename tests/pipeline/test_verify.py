@@ -11,7 +11,9 @@ import pytest
 
 from manifests.snapshot import Snapshot
 from manifests.tables import CLIPS
-from pipeline.verify import _COLUMNS, _tasks
+from pipeline.verify import _COLUMNS, _tasks, _verify
+from tests.pipeline.stored_build import grey_clip, publish_clips
+from trainer.clips import Clip
 
 SHARDS: list[dict[str, Any]] = [{"shard": f"a-train-00000{n}-00", "bytes": n, "checksum": f"c{n}", "clips": 3} for n in range(4)]
 
@@ -67,3 +69,34 @@ def test_a_table_too_large_to_be_joined_is_checked(clips: pa.Table) -> None:
     stranger = pa.Table.from_pylist(rows_of("b-train-000000-00")[:1], schema=CLIPS)
     large = stranger.set_column(CLIPS.get_field_index("key"), "key", pa.array(["x" * (64 << 20)]))
     assert tasks(pa.concat_tables([clips, *[large] * 33])) == expected()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("split", "eval"),
+        ("dataset", "co3d"),
+        ("source", "other"),
+        ("video_id", "other"),
+        ("sequence", "other"),
+        ("frames", 7),
+        ("width", 97),
+        ("height", 63),
+        ("anchors", [0, 5]),
+        ("anchors", [0]),
+        ("points", 9),
+    ],
+)
+def test_what_the_tables_say_of_a_clip_is_what_it_says_itself(tmp_path: Path, column: str, value: Any) -> None:
+    snapshot = publish_clips(tmp_path, [grey_clip("made-a")])
+    shards, rows = snapshot.shards.to_pylist(), snapshot.clips.to_pylist()
+    assert [_verify(task) for task in _tasks(snapshot, shards)] == [[]]
+    snapshot.__dict__["clips"] = pa.Table.from_pylist([{**rows[0], column: value}], schema=CLIPS)
+    ((problem,),) = [_verify(task) for task in _tasks(snapshot, shards)]
+    assert "clip made-a: " in str(problem)
+    assert column in str(problem)
+
+
+def test_every_column_that_a_trainer_goes_by_is_checked() -> None:
+    elsewhere = {"shard", "folder"}  # by whose name rows are found; which snapshot they are of
+    assert {*Clip.__dataclass_fields__, "split", "dataset", "points", "checksum"} - elsewhere <= set(_COLUMNS)

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from shards.files import TEMPORARY
 from shards.reader import iterate_shard, read_members
 from shards.verify import verify_shard
 from shards.writer import ClipMembers, Span, open_shard
-from tests.clips import make_clip, write_clips
+from tests.clips import make_clip, make_tracks, write_clips
 
 KEYS = ["made-a-00000000-000000", "made-b-00000000-000024"]
 
@@ -155,6 +156,24 @@ def test_verify_finds_a_missing_or_short_shard(tmp_path: Path) -> None:
     (tmp_path / "s.tar").unlink()
     (problem,) = verify_shard(tmp_path / "s.tar", size, checksum, members)
     assert "cannot be read" in problem
+
+
+def test_tracks_of_other_frames_than_the_description_are_refused(tmp_path: Path) -> None:
+    clip = replace(make_clip(), tracks=make_tracks(0, (0, 3), 5, 9))
+    members, size, checksum = write_clips(tmp_path / "s.tar", [clip])
+    said = r"the tracks have 2 anchors x 5 frames x 9 points, and should have 6 frames"
+    with pytest.raises(ShardError, match=rf"the clip {clip.info.key} in .*s\.tar: {said}"):
+        list(iterate_shard(tmp_path / "s.tar"))
+    (problem,) = verify_shard(tmp_path / "s.tar", size, checksum, members)
+    assert said in problem
+
+
+@pytest.mark.parametrize("anchors", [(0, 6), (-1, 3), (3, 3), (3, 0)])
+def test_verify_finds_anchors_that_are_none(tmp_path: Path, anchors: tuple[int, ...]) -> None:
+    clip = replace(make_clip(), tracks=make_tracks(0, anchors, 6, 9))
+    members, size, checksum = write_clips(tmp_path / "s.tar", [clip])
+    (problem,) = verify_shard(tmp_path / "s.tar", size, checksum, members)
+    assert f"its anchors {list(anchors)} are not frames of its 6, one after the other" in problem
 
 
 def test_streaming_a_damaged_shard_names_it(shard: Path) -> None:
