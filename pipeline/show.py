@@ -18,7 +18,7 @@ from pipeline.draw import write_sheet, write_video
 from shards.clip import ClipInfo, StoredClip
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, ShardError
-from shards.reader import read_members
+from shards.reader import read_clip_members
 
 
 def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, folder: Path) -> list[Path]:
@@ -47,11 +47,10 @@ def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, f
 def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
     """One clip by its row of the clips table. Raises ShardError if it is damaged."""
     members = members_of(row)
-    spans = [members.info, members.tracks, *members.frames]
-    path = snapshot.shard_path(row["shard"])
+    path, shape = snapshot.shard_path(row["shard"]), (len(row["anchors"]), row["frames"], row["points"])
     try:
-        data = read_members(path, [span.offset for span in spans], [span.size for span in spans])
-        return StoredClip(ClipInfo.from_json(data[0]), decode_tracks(data[1]), tuple(data[2:]))
+        info, tracks, *jpegs = read_clip_members(path, members)
+        return StoredClip(ClipInfo.from_json(info), decode_tracks(tracks, shape), tuple(jpegs))
     except ShardError as error:
         raise ShardError(f"clip {row['key']} in {path}: {error}; 'pretrack verify {snapshot.out}' says more") from error
 

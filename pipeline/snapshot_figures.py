@@ -247,7 +247,7 @@ def _stage(stage: str, seconds: float, frames: int) -> StageSpeed:
 
 def _sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]:
     """What the sampled tracks of each source say, and how many could not be read."""
-    columns = snapshot.clips.select(["source", "shard", "tracks_offset", "tracks_size"])
+    columns = snapshot.clips.select(["source", "shard", "tracks_offset", "tracks_size", "anchors", "frames", "points"])
     names = sorted(pc.unique(columns["source"]).to_pylist())
     each = max(1, SAMPLED // max(1, len(names)))
     rng = np.random.default_rng(SEED)
@@ -267,7 +267,7 @@ def _tracks(snapshot: Snapshot, row: dict[str, Any]) -> Tracks | None:
     """The tracks of a clip, None if they are damaged."""
     try:
         (data,) = read_members(snapshot.shard_path(row["shard"]), [row["tracks_offset"]], [row["tracks_size"]])
-        return decode_tracks(data)
+        return decode_tracks(data, (len(row["anchors"]), row["frames"], row["points"]))
     except ShardError:
         return None
 

@@ -35,17 +35,18 @@ from pipeline.decode.errors import DecodeError
 from pipeline.decode.images import LARGEST_FILE, read_image
 from pipeline.gc import collect
 from pipeline.progress import Progress
-from pipeline.show import show_clips
+from pipeline.show import read_clip, show_clips
+from pipeline.snapshot_figures import measure
 from pipeline.sources.files import SourceName
 from pipeline.sources.json_stream import LARGEST_ITEM, items
-from pipeline.verify import verify_snapshot
+from pipeline.verify import _tasks, _verify, verify_snapshot
 from shards import jpeg
 from shards.clip import LARGEST_DESCRIPTION, ClipInfo
 from shards.codec import decode_frames, decode_tracks, encode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
 from shards.reader import iterate_shard, read_members
 from shards.verify import verify_shard
-from shards.writer import ClipMembers, Span
+from shards.writer import ClipMembers, Span, open_shard
 from tests.clips import make_clip, make_tracks, write_clips
 from tests.pipeline.stored_build import grey_clip, publish_clips
 from trainer.backbone import read_weights
@@ -147,13 +148,19 @@ def test_tars_that_unfold(tmp_path: Path, little_memory: None, read: Callable[[P
         read(tmp_path / "packed.tar")
 
 
-def test_tracks_that_unfold(little_memory: None) -> None:
-    honest = encode_tracks(make_tracks(0, (0, 2), 5, 9))
-    assert decode_tracks(honest, (2, 5, 9)).positions.shape == (2, 5, 9, 2)
+def track_bomb() -> bytes:
+    """Tracks of 100 kB that unpack to 400 MB."""
     packer = zstandard.ZstdCompressor().compressobj(size=400_000_052)
     bomb = packer.compress(struct.pack("<4sHHIII", b"PTRK", 1, 32, 8, 500, 10_000) + bytes(32))
     bomb += b"".join(packer.compress(bytes(1_000_000)) for _ in range(400)) + packer.flush()
     assert len(bomb) < 100_000
+    return bomb
+
+
+def test_tracks_that_unfold(little_memory: None) -> None:
+    honest = encode_tracks(make_tracks(0, (0, 2), 5, 9))
+    assert decode_tracks(honest, (2, 5, 9)).positions.shape == (2, 5, 9, 2)
+    bomb = track_bomb()
     for read in (lambda data: decode_tracks(data, (2, 5, 9)), lambda data: decode_frames(data, 0, [0], (2, 5, 9))):
         with pytest.raises(ShardError, match=r"claim to unpack to 400000052 bytes, more than 2 anchors x 5 frames x 9 points take"):
             read(bomb)
@@ -373,6 +380,23 @@ def test_members_beyond_a_shard(tmp_path: Path, little_memory: None) -> None:
             read_members(tmp_path / "s.tar", [offset], [size])
         members = ClipMembers(Span(offset, size), Span(offset, size), (), "")
         assert any("clip k:" in problem for problem in verify_shard(tmp_path / "s.tar", 1, "0", {"k": members}))
+
+
+def test_tables_bound_what_tracks_unfold_to(out: Path, little_memory: None) -> None:
+    clip, shard = grey_clip("made-a-000000"), open_snapshot(out).shards["shard"][0].as_py()
+    with open_shard(shard_path(out, shard)) as writer:
+        members = writer.add(clip.info, track_bomb(), clip.jpegs)
+    frames = [span.offset for span in members.frames]
+    spoil(out, "clips", tracks_size=members.tracks.size, frame_offsets=frames, checksum=members.checksum)
+    snapshot = open_snapshot(out)
+    said = "claim to unpack to 400000052 bytes, more than 2 anchors x 8 frames x 16 points take"
+    problems = [str(problem) for task in _tasks(snapshot, snapshot.shards.to_pylist()) for problem in _verify(task)]
+    assert any(said in problem for problem in problems)
+    with pytest.raises(ShardError, match=said):
+        loaded(out)
+    with pytest.raises(ShardError, match=said):
+        read_clip(snapshot, snapshot.clips.to_pylist()[0])
+    assert measure(snapshot).damaged == 1
 
 
 def test_verify_and_show_stay_in_the_folder(out: Path, tmp_path: Path) -> None:
