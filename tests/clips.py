@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -9,7 +11,11 @@ from shards import jpeg
 from shards.clip import Camera, ClipInfo, StoredClip, Tracks
 from shards.codec import encode_tracks
 from shards.files import Location
+from shards.geometry import grid_points, inside
 from shards.writer import ClipMembers, open_shard
+
+WIDTH, HEIGHT = 96, 64
+GREY = 110
 
 
 def make_tracks(seed: int, anchors: tuple[int, ...], frames: int, points: int) -> Tracks:
@@ -39,8 +45,8 @@ def make_clip(
         video_id=key,
         sequence=f"made/{key}",
         split=split,
-        width=96,
-        height=64,
+        width=WIDTH,
+        height=HEIGHT,
         source_width=192,
         source_height=128,
         frame_numbers=tuple(range(3, 3 + frames)),
@@ -52,6 +58,28 @@ def make_clip(
     )
     jpegs = tuple(jpeg.encode(picture, 90) for picture in pictures)
     return StoredClip(info, make_tracks(seed, (0, frames // 2), frames, points), jpegs)
+
+
+def grey_clip(
+    key: str,
+    *,
+    video: str = "",
+    source: str = "made",
+    split: str = "train",
+    frames: int = 8,
+    grid: int = 4,
+    anchors: tuple[int, ...] = (0, 4),
+    step: tuple[float, float] = (3.0, 1.0),
+    confidence: int = 255,
+) -> StoredClip:
+    """A clip of 96x64 whose points move by `step` pixels a frame; they are visible while they are inside."""
+    info = replace(make_clip(key, 0, frames, split).info, video_id=video or key, source=source)
+    shift = np.array([[t - a for t in range(frames)] for a in anchors], np.float32)
+    positions = grid_points(grid, WIDTH, HEIGHT) + shift[..., None, None] * np.array(step, np.float32)
+    visible = inside(positions, WIDTH, HEIGHT).astype(np.uint8) * 255
+    tracks = Tracks(np.array(anchors, np.int32), positions, visible, np.full_like(visible, confidence))
+    picture = jpeg.encode(np.full((HEIGHT, WIDTH, 3), GREY, np.uint8), 90)
+    return StoredClip(info, tracks, (picture,) * frames)
 
 
 def write_clips(path: Location, clips: list[StoredClip]) -> tuple[dict[str, ClipMembers], int, str]:

@@ -1,8 +1,10 @@
-"""A published snapshot of given clips, for tests that read a finished build and need no pipeline to make one."""
+"""Published snapshots of given clips, for tests that read a finished build and need no pipeline to make one."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from manifests.receipt import shard_name, shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
@@ -11,10 +13,17 @@ from shards.clip import StoredClip
 from tests.clips import write_clips
 
 
-def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
-    """Writes clips as one shard and publishes a snapshot that has every table's rows, and one thing that was left out."""
+def publish_clips(
+    out: Path,
+    clips: Sequence[StoredClip],
+    *,
+    motion: Sequence[float] = (),
+    settings: dict[str, Any] | None = None,
+    failures: Sequence[dict[str, str]] = (),
+) -> Snapshot:
+    """Writes clips as one shard and publishes a snapshot of them and their videos."""
     group = "made-train-000000"
-    members, size, checksum = write_clips(out / "shards" / "new.tar", clips)
+    members, size, checksum = write_clips(out / "shards" / "new.tar", list(clips))
     shard = shard_name(group, checksum)
     (out / "shards" / "new.tar").rename(str(shard_path(out, shard)))
     rows = [
@@ -26,29 +35,18 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
                 anchors=tuple(clip.tracks.anchors.tolist()),
                 points=clip.tracks.positions.shape[2],
                 visible_fraction=float(clip.tracks.visibility.mean()) / 255,
-                motion=0.01 * number,
+                motion=motion[number] if motion else 0.1,
             ),
         )
         for number, clip in enumerate(clips)
     ]
-    videos = [
-        {name: getattr(clip.info, name) for name in ("source", "dataset", "video_id", "sequence", "split", "terms")}
-        for clip in clips
-    ]
-    row = ShardRow(shard, group, "made", "train", len(clips), size, checksum, "f", "t", "{}", "{}", 1.0, 2.0, 0.1, 0)
-    lost = {
-        "source": "made",
-        "video_id": "lost",
-        "clip": "",
-        "stage": "scan",
-        "reason": "unreadable video",
-        "detail": "x",
-        "shard": "",
-    }
+    of_video = ("source", "dataset", "video_id", "sequence", "split", "terms")
+    videos = {(clip.info.source, clip.info.video_id): {name: getattr(clip.info, name) for name in of_video} for clip in clips}
+    row = ShardRow(shard, group, "made", "train", len(rows), size, checksum, "f", "t", "{}", "{}", 2.0, 6.0, 0.5, 0)
     tables = {
-        "videos": table_of(videos, VIDEOS),
+        "videos": table_of(videos.values(), VIDEOS),
         "clips": table_of(rows, CLIPS),
         "shards": table_of([row], SHARDS),
-        "failures": table_of([lost], FAILURES),
+        "failures": table_of(failures, FAILURES),
     }
-    return publish_snapshot(out, tables, {})
+    return publish_snapshot(out, tables, settings or {})

@@ -26,7 +26,7 @@ from pipeline.config import BuildSettings
 from pipeline.stats import Questions
 from shards.clip import Camera, ClipInfo
 from tests.clips import make_clip
-from tests.published import publish
+from tests.published import publish_clips
 from trainer.config import DataSettings, LossSettings, TrainSettings
 
 REPOSITORY = Path(__file__).parent.parent
@@ -214,7 +214,7 @@ def test_commands_that_the_pages_name_exist() -> None:
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Questions:
-    return Questions(publish(tmp_path_factory.mktemp("asked"), [make_clip(f"made-{n}-00000000-000000", n) for n in range(2)]))
+    return Questions(publish_clips(tmp_path_factory.mktemp("asked"), [make_clip(f"made-{n}-00000000-000000", n) for n in range(2)]))
 
 
 def queries() -> list[str]:

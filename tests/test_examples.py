@@ -26,7 +26,7 @@ from shards.errors import SettingsError
 from shards.reader import iterate_shard
 from tests.clips import make_clip
 from tests.pipeline.panning import STEP, panning_frames
-from tests.published import publish
+from tests.published import publish_clips
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = REPOSITORY / "examples"
@@ -65,7 +65,7 @@ def run(name: str, *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
-    publish(folder, [make_clip(f"made-{n}-00000000-000000", n, frames=5 + n) for n in range(3)])
+    publish_clips(folder, [make_clip(f"made-{n}-00000000-000000", n, frames=5 + n) for n in range(3)])
     return folder
 
 
@@ -135,7 +135,7 @@ class Runs:
 
 @pytest.mark.slow
 def test_the_stream_runs_nothing_of_what_a_shard_brings_along(tmp_path: Path) -> None:
-    publish(tmp_path / "out", [make_clip("made-0-00000000-000000", 0)])
+    publish_clips(tmp_path / "out", [make_clip("made-0-00000000-000000", 0)])
     (tar,) = (tmp_path / "out" / "shards").iterdir()
     runs = pickle.dumps(Runs(f"touch {tmp_path}/ran"))
     with tarfile.open(tar, "a") as opened:
@@ -231,7 +231,6 @@ def test_the_custom_loss_is_what_it_says() -> None:
 @pytest.mark.slow
 def test_the_custom_loss_trains(tmp_path: Path) -> None:
     from tests.trainer.conftest import panning_clip
-    from tests.trainer.conftest import publish as publish_clips
 
     publish_clips(tmp_path / "out", [panning_clip(f"made-{i:02d}", i) for i in range(6)])
     model = {"backbone": "vit_tiny_patch16_224", "weights": "random", "options": {"depth": 2, "patch_size": 8}, "head": [32, 16]}

@@ -47,8 +47,8 @@ from shards.errors import PretrackError, SettingsError, ShardError
 from shards.reader import iterate_shard, read_members
 from shards.verify import verify_shard
 from shards.writer import ClipMembers, Span, open_shard
-from tests.clips import make_clip, make_tracks, write_clips
-from tests.pipeline.stored_build import grey_clip, publish_clips
+from tests.clips import grey_clip, make_clip, make_tracks, write_clips
+from tests.published import publish_clips
 from trainer.backbone import read_weights
 from trainer.checkpoint import load_checkpoint
 from trainer.clips import open_snapshots

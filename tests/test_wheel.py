@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.clips import make_clip
-from tests.published import publish
+from tests.published import publish_clips
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("shards", "manifests", "pipeline", "trainer")
@@ -46,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path: Path) -> None:
-    publish(tmp_path / "out", [make_clip(f"made-a-00000000-{number:06d}", number, frames=8) for number in range(4)])
+    publish_clips(tmp_path / "out", [make_clip(f"made-a-00000000-{number:06d}", number, frames=8) for number in range(4)])
     pretrack = (sys.executable, site / "bin" / "pretrack")
     assert "build" in run(*pretrack, "--help", site=site, folder=tmp_path)
     made = json.loads(run(*pretrack, "show", "out", "--open", "--to", "gallery", "--json", site=site, folder=tmp_path))

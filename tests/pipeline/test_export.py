@@ -21,14 +21,14 @@ from shards.clip import StoredClip
 from shards.errors import PretrackError
 from shards.geometry import View
 from tests.clips import make_clip
-from tests.published import publish
+from tests.published import publish_clips
 
 KEYS = ("made-apple-00000000-000000", "made-apple-00000000-000001", "made-pear-00000000-000000")
 
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return publish(tmp_path_factory.mktemp("export"), [make_clip(key, seed) for seed, key in enumerate(KEYS)])
+    return publish_clips(tmp_path_factory.mktemp("export"), [make_clip(key, seed) for seed, key in enumerate(KEYS)])
 
 
 @pytest.fixture(scope="module")

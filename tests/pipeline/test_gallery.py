@@ -17,9 +17,10 @@ from pipeline.gallery.write import MOST_CLIPS, write_gallery
 from pipeline.progress import Progress
 from shards.bucket import Url
 from shards.errors import PretrackError
+from tests.clips import GREY, WIDTH, grey_clip
 from tests.object_store import BUCKET, s3_environment, s3_server
 from tests.pipeline.browser import Opened, chromium_browser, visit
-from tests.pipeline.stored_build import GREY, WIDTH, grey_clip, publish_clips
+from tests.published import publish_clips
 from tests.web_server import web_server
 
 QUIET = Progress(quiet=True)
@@ -97,7 +98,6 @@ def snapshots(tmp_path_factory: pytest.TempPathFactory) -> tuple[Snapshot, Snaps
         publish_clips(
             out,
             [grey_clip(key, grid=grid, **said) for key, said in list(CLIPS.items())[:count]],  # type: ignore[arg-type]
-            shard=f"made-{grid}-0123456789abcdef",
             motion=motion,
             settings={"tracks": {"tracker": "lucas_kanade", "grid": grid}},
         )

@@ -9,7 +9,8 @@ import pytest
 from manifests.snapshot import Snapshot
 from pipeline.show import best_clips, show_clips
 from shards.errors import PretrackError
-from tests.pipeline.stored_build import grey_clip, publish_clips
+from tests.clips import grey_clip
+from tests.published import publish_clips
 
 CLIPS = (
     ("a-0", "a.mp4", "pans", 0.3),

@@ -18,8 +18,9 @@ from pipeline import charts, snapshot_figures
 from pipeline.snapshot_figures import cycle_errors, measure
 from pipeline.snapshot_report import write_report
 from shards.clip import Tracks
+from tests.clips import grey_clip
 from tests.pipeline.browser import chromium_browser, visit
-from tests.pipeline.stored_build import grey_clip, publish_clips
+from tests.published import publish_clips
 
 HOSTILE = "<script>alert(1)</script>"
 LOST = {
@@ -113,7 +114,7 @@ def test_only_some_clips_are_read_and_always_the_same(snapshot: Snapshot, monkey
 
 def test_what_to_think_about(snapshot: Snapshot, tmp_path: Path) -> None:
     said = measure(snapshot).concerns
-    assert "1 video yielded nothing, beside 0 that could be read." in said
+    assert "1 video yielded nothing, beside 3 that could be read." in said
     assert '"motion > 0.01 and visible_fraction > 0.5" keeps 2 of 4 clips (50%).' in said
     alone = publish_clips(tmp_path / "out", [grey_clip("made-a", anchors=(0,))])
     row = alone.clips.to_pylist()[0]

@@ -14,18 +14,19 @@ from pipeline.cli import app
 from pipeline.stats import Questions
 from shards.errors import PretrackError
 from tests.clips import make_clip
-from tests.published import publish
+from tests.published import publish_clips
 from tests.web_server import web_server
+
+LOST = {"source": "made", "video_id": "x", "clip": "", "stage": "scan", "reason": "unreadable video", "detail": "", "shard": ""}
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two snapshots: of three clips, and then of one."""
     folder = tmp_path_factory.mktemp("stats")
-    publish(
-        folder, [make_clip(f"made-{split}-00000000-{n:06d}", n, 6 + n, split) for n, split in enumerate(("train", "train", "eval"))]
-    )
-    publish(folder, [make_clip("other-00000000-000000", 9)])
+    clips = [make_clip(f"made-{split}-00000000-{n:06d}", n, 6 + n, split) for n, split in enumerate(("train", "train", "eval"))]
+    publish_clips(folder, clips, motion=(0.0, 0.01, 0.02), failures=[LOST])
+    publish_clips(folder, [make_clip("other-00000000-000000", 9)], failures=[LOST])
     return folder
 
 

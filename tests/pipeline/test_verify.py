@@ -12,7 +12,8 @@ import pytest
 from manifests.snapshot import Snapshot
 from manifests.tables import CLIPS
 from pipeline.verify import _COLUMNS, _tasks, _verify
-from tests.pipeline.stored_build import grey_clip, publish_clips
+from tests.clips import grey_clip
+from tests.published import publish_clips
 from trainer.clips import Clip
 
 SHARDS: list[dict[str, Any]] = [{"shard": f"a-train-00000{n}-00", "bytes": n, "checksum": f"c{n}", "clips": 3} for n in range(4)]
