@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manifests.changes import SettingChange, changed_settings
 from manifests.snapshot import Snapshot
-from manifests.tables import read_table
+from manifests.tables import failure_counts, read_table, videos_named
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,7 @@ def compare(old: Snapshot, new: Snapshot) -> Difference:
 
 def _videos(old: Snapshot, new: Snapshot) -> VideoChanges:
     before, after = (read_table(it.folder / "videos.parquet", ["source", "video_id", "identity"]) for it in (old, new))
-    names = [pc.binary_join_element_wise(it["source"], it["video_id"], "\n") for it in (before, after)]
-    place, removed = _matched(*names)
+    place, removed = _matched(videos_named(before), videos_named(after))
     common = place >= 0
     same = pc.equal(after["identity"].filter(common), before["identity"].take(place[common]))
     return VideoChanges(int((~common).sum()), removed, int(common.sum()) - (pc.sum(same).as_py() or 0))
@@ -122,13 +121,7 @@ def _same_lists(old: pa.ChunkedArray, new: pa.ChunkedArray) -> int:
 
 
 def _failures(old: Snapshot, new: Snapshot) -> tuple[FailureChange, ...]:
-    counts = [
-        {
-            (row["stage"], row["reason"]): row["reason_count"]
-            for row in it.failures.group_by(["stage", "reason"]).aggregate([("reason", "count")]).to_pylist()
-        }
-        for it in (old, new)
-    ]
+    counts = [{(stage, reason): count for stage, reason, count in failure_counts(it.failures)} for it in (old, new)]
     return tuple(FailureChange(*key, *(count.get(key, 0) for count in counts)) for key in sorted({*counts[0], *counts[1]}))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -215,6 +216,24 @@ def members_of(row: dict[str, Any]) -> ClipMembers:
         tuple(Span(*span) for span in zip(offsets, sizes, strict=True)),
         row["checksum"],
     )
+
+
+def videos_named(rows: pa.Table) -> pa.ChunkedArray:
+    """What tells the video of each row from all others: its source and its id, in one text."""
+    return pc.binary_join_element_wise(rows["source"], rows["video_id"], "\n")
+
+
+def rows_by_shard(rows: pa.Table) -> dict[str, int]:
+    """How many rows name each shard."""
+    counts = rows["shard"].value_counts()
+    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+
+
+def failure_counts(failures: pa.Table) -> list[tuple[str, str, int]]:
+    """How often something was left out at a stage for a reason: (stage, reason, count), the most frequent first."""
+    counts = failures.group_by(["stage", "reason"]).aggregate([("reason", "count")])
+    rows = counts.sort_by([("reason_count", "descending"), ("reason", "ascending")]).to_pylist()
+    return [(row["stage"], row["reason"], row["reason_count"]) for row in rows]
 
 
 def table_of(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
+from manifests.tables import failure_counts, videos_named
 from manifests.wording import counted
 from pipeline.status import STAGES
 from shards.clip import Tracks
@@ -26,7 +27,8 @@ SAMPLED = 200
 SEED = 0
 """Which clips those are."""
 
-GOOD = "motion > 0.01 and visible_fraction > 0.5"
+_MOVES, _SEEN = 0.01, 0.5
+GOOD = f"motion > {_MOVES} and visible_fraction > {_SEEN}"
 """What a trainer's `data.where` may ask for, as in the README."""
 
 _VISIBLE = 128
@@ -112,9 +114,7 @@ def measure(snapshot: Snapshot) -> SnapshotFigures:
     """Reads the tables, and of at most SAMPLED clips the tracks. Raises PretrackError if a table cannot be read."""
     clips, shards = snapshot.clips, snapshot.shards
     groups = _groups(clips)
-    good = pc.sum(pc.and_(pc.greater(clips["motion"], 0.01), pc.greater(clips["visible_fraction"], 0.5))).as_py() or 0
-    failures = snapshot.failures.group_by(["stage", "reason"]).aggregate([("reason", "count")])
-    ordered = failures.sort_by([("reason_count", "descending"), ("reason", "ascending")]).to_pylist()
+    good = pc.sum(pc.and_(pc.greater(clips["motion"], _MOVES), pc.greater(clips["visible_fraction"], _SEEN))).as_py() or 0
     frames = pc.sum(clips["frames"]).as_py() or 0
     sources, damaged = _sources(snapshot)
     figures = SnapshotFigures(
@@ -132,13 +132,13 @@ def measure(snapshot: Snapshot) -> SnapshotFigures:
         good=good,
         sources=sources,
         damaged=damaged,
-        failures=tuple((row["stage"], row["reason"], row["reason_count"]) for row in ordered),
+        failures=tuple(failure_counts(snapshot.failures)),
         videos_lost=_videos_lost(snapshot.failures, clips),
         bytes=_bytes(clips, shards),
         stages=tuple(_stage(stage, pc.sum(shards[f"{stage}_seconds"]).as_py() or 0.0, frames) for stage in STAGES),
         concerns=(),
     )
-    return SnapshotFigures(**{**vars(figures), "concerns": tuple(_concerns(figures))})
+    return replace(figures, concerns=tuple(_concerns(figures)))
 
 
 def cycle_errors(tracks: Tracks) -> NDArray[np.float32]:
@@ -181,7 +181,7 @@ def _carried(
 
 def _videos_lost(failures: pa.Table, clips: pa.Table) -> int:
     """How many videos are named by a failure and have no clip."""
-    named, having = (pc.unique(pc.binary_join_element_wise(it["source"], it["video_id"], "\n")) for it in (failures, clips))
+    named, having = (pc.unique(videos_named(rows)) for rows in (failures, clips))
     return len(named) - (pc.sum(pc.is_in(named, value_set=having)).as_py() or 0)
 
 

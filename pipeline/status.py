@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from manifests.receipt import Receipt
 from manifests.snapshot import current_snapshot, open_snapshot
+from manifests.tables import failure_counts
 from shards.errors import PretrackError
 from shards.files import Location, read_whole, write_whole
 
@@ -133,7 +135,7 @@ def _build_status(state: BuildState) -> dict[str, Any]:
     shown = asdict(state) | {
         "shards_left": state.shards_total - state.shards_done - state.shards_broken - state.shards_running,
         "clips_left": state.clips_total - state.clips_done,
-        "reasons": [{"stage": stage, "reason": reason, "count": count} for stage, reason, count in state.reasons],
+        "reasons": _reasons(state.reasons),
     }
     if state.clips_done and state.updated > state.began:
         shown["clips_per_s"] = rate = state.clips_done / (state.updated - state.began)
@@ -146,13 +148,16 @@ def _build_status(state: BuildState) -> dict[str, Any]:
     return shown
 
 
+def _reasons(counts: Iterable[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    return [{"stage": stage, "reason": reason, "count": count} for stage, reason, count in counts]
+
+
 def _snapshot_status(out: Location, name: str) -> dict[str, Any]:
     snapshot = open_snapshot(out, name)
     clips = snapshot.clips.group_by(["source", "split"]).aggregate(
         [("key", "count"), ("frames", "sum"), ("visible_fraction", "mean")]
     )
-    failures = snapshot.failures.group_by(["stage", "reason"]).aggregate([("reason", "count")])
-    seconds = snapshot.shards.select(["decode_seconds", "track_seconds", "write_seconds"])
+    seconds = snapshot.shards.select([f"{stage}_seconds" for stage in STAGES])
     return {
         "name": name,
         "clips": len(snapshot.clips),
@@ -169,10 +174,7 @@ def _snapshot_status(out: Location, name: str) -> dict[str, Any]:
             }
             for row in clips.sort_by([("source", "ascending"), ("split", "descending")]).to_pylist()
         ],
-        "failures": [
-            {"stage": row["stage"], "reason": row["reason"], "count": row["reason_count"]}
-            for row in failures.sort_by([("reason_count", "descending"), ("reason", "ascending")]).to_pylist()
-        ],
+        "failures": _reasons(failure_counts(snapshot.failures)),
         "left_out": snapshot.failures.to_pylist(),
         "worker_seconds": {column: sum(seconds.column(column).to_pylist()) for column in seconds.column_names},
     }
