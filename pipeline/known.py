@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from manifests.receipt import Receipt, list_receipts, read_receipt
 from manifests.snapshot import Snapshot, current_snapshot, list_snapshots, open_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, ShardRow, members_of, read_table, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, ShardRow, members_of, read_table, rows_by_shard, table_of
 from pipeline.decode.errors import PASSING
 from pipeline.video import Failure
 from shards.errors import PretrackError
@@ -97,9 +97,9 @@ class KnownShards:
 
     @cached_property
     def _failure_ranges(self) -> dict[str, tuple[int, int]]:
-        counts = pc.value_counts(self.failures["shard"]).to_pylist()
-        firsts = np.cumsum([0, *(count["counts"] for count in counts)]).tolist()
-        return {count["values"]: (first, count["counts"]) for count, first in zip(counts, firsts, strict=False)}
+        numbers = rows_by_shard(self.failures)
+        firsts = np.cumsum([0, *numbers.values()]).tolist()
+        return {shard: (first, number) for (shard, number), first in zip(numbers.items(), firsts, strict=False)}
 
     def members_of(self, shard: str) -> dict[str, ClipMembers]:
         """Where the members of a shard's clips lie, or lay, by key. Raises PretrackError if no table or receipt can say it."""
@@ -220,9 +220,9 @@ def _described(
     sizes = sizes_in(out / "shards")
     published = set(current.shards["shard"].to_pylist()) if current else set()
     passing = pc.is_in(failures["reason"], value_set=pa.array(PASSING))
-    total = _counts(failures)
-    may_pass = _counts(failures.filter(passing))
-    untracked = _counts(failures.filter(pc.equal(failures["stage"], "track")))
+    total = rows_by_shard(failures)
+    may_pass = rows_by_shard(failures.filter(passing))
+    untracked = rows_by_shard(failures.filter(pc.equal(failures["stage"], "track")))
     return tuple(
         KnownShard(
             row,
@@ -235,9 +235,3 @@ def _described(
         )
         for row, snapshot in sorted(rows, key=lambda item: item[0].shard not in published)
     )
-
-
-def _counts(rows: pa.Table) -> dict[str, int]:
-    """Rows by shard."""
-    counts = rows["shard"].value_counts()
-    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))

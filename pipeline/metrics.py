@@ -10,6 +10,7 @@ from collections import Counter as Counted
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from manifests.receipt import Receipt
+from pipeline.status import STAGES
 
 _SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
 
@@ -39,7 +40,7 @@ class BuildMetrics:
                 counter.inc(amount, source)
         for (stage, reason), count in Counted((f["stage"], f["reason"]) for f in receipt.failures).items():
             self._failures.inc(count, {**source, "stage": stage, "reason": reason})
-        for stage in ("decode", "track", "write"):
+        for stage in STAGES:
             self._seconds.observe(getattr(shard, f"{stage}_seconds"), {**source, "stage": stage})
 
     def broken(self) -> None:

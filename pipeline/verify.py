@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.snapshot import TABLES, Snapshot
-from manifests.tables import members_of
+from manifests.tables import members_of, rows_by_shard
 from pipeline.progress import Progress
 from shards.errors import PretrackError
 from shards.files import Location, read_whole
@@ -61,7 +61,7 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
         for running in under_way:
             problems += running.result()
             stage.advance()
-    counts = _clips_by_shard(snapshot)
+    counts = rows_by_shard(snapshot.clips)
     wanted = {row["shard"]: row["clips"] for row in shards}
     problems += [
         Problem("", f"the tables of {snapshot.folder} disagree about {name}: {_remedy(snapshot)}")
@@ -100,11 +100,6 @@ def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[_Task]:
     for row, first, last in zip(shards, bounds[:-1], bounds[1:], strict=True):
         rows = clips.slice(first, last - first).to_pylist()
         yield row["shard"], snapshot.shard_path(row["shard"]), row["bytes"], row["checksum"], rows
-
-
-def _clips_by_shard(snapshot: Snapshot) -> dict[str, int]:
-    """How many rows of the clips table name each shard."""
-    return {count["values"]: count["counts"] for count in snapshot.clips["shard"].value_counts().to_pylist()}
 
 
 def _verify(task: _Task) -> list[Problem]:
