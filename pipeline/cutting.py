@@ -17,6 +17,7 @@ CLIPS_TO_BE = pa.schema([("key", pa.string()), ("video", pa.int32()), ("start", 
 `frames.stride` apart."""
 
 _BLOCK = 1 << 20
+_UNREADABLE = re.compile(r"[^A-Za-z0-9]+")
 
 
 def cut_clips(videos: pa.Table, names: pa.Array, settings: FrameSettings) -> pa.Table:
@@ -71,17 +72,9 @@ def videos_of(keys: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.replace_substring_regex(keys, "-[0-9]+$", "")
 
 
-def clip_key(source: str, video_id: str, start: int) -> str:
-    """The name of the clip of a video that begins at frame `start`."""
-    return f"{_video_name(source, video_id)}-{start:06d}"
-
-
 def _video_name(source: str, video_id: str) -> str:
     readable = _UNREADABLE.sub("_", video_id).strip("_")[-32:]
     return f"{source}-{readable}-{hashlib.blake2b(video_id.encode(), digest_size=8).hexdigest()}"
-
-
-_UNREADABLE = re.compile(r"[^A-Za-z0-9]+")
 
 
 def _six_digits(numbers: NDArray[np.int32]) -> pa.Array:

@@ -98,11 +98,6 @@ class Plan:
         """The clips of one shard."""
         return tuple(PlannedClip(**row) for row in self.clips.slice(shard.first, shard.count).to_pylist())
 
-    def count(self, action: Action) -> tuple[int, int]:
-        """(shards, clips) with this action."""
-        concerned = [shard.count for shard in self.shards if shard.action == action]
-        return len(concerned), sum(concerned)
-
 
 def make_plan(
     settings: BuildSettings, catalog: Catalog, retry_failed: bool = False, stored: bool = False, damaged: Collection[str] = ()

@@ -30,7 +30,7 @@ from manifests.receipt import receipt_path, shard_path
 from manifests.settings import Settings, load_settings
 from manifests.snapshot import current_snapshot, list_snapshots, open_snapshot
 from manifests.tables import read_table, write_table
-from pipeline.cutting import clip_key
+from pipeline.cutting import video_names
 from pipeline.decode.errors import DecodeError
 from pipeline.decode.images import LARGEST_FILE, read_image
 from pipeline.gc import collect
@@ -237,7 +237,8 @@ def test_a_description_that_does_not_fit_its_frames(change: dict[str, Any]) -> N
 def test_names_of_sources_and_videos(name: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(SourceName).validate_python(name)
-    assert re.fullmatch(r"s-[A-Za-z0-9_]*-[0-9a-f]{16}-000000", clip_key("s", name, 0)), "what a video's clips are called"
+    (named,) = video_names(pa.table({"source": ["s"], "video_id": [name]})).to_pylist()
+    assert re.fullmatch(r"s-[A-Za-z0-9_]*-[0-9a-f]{16}", named), "what a video's clips are called"
 
 
 def png(width: int, height: int) -> bytes:

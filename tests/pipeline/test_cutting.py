@@ -15,7 +15,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.tables import VIDEOS
 from pipeline.assignment import Assignment, frames_fingerprints
 from pipeline.config import FrameSettings
-from pipeline.cutting import clip_key, cut_clips, video_names, videos_of
+from pipeline.cutting import cut_clips, video_names, videos_of
 
 
 def windows(frames: int, cuts: list[int], settings: FrameSettings) -> Iterator[tuple[int, int]]:
@@ -58,12 +58,12 @@ def test_starts_may_have_more_digits_than_keys_leave_room_for(clip_frames: int) 
 
 def assert_cut_as_by_hand(videos: pa.Table, frames: FrameSettings) -> None:
     """Clips, and the videos their keys name, are those of a plain loop."""
+    names = video_names(videos)
     expected = [
-        {"key": clip_key(row["source"], row["video_id"], start), "video": number, "start": start, "frames": count}
+        {"key": f"{names[number]}-{start:06d}", "video": number, "start": start, "frames": count}
         for number, row in enumerate(videos.to_pylist())
         for start, count in windows(row["frames"], row["cuts"] or [], frames)
     ]
-    names = video_names(videos)
     clips = cut_clips(videos, names, frames)
     assert clips.to_pylist() == expected
     assert videos_of(clips["key"]).to_pylist() == names.take(clips["video"].combine_chunks()).to_pylist()
