@@ -24,6 +24,8 @@ from shards.files import TEMPORARY, Location
 
 _OF_FRAMES = ("image_files", "frame_numbers", "timestamps", "cameras")
 """The large columns of the videos table."""
+_NAMES = ["source", "video_id"]
+"""What tells one video from all others."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def build(settings: BuildSettings, progress: Progress, stored: bool = False, ret
         plan = make_plan(settings, catalog, retry_failed, stored)
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))
-        _check_failures(plan.failures, plan, settings, plan.catalog.videos.take(pc.unique(plan.clips["video"])))
+        names = plan.catalog.videos.select(_NAMES)  # `take` copies every column, and some are large
+        _check_failures(plan.failures, plan, settings, names.take(pc.unique(plan.clips["video"])))
         if stored and (anew := next((shard for shard in plan.shards if shard.action == "build"), None)):
             raise PretrackError(
                 f"{anew.group} has to be built from its source ({anew.reason}), which '--stored' does without: leave it out"
@@ -129,11 +132,10 @@ def _in_order(rows: pa.Table, names: pa.Array) -> pa.Table:
 
 def _check_failures(failures: pa.Table, plan: Plan, settings: BuildSettings, good: pa.Table) -> None:
     """Raises PretrackError if too many videos yield nothing: all but those in the rows `good`."""
-    names = ["source", "video_id"]
-    good = good.select(names).group_by(names).aggregate([])
+    good = good.select(_NAMES).group_by(_NAMES).aggregate([])
     bad = plan.catalog.found - good.num_rows
     if bad > settings.max_failed_videos * plan.catalog.found:
-        lost = failures.filter(pc.not_equal(failures["video_id"], "")).join(good, names, join_type="left anti").sort_by("video_id")
+        lost = failures.filter(pc.not_equal(failures["video_id"], "")).join(good, _NAMES, join_type="left anti").sort_by("video_id")
         counts = lost.group_by("reason").aggregate([("reason", "count")]).sort_by([("reason_count", "descending")]).to_pylist()
         reasons = ", ".join(f"{row['reason_count']} x {row['reason']}" for row in counts[:4])
         named = lost.slice(0, 1).to_pylist()
