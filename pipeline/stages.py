@@ -1,4 +1,4 @@
-"""What happens to one shard: decode (or load) → track → write, each a plain function that `pipeline.build` runs on Ray."""
+"""What happens to one shard: decode (or load) → track → write, each a plain function that `pipeline.shard_chains` runs on Ray."""
 
 from __future__ import annotations
 

@@ -153,7 +153,7 @@ def written_at(url: Url) -> datetime:
 
 def sizes_in(url: Url) -> dict[str, int]:
     """The objects directly in a folder with their sizes in bytes; none if there is no such folder. Raises OSError."""
-    store, path = _at(url / "")
+    store, path = _at(url)
     found = _asked(url, lambda: obstore.list_with_delimiter(store, path))
     return {item["path"].rsplit("/", 1)[-1]: item["size"] for item in found["objects"]}
 
