@@ -27,9 +27,9 @@ from pipeline import stages
 from pipeline.cluster import connect, resources, worker_decoder
 from pipeline.config import BuildSettings
 from pipeline.events import Events
+from pipeline.news import News
 from pipeline.plan import Plan, PlannedShard
 from pipeline.progress import Progress
-from pipeline.report import Report
 from pipeline.status import BuildState, StateFile
 from pipeline.tracker_pool import TrackerLost, TrackerPool
 from pipeline.video import Failure
@@ -74,16 +74,16 @@ async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSett
     made: dict[str, str] = {}
     try:
         with progress.stage("making shards", total=clips, unit="clips") as stage:
-            report = Report(events, state, stage)
-            async with aclosing(_chains(todo, plan, settings, pool, events, report)) as results:
+            news = News(events, state, stage)
+            async with aclosing(_chains(todo, plan, settings, pool, events, news)) as results:
                 async for shard, result in results:
                     if isinstance(result, Exception):
-                        report.broken(shard, result)
+                        news.broken(shard, result)
                         broken[shard.group] = first_line(result)
                         _stop_if_hopeless(result, settings)
                     else:
                         made[shard.group] = result.shard.shard
-                        report.made(shard, result)
+                        news.made(shard, result)
         if broken:
             raise PretrackError(_complaint(broken, len(todo)))
     except BaseException as error:
@@ -98,7 +98,7 @@ async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSett
 
 
 async def _chains(
-    todo: list[PlannedShard], plan: Plan, settings: BuildSettings, pool: TrackerPool, events: Events, report: Report
+    todo: list[PlannedShard], plan: Plan, settings: BuildSettings, pool: TrackerPool, events: Events, news: News
 ) -> AsyncGenerator[tuple[PlannedShard, Receipt | Exception]]:
     """Every shard with its receipt, or with what went wrong, in the order they are done."""
     waiting = iter(todo)
@@ -110,7 +110,7 @@ async def _chains(
             while len(running) < limit and (shard := next(waiting, None)):
                 chain = _Chain(_task(shard, plan, settings), partial(_from_source, shard, plan, settings), pool, events)
                 running[asyncio.create_task(chain.run())] = shard
-            report.under_way(len(running), pool)
+            news.under_way(len(running), pool)
             if not running:
                 return
             done, _ = await asyncio.wait(running, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)

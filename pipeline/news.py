@@ -13,7 +13,7 @@ from pipeline.tracker_pool import TrackerPool
 from shards.errors import first_line
 
 
-class Report:
+class News:
     """Takes what happens to shards and hands it to all who want to know."""
 
     def __init__(self, events: Events, state: StateFile, stage: Stage) -> None:
