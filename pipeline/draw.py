@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from shards import jpeg
 from shards.clip import StoredClip
 from shards.files import TEMPORARY, write_whole
+from shards.picture import thinned
 
 Picture = NDArray[np.uint8]
 
@@ -46,11 +47,7 @@ def thumbnail(clip: StoredClip, anchor: int = 0, width: int = 320) -> bytes:
 def _drawn(clip: StoredClip, anchor: int, times: Iterable[int]) -> Iterator[Picture]:
     """The frames at some times, with tracks and without a caption."""
     tracks = clip.tracks
-    side = round(tracks.positions.shape[2] ** 0.5)
-    every = 1
-    while (-(-side // every)) ** 2 > _MOST_POINTS:
-        every += 1
-    shown = [row * side + column for row in range(0, side, every) for column in range(0, side, every)]
+    shown = thinned(tracks.positions.shape[2], _MOST_POINTS)
     scale = max(1, round(_SHOWN_SHORT_SIDE / min(clip.info.width, clip.info.height)))
     colours = [colour(number, len(shown)) for number in range(len(shown))]
     positions = (tracks.positions[anchor][:, shown] + 0.5) * scale - 0.5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import colorsys
 import html
+from math import isqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +49,7 @@ def _picture(clip: StoredClip, anchor: int, t: int) -> str:
     scale = _SHOWN_SHORT_SIDE / min(info.width, info.height)
     radius = 2.5 / scale
     shapes = []
-    shown = _shown(positions.shape[1])
+    shown = thinned(positions.shape[1], _MOST_POINTS)
     for number, n in enumerate(shown):
         red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(0.9 * number / len(shown), 0.85, 1.0))
         colour = f"#{red:02x}{green:02x}{blue:02x}"
@@ -67,11 +68,12 @@ def _picture(clip: StoredClip, anchor: int, t: int) -> str:
     )
 
 
-def _shown(points: int) -> list[int]:
-    """The points of a square grid that are drawn."""
-    side = round(points**0.5)
+def thinned(points: int, most: int) -> list[int]:
+    """Which points are drawn of a square grid, row by row: all, or those of every second or third row and column, `most` at most.
+    A number that is no square is taken for a grid that lacks its end."""
+    side = isqrt(max(points, 1) - 1) + 1
     every = 1
-    while (-(-side // every)) ** 2 > _MOST_POINTS:
+    while (-(-side // every)) ** 2 > most:
         every += 1
     places = (row * side + column for row in range(0, side, every) for column in range(0, side, every))
     return [place for place in places if place < points]

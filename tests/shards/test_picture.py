@@ -8,8 +8,11 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from pipeline.draw import draw_clip
 from shards.clip import StoredClip
+from shards.picture import thinned
 from tests.clips import make_clip
 
 
@@ -40,6 +43,21 @@ def test_names_are_only_text() -> None:
     assert "<script" not in page
     assert "<img" not in page
     assert "<script>alert(1)</script>" in "".join(shown(clip).itertext())
+
+
+@pytest.mark.parametrize(("points", "most"), [(0, 9), (1, 9), (5, 9), (8, 9), (9, 9), (16, 9), (17, 9), (1024, 100)])
+def test_of_any_number_of_points_some_are_drawn(points: int, most: int) -> None:
+    places = thinned(points, most)
+    assert len(places) <= most
+    assert places == sorted({place for place in places if place < points})
+    assert len(places) == points or points > most
+
+
+def test_clips_whose_points_are_no_grid_are_drawn() -> None:
+    clip = make_clip(points=8)
+    frames = draw_clip(clip)
+    assert len(frames) == clip.info.frames
+    assert len({frame.tobytes() for frame in frames}) == len(frames)
 
 
 def test_it_needs_nothing_from_elsewhere_and_stays_small() -> None:
