@@ -13,14 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import jpeg
-from shards.clip import StoredClip
+from shards.clip import VISIBLE, StoredClip
 from shards.files import TEMPORARY, write_whole
 from shards.picture import thinned
 
 Picture = NDArray[np.uint8]
 
 _TAIL = 6
-_VISIBLE = 128
 _FIXED = 16  # OpenCV draws at 1/16 px with shift=4
 _SHOWN_SHORT_SIDE = 256
 _MOST_POINTS = 144
@@ -51,7 +50,7 @@ def _drawn(clip: StoredClip, anchor: int, times: Iterable[int]) -> Iterator[Pict
     scale = max(1, round(_SHOWN_SHORT_SIDE / min(clip.info.width, clip.info.height)))
     colours = [colour(number, len(shown)) for number in range(len(shown))]
     positions = (tracks.positions[anchor][:, shown] + 0.5) * scale - 0.5
-    visible = tracks.visibility[anchor][:, shown] >= _VISIBLE
+    visible = tracks.visibility[anchor][:, shown] >= VISIBLE
     for t in times:
         frame = cv2.resize(jpeg.decode(clip.jpegs[t]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
         for n, hue in enumerate(colours):

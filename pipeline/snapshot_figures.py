@@ -16,7 +16,7 @@ from manifests.snapshot import Snapshot
 from manifests.tables import failure_counts, videos_named
 from manifests.wording import counted
 from pipeline.status import STAGES
-from shards.clip import Tracks
+from shards.clip import VISIBLE, Tracks
 from shards.codec import decode_tracks
 from shards.errors import ShardError
 from shards.reader import read_members
@@ -31,7 +31,6 @@ _MOVES, _SEEN = 0.01, 0.5
 GOOD = f"motion > {_MOVES} and visible_fraction > {_SEEN}"
 """What a trainer's `data.where` may ask for, as in the README."""
 
-_VISIBLE = 128
 _AT_ONCE = 8
 _BINS = 25
 
@@ -154,7 +153,7 @@ def cycle_errors(tracks: Tracks) -> NDArray[np.float32]:
     for a, start in enumerate(tracks.anchors):
         for b, turn in enumerate(tracks.anchors):
             if a != b and side > 1 and side * side == tracks.positions.shape[2]:
-                seen = tracks.visibility[a, turn] >= _VISIBLE
+                seen = tracks.visibility[a, turn] >= VISIBLE
                 home, known = _carried(tracks, b, int(start), tracks.positions[a, turn], side)
                 found.append(np.linalg.norm(home - tracks.positions[a, start], axis=-1)[seen & known])
     return np.concatenate(found).astype(np.float32)
@@ -166,7 +165,7 @@ def _carried(
     """Where points [N, 2] of an anchor's frame are in frame `t`, by the grid around them: [N, 2], and whether that is known [N]."""
     grid = tracks.positions[anchor, tracks.anchors[anchor]].reshape(side, side, 2)
     moved = (tracks.positions[anchor, t] - grid.reshape(-1, 2)).reshape(side, side, 2)
-    visible = (tracks.visibility[anchor, t] >= _VISIBLE).reshape(side, side)
+    visible = (tracks.visibility[anchor, t] >= VISIBLE).reshape(side, side)
     xs, ys = grid[0, :, 0], grid[:, 0, 1]
     inside = (points[:, 0] >= xs[0]) & (points[:, 0] < xs[-1]) & (points[:, 1] >= ys[0]) & (points[:, 1] < ys[-1])
     column = np.clip(np.searchsorted(xs, points[:, 0], side="right") - 1, 0, side - 2)

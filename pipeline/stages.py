@@ -22,7 +22,7 @@ from pipeline.plan import PlannedClip, PlannedShard
 from pipeline.trackers.protocol import Tracker
 from pipeline.video import Failure
 from shards import jpeg
-from shards.clip import Camera, ClipInfo, Tracks
+from shards.clip import VISIBLE, Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
 from shards.geometry import View, grid_points, stored_view
@@ -329,5 +329,5 @@ def _motion(tracks: Tracks, info: ClipInfo) -> float:
     rows = np.arange(len(tracks.anchors))
     start = tracks.positions[rows, tracks.anchors][:, None]
     distance = np.linalg.norm(tracks.positions - start, axis=-1)
-    farthest = np.where(tracks.visibility > 127, distance, 0.0).max(axis=1)
+    farthest = np.where(tracks.visibility >= VISIBLE, distance, 0.0).max(axis=1)
     return float(np.median(farthest) / np.hypot(info.width, info.height))

@@ -21,6 +21,9 @@ FORMAT_VERSION = 1
 LARGEST_DESCRIPTION = 1 << 26
 """Bytes of a description a reader accepts: hundreds of times that of a long clip with cameras."""
 
+VISIBLE = 128
+"""The visibility from which on a point is drawn and counted as visible; who trains chooses another as needed."""
+
 _LONGEST_KEY = 100
 _TEXTS = ("source", "dataset", "video_id", "sequence", "split", "terms", "frames_settings", "tracks_settings")
 _SIZES = ("width", "height", "source_width", "source_height")

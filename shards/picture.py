@@ -6,17 +6,14 @@ import base64
 import colorsys
 import html
 from math import isqrt
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from shards.clip import StoredClip
+from shards.clip import VISIBLE, StoredClip
 
 _FRAMES = 4
 _MOST_POINTS = 100
 _TAIL = 6
-_VISIBLE = 128
 _SHOWN_SHORT_SIDE = 160
 
 
@@ -45,7 +42,7 @@ def _picture(clip: StoredClip, anchor: int, t: int) -> str:
     """One frame. SVG has the corner of the top-left pixel at (0, 0), tracks have its centre there."""
     info, tracks = clip.info, clip.tracks
     positions = tracks.positions[anchor] + 0.5
-    visible = tracks.visibility[anchor] >= _VISIBLE
+    visible = tracks.visibility[anchor] >= VISIBLE
     scale = _SHOWN_SHORT_SIDE / min(info.width, info.height)
     radius = 2.5 / scale
     shapes = []
