@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,9 +72,28 @@ def find_videos(settings: BuildSettings, progress: Progress) -> Iterator[Video |
                 for found in source.find_videos():
                     if isinstance(found, Video):
                         stage.advance()
-                    yield found
+                    yield _in_unicode(found)
             except OSError as error:
                 raise PretrackError(f"{error.filename or source.root} of source {source.name} cannot be read ({error})") from error
+
+
+def _in_unicode(found: Video | Failure) -> Video | Failure:
+    """The same, if its names are text: on Linux file names are bytes, and tables hold text. Otherwise a failure that says so."""
+    names = [found.video_id, found.file, *found.image_files] if isinstance(found, Video) else [found.video_id, found.detail]
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:
+        video_id = _shown(found.video_id)
+        if isinstance(found, Failure):
+            return replace(found, video_id=video_id, detail=_shown(found.detail))
+        detail = f"{found.root}/{video_id}: its name, or that of a file in it, is not valid UTF-8: rename it"
+        return Failure(found.source, video_id, "", "catalog", "unusable name", detail)
+    return found
+
+
+def _shown(name: str) -> str:
+    """A name of any bytes as text."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def make_catalog(settings: BuildSettings, progress: Progress, retry_failed: bool = False) -> Catalog:

@@ -67,10 +67,7 @@ class VideoFolder(Settings):
         images = []
         for entry in entries:
             name = joined(folder, entry.name)
-            if not _is_unicode(name):
-                shown = name.encode("utf-8", "backslashreplace").decode()
-                yield self._failure(shown, "unusable name", "its name is not valid UTF-8: rename it")
-            elif is_folder(entry):
+            if is_folder(entry):
                 yield from self._walk(name, seen)
             elif entry.name.lower().endswith(VIDEO_SUFFIXES) or is_image(entry.name):
                 try:
@@ -104,12 +101,3 @@ class VideoFolder(Settings):
 
     def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
         return Failure(self.name, video_id, "", "catalog", reason, f"{self.root}/{video_id}: {detail}")
-
-
-def _is_unicode(name: str) -> bool:
-    """File names are bytes on Linux; tables and JSON hold text."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from pipeline.catalog import make_catalog
 from pipeline.config import BuildSettings
+from pipeline.progress import Progress
 from pipeline.sources import Source
 from pipeline.sources.files import ListedFile, identity_of, numbered, trailing_number
 from pipeline.sources.json_stream import items
@@ -129,14 +131,25 @@ def test_links_are_followed_once_and_broken_ones_named(tmp_path: Path) -> None:
     assert [(failure.video_id, failure.reason) for failure in failures] == [("gone.mp4", "unreadable file")]
 
 
-def test_a_name_that_is_no_text_is_a_failure(tmp_path: Path) -> None:
-    touch(tmp_path / "a.mp4")
-    with open(os.fsencode(tmp_path) + b"/\xff.mp4", "wb"):
-        pass
-    videos, (failure,) = find(tmp_path)
-    assert [video.video_id for video in videos] == ["a.mp4"]
-    assert (failure.reason, failure.video_id) == ("unusable name", "\\udcff.mp4")
-    failure.detail.encode()
+@pytest.mark.parametrize(
+    ("dataset", "folder"),
+    [
+        ("video_folder", "{}"),
+        ("co3d", "apple/{}/images"),
+        ("youtube_vos", "train/JPEGImages/{}"),
+        ("dl3dv", "1K/{}/images_8"),
+    ],
+)
+def test_a_name_that_is_no_text_is_a_failure(tmp_path: Path, dataset: str, folder: str) -> None:
+    for name in ("good", os.fsdecode(b"b\xff")):
+        for number in (1, 2):
+            touch(tmp_path / folder.format(name) / f"frame{number:05d}.jpg")
+    settings = BuildSettings.model_validate({"sources": [{"dataset": dataset, "root": tmp_path}], "out": tmp_path / "out"})
+    found = make_catalog(settings, Progress(quiet=True))
+    (video_id,) = found.videos["video_id"].to_pylist()
+    named = [row for row in found.failures.to_pylist() if row["reason"] == "unusable name"]
+    assert [row["video_id"] for row in named] == [video_id.replace("good", "b\\udcff")]
+    assert found.found == 2
 
 
 def test_a_missing_or_empty_root_is_one_sentence(tmp_path: Path) -> None:
