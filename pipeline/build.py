@@ -89,7 +89,7 @@ def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snaps
     """The snapshot that holds just the shards of the plan: the current one if it does already, or a new one. `made` are the names
     of the shards just made, by group."""
     shards = [made.get(shard.group, shard.shard) for shard in plan.shards]
-    if plan.known.current and _holds(plan.known.current, shards, plan):
+    if plan.known.current and _holds(plan.known.current, shards, list(made.values()), plan):
         return plan.known.current
     kept = {shard.shard for shard in plan.shards} - set(made.values())
     known = [shard for shard in plan.known.shards if shard.row.shard in kept]
@@ -113,15 +113,21 @@ def _note_end(built: Built, events: Events) -> None:
     events.note("build finished", said, made=built.made, kept=built.kept, snapshot=built.snapshot.name)
 
 
-def _holds(snapshot: Snapshot, shards: list[str], plan: Plan) -> bool:
+def _holds(snapshot: Snapshot, shards: list[str], made: list[str], plan: Plan) -> bool:
     """Whether a snapshot has just these shards, and the plan's videos and failures. A shard's name stands for its clips, a video's
-    identity for what is known of each of its frames; how often a shard was tried, its receipt says."""
+    identity for what is known of each of its frames; how often a shard was tried, its receipt says. Of shards that were made again
+    and came out the same, the rows are compared: what was damaged may have been the table."""
     if shards != snapshot.shards["shard"].to_pylist():
         return False
     failures = snapshot.failures.filter(pc.equal(snapshot.failures["shard"], ""))
     columns = [name for name in VIDEOS.names if name not in _OF_FRAMES]
     videos = read_table(snapshot.folder / "videos.parquet", columns)
-    return bool(failures.equals(plan.failures) and videos.equals(plan.catalog.videos.select(columns)))
+    clips = snapshot.clips.filter(pc.is_in(snapshot.clips["shard"], value_set=pa.array(made, pa.string()))).sort_by("key")
+    return bool(
+        failures.equals(plan.failures)
+        and videos.equals(plan.catalog.videos.select(columns))
+        and clips.equals(plan.known.rows((), made)["clips"].sort_by("key"))
+    )
 
 
 def _in_order(rows: pa.Table, names: pa.Array) -> pa.Table:

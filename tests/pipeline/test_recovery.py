@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from manifests.receipt import list_receipts
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
+from manifests.tables import write_table
 from pipeline.build import build, carry_out
 from pipeline.catalog import make_catalog
 from pipeline.lock import only_build
@@ -72,6 +74,20 @@ def test_trying_again_never_makes_a_shard_worse(root: Path) -> None:
     better = build(settings, QUIET, retry_failed=True).snapshot
     assert (better.clips.num_rows, better.failures.num_rows) == (6, 0)
     assert {len(frames) for frames in frames_of(better).values()} == {10}
+
+
+def test_repair_mends_a_table_that_contradicts_its_shard(root: Path) -> None:
+    snapshot = open_snapshot(root / "out")
+    table, good = snapshot.folder / "clips.parquet", snapshot.clips.sort_by("key")
+    splits = pa.array(["eval", *snapshot.clips["split"].to_pylist()[1:]])
+    write_table(table, snapshot.clips.set_column(snapshot.clips.schema.get_field_index("split"), "split", splits))
+    spoilt = open_snapshot(root / "out")
+    (problem,) = problems = verify_snapshot(spoilt, QUIET)
+    assert "its 'split' is 'train', and the tables say 'eval'" in str(problem)
+    repaired = repair(spoilt, problems, QUIET).built
+    assert (repaired.made, repaired.snapshot.name) == (1, "000002")
+    assert verify_snapshot(repaired.snapshot, QUIET) == []
+    assert repaired.snapshot.clips.sort_by("key").equals(good)
 
 
 def test_repair_leaves_other_shards_as_they_are(root: Path) -> None:
