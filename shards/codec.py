@@ -127,8 +127,10 @@ def _read(data: bytes, shape: Shape | None) -> _Record:
     if len(record) != _bytes_of(a, t, n):
         raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {_in_words((a, t, n))}")
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
-    planes = 4 * a + 8 * values
-    return _Record(units, body[: 4 * a].view("<i4"), body[4 * a : planes].reshape(4, 2, a, t, n), body[planes:].reshape(2, a, t, n))
+    anchors, planes = body[: 4 * a].view("<i4"), 4 * a + 8 * values
+    if ((anchors < 0) | (anchors >= t)).any():
+        raise ShardError(f"the tracks' anchors {anchors[:9].tolist()} are not all among their {t} frames")
+    return _Record(units, anchors, body[4 * a : planes].reshape(4, 2, a, t, n), body[planes:].reshape(2, a, t, n))
 
 
 def _signed(planes: NDArray[np.uint8]) -> NDArray[np.int32]:

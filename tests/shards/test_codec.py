@@ -20,7 +20,7 @@ from tests.clips import make_tracks
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 2**31), anchors=st.integers(1, 3), frames=st.integers(1, 9), points=st.integers(1, 40))
 def test_round_trip(seed: int, anchors: int, frames: int, points: int) -> None:
-    tracks = make_tracks(seed, tuple(range(anchors)), frames, points)
+    tracks = make_tracks(seed, tuple(range(min(anchors, frames))), frames, points)
     back = decode_tracks(encode_tracks(tracks))
     assert np.abs(back.positions - tracks.positions).max() <= 1 / 64 + 1e-5
     assert (back.anchors == tracks.anchors).all()
@@ -76,6 +76,14 @@ def test_damage_is_named() -> None:
         decode_tracks(pack(struct.pack("<4sHHIII", b"PTRK", 2, 32, 1, 1, 1)))
     with pytest.raises(ShardError, match="does not fit 9 anchors"):
         decode_tracks(pack(struct.pack("<4sHHIII", b"PTRK", 1, 32, 9, 1, 1)))
+
+
+@pytest.mark.parametrize("anchor", [-1, 4, 1 << 20])
+def test_anchors_that_are_no_frames_are_refused(anchor: int) -> None:
+    data = encode_tracks(make_tracks(0, (0, anchor), 4, 4))
+    for read in (decode_tracks, lambda data: decode_frames(data, 0, [0])):
+        with pytest.raises(ShardError, match=rf"anchors \[0, {anchor}\] are not all among their 4 frames"):
+            read(data)  # type: ignore[no-untyped-call]
 
 
 def test_a_bomb_is_not_unpacked() -> None:
