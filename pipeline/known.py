@@ -106,8 +106,8 @@ class KnownShards:
         known = next(known for known in self.shards if known.row.shard == shard)
         if not known.snapshot:
             return {row.key: members_of(asdict(row)) for row in read_receipt(self.out, shard).clips}
-        in_current = self.current if self.current and known.current else Snapshot(self.out, known.snapshot)
-        rows = in_current.clips.filter(pc.equal(in_current.clips["shard"], shard)).to_pylist()
+        snapshot = self.current if self.current and known.current else Snapshot(self.out, known.snapshot)
+        rows = snapshot.clips.filter(pc.equal(snapshot.clips["shard"], shard)).to_pylist()
         return {row["key"]: members_of(row) for row in rows}
 
     def rows(self, kept: Sequence[KnownShard], made: Sequence[str]) -> dict[str, pa.Table]:

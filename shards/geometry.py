@@ -31,7 +31,7 @@ def grid_points(grid: int, width: int, height: int) -> NDArray[np.float32]:
     """A regular grid over a frame, row-major: [grid * grid, 2] (x, y) in its pixels.
 
     The grid is CoTracker3's: in a 512x384 frame it leaves a margin of 8 pixels on every side; a single point is (256, 192). The
-    points are mapped to the frame's size corner to corner, as that tracker maps its own (specs of the paper's predictor).
+    points are mapped to the frame's size corner to corner, as that tracker's predictor maps its own.
     """
     if grid < 1:
         raise ValueError(f"a grid needs at least 1 point a side, not {grid}")

@@ -129,7 +129,7 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check every shard of the current snapshot: sizes, checksums, offsets, images, tracks. Exits with 1 if anything is wrong."""
+    """Check the current snapshot: sizes, checksums, images, tracks, and what its tables say. Exits with 1 if anything is wrong."""
     from manifests.snapshot import open_snapshot
     from pipeline.progress import Progress
     from pipeline.verify import verify_snapshot
