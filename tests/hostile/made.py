@@ -1,0 +1,28 @@
+"""What several of these tests read, and how."""
+
+from __future__ import annotations
+
+import struct
+from itertools import islice
+from pathlib import Path
+
+import zstandard
+
+from trainer.config import DataSettings
+from trainer.streaming import StreamedClips
+
+DEEP = b"[" * 100_000
+
+
+def streamed(tar: Path) -> list[str]:
+    settings = DataSettings.model_validate({"out": "not-looked-at", "size": 64, "step": 1, "frames": 2})
+    return [sample["key"] for sample in islice(StreamedClips(str(tar), settings, seed=0), 1)]
+
+
+def track_bomb() -> bytes:
+    """Tracks of 100 kB that unpack to 400 MB."""
+    packer = zstandard.ZstdCompressor().compressobj(size=400_000_052)
+    bomb = packer.compress(struct.pack("<4sHHIII", b"PTRK", 1, 32, 8, 500, 10_000) + bytes(32))
+    bomb += b"".join(packer.compress(bytes(1_000_000)) for _ in range(400)) + packer.flush()
+    assert len(bomb) < 100_000
+    return bomb

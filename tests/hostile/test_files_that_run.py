@@ -1,0 +1,134 @@
+"""Configs, weights and checkpoints of people who mean harm: nothing of them is run, and none unfolds."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from manifests.settings import Settings, load_settings
+from shards.errors import PretrackError, SettingsError
+from tests.hostile.made import DEEP
+from trainer.backbone import read_weights
+from trainer.checkpoint import load_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+class Config(Settings):
+    """A config with one number."""
+
+    a: Any = 1
+
+
+LAUGHS = "l0: &l0 [x, x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30)) + "a: *l29\n"
+MERGES = "l0: &l0 {x: 1}\n" + "".join(f"l{i}: &l{i}\n  <<: [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: !!python/object/apply:os.system ['touch {made}']", "could not determine a constructor"),
+        ("a: !!python/name:os.system", "could not determine a constructor"),
+        (LAUGHS, "it unfolds to more than 100000 values"),
+        (MERGES, "it unfolds to more than 100000 values"),
+        ("a: &a [*a]", "it unfolds to more than 100000 values"),
+        ("a: " + "[" * 1200, "nested too deep"),
+        ("a: 2001-99-99", "month must be in"),
+        ("#" * (1 << 20) + "\n", "more than 1048576 bytes"),
+    ],
+    ids=["call", "name", "laughs", "merges", "itself", "nested", "date", "long"],
+)
+def test_configs_that_unfold_or_run(tmp_path: Path, little_memory: None, text: str, said: str) -> None:
+    made = tmp_path / "made"
+    (tmp_path / "c.yaml").write_text(text.replace("{made}", str(made)))
+    with pytest.raises(SettingsError, match=said) as caught:
+        load_settings(Config, tmp_path / "c.yaml")
+    assert len(str(caught.value)) < 400
+    assert not made.exists()
+
+
+def test_a_config_may_still_have_aliases(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: {b: &b {x: 1}, c: *b, d: {<<: *b, y: 2}}\n")
+    assert load_settings(Config, tmp_path / "c.yaml").a == {"b": {"x": 1}, "c": {"x": 1}, "d": {"x": 1, "y": 2}}
+
+
+def test_overrides_that_unfold(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("a: 1\n")
+    with pytest.raises(SettingsError, match="is not valid YAML"):
+        load_settings(Config, tmp_path / "c.yaml", ["a=" + "[" * 1200])
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, made: str) -> None:
+        self.made = made
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.made,)
+
+
+def test_weights_that_run(tmp_path: Path) -> None:
+    torch.save({"step": Evil(str(tmp_path / "made"))}, tmp_path / "w.pt")
+    for read in (read_weights, load_checkpoint):
+        with pytest.raises(PretrackError, match="cannot be read"):
+            read(tmp_path / "w.pt")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        struct.pack("<Q", 1 << 62),
+        struct.pack("<Q", len(DEEP)) + DEEP,
+        struct.pack("<Q", 66) + b'{"a":{"dtype":"F32","shape":[1073741824,8],"data_offsets":[0,4]}} ',
+        struct.pack("<Q", 66) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[99999999,10000]}} ',
+        b"",
+    ],
+)
+def test_safetensors_that_lie(tmp_path: Path, little_memory: None, header: bytes) -> None:
+    (tmp_path / "w.safetensors").write_bytes(header + bytes(8))
+    with pytest.raises(SettingsError, match="cannot be read as weights"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("state", [[1, 2], {"model": {}}, {"settings": 3, "step": 1}, {"settings": {}, "step": "x"}])
+def test_checkpoints_of_other_programs(tmp_path: Path, state: Any) -> None:
+    torch.save(state, tmp_path / "step_00000001.pt")
+    with pytest.raises(PretrackError, match="is no checkpoint of a run of ours"):
+        load_checkpoint(tmp_path / "step_00000001.pt")
+
+
+def test_nothing_that_runs_what_it_reads() -> None:
+    """Every call in the tree that could be made to run a file's content is one that cannot."""
+    # What stands here is only searched for in the product's files: nothing is loaded or run by it.
+    calls: dict[str, Callable[[str], bool]] = {
+        r"torch\.load\(": lambda line: "weights_only=True" in line,
+        r"\byaml\.(load|unsafe_load|full_load)\w*\(": lambda line: False,
+        r"\bpickle\.loads?\(|allow_pickle=True|\bjoblib\b|\bmarshal\b|\bshelve\b": lambda line: False,
+        r"\.extractall\(|\.extract\(|unpack_archive": lambda line: False,
+        r"(?<![\w.])(eval|exec)\(|os\.system\(|shell=True": lambda line: False,
+    }
+    for folder in ("shards", "manifests", "pipeline", "trainer"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for number, line in enumerate(path.read_text().splitlines(), 1):
+                for call, harmless in calls.items():
+                    assert not re.search(call, line) or harmless(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+
+
+def test_the_cli_says_it_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(LAUGHS)
+    command = [sys.executable, "-m", "pipeline", "build", str(tmp_path / "c.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1
+    assert "unfolds to more than 100000 values" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,190 @@
+"""Output folders of people who mean harm lead nowhere else, and run nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from manifests.receipt import receipt_path, shard_path
+from manifests.snapshot import current_snapshot, list_snapshots, open_snapshot
+from manifests.tables import read_table, write_table
+from pipeline.gc import collect
+from pipeline.progress import Progress
+from pipeline.show import read_clip, show_clips
+from pipeline.snapshot_figures import measure
+from pipeline.verify import _tasks, _verify, verify_snapshot
+from shards.errors import PretrackError, ShardError
+from shards.reader import read_members
+from shards.verify import verify_shard
+from shards.writer import ClipMembers, Span, open_shard
+from tests.clips import grey_clip, make_clip, write_clips
+from tests.hostile.made import DEEP, streamed, track_bomb
+from tests.published import publish_clips
+from trainer.clips import open_snapshots
+from trainer.config import DataSettings
+from trainer.data import ClipDataset
+from trainer.streaming import listed_tars
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A folder with two snapshots of the same shard, of one clip."""
+    for _ in range(2):
+        publish_clips(tmp_path / "out", [grey_clip("made-a-000000")])
+    return tmp_path / "out"
+
+
+def spoil(out: Path, table: str, snapshot: str = "000002", **values: Any) -> None:
+    """Replaces columns of a table of one row."""
+    file = out / "snapshots" / snapshot / f"{table}.parquet"
+    whole = read_table(file)
+    for name, value in values.items():
+        place = whole.schema.get_field_index(name)
+        whole = whole.set_column(place, whole.schema.field(name), pa.array([value], whole.schema.field(name).type))
+    write_table(file, whole)
+
+
+def loaded(out: Path) -> object:
+    settings = DataSettings.model_validate({"out": out, "size": 32, "frames": 4, "step": 1})
+    return ClipDataset(open_snapshots(settings), settings, seed=0)[0, 0]
+
+
+@pytest.mark.parametrize(
+    ("table", "values"),
+    [
+        ("clips", {"shard": "../../etc/passwd"}),
+        ("clips", {"shard": "/etc/passwd"}),
+        ("clips", {"tracks_offset": -512}),
+        ("clips", {"tracks_offset": 1 << 62, "tracks_size": 1 << 62}),
+        ("clips", {"tracks_size": -1}),
+        ("clips", {"tracks_size": 1 << 60}),
+        ("clips", {"frame_offsets": [-1] * 8}),
+        ("clips", {"frame_sizes": [1 << 60] * 8}),
+        ("clips", {"frame_sizes": [-(1 << 60)] * 8}),
+        ("clips", {"frame_offsets": []}),
+        ("clips", {"width": 1 << 30, "height": 1 << 30}),
+        ("clips", {"points": 1}),
+        ("clips", {"points": 1 << 30}),
+        ("clips", {"anchors": [0, 1 << 30]}),
+        ("clips", {"frames": 1 << 30}),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_tables_that_point_elsewhere(out: Path, little_memory: None, table: str, values: dict[str, Any]) -> None:
+    assert loaded(out)
+    spoil(out, table, **values)
+    with pytest.raises(PretrackError) as caught:
+        loaded(out)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "root:" not in str(caught.value)
+
+
+def test_members_beyond_a_shard(tmp_path: Path, little_memory: None) -> None:
+    write_clips(tmp_path / "s.tar", [make_clip()])
+    for offset, size in ((-1, 5), (0, -1), (0, 1 << 60), (1 << 62, 1 << 62), (1 << 62, 1)):
+        with pytest.raises(ShardError):
+            read_members(tmp_path / "s.tar", [offset], [size])
+        members = ClipMembers(Span(offset, size), Span(offset, size), (), "")
+        assert any("clip k:" in problem for problem in verify_shard(tmp_path / "s.tar", 1, "0", {"k": members}))
+
+
+def test_tables_bound_what_tracks_unfold_to(out: Path, little_memory: None) -> None:
+    clip, shard = grey_clip("made-a-000000"), open_snapshot(out).shards["shard"][0].as_py()
+    with open_shard(shard_path(out, shard)) as writer:
+        members = writer.add(clip.info, track_bomb(), clip.jpegs)
+    frames = [span.offset for span in members.frames]
+    spoil(out, "clips", tracks_size=members.tracks.size, frame_offsets=frames, checksum=members.checksum)
+    snapshot = open_snapshot(out)
+    said = "claim to unpack to 400000052 bytes, more than 2 anchors x 8 frames x 16 points take"
+    problems = [str(problem) for task in _tasks(snapshot, snapshot.shards.to_pylist()) for problem in _verify(task)]
+    assert any(said in problem for problem in problems)
+    with pytest.raises(ShardError, match=said):
+        loaded(out)
+    with pytest.raises(ShardError, match=said):
+        read_clip(snapshot, snapshot.clips.to_pylist()[0])
+    assert measure(snapshot).damaged == 1
+
+
+def test_verify_and_show_stay_in_the_folder(out: Path, tmp_path: Path) -> None:
+    spoil(out, "shards", shard="../../etc/passwd")
+    assert "does not name the shards of the tables" in str(verify_snapshot(open_snapshot(out), Progress(quiet=True))[0])
+    (out / "snapshots" / "000002" / "shards.txt").write_text("shards/../../etc/passwd.tar\n")
+    with pytest.raises(PretrackError, match=r"'../../etc/passwd' is no name of a shard"):
+        verify_snapshot(open_snapshot(out), Progress(quiet=True))
+    spoil(out, "clips", frame_sizes=[1])
+    with pytest.raises(PretrackError, match="8 offsets and 1 sizes of frames"):
+        show_clips(open_snapshot(out), [], 1, 0, tmp_path / "shown")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shown"]
+
+
+@pytest.mark.parametrize("shard", ["../../precious", "/precious", "..", "a/b", ""])
+def test_gc_deletes_nothing_outside(out: Path, tmp_path: Path, shard: str) -> None:
+    for name in ("precious.tar", "precious.json"):
+        (tmp_path / name).write_text("mine")
+    spoil(out, "shards", "000001", shard=shard)
+    with pytest.raises(PretrackError, match="is no name of a shard"):
+        collect(out, keep=1)
+    for name in ("precious.tar", "precious.json"):
+        assert (tmp_path / name).read_text() == "mine"
+    assert list_snapshots(out) == ["000001", "000002"], "and nothing inside before that was seen"
+
+
+def test_gc_follows_no_link(out: Path, tmp_path: Path) -> None:
+    shutil.move(out / "snapshots" / "000001", tmp_path / "mine")
+    (out / "snapshots" / "000001").symlink_to(tmp_path / "mine")
+    with pytest.raises(PretrackError, match=r"000001 is a link, and nothing outside .* is deleted"):
+        collect(out, keep=1)
+    assert (tmp_path / "mine" / "settings.json").exists()
+
+
+def test_gc_of_linked_tars_removes_the_links(out: Path, tmp_path: Path) -> None:
+    (tmp_path / "precious.tar").write_text("mine")
+    (out / "shards" / "made-000009-0123456789abcdef.tar").symlink_to(tmp_path / "precious.tar")
+    collect(out, keep=1)
+    assert not (out / "shards" / "made-000009-0123456789abcdef.tar").is_symlink()
+    assert (tmp_path / "precious.tar").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../../elsewhere", "..", "", "/tmp", "²"])
+def test_a_current_snapshot_elsewhere(out: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(out / "snapshots" / "000001", tmp_path / "elsewhere")
+    with pytest.raises(PretrackError, match="has no snapshot"):
+        open_snapshot(out, name)
+    (out / "current.json").write_text(json.dumps({"snapshot": name}))
+    with pytest.raises(PretrackError, match="is no snapshot"):
+        current_snapshot(out)
+    (out / "current.json").write_bytes(DEEP)
+    with pytest.raises(PretrackError, match="is damaged"):
+        current_snapshot(out)
+
+
+def test_paths_of_shards_stay_inside(tmp_path: Path) -> None:
+    for name in ("..", "a/b", "a\0", "a\n", ".", "", "a.b"):
+        for path in (receipt_path, shard_path):
+            with pytest.raises(PretrackError, match="is no name of a shard"):
+                path(tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "line", ["pipe:touch${IFS}made", "../../etc/passwd.tar", "/etc/x.tar", "s3://other/x.tar", "shards/../x.tar"]
+)
+def test_a_list_of_tars_runs_nothing(out: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
+    monkeypatch.chdir(out)
+    (out / "snapshots" / "000002" / "shards.txt").write_text(f"{line}\n")
+    for where in (".", "snapshots/000002/shards.txt"):
+        with pytest.raises(PretrackError, match="is no tar of a snapshot"):
+            streamed(Path(where))
+    assert not (out / "made").exists()
+
+
+def test_a_file_called_like_a_command_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_clips(tmp_path / "pipe:touch made;.tar", [make_clip()])
+    assert listed_tars("*.tar") == ["./pipe:touch made;.tar"]
+    assert streamed(Path("*.tar")) == [make_clip().info.key]
+    assert not (tmp_path / "made").exists()
