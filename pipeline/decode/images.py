@@ -52,7 +52,9 @@ def _bytes(root: str, name: str) -> bytes:
     archive, member = name.split(".zip!", 1)
     archive += ".zip"
     try:
-        opened = _archive(str(Path(root) / archive))
+        path = Path(root) / archive
+        stat = path.stat()
+        opened = _archive(str(path), stat.st_size, stat.st_mtime_ns)
         _check_size(opened.getinfo(member).file_size)  # no more than this is unpacked
         return opened.read(member)
     except KeyError as error:
@@ -68,8 +70,8 @@ def _check_size(size: int) -> None:
 
 
 @lru_cache(maxsize=8)
-def _archive(path: str) -> zipfile.ZipFile:
-    """Kept open, since reading the directory of a large zip takes longer than reading an image."""
+def _archive(path: str, size: int, modified_ns: int) -> zipfile.ZipFile:
+    """Kept open, since reading the directory of a large zip takes longer than reading an image; opened anew once it has changed."""
     return zipfile.ZipFile(path)
 
 

@@ -179,6 +179,15 @@ def test_images_are_read_upright_from_folders_and_zips(tmp_path: Path) -> None:
         assert np.array_equal(read_image(str(tmp_path), name), picture), name
 
 
+def test_a_zip_that_was_replaced_is_opened_anew(tmp_path: Path) -> None:
+    for brightness in (50, 200):
+        Image.new("L", (8, 8), brightness).save(tmp_path / "x.png")
+        with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
+            archive.write(tmp_path / "x.png", "x.png")
+        (tmp_path / "new.zip").replace(tmp_path / "a.zip")
+        assert read_image(str(tmp_path), "a.zip!x.png").max() == brightness
+
+
 def test_bad_images_are_refused_in_words(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.jpg")
