@@ -95,7 +95,9 @@ def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
         problems = error.errors()
         # A list is also called too short where its only entry is wrong: the entry's own problem says it all.
         inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
-        telling = [_sentence(problem, known) for problem in problems if problem["loc"] not in inner]
+        telling = [
+            _sentence(problem, _written(problem["loc"], values), known) for problem in problems if problem["loc"] not in inner
+        ]
         raise SettingsError(f"{where}: " + "; ".join(telling)) from None
 
 
@@ -143,6 +145,18 @@ def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     yield from walk(model, "")
 
 
+def _written(location: tuple[int | str, ...], values: Any) -> list[str]:
+    """A key as it stands in the config: pydantic's place without the names of a union's members, such as a source's dataset."""
+    parts = []
+    for number, part in enumerate(location):
+        there = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        if there or number == len(location) - 1:
+            parts.append(str(part))
+        if there:
+            values = values[part]
+    return parts
+
+
 def _near(location: list[str], known: list[tuple[str, str]]) -> list[str]:
     """The known key most like the last of `location`: of those at the same place if one there is like it, or of all."""
     place = next((part for part in reversed(location[:-1]) if any(part == above for above, _ in known)), "")
@@ -150,9 +164,8 @@ def _near(location: list[str], known: list[tuple[str, str]]) -> list[str]:
     return difflib.get_close_matches(location[-1], here, 1) or difflib.get_close_matches(location[-1], {key for _, key in known}, 1)
 
 
-def _sentence(problem: Any, known: list[tuple[str, str]]) -> str:
-    """One pydantic problem in words."""
-    location = [str(part) for part in problem["loc"]]
+def _sentence(problem: Any, location: list[str], known: list[tuple[str, str]]) -> str:
+    """One pydantic problem, of the key at `location`, in words."""
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         near = _near(location, known)

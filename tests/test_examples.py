@@ -173,7 +173,7 @@ def test_the_custom_dataset_lists_its_videos_and_what_is_missing(davis: Path, tm
     assert (bear.video_id, goat.video_id, len(bear.image_files), bear.timestamps[1]) == ("bear", "goat", 10, 1 / 24)  # type: ignore[index]
     assert isinstance(lost, Failure)
     assert lost.reason == "missing sequence"
-    with pytest.raises(SettingsError, match=r"unknown key 'sources.0.davis.lists' \(did you mean 'list'"):
+    with pytest.raises(SettingsError, match=r"unknown key 'sources.0.lists' \(did you mean 'list'"):
         load_settings(
             example.Build,
             config(tmp_path / "c.yaml", sources=[{"dataset": "davis", "root": str(davis), "lists": "train"}], out="o"),
