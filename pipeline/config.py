@@ -71,7 +71,7 @@ class SplitSettings(Settings):
 
     eval_fraction: float = Field(0.05, ge=0, le=1)
     """The part of all sequences that goes to the split `eval`, by a hash of the sequence's name."""
-    salt: str = ""
+    salt: str = Field("", coerce_numbers_to_str=True)
     """Change it to draw other sequences."""
 
 
