@@ -67,7 +67,7 @@ class Catalog:
 def find_videos(settings: BuildSettings, progress: Progress) -> Iterator[Video | Failure]:
     """Lists all sources. Raises PretrackError where a source's root is missing, cannot be read or is not what it should be."""
     for source in settings.sources:
-        with progress.stage(f"listing {source.name}", unit="videos") as stage:
+        with progress.stage(f"listing {source.name}", noun="video") as stage:
             try:
                 for found in source.find_videos():
                     if isinstance(found, Video):
@@ -220,7 +220,7 @@ def _scans(settings: BuildSettings, videos: Sequence[Video], progress: Progress,
     missing = sorted(files.keys() - set(known["path"].to_pylist()))
     if missing:
         rows: list[dict[str, Any]] = []
-        with progress.stage("scanning video files", total=len(missing), unit="videos") as stage:
+        with progress.stage("scanning video files", total=len(missing), noun="video") as stage:
             for name, scan in _scan_all(missing, settings):
                 rows.append(_scan_row(name, files[name], wanted, scan))
                 stage.advance()

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from manifests.wording import duration
+from manifests.wording import counted, duration
 
 _LINE_EVERY_S = 10.0
 
@@ -22,7 +22,7 @@ class Stage:
     """One thing under way: how much of it is done."""
 
     name: str
-    unit: str
+    noun: str
     total: int | None
     bar: RichProgress | None
     done: int = 0
@@ -43,8 +43,16 @@ class Stage:
 
     def line(self) -> None:
         """Prints where it stands, for logs."""
-        of = f" of {self.total}" if self.total is not None else ""
-        print(f"{self.name}: {self.done}{of} {self.unit}, {self._rate()}", file=sys.stderr, flush=True)
+        print(f"{self.name}: {self._reached()}, {self._rate()}", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Prints how long it took, for logs."""
+        print(f"{self.name}: {self._reached()} in {duration(self.seconds)}", file=sys.stderr, flush=True)
+
+    def _reached(self) -> str:
+        if self.total is None:
+            return counted(self.done, self.noun)
+        return f"{self.done:,} of {counted(self.total, self.noun)}"
 
     @property
     def seconds(self) -> float:
@@ -54,7 +62,7 @@ class Stage:
     def _rate(self) -> str:
         rate = self.done / max(self.seconds, 1e-9)
         left = f", {duration((self.total - self.done) / rate)} left" if self.total is not None and rate > 0 and not self.bar else ""
-        return f"{rate:.1f} {self.unit}/s{left}" if rate >= 1 else f"{rate * 60:.1f} {self.unit}/min{left}"
+        return f"{rate:.1f} {self.noun}s/s{left}" if rate >= 1 else f"{rate * 60:.1f} {self.noun}s/min{left}"
 
 
 class Progress:
@@ -76,29 +84,29 @@ class Progress:
             print(sentence, file=sys.stderr, flush=True)
 
     @contextmanager
-    def stage(self, name: str, unit: str, total: int | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, noun: str, total: int | None = None) -> Iterator[Stage]:
         """A stage that is under way while the block runs. Off a terminal it prints a line every ten seconds and one at its end."""
         if self._quiet or self._json_lines:
-            yield _SilentStage(name, unit, total, None)
+            yield _SilentStage(name, noun, total, None)
         elif self._console.is_terminal:
             columns = (
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn(unit + "  {task.fields[rate]}"),
+                TextColumn(noun + "s  {task.fields[rate]}"),
                 TimeRemainingColumn(),
             )
             with RichProgress(*columns, console=self._console) as bar:
                 self._bar = bar
                 try:
-                    yield Stage(name, unit, total, bar)
+                    yield Stage(name, noun, total, bar)
                 finally:
                     self._bar = None
         else:
-            stage = Stage(name, unit, total, None)
+            stage = Stage(name, noun, total, None)
             yield stage
-            stage.line()
+            stage.end()
 
 
 class _SilentStage(Stage):

@@ -73,7 +73,7 @@ async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSett
     broken: dict[str, str] = {}
     made: dict[str, str] = {}
     try:
-        with progress.stage("making shards", total=clips, unit="clips") as stage:
+        with progress.stage("making shards", total=clips, noun="clip") as stage:
             news = News(events, state, stage)
             async with aclosing(_chains(todo, plan, settings, pool, events, news)) as results:
                 async for shard, result in results:

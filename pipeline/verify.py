@@ -49,7 +49,7 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
     problems: list[Problem] = []
     workers = max(1, min(len(shards), os.cpu_count() or 1))
     with (
-        progress.stage("verifying", total=len(shards), unit="shards") as stage,
+        progress.stage("verifying", total=len(shards), noun="shard") as stage,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
         under_way: deque[Future[list[Problem]]] = deque()

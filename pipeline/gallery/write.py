@@ -89,7 +89,7 @@ def write_gallery(
         except ShardError as error:
             return first_line(error)
 
-    with progress.stage("writing the gallery", "clips", len(rows)) as stage, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with progress.stage("writing the gallery", "clip", len(rows)) as stage, ThreadPoolExecutor(_AT_ONCE) as pool:
         for made in pool.map(make, enumerate(rows)):
             stage.advance()
             if isinstance(made, str):
