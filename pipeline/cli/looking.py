@@ -45,7 +45,7 @@ def status(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = Fa
         table.add_row(row["source"], row["split"], f"{row['clips']:,}", f"{row['frames']:,}", f"{row['visible_fraction']:.0%}")
     print_table(table)
     if snapshot["failures"]:
-        table = Table("stage", "reason", "count", title="Left out")
+        table = Table("stage", "reason", "count", title="Left out or incomplete")
         for row in snapshot["failures"]:
             table.add_row(row["stage"], row["reason"], f"{row['count']:,}")
         print_table(table)
@@ -67,7 +67,10 @@ def _print_build(state: dict[str, Any]) -> None:
         seconds = ", ".join(f"{stage} {spent:,.1f} s" for stage, spent in state["stage_seconds"].items())
         print(f"workers spent: {seconds}; the slowest stage is {state['slowest_stage']}")
     if state["state"] != "finished" and state["reasons"]:
-        print("left out so far: " + ", ".join(f"{row['count']:,} x {row['reason']} ({row['stage']})" for row in state["reasons"]))
+        print(
+            "left out or incomplete so far: "
+            + ", ".join(f"{row['count']:,} x {row['reason']} ({row['stage']})" for row in state["reasons"])
+        )
 
 
 def snapshots(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = False) -> None:
@@ -112,7 +115,7 @@ def diff(
         f"{clips.other_frames:,} with other frames, {clips.same:,} the same"
     )
     for failure in found.failures:
-        print(f"left out at stage {failure.stage}, {failure.reason}: {failure.old:,} → {failure.new:,}")
+        print(f"left out or incomplete at stage {failure.stage}, {failure.reason}: {failure.old:,} → {failure.new:,}")
     print(
         f"{counted(shards.shared, 'shard')} in both ({size(shards.shared_bytes)}), "
         f"{shards.added:,} added ({size(shards.added_bytes)}), {shards.removed:,} removed ({size(shards.removed_bytes)})"

@@ -69,7 +69,7 @@ def plan(
         wall = f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} at work" if costs.wall_seconds is not None else ""
         print(f"worker time in all: {duration(costs.total.seconds)}{wall}")
     if notes := planned.failures.num_rows:
-        print(f"{counted(notes, 'note')} on what is left out: 'pretrack catalog' lists them")
+        print(f"{counted(notes, 'note')} on what is left out or incomplete: 'pretrack catalog' lists them")
 
 
 def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def build(
     clips, failures = pc.sum(built.snapshot.shards["clips"]).as_py(), built.snapshot.failures.num_rows
     kept = f"{counted(built.kept, 'shard')} kept"
     did = f"{counted(built.made, 'shard')} made, {built.kept:,} kept" if built.made else f"nothing to do, {kept}"
-    notes = f"; {counted(failures, 'note')} on what was left out ('pretrack status')" if failures else ""
+    notes = f"; {counted(failures, 'note')} on what is left out or incomplete ('pretrack status')" if failures else ""
     print(f"{settings.out}: {did}; snapshot {built.snapshot.name} has {counted(clips, 'clip')}{notes}")
 
 

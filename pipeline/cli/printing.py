@@ -24,7 +24,7 @@ def print_table(table: Table) -> None:
 
 def print_failures(failures: list[dict[str, Any]], command: str) -> None:
     """The first rows of a failures table, and which command lists them all."""
-    table = Table("source", "video or clip", "reason", "detail", title="Left out")
+    table = Table("source", "video or clip", "reason", "detail", title="Left out or incomplete")
     for row in failures[:_SHOWN_FAILURES]:
         table.add_row(row["source"], row["clip"] or row["video_id"], row["reason"], row["detail"])
     print_table(table)
