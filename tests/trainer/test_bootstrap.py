@@ -39,6 +39,30 @@ def test_nothing_is_said_of_a_handful() -> None:
 def test_intervals_are_the_same_every_time_and_hold_the_truth_as_often_as_they_say() -> None:
     random = np.random.default_rng(1)
     values = random.normal(0, 1, (100, 30))
-    held = [low < 0 < high for low, high in map(interval, values)]
+    alone = range(30)
+    held = [low < 0 < high for low, high in (interval(drawn, alone) for drawn in values)]
     assert 0.85 < np.mean(held) < 1
-    assert interval(values[0]) == interval(values[0])
+    assert interval(values[0], alone) == interval(values[0], alone)
+
+
+def test_more_of_the_same_video_does_not_make_a_difference_surer() -> None:
+    random = np.random.default_rng(2)
+    base, gains, videos = random.uniform(0, 1, 12), random.normal(0.1, 0.2, 12), [f"video {i}" for i in range(12)]
+    once = difference(base, base + gains, "higher", videos)
+    often = difference(np.repeat(base, 5), np.repeat(base + gains, 5), "higher", [video for video in videos for _ in range(5)])
+    assert once == difference(base, base + gains, "higher")  # a clip of each: as if nothing were said of videos
+    assert once.interval is not None
+    assert often.interval == pytest.approx(once.interval)
+    assert (often.count, often.groups, often.verdict) == (60, 12, once.verdict)
+    assert difference([0.1] * 60, [0.9] * 60, "higher", [i % 5 for i in range(60)]).verdict == "too few to tell"
+
+
+def test_intervals_of_alike_items_hold_the_truth_as_often_as_they_say() -> None:
+    """Videos of one to five clips; what a clip gains is mostly its video's."""
+    random = np.random.default_rng(3)
+    groups = np.repeat(np.arange(30), random.integers(1, 6, 30))
+    values = random.normal(0, 1, (100, 30))[:, groups] + random.normal(0, 0.2, (100, len(groups)))
+    held = [low < 0 < high for low, high in (interval(drawn, groups.tolist()) for drawn in values)]
+    taken_alone = [low < 0 < high for low, high in (interval(drawn, range(len(groups))) for drawn in values)]
+    assert 0.85 < np.mean(held) < 1
+    assert np.mean(taken_alone) < 0.8

@@ -25,7 +25,7 @@ from trainer.config import DataSettings, TrackSettings, TrainSettings
 from trainer.evaluate import labelfree, papers
 from trainer.evaluate.__main__ import main
 from trainer.evaluate.heldout import HeldOut, read_held_out, relative_rotation, still_settings
-from trainer.evaluate.labelfree import by_clip, clips_to_draw, score
+from trainer.evaluate.labelfree import Scores, by_clip, clips_to_draw, score
 from trainer.evaluate.measures import METRICS
 from trainer.evaluate.pictures import principal_colours
 from trainer.evaluate.subject import Subject, load_subject
@@ -61,7 +61,8 @@ def test_two_models_side_by_side(build: Path, a_run: Path, tmp_path: Path, capsy
     assert main(arguments(build, a_run, tmp_path / "a", "--pictures", "2")) == 0
     text = capsys.readouterr().out
     assert "4 clips of 4 videos" in text
-    assert "4 clips are few" in text
+    assert "4 videos are few" in text
+    assert "resampling videos with all their clips" in text
     assert "by 'made': not ground truth" in text
     assert "trained less base" in text
     assert "never moves" in text
@@ -84,6 +85,8 @@ def test_two_models_side_by_side(build: Path, a_run: Path, tmp_path: Path, capsy
     gains = np.subtract(found["figures"]["trained"]["auc"]["by_clip"], base["auc"]["by_clip"])
     assert difference["gain"] == pytest.approx(gains.mean())
     assert (difference["interval"], difference["verdict"]) == (None, "too few to tell")
+    assert (difference["count"], difference["groups"]) == (4, 4)
+    assert "each with all its clips" in found["settings"]["resampled"]
     assert "trained is not shown to be better than base" in text
 
     pictures = {path.name.removeprefix("labelfree-").split("-")[0] for path in (tmp_path / "a").glob("*.png")}
@@ -252,6 +255,23 @@ def test_a_model_that_sees_the_truth_finds_everything_and_noise_is_at_chance(sce
     wide = by_clip(NAMED["auc"], scores["knows"], held, "angle", "60+")
     assert np.isfinite(wide).tolist() == [False, False, True, True, True, True]
     assert [clip.angles[2] for clip in held.clips] == pytest.approx([0, 20, 40, 60, 80, 100], abs=1e-3)
+
+
+def test_clips_of_the_same_videos_do_not_narrow_intervals(scenic: Snapshot) -> None:
+    held = held_out(scenic, 128)
+    subjects = [colour_subject("knows", True), colour_subject("noise", False)]
+    scores = score(held, subjects, 16)
+    thrice = replace(held, clips=held.clips * 3)
+    copied = {
+        name: Scores([replace(pair, clip=pair.clip + 6 * copy) for copy in range(3) for pair in found.pairs])
+        for name, found in scores.items()
+    }
+    for once, often in zip(
+        *(labelfree.differences(s, *subjects, h).values() for s, h in ((scores, held), (copied, thrice))), strict=True
+    ):
+        assert (often.count, often.groups) == (3 * once.count, once.groups)
+        assert often.interval == (once.interval and pytest.approx(once.interval))
+    assert "18 clips of 6 videos" in str(thrice)
 
 
 def test_rotations() -> None:

@@ -64,6 +64,11 @@ class HeldOut:
     trackers: tuple[str, ...]
 
     @property
+    def videos(self) -> list[str]:
+        """Which footage each clip is from: clips of one `sequence` are alike."""
+        return [clip.info.sequence for clip in self.clips]
+
+    @property
     def exact(self) -> bool:
         """Whether the tracks are the truth, and no tracker's opinion."""
         return self.trackers == ("truth",)
@@ -82,15 +87,14 @@ class HeldOut:
         }
 
     def __str__(self) -> str:
-        info = [clip.info for clip in self.clips]
-        videos = len({(i.source, i.video_id) for i in info})
         steps = sorted({clip.numbers[1] - clip.numbers[0] for clip in self.clips})
         apart = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
         by = " and ".join(self.trackers)
         how = "they are exact" if self.exact else "not ground truth"
         return (
-            f"{said(len(info), 'clip')} of {said(videos, 'video')} in {self.snapshot.out}, snapshot {self.snapshot.name}, split "
-            f"'{self.settings.split}'\n{self.settings.frames} frames of each, {apart} stored frames apart. Tracks are "
+            f"{said(len(self.clips), 'clip')} of {said(len(set(self.videos)), 'video')} in {self.snapshot.out}, "
+            f"snapshot {self.snapshot.name}, split '{self.settings.split}'\n"
+            f"{self.settings.frames} frames of each, {apart} stored frames apart. Tracks are "
             + (f"by '{by}': {how}" if by else "by an unknown tracker: not ground truth")
         )
 

@@ -5,7 +5,8 @@
 Every model sees the same frames and the same points, at as many pixels as give it the same grid of patches: 224 for patches of 14,
 256 for patches of 16. Figures (`trainer/evaluate/measures.py` says of what) are means over clips, and so are those by frame
 gap, by viewpoint where poses are stored, and by source. The first model is the base that the others are compared with, by a paired
-bootstrap over clips. Two further columns say what these clips are worth: the answer "it has not moved", and chance.
+bootstrap over videos, each with all its clips. Two further columns say what these clips are worth: the answer "it has not moved",
+and chance.
 
 The tracks are a tracker's, which training on the same tracker's may learn: a gain here wants an independent check. Clips of the
 source `synthetic` have exact tracks.
@@ -43,6 +44,7 @@ from trainer.evaluate.subject import Subject, add_model_arguments, load_subjects
 BANK = 320
 """Patches of other clips that a point's similarities are ordered against."""
 FEW = 20
+"""Videos: with fewer nothing is called better."""
 LEAST_RANK = 0.8
 """A model whose effective rank falls below this part of the base's has paid for its gains with its features."""
 ANGLES = (0, 15, 30, 60)
@@ -102,6 +104,7 @@ def run(a: argparse.Namespace) -> None:
             "moving": measures.MOVING,
             "near": measures.NEAR,
             "resamples": RESAMPLES,
+            "resampled": "videos (a clip's `sequence`), each with all its clips",
             "features": "patch tokens of the last block after the final norm",
             "metrics": [asdict(metric) for metric in METRICS],
         },
@@ -231,7 +234,7 @@ def by_clip(metric: Metric, scores: Scores, held: HeldOut, kind: str = "", label
 def differences(scores: dict[str, Scores], base: Subject, model: Subject, held: HeldOut) -> dict[str, Difference]:
     """How a model differs from the base in every metric."""
     first, second = scores[base.name], scores[model.name]
-    return {m.name: difference(by_clip(m, first, held), by_clip(m, second, held), m.better) for m in METRICS}
+    return {m.name: difference(by_clip(m, first, held), by_clip(m, second, held), m.better, held.videos) for m in METRICS}
 
 
 def draw(
@@ -320,12 +323,12 @@ def report(held: HeldOut, subjects: Sequence[Subject], scores: dict[str, Scores]
 
 
 def _compared(found: dict[str, Difference], base: Subject, model: Subject) -> list[str]:
-    rows = [[f"{model.name} less {base.name}", "", "95 % interval", "", "clips"]]
+    rows = [[f"{model.name} less {base.name}", "", "95 % interval", "", "clips", "videos"]]
     for metric in METRICS:
         d = found[metric.name]
         bounds = "-" if d.interval is None else f"[{d.interval[0]:+.4f}, {d.interval[1]:+.4f}]"
         gain = f"{d.gain:+.4f}" if d.count else "-"
-        rows.append([metric.title, gain, bounds, d.verdict, str(d.count)])
+        rows.append([metric.title, gain, bounds, d.verdict, str(d.count), str(d.groups)])
     return aligned(rows)
 
 
@@ -337,8 +340,8 @@ def _conclusion(found: dict[str, Difference], scores: dict[str, Scores], base: S
     part = scores[model.name].effective_rank / scores[base.name].effective_rank
     if not part >= LEAST_RANK:
         missing.append(f"the effective rank is {part:.2f} of {base.name}'s, less than {LEAST_RANK}")
-    if found[HEADLINE.name].count < FEW:
-        missing.append(f"{counted(found[HEADLINE.name].count, 'clip')} with moving points, where {FEW} are the least")
+    if found[HEADLINE.name].groups < FEW:
+        missing.append(f"{counted(found[HEADLINE.name].groups, 'video')} with moving points, where {FEW} are the least")
     if missing:
         return f"{model.name} is not shown to be better than {base.name} ({'; '.join(missing)})"
     return f"{model.name} is better than {base.name}: at moving points and at tracks, with an effective rank of {part:.2f} of its"
@@ -346,11 +349,11 @@ def _conclusion(found: dict[str, Difference], scores: dict[str, Scores], base: S
 
 def _remarks(held: HeldOut, subjects: Sequence[Subject]) -> Iterator[str]:
     if len(subjects) > 1:
-        yield "Intervals are from resampling clips; they say nothing of other data, or of another seed of the training."
+        yield "Intervals are from resampling videos with all their clips; they say nothing of other data, or of training again."
     if not held.exact:
         yield "The points are a tracker's, not ground truth: a gain wants an independent check."
-    if len(held.clips) < FEW:
-        yield f"{counted(len(held.clips), 'clip')} are few: intervals of so few are too narrow, and clips of one video are alike."
+    if (videos := len(set(held.videos))) < FEW:
+        yield f"{counted(videos, 'video')} are few: intervals of so few are too narrow."
     for subject in subjects:
         if subject.file == "random":
             yield f"'{subject.name}' has random weights: good for trying the code out, not for results."
