@@ -31,11 +31,18 @@ class Published:
 
 _PROBE3D = "The code behind these rows is not public: it is said to follow Probe3D, and so do we, from Probe3D's code."
 _SAMPLING = "Probe3D's choice of pairs depends on the order of files on its disk: ours is sorted, and written down in the results."
+_OCCLUDED = (
+    "How views are occluded is not published: ours are seeded rectangles.",
+    "The unoccluded baseline is lower (53.47 for all), so these are other points: compare within the table alone.",
+)
+_LIGHTING = ("How pairs are chosen by lighting is not published, and every bin is higher than over all pairs.",)
+_VIEWPOINTS = ("small", "medium", "large", "all")
+_DEGREES = ("0-15", "15-30", "30-60", "60-120")
 
 PUBLISHED = {
     "spair": Published(
         "SPair-71k keypoint recall, by viewpoint variation",
-        ("small", "medium", "large", "all"),
+        _VIEWPOINTS,
         (_PROBE3D, _SAMPLING, "'all' is a draw of pairs of its own, not the mean of the others."),
         (
             Row("DINO", "ViT-S/16", (28.34, 23.38, 24.44, 25.63)),
@@ -54,7 +61,7 @@ PUBLISHED = {
     ),
     "navi": Published(
         "NAVI correspondence recall at 2 cm, by relative rotation",
-        ("0-15", "15-30", "30-60", "60-120"),
+        _DEGREES,
         (_PROBE3D, _SAMPLING, "Probe3D's own bins are 0-30-60-90-120 degrees; these are the ones that 3DPoV prints."),
         (
             Row("DINO", "ViT-S/16", (84.36, 55.17, 34.58, 20.48)),
@@ -73,11 +80,8 @@ PUBLISHED = {
     ),
     "spair_one_occluded": Published(
         "SPair-71k keypoint recall, one view occluded",
-        ("small", "medium", "large", "all"),
-        (
-            "How views are occluded is not published: ours are seeded rectangles.",
-            "The unoccluded baseline is lower (53.47 for all), so these are other points: compare within the table alone.",
-        ),
+        _VIEWPOINTS,
+        _OCCLUDED,
         (
             Row("DINOv2R", "ViT-B/14", (59.78, 53.84, 56.01, 55.54)),
             Row("3DPoV", "ViT-B/14", (62.04, 54.92, 57.65, 57.54)),
@@ -85,11 +89,8 @@ PUBLISHED = {
     ),
     "spair_both_occluded": Published(
         "SPair-71k keypoint recall, both views occluded",
-        ("small", "medium", "large", "all"),
-        (
-            "How views are occluded is not published: ours are seeded rectangles.",
-            "The unoccluded baseline is lower (53.47 for all), so these are other points: compare within the table alone.",
-        ),
+        _VIEWPOINTS,
+        _OCCLUDED,
         (
             Row("DINOv2R", "ViT-B/14", (58.84, 53.41, 56.90, 54.88)),
             Row("3DPoV", "ViT-B/14", (61.30, 54.11, 58.09, 56.98)),
@@ -97,8 +98,8 @@ PUBLISHED = {
     ),
     "navi_less_lighting": Published(
         "NAVI correspondence recall at 2 cm, less difference in lighting",
-        ("0-15", "15-30", "30-60", "60-120"),
-        ("How pairs are chosen by lighting is not published, and every bin is higher than over all pairs.",),
+        _DEGREES,
+        _LIGHTING,
         (
             Row("DINOv2R", "ViT-B/14", (92.28, 67.72, 49.24, 33.69)),
             Row("3DPoV", "ViT-B/14", (93.27, 68.85, 49.27, 33.52)),
@@ -106,8 +107,8 @@ PUBLISHED = {
     ),
     "navi_intense_lighting": Published(
         "NAVI correspondence recall at 2 cm, intense difference in lighting",
-        ("0-15", "15-30", "30-60", "60-120"),
-        ("How pairs are chosen by lighting is not published, and every bin is higher than over all pairs.",),
+        _DEGREES,
+        _LIGHTING,
         (
             Row("DINOv2R", "ViT-B/14", (89.63, 66.98, 48.13, 33.96)),
             Row("3DPoV", "ViT-B/14", (90.91, 68.45, 48.82, 34.11)),
