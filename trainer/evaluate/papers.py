@@ -5,9 +5,10 @@ All from 3DPoV's results (its page and paper), which measure the other methods t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from trainer.evaluate import report
 
 
 @dataclass(frozen=True)
@@ -118,19 +119,14 @@ PUBLISHED = {
 """Published tables by the name of the evaluation that makes a row for them."""
 
 
-def beside(table: str, own: dict[str, Sequence[float]], backbone: str = "") -> str:
-    """A published table with rows of one's own below it, by name, and what differs. NaN is an empty cell.
+def beside(name: str, own: dict[str, Sequence[float]]) -> str:
+    """A published table with rows of one's own below it, by name, and what differs. NaN is "-".
 
-    `backbone` ("ViT-B/14", say) leaves out published rows of others. Raises ValueError for a row that does not fit the columns.
+    Raises ValueError for a row that does not fit the columns.
     """
-    published = PUBLISHED[table]
+    published = PUBLISHED[name]
     if any(len(values) != len(published.columns) for values in own.values()):
-        raise ValueError(f"a row of '{table}' has {len(published.columns)} figures: {', '.join(published.columns)}")
-    rows = [row for row in published.rows if backbone in ("", row.backbone)]
-    theirs = [(f"{row.method}, {row.backbone}", row.values) for row in rows]
-    ours = [(f"{name} (this evaluation)", tuple(values)) for name, values in own.items()]
-    width = max(len(name) for name, _ in [*theirs, *ours])
-    lines = [f"{published.title}, %", " " * width + "".join(f"{column:>9}" for column in published.columns)]
-    for name, values in [*theirs, *ours]:
-        lines.append(f"{name:<{width}}" + "".join(" " * 9 if math.isnan(value) else f"{value:>9.2f}" for value in values))
-    return "\n".join([*lines, *published.differs])
+        raise ValueError(f"a row of '{name}' has {len(published.columns)} figures: {', '.join(published.columns)}")
+    theirs: list[report.Row] = [[f"{row.method}, {row.backbone}", *row.values] for row in published.rows]
+    ours: list[report.Row] = [[f"{model} (this evaluation)", *values] for model, values in own.items()]
+    return "\n".join([f"{published.title}, %", report.table(("", *published.columns), [*theirs, *ours]), *published.differs])
