@@ -259,16 +259,14 @@ def test_a_model_that_sees_the_truth_finds_everything_and_noise_is_at_chance(sce
 
 def test_clips_of_the_same_videos_do_not_narrow_intervals(scenic: Snapshot) -> None:
     held = held_out(scenic, 128)
-    subjects = [colour_subject("knows", True), colour_subject("noise", False)]
-    scores = score(held, subjects, 16)
+    scores = score(held, [colour_subject("knows", True), colour_subject("noise", False)], 16)
     thrice = replace(held, clips=held.clips * 3)
     copied = {
         name: Scores([replace(pair, clip=pair.clip + 6 * copy) for copy in range(3) for pair in found.pairs])
         for name, found in scores.items()
     }
-    for once, often in zip(
-        *(labelfree.differences(s, *subjects, h).values() for s, h in ((scores, held), (copied, thrice))), strict=True
-    ):
+    found = [labelfree.differences(s["knows"], s["noise"], h).values() for s, h in ((scores, held), (copied, thrice))]
+    for once, often in zip(*found, strict=True):
         assert (often.count, often.groups) == (3 * once.count, once.groups)
         assert often.interval == (once.interval and pytest.approx(once.interval))
     assert "18 clips of 6 videos" in str(thrice)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,8 @@ from trainer.evaluate.features import level_features, patch_features
 from trainer.evaluate.navi import NaviSettings, evaluate_navi
 from trainer.evaluate.navi_depth import ProbeSettings, evaluate_depth, evaluate_normals
 from trainer.evaluate.papers import beside
-from trainer.evaluate.results import aligned, versions, write_results
+from trainer.evaluate.report import table_of_differences
+from trainer.evaluate.results import versions, write_results
 from trainer.evaluate.spair import SpairSettings, evaluate_spair
 from trainer.evaluate.subject import add_model_arguments, load_subjects
 from trainer.evaluate.voc import ClusteringSettings, RetrievalSettings, evaluate_clustering, evaluate_retrieval
@@ -97,7 +98,7 @@ def run(benchmark: Benchmark, a: argparse.Namespace) -> None:
     compared = {name: differences(results[base], results[name]) for name in others}
     for name, found in compared.items():
         if found:
-            print("\n".join(_table(f"{name} less {base}", found)), end="\n\n")
+            print(table_of_differences(f"{name} less {base}", found, ["of"], digits=3), end="\n\n")
     for table in results[base].paper_rows():
         print(beside(table, {name: result.paper_rows()[table] for name, result in results.items()}), end="\n\n")
     values = {
@@ -106,7 +107,7 @@ def run(benchmark: Benchmark, a: argparse.Namespace) -> None:
         "versions": versions(),
         "models": {subject.name: subject.described() for subject in subjects},
         "results": {name: result.to_json() for name, result in results.items()},
-        "differences": {name: {key: asdict(d) | {"gain": d.gain} for key, d in found.items()} for name, found in compared.items()},
+        "differences": {name: {key: d.to_json() for key, d in found.items()} for name, found in compared.items()},
     }
     print(f"results: {write_results(a.out, benchmark.name, values)}")
 
@@ -126,11 +127,3 @@ def differences(base: Result, model: Result) -> dict[str, Difference]:
         better = "lower" if name.endswith("rmse") else "higher"
         found[name] = difference([theirs[i] for i in both], [mine[name][i] for i in both], better)  # type: ignore[arg-type]
     return found
-
-
-def _table(title: str, found: dict[str, Difference]) -> list[str]:
-    rows = [[title, "", "95 % interval", "", "of"]]
-    for name, d in found.items():
-        bounds = "-" if d.interval is None else f"[{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]"
-        rows.append([name, f"{d.gain:+.3f}" if d.count else "-", bounds, d.verdict, str(d.count)])
-    return aligned(rows)

@@ -7,9 +7,9 @@ clustered data, JRSS B 2007).
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import compress
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,10 @@ class Difference:
     def gain(self) -> float:
         """Model less base."""
         return self.model - self.base
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, with the gain."""
+        return asdict(self) | {"gain": self.gain}
 
 
 def difference(

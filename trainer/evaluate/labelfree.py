@@ -38,6 +38,7 @@ from trainer.evaluate import measures, pictures
 from trainer.evaluate.bootstrap import RESAMPLES, Difference, difference
 from trainer.evaluate.heldout import HeldOut, HeldOutClip, read_held_out, still_settings
 from trainer.evaluate.measures import METRICS, Measures, Metric, Pair, effective_rank, figure, mean_cosine
+from trainer.evaluate.report import table_of_differences
 from trainer.evaluate.results import aligned, number, versions, write_results
 from trainer.evaluate.subject import Subject, add_model_arguments, load_subjects
 
@@ -90,7 +91,7 @@ def run(a: argparse.Namespace) -> None:
     for option, least in {"clips": 1, "step": 1, "grid": 2, "pictures": 0}.items():
         if getattr(a, option) < least:
             raise SettingsError(f"'--{option}' should be at least {least}")
-    subjects = load_subjects(a.model, a.device)
+    base, *others = subjects = load_subjects(a.model, a.device)
     snapshot = open_snapshot(a.build, a.snapshot)
     settings = check_settings(DataSettings, still_settings(snapshot, a.split, a.where, a.frames, a.step), "options")
     held = read_held_out(snapshot, settings, TrackSettings(), [a.grid * subject.patch for subject in subjects], a.clips)
@@ -112,10 +113,8 @@ def run(a: argparse.Namespace) -> None:
         "models": {subject.name: subject.described() | {"shown_at": a.grid * subject.patch} for subject in subjects},
         "figures": {name: _figures(found, held) for name, found in scores.items()},
         "differences": {
-            subject.name: {
-                name: asdict(d) | {"gain": d.gain} for name, d in differences(scores, subjects[0], subject, held).items()
-            }
-            for subject in subjects[1:]
+            subject.name: {name: d.to_json() for name, d in differences(scores[base.name], scores[subject.name], held).items()}
+            for subject in others
         },
     }
     images = dict(draw(held, subjects, scores, drawn))
@@ -231,10 +230,9 @@ def by_clip(metric: Metric, scores: Scores, held: HeldOut, kind: str = "", label
     return np.array([figure(metric, pairs[i]) for i in range(len(held.clips))])
 
 
-def differences(scores: dict[str, Scores], base: Subject, model: Subject, held: HeldOut) -> dict[str, Difference]:
+def differences(base: Scores, model: Scores, held: HeldOut) -> dict[str, Difference]:
     """How a model differs from the base in every metric."""
-    first, second = scores[base.name], scores[model.name]
-    return {m.name: difference(by_clip(m, first, held), by_clip(m, second, held), m.better, held.videos) for m in METRICS}
+    return {m.name: difference(by_clip(m, base, held), by_clip(m, model, held), m.better, held.videos) for m in METRICS}
 
 
 def draw(
@@ -294,6 +292,7 @@ def _clip_list(held: HeldOut, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 
 def report(held: HeldOut, subjects: Sequence[Subject], scores: dict[str, Scores]) -> str:
     """The tables that the command prints."""
+    base, *others = subjects
     points = [pair.moving for pair in scores[CHANCE].pairs]
     lines = [
         str(held),
@@ -305,7 +304,7 @@ def report(held: HeldOut, subjects: Sequence[Subject], scores: dict[str, Scores]
         rows.append([metric.title, *(number(mean(by_clip(metric, found, held))) for found in scores.values())])
     rows.append(["effective rank of features", *(number(found.effective_rank, 1) for found in scores.values())])
     rows.append(["mean cosine of different patches", *(number(found.mean_cosine) for found in scores.values())])
-    rows.append([f"drift from {subjects[0].name}", *(number(found.drift) for found in scores.values())])
+    rows.append([f"drift from {base.name}", *(number(found.drift) for found in scores.values())])
     lines += [*aligned(rows), ""]
 
     rows = [[HEADLINE.title, *scores, "clips"]]
@@ -316,20 +315,12 @@ def report(held: HeldOut, subjects: Sequence[Subject], scores: dict[str, Scores]
             rows.append([names[kind].format(label), *(number(mean(v)) for v in values), str(int(np.isfinite(values[0]).sum()))])
     lines += aligned(rows)
 
-    for subject in subjects[1:]:
-        found = differences(scores, subjects[0], subject, held)
-        lines += ["", *_compared(found, subjects[0], subject), _conclusion(found, scores, subjects[0], subject)]
+    for subject in others:
+        found = differences(scores[base.name], scores[subject.name], held)
+        titled = {metric.title: found[metric.name] for metric in METRICS}
+        lines += ["", table_of_differences(f"{subject.name} less {base.name}", titled, ["clips", "videos"], digits=4)]
+        lines.append(_conclusion(found, scores, base, subject))
     return "\n".join([*lines, "", *_remarks(held, subjects)])
-
-
-def _compared(found: dict[str, Difference], base: Subject, model: Subject) -> list[str]:
-    rows = [[f"{model.name} less {base.name}", "", "95 % interval", "", "clips", "videos"]]
-    for metric in METRICS:
-        d = found[metric.name]
-        bounds = "-" if d.interval is None else f"[{d.interval[0]:+.4f}, {d.interval[1]:+.4f}]"
-        gain = f"{d.gain:+.4f}" if d.count else "-"
-        rows.append([metric.title, gain, bounds, d.verdict, str(d.count), str(d.groups)])
-    return aligned(rows)
 
 
 def _conclusion(found: dict[str, Difference], scores: dict[str, Scores], base: Subject, model: Subject) -> str:
