@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,15 @@ def read_json(path: Path) -> Any:
         raise PretrackError(f"{path} is not valid JSON ({error}): unpack the dataset again") from error
 
 
+@contextmanager
+def describing(what: str, path: Path) -> Iterator[None]:
+    """Inside, values of a JSON file are taken to describe something: any that do not become a PretrackError, in one sentence."""
+    try:
+        yield
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise PretrackError(f"{path} does not describe {what} ({error!r}): unpack the dataset again") from error
+
+
 def open_image(path: Path) -> Image.Image:
     """An image file, upright as its EXIF data says. Raises PretrackError, in one sentence, if it is missing or broken."""
     try:
@@ -80,7 +91,7 @@ def open_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise PretrackError(f"{path} is missing: unpack the dataset again") from error
-    except (OSError, Image.DecompressionBombError) as error:
+    except Exception as error:  # of damaged pixels Pillow raises an OSError, of damaged EXIF data whatever comes of them
         raise PretrackError(f"{path} cannot be read as an image ({error}): unpack the dataset again") from error
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from shards.errors import PretrackError, SettingsError
-from trainer.evaluate.datasets import NAVI, as_tensor, check_dataset, open_image, read_json
+from trainer.evaluate.datasets import NAVI, as_tensor, check_dataset, describing, open_image, read_json
 
 Floats = NDArray[np.float64]
 
@@ -85,24 +85,24 @@ def list_views(root: Path, subset: Subset) -> list[View]:
 def _collection(folder: Path) -> list[View]:
     """The photographs of one collection, sorted."""
     file = folder / "annotations.json"
-    try:
-        views = [_as_view(folder, values) for values in read_json(file)]
-    except (KeyError, ValueError, TypeError) as error:
-        raise PretrackError(f"{file} does not describe photographs of {NAVI.name} ({error!r}): unpack the dataset again") from error
-    return sorted(views, key=lambda view: view.stem)
+    listed = read_json(file)
+    with describing(f"photographs of {NAVI.name}", file):
+        return sorted((_as_view(folder, values) for values in listed), key=lambda view: view.stem)
 
 
 def _as_view(folder: Path, values: dict[str, Any]) -> View:
     camera = values["camera"]
-    height, width = values["image_size"]
+    height, width = (int(side) for side in values["image_size"])
+    if min(height, width) < 1:
+        raise ValueError(f"a photograph of {width}x{height} pixels")
     return View(
         folder=folder,
         stem=values["filename"].split(".")[0],
         rotation=rotation_of(camera["q"]),
-        translation=np.array(camera["t"], np.float64) / 1000,
+        translation=np.array(camera["t"], np.float64).reshape(3) / 1000,
         focal=float(camera["focal_length"]),
-        height=int(height),
-        width=int(width),
+        height=height,
+        width=width,
     )
 
 

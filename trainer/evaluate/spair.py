@@ -32,8 +32,8 @@ from torch.nn.functional import grid_sample, normalize
 from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
 from manifests.wording import counted
-from shards.errors import PretrackError, SettingsError
-from trainer.evaluate.datasets import SPAIR, as_tensor, check_dataset, open_image, read_json
+from shards.errors import SettingsError
+from trainer.evaluate.datasets import SPAIR, as_tensor, check_dataset, describing, open_image, read_json
 from trainer.evaluate.features import PatchFeatures, padding
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
@@ -255,19 +255,17 @@ def _read_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def _as_pair(file: Path, values: dict[str, Any]) -> Pair:
-    try:
+    with describing(f"a pair of {SPAIR.name}", file):
         _, source, target = values["filename"].split(":")[0].split("-")
         left, top, right, bottom = values["trg_bndbox"]
         return Pair(
             name=values["filename"],
-            category=values["category"],
+            category=str(values["category"]),
             viewpoint=int(values["viewpoint_variation"]),
             images=(source, target),
             boxes=(tuple(values["src_bndbox"]), (left, top, right, bottom)),
             scale=max(right - left, bottom - top) / max(values["trg_imsize"][:2]),
         )
-    except (KeyError, ValueError, TypeError, ZeroDivisionError) as error:
-        raise PretrackError(f"{file} does not describe a pair of {SPAIR.name} ({error!r}): unpack the dataset again") from error
 
 
 def _read_view(root: Path, category: str, name: str, size: int) -> View:
@@ -276,11 +274,18 @@ def _read_view(root: Path, category: str, name: str, size: int) -> View:
     side = max(picture.size)
     square = Image.new("RGB", (side, side), (255, 255, 255))
     square.paste(picture, (0, 0))
-    listed = read_json(root / "ImageAnnotation" / category / f"{name}.json")["kps"]
-    places = [listed[str(i)] or (math.nan, math.nan) for i in range(len(listed))]
     zoom = size / side
-    keypoints = torch.tensor(places, dtype=torch.float32).reshape(-1, 2) * zoom
+    keypoints = _read_keypoints(root / "ImageAnnotation" / category / f"{name}.json") * zoom
     return View(as_tensor(square.resize((size, size), Image.Resampling.BICUBIC)), keypoints, zoom)
+
+
+def _read_keypoints(file: Path) -> Tensor:
+    """An image's keypoints in its pixels [K, 2], NaN where one is not annotated."""
+    values = read_json(file)
+    with describing(f"the keypoints of an image of {SPAIR.name}", file):
+        listed = values["kps"]
+        places = [listed[str(i)] or (math.nan, math.nan) for i in range(len(listed))]
+        return torch.tensor(places, dtype=torch.float32).reshape(len(places), 2)
 
 
 @torch.no_grad()

@@ -251,8 +251,17 @@ def test_what_is_missing_is_said_in_one_sentence(navi: Path, tmp_path: Path) -> 
     refused(root, "000.png is missing")
     depth.write_bytes(b"no image")
     refused(root, "000.png cannot be read as an image")
-    (root / "ball" / "wild_set" / "annotations.json").write_text('[{"filename": "000.jpg"}]')
-    refused(root, "annotations.json does not describe photographs of NAVI")
+    file = root / "ball" / "wild_set" / "annotations.json"
+    first = json.loads(file.read_text())[0]
+    changes: list[tuple[str, object]] = [
+        ("filename", 3),
+        ("image_size", [0, 0]),
+        ("camera", {}),
+        ("camera", first["camera"] | {"t": [0, 0]}),
+    ]
+    for field, wrong in changes:
+        file.write_text(json.dumps([first | {field: wrong}]))
+        refused(root, "annotations.json does not describe photographs of NAVI")
 
 
 def test_resizing_by_nearest_neighbours() -> None:

@@ -201,7 +201,13 @@ def test_what_is_missing_is_said_in_one_sentence(spair: Path, tmp_path: Path) ->
     refused(root, rf"{file.name} does not describe a pair")
     file.write_text("{")
     refused(root, rf"{file.name} is not valid JSON")
+    file.write_text('{"filename": 3}')
+    refused(root, rf"{file.name} does not describe a pair")
     file.unlink()
+    keypoints = root / "ImageAnnotation" / "cat" / "2008_000001.json"
+    for text in ("{}", "[]", '{"kps": {"1": [3, 4]}}', '{"kps": {"0": [3]}}', '{"kps": {"0": ["left", "top"]}}'):
+        keypoints.write_text(text)
+        refused(root, r"2008_000001.json does not describe the keypoints of an image")
     (root / "JPEGImages" / "cat" / "2008_000001.jpg").unlink()
     refused(root, r"2008_000001.jpg is missing")
     shutil.rmtree(root / "PairAnnotation" / "val")
