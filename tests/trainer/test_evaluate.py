@@ -119,6 +119,7 @@ def test_a_model_against_itself_differs_in_nothing(
         ("runs/x", "'--model runs/x' should be NAME=WHERE"),
         ("a=random", "weights 'random' need a backbone's name: write a=BACKBONE:random"),
         ("a=no/such", "there is no run and no file no/such"),
+        ("a=no/such:first", "there is no run no/such"),
         ("a=dino_small:no/such.pth", "there is no weight file no/such.pth"),
         ("a=dino_smal:random", "there is no backbone 'dino_smal' (did you mean 'dino_small'?)"),
         ("a=.", "holds no exported weights"),
@@ -145,6 +146,11 @@ def test_what_else_cannot_be_done_is_said(build: Path, a_run: Path, tmp_path: Pa
     for message, more in tries.items():
         assert main(arguments(build, a_run, tmp_path / "out", *more)) == 1
         assert message in capsys.readouterr().err
+    for device in ("cuda:99", "gpu", ""):
+        assert main(arguments(build, a_run, tmp_path / "out", "--device", device)) == 1
+        error = capsys.readouterr().err
+        assert f"'--device {device}' is none that torch sees here" in error
+        assert error.count("\n") == 1
     assert main(["labelfree", str(tmp_path), *arguments(build, a_run, tmp_path / "out")[2:]]) == 1
     assert "holds no finished build" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

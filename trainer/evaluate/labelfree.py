@@ -76,7 +76,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("build", metavar="OUT", help="output folder of a build, or its URL")
     add_model_arguments(parser)
     parser.add_argument("--snapshot", help="which snapshot (default: the current one)")
-    parser.add_argument("--split", default="eval")
+    parser.add_argument("--split", default="eval", help="clips of which split (default: eval)")
     parser.add_argument("--where", default="", help="only clips for which this holds, as in 'data.where'")
     parser.add_argument("--clips", type=int, default=32, help="at most this many clips (default: 32)")
     parser.add_argument("--frames", type=int, default=4, help="frames a clip (default: 4)")

@@ -99,14 +99,19 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=WHERE",
         help="a model, and a name for it; several times for several, which are compared with the first",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=device, help=f"where models run (default: {device})")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where results and pictures go")
 
 
 def load_subjects(models: list[str], device: str) -> list[Subject]:
     """The models of `--model`, on a device. Raises SettingsError, in one sentence, for what is none."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise SettingsError("'--device cuda' was asked for, and torch sees no CUDA device here")
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError) as error:  # the first from a torch that is built without CUDA
+        raise SettingsError(
+            f"'--device {device}' is none that torch sees here: give 'cpu', or 'cuda' where there is a GPU"
+        ) from error
     pairs = [model.partition("=") for model in models]
     for name, equals, where in pairs:
         if not (name and equals and where):
@@ -134,11 +139,12 @@ def load_subject(name: str, where: str) -> Subject:
     if path.is_file():
         return _from_export(name, where, path)
     backbone, colon, weights = where.partition(":")
-    if where in ("hub", "random") or not colon:
-        wanted = (
-            f"weights '{where}' need a backbone's name" if where in ("hub", "random") else f"there is no run and no file {where}"
-        )
-        raise SettingsError(f"{wanted}: write {name}=BACKBONE:{where if colon or where in ('hub', 'random') else 'FILE'}")
+    if where in ("hub", "random"):
+        raise SettingsError(f"weights '{where}' need a backbone's name: write {name}=BACKBONE:{where}")
+    if not colon:
+        raise SettingsError(f"there is no run and no file {where}: write {name}=BACKBONE:FILE")
+    if weights in ("first", "last"):
+        raise SettingsError(f"there is no run {backbone}: give the 'run.out' of a training run, {name}=RUN:{weights}")
     torch.manual_seed(0)  # for random weights
     default = {field: DataSettings.model_fields[field].default for field in ("size", "mean", "std")}
     return Subject(name, where, weights, _digest(weights), make_backbone(backbone, weights).eval(), **default)
