@@ -19,6 +19,7 @@ from manifests.snapshot import Snapshot, open_snapshot
 from manifests.tables import SHARDS, table_of, write_table
 from shards import jpeg
 from shards.clip import Camera, StoredClip
+from shards.errors import PretrackError
 from tests.trainer.conftest import HEIGHT, WIDTH, panning_clip, publish
 from trainer.backbone import Backbone, make_backbone
 from trainer.config import DataSettings, TrackSettings, TrainSettings
@@ -160,17 +161,8 @@ def test_weights_that_are_broken_are_named(build: Path, a_run: Path) -> None:
     subject = load_subject("broken", f"{a_run}:last")
     with torch.no_grad():
         subject.backbone.model.norm.weight[0] = math.nan
-    with pytest.raises(Exception, match="'broken' gives features that are not finite"):
+    with pytest.raises(PretrackError, match="'broken' gives features that are not finite"):
         score(held_out(open_snapshot(build), 64), [subject], GRID)
-
-
-def test_features_before_and_after_the_final_norm(a_run: Path) -> None:
-    subject = load_subject("a", str(a_run))
-    images = torch.randint(0, 256, (2, 3, 64, 48), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    normed, raw = subject.patch_features(images), subject.patch_features(images, final_norm=False)
-    assert normed.shape == raw.shape == (2, 8, 6, subject.backbone.width)
-    assert torch.allclose(subject.backbone.model.norm(raw), normed, atol=1e-5)
-    assert not torch.allclose(raw, normed, atol=1e-2)
 
 
 def held_out(snapshot: Snapshot, *sides: int, **changes: Any) -> HeldOut:
@@ -217,11 +209,11 @@ class Colours(nn.Module):
         self.num_prefix_tokens, self.patch_embed = 0, nn.Conv2d(3, 3, 8)
         self.patch_embed.patch_size = (8, 8)  # type: ignore[assignment]
 
-    def forward_features(self, images: Tensor) -> Tensor:
+    def forward_intermediates(self, images: Tensor, **how: Any) -> list[Tensor]:
         means = nn.functional.avg_pool2d(images, 8)[:, :2].flatten(2).movedim(1, 2)
         if not self.knows:
-            return torch.randn(*means.shape[:2], 64, generator=torch.Generator().manual_seed(0))
-        return (-torch.cdist(means, self.bumps).square() / (2 * 0.3**2)).exp()
+            return [torch.randn(*means.shape[:2], 64, generator=torch.Generator().manual_seed(0))]
+        return [(-torch.cdist(means, self.bumps).square() / (2 * 0.3**2)).exp()]
 
 
 @pytest.fixture(scope="session")

@@ -90,8 +90,7 @@ def run(benchmark: Benchmark, a: argparse.Namespace) -> None:
     normed = not benchmark.levels and a.final_norm
     results: dict[str, Result] = {}
     for s in subjects:
-        levels = benchmark.levels and level_features(s.backbone, s.mean, s.std)
-        features = levels or patch_features(s.backbone, s.mean, s.std, normed)
+        features = level_features(s) if benchmark.levels else patch_features(s, normed)
         results[s.name] = benchmark.evaluate(features, s.patch, a.root, settings)
         print(f"{s.name}: {results[s.name]}\n")
     base, *others = results

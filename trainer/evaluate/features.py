@@ -1,4 +1,4 @@
-"""A backbone as the evaluations see it: uint8 images in, maps of patch features out, padded as Probe3D pads."""
+"""A model as the evaluations see it: uint8 images in, maps of patch features out, padded as Probe3D pads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shards.errors import PretrackError, SettingsError
-from trainer.backbone import Backbone, normalised_images
+from trainer.backbone import normalised_images
+from trainer.evaluate.subject import Subject
 
 PatchFeatures = Callable[[Tensor], Tensor]
 """uint8 RGB images [B, 3, H, W] → float32 features [B, h, w, D]. A side that patches do not fill is padded (`padding`)."""
@@ -24,21 +25,23 @@ def padding(side: int, patch: int) -> tuple[int, int]:
     return extra // 2, extra - extra // 2
 
 
-def patch_features(backbone: Backbone, mean: Sequence[float], std: Sequence[float], normed: bool = False) -> PatchFeatures:
+def patch_features(subject: Subject, normed: bool = False) -> PatchFeatures:
     """The last block's patch tokens: as the block leaves them (Probe3D), or after the final norm (3DPoV's training) if `normed`."""
+    backbone = subject.backbone
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        given = _prepared(images, backbone, mean, std)
+        given = _prepared(images, subject)
         (tokens,) = backbone.model.forward_intermediates(given, indices=1, norm=normed, output_fmt="NLC", intermediates_only=True)
-        return _as_map(tokens, given, backbone.patch)
+        return _as_map(tokens, given, subject)
 
     return features
 
 
-def level_features(backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> LevelFeatures:
+def level_features(subject: Subject) -> LevelFeatures:
     """The patch tokens of four blocks, a quarter of the depth apart, before the final norm, each beside the image's CLS token
     ("dense-cls" of Probe3D): four maps [B, h, w, 2 D]. Raises SettingsError for a backbone of fewer than four blocks."""
+    backbone = subject.backbone
     depth = len(backbone.model.blocks)
     if depth < 4 or backbone.model.num_prefix_tokens < 1:
         raise SettingsError(f"the DPT probe reads four blocks and a CLS token, and {backbone.timm_id} has not got them")
@@ -46,29 +49,31 @@ def level_features(backbone: Backbone, mean: Sequence[float], std: Sequence[floa
 
     @torch.no_grad()
     def features(images: Tensor) -> list[Tensor]:
-        given = _prepared(images, backbone, mean, std)
+        given = _prepared(images, subject)
         levels = backbone.model.forward_intermediates(
             given, indices=blocks, norm=False, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
         )
         maps = []
         for tokens, prefix in levels:
-            patches = _as_map(tokens, given, backbone.patch)
+            patches = _as_map(tokens, given, subject)
             maps.append(torch.cat([patches, prefix[:, :1, None].float().expand_as(patches)], dim=-1))
         return maps
 
     return features
 
 
-def _prepared(images: Tensor, backbone: Backbone, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Normalised, then padded with zeros, where the backbone is."""
-    device = next(backbone.parameters()).device
-    rows, columns = (padding(side, backbone.patch) for side in images.shape[-2:])
-    return pad(normalised_images(images.to(device), mean, std), (*columns, *rows))
+def _prepared(images: Tensor, subject: Subject) -> Tensor:
+    """Normalised, then padded with zeros, where the model is."""
+    device = next(subject.backbone.parameters()).device
+    rows, columns = (padding(side, subject.patch) for side in images.shape[-2:])
+    return pad(normalised_images(images.to(device), subject.mean, subject.std), (*columns, *rows))
 
 
-def _as_map(tokens: Tensor, images: Tensor, patch: int) -> Tensor:
+def _as_map(tokens: Tensor, images: Tensor, subject: Subject) -> Tensor:
     """Raises PretrackError for features that are not finite: with those, whatever is compared first would be the most similar."""
     if not tokens.isfinite().all():
-        raise PretrackError("the model gives features that are not finite: its weights are broken")
-    rows, columns = images.shape[2] // patch, images.shape[3] // patch
+        raise PretrackError(
+            f"the model '{subject.name}' gives features that are not finite: its weights ({subject.file}) are broken"
+        )
+    rows, columns = (side // subject.patch for side in images.shape[2:])
     return tokens.float().reshape(len(tokens), rows, columns, tokens.shape[-1])

@@ -36,6 +36,7 @@ from shards.errors import SettingsError
 from trainer.config import DataSettings, TrackSettings
 from trainer.evaluate import measures, pictures
 from trainer.evaluate.bootstrap import RESAMPLES, Difference, difference
+from trainer.evaluate.features import patch_features
 from trainer.evaluate.heldout import HeldOut, HeldOutClip, read_held_out, still_settings
 from trainer.evaluate.measures import METRICS, Measures, Metric, Pair, effective_rank, figure, mean_cosine
 from trainer.evaluate.report import table_of_differences
@@ -44,6 +45,7 @@ from trainer.evaluate.subject import Subject, add_model_arguments, load_subjects
 
 BANK = 320
 """Patches of other clips that a point's similarities are ordered against."""
+FRAMES_AT_ONCE = 32
 FEW = 20
 """Videos: with fewer nothing is called better."""
 LEAST_RANK = 0.8
@@ -139,8 +141,10 @@ def score(held: HeldOut, subjects: Sequence[Subject], grid: int, keep: Sequence[
     found: dict[str, Scores] = {}
     base: Tensor | None = None
     for subject in subjects:
+        encode = patch_features(subject, normed=True)
         shown = torch.cat([clip.images[grid * subject.patch] for clip in held.clips])
-        features = normalize(subject.patch_features(shown), dim=-1).cpu().unflatten(0, (len(held.clips), -1))
+        parts = [normalize(encode(images), dim=-1).cpu() for images in shown.split(FRAMES_AT_ONCE)]
+        features = torch.cat(parts).unflatten(0, (len(held.clips), -1))
         base = features if base is None else base
         patches = features[:, 0].flatten(0, 2)
         found[subject.name] = Scores(

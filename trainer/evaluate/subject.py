@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 import xxhash
-from torch import Tensor
 
-from shards.errors import PretrackError, SettingsError
-from trainer.backbone import Backbone, make_backbone, normalised_images
+from shards.errors import SettingsError
+from trainer.backbone import Backbone, make_backbone
 from trainer.config import DataSettings
 from trainer.export import exported_weights, read_description
 
@@ -24,7 +23,6 @@ WHERE = """where a model comes from:
   BACKBONE:hub           ... with timm's weights
   BACKBONE:random        ... with random weights, always the same
 """
-FRAMES_AT_ONCE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,28 +48,6 @@ class Subject:
     def patch(self) -> int:
         """Side of a patch in pixels."""
         return self.backbone.patch
-
-    @torch.no_grad()
-    def patch_features(self, images: Tensor, final_norm: bool = True) -> Tensor:
-        """uint8 RGB images [B, 3, H, W] → float32 patch features [B, H / patch, W / patch, D], where the model is.
-
-        They are the last block's, after the model's final norm (as it is trained) or before it (as Probe3D takes them). Raises
-        PretrackError if they are not finite.
-        """
-        parts = [self._features(part, final_norm) for part in images.split(FRAMES_AT_ONCE)]
-        features = torch.cat(parts).float()
-        if not features.isfinite().all():
-            raise PretrackError(f"the model '{self.name}' gives features that are not finite: its weights ({self.file}) are broken")
-        return features
-
-    def _features(self, images: Tensor, final_norm: bool) -> Tensor:
-        device = next(self.backbone.parameters()).device
-        shown = normalised_images(images.to(device), self.mean, self.std)
-        if final_norm:
-            features: Tensor = self.backbone(shown)
-        else:
-            features = self.backbone.model.forward_intermediates(shown, indices=1, intermediates_only=True)[0].movedim(1, -1)
-        return features
 
     def described(self) -> dict[str, Any]:
         """What a result says of it."""

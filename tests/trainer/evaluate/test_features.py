@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from shards.errors import PretrackError, SettingsError
-from trainer.backbone import Backbone, make_backbone, normalised_images
+from trainer.backbone import make_backbone, normalised_images
 from trainer.evaluate.features import level_features, padding, patch_features
+from trainer.evaluate.subject import Subject
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ["dino_small", "dinov2_reg_small", "dinov3_small"]
 
 
-def tiny(name: str, depth: int = 8) -> Backbone:
+def tiny(name: str, depth: int = 8) -> Subject:
     torch.manual_seed(0)
-    return make_backbone(name, None, {"depth": depth, "embed_dim": 48, "num_heads": 3}).eval()
+    backbone = make_backbone(name, None, {"depth": depth, "embed_dim": 48, "num_heads": 3}).eval()
+    return Subject("tiny", name, "tiny.pth", "", backbone, 224, MEAN, STD)
 
 
 def some_images(size: int) -> torch.Tensor:
@@ -24,13 +26,13 @@ def some_images(size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_normed_features_are_those_of_training(name: str) -> None:
-    backbone = tiny(name)
-    images = some_images(4 * backbone.patch)
-    features = patch_features(backbone, MEAN, STD, normed=True)(images)
-    torch.testing.assert_close(features, backbone(normalised_images(images, MEAN, STD)))
-    plain = patch_features(backbone, MEAN, STD)(images)
+    subject = tiny(name)
+    images = some_images(4 * subject.patch)
+    features = patch_features(subject, normed=True)(images)
+    torch.testing.assert_close(features, subject.backbone(normalised_images(images, MEAN, STD)))
+    plain = patch_features(subject)(images)
     assert not torch.allclose(plain, features, atol=0.1)
-    torch.testing.assert_close(backbone.model.norm(plain), features)
+    torch.testing.assert_close(subject.backbone.model.norm(plain), features)
     assert not plain.requires_grad
 
 
@@ -39,39 +41,41 @@ def test_images_are_padded_in_the_centre() -> None:
     assert padding(800, 14) == (6, 6)
     assert padding(512, 14) == (3, 3)
     assert padding(800, 16) == (0, 0)
-    backbone = tiny("dinov2_reg_small")
+    subject = tiny("dinov2_reg_small")
     images = some_images(51)  # 56 = 2 + 51 + 3
     given = torch.zeros(2, 3, 56, 56)
     given[..., 2:53, 2:53] = normalised_images(images, MEAN, STD)
-    features = patch_features(backbone, MEAN, STD, normed=True)(images)
+    features = patch_features(subject, normed=True)(images)
     assert features.shape == (2, 4, 4, 48)
-    torch.testing.assert_close(features, backbone(given))
+    torch.testing.assert_close(features, subject.backbone(given))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_four_blocks_with_the_cls_token(name: str) -> None:
-    backbone = tiny(name)
-    images = some_images(3 * backbone.patch + 1)
-    levels = level_features(backbone, MEAN, STD)(images)
+    subject = tiny(name)
+    images = some_images(3 * subject.patch + 1)
+    levels = level_features(subject)(images)
     assert [level.shape for level in levels] == [(2, 4, 4, 96)] * 4
-    torch.testing.assert_close(levels[3][..., :48], patch_features(backbone, MEAN, STD)(images))
+    torch.testing.assert_close(levels[3][..., :48], patch_features(subject)(images))
     seen: list[torch.Tensor] = []
-    hook = backbone.model.blocks[1].register_forward_hook(lambda block, given, tokens: seen.append(tokens))
-    level_features(backbone, MEAN, STD)(images)
+    hook = subject.backbone.model.blocks[1].register_forward_hook(lambda block, given, tokens: seen.append(tokens))
+    level_features(subject)(images)
     hook.remove()  # block 1 of 0..7 is the first quarter's last
     torch.testing.assert_close(levels[0][:, 2, 3, 48:], seen[0][:, 0])
-    torch.testing.assert_close(levels[0][..., :48].flatten(1, 2), seen[0][:, backbone.model.num_prefix_tokens :])
+    torch.testing.assert_close(levels[0][..., :48].flatten(1, 2), seen[0][:, subject.backbone.model.num_prefix_tokens :])
 
 
 def test_too_few_blocks() -> None:
     with pytest.raises(SettingsError, match=r"reads four blocks and a CLS token, and vit_small_patch16_224.dino has not got them"):
-        level_features(tiny("dino_small", depth=3), MEAN, STD)
+        level_features(tiny("dino_small", depth=3))
 
 
 def test_broken_weights() -> None:
-    backbone = tiny("dino_small")
+    subject = tiny("dino_small")
     with torch.no_grad():
-        backbone.model.blocks[2].mlp.fc1.weight[0, 0] = torch.nan
-    for features in (patch_features(backbone, MEAN, STD), level_features(backbone, MEAN, STD)):
-        with pytest.raises(PretrackError, match="features that are not finite"):
+        subject.backbone.model.blocks[2].mlp.fc1.weight[0, 0] = torch.nan
+    for features in (patch_features(subject), level_features(subject)):
+        with pytest.raises(
+            PretrackError, match=r"the model 'tiny' gives features that are not finite: its weights \(tiny.pth\) are broken"
+        ):
             features(some_images(32))
