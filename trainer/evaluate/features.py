@@ -19,6 +19,18 @@ LevelFeatures = Callable[[Tensor], Sequence[Tensor]]
 """uint8 RGB images [B, 3, H, W] → four float32 maps [B, h, w, D] from early to late blocks, for the DPT probe."""
 
 
+@torch.no_grad()
+def maps_of(features: PatchFeatures, images: Tensor, patch: int) -> Tensor:
+    """Features of images [B, 3, H, W] as float32 [B, h, w, D]. Raises SettingsError if they are no map of such patches."""
+    maps = features(images).float()
+    (rows, columns), (height, width) = maps.shape[1:3], images.shape[2:]
+    if (rows, columns) != (-(-height // patch), -(-width // patch)):
+        raise SettingsError(
+            f"{rows}x{columns} features are no map of patches of {patch} pixels of images of {height}x{width} pixels"
+        )
+    return maps
+
+
 def padding(side: int, patch: int) -> tuple[int, int]:
     """Pixels of zeros before and after a side so that patches fill it: Probe3D's centred padding."""
     extra = -side % patch

@@ -31,7 +31,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
 from shards.errors import SettingsError
 from trainer.evaluate.datasets import NAVI
-from trainer.evaluate.features import PatchFeatures, padding
+from trainer.evaluate.features import PatchFeatures, maps_of
 from trainer.evaluate.navi_data import Crop, View, angle_between, list_views, read_crop
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
@@ -240,15 +240,9 @@ def choose_pairs(views: Sequence[View], settings: NaviSettings) -> tuple[list[tu
     return pairs, skipped
 
 
-@torch.no_grad()
 def _encoded(features: PatchFeatures, crops: tuple[Crop, Crop], patch: int, settings: NaviSettings) -> Tensor:
     """Features of both crops, upsampled to the grid of points: [2, D, grid, grid]."""
-    maps = features(torch.stack([crop.image for crop in crops])).float()
-    filled = settings.size + sum(padding(settings.size, patch))
-    if tuple(maps.shape[1:3]) != (filled // patch,) * 2:
-        raise SettingsError(
-            f"{tuple(maps.shape[1:3])} features are no map of patches of {patch} pixels of {settings.size}x{settings.size}"
-        )
+    maps = maps_of(features, torch.stack([crop.image for crop in crops]), patch)
     grid = -(-settings.size // settings.cell)
     return interpolate(maps.movedim(-1, 1), size=(grid, grid), mode="bicubic")
 

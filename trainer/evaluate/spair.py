@@ -34,7 +34,7 @@ from manifests.settings import Settings
 from manifests.wording import counted
 from shards.errors import SettingsError
 from trainer.evaluate.datasets import SPAIR, as_tensor, check_dataset, describing, open_image, read_json
-from trainer.evaluate.features import PatchFeatures, padding
+from trainer.evaluate.features import PatchFeatures, maps_of, padding
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 
@@ -222,7 +222,7 @@ def evaluate_spair(features: PatchFeatures, patch: int, root: Path, settings: Sp
     for category in sorted({pair.category for pair in unique.values()}):
         pairs = [pair for pair in unique.values() if pair.category == category]
         views = {name: _read_view(root, category, name, settings.size) for name in sorted({n for p in pairs for n in p.images})}
-        maps = _encoded(features, [view.image for view in views.values()], patch, settings.size)
+        maps = _encoded(features, [view.image for view in views.values()], patch)
         encoded = dict(zip(views, maps, strict=True))
         images += len(views)
         for pair in pairs:
@@ -288,15 +288,11 @@ def _read_keypoints(file: Path) -> Tensor:
         return torch.tensor(places, dtype=torch.float32).reshape(len(places), 2)
 
 
-@torch.no_grad()
-def _encoded(features: PatchFeatures, images: Sequence[Tensor], patch: int, size: int) -> list[Tensor]:
+def _encoded(features: PatchFeatures, images: Sequence[Tensor], patch: int) -> list[Tensor]:
     """Unit features [h, w, D] of each image. Raises SettingsError if they are not a map of such patches."""
     maps: list[Tensor] = []
     for start in range(0, len(images), _BATCH):
-        maps += normalize(features(torch.stack(list(images[start : start + _BATCH]))).float(), dim=-1)
-    rows, columns = maps[0].shape[:2]
-    if rows != columns or not 0 <= columns * patch - size < patch:
-        raise SettingsError(f"{rows}x{columns} features are no map of patches of {patch} pixels of images of {size}x{size}")
+        maps += normalize(maps_of(features, torch.stack(list(images[start : start + _BATCH])), patch), dim=-1)
     return maps
 
 
@@ -318,7 +314,7 @@ def _score(
         scored &= ~((x >= left) & (x < right) & (y >= top) & (y < bottom))
         image = both[which].image.clone()
         image[:, top:bottom, left:right] = torch.tensor(_FILL, dtype=torch.uint8)[:, None, None]
-        (shown[which],) = _encoded(features, [image], patch, settings.size)
+        (shown[which],) = _encoded(features, [image], patch)
     source, target = source[scored], target[scored]
 
     def errors(from_map: Tensor, to_map: Tensor) -> tuple[float, ...]:

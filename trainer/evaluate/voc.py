@@ -28,7 +28,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
 from shards.errors import SettingsError
 from trainer.evaluate.datasets import VOC, as_tensor, check_dataset, open_image
-from trainer.evaluate.features import PatchFeatures
+from trainer.evaluate.features import PatchFeatures, maps_of
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 
@@ -139,7 +139,7 @@ def evaluate_clustering(features: PatchFeatures, patch: int, root: Path, setting
     names = _listed(root, "val", s.images)
     parts, masks = [], []
     for images, labels in _batches(root, "val", names, s.size):
-        parts.append(_map(features, images, patch).cpu())
+        parts.append(maps_of(features, images, patch).cpu())
         masks.append(labels)
     maps, truth = _principal(torch.cat(parts), s.components), torch.cat(masks)
     sample = _sampled(maps, s)
@@ -167,7 +167,7 @@ def evaluate_retrieval(features: PatchFeatures, patch: int, root: Path, settings
     keys, values = _remembered(features, patch, root, learnt, s)
     counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for images, labels in _batches(root, "val", names, s.size):
-        maps = normalize(_map(features, images, patch), dim=-1)
+        maps = normalize(maps_of(features, images, patch), dim=-1)
         scores = retrieved(maps.flatten(0, 2), keys, values, s.neighbours, s.temperature).unflatten(0, maps.shape[:3])
         sharp = interpolate(scores.movedim(-1, 1), size=(s.size, s.size), mode="bilinear")
         counts += _counts(sharp.argmax(dim=1).cpu(), labels, len(CLASSES))
@@ -255,15 +255,6 @@ def _batches(root: Path, split: Split, names: Sequence[str], size: int) -> Itera
             log.info("%s: %d of %d images done", split, done, len(names))
 
 
-@torch.no_grad()
-def _map(features: PatchFeatures, images: Tensor, patch: int) -> Tensor:
-    """Features [B, h, w, D]. Raises SettingsError if they are not of such patches."""
-    maps = features(images).float()
-    if tuple(maps.shape[1:3]) != (-(-images.shape[-1] // patch),) * 2:
-        raise SettingsError(f"{tuple(maps.shape[1:3])} features are no map of patches of {patch} pixels of {images.shape[-1]} px")
-    return maps
-
-
 def _principal(maps: Tensor, components: int) -> Tensor:
     """The first principal components of standardised features: [N, h, w, D] → [N, h, w, C]."""
     rows = maps.flatten(0, 2)
@@ -315,7 +306,7 @@ def _remembered(
     generator = torch.Generator().manual_seed(settings.seed)
     keys, values = [], []
     for images, labels in _batches(root, settings.memory_split, names, settings.size):
-        for vectors, mask in zip(normalize(_map(features, images, patch), dim=-1), labels, strict=True):
+        for vectors, mask in zip(normalize(maps_of(features, images, patch), dim=-1), labels, strict=True):
             shares, known = patch_labels(mask, patch)
             (usable,) = known.flatten().nonzero(as_tuple=True)
             kept = usable[torch.randperm(len(usable), generator=generator)[:each]].to(vectors.device)

@@ -178,7 +178,7 @@ def test_nearest_with_ratio_in_parts() -> None:
 def test_patches_that_do_not_fill_the_image(navi: Path) -> None:
     result = evaluate_navi(partial(colour_features, patch=14), 14, navi, SMALL)  # 64 px are filled up to 70
     assert result.by_angle(BINS["3DPoV"], "all")[0][0] > 70
-    with pytest.raises(SettingsError, match=r"\(16, 16\) features are no map of patches of 14 pixels of 64x64"):
+    with pytest.raises(SettingsError, match="16x16 features are no map of patches of 14 pixels of images of 64x64 pixels"):
         evaluate_navi(partial(colour_features, patch=4), 14, navi, SMALL)
 
 

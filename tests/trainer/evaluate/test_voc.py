@@ -143,7 +143,7 @@ def test_what_is_missing_is_said_in_one_sentence(voc: Path, tmp_path: Path) -> N
     refused(tmp_path, r"is not PASCAL VOC 2012 as it unpacks: .*JPEGImages is missing")
     refused(voc, r"trainaug.txt is missing; it is no part of the dataset as released", changed(RETRIEVE, memory_split="trainaug"))
     refused(voc, r"patches of 14 do not fill 64", patch=14)
-    refused(voc, r"\(16, 16\) features are no map of patches of 8 pixels of 64 px", patch=8)
+    refused(voc, r"16x16 features are no map of patches of 8 pixels of images of 64x64", patch=8)
     root = shutil.copytree(voc, tmp_path / "copy")
     (root / "SegmentationClass" / "2008_000003.png").unlink()
     refused(root, r"2008_000003.png is missing")
@@ -166,7 +166,7 @@ def test_trainaug_masks_are_plain_images(voc: Path, tmp_path: Path) -> None:
 
 def test_a_size_that_is_no_multiple_is_fine_for_clusters(voc: Path) -> None:
     padded = partial(colour_features, patch=10)
-    with pytest.raises(SettingsError, match=r"\(6, 6\) features are no map of patches of 10 pixels of 64 px"):
+    with pytest.raises(SettingsError, match="6x6 features are no map of patches of 10 pixels of images of 64x64 pixels"):
         evaluate_clustering(padded, 10, voc, CLUSTER)
     result = evaluate_clustering(
         lambda images: padded(torch.nn.functional.pad(images, (3, 3, 3, 3))), 10, voc, changed(CLUSTER, clusters=(60,))
