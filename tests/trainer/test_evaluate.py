@@ -28,7 +28,7 @@ from trainer.evaluate.__main__ import main
 from trainer.evaluate.heldout import HeldOut, read_held_out, relative_rotation, still_settings
 from trainer.evaluate.labelfree import Scores, by_clip, clips_to_draw, score
 from trainer.evaluate.measures import METRICS
-from trainer.evaluate.pictures import principal_colours
+from trainer.evaluate.pictures import plot, principal_colours
 from trainer.evaluate.subject import Subject, load_subject
 from trainer.export import export_weights
 
@@ -306,6 +306,14 @@ def test_the_first_components_colour_a_picture() -> None:
     assert np.corrcoef(colours[..., 0].ravel(), mirrored[..., 0].ravel())[0, 1] > 0.99
     assert np.percentile(colours[0, ..., 0], [1, 99]) == pytest.approx([0, 1])
     assert np.isfinite(principal_colours(np.ones((2, 4, 4, 2)))).all()
+
+
+def test_a_curve_has_a_gap_where_nothing_is_known() -> None:
+    whole, gap = (np.array(plot("", "abc", {"a": [0.9, middle, 0.9]})) for middle in (0.9, math.nan))
+    height = np.nonzero((whole != gap).any(axis=(1, 2)))[0].mean()
+    between = slice(180, 220)  # the first place is at 149 of 640 pixels, the second at 336
+    assert (whole[round(height), between] != 255).all(axis=0).any()
+    assert (gap[round(height), between] == 255).all()
 
 
 def test_published_rows_stand_beside_ones_own() -> None:

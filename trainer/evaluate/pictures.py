@@ -124,10 +124,12 @@ def plot(title: str, labels: Sequence[str], curves: dict[str, list[float]], plai
         cv2.line(canvas, (left, y), (left + across, y), INK if tick == 0 else PALE, 1)
     for name, values in curves.items():
         colour, thick = styles[name]
-        points = [_fixed(x, top + down * (1 - value)) for x, value in zip(ends, values, strict=True) if math.isfinite(value)]
+        known = zip(ends, values, strict=True)
+        points = [_fixed(x, top + down * (1 - value)) if math.isfinite(value) else None for x, value in known]
         for p, q in itertools.pairwise(points):
-            cv2.line(canvas, p, q, colour, thick, cv2.LINE_AA, shift=4)
-        for p in points:
+            if p and q:
+                cv2.line(canvas, p, q, colour, thick, cv2.LINE_AA, shift=4)
+        for p in filter(None, points):
             cv2.circle(canvas, p, (2 * thick + 1) * _FIXED, colour, -1, cv2.LINE_AA, shift=4)
 
     picture = Image.fromarray(canvas)
