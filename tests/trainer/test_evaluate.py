@@ -316,6 +316,14 @@ def test_a_curve_has_a_gap_where_nothing_is_known() -> None:
     assert (gap[round(height), between] == 255).all()
 
 
+def test_names_that_do_not_fit_beside_each_other_are_below() -> None:
+    names = [f"a model trained for {n} steps" for n in range(5)]
+    few, many = (np.array(plot("", "ab", {name: [0.5, 0.5] for name in chosen})) for chosen in (names[:1], names))
+    assert many.shape[1] == few.shape[1]
+    assert many.shape[0] == few.shape[0] + 40  # two in a line
+    assert (many[:, -20:] == 255).all()
+
+
 def test_published_rows_stand_beside_ones_own() -> None:
     text = papers.beside("spair", {"mine": (60.0, 50.0, math.nan, 55.5)})
     lines = text.splitlines()

@@ -112,8 +112,10 @@ def _lines(left: Picture, right: Picture, starts: Tensor, places: Tensor, found:
 
 def plot(title: str, labels: Sequence[str], curves: dict[str, list[float]], plain: Sequence[str] = ()) -> Image.Image:
     """Curves over named places, from 0 to 1; NaN is a gap. Those named in `plain` are thin and grey."""
-    width, height, left, top, bottom = 640, 400, 56, 76, 52
-    across, down = width - left - 24, height - top - bottom
+    left, across, down, bottom = 56, 560, 272, 52
+    legend = _legend(list(curves), across)
+    top = 56 + 20 * (1 + max(line for _, line in legend.values()))
+    width, height = left + across + 24, top + down + bottom
     ends = [left + across * (i + 0.5) / len(labels) for i in range(len(labels))]
     hues, greys = iter(itertools.cycle(COLOURS)), iter(itertools.cycle(GREYS))
     styles = {name: (next(greys), 1) if name in plain else (next(hues), 2) for name in curves}
@@ -139,12 +141,24 @@ def plot(title: str, labels: Sequence[str], curves: dict[str, list[float]], plai
         draw.text((left - 8, y), f"{tick:.1f}", INK, _font(13), anchor="rm")
     for x, label in zip(ends, labels, strict=True):
         draw.text((x, height - bottom + 8), label, INK, _font(13), anchor="ma")
-    place = float(left)
-    for name, (colour, _) in styles.items():
-        draw.rectangle((place, 48, place + 16, 51), colour)
-        draw.text((place + 22, 50), name, INK, _font(13), anchor="lm")
-        place += 22 + draw.textlength(name, _font(13)) + 22
+    for name, (place, line) in legend.items():
+        x, y = left + place, 50 + 20 * line
+        draw.rectangle((x, y - 2, x + 16, y + 1), styles[name][0])
+        draw.text((x + 22, y), name, INK, _font(13), anchor="lm")
     return picture
+
+
+def _legend(names: Sequence[str], across: float) -> dict[str, tuple[float, int]]:
+    """Where the entry of each name begins, in pixels, and on which line, so that none goes beyond `across`."""
+    draw, places = ImageDraw.Draw(Image.new("RGB", (1, 1))), {}
+    x, line = 0.0, 0
+    for name in names:
+        wide = 22 + draw.textlength(name, _font(13))
+        if x and x + wide > across:
+            x, line = 0.0, line + 1
+        places[name] = (x, line)
+        x += wide + 22
+    return places
 
 
 def png(picture: Image.Image) -> bytes:
