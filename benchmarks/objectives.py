@@ -26,8 +26,9 @@ from trainer.config import DataSettings, TrackSettings, TrainSettings
 from trainer.evaluate import pictures
 from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.heldout import HeldOut, read_held_out, still_settings
-from trainer.evaluate.labelfree import HEADLINE, Scores, by_clip, mean, score
+from trainer.evaluate.labelfree import HEADLINE, Scores, by_clip, score
 from trainer.evaluate.measures import METRICS
+from trainer.evaluate.report import mean
 from trainer.evaluate.subject import load_subject
 from trainer.train import train
 

@@ -29,6 +29,7 @@ from trainer.evaluate.heldout import HeldOut, read_held_out, relative_rotation, 
 from trainer.evaluate.labelfree import Scores, by_clip, clips_to_draw, score
 from trainer.evaluate.measures import METRICS
 from trainer.evaluate.pictures import plot, principal_colours
+from trainer.evaluate.report import mean
 from trainer.evaluate.subject import Subject, load_subject
 from trainer.export import export_weights
 
@@ -237,7 +238,7 @@ def test_a_model_that_sees_the_truth_finds_everything_and_noise_is_at_chance(sce
     scores = score(held, [colour_subject("knows", True), colour_subject("noise", False)], 16)
 
     def value(name: str, metric: str, *part: str) -> float:
-        return labelfree.mean(by_clip(NAMED[metric], scores[name], held, *part))
+        return mean(by_clip(NAMED[metric], scores[name], held, *part))
 
     assert value("knows", "moving_pck@0.1") == 1
     assert value("knows", "track@1") > 0.97

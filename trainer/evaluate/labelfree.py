@@ -39,7 +39,7 @@ from trainer.evaluate.bootstrap import RESAMPLES, Difference, difference
 from trainer.evaluate.features import patch_features
 from trainer.evaluate.heldout import HeldOut, HeldOutClip, read_held_out, still_settings
 from trainer.evaluate.measures import METRICS, Measures, Metric, Pair, effective_rank, figure, mean_cosine
-from trainer.evaluate.report import table_of_differences
+from trainer.evaluate.report import mean, table_of_differences
 from trainer.evaluate.results import aligned, number, versions, write_results
 from trainer.evaluate.subject import Subject, add_model_arguments, load_subjects
 
@@ -259,7 +259,8 @@ def _figures(scores: Scores, held: HeldOut) -> dict[str, Any]:
     """All figures of a model: the mean over clips and what it is made of."""
     found: dict[str, Any] = {}
     for metric in METRICS:
-        found[metric.name] = {**_summed(by_clip(metric, scores, held)), "by_clip": by_clip(metric, scores, held)}
+        values = by_clip(metric, scores, held)
+        found[metric.name] = {**_summed(values), "by_clip": values}
         for kind, labels in parts(held).items():
             found[metric.name][f"by_{kind}"] = {label: _summed(by_clip(metric, scores, held, kind, label)) for label in labels}
     return found | {"effective_rank": scores.effective_rank, "mean_cosine": scores.mean_cosine, "drift": scores.drift}
@@ -267,12 +268,6 @@ def _figures(scores: Scores, held: HeldOut) -> dict[str, Any]:
 
 def _summed(values: NDArray[np.float64]) -> dict[str, Any]:
     return {"mean": mean(values), "clips": int(np.isfinite(values).sum())}
-
-
-def mean(values: NDArray[np.float64]) -> float:
-    """The mean of those that are not NaN; NaN of none."""
-    known = values[np.isfinite(values)]
-    return float(known.mean()) if len(known) else float("nan")
 
 
 def _clip_list(held: HeldOut, pairs: Sequence[Pair]) -> list[dict[str, Any]]:

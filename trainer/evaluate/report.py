@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from trainer.evaluate.bootstrap import Difference
 from trainer.evaluate.results import aligned, number
 
@@ -29,7 +32,8 @@ def table_of_differences(title: str, found: Mapping[str, Difference], of: Sequen
     return "\n".join(aligned(rows))
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float] | NDArray[np.float64]) -> float:
     """The mean of the values that are figures; NaN if none is."""
-    known = [value for value in values if not math.isnan(value)]
-    return sum(known) / len(known) if known else math.nan
+    found = np.array(values, np.float64)
+    known = found[np.isfinite(found)]
+    return float(known.mean()) if len(known) else math.nan
