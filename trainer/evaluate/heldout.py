@@ -23,6 +23,7 @@ from shards.errors import PretrackError
 from shards.reader import read_members
 from trainer.config import DataSettings, TrackSettings
 from trainer.data import ClipDataset, counted
+from trainer.evaluate.measures import angle_between
 from trainer.views import choose_frames
 
 COLUMNS = ["key", "shard", "json_offset", "json_size", "checksum"]
@@ -150,9 +151,9 @@ def still_settings(snapshot: Snapshot, split: str, where: str, frames: int, step
 
 
 def relative_rotation(a: Camera, b: Camera) -> float:
-    """Degrees between the directions in which two cameras stand: the angle of R_b R_a^T."""
+    """Degrees between the directions in which two cameras stand."""
     first, second = (np.reshape(camera.world_to_camera, (3, 4))[:, :3] for camera in (a, b))
-    return math.degrees(math.acos(float(np.clip((np.trace(second @ first.T) - 1) / 2, -1, 1))))
+    return angle_between(first, second)
 
 
 def _angles(cameras: tuple[Camera | None, ...] | None, numbers: Sequence[int]) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ collapse; drift is 1 - the mean cosine of a patch's features in two models.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,6 +87,11 @@ def figure(metric: Metric, pairs: Sequence[Pair]) -> float:
     if not len(values):
         return float("nan")
     return float(np.median(values) if metric.median else values.mean())
+
+
+def angle_between(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
+    """Degrees between two poses with these rotation matrices [3, 3]: the angle of `second @ first.T`, from its trace."""
+    return math.degrees(math.acos(float(np.clip((np.trace(second @ first.T) - 1) / 2, -1, 1))))
 
 
 def moving(starts: Tensor, goals: Tensor) -> NDArray[np.bool_]:

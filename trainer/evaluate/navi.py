@@ -32,7 +32,8 @@ from manifests.settings import Settings
 from shards.errors import SettingsError
 from trainer.evaluate.datasets import NAVI
 from trainer.evaluate.features import PatchFeatures, maps_of
-from trainer.evaluate.navi_data import Crop, View, angle_between, list_views, read_crop
+from trainer.evaluate.measures import angle_between
+from trainer.evaluate.navi_data import Crop, View, list_views, read_crop
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 

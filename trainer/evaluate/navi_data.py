@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,12 +115,6 @@ def rotation_of(quaternion: Sequence[float]) -> Floats:
             [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)],
         ]
     )
-
-
-def angle_between(first: Floats, second: Floats) -> float:
-    """The angle in degrees of the rotation between two poses, from the trace of `second @ first.T`."""
-    cosine = (np.trace(second @ first.T) - 1) / 2
-    return math.degrees(math.acos(min(1.0, max(-1.0, float(cosine)))))
 
 
 def read_crop(view: View, size: int = 512) -> Crop:

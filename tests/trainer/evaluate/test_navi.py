@@ -17,6 +17,7 @@ from PIL import Image
 from shards.errors import PretrackError, SettingsError
 from tests.trainer.evaluate.changing import changed
 from tests.trainer.evaluate.navi_files import ANGLES, DISTANCE, RADIUS, colour_features, random_features, write_navi
+from trainer.evaluate.measures import angle_between
 from trainer.evaluate.navi import (
     BINS,
     NaviResult,
@@ -28,7 +29,7 @@ from trainer.evaluate.navi import (
     luminance_distance,
     nearest_with_ratio,
 )
-from trainer.evaluate.navi_data import angle_between, list_views, nearest, read_crop, rotation_of
+from trainer.evaluate.navi_data import list_views, nearest, read_crop, rotation_of
 
 SMALL = NaviSettings(size=64, matches=40, every=1)
 
