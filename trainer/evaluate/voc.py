@@ -137,11 +137,7 @@ def evaluate_clustering(features: PatchFeatures, patch: int, root: Path, setting
 
     s = settings or ClusteringSettings()
     names = _listed(root, "val", s.images)
-    parts, masks = [], []
-    for images, labels in _batches(root, "val", names, s.size):
-        parts.append(maps_of(features, images, patch).cpu())
-        masks.append(labels)
-    maps, truth = _principal(torch.cat(parts), s.components), torch.cat(masks)
+    maps, truth = _reduced(features, patch, root, names, s)
     sample = _sampled(maps, s)
     iou = {}
     for k in s.clusters:
@@ -255,17 +251,31 @@ def _batches(root: Path, split: Split, names: Sequence[str], size: int) -> Itera
             log.info("%s: %d of %d images done", split, done, len(names))
 
 
+def _reduced(
+    features: PatchFeatures, patch: int, root: Path, names: Sequence[str], settings: ClusteringSettings
+) -> tuple[Tensor, Tensor]:
+    """Principal components of the features of all images [N, h, w, C], and their labels, uint8 [N, size, size]."""
+    maps, masks = torch.empty(0), list[Tensor]()
+    for images, labels in _batches(root, "val", names, settings.size):
+        part = maps_of(features, images, patch)
+        maps = maps if len(maps) else torch.empty(len(names), *part.shape[1:])
+        maps[_BATCH * len(masks) :][: len(part)] = part
+        masks.append(labels.to(torch.uint8))
+    return _principal(maps, settings.components), torch.cat(masks)
+
+
 def _principal(maps: Tensor, components: int) -> Tensor:
-    """The first principal components of standardised features: [N, h, w, D] → [N, h, w, C]."""
-    rows = maps.flatten(0, 2)
-    centre, spread = rows.mean(dim=0), rows.std(dim=0, correction=0)
+    """The first principal components of standardised features: [N, h, w, D] → [N, h, w, C], without a copy of all of them."""
+    parts = maps.split(_BATCH)
+    centre = torch.stack([part.double().sum(dim=(0, 1, 2)) for part in parts]).sum(dim=0) / maps[..., 0].numel()
+    covariance = torch.zeros(len(centre), len(centre), dtype=torch.float64)
+    for part in parts:
+        rows = (part - centre).flatten(0, 2)
+        covariance += rows.T @ rows / maps[..., 0].numel()
+    spread = covariance.diagonal().sqrt()
     spread = spread.where(spread > 1e-6, 1)  # a channel that never changes stays 0
-    covariance = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
-    for part in rows.split(65_536):
-        scaled = ((part - centre) / spread).double()
-        covariance += scaled.T @ scaled
-    axes = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :components].float()
-    return torch.cat([((part - centre) / spread) @ axes for part in rows.split(65_536)]).unflatten(0, maps.shape[:3])
+    axes = torch.linalg.eigh(covariance / torch.outer(spread, spread)).eigenvectors.flip(1)[:, :components]
+    return torch.cat([((part - centre) / spread @ axes).float() for part in parts])
 
 
 def _enlarged(maps: Tensor, grid: int) -> Tensor:
