@@ -26,7 +26,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
-from shards.errors import SettingsError
+from shards.errors import PretrackError, SettingsError
 from trainer.evaluate.datasets import VOC, as_tensor, check_dataset, open_image
 from trainer.evaluate.features import PatchFeatures, maps_of
 from trainer.evaluate.report import Row, mean, table
@@ -241,14 +241,19 @@ def _batches(root: Path, split: Split, names: Sequence[str], size: int) -> Itera
         images = [
             open_image(root / "JPEGImages" / f"{name}.jpg").resize((size, size), Image.Resampling.BILINEAR) for name in chosen
         ]
-        masks = [open_image(_masks(root, split) / f"{name}.png").resize((size, size), Image.Resampling.NEAREST) for name in chosen]
-        labels = torch.from_numpy(np.stack([np.array(mask) for mask in masks]).astype(np.int64))
-        if labels.ndim != 3 or bool(((labels >= len(CLASSES)) & (labels != _NOTHING)).any()):
-            raise SettingsError(f"{_masks(root, split)} holds images that are no labels 0 to {len(CLASSES) - 1} and {_NOTHING}")
-        yield torch.stack([as_tensor(image) for image in images]), labels
+        labels = [_read_labels(_masks(root, split) / f"{name}.png", size) for name in chosen]
+        yield torch.stack([as_tensor(image) for image in images]), torch.stack(labels)
         done = start + len(chosen)
         if done // _TELL > start // _TELL:
             log.info("%s: %d of %d images done", split, done, len(names))
+
+
+def _read_labels(path: Path, size: int) -> Tensor:
+    """int64 [size, size]. Raises PretrackError for an image that is broken or shows something else."""
+    labels = np.array(open_image(path).resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
+    if labels.ndim != 2 or not np.isin(labels, [*range(len(CLASSES)), _NOTHING]).all():
+        raise PretrackError(f"{path} is no image of labels 0 to {len(CLASSES) - 1} and {_NOTHING}: unpack the dataset again")
+    return torch.from_numpy(labels)
 
 
 def _reduced(

@@ -147,8 +147,9 @@ def test_what_is_missing_is_said_in_one_sentence(voc: Path, tmp_path: Path) -> N
     root = shutil.copytree(voc, tmp_path / "copy")
     (root / "SegmentationClass" / "2008_000003.png").unlink()
     refused(root, r"2008_000003.png is missing")
-    Image.fromarray(np.full((9, 9), 40, np.uint8)).save(root / "SegmentationClass" / "2008_000003.png")
-    refused(root, r"holds images that are no labels 0 to 20 and 255")
+    for wrong in (np.full((9, 9), 40, np.uint8), np.zeros((9, 9, 3), np.uint8)):
+        Image.fromarray(wrong).save(root / "SegmentationClass" / "2008_000003.png")
+        refused(root, r"2008_000003.png is no image of labels 0 to 20 and 255")
     (root / "ImageSets" / "Segmentation" / "val.txt").write_text("")
     refused(root, r"val.txt lists no images")
 
