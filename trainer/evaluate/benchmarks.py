@@ -3,7 +3,8 @@
     python -m trainer.evaluate spair SPair-71k --model base=runs/a:first --model trained=runs/a --out runs/a/evaluation
 
 A first look takes minutes with fewer and smaller images: `--size 224 --pairs 20`. The first model is the base that the others are
-compared with, by a paired bootstrap over pairs of images, or over photographs.
+compared with, by a paired bootstrap over pairs of images, or over photographs. It takes these as independent; pairs that share a
+photograph, and photographs of one object, are not, so intervals are somewhat too narrow.
 """
 
 from __future__ import annotations

@@ -136,15 +136,16 @@ def clips_to_draw(clips: Sequence[HeldOutClip], count: int) -> list[int]:
 def score(held: HeldOut, subjects: Sequence[Subject], grid: int, keep: Sequence[int] = ()) -> dict[str, Scores]:
     """What each model scores on the clips, by its name; then the answer "it has not moved", and chance.
 
-    `keep` are clips whose features are wanted afterwards. Features of all clips of two models are held at a time.
+    `keep` are clips whose features are wanted afterwards. Features of all clips of two models are held at a time: with what is
+    made of them some 15 MB for a clip of 4 frames and a ViT-B.
     """
     found: dict[str, Scores] = {}
     base: Tensor | None = None
     for subject in subjects:
         encode = patch_features(subject, normed=True)
         shown = torch.cat([clip.images[grid * subject.patch] for clip in held.clips])
-        parts = [normalize(encode(images), dim=-1).cpu() for images in shown.split(FRAMES_AT_ONCE)]
-        features = torch.cat(parts).unflatten(0, (len(held.clips), -1))
+        features = torch.cat([normalize(encode(images), dim=-1).cpu() for images in shown.split(FRAMES_AT_ONCE)])
+        features = features.unflatten(0, (len(held.clips), -1))
         base = features if base is None else base
         patches = features[:, 0].flatten(0, 2)
         found[subject.name] = Scores(

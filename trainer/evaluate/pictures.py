@@ -52,7 +52,7 @@ def feature_maps(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image:
 def principal_colours(features: NDArray[np.float64], like: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
     """Features [T, h, w, D] → [T, h, w, 3], 0 and 1 the anchor frame's 1st and 99th percentile of each principal component.
 
-    A component has no sign of its own: it gets the one in which it goes along with `like`, if that is given and has its shape.
+    A component has no sign of its own: it gets the one in which it goes along with `like` [T, h, w, 3], if that is given.
     """
     anchor = features[0].reshape(-1, features.shape[-1])
     _, _, axes = np.linalg.svd(anchor - anchor.mean(axis=0), full_matrices=False)
