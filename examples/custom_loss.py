@@ -8,26 +8,23 @@ config names:
 
 from __future__ import annotations
 
-import logging
 import sys
-from pathlib import Path
 
 from pydantic import Field
 from torch import Tensor
 
-from manifests.settings import Settings, load_settings
-from shards.errors import PretrackError
-from trainer import train as training
+from manifests.settings import Settings
+from trainer.__main__ import main
 from trainer.config import LossSettings, TrainSettings
-from trainer.losses import mix
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
+from trainer.losses.mix import Losses, make_losses
 
 
 class SteadySettings(Settings):
     """A track's embedding stays what the teacher saw of it in the anchor frame."""
 
-    weight: float = Field(default=1.0, gt=0)
-    """Its part in the sum of all losses."""
+    weight: float = Field(default=1.0, ge=0)
+    """Its part in the sum of all losses; 0 leaves it out."""
 
 
 class Loss(LossSettings):
@@ -35,6 +32,10 @@ class Loss(LossSettings):
 
     steady: SteadySettings = SteadySettings()
     """Ours."""
+
+    def make(self, width: int) -> Losses:
+        """pretrack's losses, and ours beside them."""
+        return make_losses(self, width, steady=steady)
 
 
 class Train(TrainSettings):
@@ -52,18 +53,5 @@ def steady(e: Embeddings) -> Tensor:
     return mean_over_tracks(1 - cosines, e.weights)
 
 
-def make_losses(settings: LossSettings, width: int) -> mix.Losses:
-    """pretrack's losses, and ours beside them."""
-    theirs = mix.make_losses(settings, width)
-    if not isinstance(settings, Loss):
-        return theirs
-    return mix.Losses({**theirs.losses, "steady": steady}, {**theirs.weights, "steady": settings.steady.weight})
-
-
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    training.make_losses = make_losses  # type: ignore[attr-defined]  # where `trainer.train` takes its losses from
-    try:
-        print(training.train(load_settings(Train, Path(sys.argv[1]), sys.argv[2:])))
-    except PretrackError as error:
-        sys.exit(f"trainer: {error}")
+    sys.exit(main(sys.argv[1:], Train))

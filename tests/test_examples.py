@@ -221,11 +221,14 @@ def test_the_custom_loss_is_what_it_says() -> None:
 
     teacher = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
     student = torch.stack([teacher, -teacher], dim=1)
-    points = torch.zeros(2, 2, 5, 2)
+    points, example = torch.zeros(2, 2, 5, 2), load("custom_loss")
     for weights, expected in ((torch.tensor([1.0, 0.0]), 0.0), (torch.tensor([1.0, 1.0]), 1.0), (torch.tensor([0.0, 1.0]), 1.0)):
         counts = weights[None, :, None].expand(2, 2, 5)
         e = Embeddings(student, teacher, teacher[:, None], counts, points, points[:, 0])
-        assert load("custom_loss").steady(e).item() == pytest.approx(expected, abs=1e-5)
+        assert example.steady(e).item() == pytest.approx(expected, abs=1e-5)
+    total, parts = example.Loss(sorting=0, steady={"weight": 0.5}).make(8)(e)
+    assert list(parts) == ["steady"]
+    assert total.item() == pytest.approx(0.5 * expected, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -17,15 +17,18 @@ USAGE = """usage: python -m trainer CONFIG [key=value ...]
 CONFIG is a YAML file such as configs/train/demo.yaml; trainer/config.py explains every key."""
 
 
-def main(arguments: list[str]) -> int:
-    """Runs a training; 0, 1 after printing in one sentence what is wrong, or 143 if it was asked to stop (SIGTERM) and did."""
+def main(arguments: list[str], kind: type[TrainSettings] = TrainSettings) -> int:
+    """Runs a training; 0, 1 after printing in one sentence what is wrong, or 143 if it was asked to stop (SIGTERM) and did.
+
+    `kind` may know more settings than pretrack's own (examples/custom_loss.py).
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
     try:
-        settings = load_settings(TrainSettings, Path(arguments[0]), arguments[1:])
+        settings = load_settings(kind, Path(arguments[0]), arguments[1:])
         from trainer.train import Stopped, train  # torch and timm take seconds to import; a wrong key should not
 
         try:

@@ -7,13 +7,16 @@ defaults are the repaired values, `recipe: pretrack`; `recipe: upstream` replace
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Place, Settings
 from shards.errors import SettingsError
 from trainer.where import parse_filter
+
+if TYPE_CHECKING:
+    from trainer.losses.mix import Losses
 
 UPSTREAM: dict[str, dict[str, Any]] = {
     "data": {
@@ -305,10 +308,15 @@ class LossSettings(Settings):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights of the losses that are used, by name."""
-        added = {"info_nce": self.info_nce, "smooth_ap": self.smooth_ap, "clusters": self.clusters, "track_mean": self.track_mean}
-        weights = {"sorting": self.sorting} | {name: part.weight for name, part in added.items() if part}
-        return {name: weight for name, weight in weights.items() if weight > 0}
+        """The weights of the losses that are used, by name: of every field that has a `weight`, also of a subclass's."""
+        added = {name: part.weight for name in type(self).model_fields if hasattr(part := getattr(self, name), "weight")}
+        return {name: weight for name, weight in ({"sorting": self.sorting} | added).items() if weight > 0}
+
+    def make(self, width: int) -> Losses:
+        """These losses, of embeddings [..., width]. A subclass with losses of its own passes them to `make_losses`."""
+        from trainer.losses.mix import make_losses  # torch takes seconds to import; a wrong key should not
+
+        return make_losses(self, width)
 
     @model_validator(mode="after")
     def _any_loss(self) -> LossSettings:

@@ -31,7 +31,6 @@ from trainer.config import OptimSettings, TrainSettings
 from trainer.data import ClipDataset, Loader, Sample
 from trainer.export import export_weights
 from trainer.losses.embeddings import Embeddings
-from trainer.losses.mix import make_losses
 from trainer.objective import diagnostics
 from trainer.ranks import Rank, any_rank, joined, mean_over_ranks
 from trainer.sampling import check_references, choose_references, rank_references
@@ -249,7 +248,7 @@ def make_step(settings: TrainSettings, checkpoint: dict[str, Any] | None, device
     if m.lora:
         add_adapters(backbone, m.lora)
     student = Embedder(backbone, Projection(backbone.width, m.head), settings.tracks.align_corners)
-    model = Step(student, make_teacher(student), make_losses(settings.loss, m.head[-1]), settings)
+    model = Step(student, make_teacher(student), settings.loss.make(m.head[-1]), settings)
     if checkpoint:
         for part in ("student", "teacher", "losses"):
             model.get_submodule(part).load_state_dict(checkpoint[part])

@@ -21,7 +21,7 @@ Loss = Callable[[Embeddings], Tensor]
 
 
 class Losses(nn.Module):
-    """The losses of a run by name, with their weights. Its parameters are those of `clusters`, to be trained with the student's."""
+    """The losses of a run by name, with their weights. Parameters of losses that are modules are trained with the student's."""
 
     def __init__(self, losses: dict[str, Loss], weights: dict[str, float]) -> None:
         super().__init__()
@@ -44,14 +44,17 @@ class Losses(nn.Module):
         return total, {name: part.detach() for name, part in parts.items()}
 
 
-def make_losses(settings: LossSettings, width: int) -> Losses:
-    """The losses whose weight is above 0, of embeddings [..., width]. Prototypes are drawn from torch's own generator."""
+def make_losses(settings: LossSettings, width: int, **own: Loss) -> Losses:
+    """The losses whose weight is above 0, of embeddings [..., width]. Prototypes are drawn from torch's own generator.
+
+    `own` are losses beyond pretrack's, by the names that they have in the settings.
+    """
     s, objective = settings, make_objective(settings)
 
     def sorting(e: Embeddings) -> Tensor:
         return sorting_loss(e.student, e.teacher, e.references, e.weights, objective, s.detach_teacher)
 
-    losses: dict[str, Loss] = {"sorting": sorting}
+    losses: dict[str, Loss] = {"sorting": sorting, **own}
     if s.info_nce:
         losses["info_nce"] = partial(info_nce, settings=s.info_nce)
     if s.smooth_ap:
