@@ -27,9 +27,14 @@ from trainer.config import TrainSettings
 from trainer.model_card import model_card
 
 
+def weights_path(out: Path, step: int) -> Path:
+    """Where the weights after `step` steps lie."""
+    return out / "weights" / f"step_{step:08d}.safetensors"
+
+
 def export_weights(backbone: Backbone, settings: TrainSettings, snapshots: Sequence[Snapshot], step: int) -> Path:
     """Writes a backbone's weights and their description into the run's folder; returns the weights' path."""
-    path = settings.run.out / "weights" / f"step_{step:08d}.safetensors"
+    path = weights_path(settings.run.out, step)
     state = {name: value.detach().cpu().contiguous() for name, value in without_adapters(backbone).state_dict().items()}
     write_whole(path, save(state, {"format": "pt"}))
     used = settings.model_dump(mode="json")

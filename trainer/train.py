@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoin
 from trainer.clips import open_snapshots
 from trainer.config import OptimSettings, TrainSettings
 from trainer.data import ClipDataset, Loader, Sample
-from trainer.export import export_weights
+from trainer.export import export_weights, weights_path
 from trainer.losses.embeddings import Embeddings
 from trainer.objective import diagnostics
 from trainer.ranks import Rank, any_rank, joined, mean_over_ranks
@@ -53,92 +54,152 @@ def train(settings: TrainSettings) -> Path:
     writing a checkpoint, if this process was sent SIGTERM.
     """
     with joined(settings.run) as rank, asked_to_stop() as asked:
-        return _train(settings, rank, asked)
+        run = Run(settings, rank)
+        run.begin()
+        with Watch(settings, run.done, run.steps, run.order.steps_per_epoch, rank, run.flops) as watch:
+            run.go_on(watch, asked)
+        return run.export()
 
 
-def _train(settings: TrainSettings, rank: Rank, asked: threading.Event) -> Path:
-    s, run = settings, settings.run
-    checkpoint = load_state(settings)
-    snapshots = open_snapshots(s.data, checkpoint["snapshots"] if checkpoint else None)
-    start = checkpoint["step"] if checkpoint else 0
-    dataset = ClipDataset(snapshots, s.data, run.seed)
-    if checkpoint and checkpoint["clips"] != dataset.identity:
-        folders = ", ".join(str(out) for out in s.data.out)
-        raise PretrackError(f"{folders} holds other clips than those this run was begun with: take another 'run.out'")
-    order = dataset.order(run.batch_size, rank.number, rank.world, start)
-    steps = run.steps or max(1, round((run.epochs or 0) * order.steps_per_epoch))
+@dataclass(frozen=True)
+class Trained:
+    """What a rank knows of a step that it took: its loss, that loss's parts by name, what was compared, and other figures."""
 
-    share = run.batch_size // rank.world
-    if share % run.accumulate:
-        raise PretrackError(f"the {share} clips of a rank cannot be shared by 'run.accumulate: {run.accumulate}' parts")
-    check_references(share // run.accumulate * (rank.world if s.references.across_ranks else 1), s.data.frames, s.references.count)
+    loss: Tensor
+    parts: dict[str, Tensor]
+    embeddings: Embeddings
+    figures: dict[str, float]
 
-    torch.manual_seed(run.seed)
-    model = make_step(s, checkpoint, rank.device)
-    patches = reference_patches(model.student.backbone, s)
-    optimizer = make_optimizer(model, s.optim)
-    if checkpoint:
-        optimizer.load_state_dict(checkpoint["optimizer"])
-    flops = step_flops(model, s.data.size) * run.batch_size
-    if run.compile:
-        check_compiler(rank.device)
-        model.student.backbone.compile()
-        model.teacher.backbone.compile()
-    forward: nn.Module = model
-    if rank.world > 1:
-        forward = DistributedDataParallel(model, device_ids=[rank.device] if rank.device.type == "cuda" else None)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    exported = (model.student if run.export == "student" else model.teacher).backbone
-    log.info("training on %s", ", ".join(f"{snapshot.out} (snapshot {snapshot.name})" for snapshot in snapshots))
-    log.info(
-        "%d clips, batches of %d, %d steps an epoch; ranks: %d", len(dataset), run.batch_size, order.steps_per_epoch, rank.world
-    )
-    if rank.first:
-        sweep_checkpoints(run.out)
-    if rank.first and not checkpoint:
-        write_whole(run.out / "settings.json", s.model_dump_json(indent=1).encode())
-        export_weights(exported, s, snapshots, 0)
 
-    loader = Loader(dataset, order, run.workers, pin=rank.device.type == "cuda")
-    stream = iter(loader)
-    with Watch(s, start, steps, order.steps_per_epoch, rank, flops) as watch:
-        if rank.first and not checkpoint:
-            draw_features(watch, model, dataset, 0)
-        for step in range(start, steps):
+class Run:
+    """A run on one of its ranks: clips, models and optimizer, at the beginning or as the newest checkpoint has them.
+
+    Raises PretrackError for settings that do not fit the data, or that the run was not begun with.
+    """
+
+    def __init__(self, settings: TrainSettings, rank: Rank) -> None:
+        s, run = settings, settings.run
+        checkpoint = load_state(s)
+        self.settings, self.rank = s, rank
+        self.done = checkpoint["step"] if checkpoint else 0
+        """Steps that were taken."""
+        self.dataset = ClipDataset(open_snapshots(s.data, checkpoint["snapshots"] if checkpoint else None), s.data, run.seed)
+        if checkpoint and checkpoint["clips"] != self.dataset.identity:
+            folders = ", ".join(str(out) for out in s.data.out)
+            raise PretrackError(f"{folders} holds other clips than those this run was begun with: take another 'run.out'")
+        self.order = self.dataset.order(run.batch_size, rank.number, rank.world, self.done)
+        check_parts(s, rank.world)
+        self.steps = run.steps or max(1, round((run.epochs or 0) * self.order.steps_per_epoch))
+        self.loader = Loader(self.dataset, self.order, run.workers, pin=rank.device.type == "cuda")
+
+        torch.manual_seed(run.seed)
+        self.model = make_step(s, checkpoint, rank.device)
+        self.patches = reference_patches(self.model.student.backbone, s)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = make_optimizer(self.model, s.optim)
+        if checkpoint:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.flops = step_flops(self.model, s.data.size) * run.batch_size
+        if run.compile:
+            check_compiler(rank.device)
+            self.model.student.backbone.compile()
+            self.model.teacher.backbone.compile()
+        self.forward: nn.Module = self.model
+        if rank.world > 1:
+            self.forward = DistributedDataParallel(self.model, device_ids=[rank.device] if rank.device.type == "cuda" else None)
+
+    def begin(self) -> None:
+        """Says what is trained on what, clears what a killed run left, and writes what there is to keep before the first step."""
+        s = self.settings
+        folders = ", ".join(f"{snapshot.out} (snapshot {snapshot.name})" for snapshot in self.dataset.snapshots)
+        log.info("training on %s", folders)
+        clips, epoch = len(self.dataset), self.order.steps_per_epoch
+        log.info("%d clips, batches of %d, %d steps an epoch; ranks: %d", clips, s.run.batch_size, epoch, self.rank.world)
+        if self.rank.first:
+            sweep_checkpoints(s.run.out)
+        if self.rank.first and not self.done:
+            write_whole(s.run.out / "settings.json", s.model_dump_json(indent=1).encode())
+            self.export()
+
+    def go_on(self, watch: Watch, asked: threading.Event) -> None:
+        """Trains up to the last step. Raises Stopped, after writing a checkpoint, where any rank was `asked`."""
+        run, first = self.settings.run, self.rank.first
+        stream = iter(self.loader)
+        if first and not self.done:
+            draw_features(watch, self.model, self.dataset, 0)
+        while self.done < self.steps:
             begun = time.perf_counter()
             sample = next(stream)
             waited = time.perf_counter() - begun
-            compared = compared_frames(step, s.data.frames, s.loss)
-            loss, parts, embeddings = forward_backward(forward, sample, compared, patches, step, s, rank)
-            norm = nn.utils.clip_grad_norm_(trained, s.optim.clip_norm or math.inf)
-            check_finite(loss, norm, step, sample)
+            trained = self.step(sample)
+            (stopped,) = any_rank(torch.tensor([asked.is_set()]), self.rank)
+            last = self.done == self.steps or stopped
+            watch.step(self.done, trained.loss.item(), waited)
+            if self.done % run.log_every == 0 or last:
+                watch.figures(self.done, self.figures(trained))
+            if first and (self.done % run.checkpoint_every == 0 or last):
+                save_checkpoint(run.out, self.state(), run.keep)
+                draw_features(watch, self.model, self.dataset, self.done)
+            if stopped and self.done < self.steps:
+                raise Stopped(
+                    f"stopped after step {self.done} of {self.steps}, which is saved: the same command goes on from there"
+                )
 
-            rate = learning_rate(step, steps, s.optim)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["ratio"]
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            momentum = teacher_momentum(step, steps, s.teacher)
-            update_teacher(model.teacher, model.student, momentum, s.teacher.average == "trained")
+    def step(self, sample: Sample) -> Trained:
+        """Takes a step on this rank's clips. Raises PretrackError where the loss or the gradient is not finite."""
+        s, step = self.settings, self.done
+        compared = compared_frames(step, s.data.frames, s.loss)
+        loss, parts, embeddings = forward_backward(self.forward, sample, compared, self.patches, step, s, self.rank)
+        norm = nn.utils.clip_grad_norm_(self.trained, s.optim.clip_norm or math.inf)
+        check_finite(loss, norm, step, sample)
 
-            done = step + 1
-            (stopped,) = any_rank(torch.tensor([asked.is_set()]), rank)
-            last = done == steps or stopped
-            watch.step(done, loss.item(), waited)
-            if done % run.log_every == 0 or last:
-                values = {"loss": mean_over_ranks(loss, rank), "lr": rate, "momentum": momentum, "gradient_norm": norm.item()}
-                values |= {"frames": len(compared)} | ({f"loss_{k}": v.item() for k, v in parts.items()} if len(parts) > 1 else {})
-                values |= {"skipped_clips": loader.skipped} if s.data.on_error == "skip" else {}
-                watch.figures(done, values | diagnostics(embeddings, s.loss))
-            if rank.first and (done % run.checkpoint_every == 0 or last):
-                save_checkpoint(run.out, state_of(s, dataset, done, model, optimizer), run.keep)
-                draw_features(watch, model, dataset, done)
-            if stopped and done < steps:
-                raise Stopped(f"stopped after step {done} of {steps}, which is saved: the same command goes on from there")
+        rate = learning_rate(step, self.steps, s.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["ratio"]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        momentum = teacher_momentum(step, self.steps, s.teacher)
+        update_teacher(self.model.teacher, self.model.student, momentum, s.teacher.average == "trained")
+        self.done += 1
+        figures = {"lr": rate, "momentum": momentum, "gradient_norm": norm.item(), "frames": len(compared)}
+        return Trained(loss, parts, embeddings, figures)
 
-    if rank.first:
-        export_weights(exported, s, snapshots, max(start, steps))
-    return run.out / "weights" / f"step_{max(start, steps):08d}.safetensors"
+    def figures(self, trained: Trained) -> dict[str, float]:
+        """What is written of a step; all ranks must call this."""
+        s, parts = self.settings, trained.parts
+        values = {"loss": mean_over_ranks(trained.loss, self.rank)} | trained.figures
+        values |= {f"loss_{name}": part.item() for name, part in parts.items()} if len(parts) > 1 else {}
+        values |= {"skipped_clips": self.loader.skipped} if s.data.on_error == "skip" else {}
+        return values | diagnostics(trained.embeddings, s.loss)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "step": self.done,
+            "settings": self.settings.model_dump(mode="json"),
+            "snapshots": [snapshot.name for snapshot in self.dataset.snapshots],
+            "clips": self.dataset.identity,
+            **{part: self.model.get_submodule(part).state_dict() for part in ("student", "teacher", "losses")},
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def export(self) -> Path:
+        """The path of the weights as they are; the first rank writes them."""
+        s = self.settings
+        if self.rank.first:
+            backbone = (self.model.student if s.run.export == "student" else self.model.teacher).backbone
+            export_weights(backbone, s, self.dataset.snapshots, self.done)
+        return weights_path(s.run.out, self.done)
+
+
+def check_parts(settings: TrainSettings, world: int) -> None:
+    """Raises PretrackError if a rank's clips cannot be shared by the parts of a step, or are too few for their references."""
+    run, references = settings.run, settings.references
+    share = run.batch_size // world
+    if share % run.accumulate:
+        raise PretrackError(f"the {share} clips of a rank cannot be shared by 'run.accumulate: {run.accumulate}' parts")
+    together = share // run.accumulate * (world if references.across_ranks else 1)
+    check_references(together, settings.data.frames, references.count)
 
 
 def forward_backward(
@@ -224,20 +285,6 @@ def load_state(settings: TrainSettings) -> dict[str, Any] | None:
     check_same_run(path, state["settings"], settings)
     log.info("going on from %s", path)
     return state
-
-
-def state_of(
-    settings: TrainSettings, dataset: ClipDataset, step: int, model: Step, optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
-    """What a checkpoint holds after `step` steps."""
-    return {
-        "step": step,
-        "settings": settings.model_dump(mode="json"),
-        "snapshots": [snapshot.name for snapshot in dataset.snapshots],
-        "clips": dataset.identity,
-        **{part: model.get_submodule(part).state_dict() for part in ("student", "teacher", "losses")},
-        "optimizer": optimizer.state_dict(),
-    }
 
 
 def make_step(settings: TrainSettings, checkpoint: dict[str, Any] | None, device: torch.device) -> Step:
