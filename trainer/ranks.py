@@ -54,12 +54,12 @@ def joined(run: RunSettings) -> Iterator[Rank]:
             dist.destroy_process_group()
 
 
-def mean_over_ranks(value: Tensor, rank: Rank) -> float:
-    """A scalar's mean over all ranks, in each of which this must be called."""
-    value = value.detach().clone()
+def mean_over_ranks(values: Tensor, rank: Rank) -> list[float]:
+    """The means of some values [n] over all ranks; every rank must call this, and learns the same."""
+    values = values.to(rank.device, copy=True)
     if rank.world > 1:
-        dist.all_reduce(value)
-    return value.item() / rank.world
+        dist.all_reduce(values)
+    return [value / rank.world for value in values.tolist()]
 
 
 def any_rank(flags: Tensor, rank: Rank) -> list[bool]:

@@ -167,7 +167,8 @@ class Run:
     def figures(self, trained: Trained) -> dict[str, float]:
         """What is written of a step; all ranks must call this."""
         s, parts = self.settings, trained.parts
-        values = {"loss": mean_over_ranks(trained.loss, self.rank)} | trained.figures
+        (loss,) = mean_over_ranks(trained.loss[None], self.rank)
+        values = {"loss": loss} | trained.figures
         values |= {f"loss_{name}": part.item() for name, part in parts.items()} if len(parts) > 1 else {}
         values |= {"skipped_clips": self.loader.skipped} if s.data.on_error == "skip" else {}
         return values | diagnostics(trained.embeddings, s.loss)

@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from shards.errors import SettingsError
 from trainer.config import RunSettings, TrainSettings
 from trainer.evaluate.pictures import principal_colours
-from trainer.ranks import Rank
+from trainer.ranks import Rank, mean_over_ranks
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "4090": 165e12, "V100": 125e12}
 """Dense bfloat16 (V100: float16) operations per second, by what a device's name holds: NVIDIA's data sheets."""
@@ -60,14 +60,18 @@ class Watch:
             diary.close()
 
     def step(self, done: int, loss: float, waited: float) -> None:
-        """Counts a step, its loss, and the seconds that were waited for its clips; sums up epochs, if they are long."""
+        """Counts a step, its loss, and the seconds that were waited for its clips; sums up epochs, if they are long.
+
+        Every rank must call this: a sum is of all of them.
+        """
         self.progress.update(self.task, completed=done)
         for span in (self.since, self.whole):
             span.add(loss, waited)
         if (done % self.epoch == 0 and self.epoch >= self.settings.run.log_every) or done == self.steps:
+            loss, waiting = mean_over_ranks(torch.tensor([self.whole.loss, self.whole.waiting]), self.rank)
             self.console.print(
-                f"epoch {-(-done // self.epoch)}: mean loss {self.whole.loss:.4f} over {self.whole.steps} steps, "
-                f"{self.whole.rate * self.settings.run.batch_size:.1f} clips/s, {self.whole.waiting:.0%} of it waiting for clips"
+                f"epoch {-(-done // self.epoch)}: mean loss {loss:.4f} over {self.whole.steps} steps, "
+                f"{self.whole.rate * self.settings.run.batch_size:.1f} clips/s, {waiting:.0%} of it waiting for clips"
             )
             self.whole = Span(done)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -339,6 +340,10 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
     for ours, theirs in zip(traces[0]["keys"], traces[1]["keys"], strict=True):
         assert len(ours) == len(theirs) == 2
         assert not set(ours) & set(theirs)
+    losses = torch.tensor([trace["losses"] for trace in traces])
+    assert (losses[0] - losses[1]).abs().max() > 0.001
+    summed_up = [float(mean) for mean in re.findall(r"^epoch \d: mean loss ([\d.]+) over 2 steps", run.stdout, re.MULTILINE)]
+    assert summed_up == pytest.approx([losses[:, :2].mean().item(), losses[:, 2:].mean().item()], abs=1e-4)
 
     alone = settings(run={"steps": 4, "out": tmp_path / "alone"})
     seen: list[set[str]] = []

@@ -1,4 +1,4 @@
-"""`python -m trainer`, which also saves what every rank read and ended with, for the test of two ranks."""
+"""`python -m trainer`, which also saves what every rank read, lost and ended with, for the test of two ranks."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from trainer import train as training
 from trainer.__main__ import main
 
 keys: list[list[str]] = []
+losses: list[float] = []
 models: list[Any] = []
 check, make = training.check_finite, training.make_step
 
 
-def remember_keys(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+def remember(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
     keys.append(list(batch["key"]))
+    losses.append(loss.item())
     check(loss, norm, step, batch)
 
 
@@ -30,8 +32,8 @@ def remember_models(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    training.check_finite, training.make_step = remember_keys, remember_models  # type: ignore[assignment]
+    training.check_finite, training.make_step = remember, remember_models  # type: ignore[assignment]
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
-    torch.save({"keys": keys, "weights": weights}, Path(sys.argv[1]).parent / "run" / f"rank{os.environ['RANK']}.pt")
+    torch.save({"keys": keys, "losses": losses, "weights": weights}, Path(sys.argv[1]).parent / "run" / f"rank{os.environ['RANK']}.pt")
     sys.exit(code)
