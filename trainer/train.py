@@ -166,11 +166,12 @@ class Run:
 
     def figures(self, trained: Trained) -> dict[str, float]:
         """What is written of a step; all ranks must call this."""
-        s, parts = self.settings, trained.parts
-        (loss,) = mean_over_ranks(trained.loss[None], self.rank)
+        s, skipped = self.settings, trained.loss.new_tensor(self.loader.skipped)
+        known = torch.stack([trained.loss, skipped, *trained.parts.values()])
+        loss, skipped_by_each, *parts = mean_over_ranks(known, self.rank)
         values = {"loss": loss} | trained.figures
-        values |= {f"loss_{name}": part.item() for name, part in parts.items()} if len(parts) > 1 else {}
-        values |= {"skipped_clips": self.loader.skipped} if s.data.on_error == "skip" else {}
+        values |= {f"loss_{name}": part for name, part in zip(trained.parts, parts, strict=True)} if len(parts) > 1 else {}
+        values |= {"skipped_clips": skipped_by_each * self.rank.world} if s.data.on_error == "skip" else {}
         return values | diagnostics(trained.embeddings, s.loss)
 
     def state(self) -> dict[str, Any]:
@@ -214,14 +215,14 @@ def forward_backward(
 ) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
     """Adds the gradient of a rank's clips, `run.accumulate` parts one after the other; `patches` as from `reference_patches`.
 
-    Returns the mean loss, and of the last part the loss's parts and what was compared.
+    Returns the mean loss, the means of what it is the sum of, and what was compared in the last part.
     """
     across, count = settings.references.across_ranks, settings.run.accumulate
     generator = torch.manual_seed(step_seed(settings.run.seed, step, rank.number))  # for whatever else is random, too
     if across:  # the same draw on every rank
         generator = torch.Generator().manual_seed(step_seed(settings.run.seed, step, 0))
     clips = len(sample["frames"]) // count
-    total = torch.zeros((), device=rank.device)
+    total, means = torch.zeros((), device=rank.device), dict[str, Tensor]()
     for part in range(count):
         drawn = choose_references(
             clips * (rank.world if across else 1), settings.data.frames, settings.references.count, *patches, generator
@@ -230,10 +231,11 @@ def forward_backward(
         batch = batch_of(sample, settings, rank.device, slice(part * clips, (part + 1) * clips))
         waiting = isinstance(forward, DistributedDataParallel) and part < count - 1
         with forward.no_sync() if waiting else nullcontext():  # type: ignore[operator]
-            loss, parts, embeddings = forward(batch, compared, references, patches[1])
+            loss, losses, embeddings = forward(batch, compared, references, patches[1])
             (loss / count).backward()
         total += loss.detach() / count
-    return total, parts, embeddings
+        means = {name: means.get(name, 0) + value / count for name, value in losses.items()}
+    return total, means, embeddings
 
 
 @torch.no_grad()
