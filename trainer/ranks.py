@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from shards.errors import PretrackError
 from trainer.config import RunSettings
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,21 @@ def mean_over_ranks(values: Tensor, rank: Rank) -> list[float]:
     if rank.world > 1:
         dist.all_reduce(values)
     return [value / rank.world for value in values.tolist()]
+
+
+def from_first(make: Callable[[], T], rank: Rank) -> T:
+    """What the first rank makes, in every rank, each of which must call this; so is the PretrackError that it raises instead."""
+    made: list[Any] = [None]
+    if rank.first:
+        try:
+            made = [make()]
+        except PretrackError as error:
+            made = [error]
+    if rank.world > 1:
+        dist.broadcast_object_list(made, device=rank.device)
+    if isinstance(made[0], PretrackError):
+        raise made[0]
+    return made[0]  # type: ignore[no-any-return]
 
 
 def any_rank(flags: Tensor, rank: Rank) -> list[bool]:

@@ -33,7 +33,7 @@ from trainer.data import ClipDataset, Loader, Sample
 from trainer.export import export_weights, weights_path
 from trainer.losses.embeddings import Embeddings
 from trainer.objective import diagnostics
-from trainer.ranks import Rank, any_rank, joined, mean_over_ranks
+from trainer.ranks import Rank, any_rank, from_first, joined, mean_over_ranks
 from trainer.sampling import check_references, choose_references, rank_references
 from trainer.schedule import compared_frames, learning_rate, step_seed, teacher_momentum
 from trainer.step import Step, batch_of, step_flops
@@ -79,14 +79,19 @@ class Run:
 
     def __init__(self, settings: TrainSettings, rank: Rank) -> None:
         s, run = settings, settings.run
-        checkpoint = load_state(s)
+        checkpoint, snapshots = from_first(
+            lambda: load_state(s), rank
+        )  # other nodes may see another 'run.out', or a newer snapshot
         self.settings, self.rank = s, rank
         self.done = checkpoint["step"] if checkpoint else 0
         """Steps that were taken."""
-        self.dataset = ClipDataset(open_snapshots(s.data, checkpoint["snapshots"] if checkpoint else None), s.data, run.seed)
-        if checkpoint and checkpoint["clips"] != self.dataset.identity:
+        self.dataset = ClipDataset(open_snapshots(s.data, snapshots), s.data, run.seed)
+        if self.dataset.identity != from_first(lambda: checkpoint["clips"] if checkpoint else self.dataset.identity, rank):
             folders = ", ".join(str(out) for out in s.data.out)
-            raise PretrackError(f"{folders} holds other clips than those this run was begun with: take another 'run.out'")
+            raise PretrackError(
+                f"{folders} holds other clips than those this run was begun with: take another 'run.out', or, with several nodes, "
+                "the same build on each of them"
+            )
         self.order = self.dataset.order(run.batch_size, rank.number, rank.world, self.done)
         check_parts(s, rank.world)
         self.steps = run.steps or max(1, round((run.epochs or 0) * self.order.steps_per_epoch))
@@ -277,17 +282,20 @@ def asked_to_stop() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def load_state(settings: TrainSettings) -> dict[str, Any] | None:
-    """The newest checkpoint of the run's folder, if there is one. Raises PretrackError if this run may not, or cannot, go on."""
+def load_state(settings: TrainSettings) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint of the run's folder, if there is one, and the names of the snapshots that the run trains on.
+
+    Raises PretrackError if this run may not, or cannot, go on.
+    """
     path = newest_checkpoint(settings.run.out)
     if path is None:
-        return None
+        return None, [snapshot.name for snapshot in open_snapshots(settings.data)]
     if not settings.run.resume:
         raise PretrackError(f"{settings.run.out} already holds a run: take another 'run.out', or go on with 'run.resume=true'")
     state = load_checkpoint(path)
     check_same_run(path, state["settings"], settings)
     log.info("going on from %s", path)
-    return state
+    return state, state["snapshots"]
 
 
 def make_step(settings: TrainSettings, checkpoint: dict[str, Any] | None, device: torch.device) -> Step:
