@@ -59,10 +59,11 @@ def save_checkpoint(out: Path, state: dict[str, Any], keep: int) -> Path:
     return path
 
 
-def sweep_checkpoints(out: Path) -> None:
+def sweep(out: Path) -> None:
     """Removes what a killed run was writing."""
-    for path in (out / "checkpoints").glob(f"{TEMPORARY}*"):
-        path.unlink()
+    for folder in ("checkpoints", "weights"):
+        for path in (out / folder).glob(f"{TEMPORARY}*"):
+            path.unlink()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

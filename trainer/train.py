@@ -26,7 +26,7 @@ from shards.errors import PretrackError, SettingsError
 from shards.files import write_whole
 from trainer.adapters import add_adapters
 from trainer.backbone import Backbone, make_backbone, normalised_images
-from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep_checkpoints
+from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep
 from trainer.clips import open_snapshots
 from trainer.config import OptimSettings, TrainSettings
 from trainer.data import ClipDataset, Loader, Sample
@@ -121,7 +121,7 @@ class Run:
         clips, epoch = len(self.dataset), self.order.steps_per_epoch
         log.info("%d clips, batches of %d, %d steps an epoch; ranks: %d", clips, s.run.batch_size, epoch, self.rank.world)
         if self.rank.first:
-            sweep_checkpoints(s.run.out)
+            sweep(s.run.out)
         if self.rank.first and not self.done:
             write_whole(s.run.out / "settings.json", s.model_dump_json(indent=1).encode())
             self.export()

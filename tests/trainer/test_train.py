@@ -240,6 +240,15 @@ def test_another_run_is_not_gone_on_from(settings: Make) -> None:
         train(settings(run={"steps": 2, "resume": False}))
 
 
+def test_what_a_killed_run_was_writing_is_removed(settings: Make) -> None:
+    s = settings(run={"steps": 1})
+    for folder in ("checkpoints", "weights", "mine"):
+        (s.run.out / folder).mkdir(parents=True)
+        (s.run.out / folder / ".tmp-0a1b2c").touch()
+    train(s)
+    assert [path.parent.name for path in s.run.out.rglob(".tmp-*")] == ["mine"]
+
+
 def test_a_damaged_checkpoint_is_named(settings: Make) -> None:
     s = settings(run={"steps": 1})
     train(s)
