@@ -38,6 +38,9 @@ FREE_TO_CHANGE = {
 }
 """Settings a resumed run may change: where things lie, how long it is, and how it reports."""
 
+PARTS = {"step", "settings", "snapshots", "clips", "student", "teacher", "losses", "optimizer"}
+"""What a checkpoint holds."""
+
 
 def checkpoint_path(out: Path, step: int) -> Path:
     """Where the checkpoint after `step` steps lies."""
@@ -67,7 +70,7 @@ def sweep(out: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU. Raises PretrackError if it is damaged."""
+    """Reads a checkpoint onto the CPU. Raises PretrackError if it is damaged, or of another version."""
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file that is just not whole
@@ -75,6 +78,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise PretrackError(f"the checkpoint {path} cannot be read ({reason}): delete it to go on from the one before") from error
     if not isinstance(state, dict) or not isinstance(state.get("settings"), dict) or not isinstance(state.get("step"), int):
         raise PretrackError(f"{path} is no checkpoint of a run of ours: move it away")
+    if lacking := sorted(PARTS - state.keys()):
+        raise PretrackError(f"{path} is of another version of pretrack (it lacks {', '.join(lacking)}): {_begin_anew(path)}")
     return state
 
 
@@ -83,8 +88,13 @@ def check_same_run(path: Path, begun: dict[str, Any], settings: TrainSettings) -
     old, new = _flat(_comparable(begun)), _flat(_comparable(settings.model_dump(mode="json")))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
-        what = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in changed)
-        raise PretrackError(f"the run in {path.parent.parent} was begun with other settings ({what}): take another 'run.out'")
+        how = "with other settings" + ("" if old.keys() == new.keys() else ", perhaps by another version of pretrack")
+        what = ", ".join(f"{key} was {old.get(key, 'unknown')}, now {new.get(key, 'unknown')}" for key in changed)
+        raise PretrackError(f"the run in {path.parent.parent} was begun {how} ({what}): {_begin_anew(path)}")
+
+
+def _begin_anew(path: Path) -> str:
+    return f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has learned"
 
 
 def _checkpoints(out: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import pytest
 import timm
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
 from shards.errors import PretrackError
@@ -25,7 +26,7 @@ from tests.trainer.plain_loss import plain_loss
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.backbone import make_backbone, normalised_images
-from trainer.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
 from trainer.clips import open_snapshots
 from trainer.config import LossSettings, OptimSettings, TrainSettings
 from trainer.data import ClipDataset, Loader, counted
@@ -238,6 +239,26 @@ def test_another_run_is_not_gone_on_from(settings: Make) -> None:
         train(settings(run={"steps": 2}, optim={"lr": 0.1}))
     with pytest.raises(PretrackError, match="already holds a run"):
         train(settings(run={"steps": 2, "resume": False}))
+
+
+def test_what_another_version_began_is_refused_and_can_be_started_from(settings: Make, tmp_path: Path) -> None:
+    s = settings(run={"steps": 1})
+    train(s)
+    path, state = checkpoint_path(s.run.out, 1), last_state(s)
+    start = f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has learned"
+    torch.save(state | {"settings": state["settings"] | {"references": {"count": 3, "crop_ratio": 0.5, "where": "here"}}}, path)
+    differing = (
+        "perhaps by another version of pretrack (references.across_ranks was unknown, now False, references.where was here, now"
+    )
+    with pytest.raises(PretrackError, match=re.escape(differing) + f".*: {re.escape(start)}$"):
+        train(s)
+    del state["losses"]
+    torch.save(state, path)
+    with pytest.raises(PretrackError, match=rf"is of another version of pretrack \(it lacks losses\): {re.escape(start)}$"):
+        train(s)
+    anew = settings(model={**s.model.model_dump(), "weights": str(path)}, run={"steps": 1, "out": tmp_path / "anew"})
+    exported = load_file(train(anew).with_name("step_00000000.safetensors"))
+    assert_same(exported, {name: state["teacher"][f"backbone.model.{name}"] for name in exported})
 
 
 def test_what_a_killed_run_was_writing_is_removed(settings: Make) -> None:
