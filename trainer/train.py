@@ -170,14 +170,12 @@ class Run:
         return Trained(loss, parts, embeddings, figures)
 
     def figures(self, trained: Trained) -> dict[str, float]:
-        """What is written of a step; all ranks must call this."""
-        s, skipped = self.settings, trained.loss.new_tensor(self.loader.skipped)
-        known = torch.stack([trained.loss, skipped, *trained.parts.values()])
-        loss, skipped_by_each, *parts = mean_over_ranks(known, self.rank)
-        values = {"loss": loss} | trained.figures
-        values |= {f"loss_{name}": part for name, part in zip(trained.parts, parts, strict=True)} if len(parts) > 1 else {}
-        values |= {"skipped_clips": skipped_by_each * self.rank.world} if s.data.on_error == "skip" else {}
-        return values | diagnostics(trained.embeddings, s.loss)
+        """What is written of a step: means over all ranks, each of which must call this."""
+        s, values = self.settings, {"loss": trained.loss.item()}
+        values |= {f"loss_{name}": part.item() for name, part in trained.parts.items()} if len(trained.parts) > 1 else {}
+        values |= {"skipped_clips": self.loader.skipped * self.rank.world} if s.data.on_error == "skip" else {}  # their sum
+        values |= diagnostics(trained.embeddings, s.loss) | trained.figures
+        return dict(zip(values, mean_over_ranks(torch.tensor(list(values.values())), self.rank), strict=True))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

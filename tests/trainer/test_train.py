@@ -18,6 +18,7 @@ import timm
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from shards.errors import PretrackError
@@ -432,6 +433,8 @@ def test_nodes_that_share_no_folder_go_on_together(settings: Make, tmp_path: Pat
 
     first = two_nodes([settings(data=data, run={"steps": 2, "out": tmp_path / node / "run"}) for node in "ab"])
     assert f"left out (1 so far): clip {damaged['key']}" in first[1]
+    events: Any = EventAccumulator(str(tmp_path / "a" / "run" / "tensorboard"))
+    assert [event.value for event in events.Reload().Scalars("skipped_clips")] == [1, 1]
     second = two_nodes([settings(data=data, run={"steps": 3, "out": tmp_path / node / "run"}) for node in "ab"])
     assert "going on from" in second[0]
     assert "step 3/3" in second[0]
