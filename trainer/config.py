@@ -390,7 +390,8 @@ class RunSettings(Settings):
     """Where, how long and on what."""
 
     out: Path
-    """The folder where checkpoints, logs and the trained weights go."""
+    """The folder where checkpoints, logs and the trained weights go. Of several nodes only the first rank's needs it: what a run
+    goes on from is read there, and sent to the others."""
     seed: int = Field(default=1, ge=0)
     """Every random choice follows from it."""
     batch_size: int = Field(default=32, ge=1)

@@ -234,12 +234,15 @@ def test_a_finished_run_has_nothing_left_to_do(settings: Make) -> None:
     assert train(s).read_bytes() == first
 
 
-def test_another_run_is_not_gone_on_from(settings: Make) -> None:
+def test_another_run_is_not_gone_on_from(settings: Make, tmp_path: Path) -> None:
     train(settings(run={"steps": 1}))
     with pytest.raises(PretrackError, match=r"begun with other settings \(optim.lr was 0.001, now 0.1\)"):
         train(settings(run={"steps": 2}, optim={"lr": 0.1}))
     with pytest.raises(PretrackError, match="already holds a run"):
         train(settings(run={"steps": 2, "resume": False}))
+    publish(tmp_path / "other", [panning_clip(f"other-{i}", i) for i in range(10)])
+    with pytest.raises(PretrackError, match=r"other holds other clips .* begun with: take another 'run\.out'"):
+        train(settings(data={"out": str(tmp_path / "other")}, run={"steps": 2}))
 
 
 def test_what_another_version_began_is_refused_and_can_be_started_from(settings: Make, tmp_path: Path) -> None:
