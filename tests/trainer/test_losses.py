@@ -21,7 +21,8 @@ from torch.nn.functional import normalize
 from manifests.settings import check_settings
 from shards.errors import SettingsError
 from tests.trainer import plain_losses
-from tests.trainer.test_train import assert_same, last_state, torchrun
+from tests.trainer.test_ranks import torchrun
+from tests.trainer.test_train import assert_same, last_state
 from trainer.config import ClusterSettings, InfoNCESettings, LossSettings, SmoothAPSettings, TrainSettings
 from trainer.losses.clusters import Clusters, sinkhorn
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
