@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +73,11 @@ def rank_references(references: References, clips: int, rank: int) -> References
     """Of references drawn for the clips of all ranks, `clips` each, those of one rank; they may lie in frames of the others."""
     own = slice(rank * clips, (rank + 1) * clips)
     return References(references.frame[own], references.top[own], references.left[own], across_ranks=True)
+
+
+def frames_of_clips(clips: int, frames: int, chosen: Sequence[int]) -> Tensor:
+    """Of every clip the `chosen` frames, as indices into a batch's frames: [clips * len(chosen)], clip by clip."""
+    return (torch.arange(clips)[:, None] * frames + torch.tensor(chosen)).flatten()
 
 
 def needed_frames(frames: int, *wanted: Tensor) -> tuple[Tensor, ...]:

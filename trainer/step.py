@@ -18,7 +18,7 @@ from trainer.config import TrainSettings
 from trainer.data import Sample, counted
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.mix import Losses
-from trainer.sampling import References
+from trainer.sampling import References, frames_of_clips
 from trainer.student_teacher import Embedder
 
 
@@ -81,7 +81,7 @@ class Step(nn.Module):
             anchor = self.teacher.tracks(anchors, batch.points[:, 0], size)
             others = None
             if self.losses.needs_teacher_frames:
-                chosen = (torch.arange(b)[:, None] * t + torch.tensor(compared)).flatten().to(tokens.values.device)
+                chosen = frames_of_clips(b, t, compared).to(tokens.values.device)
                 others = self.teacher.tracks(tokens[chosen], batch.points[:, compared].flatten(0, 1), size).view_as(tracks)
         places = (batch.points + 0.5) / size
         return Embeddings(

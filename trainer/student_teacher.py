@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from trainer.backbone import Backbone, Tokens
 from trainer.ranks import gathered
-from trainer.sampling import References, crop_references, needed_frames, sample_points
+from trainer.sampling import References, crop_references, frames_of_clips, needed_frames, sample_points
 
 
 class Projection(nn.Sequential):
@@ -46,7 +46,7 @@ class Embedder(nn.Module):
         [B, R, side * side, E], float32.
         """
         b, t, n = points.shape[:3]
-        chosen = (torch.arange(b)[:, None] * t + torch.tensor(compared)).flatten()
+        chosen = frames_of_clips(b, t, compared)
         if references.across_ranks:
             features = self.backbone.tail(frames)
             crops = crop_references(gathered(features), references, side)
