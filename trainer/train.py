@@ -128,9 +128,9 @@ class Run:
 
     def go_on(self, watch: Watch, asked: threading.Event) -> None:
         """Trains up to the last step. Raises Stopped, after writing a checkpoint, where any rank was `asked`."""
-        run, first = self.settings.run, self.rank.first
+        run = self.settings.run
         stream = iter(self.loader)
-        if first and not self.done:
+        if self.rank.first and not self.done:
             draw_features(watch, self.model, self.dataset, 0)
         while self.done < self.steps:
             begun = time.perf_counter()
@@ -142,9 +142,8 @@ class Run:
             watch.step(self.done, trained.loss.item(), waited)
             if self.done % run.log_every == 0 or last:
                 watch.figures(self.done, self.figures(trained))
-            if first and (self.done % run.checkpoint_every == 0 or last):
-                save_checkpoint(run.out, self.state(), run.keep)
-                draw_features(watch, self.model, self.dataset, self.done)
+            if self.done % run.checkpoint_every == 0 or last:
+                from_first(lambda: self.save(watch), self.rank)  # all wait: when one ends, torchrun ends the others
             if stopped and self.done < self.steps:
                 raise Stopped(
                     f"stopped after step {self.done} of {self.steps}, which is saved: the same command goes on from there"
@@ -177,9 +176,9 @@ class Run:
         values |= diagnostics(trained.embeddings, s.loss) | trained.figures
         return dict(zip(values, mean_over_ranks(torch.tensor(list(values.values())), self.rank), strict=True))
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        return {
+    def save(self, watch: Watch) -> None:
+        """Writes a checkpoint, and pictures of where the run is."""
+        state = {
             "step": self.done,
             "settings": self.settings.model_dump(mode="json"),
             "snapshots": [snapshot.name for snapshot in self.dataset.snapshots],
@@ -187,6 +186,8 @@ class Run:
             **{part: self.model.get_submodule(part).state_dict() for part in ("student", "teacher", "losses")},
             "optimizer": self.optimizer.state_dict(),
         }
+        save_checkpoint(self.settings.run.out, state, self.settings.run.keep)
+        draw_features(watch, self.model, self.dataset, self.done)
 
     def export(self) -> Path:
         """The path of the weights as they are; the first rank writes them."""

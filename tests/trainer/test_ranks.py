@@ -19,6 +19,7 @@ from torch import Tensor
 from tests.trainer.conftest import panning_clip, publish
 from tests.trainer.test_train import REPOSITORY, Make, assert_same, last_state
 from trainer import train as training
+from trainer.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.config import TrainSettings
 from trainer.data import ClipDataset
 from trainer.train import train
@@ -72,8 +73,8 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
     assert last_state(resumed)["step"] == 6
 
 
-def two_nodes(settings: list[TrainSettings]) -> list[str]:
-    """Trains on two ranks as two machines would, which share nothing but the network; what each of them printed."""
+def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
+    """Two ranks as on two machines, which share nothing but the network."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -85,7 +86,7 @@ def two_nodes(settings: list[TrainSettings]) -> list[str]:
         place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         nodes.append(
             subprocess.Popen(
-                [sys.executable, "-m", "tests.trainer.traced", str(config)],
+                [sys.executable, "-u", "-m", "tests.trainer.traced", str(config)],
                 cwd=REPOSITORY,
                 env=os.environ | place | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
@@ -93,13 +94,11 @@ def two_nodes(settings: list[TrainSettings]) -> list[str]:
                 text=True,
             )
         )
-    outputs = [node.communicate(timeout=150)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], outputs
-    return outputs
+    return nodes
 
 
 @pytest.mark.slow
-def test_nodes_that_share_no_folder_go_on_together(settings: Make, tmp_path: Path) -> None:
+def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_path: Path) -> None:
     snapshot = publish(tmp_path / "build", [panning_clip(f"made-{i}", i) for i in range(10)])
     data = {"out": str(tmp_path / "build"), "on_error": "skip"}
     order = ClipDataset([snapshot], settings(data=data).data, seed=1).order(4, rank=1, world=2)
@@ -108,14 +107,26 @@ def test_nodes_that_share_no_folder_go_on_together(settings: Make, tmp_path: Pat
         file.seek(damaged["tracks_offset"])
         file.write(b"\0" * 8)
 
-    first = two_nodes([settings(data=data, run={"steps": 2, "out": tmp_path / node / "run"}) for node in "ab"])
-    assert f"left out (1 so far): clip {damaged['key']}" in first[1]
+    first = two_nodes([settings(data=data, run={"steps": 1000, "out": tmp_path / node / "run"}) for node in "ab"])
+    assert first[0].stdout is not None
+    for line in first[0].stdout:
+        if line.startswith("step 2/"):
+            first[1].terminate()  # one of them alone
+    said = first[1].communicate(timeout=150)[0]
+    assert [first[0].wait(), first[1].returncode] == [143, 143], said
+    assert f"left out (1 so far): clip {damaged['key']}" in said
     events: Any = EventAccumulator(str(tmp_path / "a" / "run" / "tensorboard"))
-    assert [event.value for event in events.Reload().Scalars("skipped_clips")] == [1, 1]
-    second = two_nodes([settings(data=data, run={"steps": 3, "out": tmp_path / node / "run"}) for node in "ab"])
-    assert "going on from" in second[0]
-    assert "step 3/3" in second[0]
+    assert events.Reload().Scalars("skipped_clips")[0].value == 1
+    newest = newest_checkpoint(tmp_path / "a" / "run")
+    assert newest is not None
+
+    steps = load_checkpoint(newest)["step"] + 1
+    second = two_nodes([settings(data=data, run={"steps": steps, "out": tmp_path / node / "run"}) for node in "ab"])
+    outputs = [node.communicate(timeout=150)[0] for node in second]
+    assert [node.returncode for node in second] == [0, 0], outputs
+    assert f"going on from {newest}" in outputs[0]
+    assert f"step {steps}/{steps}" in outputs[0]
     assert [path.name for path in (tmp_path / "b" / "run").iterdir()] == ["rank1.pt"]
     traces = [torch.load(tmp_path / node / "run" / f"rank{rank}.pt", weights_only=True) for rank, node in enumerate("ab")]
-    assert [len(trace["keys"]) for trace in traces] == [1, 1]  # both took the third step alone
+    assert [len(trace["keys"]) for trace in traces] == [1, 1]  # both took the last step alone
     assert_same(traces[0]["weights"], traces[1]["weights"])
