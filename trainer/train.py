@@ -79,9 +79,8 @@ class Run:
 
     def __init__(self, settings: TrainSettings, rank: Rank) -> None:
         s, run = settings, settings.run
-        checkpoint, snapshots = from_first(
-            lambda: load_state(s), rank
-        )  # other nodes may see another 'run.out', or a newer snapshot
+        # other nodes may see another 'run.out', or a snapshot that was published since
+        checkpoint, snapshots = from_first(lambda: load_state(s), rank)
         self.settings, self.rank = s, rank
         self.done = checkpoint["step"] if checkpoint else 0
         """Steps that were taken."""
@@ -340,5 +339,6 @@ def check_finite(loss: Tensor, norm: Tensor, step: int, sample: Sample) -> None:
     if not torch.isfinite(loss + norm):
         raise PretrackError(
             f"step {step + 1}: the loss is {loss.item():.3g} and the gradient's norm {norm.item():.3g}; "
-            f"the clips of this rank were {', '.join(sample['key'])}"
+            f"the clips of this rank were {', '.join(sample['key'])}: lower 'optim.lr', set 'optim.clip_norm', or leave bad "
+            "ones out with 'data.where'"
         )
