@@ -3,7 +3,7 @@
 Trains one small transformer on the clips of a build, once for each objective and seed, from the same weights on the same samples,
 and judges it on held-out sequences at several steps, as `python -m trainer.evaluate labelfree` does: are moving points found again,
 are tracks told apart, does their order of similarities stay, have features collapsed. Prints a table (differences from the start
-with 95 % intervals over clips) and draws the curves into FOLDER/curves.png. Runs stay in FOLDER, and are gone on with.
+with 95 % intervals over videos) and draws the curves into FOLDER/curves.png. Runs stay in FOLDER, and are gone on with.
 
 `key=value` changes a setting of all of them, `model.weights=FILE` for example: from random weights, the default, it shows what an
 objective does to features, and not what it would do to DINOv2's.
@@ -93,9 +93,9 @@ def run(name: str, seed: int, total: int, out: str, folder: Path, held: HeldOut,
 
 
 def compared(stages: list[Stage], held: HeldOut) -> dict[str, Difference]:
-    """The end less the start, clip by clip."""
+    """The end less the start, clip by clip; intervals are over videos."""
     first, last = stages[0].scores, stages[-1].scores
-    return {m.name: difference(by_clip(m, first, held), by_clip(m, last, held), m.better) for m in METRICS}
+    return {m.name: difference(by_clip(m, first, held), by_clip(m, last, held), m.better, held.videos) for m in METRICS}
 
 
 def main() -> None:
