@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,10 +156,10 @@ def make_backbone(name: str, weights: str | None, options: dict[str, Any] | None
     arguments: dict[str, Any] = {"num_classes": 0, **_any_size(timm_id), **(options or {})}
     if weights == "random":
         log.warning("%s starts from random weights: good for trying the code out, not for results", timm_id)
-    elif weights is not None and weights != "hub":
-        arguments["pretrained_cfg_overlay"] = {"state_dict": read_weights(Path(weights))}
+    state = None if weights in ("random", "hub", None) else read_weights(Path(str(weights)))
     try:
-        model = timm.create_model(timm_id, pretrained=weights not in ("random", None), **arguments)
+        model = timm.create_model(timm_id, pretrained=weights == "hub", **arguments)
+        lacking = _fill(model, state) if state else []
     except (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300]
         raise SettingsError(f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: {reason}") from error
@@ -170,10 +171,22 @@ def make_backbone(name: str, weights: str | None, options: dict[str, Any] | None
         ) from error
     if not all(hasattr(model, part) for part in ("blocks", "norm", "num_prefix_tokens", "forward_features")):
         raise SettingsError(f"'{name}' is not a vision transformer: it has no blocks of tokens to take features from")
-    model.pretrained_cfg.pop("state_dict", None)
+    if lacking:
+        adapters = "; a run's adapters are merged in its folder 'weights'" if any(".lora_" in name for name in state or ()) else ""
+        raise SettingsError(f"{weights} lacks {len(lacking)} tensors of {timm_id} (first: {lacking[0]}){adapters}")
     if weights not in ("random", None):
         log.info("%s starts from %s", timm_id, "timm's weights" if weights == "hub" else weights)
     return Backbone(model, timm_id)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """Gives a model weights as timm does, which knows published names; gives those of its parameters that are not among them.
+
+    timm's own loading goes on without them where a model has no classifier, as ours have none.
+    """
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    missing = set(model.load_state_dict(convert(state, model) if convert else state, strict=False).missing_keys)
+    return [name for name, _ in model.named_parameters() if name in missing]
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

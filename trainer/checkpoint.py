@@ -79,7 +79,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or not isinstance(state.get("settings"), dict) or not isinstance(state.get("step"), int):
         raise PretrackError(f"{path} is no checkpoint of a run of ours: move it away")
     if lacking := sorted(PARTS - state.keys()):
-        raise PretrackError(f"{path} is of another version of pretrack (it lacks {', '.join(lacking)}): {_begin_anew(path)}")
+        raise PretrackError(
+            f"{path} is of another version of pretrack (it lacks {', '.join(lacking)}): {_begin_anew(path, state['settings'])}"
+        )
     return state
 
 
@@ -90,10 +92,13 @@ def check_same_run(path: Path, begun: dict[str, Any], settings: TrainSettings) -
     if changed:
         how = "with other settings" + ("" if old.keys() == new.keys() else ", perhaps by another version of pretrack")
         what = ", ".join(f"{key} was {old.get(key, 'unknown')}, now {new.get(key, 'unknown')}" for key in changed)
-        raise PretrackError(f"the run in {path.parent.parent} was begun {how} ({what}): {_begin_anew(path)}")
+        raise PretrackError(f"the run in {path.parent.parent} was begun {how} ({what}): {_begin_anew(path, begun)}")
 
 
-def _begin_anew(path: Path) -> str:
+def _begin_anew(path: Path, begun: dict[str, Any]) -> str:
+    model = begun.get("model")
+    if isinstance(model, dict) and model.get("lora"):  # adapters are no weights to start from until they are merged
+        return "take another 'run.out'"
     return f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has learned"
 
 

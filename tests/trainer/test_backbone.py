@@ -11,7 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shards.errors import SettingsError
+from trainer.adapters import add_adapters
 from trainer.backbone import BACKBONES, make_backbone, normalised_images, read_weights
+from trainer.config import LoraSettings
 from trainer.student_teacher import Embedder, Projection, make_teacher, update_teacher
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -109,6 +111,26 @@ def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
 def test_another_models_weights_are_refused(tmp_path: Path) -> None:
     torch.save(make_backbone("dino_small", None, {**TINY, "embed_dim": 96}).model.state_dict(), tmp_path / "weights.pth")
     with pytest.raises(SettingsError, match="cannot be made with weights"):
+        make_backbone("dino_small", str(tmp_path / "weights.pth"), TINY)
+
+
+@pytest.mark.parametrize("name", ["dino_small", "dinov2_reg_small", "dinov3_small"])
+def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, name: str) -> None:
+    """Nothing is left to chance: a block without weights of its own would be random."""
+    state = make_backbone(name, None, TINY).model.state_dict()
+    torch.save(state, tmp_path / "all.pth")
+    make_backbone(name, str(tmp_path / "all.pth"), TINY)
+    torch.save({key: value for key, value in state.items() if "blocks.1." not in key}, tmp_path / "part.pth")
+    with pytest.raises(SettingsError, match=r"part\.pth lacks \d+ tensors of .* \(first: blocks\.1\."):
+        make_backbone(name, str(tmp_path / "part.pth"), TINY)
+
+
+def test_weights_with_adapters_are_refused(tmp_path: Path) -> None:
+    adapted = make_backbone("dino_small", None, TINY)
+    adapted.freeze(1, train_norm=False)
+    add_adapters(adapted, LoraSettings())
+    torch.save({"teacher": adapted.state_dict()}, tmp_path / "weights.pth")
+    with pytest.raises(SettingsError, match="adapters are merged in its folder 'weights'"):
         make_backbone("dino_small", str(tmp_path / "weights.pth"), TINY)
 
 
