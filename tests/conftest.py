@@ -10,6 +10,8 @@ import pytest
 
 from tests.object_store import Behaviour, faulty_store
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily keep those of the tests beside from working
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
