@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.object_store import Behaviour, faulty_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily keep those of the tests beside from working
+settings.register_profile("pretrack", deadline=None, derandomize=True)
+settings.load_profile("pretrack")
 
 
 @pytest.fixture(scope="session")
