@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.environment import environment
 from tests.object_store import Behaviour, faulty_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily keep those of the tests beside from working
 settings.register_profile("pretrack", deadline=None, derandomize=True)
 settings.load_profile("pretrack")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ray_folder() -> Iterator[None]:
+    """A folder for what Ray never deletes; it goes when the tests end. Paths in pytest's own are too long for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, environment({"RAY_TMPDIR": folder}):
+        yield
 
 
 @pytest.fixture(scope="session")
