@@ -69,6 +69,7 @@ def test_a_trainer_streams_through_a_rebuild_and_garbage_collection(tmp_path: Pa
     for seed in range(5):
         write_video(videos / f"{seed}.mp4", panning_frames(seed, 12))
     config.write_text(json.dumps(TRAINING))
+    ray.shutdown()
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
     for grid in (5, 6):
         build(settings(videos, out, grid), QUIET)

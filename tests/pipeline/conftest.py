@@ -14,11 +14,18 @@ from pipeline.progress import Progress
 from tests.pipeline.pictures import VIDEOS, settings_for, write_images
 
 
-@pytest.fixture(scope="module")
-def two_cores() -> Iterator[None]:
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+@pytest.fixture(scope="package", autouse=True)
+def no_ray_afterwards() -> Iterator[None]:
+    """Ends the Ray that modules share: other tests fork, which its threads do not survive."""
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def two_cores() -> None:
+    """A Ray of two cores. It stays for the modules after this one: who wants another one ends it first."""
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
 
 
 @pytest.fixture(scope="module")

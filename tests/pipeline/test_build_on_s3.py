@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import ray
 
 import pipeline.lock
 from manifests.settings import check_settings
@@ -29,9 +31,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def store(store: Behaviour, two_cores: None) -> Behaviour:
+def store(store: Behaviour) -> Iterator[Behaviour]:
     """The store, with a Ray whose workers inherit the environment that leads there."""
-    return store
+    ray.shutdown()
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield store
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ NODE = {"object_store_memory": 100_000_000}
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A cluster with one node of two cores."""
+    ray.shutdown()
     running = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **NODE})
     ray.init(address=running.address, log_to_driver=False)
     yield running

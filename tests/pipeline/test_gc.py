@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import ray
 
 import manifests.snapshot
 import pipeline.gc
@@ -35,16 +34,14 @@ def tracks(grid: int) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def three(two_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An output folder with three snapshots, of grids 4, 5 and 6; two shards each."""
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     root, out = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("three")
     for seed in range(3):
         write_video(root / f"{seed}.mp4", panning_frames(seed, 10))
     for grid in (4, 5, 6):
         build(settings_for(root, out, tracks=tracks(grid)), QUIET)
-    yield out
-    ray.shutdown()
+    return out
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@ from tests.pipeline.test_build import QUIET, contents, plan, settings_for
 
 @pytest.fixture(scope="module", autouse=True)
 def three_cores() -> Iterator[None]:
+    ray.shutdown()
     ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
