@@ -10,7 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from tests.pipeline.panning import panning_frames, write_video
 
 CONFIG = """
@@ -135,25 +137,37 @@ def state_shards(out: Path) -> set[str]:
         (["build", "{config}", "sources.0.name=" + 40 * "n"], "at most 32 characters"),
         (["build", "{config}", "out=''"], "should name a folder"),
         (["build", "{config}", "out=/proc/pretrack"], "cannot be written"),
-        pytest.param(["catalog", "{config}", "out=/proc/pretrack"], "/proc/pretrack", marks=pytest.mark.slow),
         (["build", "{config}", "--stored"], "holds no finished build"),
         (["build", "/not/there.yaml"], "/not/there.yaml"),
         (["status", "/not/there"], "/not/there"),
         (["verify", "{folder}"], "holds no finished build"),
         (["show", "{folder}"], "holds no finished build"),
         (["diff", "{folder}", "000001", "000002"], "has no snapshot '000001'"),
-        pytest.param(["build", "{config}", "ray.trackers=9"], "9 trackers", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_is_one_clear_sentence(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
     filled = [argument.format(config=config, folder=tmp_path) for argument in arguments]
     own_out = any(argument.startswith("out=") for argument in arguments) or "{config}" not in arguments
     overrides = [] if own_out else [f"out={tmp_path / 'out'}"]
-    done = pretrack(*filled, *overrides)
-    assert done.returncode == 1, done.stdout + done.stderr
+    done = CliRunner().invoke(app, [*filled, *overrides])
+    assert done.exit_code == 1, done.output
+    assert isinstance(done.exception, SystemExit), "nothing else got out"
     complaint = [line for line in done.stderr.splitlines() if line.startswith("pretrack: ")]
     assert len(complaint) == 1, done.stderr
     assert says in complaint[0]
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["catalog", "out=/proc/pretrack"], "/proc/pretrack"), (["build", "ray.trackers=9"], "9 trackers")]
+)
+def test_so_is_what_comes_out_once_work_has_begun(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
+    command, override = arguments
+    done = pretrack(command, config, f"out={tmp_path / 'out'}", override)
+    assert done.returncode == 1, done.stdout
+    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("pretrack: ")]
+    assert says in complaint
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.rglob("*.tar"))
 
@@ -164,8 +178,8 @@ def test_a_rule_over_several_keys_names_them_alone(config: Path) -> None:
 
 
 def test_a_misspelt_key_is_told_its_near_one(config: Path) -> None:
-    assert "short_side" in pretrack("plan", config, "frames.short_sid=128").stderr
-    assert "lucas_kanade" in pretrack("plan", config, "tracks.tracker=lukas_kanade").stderr
+    for override, meant in (("frames.short_sid=128", "short_side"), ("tracks.tracker=lukas_kanade", "lucas_kanade")):
+        assert meant in CliRunner().invoke(app, ["plan", str(config), override]).stderr
 
 
 @pytest.mark.slow

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from manifests.snapshot import Snapshot
+from pipeline.cli import app
 from pipeline.gallery.write import MOST_CLIPS, write_gallery
 from pipeline.progress import Progress
 from shards.bucket import Url
@@ -450,8 +452,8 @@ def test_the_command_opens_a_browser_where_there_is_one(snapshots: tuple[Snapsho
     ],
 )
 def test_bad_input_is_one_sentence(snapshots: tuple[Snapshot, Snapshot], arguments: list[str], says: str) -> None:
-    done = pretrack("show", snapshots[0].out, *arguments)
-    assert done.returncode == 1
+    done = CliRunner().invoke(app, ["show", str(snapshots[0].out), *arguments])
+    assert done.exit_code == 1
     assert done.stderr.startswith("pretrack: ")
     assert says in done.stderr
     assert done.stderr.count("\n") == 1

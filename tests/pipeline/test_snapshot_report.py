@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -12,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from manifests.snapshot import Snapshot
 from pipeline import charts, snapshot_figures
+from pipeline.cli import app
 from pipeline.snapshot_figures import cycle_errors, measure
 from pipeline.snapshot_report import write_report
 from shards.clip import Tracks
@@ -169,9 +169,8 @@ def test_one_anchor_says_why_there_is_no_error(tmp_path: Path) -> None:
 
 
 def test_the_command(snapshot: Snapshot) -> None:
-    command = [sys.executable, "-m", "pipeline", "report", str(snapshot.out), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
+    done = CliRunner().invoke(app, ["report", str(snapshot.out), "--json"])
+    assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert said["clips"] == 4
     assert said["files"][0] == f"{snapshot.out}/pictures/report/index.html"
