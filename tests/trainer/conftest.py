@@ -103,7 +103,15 @@ def settings(build: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
             },
             "references": {"count": 3},
             "optim": {"lr": 1e-3},
-            "run": {"out": str(tmp_path / "run"), "steps": 5, "batch_size": 4, "workers": 0, "device": "cpu", "log_every": 1},
+            "run": {
+                "out": str(tmp_path / "run"),
+                "steps": 5,
+                "batch_size": 4,
+                "workers": 0,
+                "device": "cpu",
+                "log_every": 1,
+                "pictures": 0,
+            },
         }
         merged = {name: values.get(name, {}) | changes.get(name, {}) for name in values.keys() | changes.keys()}
         return TrainSettings.model_validate({"recipe": recipe, **merged})

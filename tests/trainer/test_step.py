@@ -176,7 +176,7 @@ def test_a_ranks_references_are_its_rows_of_all() -> None:
 @pytest.mark.parametrize("layers", [("qkv", "proj"), ("fc1", "fc2")])
 def test_adapters_are_trained_alone_and_merged_into_what_is_exported(settings: Make, layers: tuple[str, ...]) -> None:
     lora = {"rank": 2, "alpha": 4, "layers": layers}
-    s = settings(model={"lora": lora}, optim={"lr": 0.1}, run={"steps": 2})
+    s = settings(model={"lora": lora}, optim={"lr": 0.1}, run={"steps": 2, "pictures": 1})
     weights = train(s)
     state = last_state(s)["student"]
     start = make_backbone(s.model.backbone, str(weights.with_name("step_00000000.safetensors")), s.model.options)
@@ -291,7 +291,7 @@ def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(settings: 
 def test_figures_are_written_for_tensorboard_and_an_epoch_is_summed_up(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    s = settings(run={"steps": 4})
+    s = settings(run={"steps": 4, "pictures": 2})
     train(s)
     events: Any = EventAccumulator(str(s.run.out / "tensorboard"))
     events.Reload()

@@ -188,10 +188,11 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
 def test_stopped_and_resumed_equals_unbroken(settings: Make, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unbroken = settings(recipe, run={"steps": 6, "out": tmp_path / "unbroken"})
+    unbroken = settings(recipe, run={"steps": 6, "out": tmp_path / "unbroken", "pictures": 1})
     train(unbroken)
 
-    broken = settings(recipe, run={"steps": 6, "out": tmp_path / "broken", "checkpoint_every": 2, "workers": 1})
+    changes = {"out": tmp_path / "broken", "checkpoint_every": 2, "workers": 1, "pictures": 1}
+    broken = settings(recipe, run={"steps": 6, **changes})
     original = training.check_finite
 
     def killed_at_step_5(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
