@@ -154,9 +154,9 @@ def test_status_tells_what_is_there(built: tuple[BuildSettings, Built]) -> None:
     assert shown["snapshot"]["failures"] == [{"stage": "catalog", "reason": "too short", "count": 1}]
 
 
-def test_another_grid_retracks_stored_frames(videos: Path, tmp_path: Path) -> None:
-    settings = settings_for(videos, tmp_path)
-    old = build(settings, QUIET).snapshot
+def test_another_grid_retracks_stored_frames(videos: Path, tmp_path: Path, built: tuple[BuildSettings, Built]) -> None:
+    shutil.copytree(folder(built[0]), tmp_path, dirs_exist_ok=True)
+    settings, old = settings_for(videos, tmp_path), open_snapshot(tmp_path)
     finer = settings_for(videos, tmp_path, tracks={"tracker": "lucas_kanade", "grid": 8, "anchors": [0, 5]})
     planned = plan(finer)
     assert {(shard.action, shard.reason) for shard in planned.shards} == {("retrack", "tracks.grid 6 → 8")}
