@@ -64,7 +64,7 @@ def test_equals_the_plain_network(
 @NETWORKS
 @DISTRIBUTIONS
 @PRECISIONS
-@pytest.mark.parametrize("n", [8, 49, 64, 100])
+@pytest.mark.parametrize("n", [8, 49])
 def test_equals_diffsort(
     network: Network, distribution: Distribution, n: int, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
 ) -> None:
