@@ -9,7 +9,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from itertools import islice
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -53,7 +55,16 @@ def two_folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(out / "a"), str(out / "b")]
 
 
+@pytest.fixture
+def left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Takes what killed processes leave behind, and goes. Paths in pytest's own folders are too long for sockets."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("left_behind")
 @pytest.mark.parametrize("mixed", [False, True], ids=["list", "mixed"])
 def test_killed_ranks_are_gone_on_with_by_other_ones(two_folders: list[str], mixed: bool, tmp_path: Path) -> None:
     data: dict[str, Any] = {"out": two_folders, "size": 32, "step": 2}
