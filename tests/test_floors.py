@@ -43,7 +43,7 @@ def test_imports_go_down(package: str) -> None:
     [
         ("pipeline.cli", {"ray", "cv2", "torch", "decord", "av", "pyarrow"}),
         ("pipeline.build", {"torch", "decord", "timm"}),
-        ("trainer.train", {"ray", "decord", "av", "scenedetect"}),
+        pytest.param("trainer.train", {"ray", "decord", "av", "scenedetect"}, marks=pytest.mark.slow),
     ],
 )
 def test_nothing_heavy_is_imported_that_is_not_needed(module: str, unwanted: set[str]) -> None:

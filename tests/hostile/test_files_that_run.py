@@ -125,6 +125,7 @@ def test_nothing_that_runs_what_it_reads() -> None:
                     assert not re.search(call, line) or harmless(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
 
 
+@pytest.mark.slow
 def test_the_cli_says_it_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(LAUGHS)
     command = [sys.executable, "-m", "pipeline", "build", str(tmp_path / "c.yaml")]

@@ -208,6 +208,7 @@ def test_other_frame_settings_build_anew(videos: Path, tmp_path: Path, built: tu
     assert {shard.action for shard in plan(timeout).shards} == {"keep"}, "a time limit changes no content"
 
 
+@pytest.mark.slow
 def test_splits_go_by_sequence_and_never_share_a_shard(videos: Path, tmp_path: Path) -> None:
     snapshot = build(settings_for(videos, tmp_path, split={"eval_fraction": 0.5, "salt": "a"}), QUIET).snapshot
     rows = snapshot.clips.to_pylist()
@@ -260,6 +261,7 @@ def test_a_damaged_receipt_makes_its_shard_again(
     assert verify_snapshot(again.snapshot, QUIET) == []
 
 
+@pytest.mark.slow
 def test_what_was_away_for_a_while_is_tried_again(videos: Path, tmp_path: Path) -> None:
     root, out = tmp_path / "videos", tmp_path / "out"
     shutil.copytree(videos, root)
@@ -327,6 +329,7 @@ def test_stored_frames_are_tracked_again_without_their_source(built: tuple[Build
         build(other, QUIET, stored=True)
 
 
+@pytest.mark.slow
 def test_sources_whose_names_begin_alike_keep_apart(videos: Path, tmp_path: Path) -> None:
     sources = [{"dataset": "video_folder", "name": name, "root": str(videos)} for name in ("a", "a-train")]
     settings = settings_for(videos, tmp_path, sources=sources)
@@ -335,6 +338,7 @@ def test_sources_whose_names_begin_alike_keep_apart(videos: Path, tmp_path: Path
     assert build(settings, QUIET).made == 0
 
 
+@pytest.mark.slow
 def test_a_relative_output_folder_is_this_ones(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's workers run in another folder."""
     monkeypatch.chdir(tmp_path)
@@ -388,6 +392,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(videos: Path, tiny_disk: Path) -> None:
     with pytest.raises(PretrackError, match=r"No space left on device.*what is done is kept"):
         build(settings_for(videos, tiny_disk / "out", shards={"clips_per_shard": 6}), QUIET)

@@ -71,7 +71,13 @@ def test_every_odd_file_is_counted_right_or_refused_in_words(shared_data: Path, 
         assert all(b > a for a, b in zip(found.timestamps, found.timestamps[1:], strict=False))
 
 
-@pytest.mark.parametrize("name", [name for name, expected in ODD.items() if isinstance(expected, int)] + ["../videos/bear.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name, expected in ODD.items() if isinstance(expected, int)),
+        pytest.param("../videos/bear.mp4", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_frames_read_by_index_are_those_of_decoding_from_the_start(shared_data: Path, name: str, decoder: Decoder) -> None:
     path = str(shared_data / "odd" / name)
@@ -115,6 +121,7 @@ def test_the_larger_of_two_video_streams_is_read(shared_data: Path) -> None:
     assert (found.width, found.height) == (480, 270)
 
 
+@pytest.mark.slow
 def test_cuts_are_found_to_the_frame(shared_data: Path) -> None:
     cuts = {path.name: scan(str(path), shot_cuts=True).cuts for path in sorted((shared_data / "videos").iterdir())}
     assert cuts.pop("bikes.mp4") == (30, 76, 137, 187, 242)
@@ -224,6 +231,7 @@ def test_bad_images_are_refused_in_words(tmp_path: Path) -> None:
     assert size == (64, 64)
 
 
+@pytest.mark.slow
 def test_a_decoder_that_hangs_is_stopped_and_the_next_file_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hangs.mp4")  # opening it blocks for ever: nobody writes
     encode(tmp_path / "good.mp4")

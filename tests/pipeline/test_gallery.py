@@ -165,6 +165,7 @@ def test_the_terms_of_the_frames_are_said(opened: Gallery) -> None:
     assert said == ["pans: made by a test", "walks: made by a test"]
 
 
+@pytest.mark.slow
 def test_filters(opened: Gallery) -> None:
     page = opened.page
     page.fill("#search", "c.mp4 walks")
@@ -202,6 +203,7 @@ def test_points_are_drawn_where_the_tracks_are(opened: Gallery) -> None:
     assert colourful(opened.pixel((x, y)))
 
 
+@pytest.mark.slow
 def test_one_point_can_be_followed_alone(opened: Gallery) -> None:
     tracks = grey_clip("pans-a-000000").tracks
     opened.open(0)
@@ -220,6 +222,7 @@ def test_one_point_can_be_followed_alone(opened: Gallery) -> None:
     assert colourful(opened.pixel(tracks.positions[0, 2, 6]))
 
 
+@pytest.mark.slow
 def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: Path) -> None:
     clip = grey_clip("hidden", step=(0.0, 0.0))
     clip.tracks.visibility[:, 2:] = 0
@@ -248,6 +251,7 @@ def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: P
     opened.page.context.close()
 
 
+@pytest.mark.slow
 def test_of_very_many_points_it_says_which_are_drawn(chromium: Any, tmp_path: Path) -> None:
     page = write_gallery(publish_clips(tmp_path / "out", [grey_clip("many", grid=50)]), tmp_path / "gallery", QUIET).page
     assert isinstance(page, Path)
@@ -257,6 +261,7 @@ def test_of_very_many_points_it_says_which_are_drawn(chromium: Any, tmp_path: Pa
     opened.page.context.close()
 
 
+@pytest.mark.slow
 def test_keys(opened: Gallery) -> None:
     page = opened.page
     page.keyboard.press("/")
@@ -291,6 +296,7 @@ def test_keys(opened: Gallery) -> None:
     assert len(opened.cards()) == 2, "the list is as it was"
 
 
+@pytest.mark.slow
 def test_dark_and_light(chromium: Any, folder: Path) -> None:
     ground = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
     opened = look(chromium, (folder / "index.html").as_uri(), color_scheme="dark")
@@ -303,6 +309,7 @@ def test_dark_and_light(chromium: Any, folder: Path) -> None:
     opened.page.context.close()
 
 
+@pytest.mark.slow
 def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Snapshot], tmp_path: Path) -> None:
     made = write_gallery(snapshots[0], tmp_path, QUIET, against=snapshots[1])
     assert isinstance(made.page, Path)
@@ -339,6 +346,7 @@ def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Sn
     page.context.close()
 
 
+@pytest.mark.slow
 def test_a_finger_scrubs_on_a_phone(chromium: Any, folder: Path) -> None:
     opened = look(
         chromium, (folder / "index.html").as_uri(), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
@@ -361,6 +369,7 @@ def test_a_finger_scrubs_on_a_phone(chromium: Any, folder: Path) -> None:
     page.context.close()
 
 
+@pytest.mark.slow
 def test_hundreds_of_clips_stay_light(chromium: Any, tmp_path: Path) -> None:
     clips = [grey_clip(f"many-{number:04d}", frames=2, grid=2, anchors=(0,)) for number in range(MOST_CLIPS + 20)]
     made = write_gallery(publish_clips(tmp_path / "out", clips), tmp_path / "gallery", QUIET)

@@ -107,6 +107,7 @@ def test_a_later_process_of_the_same_number_holds_nothing(out: Url) -> None:
         lock.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock_s", [-3600.0, 3600.0])
 def test_a_lock_is_as_old_as_the_store_says(out: Url, store: Behaviour, clock_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
     store.clock_s = clock_s

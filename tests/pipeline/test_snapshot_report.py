@@ -127,6 +127,7 @@ def test_what_to_think_about(snapshot: Snapshot, tmp_path: Path) -> None:
     assert "The tracks of 1 sampled clip could not be read: run 'pretrack verify'." in said
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(snapshot: Snapshot, tmp_path: Path) -> None:
     _, files = write_report(snapshot, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(file.name for file in files)

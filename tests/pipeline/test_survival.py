@@ -30,6 +30,8 @@ from tests.pipeline.brittle import DiesOfRed, DiesOnce, DiesWhileLoading, FailsA
 from tests.pipeline.panning import panning_frames, write_video
 from tests.pipeline.test_build import QUIET, contents, plan, settings_for
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def three_cores() -> Iterator[None]:
@@ -71,7 +73,6 @@ def without_red(built: Built) -> dict[str, tuple[bytes, ...]]:
     return {key: clip for key, clip in contents(built.snapshot).items() if "red" not in key}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [DiesOfRed, FailsAfterRed])
 def test_a_clip_that_kills_the_tracker_is_left_out_alone(
     kind: type[LucasKanade], videos: Path, tmp_path: Path, undisturbed: Built
@@ -143,7 +144,6 @@ def readers_of(file: Path) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("deaths", [1, 3])
 def test_a_decoding_worker_that_is_killed(deaths: int, videos: Path, tmp_path: Path, undisturbed: Built) -> None:
     """Once is bad luck; a clip whose worker dies even when it is decoded alone is left out."""
@@ -183,13 +183,11 @@ def test_a_tracker_that_cannot_be_loaded_stops_the_build_with_its_sentence(video
     assert not list(tmp_path.rglob("*.tar"))
 
 
-@pytest.mark.slow
 def test_a_tracker_that_always_dies_while_loading_stops_the_build(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(PretrackError, match=r"every tracker dies while it is loaded"):
         build(with_tracker(in_small_shards(videos, tmp_path), DiesWhileLoading), QUIET)
 
 
-@pytest.mark.slow
 def test_status_of_a_build_that_runs(videos: Path, tmp_path: Path) -> None:
     settings = with_tracker(settings_for(videos, tmp_path, shards={"clips_per_shard": 1}, ray={"trackers": 1}), Slow)
     seen = []
@@ -213,7 +211,6 @@ def test_status_of_a_build_that_runs(videos: Path, tmp_path: Path) -> None:
     assert ended["stage_seconds"]["track"] >= 5 * 0.5
 
 
-@pytest.mark.slow
 def test_figures_are_on_rays_metrics_endpoint(videos: Path, tmp_path: Path) -> None:
     sources = [{"dataset": "video_folder", "name": "metered", "root": str(videos)}]
     settings = settings_for(videos, tmp_path, sources=sources, shards={"clips_per_shard": 3})

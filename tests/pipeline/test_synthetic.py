@@ -201,6 +201,7 @@ def test_only_synthetic_clips_have_true_tracks() -> None:
         tracker.track([np.zeros((6, 64, 96, 3), np.uint8)], [clip.info], [0], grid_points(2, 96, 64))
 
 
+@pytest.mark.slow
 def test_lucas_kanade_follows_them_and_standing_still_does_not() -> None:
     for clip in synthetic_clips(2):
         still, followed = (evaluate(tracker, clip, "first") for tracker in (StandingStill(), LucasKanade().load()))

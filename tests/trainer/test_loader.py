@@ -209,6 +209,7 @@ def test_where_nothing_can_be_read_the_run_ends(tmp_path: Path) -> None:
         opened(tmp_path)[0, 0]
 
 
+@pytest.mark.slow
 def test_clips_reach_other_processes_as_a_file(build: Path) -> None:
     dataset = opened(build)
     assert len(ForkingPickler.dumps(dataset)) < 10_000
@@ -253,6 +254,7 @@ print([len(next(stream)["key"]) for stream in streams], flush=True)
 """
 
 
+@pytest.mark.slow
 def test_a_process_ends_whose_readers_have_more_to_give(build: Path) -> None:
     command = [sys.executable, "-c", STILL_READING, str(build)]
     run = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False, timeout=100)

@@ -364,6 +364,7 @@ def test_what_cannot_work_is_refused_in_a_sentence(values: dict[str, Any], messa
 MIX: dict[str, Any] = {"sorting": 0.5, **EVERY}
 
 
+@pytest.mark.slow
 def test_a_run_trains_prototypes_and_goes_on_with_them(settings: Callable[..., TrainSettings], tmp_path: Path) -> None:
     whole = settings(loss=MIX, optim={"lr": 1e-3}, run={"steps": 4, "out": tmp_path / "whole"})
     parts = [settings(loss=MIX, optim={"lr": 1e-3, "period": 4}, run={"steps": steps}) for steps in (2, 4)]

@@ -77,7 +77,7 @@ def test_equals_diffsort(
 
 @NETWORKS
 @DISTRIBUTIONS
-@pytest.mark.parametrize("n", [8, 49])
+@pytest.mark.parametrize("n", [8, pytest.param(49, marks=pytest.mark.slow)])
 def test_gradient_against_finite_differences(network: Network, distribution: Distribution, n: int) -> None:
     x, y = two_of_rows(n, torch.float64, count=1)
 
@@ -234,6 +234,7 @@ def test_pytorch_stands_in_where_the_kernel_does_not_run(caplog: pytest.LogCaptu
     assert "PyTorch, several times slower" in caplog.text
 
 
+@pytest.mark.slow
 def test_triton_is_imported_only_where_it_is_used() -> None:
     code = "import sys, trainer.sorting, trainer.sorting_loss, trainer.objective; print('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

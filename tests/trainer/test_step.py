@@ -127,6 +127,7 @@ def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
         torch.testing.assert_close(gradient, (halves[0][name] + halves[1][name]) / 2, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_a_run_in_parts_goes_through_and_odd_parts_are_refused(settings: Make) -> None:
     assert train(settings(run={"accumulate": 2, "steps": 2}, references={"count": 2})).is_file()
     with pytest.raises(ValueError, match="cannot be shared by 3 parts"):
@@ -259,6 +260,7 @@ def test_a_machine_that_cannot_compile_is_told_so(settings: Make, monkeypatch: p
         train(settings(run={"compile": True}))
 
 
+@pytest.mark.slow
 def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(settings: Make, tmp_path: Path) -> None:
     assert torch.get_num_threads() == 1, "as in the process below: with others, sums are rounded in another way"
     unbroken = settings(run={"steps": 12, "out": tmp_path / "unbroken", "workers": 1})
@@ -312,6 +314,7 @@ def test_figures_are_written_for_tensorboard_and_an_epoch_is_summed_up(settings:
         train(settings(run={"steps": 5, "watch": ("trackio",)}))
 
 
+@pytest.mark.slow
 def test_the_model_card_says_what_the_weights_are(settings: Make) -> None:
     weights = train(settings(run={"steps": 1}, loss={"sorting": 0.5, "track_mean": {}}))
     card = weights.with_name("README.md").read_text()

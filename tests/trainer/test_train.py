@@ -83,6 +83,7 @@ def test_a_run_trains_the_last_blocks_and_nothing_else(settings: Make, recipe: s
     assert json.loads((s.run.out / "settings.json").read_bytes())["recipe"] == recipe
 
 
+@pytest.mark.slow
 def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     s = settings("upstream", run={"steps": 3}, loss={"curriculum_steps": 1})
     steps: list[tuple[Any, ...]] = []
@@ -186,7 +187,7 @@ def two_threads() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
+@pytest.mark.parametrize("recipe", ["pretrack", pytest.param("upstream", marks=pytest.mark.slow)])
 def test_stopped_and_resumed_equals_unbroken(settings: Make, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unbroken = settings(recipe, run={"steps": 6, "out": tmp_path / "unbroken", "pictures": 1})
     train(unbroken)

@@ -94,7 +94,7 @@ def test_navi_probes(tmp_path: Path, models: list[str], name: str, figure: str) 
     assert len(stored["results"]["trained"]["losses"]) == 2
 
 
-@pytest.mark.parametrize("name", ["voc-clusters", "voc-retrieval"])
+@pytest.mark.parametrize("name", [pytest.param("voc-clusters", marks=pytest.mark.slow), "voc-retrieval"])
 def test_voc(tmp_path: Path, models: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--clusters", "5,21"] if name == "voc-clusters" else ["--memory-split", "train"]
     stored = run(name, write_voc(tmp_path / "voc"), models, tmp_path / "out", "--size", "64", *more)

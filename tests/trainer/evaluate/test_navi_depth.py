@@ -189,6 +189,7 @@ def test_relative_depth() -> None:
     torch.testing.assert_close(relative_depth(depth), torch.tensor([[0.0, 0.01], [0.505, 1.0]]))
 
 
+@pytest.mark.slow
 def test_the_probe_learns_depth(navi: Path) -> None:
     result = evaluate_depth(levels, 16, navi, QUICK)
     untrained = evaluate_depth(levels, 16, navi, changed(QUICK, steps=1))
