@@ -25,7 +25,7 @@ test: setup
 soak: setup
 	$(RUN)/python -m tests.pipeline.soak --kills 100
 
-# The tests without the slow ones: some four minutes on two cores.
+# The tests without the slow ones: less than two minutes on two cores.
 quick: setup
 	$(RUN)/python -m tests -m 'not slow'
 
