@@ -26,7 +26,8 @@ from trainer.train import train
 
 
 def torchrun(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    logs = f"--log-dir={config.parent / 'logs'}"  # in /tmp otherwise, where they stay
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", logs, "--nproc-per-node", "2"]
     return subprocess.run(
         [*command, "-m", "tests.trainer.traced", str(config), *overrides],
         check=False,

@@ -138,7 +138,8 @@ def test_a_run_in_parts_goes_through_and_odd_parts_are_refused(settings: Make) -
 def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_path: Path) -> None:
     s = settings(references={"count": 4, "across_ranks": True}, run={"batch_size": 8, "accumulate": 2})
     (tmp_path / "settings.json").write_text(s.model_dump_json())
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    logs = f"--log-dir={tmp_path / 'logs'}"  # in /tmp otherwise, where they stay
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", logs, "--nproc-per-node", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [*command, "-m", "tests.trainer.shared_references", str(tmp_path)],
