@@ -1,6 +1,6 @@
 """`python -m tests [pytest options]`: all tests, in two processes at a time, which take about as long as each other.
 
-The first has all modules that share one Ray, one after the other, and some more. A build leaves much of two cores idle.
+The first has the pipeline's, of which most build something with Ray: a build leaves much of two cores idle.
 """
 
 from __future__ import annotations
@@ -10,18 +10,19 @@ import sys
 import tempfile
 from pathlib import Path
 
-SHARE_RAY = ("build", "gc", "plan", "real_samples", "recovery", "synthetic")
-MORE = ("build_on_s3", "cli", "decode", "gallery", "snapshot_report", "status")
-FIRST = (*(f"tests/pipeline/test_{name}.py" for name in SHARE_RAY + MORE), "tests/test_examples.py")
+LONG = ("test_cluster", "test_cotracker3", "test_survival")
+"""The pipeline's that go with the others, or it would take longer than these."""
 
 
 def main(options: list[str]) -> int:
     """Runs both, shows the output of the first as it comes and that of the other at the end; the larger exit status."""
+    of_pipeline = [str(path) for path in sorted(Path("tests/pipeline").glob("test_*.py")) if path.stem not in LONG]
+    first_paths = [*of_pipeline, "tests/test_examples.py"]
     command = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile() as output:
-        others = [*command, "tests", *(f"--ignore={path}" for path in FIRST), "-p", "no:cacheprovider"]
+        others = [*command, "tests", *(f"--ignore={path}" for path in first_paths), "-p", "no:cacheprovider"]
         with subprocess.Popen(others, stdout=output, stderr=subprocess.STDOUT) as beside:
-            first = subprocess.run([*command, *FIRST], check=False).returncode
+            first = subprocess.run([*command, *first_paths], check=False).returncode
             second = beside.wait()
         output.seek(0)
         print(output.read().decode(errors="replace"), flush=True)

@@ -48,7 +48,7 @@ def test_a_lock_on_a_bucket_is_held_by_one_and_given_back(out: Url) -> None:
     assert sizes_in(out) == {}
 
 
-@pytest.mark.parametrize("answers", [1, 4])
+@pytest.mark.parametrize("answers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_lock_is_held_though_answers_are_lost(out: Url, store: Behaviour, answers: int) -> None:
     store.lose_answers = answers
     with only_build(out) as lock:

@@ -8,7 +8,7 @@ from diffsort import DiffSortNet
 
 from trainer.sorting import Distribution, Network, soft_permutation
 
-SIZES = [2, 5, 8, 11, 49, 64, 100]
+SIZES = [2, 5, 8, 11, 49, 64, pytest.param(100, marks=pytest.mark.slow)]
 
 
 def rows(n: int, count: int = 6, dtype: torch.dtype = torch.float64) -> torch.Tensor:
