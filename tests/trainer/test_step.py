@@ -175,7 +175,7 @@ def test_a_ranks_references_are_its_rows_of_all() -> None:
     assert isinstance(own, References)
 
 
-@pytest.mark.parametrize("layers", [("qkv", "proj"), ("fc1", "fc2")])
+@pytest.mark.parametrize("layers", [("qkv", "proj"), pytest.param(("fc1", "fc2"), marks=pytest.mark.slow)])
 def test_adapters_are_trained_alone_and_merged_into_what_is_exported(settings: Make, layers: tuple[str, ...]) -> None:
     lora = {"rank": 2, "alpha": 4, "layers": layers}
     s = settings(model={"lora": lora}, optim={"lr": 0.1}, run={"steps": 2, "pictures": 1})
