@@ -29,7 +29,7 @@ class Cluster:
 def connect(settings: RaySettings) -> Cluster:
     """Joins the cluster at `settings.address`, or starts Ray on this machine; does nothing if that was done before.
 
-    Raises PretrackError if no cluster answers at the address.
+    Raises PretrackError if no cluster answers at the address, or Ray does not start.
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -46,7 +46,7 @@ def connect(settings: RaySettings) -> Cluster:
             options["num_cpus"] = settings.cpus
         try:
             ray.init(**options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray raises just that where it starts too slowly
             where = f"no Ray cluster answers at ray.address '{settings.address}'" if settings.address else "Ray did not start here"
             raise PretrackError(f"{where} ({' '.join(str(error).split())})") from error
     return resources()
