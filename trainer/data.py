@@ -297,6 +297,8 @@ class Loader:
             multiprocessing_context=clean_processes() if workers and dataset.remote else None,
         )
         end_with_process(self._loader)
+        # while all of it is there: torch waits long for workers that the collector of cycles takes apart
+        weakref.finalize(self, end_workers, self._loader).atexit = False
 
     def __iter__(self) -> Iterator[Sample]:
         """Raises ShardError for a clip that cannot be read."""
@@ -340,13 +342,14 @@ class _Batches(Dataset[Decoded]):
 def end_with_process(loader: DataLoader[Any]) -> None:
     """Lets a loader's workers go when this process ends: the SIGTERM that Python sends them then, they would put off."""
     watched = weakref.ref(loader)
+    atexit.register(lambda: end_workers(watched()))
 
-    def end() -> None:
-        iterator = getattr(watched(), "_iterator", None)
-        if iterator is not None:
-            iterator._shutdown_workers()
 
-    atexit.register(end)
+def end_workers(loader: DataLoader[Any] | None) -> None:
+    """Ends a loader's workers, if it is there and has any."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
 
 
 def _as_it_is(batch: Any) -> Any:

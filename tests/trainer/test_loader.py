@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -124,6 +125,23 @@ def test_workers_live_on_when_iterating_anew(build: Path) -> None:
     second = [batch["key"] for batch in islice(loader, 5)]
     assert first + second == unbroken
     assert workers <= {child.pid for child in psutil.Process().children()}
+
+
+def test_a_loader_that_only_a_cycle_holds_goes_with_its_workers(build: Path) -> None:
+    """As after an error whose traceback holds it. Taken apart piece by piece, each worker would be waited for, 20 s in all."""
+    dataset = opened(build)
+    before = set(psutil.Process().children())
+    loader = Loader(dataset, dataset.order(2), workers=2)
+    held: list[Any] = [loader, iter(loader)]
+    next(held[1])
+    workers = set(psutil.Process().children()) - before
+    assert len(workers) == 2
+    held.append(held)
+    del loader, held
+    begun = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - begun < 9
+    assert not any(worker.is_running() for worker in workers)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
