@@ -8,6 +8,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "pretrack needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@echo 'making $(VENV), some 7 GB: this takes some minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt pip setuptools wheel
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,cotracker3,train,demo,docs,dev]'
