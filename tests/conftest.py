@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.environment import environment
 from tests.object_store import Behaviour, faulty_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily keep those of the tests beside from working
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's "&" ignores it, and so would what tests start and stop
 settings.register_profile("pretrack", deadline=None, derandomize=True)
 settings.load_profile("pretrack")
 
