@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import logging
 import os
 import signal
@@ -374,6 +375,7 @@ def clean_processes() -> BaseContext:
 
 def begin_worker(environment: dict[str, str], worker: int) -> None:
     """Makes a worker ready. Its environment may be that of an earlier loader, with other credentials."""
+    gc.freeze()  # what the process that it was forked from has thrown away is not to be taken apart here a second time
     os.environ.update(environment)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_STOP))  # which ends it
     cv2.setNumThreads(0)
