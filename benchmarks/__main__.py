@@ -21,6 +21,7 @@ from manifests.wording import duration
 from shards.files import write_whole
 
 COMMANDS = {
+    "installed": "",
     "exactness": "",
     "sorting": "",
     "step": "--backbone dinov2_reg_small --clips 2 --size 112 --rounds 3",
