@@ -81,9 +81,9 @@ class MemberCache:
             logger.warning("%s cannot be written (%s): going on without keeping what is read", self.folder, error.strerror)
 
     def _make_room(self) -> None:
-        """Deletes what was not used for longest; one process at a time, the others go on."""
-        with open(self.folder / "lock", "wb") as lock, suppress(BlockingIOError):
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        """Deletes what was not used for longest; one process at a time. The others wait: writing on, they could pass the limit."""
+        with open(self.folder / "lock", "wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
             files = []
             for folder in self.folder.iterdir():
                 if folder.is_dir():
