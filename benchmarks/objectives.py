@@ -3,7 +3,7 @@
 Trains one small transformer on the clips of a build, once for each objective and seed, from the same weights on the same samples,
 and judges it on held-out sequences at several steps, as `python -m trainer.evaluate labelfree` does: are moving points found again,
 are tracks told apart, does their order of similarities stay, have features collapsed. Prints a table (differences from the start
-with 95 % intervals over videos) and draws the curves into FOLDER/curves.png. Runs stay in FOLDER, and are gone on with.
+with 95 % intervals over videos) and draws the curves into FOLDER/METRIC.png. Runs stay in FOLDER, and are gone on with.
 
 `key=value` changes a setting of all of them, `model.weights=FILE` for example: from random weights, the default, it shows what an
 objective does to features, and not what it would do to DINOv2's.
@@ -26,7 +26,7 @@ from trainer.config import DataSettings, TrackSettings, TrainSettings
 from trainer.evaluate import pictures
 from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.heldout import HeldOut, read_held_out, still_settings
-from trainer.evaluate.labelfree import HEADLINE, Scores, by_clip, score
+from trainer.evaluate.labelfree import Scores, by_clip, score
 from trainer.evaluate.measures import METRICS
 from trainer.evaluate.report import mean
 from trainer.evaluate.subject import load_subject
@@ -117,7 +117,7 @@ def main() -> None:
     print(
         f"\n| objective | seed | {' | '.join(titles[n] for n in SHOWN)} | effective rank | s a step |\n{'|---' * (4 + len(SHOWN))}|"
     )
-    curves: dict[str, list[float]] = {}
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in SHOWN}
     for name in a.objectives:
         for seed in a.seeds:
             stages = run(name, seed, a.steps, a.out, a.folder, held, a.changes)
@@ -126,9 +126,12 @@ def main() -> None:
             ranks = f"{stages[0].scores.effective_rank:.1f} → {stages[-1].scores.effective_rank:.1f}"
             seconds = sum(stage.seconds for stage in stages) / a.steps
             print(f"| {name} | {seed} | {' | '.join(cells)} | {ranks} | {seconds:.2f} |", flush=True)
-            curves[f"{name}, seed {seed}"] = [mean(by_clip(HEADLINE, stage.scores, held)) for stage in stages]
+            for m in METRICS:
+                if m.name in SHOWN:
+                    curves[m.name][f"{name}, seed {seed}"] = [mean(by_clip(m, stage.scores, held)) for stage in stages]
             labels = [str(stage.step) for stage in stages]
-    write_whole(a.folder / "curves.png", pictures.png(pictures.plot(f"{HEADLINE.title}, by step", labels, curves)))
+    for metric, lines in curves.items():
+        write_whole(a.folder / f"{metric}.png", pictures.png(pictures.plot(f"{titles[metric]}, by step", labels, lines)))
 
 
 def cell(d: Difference) -> str:
