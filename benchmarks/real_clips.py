@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import files
 from importlib.util import find_spec
@@ -102,7 +105,9 @@ def build(data: Data) -> None:
     if find_spec("litdata"):
         import litdata  # type: ignore[import-not-found]
 
-        litdata.optimize(dict, [named(clip) for clip in clips], str(data.folder / "litdata"), chunk_bytes="64MB", num_workers=1)
+        with redirect_stdout(sys.stderr):  # it says much, and tables are printed here
+            litdata.optimize(dict, [named(clip) for clip in clips], str(data.folder / "litdata"), chunk_bytes="64MB", num_workers=1)
+        multiprocessing.set_start_method("fork", force=True)  # as it was: it lets all later workers begin anew
     if find_spec("streaming"):
         from streaming import MDSWriter  # type: ignore[import-not-found]
 
