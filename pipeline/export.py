@@ -14,14 +14,13 @@ from manifests.wording import counted
 from pipeline.draw import colour, write_video
 from pipeline.show import clips_named, read_clip
 from shards import jpeg
-from shards.clip import Camera, StoredClip
+from shards.clip import VISIBLE, Camera, StoredClip
 from shards.errors import PretrackError
 from shards.files import write_whole, written_whole
 
 FORMS = {"mp4": ".mp4", "rerun": ".rrd", "tapvid": ".npz"}
 """What a clip can be written as, with the suffix of the file."""
 
-_VISIBLE = 128
 _NAMED = 3
 
 
@@ -84,7 +83,7 @@ def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> Non
     arrays = {
         "video": np.stack([jpeg.decode(data) for data in clip.jpegs]),
         "points": _by_point(corners / size),
-        "occluded": _by_point(tracks.visibility[chosen] < _VISIBLE),
+        "occluded": _by_point(tracks.visibility[chosen] < VISIBLE),
         "query_points": np.column_stack([frames, starts[:, ::-1]]),
     }
     with written_whole(path) as opened:
@@ -122,7 +121,7 @@ def _record(recording: Any, rr: Any, clip: StoredClip, anchor: int | None) -> No
             _log_camera(recording, rr, camera, info.width, info.height)
         recording.log("camera/frame", rr.EncodedImage(contents=data, media_type="image/jpeg"))
         for index in _chosen(clip, anchor):
-            visible = tracks.visibility[index, t] >= _VISIBLE
+            visible = tracks.visibility[index, t] >= VISIBLE
             for name, these, radius in (("visible", visible, 1.5), ("hidden", ~visible, 0.75)):
                 points = rr.Points2D(
                     tracks.positions[index, t, these] + 0.5,
