@@ -344,7 +344,7 @@ def _remarks(held: HeldOut, subjects: Sequence[Subject]) -> Iterator[str]:
     if not held.exact:
         yield "The points are a tracker's, not ground truth: a gain wants an independent check."
     if (videos := len(set(held.videos))) < FEW:
-        yield f"{counted(videos, 'video')} are few: intervals of so few are too narrow."
+        yield f"{counted(videos, 'video')} {'is' if videos == 1 else 'are'} few: intervals of so few are too narrow."
     for subject in subjects:
         if subject.file == "random":
             yield f"'{subject.name}' has random weights: good for trying the code out, not for results."
