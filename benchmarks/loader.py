@@ -39,7 +39,8 @@ from shards.codec import decode_frames, encode_tracks
 from shards.geometry import View, inside
 from shards.reader import iterate_shard
 from trainer.config import DataSettings
-from trainer.data import ClipDataset, Loader
+from trainer.data import ClipDataset
+from trainer.loader import Loader
 from trainer.order import ClipOrder, Item
 from trainer.views import show
 

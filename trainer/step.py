@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.backbone import Tokens, normalised_images
+from trainer.batch import Sample, counted
 from trainer.config import TrainSettings
-from trainer.data import Sample, counted
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.mix import Losses
 from trainer.sampling import References, frames_of_clips

@@ -37,9 +37,10 @@ from shards.errors import PretrackError, SettingsError, ShardError
 from shards.files import location, read_whole
 from shards.geometry import View
 from shards.reader import Tail, read_tar
+from trainer.batch import Decoded, Sample, first_of
 from trainer.clips import least_room, room
 from trainer.config import DataSettings
-from trainer.data import Decoded, Sample, begin_worker, clean_processes, end_with_process, first_of, unwrapped
+from trainer.loader import begin_worker, clean_processes, end_with_process, unwrapped
 from trainer.views import choose_frames, choose_views
 
 logger = logging.getLogger(__name__)

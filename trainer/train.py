@@ -26,11 +26,13 @@ from shards.errors import PretrackError, SettingsError
 from shards.files import write_whole
 from trainer.adapters import add_adapters
 from trainer.backbone import Backbone, make_backbone, normalised_images
+from trainer.batch import Sample
 from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep
 from trainer.clips import open_snapshots
 from trainer.config import OptimSettings, TrainSettings
-from trainer.data import ClipDataset, Loader, Sample
+from trainer.data import ClipDataset
 from trainer.export import export_weights, weights_path
+from trainer.loader import Loader
 from trainer.losses.embeddings import Embeddings
 from trainer.objective import diagnostics
 from trainer.ranks import Rank, any_rank, from_first, joined, mean_over_ranks

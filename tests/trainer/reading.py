@@ -17,7 +17,8 @@ import torch
 
 from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset, Loader
+from trainer.data import ClipDataset
+from trainer.loader import Loader
 
 
 def read(

@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from shards.errors import PretrackError, ShardError
 from tests.clips import make_clip
 from tests.trainer.conftest import panning_clip, publish
+from trainer.batch import Sample, counted
 from trainer.clips import open_snapshots
 from trainer.config import DataSettings, TrackSettings, TrainSettings
-from trainer.data import ClipDataset, Loader, Sample, counted
+from trainer.data import ClipDataset
+from trainer.loader import Loader
 from trainer.order import ClipOrder
 from trainer.views import choose_frames
 
@@ -208,7 +210,7 @@ def test_a_damaged_clip_is_named(tmp_path: Path, workers: int) -> None:
     row = snapshot.clips.to_pylist()[0]
     with open(str(snapshot.shard_path(row["shard"])), "r+b") as shard:
         shard.seek(row["tracks_offset"])
-        shard.write(b"\0" * 8)
+        shard.write(bytes(row["tracks_size"]))
     with pytest.raises(ShardError, match=r"clip made-bad in .*made-000000.tar"):
         next(iter(Loader(dataset(data(tmp_path)), ClipOrder(1, 1, seed=0), workers)))
 

@@ -106,7 +106,7 @@ def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_
     damaged = snapshot.clips.to_pylist()[next(iter(order))[0][1]]  # one that the second rank reads first
     with open(str(snapshot.shard_path("made-000000")), "r+b") as file:
         file.seek(damaged["tracks_offset"])
-        file.write(b"\0" * 8)
+        file.write(bytes(damaged["tracks_size"]))
 
     first = two_nodes([settings(data=data, run={"steps": 1000, "out": tmp_path / node / "run"}) for node in "ab"])
     assert first[0].stdout is not None

@@ -23,7 +23,8 @@ from tests.web_server import Served, web_server
 from trainer.cache import MemberCache
 from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset, Loader
+from trainer.data import ClipDataset
+from trainer.loader import Loader
 from trainer.order import Item
 from trainer.views import choose_frames
 

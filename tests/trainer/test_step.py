@@ -21,9 +21,11 @@ from shards.errors import PretrackError, SettingsError
 from tests.trainer.test_train import REPOSITORY, assert_same, last_state
 from trainer.adapters import add_adapters
 from trainer.backbone import make_backbone, normalised_images
+from trainer.batch import Sample
 from trainer.clips import open_snapshots
 from trainer.config import LoraSettings, TeacherSettings, TrainSettings
-from trainer.data import ClipDataset, Loader, Sample
+from trainer.data import ClipDataset
+from trainer.loader import Loader
 from trainer.ranks import Rank
 from trainer.sampling import References, choose_references, crop_references, needed_frames, rank_references, sample_points
 from trainer.schedule import step_seed, teacher_momentum

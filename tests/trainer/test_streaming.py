@@ -19,7 +19,8 @@ from tests.trainer.conftest import panning_clip, publish
 from tests.web_server import web_server
 from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset, Loader
+from trainer.data import ClipDataset
+from trainer.loader import Loader
 from trainer.streaming import StreamedClips, listed_tars
 
 PLAIN: dict[str, Any] = {"anchor": "first", "direction": "forward", "crop": "centre", "flip": 0.0}

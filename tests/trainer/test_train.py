@@ -22,10 +22,12 @@ from tests.trainer.plain_loss import plain_loss
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.backbone import make_backbone, normalised_images
+from trainer.batch import counted
 from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
 from trainer.clips import open_snapshots
 from trainer.config import LossSettings, OptimSettings, TrainSettings
-from trainer.data import ClipDataset, Loader, counted
+from trainer.data import ClipDataset
+from trainer.loader import Loader
 from trainer.losses.embeddings import Embeddings
 from trainer.sampling import choose_references
 from trainer.schedule import compared_frames, learning_rate, step_seed

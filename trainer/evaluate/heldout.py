@@ -21,8 +21,9 @@ from manifests.wording import counted as said
 from shards.clip import Camera, ClipInfo
 from shards.errors import PretrackError
 from shards.reader import read_members
+from trainer.batch import counted
 from trainer.config import DataSettings, TrackSettings
-from trainer.data import ClipDataset, counted
+from trainer.data import ClipDataset
 from trainer.evaluate.measures import angle_between
 from trainer.views import choose_frames
 
