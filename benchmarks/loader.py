@@ -134,7 +134,9 @@ def ours(data: Data, processes: int) -> Iterator[Any]:
 
 def in_memory(data: Data, processes: int) -> Iterator[Any]:
     """What the floor leaves out: tracks, and putting samples together (and sending them from workers)."""
-    clips = [([clip.jpegs[i] for i in data.wanted], encode_tracks(clip.tracks)) for tar in data.tars for clip in iterate_shard(tar)]
+    clips = [
+        ([clip.jpegs[i] for i in data.wanted], encode_tracks(clip.tracks)[0]) for tar in data.tars for clip in iterate_shard(tar)
+    ]
     return batches(Indexed(clips.__getitem__, data.wanted), processes)
 
 

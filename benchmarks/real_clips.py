@@ -120,4 +120,4 @@ def build(data: Data) -> None:
 
 def named(clip: StoredClip) -> dict[str, bytes]:
     """A clip's members as other formats hold them."""
-    return {"tracks": encode_tracks(clip.tracks)} | {f"{i:03d}": image for i, image in enumerate(clip.jpegs)}
+    return {"tracks": b"".join(encode_tracks(clip.tracks))} | {f"{i:03d}": image for i, image in enumerate(clip.jpegs)}

@@ -1,6 +1,7 @@
 """Reads a shard without pretrack, from the format page alone: python examples/read_a_shard.py SHARD.tar"""
 
 import json
+import struct
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -30,26 +31,23 @@ def read_shard(path: str) -> Iterator[dict[str, Any]]:
 
 def read_tracks(data: bytes) -> dict[str, np.ndarray]:
     """Anchors [A], positions [A, T, N, 2] in pixels, visibility and confidence [A, T, N] of 255."""
-    if not 0 <= zstandard.frame_content_size(data) <= 1 << 30:  # a frame may claim any size, or none
-        raise ValueError("these tracks do not say how large they are, or are too large")
-    record = zstandard.ZstdDecompressor().decompress(data)
-    version, units = np.frombuffer(record, "<u2", 2, 4)
-    a, t, n = map(int, np.frombuffer(record, "<u4", 3, 8))
-    values = a * t * n
-    if record[:4] != b"PTRK" or version != 1 or len(record) != 20 + 4 * a + 10 * values:
-        raise ValueError("these are not tracks of version 1")
-    body = np.frombuffer(record, np.uint8, offset=20 + 4 * a)
-    planes = body[: 8 * values].reshape(4, 2, a, t, n).astype(np.uint32)
-    zigzag = planes[0] | planes[1] << 8 | planes[2] << 16 | planes[3] << 24
-    steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
-    positions = steps.cumsum(axis=2, dtype=np.int32) / np.float32(units)
-    certainty = body[8 * values :].reshape(2, a, t, n).cumsum(axis=2, dtype=np.uint8)
-    return {
-        "anchors": np.frombuffer(record, "<i4", a, 20),
-        "positions": np.moveaxis(positions.astype(np.float32), 0, -1),
-        "visibility": certainty[0],
-        "confidence": certainty[1],
-    }
+    found: dict[str, list[Any]] = {"anchors": [], "positions": [], "visibility": [], "confidence": []}
+    with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
+        while header := stream.read(20):
+            magic, version, units, anchor, t, n = struct.unpack("<4sHHiII", header)
+            if magic != b"PTRK" or version != 2 or t * n > 1 << 26:  # a record may claim any size
+                raise ValueError("these are not tracks of version 2")
+            body = np.frombuffer(stream.read(10 * t * n), np.uint8)
+            planes = body[: 8 * t * n].reshape(4, 2, t, n).astype(np.uint32)
+            zigzag = planes[0] | planes[1] << 8 | planes[2] << 16 | planes[3] << 24
+            steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
+            certainty = body[8 * t * n :].reshape(2, t, n).cumsum(axis=1, dtype=np.uint8)
+            found["anchors"].append(np.int32(anchor))
+            positions = steps.cumsum(axis=1, dtype=np.int32) / np.float32(units)
+            found["positions"].append(np.moveaxis(positions.astype(np.float32), 0, -1))
+            found["visibility"].append(certainty[0])
+            found["confidence"].append(certainty[1])
+    return {name: np.stack(values) for name, values in found.items()}
 
 
 if __name__ == "__main__":

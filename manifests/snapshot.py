@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.receipt import shard_path
-from manifests.tables import read_table, write_table
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, read_table, write_table
 from shards.errors import PretrackError
 from shards.files import (
     Location,
@@ -52,22 +52,22 @@ class Snapshot:
     @cached_property
     def videos(self) -> pa.Table:
         """One row a usable video."""
-        return read_table(self.folder / "videos.parquet")
+        return read_table(self.folder / "videos.parquet", VIDEOS.names)
 
     @cached_property
     def clips(self) -> pa.Table:
         """One row a clip, with its members' byte offsets."""
-        return read_table(self.folder / "clips.parquet")
+        return read_table(self.folder / "clips.parquet", CLIPS.names)
 
     @cached_property
     def shards(self) -> pa.Table:
         """One row a shard file."""
-        return read_table(self.folder / "shards.parquet")
+        return read_table(self.folder / "shards.parquet", SHARDS.names)
 
     @cached_property
     def failures(self) -> pa.Table:
         """One row for everything left out."""
-        return read_table(self.folder / "failures.parquet")
+        return read_table(self.folder / "failures.parquet", FAILURES.names)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

@@ -72,6 +72,7 @@ CLIPS = pa.schema(
         ("json_size", pa.int64()),
         ("tracks_offset", pa.int64()),
         ("tracks_size", pa.int64()),
+        ("anchor_sizes", pa.list_(pa.int64())),
         ("frame_offsets", pa.list_(pa.int64())),
         ("frame_sizes", pa.list_(pa.int64())),
         ("checksum", pa.string()),
@@ -152,6 +153,7 @@ class ClipRow:
     json_size: int
     tracks_offset: int
     tracks_size: int
+    anchor_sizes: list[int]
     frame_offsets: list[int]
     frame_sizes: list[int]
     checksum: str
@@ -199,6 +201,7 @@ def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSumm
         json_size=members.info.size,
         tracks_offset=members.tracks.offset,
         tracks_size=members.tracks.size,
+        anchor_sizes=list(members.anchors),
         frame_offsets=[span.offset for span in members.frames],
         frame_sizes=[span.size for span in members.frames],
         checksum=members.checksum,
@@ -213,6 +216,7 @@ def members_of(row: dict[str, Any]) -> ClipMembers:
     return ClipMembers(
         Span(row["json_offset"], row["json_size"]),
         Span(row["tracks_offset"], row["tracks_size"]),
+        tuple(row["anchor_sizes"]),
         tuple(Span(*span) for span in zip(offsets, sizes, strict=True)),
         row["checksum"],
     )
@@ -248,11 +252,17 @@ def write_table(path: Location, table: pa.Table) -> None:
 
 
 def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
-    """Reads a Parquet file. Raises PretrackError, naming it, where it is missing or damaged."""
+    """Reads a Parquet file, or some columns of it. Raises PretrackError, naming it, where it is missing or damaged or lacks any."""
     try:
-        if isinstance(path, Path):  # mapped, since copying it first takes as long again
-            return pq.read_table(path, columns=columns, memory_map=True)
-        return pq.read_table(pa.BufferReader(read_whole(path)), columns=columns)
+        source = path if isinstance(path, Path) else pa.BufferReader(read_whole(path))
+        names = pq.read_schema(source).names if columns else []
+        if lacking := [name for name in columns or () if name not in names]:
+            raise PretrackError(
+                f"the table {path} lacks {', '.join(lacking)}: another version of pretrack wrote it, so read it with that version, "
+                "or build into a new folder"
+            )
+        # a file is mapped, since copying it first takes as long again
+        return pq.read_table(source, columns=columns, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         raise PretrackError(f"the table {path} cannot be read ({error})") from error
 

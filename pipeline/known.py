@@ -117,7 +117,7 @@ class KnownShards:
         shards = [shard.row for shard in kept if shard.snapshot]
         for snapshot in dict.fromkeys(shard.snapshot for shard in kept if shard.snapshot):
             names = pa.array([shard.row.shard for shard in kept if shard.snapshot == snapshot])
-            stored = read_table(Snapshot(self.out, snapshot).folder / "clips.parquet")
+            stored = read_table(Snapshot(self.out, snapshot).folder / "clips.parquet", CLIPS.names)
             clips.append(stored.filter(pc.is_in(stored["shard"], value_set=names)))
             failures.append(self.failures.filter(pc.is_in(self.failures["shard"], value_set=names)))
         for name in (*(shard.row.shard for shard in kept if not shard.snapshot), *made):

@@ -70,7 +70,7 @@ class TrackedClip:
     """The tracks of a clip, encoded, and what its row of the clips table says of them."""
 
     key: str
-    tracks: bytes
+    tracks: tuple[bytes, ...]
     summary: TrackSummary
 
 

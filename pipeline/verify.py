@@ -23,7 +23,8 @@ from shards.verify import verify_shard
 
 _OF_CONTENT = ("source", "dataset", "video_id", "sequence", "split", "frames", "width", "height", "anchors", "points")
 _COLUMNS = [
-    *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "frame_offsets", "frame_sizes", "checksum"),
+    *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "anchor_sizes"),
+    *("frame_offsets", "frame_sizes", "checksum"),
     *_OF_CONTENT,
 ]
 """What there is to check of a clip's row: where its members lie, and what it says that they say too."""

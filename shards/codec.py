@@ -1,25 +1,24 @@
 """Tracks as bytes: the content of `KEY.tracks.zst`.
 
-One zstandard frame around a small-endian record:
+A zstandard frame an anchor, one after the other, so that one anchor is read without the others. In each a little-endian record:
 
     offset  type                what
     0       4 bytes             "PTRK"
-    4       uint16              version (1)
+    4       uint16              version (2)
     6       uint16              units a pixel (32): positions are rounded to 1/32 px
-    8       uint32 x 3          A anchors, T frames, N points
-    20      int32 [A]           anchors
-    ..      uint8 [4, 2, A, T, N]   positions in units, x then y: differences from the frame before (the first frame as is), zigzag
+    8       int32               the anchor
+    12      uint32 x 2          T frames, N points
+    20      uint8 [4, 2, T, N]  positions in units, x then y: differences from the frame before (the first frame as is), zigzag
                                 as uint32, then the lowest bytes of all values, the next bytes, and so on
-    ..      uint8 [A, T, N]     visibility, differences from the frame before, modulo 256
-    ..      uint8 [A, T, N]     confidence, likewise
+    ..      uint8 [T, N]        visibility, differences from the frame before, modulo 256
+    ..      uint8 [T, N]        confidence, likewise
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import zstandard
@@ -35,102 +34,148 @@ LARGEST_TRACKS = 1 << 30
 Shape = tuple[int | None, int | None, int | None]
 """A anchors, T frames, N points; None for what is not known."""
 
-_HEADER = struct.Struct("<4sHHIII")
+_VERSION = 2
+_HEADER = struct.Struct("<4sHHiII")
 _LEVEL = 3
 _FARTHEST = 2**25
 
 
-def encode_tracks(tracks: Tracks) -> bytes:
-    """Packs tracks; positions are kept to 1/64 px, visibility and confidence exactly.
+def encode_tracks(tracks: Tracks) -> tuple[bytes, ...]:
+    """Packs tracks, each anchor's by itself; positions are kept to 1/64 px, visibility and confidence exactly.
 
     Raises ValueError for positions that are not finite or lie millions of pixels away: a tracker's fault, not to be stored; and for
     tracks that no reader would unpack.
     """
     a, t, n = tracks.visibility.shape
-    if (size := _bytes_of(a, t, n)) > LARGEST_TRACKS:
+    if (size := a * _bytes_of(t, n)) > LARGEST_TRACKS:
         raise ValueError(f"{_in_words((a, t, n))} take {size} bytes, more than the {LARGEST_TRACKS} that readers allow")
     if not np.isfinite(tracks.positions).all() or np.abs(tracks.positions).max(initial=0) > _FARTHEST:
         raise ValueError("tracks hold positions that are not finite or are absurdly far outside the frame")
     units = np.rint(tracks.positions.astype(np.float64) * UNITS_PER_PIXEL).astype(np.int32)
-    steps = np.moveaxis(units, -1, 0).copy()
+    steps = np.moveaxis(units, -1, 1).copy()  # [A, 2, T, N]
     steps[:, :, 1:] = np.diff(steps, axis=2)
     zigzag = ((steps << 1) ^ (steps >> 31)).astype("<u4")
-    planes = np.ascontiguousarray(zigzag).view(np.uint8).reshape(-1, 4).T
-    record = b"".join(
-        (
-            _HEADER.pack(b"PTRK", 1, UNITS_PER_PIXEL, a, t, n),
-            tracks.anchors.astype("<i4").tobytes(),
-            np.ascontiguousarray(planes).tobytes(),
-            _differences(tracks.visibility).tobytes(),
-            _differences(tracks.confidence).tobytes(),
+    planes = np.moveaxis(zigzag.view(np.uint8).reshape(a, 2, t, n, 4), -1, 1)  # [A, 4, 2, T, N]
+    certainty = _differences(np.stack([tracks.visibility, tracks.confidence], axis=1))  # [A, 2, T, N]
+    packer = zstandard.ZstdCompressor(level=_LEVEL)
+    return tuple(
+        packer.compress(
+            _HEADER.pack(b"PTRK", _VERSION, UNITS_PER_PIXEL, anchor, t, n) + planes[i].tobytes() + certainty[i].tobytes()
         )
+        for i, anchor in enumerate(tracks.anchors.tolist())
     )
-    return zstandard.ZstdCompressor(level=_LEVEL).compress(record)
 
 
 def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
-    """Unpacks what `encode_tracks` made. Raises ShardError for anything else, and for tracks of another `shape` than that given: if
-    it is known as a whole, before they take memory."""
-    record = _read(data, shape)
-    positions = np.cumsum(_signed(record.steps), axis=2, dtype=np.int32).astype(np.float32) / record.units
+    """Unpacks what `encode_tracks` made, its parts joined. Raises ShardError for anything else, and for tracks of another `shape`
+    than that given: if it is known as a whole, before they take memory."""
+    records = list(_records(data, shape))
+    units, (t, n) = records[0].units, records[0].certainty.shape[1:]
+    anchors = [record.anchor for record in records]
+    _check((len(records), t, n), shape)
+    steps = np.stack([_signed(record.steps) for record in records])  # [A, 2, T, N]
+    positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
+    certainty = np.stack([np.cumsum(record.certainty, axis=1, dtype=np.uint8) for record in records])
     return Tracks(
-        anchors=record.anchors.astype(np.int32),
-        positions=np.ascontiguousarray(np.moveaxis(positions, 0, -1)),
-        visibility=np.cumsum(record.certainty[0], axis=1, dtype=np.uint8),
-        confidence=np.cumsum(record.certainty[1], axis=1, dtype=np.uint8),
+        anchors=np.array(anchors, np.int32),
+        positions=np.ascontiguousarray(np.moveaxis(positions, 1, -1)),
+        visibility=np.ascontiguousarray(certainty[:, 0]),
+        confidence=np.ascontiguousarray(certainty[:, 1]),
     )
 
 
 def decode_frames(
-    data: bytes, anchor: int, frames: Sequence[int], shape: Shape | None = None
+    part: bytes, anchor: int, frames: Sequence[int], shape: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Of `decode_tracks` only some frames F of one anchor (an index), in a fraction of the time.
+    """Of the tracks of one anchor (a frame's number), which `encode_tracks` gives as one part, only some frames F.
 
-    Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks with these frames,
-    and of this `shape` if one is given.
+    Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks of this anchor with these
+    frames, and of this `shape` (T, N) if one is given.
     """
-    record = _read(data, shape)
-    a, t, _ = record.certainty.shape[1:]
-    if not (0 <= anchor < a and min(frames) >= 0 and max(frames) < t):
-        raise ShardError(f"the tracks have {a} anchors and {t} frames, and frames {list(frames)} of anchor {anchor} were asked for")
-    positions = _sums(_signed(record.steps[:, :, anchor]), frames).astype(np.float32) / record.units
-    visibility, confidence = _sums(record.certainty[:, anchor], frames)
+    wanted: Shape | None = (None, *shape) if shape else None
+    record = _read(_unpack(part, wanted))
+    t, n = record.certainty.shape[1:]
+    _check((None, t, n), wanted)
+    if record.anchor != anchor:
+        raise ShardError(f"the tracks are those of anchor {record.anchor}, and not of anchor {anchor}")
+    if not (min(frames) >= 0 and max(frames) < t):
+        raise ShardError(f"the tracks have {t} frames, and frames {list(frames)} were asked for")
+    end = max(frames) + 1
+    positions = _sums(_signed(record.steps[:, :, :end]), frames).astype(np.float32) / record.units
+    visibility, confidence = _sums(record.certainty[:, :end], frames).astype(np.uint8)
     return np.ascontiguousarray(np.moveaxis(positions, 0, -1)), visibility, confidence
 
 
 @dataclass(frozen=True, eq=False)
 class _Record:
-    """What was packed: differences along T.
+    """What was packed of an anchor: differences along T.
 
-    steps:     uint8 [4, 2, A, T, N]  of x and y, zigzag, as planes of bytes
-    certainty: uint8 [2, A, T, N]     of visibility and confidence
+    steps:     uint8 [4, 2, T, N]  of x and y, zigzag, as planes of bytes
+    certainty: uint8 [2, T, N]     of visibility and confidence
     """
 
     units: int
-    anchors: NDArray[np.int32]
+    anchor: int
     steps: NDArray[np.uint8]
     certainty: NDArray[np.uint8]
 
 
-def _read(data: bytes, shape: Shape | None) -> _Record:
-    record = _unpack(data, shape)
+def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
+    """The records of all anchors, alike in shape, and one at least."""
+    first: _Record | None = None
+    taken = 0
+    for frame in _frames(data):
+        record = _read(_unpack(frame, shape))
+        first = first or record
+        if (record.units, record.certainty.shape) != (first.units, first.certainty.shape):
+            raise ShardError(f"the tracks of anchor {record.anchor} differ in shape from those of anchor {first.anchor}")
+        taken += _bytes_of(*record.certainty.shape[1:])
+        if taken > LARGEST_TRACKS:
+            raise ShardError(f"the tracks claim to unpack to {taken} bytes, more than the {LARGEST_TRACKS} allowed")
+        yield record
+    if first is None:
+        raise ShardError("the tracks are cut short")
+
+
+def _frames(data: bytes) -> Iterator[bytes]:
+    """Cuts zstandard frames apart that follow one another; where one ends its blocks say (RFC 8878, 3.1.1)."""
+    end = 0
+    while end < len(data):
+        start, last = end, 0
+        try:
+            end += zstandard.frame_header_size(data[start : start + 18])
+            checked = zstandard.get_frame_parameters(data[start : start + 18]).has_checksum
+        except zstandard.ZstdError as error:
+            raise ShardError(f"the tracks cannot be unpacked ({error})") from error
+        while not last:
+            block = int.from_bytes(data[end : end + 3], "little")
+            last, repeats, size = block & 1, block >> 1 & 3 == 1, block >> 3
+            end += 3 + (1 if repeats else size)
+            if end > len(data) or not (size or last):
+                raise ShardError("the tracks are cut short")
+        end += 4 * checked
+        yield data[start:end]
+
+
+def _read(record: bytes) -> _Record:
     if len(record) < _HEADER.size:
         raise ShardError("the tracks are cut short")
-    magic, version, units, a, t, n = _HEADER.unpack_from(record)
+    magic, version, units, anchor, t, n = _HEADER.unpack_from(record)
     if magic != b"PTRK" or units == 0:
         raise ShardError("these are not tracks")
-    if version != 1:
-        raise ShardError(f"these tracks have version {version}, and this version of pretrack reads version 1")
-    if shape and any(known not in (None, found) for known, found in zip(shape, (a, t, n), strict=True)):
-        raise ShardError(f"the tracks have {_in_words((a, t, n))}, and should have {_in_words(shape)}")
-    values = a * t * n
-    if len(record) != _bytes_of(a, t, n):
-        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {_in_words((a, t, n))}")
+    if version != _VERSION:
+        raise ShardError(f"these tracks have version {version}, and this version of pretrack reads version {_VERSION}")
+    if not 0 <= anchor < t:
+        raise ShardError(f"the tracks' anchor {anchor} is not among their {t} frames")
+    if len(record) != _bytes_of(t, n):
+        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {_in_words((None, t, n))}")
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
-    anchors, planes = body[: 4 * a].view("<i4"), 4 * a + 8 * values
-    if ((anchors < 0) | (anchors >= t)).any():
-        raise ShardError(f"the tracks' anchors {anchors[:9].tolist()} are not all among their {t} frames")
-    return _Record(units, anchors, body[4 * a : planes].reshape(4, 2, a, t, n), body[planes:].reshape(2, a, t, n))
+    return _Record(units, anchor, body[: 8 * t * n].reshape(4, 2, t, n), body[8 * t * n :].reshape(2, t, n))
+
+
+def _check(found: Shape, shape: Shape | None) -> None:
+    if shape and any(known not in (None, number) for known, number in zip(shape, found, strict=True)):
+        raise ShardError(f"the tracks have {_in_words(found)}, and should have {_in_words(shape)}")
 
 
 def _signed(planes: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -142,24 +187,22 @@ def _signed(planes: NDArray[np.uint8]) -> NDArray[np.int32]:
     return (zigzag >> 1).view(np.int32) ^ -(zigzag & 1).view(np.int32)
 
 
-def _sums(steps: NDArray[Any], frames: Sequence[int]) -> NDArray[Any]:
-    """The running sums of steps [..., T, N] at some frames: [..., F, N]. Whole rows are added up between them."""
-    ordered = sorted(set(frames))
-    starts = [0, *(frame + 1 for frame in ordered[:-1])]
-    between = np.add.reduceat(steps[..., : ordered[-1] + 1, :], starts, axis=-2, dtype=steps.dtype)
-    return np.cumsum(between, axis=-2, dtype=steps.dtype)[..., [ordered.index(frame) for frame in frames], :]
+def _sums(steps: NDArray[np.int32] | NDArray[np.uint8], frames: Sequence[int]) -> NDArray[np.int64]:
+    """The running sums of steps [2, T, N] at some frames: [2, F, N]. As a product of matrices, which is exact and far faster."""
+    until = np.arange(steps.shape[1]) <= np.array(frames)[:, None]
+    return (until.astype(np.float64) @ steps.astype(np.float64)).astype(np.int64)
 
 
 def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Differences along time, modulo 256: [A, T, N]."""
+    """Differences along time, modulo 256: [..., T, N]."""
     steps = values.copy()
-    steps[:, 1:] = values[:, 1:] - values[:, :-1]
+    steps[..., 1:, :] = values[..., 1:, :] - values[..., :-1, :]
     return steps
 
 
-def _bytes_of(a: int, t: int, n: int) -> int:
+def _bytes_of(t: int, n: int) -> int:
     """Of an unpacked record."""
-    return _HEADER.size + 4 * a + 10 * a * t * n
+    return _HEADER.size + 10 * t * n
 
 
 def _in_words(shape: Shape) -> str:
@@ -167,15 +210,15 @@ def _in_words(shape: Shape) -> str:
     return " x ".join(f"{number} {noun}" for number, noun in named if number is not None)
 
 
-def _unpack(data: bytes, shape: Shape | None) -> bytes:
-    """The zstandard frame's content, refused before it is unpacked if it claims to be huge, or more than fits the shape."""
+def _unpack(frame: bytes, shape: Shape | None) -> bytes:
+    """The content of a zstandard frame, refused before it is unpacked if it claims to be huge, or more than fits the shape."""
+    _, t, n = shape or (None, None, None)
     try:
-        size = zstandard.get_frame_parameters(data).content_size
+        size = zstandard.get_frame_parameters(frame).content_size
         if not 0 <= size <= LARGEST_TRACKS:
             raise ShardError(f"the tracks claim to unpack to {size} bytes, more than the {LARGEST_TRACKS} allowed")
-        known = [number for number in shape or () if number is not None]
-        if shape and len(known) == 3 and size > _bytes_of(*known):
-            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than {_in_words(shape)} take")
-        return zstandard.ZstdDecompressor().decompress(data, max_output_size=LARGEST_TRACKS)
+        if t is not None and n is not None and size > _bytes_of(t, n):
+            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than {_in_words((None, t, n))} take")
+        return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:
         raise ShardError(f"the tracks cannot be unpacked ({error})") from error

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
 
 from shards import jpeg
-from shards.clip import ClipInfo
-from shards.codec import decode_tracks
+from shards.clip import ClipInfo, Tracks
+from shards.codec import decode_frames, decode_tracks
 from shards.errors import ShardError
 from shards.files import Location, open_stream
 from shards.writer import ClipMembers, Span
@@ -103,6 +104,7 @@ def _verify_clip(reader: _Reader, key: str, members: ClipMembers, tabled: Mappin
     for name, said in (tabled or {}).items():
         if said != found[name]:
             raise ShardError(f"its '{name}' is {found[name]!r:.80}, and the tables say {said!r:.80}")
+    _verify_parts(data[1], members, tracks)
     if (np.diff(tracks.anchors) <= 0).any():
         raise ShardError(f"its anchors {tracks.anchors.tolist()} do not increase")
     limit = _FARTHEST * np.array([info.width, info.height])
@@ -111,3 +113,15 @@ def _verify_clip(reader: _Reader, key: str, members: ClipMembers, tabled: Mappin
     for number, frame in enumerate(data[2:]):
         if jpeg.size(frame) != (info.width, info.height):
             raise ShardError(f"frame {number} is {jpeg.size(frame)} and should be {(info.width, info.height)}")
+
+
+def _verify_parts(data: bytes, members: ClipMembers, tracks: Tracks) -> None:
+    """Who trains reads one anchor's part of the tracks, and only that."""
+    _, t, n = tracks.visibility.shape
+    ends = list(accumulate(members.anchors))
+    if len(ends) != len(tracks.anchors) or ends[-1] != len(data) or min(members.anchors) <= 0:
+        raise ShardError(
+            f"its tracks have {len(data)} bytes for {len(tracks.anchors)} anchors, and by the tables {members.anchors}"
+        )
+    for anchor, end, size in zip(tracks.anchors.tolist(), ends, members.anchors, strict=True):
+        decode_frames(data[end - size : end], anchor, [0], (t, n))

@@ -27,10 +27,14 @@ class Span:
 
 @dataclass(frozen=True)
 class ClipMembers:
-    """Where the members of one clip lie, and the xxh3-64 digest (hex) of their bytes: description, tracks, then frames in order."""
+    """Where the members of one clip lie, and the xxh3-64 digest (hex) of their bytes: description, tracks, then frames in order.
+
+    `anchors` has the bytes of each anchor's part of the tracks, which follow one another.
+    """
 
     info: Span
     tracks: Span
+    anchors: tuple[int, ...]
     frames: tuple[Span, ...]
     checksum: str
 
@@ -58,13 +62,13 @@ class ShardWriter:
         """The xxh3-64 digest (hex) of everything written so far; of the whole file once `open_shard` has closed it."""
         return self._digest.hexdigest()
 
-    def add(self, info: ClipInfo, tracks: bytes, jpegs: tuple[bytes, ...]) -> ClipMembers:
-        """Adds one clip: its description, its encoded tracks, and one JPEG a frame."""
+    def add(self, info: ClipInfo, tracks: tuple[bytes, ...], jpegs: tuple[bytes, ...]) -> ClipMembers:
+        """Adds one clip: its description, its encoded tracks (a part an anchor), and one JPEG a frame."""
         if len(jpegs) != info.frames:
             raise ValueError(f"clip {info.key} has {info.frames} frames and {len(jpegs)} images")
-        members = (info.to_json(), tracks, *jpegs)
+        members = (info.to_json(), b"".join(tracks), *jpegs)
         spans = [self._member(name, data) for name, data in member_names(info.key, members)]
-        return ClipMembers(spans[0], spans[1], tuple(spans[2:]), _checksum(members))
+        return ClipMembers(spans[0], spans[1], tuple(map(len, tracks)), tuple(spans[2:]), _checksum(members))
 
     def _member(self, name: str, data: bytes) -> Span:
         header = tarfile.TarInfo(name)

@@ -43,7 +43,7 @@ class Clip:
     height: int
     anchors: NDArray[np.int32]
     tracks_offset: int
-    tracks_size: int
+    anchor_sizes: NDArray[np.int64]
     frame_offsets: NDArray[np.int64]
     frame_sizes: NDArray[np.int64]
 

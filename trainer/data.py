@@ -128,20 +128,22 @@ class ClipDataset(Dataset[Sample]):
         s = self.settings
         anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
         views = choose_views(clip.width, clip.height, s, random)
-        packed, *images = self._members(clip, path, numbers)
+        packed, *images = self._members(clip, path, anchor, numbers)
         batch.show(place, views, images, (clip.width, clip.height), s, random)
-        shape = (len(clip.anchors), clip.frames, self.points)
-        batch.follow(place, views, *decode_frames(packed, anchor, numbers, shape))
+        batch.follow(place, views, *decode_frames(packed, int(clip.anchors[anchor]), numbers, (clip.frames, self.points)))
         batch.keys[place] = clip.key
 
-    def _members(self, clip: Clip, path: Location, numbers: list[int]) -> list[bytes]:
-        """The packed tracks and the images of frames; a frame that is wanted several times is read once."""
+    def _members(self, clip: Clip, path: Location, anchor: int, numbers: list[int]) -> list[bytes]:
+        """The packed tracks of an anchor and the images of frames; a frame that is wanted several times is read once."""
         frames = sorted(set(numbers))
         last = min(len(clip.frame_offsets), len(clip.frame_sizes)) - 1
         if frames[0] < 0 or frames[-1] > last:
             raise ShardError(f"the tables do not tell where frames {frames} lie")
-        offsets = [clip.tracks_offset, *clip.frame_offsets[frames].tolist()]
-        sizes = [clip.tracks_size, *clip.frame_sizes[frames].tolist()]
+        if len(clip.anchor_sizes) != len(clip.anchors):
+            raise ShardError(f"the tables tell where the tracks of {len(clip.anchor_sizes)} of {len(clip.anchors)} anchors lie")
+        *before, size = clip.anchor_sizes[: anchor + 1].tolist()
+        offsets = [clip.tracks_offset + sum(before), *clip.frame_offsets[frames].tolist()]
+        sizes = [size, *clip.frame_sizes[frames].tolist()]
         packed, *images = (self._cache.read if self._cache else read_members)(path, offsets, sizes)
         return [packed, *(images[frames.index(number)] for number in numbers)]
 

@@ -21,8 +21,8 @@ def streamed(tar: Path) -> list[str]:
 
 def track_bomb() -> bytes:
     """Tracks of 100 kB that unpack to 400 MB."""
-    packer = zstandard.ZstdCompressor().compressobj(size=400_000_052)
-    bomb = packer.compress(struct.pack("<4sHHIII", b"PTRK", 1, 32, 8, 500, 10_000) + bytes(32))
+    packer = zstandard.ZstdCompressor().compressobj(size=400_000_020)
+    bomb = packer.compress(struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 4000, 10_000))
     bomb += b"".join(packer.compress(bytes(1_000_000)) for _ in range(400)) + packer.flush()
     assert len(bomb) < 100_000
     return bomb

@@ -60,9 +60,10 @@ def loaded(out: Path) -> object:
         ("clips", {"shard": "../../etc/passwd"}),
         ("clips", {"shard": "/etc/passwd"}),
         ("clips", {"tracks_offset": -512}),
-        ("clips", {"tracks_offset": 1 << 62, "tracks_size": 1 << 62}),
-        ("clips", {"tracks_size": -1}),
-        ("clips", {"tracks_size": 1 << 60}),
+        ("clips", {"tracks_offset": 1 << 62, "anchor_sizes": [1 << 62] * 2}),
+        ("clips", {"anchor_sizes": [-1] * 2}),
+        ("clips", {"anchor_sizes": [1 << 60] * 2}),
+        ("clips", {"anchor_sizes": [9]}),
         ("clips", {"frame_offsets": [-1] * 8}),
         ("clips", {"frame_sizes": [1 << 60] * 8}),
         ("clips", {"frame_sizes": [-(1 << 60)] * 8}),
@@ -89,18 +90,19 @@ def test_members_beyond_a_shard(tmp_path: Path, little_memory: None) -> None:
     for offset, size in ((-1, 5), (0, -1), (0, 1 << 60), (1 << 62, 1 << 62), (1 << 62, 1)):
         with pytest.raises(ShardError):
             read_members(tmp_path / "s.tar", [offset], [size])
-        members = ClipMembers(Span(offset, size), Span(offset, size), (), "")
+        members = ClipMembers(Span(offset, size), Span(offset, size), (), (), "")
         assert any("clip k:" in problem for problem in verify_shard(tmp_path / "s.tar", 1, "0", {"k": members}))
 
 
 def test_tables_bound_what_tracks_unfold_to(out: Path, little_memory: None) -> None:
     clip, shard = grey_clip("made-a-000000"), open_snapshot(out).shards["shard"][0].as_py()
     with open_shard(shard_path(out, shard)) as writer:
-        members = writer.add(clip.info, track_bomb(), clip.jpegs)
+        members = writer.add(clip.info, (track_bomb(),) * 2, clip.jpegs)
     frames = [span.offset for span in members.frames]
-    spoil(out, "clips", tracks_size=members.tracks.size, frame_offsets=frames, checksum=members.checksum)
+    sizes: dict[str, Any] = {"tracks_size": members.tracks.size, "anchor_sizes": list(members.anchors)}
+    spoil(out, "clips", **sizes, frame_offsets=frames, checksum=members.checksum)
     snapshot = open_snapshot(out)
-    said = "claim to unpack to 400000052 bytes, more than 2 anchors x 8 frames x 16 points take"
+    said = "claim to unpack to 400000020 bytes, more than 8 frames x 16 points take"
     problems = [str(problem) for task in _tasks(snapshot, snapshot.shards.to_pylist()) for problem in _verify(task)]
     assert any(said in problem for problem in problems)
     with pytest.raises(ShardError, match=said):

@@ -106,19 +106,23 @@ def test_tars_that_unfold(tmp_path: Path, little_memory: None, read: Callable[[P
 
 def test_tracks_that_unfold(little_memory: None) -> None:
     honest = encode_tracks(make_tracks(0, (0, 2), 5, 9))
-    assert decode_tracks(honest, (2, 5, 9)).positions.shape == (2, 5, 9, 2)
+    assert decode_tracks(b"".join(honest), (2, 5, 9)).positions.shape == (2, 5, 9, 2)
     bomb = track_bomb()
-    for read in (lambda data: decode_tracks(data, (2, 5, 9)), lambda data: decode_frames(data, 0, [0], (2, 5, 9))):
-        with pytest.raises(ShardError, match=r"claim to unpack to 400000052 bytes, more than 2 anchors x 5 frames x 9 points take"):
+    for read in (lambda data: decode_tracks(data, (2, 5, 9)), lambda data: decode_frames(data, 0, [0], (5, 9))):
+        with pytest.raises(ShardError, match="claim to unpack to 400000020 bytes, more than 5 frames x 9 points take"):
             read(bomb)
-    with pytest.raises(ShardError, match=r"have 2 anchors x 5 frames x 8 points, and should have 2 anchors x 5 frames x 9 points"):
-        decode_tracks(encode_tracks(make_tracks(0, (0, 2), 5, 8)), (2, 5, 9))
+    with pytest.raises(ShardError, match="have 2 anchors x 5 frames x 8 points, and should have 2 anchors x 5 frames x 9 points"):
+        decode_tracks(b"".join(encode_tracks(make_tracks(0, (0, 2), 5, 8))), (2, 5, 9))
+    with pytest.raises(ShardError, match="have 2 anchors x 5 frames x 9 points, and should have 3 anchors x 5 frames x 9 points"):
+        decode_tracks(b"".join(honest), (3, 5, 9))
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10_000))
     window = b"\x28\xb5\x2f\xfd\x80\xf8" + struct.pack("<I", 52) + (52 << 3 | 1).to_bytes(3, "little") + bytes(52)  # of 2 TB
     for data in (unsized, window, window[:6]):
         with pytest.raises(ShardError, match=r"claim to unpack|cannot be unpacked"):
+            decode_frames(data, 0, [0])
+        with pytest.raises(ShardError, match=r"claim to unpack|cannot be unpacked"):
             decode_tracks(data)
-    overflow = struct.pack("<4sHHIII", b"PTRK", 1, 32, 2**32 - 1, 2**32 - 1, 2**32 - 1)
+    overflow = struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 2**32 - 1, 2**32 - 1)
     with pytest.raises(ShardError, match="does not fit"):
         decode_tracks(zstandard.ZstdCompressor().compress(overflow))
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from manifests.snapshot import current_snapshot, list_snapshots, open_snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, write_table
 from shards.errors import PretrackError
 
 EMPTY = {
@@ -66,3 +66,6 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "snapshots/000001/clips.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(PretrackError, match=r"clips\.parquet cannot be read"):
         open_snapshot(tmp_path, "000001").clips  # noqa: B018 - reading is what fails
+    write_table(tmp_path / "snapshots/000001/clips.parquet", EMPTY["clips"].drop_columns(["points", "anchor_sizes"]))
+    with pytest.raises(PretrackError, match=r"clips\.parquet lacks points, anchor_sizes: another version of pretrack wrote it"):
+        open_snapshot(tmp_path, "000001").clips  # noqa: B018

@@ -98,6 +98,17 @@ def test_what_the_tables_say_of_a_clip_is_what_it_says_itself(tmp_path: Path, co
     assert column in str(problem)
 
 
+@pytest.mark.parametrize("changed", [[+1, -1], [0, +1], [0, None]], ids=["moved", "longer", "gone"])
+def test_where_each_anchors_tracks_lie_is_checked(tmp_path: Path, changed: list[int | None]) -> None:
+    snapshot = publish_clips(tmp_path, [grey_clip("made-a")])
+    shards, (row,) = snapshot.shards.to_pylist(), snapshot.clips.to_pylist()
+    sizes = [size + by for size, by in zip(row["anchor_sizes"], changed, strict=True) if by is not None]
+    snapshot.__dict__["clips"] = pa.Table.from_pylist([{**row, "anchor_sizes": sizes}], schema=CLIPS)
+    ((problem,),) = [_verify(task) for task in _tasks(snapshot, shards)]
+    assert "clip made-a: " in str(problem)
+    assert "tracks" in str(problem)
+
+
 def test_every_column_that_a_trainer_goes_by_is_checked() -> None:
     elsewhere = {"shard", "folder"}  # by whose name rows are found; which snapshot they are of
     assert {*Clip.__dataclass_fields__, "split", "dataset", "points", "checksum"} - elsewhere <= set(_COLUMNS)

@@ -67,8 +67,8 @@ def needed(dataset: ClipDataset, item: Item) -> int:
     """The bytes of the members that a sample is made from."""
     clip = dataset.clips[item[1]]
     random = np.random.default_rng([dataset.seed, *item])
-    _, numbers = choose_frames(clip.frames, clip.anchors.tolist(), dataset.settings, random)
-    return clip.tracks_size + int(clip.frame_sizes[numbers].sum())
+    anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), dataset.settings, random)
+    return int(clip.anchor_sizes[anchor]) + int(clip.frame_sizes[numbers].sum())
 
 
 def assert_alike(a: ClipDataset, b: ClipDataset, items: list[Item]) -> None:
