@@ -60,7 +60,7 @@ class Decoded:
     def empty(cls, batch: int, frames: int, size: int, points: int, own: bool, memory: Tensor | None = None) -> Decoded:
         """A batch to be filled, in memory of its own or at the beginning of that given."""
         count = cls.bytes_of(batch, frames, size, points, own)
-        memory = torch.empty(count, dtype=torch.uint8) if memory is None else memory[:count]
+        memory = empty_memory(count) if memory is None else memory[:count]
         return cls(memory, (batch, frames, size, points), [""] * batch, [[] for _ in range(batch)])
 
     def __post_init__(self) -> None:
@@ -116,6 +116,11 @@ class Decoded:
         if settings.on_error == "skip":
             sample["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]
         return sample
+
+
+def empty_memory(count: int) -> Tensor:
+    """Bytes [count]. NumPy asks for huge pages where there are many, which torch does not: there are fewer to find and clear."""
+    return torch.from_numpy(np.empty(count, np.uint8))
 
 
 def first_of(batch: Sample) -> Sample:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -78,14 +77,20 @@ class ClipDataset(Dataset[Sample]):
         return self.decode(items).sample(self.settings)
 
     def decode(self, items: Sequence[Item], memory: Tensor | None = None) -> Decoded:
-        """A batch of undecoded numbers and decoded frames, in `memory` (`memory_of(len(items))` uint8) if that is given.
+        """The samples of items as they come from the shards, in `memory` (uint8, `memory_of(len(items))` of it) if that is given.
 
         Raises ShardError.
         """
         s = self.settings
         batch = Decoded.empty(len(items), s.frames, s.size, self.points, s.colour.student_only, memory)
-        run = self._threads.map if self.remote else map  # from a bucket several at a time: most of it is waiting
-        list(run(self._fill, repeat(batch), range(len(items)), items))
+        clips = [self._fill(batch, place, item) for place, item in enumerate(items)]
+        if self.remote:  # several at a time: most of it is waiting
+            list(self._threads.map(_to_the_end, clips))
+            return batch
+        for clip in clips:  # all are read, then all are decoded, each step with what it needs in the processor's caches
+            next(clip, None)
+        for clip in clips:
+            _to_the_end(clip)
         return batch
 
     def memory_of(self, clips: int) -> int:
@@ -93,14 +98,15 @@ class ClipDataset(Dataset[Sample]):
         s = self.settings
         return Decoded.bytes_of(clips, s.frames, s.size, self.points, s.colour.student_only)
 
-    def _fill(self, batch: Decoded, place: int, item: Item) -> None:
+    def _fill(self, batch: Decoded, place: int, item: Item) -> Iterator[None]:
+        """Puts an item's clip, or one in its stead, in its place: in two steps, which are read and decode."""
         turn, index = item
         if self.settings.on_error == "stop":
-            self._read(batch, place, turn, index)
+            yield from self._read(batch, place, turn, index)
             return
         for candidate in self._candidates(turn, index):
             try:
-                self._read(batch, place, turn, candidate)
+                yield from self._read(batch, place, turn, candidate)
                 return
             except ShardError as error:
                 batch.left_out[place].append(str(error))
@@ -113,24 +119,24 @@ class ClipDataset(Dataset[Sample]):
         group = next((group.clips for group in self.groups if index in group.clips), np.arange(len(self)))
         yield from np.random.default_rng([self.seed, turn, index, 2]).choice(group, SUBSTITUTES).tolist()
 
-    def _read(self, batch: Decoded, place: int, turn: int, index: int) -> None:
-        """Reads a clip into its place."""
+    def _read(self, batch: Decoded, place: int, turn: int, index: int) -> Iterator[None]:
         clip = self.clips[index]
         path = self.snapshots[clip.folder].shard_path(clip.shard)
         random = np.random.default_rng([self.seed, turn, index])
         try:
-            self._decode(batch, place, clip, path, random)
+            yield from self._decode(batch, place, clip, path, random)
         except ShardError as error:
             hint = "" if "pretrack verify" in str(error) else ": run 'pretrack verify'"
             raise ShardError(f"clip {clip.key} in {path}: {error}{hint}") from error
 
-    def _decode(self, batch: Decoded, place: int, clip: Clip, path: Location, random: np.random.Generator) -> None:
+    def _decode(self, batch: Decoded, place: int, clip: Clip, path: Location, random: np.random.Generator) -> Iterator[None]:
         s = self.settings
         anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
         views = choose_views(clip.width, clip.height, s, random)
         packed, *images = self._members(clip, path, anchor, numbers)
-        batch.show(place, views, images, (clip.width, clip.height), s, random)
         batch.follow(place, views, *decode_frames(packed, int(clip.anchors[anchor]), numbers, (clip.frames, self.points)))
+        yield
+        batch.show(place, views, images, (clip.width, clip.height), s, random)
         batch.keys[place] = clip.key
 
     def _members(self, clip: Clip, path: Location, anchor: int, numbers: list[int]) -> list[bytes]:
@@ -153,3 +159,8 @@ class ClipDataset(Dataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_threads"}
+
+
+def _to_the_end(steps: Iterator[None]) -> None:
+    for _ in steps:
+        pass

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from shards.errors import PretrackError
-from trainer.batch import Decoded, Sample
+from trainer.batch import Decoded, Sample, empty_memory
 from trainer.data import ClipDataset
 from trainer.order import ClipOrder, Item
 
@@ -77,8 +77,8 @@ class Loader:
             return Decoded(read.memory.pin_memory(), read.shape, read.keys, read.left_out) if self._pin else read
         assert self._rounds is not None
         shared = self._rounds[read.worker, read.turn, : read.size]
-        memory = torch.empty(read.size, dtype=torch.uint8, pin_memory=self._pin).copy_(shared)
-        return Decoded(memory, read.shape, read.keys, read.left_out)
+        memory = torch.empty(read.size, dtype=torch.uint8, pin_memory=True) if self._pin else empty_memory(read.size)
+        return Decoded(memory.copy_(shared), read.shape, read.keys, read.left_out)
 
     def state_dict(self) -> dict[str, Any]:
         """The place reached: how many batches were handed out since the beginning, to every rank, and what they are made of."""
