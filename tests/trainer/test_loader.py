@@ -185,6 +185,26 @@ def damaged(tmp_path: Path, bad: set[int], clips: int = 12) -> tuple[Path, ClipD
     return Path(str(shard)), opened(tmp_path, on_error="skip")
 
 
+def test_workers_that_shared_memory_has_no_room_for_are_refused(build: Path) -> None:
+    dataset = opened(build)
+    with pytest.raises(PretrackError, match=r"no room for the \d+ MB in which 1000000 workers .* or take fewer workers"):
+        Loader(dataset, dataset.order(BATCH), workers=1_000_000)
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.05], ids=["at once", "late"])
+def test_a_batch_stays_what_it_was_while_workers_read_on(build: Path, slow: float) -> None:
+    dataset = opened(build)
+    expected = list(islice(Loader(dataset, dataset.order(2)), 24))
+    kept = []
+    for batch in islice(Loader(dataset, dataset.order(2), workers=2), 24):
+        kept.append(batch)
+        time.sleep(slow)  # workers are as far ahead as they can get
+    for batch, other in zip(kept, expected, strict=True):
+        assert batch["key"] == other["key"]
+        assert torch.equal(batch["frames"], other["frames"])
+        assert torch.equal(batch["positions"], other["positions"])
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_damaged_clips_are_left_out_and_counted(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
     _, dataset = damaged(tmp_path, {2, 5})
