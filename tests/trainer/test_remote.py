@@ -64,11 +64,11 @@ def opened(out: object, **changes: object) -> ClipDataset:
 
 
 def needed(dataset: ClipDataset, item: Item) -> int:
-    """The bytes of the members that a sample is made from."""
+    """The bytes of the frames that a sample shows."""
     clip = dataset.clips[item[1]]
     random = np.random.default_rng([dataset.seed, *item])
-    anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), dataset.settings, random)
-    return int(clip.anchor_sizes[anchor]) + int(clip.frame_sizes[numbers].sum())
+    _, numbers = choose_frames(clip.frames, clip.anchors.tolist(), dataset.settings, random)
+    return int(clip.frame_sizes[numbers].sum())
 
 
 def assert_alike(a: ClipDataset, b: ClipDataset, items: list[Item]) -> None:
