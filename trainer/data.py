@@ -81,9 +81,8 @@ class ClipDataset(Dataset[Sample]):
 
         Raises ShardError.
         """
-        s = self.settings
-        batch = Decoded.empty(len(items), s.frames, s.size, self.points, s.colour.student_only, memory)
-        clips = [self._fill(batch, place, item) for place, item in enumerate(items)]
+        batch = self.empty(len(items), memory)
+        clips = [self.fill(batch, place, item) for place, item in enumerate(items)]
         if self.remote:  # several at a time: most of it is waiting
             list(self._threads.map(_to_the_end, clips))
             return batch
@@ -93,13 +92,21 @@ class ClipDataset(Dataset[Sample]):
             _to_the_end(clip)
         return batch
 
+    def empty(self, clips: int, memory: Tensor | None = None) -> Decoded:
+        """A batch of so many clips to be filled."""
+        s = self.settings
+        return Decoded.empty(clips, s.frames, s.size, self.points, s.colour.student_only, memory)
+
     def memory_of(self, clips: int) -> int:
         """Bytes that a decoded batch of so many clips takes."""
         s = self.settings
         return Decoded.bytes_of(clips, s.frames, s.size, self.points, s.colour.student_only)
 
-    def _fill(self, batch: Decoded, place: int, item: Item) -> Iterator[None]:
-        """Puts an item's clip, or one in its stead, in its place: in two steps, which are read and decode."""
+    def fill(self, batch: Decoded, place: int, item: Item) -> Iterator[None]:
+        """Puts an item's clip, or one in its stead, in its place, in two steps: read it and unpack its tracks; decode its images.
+
+        Raises ShardError on the way.
+        """
         turn, index = item
         if self.settings.on_error == "stop":
             yield from self._read(batch, place, turn, index)

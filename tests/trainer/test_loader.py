@@ -173,15 +173,16 @@ def test_a_batch_is_what_stacking_would_give(build: Path, workers: int) -> None:
         assert torch.equal(batch[name], value), name  # type: ignore[literal-required]
 
 
-def damaged(tmp_path: Path, bad: set[int], clips: int = 12) -> tuple[Path, ClipDataset]:
-    """A build of which some clips' tracks are overwritten."""
+def damaged(tmp_path: Path, bad: set[int], clips: int = 12, what: str = "tracks") -> tuple[Path, ClipDataset]:
+    """A build of which some clips' tracks or frames are overwritten."""
     snapshot = publish(tmp_path, [panning_clip(f"made-{i:02d}", i) for i in range(clips)])
     rows = snapshot.clips.to_pylist()
     shard = snapshot.shard_path(rows[0]["shard"])
     with open(str(shard), "r+b") as file:
         for row in (rows[number] for number in bad):
-            file.seek(row["tracks_offset"])
-            file.write(bytes(row["tracks_size"]))
+            first, last = row["frame_offsets"][0], row["frame_offsets"][-1] + row["frame_sizes"][-1]
+            file.seek(row["tracks_offset"] if what == "tracks" else first)
+            file.write(bytes(row["tracks_size"] if what == "tracks" else last - first))
     return Path(str(shard)), opened(tmp_path, on_error="skip")
 
 
@@ -205,9 +206,9 @@ def test_a_batch_stays_what_it_was_while_workers_read_on(build: Path, slow: floa
         assert torch.equal(batch["positions"], other["positions"])
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_damaged_clips_are_left_out_and_counted(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
-    _, dataset = damaged(tmp_path, {2, 5})
+@pytest.mark.parametrize(("workers", "what"), [(0, "tracks"), (2, "tracks"), (2, "frames")])
+def test_damaged_clips_are_left_out_and_counted(tmp_path: Path, workers: int, what: str, caplog: pytest.LogCaptureFixture) -> None:
+    _, dataset = damaged(tmp_path, {2, 5}, what=what)
     batches = list(islice(Loader(dataset, dataset.order(4), 0), 3))
     loader = Loader(dataset, dataset.order(4), workers)
     caplog.clear()
@@ -217,7 +218,7 @@ def test_damaged_clips_are_left_out_and_counted(tmp_path: Path, workers: int, ca
     assert not {"made-02", "made-05"} & {key for batch in again for key in batch["key"]}
     assert loader.skipped == 2 == caplog.text.count("left out (")
     assert "clip made-02 in" in caplog.text
-    assert "these are not tracks" in caplog.text or "cannot be unpacked" in caplog.text
+    assert ("cannot be unpacked" if what == "tracks" else "not a JPEG") in caplog.text
     assert "run 'pretrack verify'" in caplog.text
 
 
