@@ -27,7 +27,9 @@ def main(arguments: list[str], kind: type[TrainSettings] = TrainSettings) -> int
         return 0 if arguments else 2
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("trainer.data").setLevel(logging.INFO if first else logging.WARNING)  # each rank leaves out clips of its own
+    logging.getLogger("trainer.loader").setLevel(
+        logging.INFO if first else logging.WARNING
+    )  # each rank leaves out clips of its own
     try:
         settings = load_settings(kind, Path(arguments[0]), arguments[1:])
         from trainer.train import Stopped, train  # torch and timm take seconds to import; a wrong key should not
