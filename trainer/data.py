@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from typing import Any
 
@@ -84,7 +84,10 @@ class ClipDataset(Dataset[Sample]):
         batch = self.empty(len(items), memory)
         clips = [self.fill(batch, place, item) for place, item in enumerate(items)]
         if self.remote:  # several at a time: most of it is waiting
-            list(self._threads.map(_to_the_end, clips))
+            running = [self._threads.submit(_to_the_end, clip) for clip in clips]
+            wait(running)  # also where one fails: the others write to the batch's memory
+            for future in running:
+                future.result()
             return batch
         for clip in clips:  # all are read, then all are decoded, each step with what it needs in the processor's caches
             next(clip, None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from manifests.snapshot import open_snapshot
 from shards.bucket import Url
 from shards.errors import PretrackError, ShardError
 from shards.files import location, write_whole
+from tests.clips import make_tracks
 from tests.object_store import BUCKET, Behaviour
 from tests.trainer.conftest import panning_clip, publish
 from tests.web_server import Served, web_server
@@ -89,12 +92,40 @@ def test_samples_are_those_of_a_disk_and_little_more_is_fetched(local: Path, rem
     assert fetched <= 1.3 * sum(needed(dataset, item) for item in items)
 
 
+def test_only_the_tracks_of_the_anchor_that_is_shown_are_fetched(tmp_path: Path) -> None:
+    publish(tmp_path, [replace(panning_clip("made-00", 0, frames=24), tracks=make_tracks(0, (0, 8, 16), 24, 4000))])
+    with web_server(tmp_path) as served:
+        dataset = opened(served.url, anchor="first", direction="forward")
+        clip = dataset.clips[0]
+        before = served.bytes_read
+        dataset[0, 0]
+        fetched = served.bytes_read - before
+    assert fetched <= 1.1 * (clip.anchor_sizes[0] + needed(dataset, (0, 0))) < 0.5 * clip.anchor_sizes.sum()
+
+
+def test_nothing_is_written_to_a_batch_that_failed(local: Path, tmp_path: Path) -> None:
+    """A worker takes its memory for another one."""
+    shutil.copytree(local, tmp_path / "build")
+    row = open_snapshot(local).clips.to_pylist()[0]
+    with open(tmp_path / "build" / "shards" / f"{row['shard']}.tar", "r+b") as file:
+        file.seek(row["tracks_offset"])
+        file.write(bytes(row["tracks_size"]))
+    with web_server(tmp_path / "build") as served:
+        dataset = opened(served.url)
+        memory = torch.zeros(dataset.memory_of(12), dtype=torch.uint8)
+        with pytest.raises(ShardError, match="made-00"):
+            dataset.decode([(0, i) for i in range(12)], memory)
+        left = memory.clone()
+        dataset._threads.shutdown()  # waits for them
+        assert torch.equal(memory, left)
+
+
 def test_neighbouring_frames_are_one_request(web: tuple[str, Served]) -> None:
     url, served = web
     dataset = opened(url, step=1, anchor="first", direction="forward")
     before = served.requests
     dataset[0, 0]
-    assert served.requests - before == 1  # the tracks lie just before frame 0
+    assert served.requests - before == 1  # the tracks lie near frame 0, and what is near is fetched together
 
 
 @pytest.mark.slow
