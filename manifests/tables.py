@@ -13,8 +13,8 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from shards.clip import ClipInfo
-from shards.errors import PretrackError
-from shards.files import Location, read_whole, written_whole
+from shards.errors import OtherVersion, PretrackError
+from shards.files import Location, read_ranges, read_whole, size_of, written_whole
 from shards.writer import ClipMembers, Span
 
 CAMERA = pa.struct(
@@ -210,13 +210,15 @@ def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSumm
 
 def members_of(row: dict[str, Any]) -> ClipMembers:
     """Where the members of a clip lie, from its row of the clips table. Raises PretrackError for a row that contradicts itself."""
-    offsets, sizes = row["frame_offsets"], row["frame_sizes"]
+    offsets, sizes, anchors = row["frame_offsets"], row["frame_sizes"], row["anchor_sizes"]
+    if any(values is None or None in values for values in (offsets, sizes, anchors)):
+        raise PretrackError(f"the clips table is damaged: {row['key']} lacks places or sizes of its members")
     if len(offsets) != len(sizes):
         raise PretrackError(f"the clips table is damaged: {row['key']} has {len(offsets)} offsets and {len(sizes)} sizes of frames")
     return ClipMembers(
         Span(row["json_offset"], row["json_size"]),
         Span(row["tracks_offset"], row["tracks_size"]),
-        tuple(row["anchor_sizes"]),
+        tuple(anchors),
         tuple(Span(*span) for span in zip(offsets, sizes, strict=True)),
         row["checksum"],
     )
@@ -252,17 +254,30 @@ def write_table(path: Location, table: pa.Table) -> None:
 
 
 def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
-    """Reads a Parquet file, or some columns of it. Raises PretrackError, naming it, where it is missing or damaged or lacks any."""
+    """Reads a Parquet file, or some columns of it.
+
+    Raises PretrackError, naming it, where it is missing or damaged, and OtherVersion where it lacks any of the columns.
+    """
     try:
         source = path if isinstance(path, Path) else pa.BufferReader(read_whole(path))
         names = pq.read_schema(source).names if columns else []
         if lacking := [name for name in columns or () if name not in names]:
-            raise PretrackError(
-                f"the table {path} lacks {', '.join(lacking)}: another version of pretrack wrote it, so read it with that version, "
-                "or build into a new folder"
+            raise OtherVersion(
+                f"the table {path} lacks {', '.join(lacking)}: another version of pretrack wrote it; a build makes its clips anew"
             )
         # a file is mapped, since copying it first takes as long again
         return pq.read_table(source, columns=columns, memory_map=True)
+    except (OSError, pa.ArrowException) as error:
+        raise PretrackError(f"the table {path} cannot be read ({error})") from error
+
+
+def columns_of(path: Location) -> list[str]:
+    """The names of a Parquet file's columns, from its end alone. Raises PretrackError as `read_table` does."""
+    try:
+        size = size_of(path)
+        length = int.from_bytes(read_ranges(path, [max(0, size - 8)], [4])[0], "little") + 8
+        (end,) = read_ranges(path, [max(0, size - length)], [min(size, length)])
+        return list(pq.read_schema(pa.BufferReader(end)).names)
     except (OSError, pa.ArrowException) as error:
         raise PretrackError(f"the table {path} cannot be read ({error})") from error
 

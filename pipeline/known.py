@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from manifests.receipt import Receipt, list_receipts, read_receipt
 from manifests.snapshot import Snapshot, current_snapshot, list_snapshots, open_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, ShardRow, members_of, read_table, rows_by_shard, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, ShardRow, columns_of, members_of, read_table, rows_by_shard, table_of
 from pipeline.decode.errors import PASSING
 from pipeline.video import Failure
 from shards.errors import PretrackError
@@ -166,13 +166,13 @@ def _snapshots(out: Location) -> list[Snapshot]:
     for name in names:
         snapshot = open_snapshot(out, name)
         try:
-            columns = (snapshot.shards.column_names, snapshot.failures.column_names)
+            columns = [columns_of(snapshot.folder / f"{table}.parquet") for table in ("clips", "shards", "failures")]
         except PretrackError as error:
             if name == current:
                 raise
             log.warning("%s: left out", error)
             continue
-        if columns == (SHARDS.names, FAILURES.names):
+        if columns == [CLIPS.names, SHARDS.names, FAILURES.names]:
             usable.append(snapshot)
         else:
             log.warning("the tables of %s are not of this version of pretrack: left out", snapshot.folder)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from manifests.snapshot import TABLES, Snapshot
 from manifests.tables import members_of, rows_by_shard
 from pipeline.progress import Progress
-from shards.errors import PretrackError
+from shards.errors import OtherVersion, PretrackError
 from shards.files import Location, read_whole
 from shards.verify import verify_shard
 
@@ -85,6 +85,8 @@ def _table_problems(snapshot: Snapshot) -> Iterator[Problem]:
         listed = read_whole(snapshot.folder / "shards.txt").decode().split()
         if listed != [f"shards/{shard}.tar" for shard in snapshot.shards["shard"].to_pylist()]:
             yield Problem("", f"{snapshot.folder / 'shards.txt'} does not name the shards of the tables: {_remedy(snapshot)}")
+    except OtherVersion as error:
+        yield Problem("", str(error))
     except (PretrackError, OSError, ValueError) as error:
         yield Problem("", f"{error}: {_remedy(snapshot)}")
 

@@ -9,6 +9,10 @@ class PretrackError(Exception):
     """What is wrong, where, and what to do, in one sentence."""
 
 
+class OtherVersion(PretrackError):
+    """A file that is whole, and not as this version of pretrack writes it."""
+
+
 class SettingsError(PretrackError):
     """A configuration that cannot be used."""
 

@@ -237,6 +237,20 @@ def test_receipts_are_not_needed_once_a_snapshot_names_their_shards(root: Path) 
     assert (built.made, verify_snapshot(built.snapshot, QUIET)) == (3, [])
 
 
+def test_a_folder_that_another_version_wrote_is_built_anew(root: Path) -> None:
+    old = build(settings_for(root), QUIET).snapshot
+    for snapshot in (root / "out" / "snapshots").iterdir():
+        table = snapshot / "clips.parquet"
+        write_table(table, read_table(table).drop_columns(["anchor_sizes"]))
+    for receipt in (root / "out" / "receipts").iterdir():
+        receipt.write_text(receipt.read_text().replace('"anchor_sizes"', '"sizes"'))
+    (problem,) = verify_snapshot(Snapshot(old.out, old.name), QUIET)
+    assert str(problem).endswith("lacks anchor_sizes: another version of pretrack wrote it; a build makes its clips anew")
+    assert says(plan(settings_for(root))) == {"build: new": 3}
+    built = build(settings_for(root), QUIET)
+    assert (built.made, verify_snapshot(built.snapshot, QUIET)) == (3, [])
+
+
 def test_going_back_takes_the_rows_of_older_snapshots(root: Path) -> None:
     old = build(settings_for(root), QUIET).snapshot
     build(settings_for(root, tracks={**TRACKS, "grid": 5}), QUIET)
