@@ -32,21 +32,24 @@ def read_shard(path: str) -> Iterator[dict[str, Any]]:
 def read_tracks(data: bytes) -> dict[str, np.ndarray]:
     """Anchors [A], positions [A, T, N, 2] in pixels, visibility and confidence [A, T, N] of 255."""
     found: dict[str, list[Any]] = {"anchors": [], "positions": [], "visibility": [], "confidence": []}
-    with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as stream:
-        while header := stream.read(20):
-            magic, version, units, anchor, t, n = struct.unpack("<4sHHiII", header)
-            if magic != b"PTRK" or version != 2 or t * n > 1 << 26:  # a record may claim any size
-                raise ValueError("these are not tracks of version 2")
-            body = np.frombuffer(stream.read(10 * t * n), np.uint8)
-            planes = body[: 8 * t * n].reshape(4, 2, t, n).astype(np.uint32)
-            zigzag = planes[0] | planes[1] << 8 | planes[2] << 16 | planes[3] << 24
-            steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
-            certainty = body[8 * t * n :].reshape(2, t, n).cumsum(axis=1, dtype=np.uint8)
-            found["anchors"].append(np.int32(anchor))
-            positions = steps.cumsum(axis=1, dtype=np.int32) / np.float32(units)
-            found["positions"].append(np.moveaxis(positions.astype(np.float32), 0, -1))
-            found["visibility"].append(certainty[0])
-            found["confidence"].append(certainty[1])
+    while data:  # a frame an anchor
+        if not 0 <= zstandard.frame_content_size(data) <= 1 << 30:  # it may claim any size, or none
+            raise ValueError("these tracks do not say how large they are, or are too large")
+        unpacker = zstandard.ZstdDecompressor().decompressobj()
+        record = unpacker.decompress(data)
+        magic, version, units, anchor, t, n = struct.unpack("<4sHHiII", record[:20].ljust(20, b"\0"))
+        if not unpacker.eof or (magic, version) != (b"PTRK", 2) or units == 0 or len(record) != 20 + 10 * t * n:
+            raise ValueError("these are not whole tracks of version 2")
+        data, body = unpacker.unused_data, np.frombuffer(record, np.uint8, offset=20)
+        planes = body[: 8 * t * n].reshape(4, 2, t, n).astype(np.uint32)
+        zigzag = planes[0] | planes[1] << 8 | planes[2] << 16 | planes[3] << 24
+        steps = (zigzag >> 1).astype(np.int32) ^ -(zigzag & 1).astype(np.int32)
+        certainty = body[8 * t * n :].reshape(2, t, n).cumsum(axis=1, dtype=np.uint8)
+        found["anchors"].append(np.int32(anchor))
+        positions = steps.cumsum(axis=1, dtype=np.int32) / np.float32(units)
+        found["positions"].append(np.moveaxis(positions.astype(np.float32), 0, -1))
+        found["visibility"].append(certainty[0])
+        found["confidence"].append(certainty[1])
     return {name: np.stack(values) for name, values in found.items()}
 
 

@@ -19,6 +19,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import zstandard
@@ -33,6 +35,8 @@ LARGEST_TRACKS = 1 << 30
 
 Shape = tuple[int | None, int | None, int | None]
 """A anchors, T frames, N points; None for what is not known."""
+
+Number = TypeVar("Number", np.int32, np.uint8)
 
 _VERSION = 2
 _HEADER = struct.Struct("<4sHHiII")
@@ -69,7 +73,8 @@ def encode_tracks(tracks: Tracks) -> tuple[bytes, ...]:
 def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
     """Unpacks what `encode_tracks` made, its parts joined. Raises ShardError for anything else, and for tracks of another `shape`
     than that given: if it is known as a whole, before they take memory."""
-    records = list(_records(data, shape))
+    most = (shape and shape[0]) or None
+    records = list(islice(_records(data, shape), most and most + 1))  # one too many is enough to know
     units, (t, n) = records[0].units, records[0].certainty.shape[1:]
     anchors = [record.anchor for record in records]
     _check((len(records), t, n), shape)
@@ -92,7 +97,7 @@ def decode_frames(
     Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks of this anchor with these
     frames, and of this `shape` (T, N) if one is given.
     """
-    wanted: Shape | None = (None, *shape) if shape else None
+    wanted: Shape | None = (None, *shape) if shape else None  # how many anchors there are, a part does not say
     record = _read(_unpack(part, wanted))
     t, n = record.certainty.shape[1:]
     _check((None, t, n), wanted)
@@ -102,7 +107,7 @@ def decode_frames(
         raise ShardError(f"the tracks have {t} frames, and frames {list(frames)} were asked for")
     end = max(frames) + 1
     positions = _sums(_signed(record.steps[:, :, :end]), frames).astype(np.float32) / record.units
-    visibility, confidence = _sums(record.certainty[:, :end], frames).astype(np.uint8)
+    visibility, confidence = _sums(record.certainty[:, :end], frames)
     return np.ascontiguousarray(np.moveaxis(positions, 0, -1)), visibility, confidence
 
 
@@ -123,10 +128,13 @@ class _Record:
 def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
     """The records of all anchors, alike in shape, and one at least."""
     first: _Record | None = None
-    taken = 0
+    last, taken = -1, 0
     for frame in _frames(data):
         record = _read(_unpack(frame, shape))
         first = first or record
+        if record.anchor <= last:  # so there are T at most
+            raise ShardError(f"the tracks' anchors do not increase: {record.anchor} comes after {last}")
+        last = record.anchor
         if (record.units, record.certainty.shape) != (first.units, first.certainty.shape):
             raise ShardError(f"the tracks of anchor {record.anchor} differ in shape from those of anchor {first.anchor}")
         taken += _bytes_of(*record.certainty.shape[1:])
@@ -161,7 +169,7 @@ def _read(record: bytes) -> _Record:
     if len(record) < _HEADER.size:
         raise ShardError("the tracks are cut short")
     magic, version, units, anchor, t, n = _HEADER.unpack_from(record)
-    if magic != b"PTRK" or units == 0:
+    if magic != b"PTRK" or units == 0 or n == 0:
         raise ShardError("these are not tracks")
     if version != _VERSION:
         raise ShardError(f"these tracks have version {version}, and this version of pretrack reads version {_VERSION}")
@@ -187,10 +195,13 @@ def _signed(planes: NDArray[np.uint8]) -> NDArray[np.int32]:
     return (zigzag >> 1).view(np.int32) ^ -(zigzag & 1).view(np.int32)
 
 
-def _sums(steps: NDArray[np.int32] | NDArray[np.uint8], frames: Sequence[int]) -> NDArray[np.int64]:
-    """The running sums of steps [2, T, N] at some frames: [2, F, N]. As a product of matrices, which is exact and far faster."""
+def _sums(steps: NDArray[Number], frames: Sequence[int]) -> NDArray[Number]:
+    """The running sums of steps [2, T, N] at some frames: [2, F, N], in their own type, so that they wrap as theirs do.
+
+    They are a product of matrices, which is far faster than adding up; doubles hold the sums exactly.
+    """
     until = np.arange(steps.shape[1]) <= np.array(frames)[:, None]
-    return (until.astype(np.float64) @ steps.astype(np.float64)).astype(np.int64)
+    return (until.astype(np.float64) @ steps.astype(np.float64)).astype(np.int64).astype(steps.dtype)
 
 
 def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -105,8 +105,6 @@ def _verify_clip(reader: _Reader, key: str, members: ClipMembers, tabled: Mappin
         if said != found[name]:
             raise ShardError(f"its '{name}' is {found[name]!r:.80}, and the tables say {said!r:.80}")
     _verify_parts(data[1], members, tracks)
-    if (np.diff(tracks.anchors) <= 0).any():
-        raise ShardError(f"its anchors {tracks.anchors.tolist()} do not increase")
     limit = _FARTHEST * np.array([info.width, info.height])
     if (tracks.positions < -limit).any() or (tracks.positions > limit).any():
         raise ShardError(f"its tracks lead more than {_FARTHEST} frame sizes away")

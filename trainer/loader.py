@@ -76,7 +76,7 @@ class Loader:
         if isinstance(read, Decoded):
             return Decoded(read.memory.pin_memory(), read.shape, read.keys, read.left_out) if self._pin else read
         assert self._rounds is not None
-        shared = self._rounds[read.worker, read.turn, : read.size]
+        shared = self._rounds[read.worker, read.place, : read.size]
         memory = torch.empty(read.size, dtype=torch.uint8, pin_memory=True) if self._pin else empty_memory(read.size)
         return Decoded(memory.copy_(shared), read.shape, read.keys, read.left_out)
 
@@ -102,7 +102,7 @@ class _Shared:
     """A batch that lies in shared memory."""
 
     worker: int
-    turn: int
+    place: int
     size: int
     shape: tuple[int, int, int, int]
     keys: list[str]
@@ -113,8 +113,8 @@ def _shared(workers: int, size: int) -> Tensor:
     """Memory for all batches of up to `size` bytes that workers have in their hands: [workers, AHEAD + 1, size or a bit more].
 
     A worker goes round in its part, and what it has read is copied out: the system takes thirty times as long to find and clear
-    memory for each batch anew. Torch asks a worker for a batch only when the one AHEAD before it has been handed out; by then the
-    one before that has been copied, whose place it takes. Raises PretrackError where there is no room.
+    memory for each batch anew. Torch asks a worker for at most AHEAD batches beyond the one that is being copied, so AHEAD + 1
+    places are enough. Raises PretrackError where there is no room.
     """
     size = -(-size // 64) * 64  # so that numbers in it lie where numbers may
     count = workers * (AHEAD + 1) * size
@@ -139,10 +139,10 @@ class _Batches(Dataset["Decoded | _Shared"]):
         worker = get_worker_info()
         if worker is None or self.rounds is None:
             return self.dataset.decode(items)
-        turn = self.asked % (AHEAD + 1)
+        place = self.asked % (AHEAD + 1)
         self.asked += 1
-        batch = self.dataset.decode(items, self.rounds[worker.id, turn])
-        return _Shared(worker.id, turn, batch.memory.numel(), batch.shape, batch.keys, batch.left_out)
+        batch = self.dataset.decode(items, self.rounds[worker.id, place])
+        return _Shared(worker.id, place, batch.memory.numel(), batch.shape, batch.keys, batch.left_out)
 
 
 def end_with_process(loader: DataLoader[Any]) -> None:

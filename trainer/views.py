@@ -116,6 +116,8 @@ def _see(view: View, frame: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
         pixels = torch.from_numpy(box)[None].permute(0, 3, 1, 2)  # in that order torch sees channels last, which it is faster at
         size = view.out_height, view.out_width
         box = interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
+    if box.shape[:2] != into.shape[1:]:
+        raise ValueError(f"a view of {view.out_width}x{view.out_height} does not fit {into.shape}")  # OpenCV would put it elsewhere
     cv2.split(cv2.flip(box, 1) if view.flip else box, list(into))
 
 

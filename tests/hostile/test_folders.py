@@ -64,6 +64,7 @@ def loaded(out: Path) -> object:
         ("clips", {"anchor_sizes": [-1] * 2}),
         ("clips", {"anchor_sizes": [1 << 60] * 2}),
         ("clips", {"anchor_sizes": [9]}),
+        ("clips", {"anchor_sizes": None}),
         ("clips", {"frame_offsets": [-1] * 8}),
         ("clips", {"frame_sizes": [1 << 60] * 8}),
         ("clips", {"frame_sizes": [-(1 << 60)] * 8}),

@@ -115,6 +115,12 @@ def test_tracks_that_unfold(little_memory: None) -> None:
         decode_tracks(b"".join(encode_tracks(make_tracks(0, (0, 2), 5, 8))), (2, 5, 9))
     with pytest.raises(ShardError, match="have 2 anchors x 5 frames x 9 points, and should have 3 anchors x 5 frames x 9 points"):
         decode_tracks(b"".join(honest), (3, 5, 9))
+    part = encode_tracks(make_tracks(0, (0,), 50, 4096))[0]  # 2 MB each
+    with pytest.raises(ShardError, match="do not increase"):
+        decode_tracks(part * 200, (2, 50, 4096))
+    many = b"".join(encode_tracks(make_tracks(0, tuple(range(50)), 50, 4096)))
+    with pytest.raises(ShardError, match="have 3 anchors x 50 frames x 4096 points, and should have 2 anchors"):
+        decode_tracks(many, (2, 50, 4096))
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10_000))
     window = b"\x28\xb5\x2f\xfd\x80\xf8" + struct.pack("<I", 52) + (52 << 3 | 1).to_bytes(3, "little") + bytes(52)  # of 2 TB
     for data in (unsized, window, window[:6]):

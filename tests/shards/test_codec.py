@@ -83,8 +83,10 @@ def test_damage_is_named() -> None:
     ):
         with pytest.raises(ShardError, match=said):
             decode_tracks(pack(record))
-    with pytest.raises(ShardError, match="anchor 1 differ in shape"):
-        decode_tracks(data + packed(make_tracks(0, (1,), 3, 4)))
+    with pytest.raises(ShardError, match="anchor 3 differ in shape"):
+        decode_tracks(data + packed(make_tracks(0, (3,), 5, 4)))
+    with pytest.raises(ShardError, match="anchors do not increase: 0 comes after 2"):
+        decode_tracks(data + parts[0])
 
 
 @pytest.mark.parametrize("anchor", [-1, 4, 1 << 20])
@@ -121,6 +123,13 @@ def test_some_frames_are_those_of_all(seed: int, frames: list[int], anchor: int,
     np.testing.assert_array_equal(positions, every.positions[anchor, frames])
     np.testing.assert_array_equal(visibility, every.visibility[anchor, frames])
     np.testing.assert_array_equal(confidence, every.confidence[anchor, frames])
+
+
+def test_sums_wrap_alike() -> None:
+    """Or verify would see other positions than a trainer."""
+    positions = np.array([-(2.0**25), 2.0**25, 0], np.float32).repeat(2).reshape(1, 3, 1, 2)
+    (part,) = encode_tracks(Tracks(np.zeros(1, np.int32), positions, np.ones((1, 3, 1), np.uint8), np.ones((1, 3, 1), np.uint8)))
+    np.testing.assert_array_equal(decode_frames(part, 0, [0, 1, 2])[0], decode_tracks(part).positions[0])
 
 
 def test_frames_that_are_not_there_are_refused() -> None:

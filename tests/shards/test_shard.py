@@ -173,8 +173,8 @@ def test_tracks_of_other_frames_than_the_description_are_refused(tmp_path: Path)
     [
         ((0, 6), "the tracks' anchor 6 is not among their 6 frames"),
         ((-1, 3), "the tracks' anchor -1 is not among their 6 frames"),
-        ((3, 3), "its anchors [3, 3] do not increase"),
-        ((3, 0), "its anchors [3, 0] do not increase"),
+        ((3, 3), "the tracks' anchors do not increase: 3 comes after 3"),
+        ((3, 0), "the tracks' anchors do not increase: 0 comes after 3"),
     ],
 )
 def test_verify_finds_anchors_that_are_none(tmp_path: Path, anchors: tuple[int, ...], said: str) -> None:

@@ -206,6 +206,23 @@ def test_a_batch_stays_what_it_was_while_workers_read_on(build: Path, slow: floa
         assert torch.equal(batch["positions"], other["positions"])
 
 
+def test_places_that_an_error_or_a_new_beginning_left_are_not_mixed_up(tmp_path: Path) -> None:
+    _, dataset = damaged(tmp_path, {3})
+    loader = Loader(opened(tmp_path), dataset.order(2), workers=2)
+    failures = read = 0
+    while failures < 3 or read < 24:
+        step = loader.step
+        try:
+            for batch in islice(loader, 4):  # then anew, with more read than was taken
+                expected = opened(tmp_path).batch(next(iter(dataset.order(2, start=loader.step - 1))))
+                assert batch["key"] == expected["key"]
+                assert torch.equal(batch["frames"], expected["frames"])
+                read += 1
+        except ShardError:  # of made-03
+            failures += 1
+            loader.load_state_dict({**loader.state_dict(), "step": max(step, loader.step) + 1})
+
+
 @pytest.mark.parametrize(("workers", "what"), [(0, "tracks"), (2, "tracks"), (2, "frames")])
 def test_damaged_clips_are_left_out_and_counted(tmp_path: Path, workers: int, what: str, caplog: pytest.LogCaptureFixture) -> None:
     _, dataset = damaged(tmp_path, {2, 5}, what=what)
