@@ -38,6 +38,7 @@ from shards import jpeg
 from shards.codec import decode_frames, encode_tracks
 from shards.geometry import View, inside
 from shards.reader import iterate_shard
+from tests.web_server import web_server
 from trainer.batch import empty_memory
 from trainer.config import DataSettings
 from trainer.data import ClipDataset
@@ -236,6 +237,18 @@ READERS: dict[str, tuple[Callable[[Data, int], Iterator[Any]], str]] = {
 }
 
 
+def say_what_is_fetched(data: Data) -> None:
+    """Prints what our reader takes of a web server for all clips, through the bytes of the frames that it shows."""
+    with web_server(data.folder / "build") as served:
+        local = dataset_of(data)
+        remote = ClipDataset([open_snapshot(served.url)], local.settings, local.seed)
+        begun, asked = served.bytes_read, served.requests
+        remote.__getitems__([(0, index) for index in range(CLIPS_MADE)])
+        shown = sum(int(local.clips[index].frame_sizes[data.wanted].sum()) for index in range(CLIPS_MADE))
+        share, requests = (served.bytes_read - begun) / shown, (served.requests - asked) / CLIPS_MADE
+    print(f"\n4 of {data.frames} frames from a web server: {share:.2f} times their bytes, in {requests:.1f} requests a clip.")
+
+
 def clock() -> float:
     """Seconds of processor time that this process and its children have had."""
     this = psutil.Process()
@@ -339,6 +352,7 @@ def main(folder: Path | None, memory: float | None) -> None:
                 print(f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n")
                 print("| reader | clips per CPU second | of the floor |\n|---|---|---|")
                 compare(data, processes)
+            say_what_is_fetched(data)
 
 
 if __name__ == "__main__":
