@@ -409,7 +409,7 @@ class RunSettings(Settings):
     compile: bool = False
     """Compiles the transformers' blocks (torch.compile). Worth it for long runs on CUDA; the first steps take longer."""
     workers: int = Field(default=2, ge=0)
-    """Processes that read clips, a rank. Changes nothing in what is read."""
+    """Processes that read clips, a rank. Changes nothing in what is read. Each takes five batches' worth of shared memory."""
     resume: bool = True
     """Goes on from the newest checkpoint in `out`, if there is one. False: an `out` that holds a run is an error."""
     checkpoint_every: int = Field(default=500, ge=1)

@@ -38,15 +38,15 @@ class Loader:
 
     Iterating goes on from that place, with the same workers; so does another loader that was given its `state_dict()`, whatever its
     number of workers and ranks. `skipped` counts the clips that were left out because they could not be read. With `pin` batches
-    lie in pinned memory where there is an accelerator. Raises PretrackError where shared memory has no room for the workers.
+    lie in pinned memory where there is a CUDA device. Raises PretrackError where shared memory has no room for the workers.
     """
 
     def __init__(self, dataset: ClipDataset, order: ClipOrder, workers: int = 0, pin: bool = False) -> None:
         self.dataset, self.order, self.step, self.skipped = dataset, order, order.start, 0
-        self._pin = pin and torch.accelerator.is_available()
-        self._rounds = _shared(workers, dataset.memory_of(order.batch_size // order.world)) if workers else None
+        self._pin = pin and torch.cuda.is_available()
+        self._slots = _shared(workers, dataset.memory_of(order.batch_size // order.world)) if workers else None
         self._loader: DataLoader[Decoded | _Shared] = DataLoader(
-            _Batches(dataset, self._rounds),
+            _Batches(dataset, self._slots),
             batch_sampler=order,
             num_workers=workers,
             collate_fn=_as_it_is,
@@ -75,8 +75,8 @@ class Loader:
         """A batch in memory that is the receiver's: a worker's own goes round."""
         if isinstance(read, Decoded):
             return Decoded(read.memory.pin_memory(), read.shape, read.keys, read.left_out) if self._pin else read
-        assert self._rounds is not None
-        shared = self._rounds[read.worker, read.place, : read.size]
+        assert self._slots is not None
+        shared = self._slots[read.worker, read.slot, : read.size]
         memory = torch.empty(read.size, dtype=torch.uint8, pin_memory=True) if self._pin else empty_memory(read.size)
         return Decoded(memory.copy_(shared), read.shape, read.keys, read.left_out)
 
@@ -102,7 +102,7 @@ class _Shared:
     """A batch that lies in shared memory."""
 
     worker: int
-    place: int
+    slot: int
     size: int
     shape: tuple[int, int, int, int]
     keys: list[str]
@@ -114,7 +114,7 @@ def _shared(workers: int, size: int) -> Tensor:
 
     A worker goes round in its part, and what it has read is copied out: the system takes thirty times as long to find and clear
     memory for each batch anew. Torch asks a worker for at most AHEAD batches beyond the one that is being copied, so AHEAD + 1
-    places are enough. Raises PretrackError where there is no room.
+    slots are enough. Raises PretrackError where there is no room.
     """
     size = -(-size // 64) * 64  # so that numbers in it lie where numbers may
     count = workers * (AHEAD + 1) * size
@@ -132,17 +132,17 @@ def _shared(workers: int, size: int) -> Tensor:
 class _Batches(Dataset["Decoded | _Shared"]):
     """A dataset that gives torch's loader whole batches, in a worker by way of the memory that it shares."""
 
-    def __init__(self, dataset: ClipDataset, rounds: Tensor | None) -> None:
-        self.dataset, self.rounds, self.asked = dataset, rounds, 0
+    def __init__(self, dataset: ClipDataset, slots: Tensor | None) -> None:
+        self.dataset, self.slots, self.asked = dataset, slots, 0
 
     def __getitems__(self, items: list[Item]) -> Decoded | _Shared:
         worker = get_worker_info()
-        if worker is None or self.rounds is None:
+        if worker is None or self.slots is None:
             return self.dataset.decode(items)
-        place = self.asked % (AHEAD + 1)
+        slot = self.asked % (AHEAD + 1)
         self.asked += 1
-        batch = self.dataset.decode(items, self.rounds[worker.id, place])
-        return _Shared(worker.id, place, batch.memory.numel(), batch.shape, batch.keys, batch.left_out)
+        batch = self.dataset.decode(items, self.slots[worker.id, slot])
+        return _Shared(worker.id, slot, batch.memory.numel(), batch.shape, batch.keys, batch.left_out)
 
 
 def end_with_process(loader: DataLoader[Any]) -> None:
