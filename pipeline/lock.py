@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pipeline.process import began, is_gone, this_machine
 from shards import bucket
 from shards.bucket import Stamped, Tag, Url
 from shards.errors import PretrackError
@@ -99,7 +100,7 @@ class _Holder:
     @classmethod
     def me(cls) -> _Holder:
         """This process, with a new token."""
-        return cls(socket.gethostname(), os.getpid(), _machine(), _started(os.getpid()), secrets.token_hex(16))
+        return cls(socket.gethostname(), os.getpid(), this_machine(), began(os.getpid()), secrets.token_hex(16))
 
     @classmethod
     def read(cls, data: bytes) -> _Holder:
@@ -118,31 +119,7 @@ class _Holder:
 
     def gone(self) -> bool:
         """Whether it was a process of this very machine that is there no more."""
-        if not self.machine or self.machine != _machine():
-            return False
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # another user's process
-            pass
-        return _started(self.process) not in ("", self.started)
-
-
-def _machine() -> str:
-    """What the number of a process means something in: containers share host names, and a number is used anew after a restart."""
-    try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _started(process: int) -> str:
-    """When a process began, in ticks since the machine did; "" if that cannot be known."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]  # a name in () may hold anything
-    except (OSError, IndexError):
-        return ""
+        return is_gone(self.process, self.machine, self.started)
 
 
 class _Lease(Lock):

@@ -16,6 +16,7 @@ from typing import Any
 from manifests.receipt import Receipt
 from manifests.snapshot import current_snapshot, open_snapshot
 from manifests.tables import failure_counts
+from pipeline.process import began, is_gone, this_machine
 from shards.errors import PretrackError
 from shards.files import Location, read_whole, write_whole
 
@@ -50,12 +51,15 @@ class BuildState:
     tracker_gpus: float = 0.0
     tracker_seconds: float = 0.0
     tracking_seconds: float = 0.0
+    machine: str = ""
+    process_began: str = ""
 
     @classmethod
     def started(cls, shards: int, clips: int, tracker_gpus: float) -> BuildState:
         """A build that begins now."""
         now = time.time()
-        return cls("running", socket.gethostname(), os.getpid(), now, now, shards, 0, 0, clips, 0, 0, tracker_gpus=tracker_gpus)
+        state = cls("running", socket.gethostname(), os.getpid(), now, now, shards, 0, 0, clips, 0, 0, tracker_gpus=tracker_gpus)
+        return replace(state, machine=this_machine(), process_began=began(state.pid))
 
 
 class StateFile:
@@ -116,7 +120,7 @@ def read_state(out: Location) -> BuildState | None:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise PretrackError(f"{out / 'build.json'} is damaged ({error}): delete it, the next build writes it anew") from error
-    if state.state == "running" and state.host == socket.gethostname() and not Path(f"/proc/{state.pid}").exists():
+    if state.state == "running" and is_gone(state.pid, state.machine, state.process_began):
         return replace(state, state="killed")
     return state
 
