@@ -15,8 +15,9 @@ from pydantic import AfterValidator, StringConstraints
 
 from shards.errors import PretrackError
 
-SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=32)]
-"""The name of a source: it becomes part of file names, and of names in tars, which have 100 bytes."""
+SourceName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=30)]
+"""The name of a source: it becomes part of file names, and of names in tars, which have 100 bytes: there is room for a clip that
+starts at frame 10^8 - 1."""
 
 Root = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 """A source's folder."""

@@ -190,7 +190,7 @@ def test_a_description_that_does_not_fit_its_frames(change: dict[str, Any]) -> N
         ClipInfo.from_json(json.dumps(fields).encode())
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "a\0", "a\n", "<b>", "", "n" * 33])
+@pytest.mark.parametrize("name", ["../x", "a/b", "a\0", "a\n", "<b>", "", "n" * 31])
 def test_names_of_sources_and_videos(name: str) -> None:
     with pytest.raises(ValidationError):
         TypeAdapter(SourceName).validate_python(name)

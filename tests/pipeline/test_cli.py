@@ -134,7 +134,7 @@ def state_shards(out: Path) -> set[str]:
         (["build", "{config}", "frames.clip_frames=many"], "frames.clip_frames"),
         (["build", "{config}", "frames.size=[0, 0]"], "frames.size"),
         (["build", "{config}", "frames.decode_timeout_s=.inf"], "finite"),
-        (["build", "{config}", "sources.0.name=" + 40 * "n"], "at most 32 characters"),
+        (["build", "{config}", "sources.0.name=" + 40 * "n"], "at most 30 characters"),
         (["build", "{config}", "out=''"], "should name a folder"),
         (["build", "{config}", "out=/proc/pretrack"], "cannot be written"),
         (["build", "{config}", "--stored"], "holds no finished build"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pytest
@@ -16,6 +18,9 @@ from manifests.tables import VIDEOS
 from pipeline.assignment import Assignment, frames_fingerprints
 from pipeline.config import FrameSettings
 from pipeline.cutting import cut_clips, video_names, videos_of
+from pipeline.sources.files import SourceName
+from shards.reader import iterate_shard
+from tests.clips import make_clip, write_clips
 
 
 def windows(frames: int, cuts: list[int], settings: FrameSettings) -> Iterator[tuple[int, int]]:
@@ -67,6 +72,14 @@ def assert_cut_as_by_hand(videos: pa.Table, frames: FrameSettings) -> None:
     clips = cut_clips(videos, names, frames)
     assert clips.to_pylist() == expected
     assert videos_of(clips["key"]).to_pylist() == names.take(clips["video"].combine_chunks()).to_pylist()
+
+
+def test_the_longest_key_fits_a_tars_header(tmp_path: Path) -> None:
+    (most,) = get_args(SourceName)[1:]
+    video = pa.Table.from_pylist([{"source": "n" * most.max_length, "video_id": "v" * 80}], schema=VIDEOS)
+    key = f"{video_names(video)[0]}-99999999"
+    write_clips(tmp_path / "s.tar", [make_clip(key)])
+    assert [clip.info.key for clip in iterate_shard(tmp_path / "s.tar")] == [key]
 
 
 def test_fingerprints_are_those_of_the_lines_however_they_are_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
