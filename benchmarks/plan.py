@@ -136,6 +136,8 @@ def make_clips(plan: Plan, shard: np.ndarray, names: list[str]) -> pa.Table:
     columns |= {name: videos[name].take(plan.clips["video"]) for name in ("source", "dataset", "video_id", "sequence", "split")}
     columns |= {"key": plan.clips["key"], "frames": plan.clips["frames"], "shard": pa.array(names).take(pa.array(shard))}
     columns["anchors"] = lists(np.tile(np.array([0, 8, 16], np.int32), count), 3, CLIPS.field("anchors").type)
+    parts = np.random.default_rng(1).integers(10_000, 16_000, 3 * count)
+    columns["anchor_sizes"] = lists(parts, 3, CLIPS.field("anchor_sizes").type)
     sizes = np.random.default_rng(0).integers(20_000, 60_000, count * CLIP_FRAMES)
     columns["frame_sizes"] = lists(sizes, CLIP_FRAMES, CLIPS.field("frame_sizes").type)
     columns["frame_offsets"] = lists(np.cumsum(sizes), CLIP_FRAMES, CLIPS.field("frame_offsets").type)
