@@ -167,12 +167,14 @@ def _snapshots(out: Location) -> list[Snapshot]:
         snapshot = open_snapshot(out, name)
         try:
             columns = [columns_of(snapshot.folder / f"{table}.parquet") for table in ("clips", "shards", "failures")]
+            if usual := columns == [CLIPS.names, SHARDS.names, FAILURES.names]:
+                snapshot.shards, snapshot.failures  # noqa: B018 - what is damaged in them shows when they are read
         except PretrackError as error:
             if name == current:
                 raise
             log.warning("%s: left out", error)
             continue
-        if columns == [CLIPS.names, SHARDS.names, FAILURES.names]:
+        if usual:
             usable.append(snapshot)
         else:
             log.warning("the tables of %s are not of this version of pretrack: left out", snapshot.folder)
