@@ -112,8 +112,8 @@ class _Shared:
 def _shared(workers: int, size: int) -> Tensor:
     """Memory for all batches of up to `size` bytes that workers have in their hands: [workers, AHEAD + 1, size or a bit more].
 
-    A worker goes round in its part, and what it has read is copied out: the system takes thirty times as long to find and clear
-    memory for each batch anew. Torch asks a worker for at most AHEAD batches beyond the one that is being copied, so AHEAD + 1
+    A worker goes round in its part, and what it has read is copied out: the system takes far longer to find and clear memory
+    for each batch anew. Torch asks a worker for at most AHEAD batches beyond the one that is being copied, so AHEAD + 1
     slots are enough. Raises PretrackError where there is no room.
     """
     size = -(-size // 64) * 64  # so that numbers in it lie where numbers may
