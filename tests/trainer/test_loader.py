@@ -23,6 +23,7 @@ import psutil
 import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from shards.errors import PretrackError, ShardError
 from tests.trainer.conftest import panning_clip, publish
@@ -147,11 +148,10 @@ def test_a_loader_that_only_a_cycle_holds_goes_with_its_workers(build: Path) -> 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
-    torchdata = pytest.importorskip("torchdata.stateful_dataloader", reason="torchdata is not installed")
     dataset = opened(build)
 
     def stateful() -> Any:
-        return torchdata.StatefulDataLoader(dataset, batch_sampler=dataset.order(2), num_workers=workers)
+        return StatefulDataLoader(dataset, batch_sampler=dataset.order(2), num_workers=workers)
 
     keys = [batch["key"] for batch in islice(Loader(dataset, dataset.order(2)), 9)]
     loader = stateful()
