@@ -33,8 +33,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.cotracker3.model import HEIGHT, WIDTH, CoTracker3
 from pipeline.cotracker3.tracking import Tracked, encode, track
 from pipeline.cotracker3.weights import load_model
-from pipeline.decode.video_file import read_frames, scan
-from pipeline.synthetic.scene import SceneId, make_scene, render
+from pipeline.decode.video import read_frames, scan
+from pipeline.sources.synthetic_scene import SceneId, make_scene, render
 from shards.errors import PretrackError
 from shards.geometry import View
 

@@ -17,10 +17,10 @@ from typing import get_args
 
 import numpy as np
 
-from pipeline.decode.errors import DecodeError
-from pipeline.decode.video_file import Decoder, check_decoder, read_frames, scan
+from pipeline.decode.video import Decoder, check_decoder, read_frames, scan
+from pipeline.failures import DecodeError
+from pipeline.sources.video import Scan
 from pipeline.sources.video_folder import VIDEO_SUFFIXES
-from pipeline.video import Scan
 from shards.errors import PretrackError
 from shards.geometry import stored_view
 

@@ -19,7 +19,7 @@ STARTS = {
     "pretrack --help": ["-m", "pipeline", "--help"],
     "import shards.reader": ["-c", "import shards.reader"],
     "import manifests.snapshot": ["-c", "import manifests.snapshot"],
-    "import pipeline.build": ["-c", "import pipeline.build"],
+    "import pipeline.execution.build": ["-c", "import pipeline.execution.build"],
     "import trainer.data": ["-c", "import trainer.data"],
     "import trainer.train": ["-c", "import trainer.train"],
 }

@@ -32,12 +32,12 @@ import ray
 
 from benchmarks.real_clips import VIDEOS_USED, shipped
 from manifests.settings import check_settings
-from pipeline.build import build
-from pipeline.catalog import make_catalog
-from pipeline.cluster import connect
 from pipeline.config import BuildSettings
-from pipeline.progress import Progress
-from pipeline.status import read_state
+from pipeline.execution.build import build
+from pipeline.monitoring.progress import Progress
+from pipeline.monitoring.status import read_state
+from pipeline.planning.catalog import make_catalog
+from pipeline.ray_cluster import connect
 
 QUIET = Progress(quiet=True)
 

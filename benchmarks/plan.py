@@ -32,11 +32,11 @@ from manifests.receipt import shard_name
 from manifests.settings import check_settings
 from manifests.snapshot import open_snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
-from pipeline.build import build
-from pipeline.catalog import Catalog, stored_catalog
 from pipeline.config import BuildSettings
-from pipeline.plan import Plan, make_plan
-from pipeline.progress import Progress
+from pipeline.execution.build import build
+from pipeline.monitoring.progress import Progress
+from pipeline.planning.catalog import Catalog, stored_catalog
+from pipeline.planning.plan import Plan, make_plan
 
 SIZES = (10**5, 10**6)
 LARGEST = 10**7

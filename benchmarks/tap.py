@@ -1,6 +1,6 @@
 """How well trackers follow points whose true tracks are known: `python -m benchmarks.tap [--clips 8] [--davis FILE]`.
 
-Prints the metrics of TAP-Vid (`pipeline.tap`), means over clips: over synthetic scenes, or over TAP-Vid-DAVIS. "standing still"
+Prints the metrics of TAP-Vid (`benchmarks.tap_vid`), means over clips: over synthetic scenes, or over TAP-Vid-DAVIS. "standing still"
 says that no point ever moves or disappears; what a tracker has above it is its own. CoTracker3 takes part with `--weights FILE`
 (offline weights), or `--random-cotracker3`, which is slow on a CPU and only shows that everything runs.
 """
@@ -18,9 +18,9 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.synthetic.scene import SceneId, make_scene, render, true_tracks
-from pipeline.tap import SIDE, Mode, TapClip, TapMetrics, evaluate, mean_metrics
-from pipeline.tap_davis import read_tap_davis
+from benchmarks.tap_vid import SIDE, Mode, TapClip, TapMetrics, evaluate, mean_metrics
+from benchmarks.tap_vid_davis import read_tap_davis
+from pipeline.sources.synthetic_scene import SceneId, make_scene, render, true_tracks
 from pipeline.trackers.cotracker3 import CoTracker3
 from pipeline.trackers.lucas_kanade import LucasKanade
 from pipeline.trackers.protocol import Tracker

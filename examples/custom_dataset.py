@@ -18,12 +18,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from manifests.settings import Settings, load_settings
-from pipeline.build import build
 from pipeline.config import BuildSettings
-from pipeline.progress import Progress
+from pipeline.execution.build import build
+from pipeline.monitoring.progress import Progress
 from pipeline.sources import Source
-from pipeline.sources.files import Root, SourceName, check_root, identity_of, images_in, numbered
-from pipeline.video import Failure, Video
+from pipeline.sources.listing import Root, SourceName, check_root, identity_of, images_in, numbered
+from pipeline.sources.video import Failure, Video
 from shards.errors import PretrackError
 
 TERMS = "DAVIS 2017: the terms on its home page; frames belong to their owners"

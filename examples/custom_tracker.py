@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from manifests.settings import load_settings
-from pipeline.build import build
 from pipeline.config import BuildSettings, TrackSettings
-from pipeline.progress import Progress
+from pipeline.execution.build import build
+from pipeline.monitoring.progress import Progress
 from pipeline.trackers.protocol import TrackerSettings
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from manifests.settings import Place, Settings
 from pipeline.sources import Source
 from pipeline.trackers.cotracker3 import CoTracker3
+from pipeline.trackers.ground_truth import Truth
 from pipeline.trackers.lucas_kanade import LucasKanade
-from pipeline.trackers.truth import Truth
 
 TrackSettings = Annotated[CoTracker3 | LucasKanade | Truth, Field(discriminator="tracker")]
 

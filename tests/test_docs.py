@@ -23,7 +23,7 @@ from manifests.settings import Settings
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
 from pipeline.cli import app
 from pipeline.config import BuildSettings
-from pipeline.stats import Questions
+from pipeline.inspection.sql import Questions
 from shards.clip import Camera, ClipInfo
 from tests.clips import make_clip
 from tests.published import publish_clips

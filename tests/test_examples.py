@@ -21,8 +21,8 @@ import yaml
 
 from manifests.settings import load_settings
 from manifests.snapshot import open_snapshot
-from pipeline.show import read_clip
-from pipeline.video import Failure, Video
+from pipeline.inspection.contact_sheet import read_clip
+from pipeline.sources.video import Failure, Video
 from shards.errors import SettingsError
 from shards.reader import iterate_shard
 from tests.clips import make_clip

@@ -42,7 +42,7 @@ def test_imports_go_down(package: str) -> None:
     ("module", "unwanted"),
     [
         ("pipeline.cli", {"ray", "cv2", "torch", "decord", "av", "pyarrow"}),
-        ("pipeline.build", {"torch", "decord", "timm"}),
+        ("pipeline.execution.build", {"torch", "decord", "timm"}),
         pytest.param("trainer.train", {"ray", "decord", "av", "scenedetect"}, marks=pytest.mark.slow),
     ],
 )

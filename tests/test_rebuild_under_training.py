@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from manifests.settings import check_settings
 from manifests.snapshot import list_snapshots
-from pipeline.build import build
 from pipeline.config import BuildSettings
-from pipeline.gc import collect
-from pipeline.progress import Progress
+from pipeline.execution.build import build
+from pipeline.execution.garbage_collection import collect
+from pipeline.monitoring.progress import Progress
 from tests.pipeline.panning import panning_frames, write_video
 
 STEPS = 40

@@ -9,8 +9,8 @@ from typing import Any
 
 import typer
 
-from pipeline.cli.looking import diff, export, report, show, snapshots, stats, status
-from pipeline.cli.making import build, catalog, gc, plan, verify
+from pipeline.cli.build_commands import build, catalog, gc, plan, verify
+from pipeline.cli.inspect_commands import diff, export, report, show, snapshots, stats, status
 from shards.errors import PretrackError, disk_sentence
 
 app = typer.Typer(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.decode.errors import DecodeError
+from pipeline.failures import DecodeError
 
 LARGEST_FILE = 1 << 29
 """Bytes of an image file: no less than the pixels that Pillow takes, uncompressed."""

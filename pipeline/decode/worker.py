@@ -14,9 +14,9 @@ from multiprocessing.connection import Connection
 
 import cv2
 
-from pipeline.decode.errors import DecodeError
 from pipeline.decode.images import read_image
-from pipeline.decode.video_file import Decoder, read_frames, scan
+from pipeline.decode.video import Decoder, read_frames, scan
+from pipeline.failures import DecodeError
 from shards.geometry import View, stored_view
 
 _PR_SET_PDEATHSIG = 1

@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.video import Failure
+from pipeline.sources.video import Failure
 from shards.clip import Camera
 
 

@@ -18,9 +18,19 @@ import numpy as np
 
 from manifests.settings import Settings
 from pipeline.sources.cameras import opencv_camera, with_poses
-from pipeline.sources.files import ListedFile, Root, SourceName, check_root, folders_in, identity_of, images_in, is_image, numbered
 from pipeline.sources.json_stream import items
-from pipeline.video import Failure, Video
+from pipeline.sources.listing import (
+    ListedFile,
+    Root,
+    SourceName,
+    check_root,
+    folders_in,
+    identity_of,
+    images_in,
+    is_image,
+    numbered,
+)
+from pipeline.sources.video import Failure, Video
 from shards.clip import Camera
 from shards.errors import PretrackError
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from manifests.settings import Settings
 from pipeline.sources.cameras import opencv_camera, with_poses
-from pipeline.sources.files import (
+from pipeline.sources.listing import (
     ListedFile,
     Root,
     SourceName,
@@ -25,7 +25,7 @@ from pipeline.sources.files import (
     listed_file,
     numbered,
 )
-from pipeline.video import Failure, Video
+from pipeline.sources.video import Failure, Video
 from shards.clip import Camera
 from shards.errors import PretrackError
 

@@ -14,9 +14,9 @@ from pydantic import Field
 
 from manifests.fingerprint import fingerprint
 from manifests.settings import Settings
-from pipeline.sources.files import Root, SourceName
-from pipeline.synthetic.scene import FRAMES_A_SECOND, Scene, SceneId, make_scene, render
-from pipeline.video import Failure, Video
+from pipeline.sources.listing import Root, SourceName
+from pipeline.sources.synthetic_scene import FRAMES_A_SECOND, Scene, SceneId, make_scene, render
+from pipeline.sources.video import Failure, Video
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, sync_folder, write_whole
 
@@ -24,7 +24,7 @@ TERMS = "Rendered from photographs in the public domain or CC0 that scikit-image
 
 
 class Synthetic(Settings):
-    """Planes with photographs on them, swinging in front of one another and of a moving camera (`pipeline.synthetic.scene`).
+    """Planes with photographs on them, swinging in front of one another and of a moving camera (`pipeline.sources.synthetic_scene`).
 
     Frames are rendered to `ROOT/VIDEO_ID/00000.png` when the videos are first listed, a few seconds each, and kept. A video's id
     holds every setting that its frames follow from, so other settings give other videos beside the old ones.

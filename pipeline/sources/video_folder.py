@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 from manifests.settings import Settings
-from pipeline.sources.files import (
+from pipeline.sources.listing import (
     ListedFile,
     Root,
     SourceName,
@@ -19,7 +19,7 @@ from pipeline.sources.files import (
     listed,
     numbered,
 )
-from pipeline.video import Failure, Video
+from pipeline.sources.video import Failure, Video
 from shards.errors import PretrackError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v")

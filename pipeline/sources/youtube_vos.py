@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from manifests.settings import Settings
-from pipeline.sources.files import (
+from pipeline.sources.listing import (
     ListedFile,
     Root,
     SourceName,
@@ -21,7 +21,7 @@ from pipeline.sources.files import (
     joined,
     trailing_number,
 )
-from pipeline.video import Failure, Video
+from pipeline.sources.video import Failure, Video
 from shards.errors import PretrackError
 
 TERMS = (

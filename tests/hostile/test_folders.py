@@ -13,11 +13,11 @@ import pytest
 from manifests.receipt import receipt_path, shard_path
 from manifests.snapshot import current_snapshot, list_snapshots, open_snapshot
 from manifests.tables import read_table, write_table
-from pipeline.gc import collect
-from pipeline.progress import Progress
-from pipeline.show import read_clip, show_clips
-from pipeline.snapshot_figures import measure
-from pipeline.verify import _tasks, _verify, verify_snapshot
+from pipeline.execution.garbage_collection import collect
+from pipeline.inspection.contact_sheet import read_clip, show_clips
+from pipeline.inspection.report_figures import measure
+from pipeline.inspection.verify import _tasks, _verify, verify_snapshot
+from pipeline.monitoring.progress import Progress
 from shards.errors import PretrackError, ShardError
 from shards.reader import read_members
 from shards.verify import verify_shard

@@ -19,11 +19,11 @@ import pytest
 import zstandard
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.cutting import video_names
-from pipeline.decode.errors import DecodeError
 from pipeline.decode.images import LARGEST_FILE, read_image
-from pipeline.sources.files import SourceName
+from pipeline.failures import DecodeError
+from pipeline.planning.clip_windows import video_names
 from pipeline.sources.json_stream import LARGEST_ITEM, items
+from pipeline.sources.listing import SourceName
 from shards import jpeg
 from shards.clip import LARGEST_DESCRIPTION, ClipInfo
 from shards.codec import decode_frames, decode_tracks, encode_tracks

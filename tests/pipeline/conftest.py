@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.build import build
-from pipeline.progress import Progress
+from pipeline.execution.build import build
+from pipeline.monitoring.progress import Progress
 from tests.pipeline.pictures import VIDEOS, settings_for, write_images
 
 

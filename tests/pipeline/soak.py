@@ -31,8 +31,8 @@ from manifests.receipt import list_receipts, read_receipt, shard_path
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, open_snapshot
 from pipeline.config import BuildSettings
-from pipeline.progress import Progress
-from pipeline.verify import verify_snapshot
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
 from shards.reader import iterate_shard
 from tests.pipeline.panning import panning_frames, write_video
 

@@ -20,15 +20,15 @@ import webdataset
 from manifests.receipt import list_receipts
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
-from pipeline.build import Built, build
-from pipeline.catalog import make_catalog
 from pipeline.config import BuildSettings
-from pipeline.plan import Plan, make_plan
-from pipeline.progress import Progress
-from pipeline.repair import repair
-from pipeline.shard_chains import make_shards
-from pipeline.status import status
-from pipeline.verify import verify_snapshot
+from pipeline.execution.build import Built, build
+from pipeline.execution.repair import repair
+from pipeline.execution.shard_runner import make_shards
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
+from pipeline.monitoring.status import status
+from pipeline.planning.catalog import make_catalog
+from pipeline.planning.plan import Plan, make_plan
 from shards import jpeg
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, read_whole

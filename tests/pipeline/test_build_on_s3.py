@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import ray
 
-import pipeline.lock
+import pipeline.execution.lock
 from manifests.settings import check_settings
 from manifests.snapshot import open_snapshot
-from pipeline.build import build
 from pipeline.config import BuildSettings
-from pipeline.progress import Progress
-from pipeline.status import status
-from pipeline.verify import verify_snapshot
+from pipeline.execution.build import build
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
+from pipeline.monitoring.status import status
 from shards import bucket
 from shards.bucket import Url
 from shards.errors import PretrackError
@@ -99,7 +99,9 @@ def test_one_build_at_a_time(store: Behaviour, videos: Path, monkeypatch: pytest
     write_whole(lock, json.dumps({"host": "elsewhere", "process": 7}).encode())
     with pytest.raises(PretrackError, match=r"another build is at work on s3://shards/c \(process 7 on elsewhere"):
         build(settings, QUIET)
-    monkeypatch.setattr(pipeline.lock, "DEAD_AFTER_S", (datetime.now(UTC) - bucket.read_stamped(lock).written).total_seconds() - 1)
+    monkeypatch.setattr(
+        pipeline.execution.lock, "DEAD_AFTER_S", (datetime.now(UTC) - bucket.read_stamped(lock).written).total_seconds() - 1
+    )
     assert build(settings, QUIET).made == 2, "a dead build's lock is taken over"
     with pytest.raises(FileNotFoundError):
         size_of(lock)

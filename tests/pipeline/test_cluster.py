@@ -13,10 +13,10 @@ import ray
 from ray.cluster_utils import Cluster
 
 from manifests.receipt import list_receipts
-from pipeline import tracker_pool
-from pipeline.build import build
 from pipeline.config import BuildSettings
-from pipeline.verify import verify_snapshot
+from pipeline.execution import tracker_pool
+from pipeline.execution.build import build
+from pipeline.inspection.verify import verify_snapshot
 from tests.pipeline.brittle import Slow, with_tracker
 from tests.pipeline.panning import panning_frames, write_video
 from tests.pipeline.test_build import QUIET, contents, settings_for

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifests.settings import check_settings
-from pipeline.build import build
 from pipeline.config import BuildSettings
 from pipeline.cotracker3.encoder import STRIDE
 from pipeline.cotracker3.model import CoTracker3, neighbourhoods, start
 from pipeline.cotracker3.tracking import Tracked, encode, track
 from pipeline.cotracker3.weights import find_weights, load_model
-from pipeline.progress import Progress
+from pipeline.execution.build import build
+from pipeline.monitoring.progress import Progress
 from pipeline.trackers.cotracker3 import CoTracker3 as CoTracker3Settings
 from pipeline.trackers.cotracker3 import CoTracker3Tracker
 from shards import jpeg

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import pipeline.assignment
+import pipeline.planning.assignment
 from manifests.fingerprint import fingerprint_lines
 from manifests.tables import VIDEOS
-from pipeline.assignment import Assignment, frames_fingerprints
 from pipeline.config import FrameSettings
-from pipeline.cutting import cut_clips, video_names, videos_of
-from pipeline.sources.files import SourceName
+from pipeline.planning.assignment import Assignment, frames_fingerprints
+from pipeline.planning.clip_windows import cut_clips, video_names, videos_of
+from pipeline.sources.listing import SourceName
 from shards.reader import iterate_shard
 from tests.clips import make_clip, write_clips
 
@@ -91,5 +91,5 @@ def test_fingerprints_are_those_of_the_lines_however_they_are_blocked(monkeypatc
         fingerprint_lines(["{}", *(f"clip-{i} file {i // 2} {i}" for i in range(first, last))]) for first, last in pairwise(bounds)
     ]
     for block in (1, 4, 100):
-        monkeypatch.setattr(pipeline.assignment, "_BLOCK", block)
+        monkeypatch.setattr(pipeline.planning.assignment, "_BLOCK", block)
         assert frames_fingerprints(assigned, identities, "{}") == expected

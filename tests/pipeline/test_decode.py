@@ -16,10 +16,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from pipeline.decode.errors import DecodeError
 from pipeline.decode.images import read_image
-from pipeline.decode.isolated import IsolatedDecoder
-from pipeline.decode.video_file import Decoder, read_frames, scan
+from pipeline.decode.subprocess_decoder import IsolatedDecoder
+from pipeline.decode.video import Decoder, read_frames, scan
+from pipeline.failures import DecodeError
 from shards.geometry import View
 from tests.pipeline.panning import panning_frames, write_video
 

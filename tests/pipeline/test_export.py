@@ -11,11 +11,11 @@ import av
 import numpy as np
 import pytest
 
+from benchmarks.tap_vid import queries, tap_metrics
+from benchmarks.tap_vid_davis import read_tap_davis
 from manifests.snapshot import Snapshot
-from pipeline.export import export_clip
-from pipeline.show import read_clip
-from pipeline.tap import queries, tap_metrics
-from pipeline.tap_davis import read_tap_davis
+from pipeline.inspection.contact_sheet import read_clip
+from pipeline.inspection.export import export_clip
 from shards import jpeg
 from shards.clip import StoredClip
 from shards.errors import PretrackError

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from manifests.snapshot import Snapshot
 from pipeline.cli import app
-from pipeline.gallery.write import MOST_CLIPS, write_gallery
-from pipeline.progress import Progress
+from pipeline.inspection.gallery.write import MOST_CLIPS, write_gallery
+from pipeline.monitoring.progress import Progress
 from shards.bucket import Url
 from shards.errors import PretrackError
 from tests.clips import GREY, WIDTH, grey_clip

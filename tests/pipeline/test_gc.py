@@ -10,16 +10,16 @@ import pyarrow as pa
 import pytest
 
 import manifests.snapshot
-import pipeline.gc
+import pipeline.execution.garbage_collection
 from manifests.changes import changed_settings
 from manifests.receipt import list_receipts
 from manifests.snapshot import list_snapshots, open_snapshot
 from manifests.tables import read_table, write_table
-from pipeline.build import build
-from pipeline.gc import collect
-from pipeline.progress import Progress
-from pipeline.snapshots import summaries
-from pipeline.verify import verify_snapshot
+from pipeline.execution.build import build
+from pipeline.execution.garbage_collection import collect
+from pipeline.inspection.history import summaries
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
 from shards.errors import PretrackError
 from shards.files import delete, delete_folder
 from tests.pipeline.panning import panning_frames, write_video
@@ -144,7 +144,7 @@ def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
 
     wanted = shards(out, "000003")
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline.gc, "delete", dies(delete))
+        patch.setattr(pipeline.execution.garbage_collection, "delete", dies(delete))
         patch.setattr(manifests.snapshot, "delete_folder", dies(delete_folder))
         with pytest.raises(SystemExit):
             collect(out, keep=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.known import known_shards
+from pipeline.planning.existing_shards import known_shards
 from shards.errors import PretrackError
 from tests.clips import grey_clip
 from tests.published import publish_clips

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.lock
-from pipeline.lock import _Holder, only_build
+import pipeline.execution.lock
+from pipeline.execution.lock import _Holder, only_build
 from shards.bucket import Url
 from shards.errors import PretrackError
 from shards.files import read_whole, sizes_in, write_whole
@@ -24,7 +24,7 @@ from tests.object_store import BUCKET, Behaviour
 
 HOLDS = """
 import sys, time
-from pipeline.lock import only_build
+from pipeline.execution.lock import only_build
 from shards.files import location
 with only_build(location(sys.argv[1])):
     print("held", flush=True)
@@ -60,7 +60,7 @@ def test_a_lock_is_held_though_answers_are_lost(out: Url, store: Behaviour, answ
 
 
 def test_a_lock_is_renewed_though_answers_are_lost(out: Url, store: Behaviour, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline.lock, "RENEWED_EVERY_S", 0.05)
+    monkeypatch.setattr(pipeline.execution.lock, "RENEWED_EVERY_S", 0.05)
     with only_build(out):
         store.lose_answers = 2
         for _ in range(3):
@@ -114,7 +114,7 @@ def test_a_lock_is_as_old_as_the_store_says(out: Url, store: Behaviour, clock_s:
     write_whole(out / "build.lock", replace(_Holder.me(), machine="elsewhere").data())
     with pytest.raises(PretrackError, match=r"last heard of [0-9] s ago"), only_build(out):
         pass
-    monkeypatch.setattr(pipeline.lock, "DEAD_AFTER_S", 0.5)
+    monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", 0.5)
     time.sleep(1.6)
     with only_build(out) as lock:
         lock.check()
@@ -126,7 +126,7 @@ def test_garbage_is_a_lock_of_nobody_known(out: Url, garbage: bytes, monkeypatch
     write_whole(out / "build.lock", garbage)
     with pytest.raises(PretrackError, match=r"another build is at work .*an unknown process"), only_build(out):
         pass
-    monkeypatch.setattr(pipeline.lock, "DEAD_AFTER_S", -1.0)
+    monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", -1.0)
     with only_build(out) as lock:
         lock.check()
     assert sizes_in(out) == {}
@@ -143,7 +143,7 @@ def test_a_lock_on_googles_store_is_renewed_and_taken_over(monkeypatch: pytest.M
             write_whole(out / "build.lock", _Holder.me().data())
             with pytest.raises(PretrackError, match="was taken by another build"):
                 lock.check()
-        monkeypatch.setattr(pipeline.lock, "DEAD_AFTER_S", -1.0)
+        monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", -1.0)
         with only_build(out) as lock:
             lock.check()
         with pytest.raises(FileNotFoundError):

@@ -16,15 +16,15 @@ from manifests.diff import compare
 from manifests.fingerprint import canonical_json
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table, write_table
-from pipeline.build import build
-from pipeline.catalog import make_catalog
 from pipeline.config import BuildSettings
-from pipeline.estimate import estimate
-from pipeline.plan import Plan, make_plan
-from pipeline.progress import Progress
-from pipeline.reasons import settings_changed
-from pipeline.shard_chains import _task, make_shards
-from pipeline.verify import verify_snapshot
+from pipeline.execution.build import build
+from pipeline.execution.shard_runner import _task, make_shards
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
+from pipeline.planning.catalog import make_catalog
+from pipeline.planning.cost import estimate
+from pipeline.planning.plan import Plan, make_plan
+from pipeline.planning.reasons import settings_changed
 from shards.files import Location
 from tests.pipeline.pictures import FRAMES, TRACKS, settings_for, write_images
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from manifests.settings import check_settings
-from pipeline.build import build
 from pipeline.config import BuildSettings
-from pipeline.progress import Progress
-from pipeline.verify import verify_snapshot
+from pipeline.execution.build import build
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
 from shards.reader import iterate_shard
 from tests.pipeline.test_decode import ODD
 

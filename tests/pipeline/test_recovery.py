@@ -11,13 +11,13 @@ import pytest
 from manifests.receipt import list_receipts
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
 from manifests.tables import write_table
-from pipeline.build import build, carry_out
-from pipeline.catalog import make_catalog
-from pipeline.lock import only_build
-from pipeline.plan import make_plan
-from pipeline.progress import Progress
-from pipeline.repair import repair
-from pipeline.verify import verify_snapshot
+from pipeline.execution.build import build, carry_out
+from pipeline.execution.lock import only_build
+from pipeline.execution.repair import repair
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
+from pipeline.planning.catalog import make_catalog
+from pipeline.planning.plan import make_plan
 from shards.errors import PretrackError
 from shards.reader import iterate_shard
 from tests.pipeline.pictures import TRACKS, settings_for

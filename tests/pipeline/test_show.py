@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manifests.snapshot import Snapshot
-from pipeline.show import best_clips, show_clips
+from pipeline.inspection.contact_sheet import best_clips, show_clips
 from shards.errors import PretrackError
 from tests.clips import grey_clip
 from tests.published import publish_clips

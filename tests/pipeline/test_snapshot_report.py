@@ -13,10 +13,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from manifests.snapshot import Snapshot
-from pipeline import charts, snapshot_figures
 from pipeline.cli import app
-from pipeline.snapshot_figures import cycle_errors, measure
-from pipeline.snapshot_report import write_report
+from pipeline.inspection import charts
+from pipeline.inspection import report_figures as snapshot_figures
+from pipeline.inspection.report import write_report
+from pipeline.inspection.report_figures import cycle_errors, measure
 from shards.clip import Tracks
 from tests.clips import grey_clip
 from tests.pipeline.browser import chromium_browser, visit

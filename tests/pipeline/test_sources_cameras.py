@@ -11,7 +11,7 @@ import pytest
 from pipeline.sources.cameras import opencv_camera, with_poses
 from pipeline.sources.co3d import viewpoint_camera
 from pipeline.sources.dl3dv import scaled_camera
-from pipeline.video import Failure
+from pipeline.sources.video import Failure
 from shards.clip import Camera
 
 POINTS = [(0.0, 0.0, 0.0), (0.5, -0.25, 0.125), (-1.0, 0.75, 0.5)]

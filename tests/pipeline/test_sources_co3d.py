@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.sources.co3d import Co3d
-from pipeline.video import Failure, Video
+from pipeline.sources.video import Failure, Video
 from shards.errors import PretrackError
 
 SEQUENCE = "10_20_30"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from pipeline.sources.dl3dv import Dl3dv
-from pipeline.video import Failure, Video
+from pipeline.sources.video import Failure, Video
 from shards.errors import PretrackError
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64

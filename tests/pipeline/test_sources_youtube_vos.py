@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.sources.video import Failure, Video
 from pipeline.sources.youtube_vos import YoutubeVos
-from pipeline.video import Failure, Video
 from shards.errors import PretrackError
 
 

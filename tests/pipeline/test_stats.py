@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from manifests.snapshot import open_snapshot
 from pipeline.cli import app
-from pipeline.stats import Questions
+from pipeline.inspection.sql import Questions
 from shards.errors import PretrackError
 from tests.clips import make_clip
 from tests.published import publish_clips

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.status import BuildState, StateFile, read_state
+from pipeline.monitoring.status import BuildState, StateFile, read_state
 
 
 def test_a_state_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_a_state_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 
 
 def test_another_process_of_the_same_number_is_not_the_build(tmp_path: Path) -> None:
-    begin = "import sys; from pathlib import Path; from pipeline.status import BuildState, StateFile; "
+    begin = "import sys; from pathlib import Path; from pipeline.monitoring.status import BuildState, StateFile; "
     begin += "StateFile(Path(sys.argv[1]), BuildState.started(2, 10, 0.0))"
     StateFile(tmp_path, BuildState.started(2, 10, 0.0))
     state = read_state(tmp_path)

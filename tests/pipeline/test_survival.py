@@ -19,12 +19,12 @@ import psutil
 import pytest
 import ray
 
-from pipeline.build import Built, build
 from pipeline.config import BuildSettings
-from pipeline.shard_chains import make_shards
-from pipeline.status import status
+from pipeline.execution.build import Built, build
+from pipeline.execution.shard_runner import make_shards
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.status import status
 from pipeline.trackers.lucas_kanade import LucasKanade
-from pipeline.verify import verify_snapshot
 from shards.errors import PretrackError
 from tests.pipeline.brittle import DiesOfRed, DiesOnce, DiesWhileLoading, FailsAfterRed, Slow, WithoutWeights, with_tracker
 from tests.pipeline.panning import panning_frames, write_video

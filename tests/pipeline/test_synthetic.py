@@ -12,18 +12,18 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.tap import StandingStill, synthetic_clips
+from benchmarks.tap_vid import evaluate
 from manifests.settings import check_settings
-from pipeline.build import build
 from pipeline.config import BuildSettings
-from pipeline.progress import Progress
+from pipeline.execution.build import build
+from pipeline.inspection.verify import verify_snapshot
+from pipeline.monitoring.progress import Progress
+from pipeline.sources import synthetic_scene as scenes
 from pipeline.sources.synthetic import Synthetic
-from pipeline.synthetic import scene as scenes
-from pipeline.synthetic.scene import Scene, SceneId, make_scene, render, true_tracks
-from pipeline.tap import evaluate
+from pipeline.sources.synthetic_scene import Scene, SceneId, make_scene, render, true_tracks
+from pipeline.sources.video import Video
+from pipeline.trackers.ground_truth import Truth
 from pipeline.trackers.lucas_kanade import LucasKanade
-from pipeline.trackers.truth import Truth
-from pipeline.verify import verify_snapshot
-from pipeline.video import Video
 from shards.errors import PretrackError
 from shards.geometry import View, grid_points
 from shards.reader import iterate_shard

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.tap import Mode, TapMetrics, mean_metrics, queries, tap_metrics
-from pipeline.tap_davis import read_tap_davis
+from benchmarks.tap_vid import Mode, TapMetrics, mean_metrics, queries, tap_metrics
+from benchmarks.tap_vid_davis import read_tap_davis
 from shards.errors import PretrackError
 
 VISIBLE = np.array([[0, 1, 1, 0, 1, 1, 1], [0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 1, 0]], bool)

@@ -11,7 +11,7 @@ import pytest
 
 from manifests.snapshot import Snapshot
 from manifests.tables import CLIPS
-from pipeline.verify import _COLUMNS, _tasks, _verify
+from pipeline.inspection.verify import _COLUMNS, _tasks, _verify
 from tests.clips import grey_clip
 from tests.published import publish_clips
 from trainer.clips import Clip

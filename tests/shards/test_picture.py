@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.draw import draw_clip
+from pipeline.inspection.draw import draw_clip
 from shards.clip import StoredClip
 from shards.picture import thinned
 from tests.clips import make_clip

@@ -1,0 +1,27 @@
+"""Video files through torchcodec: exact, but it needs a system FFmpeg, and loads torch in every decoder process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.failures import DecodeError
+
+
+def frames_at(path: str, timestamps: Sequence[float], indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    """Frames [H, W, 3] at increasing `indices`. Raises DecodeError where torchcodec cannot read them."""
+    from torchcodec.decoders import VideoDecoder
+
+    try:
+        reader = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        if len(reader) != len(timestamps):
+            raise DecodeError(
+                f"torchcodec sees {len(reader)} frames where {len(timestamps)} decode; set frames.decoder to pyav for this source",
+                "torchcodec miscounts",
+            )
+        for index in indices:
+            yield reader.get_frame_at(index).data.numpy()
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise DecodeError(f"torchcodec cannot read it ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,76 @@
+"""Reading a video file: a scan from end to end once, then frames by index.
+
+The scan is PyAV's whatever `frames.decoder` says: it alone decides how many frames there are and when each is shown. The decoder
+then reads the clips, and is refused where it disagrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from importlib import import_module
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decode import decord as with_decord
+from pipeline.decode import pyav as with_pyav
+from pipeline.decode import torchcodec as with_torchcodec
+from pipeline.decode.shots import ShotDetector
+from pipeline.sources.video import Scan
+from shards.errors import PretrackError
+
+Decoder = Literal["pyav", "decord", "torchcodec"]
+
+
+def check_decoder(decoder: Decoder) -> None:
+    """Raises PretrackError if a decoder cannot be loaded on this machine, with what to do."""
+    try:
+        import_module({"pyav": "av", "decord": "decord", "torchcodec": "torchcodec.decoders"}[decoder])
+    except (ImportError, RuntimeError, OSError) as error:
+        fix = {
+            "pyav": "pip install 'pretrack[pipeline]'",
+            "decord": "pip install 'pretrack[pipeline]'",
+            "torchcodec": "pip install 'pretrack[torchcodec]' and FFmpeg from the system's packages",
+        }[decoder]
+        raise PretrackError(
+            f"frames.decoder {decoder} cannot be loaded here ({str(error).splitlines()[0]}): {fix}, or choose pyav"
+        ) from error
+
+
+def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None) -> Scan:
+    """Decodes a file from end to end: true frame count, times, size as displayed, and shot cuts if wanted.
+
+    `on_frame` is called after each frame. Raises DecodeError if the file cannot be read to its end.
+    """
+    times: list[float | None] = []
+    shots = ShotDetector() if shot_cuts else None
+    with with_pyav.open_video(path) as (_, stream):
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+    for frame in with_pyav.decode(path):
+        times.append(frame.time)
+        if shots:
+            shots.add(frame)
+        turned = round(frame.rotation / 90) % 2
+        width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
+        on_frame()
+    return Scan(width, height, with_pyav.frame_times(times, rate), tuple(shots.cuts()) if shots else ())
+
+
+def read_frames(
+    path: str,
+    decoder: Decoder,
+    timestamps: Sequence[float],
+    indices: Sequence[int],
+    on_frame: Callable[[], None] = lambda: None,
+) -> Iterator[NDArray[np.uint8]]:
+    """Frames [H, W, 3] RGB uint8 at increasing `indices`, upright, exactly those that a scan counted.
+
+    `timestamps` are the scan's; `on_frame` is called while PyAV works its way to the first frame. Raises DecodeError where the file
+    cannot be read, or is not the file that was scanned.
+    """
+    if decoder == "decord":
+        return with_decord.frames_at(path, timestamps, indices)
+    if decoder == "torchcodec":
+        return with_torchcodec.frames_at(path, timestamps, indices)
+    return with_pyav.frames_at(path, timestamps, indices, on_frame)

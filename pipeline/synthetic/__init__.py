@@ -1,1 +1,0 @@
-"""Videos made here, whose true tracks, occlusions and cameras follow from geometry."""
