@@ -15,9 +15,9 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from trainer.soft_rank import has_torchsort, soft_rank_torch, standardised
-from trainer.sorting import Distribution, Network, soft_permutation
-from trainer.sorting_loss import sorting_cross_entropy
+from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
+from trainer.losses.sorting.network import Distribution, Network, soft_permutation
+from trainer.losses.sorting.soft_rank import has_torchsort, soft_rank_torch, standardised
 
 ROWS = 64
 

@@ -20,7 +20,7 @@ STARTS = {
     "import shards.reader": ["-c", "import shards.reader"],
     "import manifests.snapshot": ["-c", "import manifests.snapshot"],
     "import pipeline.execution.build": ["-c", "import pipeline.execution.build"],
-    "import trainer.data": ["-c", "import trainer.data"],
+    "import trainer.data.dataset": ["-c", "import trainer.data.dataset"],
     "import trainer.train": ["-c", "import trainer.train"],
 }
 

@@ -39,12 +39,12 @@ from shards.codec import decode_frames, encode_tracks
 from shards.geometry import View, inside
 from shards.reader import iterate_shard
 from tests.web_server import web_server
-from trainer.batch import empty_memory
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
-from trainer.order import ClipOrder, Item
-from trainer.views import show
+from trainer.data.augment import show
+from trainer.data.batch import empty_memory
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.data.sampler import ClipOrder, Item
 
 BATCH, SIZE = 8, 224
 ROUNDS = 7

@@ -23,13 +23,12 @@ from manifests.settings import load_settings
 from manifests.snapshot import open_snapshot
 from shards.files import write_whole
 from trainer.config import DataSettings, TrackSettings, TrainSettings
-from trainer.evaluate import pictures
 from trainer.evaluate.bootstrap import Difference, difference
-from trainer.evaluate.heldout import HeldOut, read_held_out, still_settings
-from trainer.evaluate.labelfree import Scores, by_clip, score
-from trainer.evaluate.measures import METRICS
+from trainer.evaluate.evaluated_model import load_subject
+from trainer.evaluate.heldout.clips import HeldOut, pictures, read_held_out, still_settings
+from trainer.evaluate.heldout.label_free import Scores, by_clip, score
+from trainer.evaluate.heldout.measures import METRICS
 from trainer.evaluate.report import mean
-from trainer.evaluate.subject import load_subject
 from trainer.train import train
 
 OBJECTIVES: dict[str, dict[str, Any]] = {

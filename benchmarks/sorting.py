@@ -17,8 +17,8 @@ import torch
 from diffsort import DiffSortNet
 from torch import Tensor
 
-from trainer.sorting import soft_permutation
-from trainer.sorting_loss import sorting_cross_entropy
+from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
+from trainer.losses.sorting.network import soft_permutation
 
 N, ROUNDS, PART = 64, 5, 2048
 Loss = Callable[[Tensor, Tensor], Tensor]

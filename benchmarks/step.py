@@ -23,13 +23,13 @@ from torch import Tensor
 
 from pipeline.cotracker3.tracking import track
 from pipeline.cotracker3.weights import load_model
-from trainer.backbone import make_backbone, normalised_images
 from trainer.config import TrainSettings
-from trainer.losses.mix import make_losses
-from trainer.objective import make_objective, sorting_loss
-from trainer.sampling import References, choose_references, crop_references, sample_points
-from trainer.step import Batch, Step
-from trainer.student_teacher import Embedder, Projection, make_teacher, update_teacher
+from trainer.losses.sorting.objective import make_objective, sorting_loss
+from trainer.losses.weighted_sum import make_losses
+from trainer.model.backbone import make_backbone, normalised_images
+from trainer.model.feature_sampling import References, choose_references, crop_references, sample_points
+from trainer.model.step import Batch, Step
+from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
 
 FRAMES, POINTS, REFERENCES = 4, 256, 5
 
@@ -78,7 +78,7 @@ def plain_step(plain: Plain, model: Step, batch: Batch, compared: Sequence[int],
 
 
 def dense_loss(tracks: Tensor, anchor: Tensor, crops: Tensor, weights: Tensor, orders_once: bool) -> Tensor:
-    """`trainer.objective.sorting_loss` of the published objective, by diffsort."""
+    """`trainer.losses.sorting.objective.sorting_loss` of the published objective, by diffsort."""
     patches = crops.shape[2]
     hard, soft = (DiffSortNet("bitonic", patches, steepness=s, device=tracks.device) for s in (20.0, 3.0))
     share = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)

@@ -17,7 +17,7 @@ from manifests.settings import Settings
 from trainer.__main__ import main
 from trainer.config import LossSettings, TrainSettings
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
-from trainer.losses.mix import Losses, make_losses
+from trainer.losses.weighted_sum import Losses, make_losses
 
 
 class SteadySettings(Settings):

@@ -259,7 +259,7 @@ def _asked(url: Url, question: Callable[[], T]) -> T:
             raise OSError(errno.ENOTSUP, f"the store cannot do that: {_sentence(error)}", str(url)) from error
         raise PretrackError(
             f"{url}: this web server sends files as a whole and no parts of them (it ignores 'Range'): use one that knows ranges, "
-            "as nginx does, or stream whole tars with 'trainer.streaming'"
+            "as nginx does, or stream whole tars with 'trainer.data.streaming'"
         ) from error
     except (errors.BaseError, OSError) as error:
         raise OSError(errno.EIO, f"the store failed: {_sentence(error)}", str(url)) from error

@@ -27,7 +27,7 @@ def main(arguments: list[str], kind: type[TrainSettings] = TrainSettings) -> int
         return 0 if arguments else 2
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
-    logging.getLogger("trainer.loader").setLevel(
+    logging.getLogger("trainer.data.loader").setLevel(
         logging.INFO if first else logging.WARNING
     )  # each rank leaves out clips of its own
     try:

@@ -13,10 +13,10 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Place, Settings
 from shards.errors import SettingsError
-from trainer.where import parse_filter
+from trainer.data.clip_filter import parse_filter
 
 if TYPE_CHECKING:
-    from trainer.losses.mix import Losses
+    from trainer.losses.weighted_sum import Losses
 
 UPSTREAM: dict[str, dict[str, Any]] = {
     "data": {
@@ -187,7 +187,7 @@ class ModelSettings(Settings):
     """The backbone, what of it is trained, and the projection head."""
 
     backbone: str
-    """A short name from `trainer.backbone.BACKBONES`, such as `dinov2_reg_base`, or any vision transformer of timm by its name."""
+    """A short name from `trainer.model.backbone.BACKBONES`, such as `dinov2_reg_base`, or any vision transformer of timm by its name."""
     weights: str
     """A weight file (safetensors or torch), `hub` to let timm download its own, or `random`."""
     options: dict[str, Any] = Field(default_factory=dict)
@@ -314,7 +314,7 @@ class LossSettings(Settings):
 
     def make(self, width: int) -> Losses:
         """These losses, of embeddings [..., width]. A subclass with losses of its own passes them to `make_losses`."""
-        from trainer.losses.mix import make_losses  # torch takes seconds to import; a wrong key should not
+        from trainer.losses.weighted_sum import make_losses  # torch takes seconds to import; a wrong key should not
 
         return make_losses(self, width)
 

@@ -21,9 +21,9 @@ from manifests.snapshot import Snapshot
 from manifests.tables import read_table
 from shards.errors import SettingsError
 from shards.files import write_whole
-from trainer.adapters import without_adapters
-from trainer.backbone import Backbone
 from trainer.config import TrainSettings
+from trainer.model.backbone import Backbone
+from trainer.model.lora import without_adapters
 from trainer.model_card import model_card
 
 

@@ -24,23 +24,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import PretrackError, SettingsError
 from shards.files import write_whole
-from trainer.adapters import add_adapters
-from trainer.backbone import Backbone, make_backbone, normalised_images
-from trainer.batch import Sample
 from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep
-from trainer.clips import open_snapshots
 from trainer.config import OptimSettings, TrainSettings
-from trainer.data import ClipDataset
+from trainer.data.batch import Sample
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.distributed import Rank, any_rank, from_first, joined, mean_over_ranks
 from trainer.export import export_weights, weights_path
-from trainer.loader import Loader
 from trainer.losses.embeddings import Embeddings
-from trainer.objective import diagnostics
-from trainer.ranks import Rank, any_rank, from_first, joined, mean_over_ranks
-from trainer.sampling import check_references, choose_references, rank_references
+from trainer.losses.sorting.objective import diagnostics
+from trainer.metric_logging import Watch, features_below
+from trainer.model.backbone import Backbone, make_backbone, normalised_images
+from trainer.model.feature_sampling import check_references, choose_references, rank_references
+from trainer.model.lora import add_adapters
+from trainer.model.step import Step, batch_of, step_flops
+from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
 from trainer.schedule import compared_frames, learning_rate, step_seed, teacher_momentum
-from trainer.step import Step, batch_of, step_flops
-from trainer.student_teacher import Embedder, Projection, make_teacher, update_teacher
-from trainer.watch import Watch, features_below
 
 log = logging.getLogger(__name__)
 

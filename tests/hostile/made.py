@@ -9,7 +9,7 @@ from pathlib import Path
 import zstandard
 
 from trainer.config import DataSettings
-from trainer.streaming import StreamedClips
+from trainer.data.streaming import StreamedClips
 
 DEEP = b"[" * 100_000
 

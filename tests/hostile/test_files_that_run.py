@@ -17,8 +17,8 @@ import torch
 from manifests.settings import Settings, load_settings
 from shards.errors import PretrackError, SettingsError
 from tests.hostile.made import DEEP
-from trainer.backbone import read_weights
 from trainer.checkpoint import load_checkpoint
+from trainer.model.backbone import read_weights
 
 ROOT = Path(__file__).parents[2]
 

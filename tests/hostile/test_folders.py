@@ -25,10 +25,10 @@ from shards.writer import ClipMembers, Span, open_shard
 from tests.clips import grey_clip, make_clip, write_clips
 from tests.hostile.made import DEEP, streamed, track_bomb
 from tests.published import publish_clips
-from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.streaming import listed_tars
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.streaming import listed_tars
 
 
 @pytest.fixture

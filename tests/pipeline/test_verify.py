@@ -14,7 +14,7 @@ from manifests.tables import CLIPS
 from pipeline.inspection.verify import _COLUMNS, _tasks, _verify
 from tests.clips import grey_clip
 from tests.published import publish_clips
-from trainer.clips import Clip
+from trainer.data.clip_table import Clip
 
 SHARDS: list[dict[str, Any]] = [{"shard": f"a-train-00000{n}-00", "bytes": n, "checksum": f"c{n}", "clips": 3} for n in range(4)]
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainer.test_step import a_step, gradients, part_of
 from trainer.config import TrainSettings
-from trainer.ranks import joined
+from trainer.distributed import joined
 from trainer.train import forward_backward
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shards.errors import SettingsError
-from trainer.adapters import add_adapters
-from trainer.backbone import BACKBONES, make_backbone, normalised_images, read_weights
 from trainer.config import LoraSettings
-from trainer.student_teacher import Embedder, Projection, make_teacher, update_teacher
+from trainer.model.backbone import BACKBONES, make_backbone, normalised_images, read_weights
+from trainer.model.lora import add_adapters
+from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 

@@ -12,8 +12,8 @@ import yaml
 
 from manifests.settings import load_settings
 from shards.errors import SettingsError
-from trainer.backbone import BACKBONES
 from trainer.config import UPSTREAM, DataSettings, TrainSettings
+from trainer.model.backbone import BACKBONES
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 README = Path(__file__).parents[2] / "README.md"

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from shards.errors import PretrackError, ShardError
 from tests.clips import make_clip
 from tests.trainer.conftest import panning_clip, publish
-from trainer.batch import Sample, counted
-from trainer.clips import open_snapshots
 from trainer.config import DataSettings, TrackSettings, TrainSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
-from trainer.order import ClipOrder
-from trainer.views import choose_frames
+from trainer.data.augment import choose_frames
+from trainer.data.batch import Sample, counted
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.data.sampler import ClipOrder
 
 
 def data(*out: Path, **changes: object) -> DataSettings:
@@ -184,7 +184,7 @@ def test_batches_that_cannot_be_made_are_refused() -> None:
 
 
 def test_filters_say_what_they_leave_out(build: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "trainer.clips"):
+    with caplog.at_level("INFO", "trainer.data.clip_table"):
         assert len(dataset(data(build))) == 10
     assert "4 clips left out: split other than 'train'" in caplog.text
     assert len(dataset(data(build, split="eval"))) == 4

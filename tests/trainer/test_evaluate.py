@@ -21,17 +21,18 @@ from shards import jpeg
 from shards.clip import Camera, StoredClip
 from shards.errors import PretrackError
 from tests.trainer.conftest import HEIGHT, WIDTH, panning_clip, publish
-from trainer.backbone import Backbone, make_backbone
 from trainer.config import DataSettings, TrackSettings, TrainSettings
-from trainer.evaluate import labelfree, papers
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.heldout import HeldOut, read_held_out, relative_rotation, still_settings
-from trainer.evaluate.labelfree import Scores, by_clip, clips_to_draw, score
-from trainer.evaluate.measures import METRICS
-from trainer.evaluate.pictures import plot, principal_colours
+from trainer.evaluate.benchmarks.command import published_tables as papers
+from trainer.evaluate.evaluated_model import Subject, load_subject
+from trainer.evaluate.heldout.clips import HeldOut, read_held_out, relative_rotation, still_settings
+from trainer.evaluate.heldout.clips import label_free as labelfree
+from trainer.evaluate.heldout.label_free import Scores, by_clip, clips_to_draw, score
+from trainer.evaluate.heldout.measures import METRICS
+from trainer.evaluate.heldout.pictures import plot, principal_colours
 from trainer.evaluate.report import mean
-from trainer.evaluate.subject import Subject, load_subject
 from trainer.export import export_weights
+from trainer.model.backbone import Backbone, make_backbone
 
 GRID = 8
 NAMED = {metric.name: metric for metric in METRICS}

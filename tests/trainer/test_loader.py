@@ -27,11 +27,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from shards.errors import PretrackError, ShardError
 from tests.trainer.conftest import panning_clip, publish
-from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
-from trainer.order import ClipOrder
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.data.sampler import ClipOrder
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS, BATCH = 60, 6
@@ -299,11 +299,11 @@ def test_a_workers_memory_stays(build: Path) -> None:
 
 STILL_READING = """
 import sys
-from trainer.clips import open_snapshots
+from trainer.data.clip_table import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
-from trainer.streaming import StreamedClips
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.data.streaming import StreamedClips
 
 settings = DataSettings(out=[sys.argv[1]], size=64, step=2)
 dataset = ClipDataset(open_snapshots(settings), settings, seed=1)

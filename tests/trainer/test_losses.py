@@ -27,10 +27,10 @@ from trainer.config import ClusterSettings, InfoNCESettings, LossSettings, Smoot
 from trainer.losses.clusters import Clusters, sinkhorn
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
 from trainer.losses.info_nce import info_nce
-from trainer.losses.mix import Losses, make_losses
 from trainer.losses.smooth_ap import smooth_ap
+from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean
-from trainer.objective import make_objective, sorting_loss
+from trainer.losses.weighted_sum import Losses, make_losses
 from trainer.train import train
 
 README = Path(__file__).parents[2] / "configs" / "train" / "README.md"

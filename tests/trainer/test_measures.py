@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from trainer.evaluate.measures import (
+from trainer.evaluate.heldout.measures import (
     METRICS,
     Pair,
     consistency,

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainer.plain_loss import plain_loss
-from trainer import objective as objectives
-from trainer.backbone import Tokens
 from trainer.config import LossSettings
 from trainer.losses.embeddings import Embeddings
-from trainer.objective import Published, diagnostics, make_objective, sorting_loss
-from trainer.sampling import References, choose_references
-from trainer.student_teacher import Embedder, Projection, make_teacher
+from trainer.losses.sorting import objective as objectives
+from trainer.losses.sorting.objective import Published, diagnostics, make_objective, sorting_loss
+from trainer.model.backbone import Tokens
+from trainer.model.feature_sampling import References, choose_references
+from trainer.model.student_teacher import Embedder, Projection, make_teacher
 
 CLIPS, FRAMES, POINTS, SIZE, PATCH = 3, 4, 10, 64, 8
 PUBLISHED = LossSettings(objective="published", sorter="bitonic", detach_teacher=False)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from shards.errors import PretrackError
 from tests.trainer.conftest import panning_clip, publish
-from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.order import ClipOrder, Group, shares
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.sampler import ClipOrder, Group, shares
 
 
 def grouped(*sizes_and_weights: tuple[int, float]) -> list[Group]:

@@ -21,7 +21,7 @@ from tests.trainer.test_train import REPOSITORY, Make, assert_same, last_state
 from trainer import train as training
 from trainer.checkpoint import load_checkpoint, newest_checkpoint
 from trainer.config import TrainSettings
-from trainer.data import ClipDataset
+from trainer.data.dataset import ClipDataset
 from trainer.train import train
 
 

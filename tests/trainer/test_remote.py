@@ -23,13 +23,13 @@ from tests.clips import make_tracks
 from tests.object_store import BUCKET, Behaviour
 from tests.trainer.conftest import panning_clip, publish
 from tests.web_server import Served, web_server
-from trainer.cache import MemberCache
-from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
-from trainer.order import Item
-from trainer.views import choose_frames
+from trainer.data.augment import choose_frames
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.data.member_cache import MemberCache
+from trainer.data.sampler import Item
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import SettingsError
-from trainer.sampling import References, choose_references, crop_references, sample_points
+from trainer.model.feature_sampling import References, choose_references, crop_references, sample_points
 
 SIZE, PATCH = 64, 8
 GRID = SIZE // PATCH

@@ -10,8 +10,16 @@ from scipy.optimize import isotonic_regression
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from trainer import soft_rank as soft_rank_module
-from trainer.soft_rank import hard_rank, has_torchsort, isotonic_decreasing, soft_rank, soft_rank_torch, spearman, standardised
+from trainer.losses.sorting import soft_rank as soft_rank_module
+from trainer.losses.sorting.soft_rank import (
+    hard_rank,
+    has_torchsort,
+    isotonic_decreasing,
+    soft_rank,
+    soft_rank_torch,
+    spearman,
+    standardised,
+)
 
 torchsort = pytest.importorskip("torchsort")
 
@@ -77,7 +85,7 @@ def test_equal_values_have_finite_ranks_and_gradients() -> None:
 
 def test_says_once_which_path_is_used(caplog: pytest.LogCaptureFixture) -> None:
     has_torchsort.cache_clear()
-    with caplog.at_level("INFO", "trainer.soft_rank"):
+    with caplog.at_level("INFO", "trainer.losses.sorting.soft_rank"):
         soft_rank(rows(4), 0.1)
         soft_rank(rows(4), 0.1)
     assert [record.message for record in caplog.records] == ["soft ranks on cpu: torchsort"]

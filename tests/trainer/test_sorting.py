@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffsort import DiffSortNet
 
-from trainer.sorting import Distribution, Network, soft_permutation
+from trainer.losses.sorting.network import Distribution, Network, soft_permutation
 
 SIZES = [2, 5, 8, 11, 49, 64, pytest.param(100, marks=pytest.mark.slow)]
 

@@ -13,9 +13,9 @@ import torch
 from diffsort import DiffSortNet
 from torch import Tensor
 
-from trainer import sorting_loss
-from trainer.sorting import Distribution, Network, expected_ranks, soft_permutation
-from trainer.sorting_loss import Run, Sort, cross_entropy_rows, gpu_kernel, sorting_cross_entropy
+from trainer.losses.sorting import cross_entropy as sorting_loss
+from trainer.losses.sorting.cross_entropy import Run, Sort, cross_entropy_rows, gpu_kernel, sorting_cross_entropy
+from trainer.losses.sorting.network import Distribution, Network, expected_ranks, soft_permutation
 
 NETWORKS = pytest.mark.parametrize("network", ["bitonic", "odd_even"])
 DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["cauchy", "logistic"])
@@ -182,8 +182,8 @@ def test_expected_ranks_equal_the_permutation_times_positions(network: Network, 
 INTERPRETED = """
 import sys
 import torch
-from trainer import sorting_triton
-from trainer.sorting_loss import Sort, cross_entropy_rows
+from trainer.losses.sorting import triton_kernel as sorting_triton
+from trainer.losses.sorting.cross_entropy import Sort, cross_entropy_rows
 
 n = int(sys.argv[1])
 sorting_triton.MOST_LAYERS = n + 1  # nothing is compiled here
@@ -236,5 +236,5 @@ def test_pytorch_stands_in_where_the_kernel_does_not_run(caplog: pytest.LogCaptu
 
 @pytest.mark.slow
 def test_triton_is_imported_only_where_it_is_used() -> None:
-    code = "import sys, trainer.sorting, trainer.sorting_loss, trainer.objective; print('triton' in sys.modules)"
+    code = "import sys, trainer.losses.sorting.network, trainer.losses.sorting.cross_entropy, trainer.losses.sorting.objective; print('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

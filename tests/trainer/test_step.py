@@ -19,17 +19,24 @@ from torch import Tensor
 
 from shards.errors import PretrackError, SettingsError
 from tests.trainer.test_train import REPOSITORY, assert_same, last_state
-from trainer.adapters import add_adapters
-from trainer.backbone import make_backbone, normalised_images
-from trainer.batch import Sample
-from trainer.clips import open_snapshots
 from trainer.config import LoraSettings, TeacherSettings, TrainSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
-from trainer.ranks import Rank
-from trainer.sampling import References, choose_references, crop_references, needed_frames, rank_references, sample_points
+from trainer.data.batch import Sample
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.distributed import Rank
+from trainer.model.backbone import make_backbone, normalised_images
+from trainer.model.feature_sampling import (
+    References,
+    choose_references,
+    crop_references,
+    needed_frames,
+    rank_references,
+    sample_points,
+)
+from trainer.model.lora import add_adapters
+from trainer.model.step import Step, batch_of, step_flops
 from trainer.schedule import step_seed, teacher_momentum
-from trainer.step import Step, batch_of, step_flops
 from trainer.train import forward_backward, make_step, train
 
 Make = Callable[..., TrainSettings]

@@ -17,15 +17,15 @@ from shards.errors import PretrackError, SettingsError, ShardError
 from tests.clips import write_clips
 from tests.trainer.conftest import panning_clip, publish
 from tests.web_server import web_server
-from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
-from trainer.streaming import StreamedClips, listed_tars
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+from trainer.data.streaming import StreamedClips, listed_tars
 
 PLAIN: dict[str, Any] = {"anchor": "first", "direction": "forward", "crop": "centre", "flip": 0.0}
 """Nothing is drawn."""
-WHOLE_FILES = r"^http://.*sends files as a whole .*'trainer.streaming'$"
+WHOLE_FILES = r"^http://.*sends files as a whole .*'trainer.data.streaming'$"
 
 
 def settings_for(out: object, **changes: object) -> DataSettings:

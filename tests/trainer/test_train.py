@@ -21,17 +21,17 @@ from tests.trainer.conftest import panning_clip, publish
 from tests.trainer.plain_loss import plain_loss
 from trainer import train as training
 from trainer.__main__ import main
-from trainer.backbone import make_backbone, normalised_images
-from trainer.batch import counted
 from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
-from trainer.clips import open_snapshots
 from trainer.config import LossSettings, OptimSettings, TrainSettings
-from trainer.data import ClipDataset
-from trainer.loader import Loader
+from trainer.data.batch import counted
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
 from trainer.losses.embeddings import Embeddings
-from trainer.sampling import choose_references
+from trainer.model.backbone import make_backbone, normalised_images
+from trainer.model.feature_sampling import choose_references
+from trainer.model.step import batch_of
 from trainer.schedule import compared_frames, learning_rate, step_seed
-from trainer.step import batch_of
 from trainer.train import train
 
 Make = Callable[..., TrainSettings]

@@ -16,11 +16,11 @@ from PIL import Image
 from shards import jpeg
 from shards.errors import ShardError
 from shards.geometry import View
-from trainer.clips import open_snapshots
 from trainer.config import ColourSettings, DataSettings
-from trainer.data import ClipDataset
-from trainer.views import change_colours, choose_views
-from trainer.views import show as show_into
+from trainer.data.augment import change_colours, choose_views
+from trainer.data.augment import show as show_into
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
 
 
 def settings(**changes: object) -> DataSettings:

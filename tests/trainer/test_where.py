@@ -9,10 +9,10 @@ from pydantic import ValidationError
 
 from manifests.tables import CLIPS, table_of
 from shards.errors import SettingsError
-from trainer.clips import open_snapshots
 from trainer.config import DataSettings
-from trainer.data import ClipDataset
-from trainer.where import parse_filter
+from trainer.data.clip_filter import parse_filter
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
 
 EMPTY = {field.name: None for field in CLIPS}
 ROWS = [
@@ -63,7 +63,7 @@ def test_what_is_not_understood_is_said(text: str, message: str) -> None:
 
 def test_a_run_trains_on_what_fits(build: Path, caplog: pytest.LogCaptureFixture) -> None:
     s = DataSettings.model_validate({"out": build, "size": 64, "where": "key in ('made-01', 'made-04', 'made-12')"})
-    with caplog.at_level("INFO", "trainer.clips"):
+    with caplog.at_level("INFO", "trainer.data.clip_table"):
         dataset = ClipDataset(open_snapshots(s), s, seed=0)
     assert [dataset.clips[i].key for i in range(len(dataset))] == ["made-01", "made-04"]
     assert "8 clips left out: not key in" in caplog.text

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shards.errors import PretrackError, SettingsError
-from trainer.backbone import normalised_images
-from trainer.evaluate.subject import Subject
+from trainer.evaluate.evaluated_model import Subject
+from trainer.model.backbone import normalised_images
 
 PatchFeatures = Callable[[Tensor], Tensor]
 """uint8 RGB images [B, 3, H, W] → float32 features [B, h, w, D]. A side that patches do not fill is padded (`padding`)."""

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from trainer.config import ClusterSettings
+from trainer.distributed import over_ranks
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
-from trainer.ranks import over_ranks
 
 
 class Clusters(nn.Module):

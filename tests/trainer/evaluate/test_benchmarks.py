@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from tests.trainer.evaluate.navi_files import write_navi
 from tests.trainer.evaluate.spair_files import colour_features, noisy_features, write_spair
 from tests.trainer.evaluate.voc_files import write_voc
-from trainer.backbone import make_backbone
 from trainer.evaluate.__main__ import main
-from trainer.evaluate.benchmarks import differences
-from trainer.evaluate.spair import PASSES, SpairSettings, evaluate_spair
+from trainer.evaluate.benchmarks.command import differences
+from trainer.evaluate.benchmarks.spair import PASSES, SpairSettings, evaluate_spair
+from trainer.model.backbone import make_backbone
 
 OPTIONS = {"depth": 4, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 

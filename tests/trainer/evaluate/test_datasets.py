@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shards.errors import PretrackError
-from trainer.evaluate.datasets import open_image
+from trainer.evaluate.benchmarks.image_datasets import open_image
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from shards.errors import PretrackError, SettingsError
-from trainer.backbone import make_backbone, normalised_images
+from trainer.evaluate.evaluated_model import Subject
 from trainer.evaluate.features import level_features, padding, patch_features
-from trainer.evaluate.subject import Subject
+from trainer.model.backbone import make_backbone, normalised_images
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ["dino_small", "dinov2_reg_small", "dinov3_small"]

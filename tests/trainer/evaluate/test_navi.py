@@ -17,8 +17,7 @@ from PIL import Image
 from shards.errors import PretrackError, SettingsError
 from tests.trainer.evaluate.changing import changed
 from tests.trainer.evaluate.navi_files import ANGLES, DISTANCE, RADIUS, colour_features, random_features, write_navi
-from trainer.evaluate.measures import angle_between
-from trainer.evaluate.navi import (
+from trainer.evaluate.benchmarks.navi import (
     BINS,
     NaviResult,
     NaviSettings,
@@ -29,7 +28,8 @@ from trainer.evaluate.navi import (
     luminance_distance,
     nearest_with_ratio,
 )
-from trainer.evaluate.navi_data import list_views, nearest, read_crop, rotation_of
+from trainer.evaluate.benchmarks.navi_data import list_views, nearest, read_crop, rotation_of
+from trainer.evaluate.heldout.measures import angle_between
 
 SMALL = NaviSettings(size=64, matches=40, every=1)
 

@@ -15,16 +15,7 @@ from torch.nn.functional import normalize
 
 from tests.trainer.evaluate.changing import changed
 from tests.trainer.evaluate.navi_files import colour_features, write_navi
-from trainer.evaluate.navi_data import list_views, read_crop, unprojected
-from trainer.evaluate.navi_depth import (
-    ProbeSettings,
-    crop_normals,
-    evaluate_depth,
-    evaluate_normals,
-    relative_depth,
-    surface_normals,
-)
-from trainer.evaluate.probe import (
+from trainer.evaluate.benchmarks.dpt_probe import (
     Dpt,
     depth_loss,
     depth_metrics,
@@ -33,6 +24,15 @@ from trainer.evaluate.probe import (
     learning_rate,
     normals_loss,
     normals_metrics,
+)
+from trainer.evaluate.benchmarks.navi_data import list_views, read_crop, unprojected
+from trainer.evaluate.benchmarks.navi_depth import (
+    ProbeSettings,
+    crop_normals,
+    evaluate_depth,
+    evaluate_normals,
+    relative_depth,
+    surface_normals,
 )
 
 QUICK = ProbeSettings(size=32, every=2, steps=40, batch=4, rate=1e-2, hidden=8, relative=True, jitter=False, workers=0)

@@ -17,7 +17,7 @@ from PIL import Image
 from shards.errors import PretrackError, SettingsError
 from tests.trainer.evaluate.changing import changed
 from tests.trainer.evaluate.voc_files import colour_features, random_features, write_voc
-from trainer.evaluate.voc import (
+from trainer.evaluate.benchmarks.voc import (
     CLASSES,
     ClusteringSettings,
     RetrievalSettings,

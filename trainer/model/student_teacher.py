@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from trainer.backbone import Backbone, Tokens
-from trainer.ranks import gathered
-from trainer.sampling import References, crop_references, frames_of_clips, needed_frames, sample_points
+from trainer.distributed import gathered
+from trainer.model.backbone import Backbone, Tokens
+from trainer.model.feature_sampling import References, crop_references, frames_of_clips, needed_frames, sample_points
 
 
 class Projection(nn.Sequential):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from shards.errors import PretrackError, SettingsError
-from trainer.evaluate.datasets import NAVI, as_tensor, check_dataset, describing, open_image, read_json
+from trainer.evaluate.benchmarks.image_datasets import NAVI, as_tensor, check_dataset, describing, open_image, read_json
 
 Floats = NDArray[np.float64]
 

@@ -5,7 +5,7 @@ time, and only that, n numbers a row, waits for backward. It is had in adjoint f
 layer, a layer that keeps the part c of its wires a and b adds to the derivative of <P, T> by c the sum over items of
 (X_a - X_b) (Y_a - Y_b), where X = M1 ... Ml is the state before that layer and Y = T ML ... M(l+2) the one after it, seen from T.
 
-On CUDA a Triton kernel does this (`trainer.sorting_triton`). In PyTorch a state is [wires, items, rows]: a layer's pairs are a
+On CUDA a Triton kernel does this (`trainer.losses.sorting.triton_kernel`). In PyTorch a state is [wires, items, rows]: a layer's pairs are a
 reshape of the first axis, and every operation runs along rows, which lie side by side. After a block of the bitonic network only
 wires within its runs of 2^k have met: the state is then [wires, 2^k, rows], each wire's items being those of its run, which halves
 the work.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.sorting import Distribution, Network
+from trainer.losses.sorting.network import Distribution, Network
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class _CrossEntropy(torch.autograd.Function):
 def gpu_kernel(sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], device: torch.device) -> Compute:
     """The Triton kernel, tried on one row; where it is missing or cannot be had for this, a warning and `cross_entropy_rows`."""
     try:
-        kernel: Compute = import_module("trainer.sorting_triton").cross_entropy_rows
+        kernel: Compute = import_module("trainer.losses.sorting.triton_kernel").cross_entropy_rows
         row = torch.zeros(1, n, device=device)
         kernel(row, row, sorts, 1e-6, wanted)
     except Exception as error:  # whatever it is, PyTorch does without
@@ -241,7 +241,7 @@ def narrowed(state: Tensor, width: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def layers(network: Network, n: int, device: torch.device) -> list[Layer]:
-    """The layers of a network of n wires, or, for `bitonic`, of the next power of two (`trainer.sorting.network_layers`)."""
+    """The layers of a network of n wires, or, for `bitonic`, of the next power of two (`trainer.losses.sorting.network.network_layers`)."""
     if network == "odd_even":
         starts = [layer % 2 for layer in range(n)]
         one = torch.ones(1, 1, 1, device=device)

@@ -22,8 +22,8 @@ from manifests.tables import CLIPS, read_table
 from shards.errors import PretrackError
 from shards.files import absolute, location
 from trainer.config import DataSettings
-from trainer.order import Group
-from trainer.where import parse_filter
+from trainer.data.clip_filter import parse_filter
+from trainer.data.sampler import Group
 
 logger = logging.getLogger(__name__)
 

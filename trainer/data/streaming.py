@@ -1,6 +1,6 @@
 """Clips from tars that are read from front to back: where parts of files cannot be had, or where there are tars and no tables.
 
-`trainer.data` is the better way wherever it works. Here every byte of a tar is read, most of them for frames that are not shown;
+`trainer.data.dataset` is the better way wherever it works. Here every byte of a tar is read, most of them for frames that are not shown;
 clips are shuffled by whole tars and within a buffer only; there is no place to go on from; and what only the tables know (`where`,
 `weights`, `shuffle_shards`) is not to be had.
 """
@@ -37,11 +37,11 @@ from shards.errors import PretrackError, SettingsError, ShardError
 from shards.files import location, read_whole
 from shards.geometry import View
 from shards.reader import Tail, read_tar
-from trainer.batch import Decoded, Sample, first_of
-from trainer.clips import least_room, room
 from trainer.config import DataSettings
-from trainer.loader import begin_worker, clean_processes, end_with_process, unwrapped
-from trainer.views import choose_frames, choose_views
+from trainer.data.augment import choose_frames, choose_views
+from trainer.data.batch import Decoded, Sample, first_of
+from trainer.data.clip_table import least_room, room
+from trainer.data.loader import begin_worker, clean_processes, end_with_process, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ def _opened(tar: str) -> AbstractContextManager[BinaryIO]:
 
 
 def _fits(info: ClipInfo, tracks: Tracks, settings: DataSettings) -> bool:
-    """Whether a clip is one that `trainer.clips.choose_clips` would take."""
+    """Whether a clip is one that `trainer.data.clip_table.choose_clips` would take."""
     frames = pa.table({"anchors": [tracks.anchors.tolist()], "frames": [info.frames]})
     large = settings.crop != "native" or min(info.width, info.height) >= settings.size
     return info.split == settings.split and large and bool(room(frames, settings)[0] >= least_room(settings))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shards.geometry import View, inside
 from trainer.config import DataSettings, TrackSettings
-from trainer.views import change_colours, seen_by, show
+from trainer.data.augment import change_colours, seen_by, show
 
 
 class Sample(TypedDict):

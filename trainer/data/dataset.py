@@ -18,12 +18,12 @@ from shards.codec import decode_frames
 from shards.errors import ShardError
 from shards.files import Location
 from shards.reader import read_members
-from trainer.batch import Decoded, Sample, first_of
-from trainer.cache import MemberCache
-from trainer.clips import Clip, choose_clips, mixed_groups
 from trainer.config import DataSettings
-from trainer.order import ClipOrder, Item
-from trainer.views import choose_frames, choose_views
+from trainer.data.augment import choose_frames, choose_views
+from trainer.data.batch import Decoded, Sample, first_of
+from trainer.data.clip_table import Clip, choose_clips, mixed_groups
+from trainer.data.member_cache import MemberCache
+from trainer.data.sampler import ClipOrder, Item
 
 logger = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from trainer.config import LossSettings
 from trainer.losses.embeddings import Embeddings
-from trainer.soft_rank import correlation, hard_rank, soft_rank, spearman, standardised
-from trainer.sorting import Distribution, Network, expected_ranks, soft_permutation
-from trainer.sorting_loss import sorting_cross_entropy
+from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
+from trainer.losses.sorting.network import Distribution, Network, expected_ranks, soft_permutation
+from trainer.losses.sorting.soft_rank import correlation, hard_rank, soft_rank, spearman, standardised
 
 
 class Objective(Protocol):

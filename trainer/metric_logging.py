@@ -18,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shards.errors import SettingsError
 from trainer.config import RunSettings, TrainSettings
-from trainer.evaluate.pictures import principal_colours
-from trainer.ranks import Rank, mean_over_ranks
+from trainer.distributed import Rank, mean_over_ranks
+from trainer.evaluate.heldout.pictures import principal_colours
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "4090": 165e12, "V100": 125e12}
 """Dense bfloat16 (V100: float16) operations per second, by what a device's name holds: NVIDIA's data sheets."""

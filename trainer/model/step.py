@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.backbone import Tokens, normalised_images
-from trainer.batch import Sample, counted
 from trainer.config import TrainSettings
+from trainer.data.batch import Sample, counted
 from trainer.losses.embeddings import Embeddings
-from trainer.losses.mix import Losses
-from trainer.sampling import References, frames_of_clips
-from trainer.student_teacher import Embedder
+from trainer.losses.weighted_sum import Losses
+from trainer.model.backbone import Tokens, normalised_images
+from trainer.model.feature_sampling import References, frames_of_clips
+from trainer.model.student_teacher import Embedder
 
 
 @dataclass(frozen=True)

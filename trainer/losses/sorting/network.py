@@ -5,7 +5,7 @@ c = F(steepness * (b - a)) is near 1 if a is the smaller and F is the distributi
 Seen from one wire: it keeps the part F(steepness * sign * (partner - self)) of itself, sign +1 where it is to hold the smaller.
 
 `soft_permutation` is the network as it is defined, and autograd keeps every layer of it. For a loss of two permutations see
-`trainer.sorting_loss`, which keeps next to nothing.
+`trainer.losses.sorting.cross_entropy`, which keeps next to nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Depth and surface normals on NAVI by a DPT probe: how much of an object's shape do frozen features hold? After Probe3D.
 
-The probe (`trainer.evaluate.probe`) is trained on the multiview photographs and scored on the wild sets. Probe3D computes its true
+The probe (`trainer.evaluate.benchmarks.dpt_probe`) is trained on the multiview photographs and scored on the wild sets. Probe3D computes its true
 normals with the principal point in the corner of the crop: those of a plane tilted by 45 degrees are some 12 to 21 degrees off.
 `snorm_gt: probe3d` does the same, for comparison with its table; `true` puts it where it is and leaves out silhouettes, where depth
 has no neighbour.
@@ -25,10 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
-from trainer.evaluate.datasets import NAVI
-from trainer.evaluate.features import LevelFeatures
-from trainer.evaluate.navi_data import Crop, View, list_views, nearest, read_crop, unprojected
-from trainer.evaluate.probe import (
+from trainer.evaluate.benchmarks.dpt_probe import (
     BINS,
     Dpt,
     depth_loss,
@@ -39,6 +36,9 @@ from trainer.evaluate.probe import (
     normals_metrics,
     train_probe,
 )
+from trainer.evaluate.benchmarks.image_datasets import NAVI
+from trainer.evaluate.benchmarks.navi_data import Crop, View, list_views, nearest, read_crop, unprojected
+from trainer.evaluate.features import LevelFeatures
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 

@@ -3,7 +3,7 @@
     python -m trainer.evaluate labelfree out/mixed --model base=runs/a:first --model trained=runs/a --out runs/a/evaluation
 
 Every model sees the same frames and the same points, at as many pixels as give it the same grid of patches: 224 for patches of 14,
-256 for patches of 16. Figures (`trainer/evaluate/measures.py` says of what) are means over clips, and so are those by frame
+256 for patches of 16. Figures (`trainer/evaluate/heldout/measures.py` says of what) are means over clips, and so are those by frame
 gap, by viewpoint where poses are stored, and by source. The first model is the base that the others are compared with, by a paired
 bootstrap over videos, each with all its clips. Two further columns say what these clips are worth: the answer "it has not moved",
 and chance.
@@ -34,14 +34,13 @@ from manifests.snapshot import open_snapshot
 from manifests.wording import counted
 from shards.errors import SettingsError
 from trainer.config import DataSettings, TrackSettings
-from trainer.evaluate import measures, pictures
 from trainer.evaluate.bootstrap import RESAMPLES, Difference, difference
+from trainer.evaluate.evaluated_model import Subject, add_model_arguments, load_subjects
 from trainer.evaluate.features import patch_features
-from trainer.evaluate.heldout import HeldOut, HeldOutClip, read_held_out, still_settings
-from trainer.evaluate.measures import METRICS, Measures, Metric, Pair, effective_rank, figure, mean_cosine
+from trainer.evaluate.heldout.clips import HeldOut, HeldOutClip, measures, pictures, read_held_out, still_settings
+from trainer.evaluate.heldout.measures import METRICS, Measures, Metric, Pair, effective_rank, figure, mean_cosine
 from trainer.evaluate.report import mean, table_of_differences
 from trainer.evaluate.results import aligned, number, versions, write_results
-from trainer.evaluate.subject import Subject, add_model_arguments, load_subjects
 
 BANK = 320
 """Patches of other clips that a point's similarities are ordered against."""

@@ -33,7 +33,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
 from manifests.wording import counted
 from shards.errors import SettingsError
-from trainer.evaluate.datasets import SPAIR, as_tensor, check_dataset, describing, open_image, read_json
+from trainer.evaluate.benchmarks.image_datasets import SPAIR, as_tensor, check_dataset, describing, open_image, read_json
 from trainer.evaluate.features import PatchFeatures, maps_of, padding
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain

@@ -13,8 +13,8 @@ from trainer.losses.clusters import Clusters
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.info_nce import info_nce
 from trainer.losses.smooth_ap import smooth_ap
+from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean
-from trainer.objective import make_objective, sorting_loss
 
 Loss = Callable[[Embeddings], Tensor]
 """A batch → a scalar."""

@@ -27,7 +27,7 @@ from torch.nn.functional import interpolate, normalize, one_hot
 from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
 from shards.errors import PretrackError, SettingsError
-from trainer.evaluate.datasets import VOC, as_tensor, check_dataset, open_image
+from trainer.evaluate.benchmarks.image_datasets import VOC, as_tensor, check_dataset, open_image
 from trainer.evaluate.features import PatchFeatures, maps_of
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain

@@ -21,11 +21,11 @@ from manifests.wording import counted as said
 from shards.clip import Camera, ClipInfo
 from shards.errors import PretrackError
 from shards.reader import read_members
-from trainer.batch import counted
 from trainer.config import DataSettings, TrackSettings
-from trainer.data import ClipDataset
-from trainer.evaluate.measures import angle_between
-from trainer.views import choose_frames
+from trainer.data.augment import choose_frames
+from trainer.data.batch import counted
+from trainer.data.dataset import ClipDataset
+from trainer.evaluate.heldout.measures import angle_between
 
 COLUMNS = ["key", "shard", "json_offset", "json_size", "checksum"]
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from trainer.evaluate.heldout import HeldOutClip
-from trainer.evaluate.measures import MOVING, found_at
+from trainer.evaluate.heldout.clips import HeldOutClip
+from trainer.evaluate.heldout.measures import MOVING, found_at
 
 Picture = NDArray[np.uint8]
 

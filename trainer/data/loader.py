@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from shards.errors import PretrackError
-from trainer.batch import Decoded, Sample, empty_memory
-from trainer.data import ClipDataset
-from trainer.order import ClipOrder, Item
+from trainer.data.batch import Decoded, Sample, empty_memory
+from trainer.data.dataset import ClipDataset
+from trainer.data.sampler import ClipOrder, Item
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ def clean_processes() -> BaseContext:
     They share the memory of what that one has imported; workers that start from nothing take 360 MB each.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(["trainer.forkserver"])
+    context.set_forkserver_preload(["trainer.data.forkserver"])
     return context
 
 

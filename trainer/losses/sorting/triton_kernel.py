@@ -1,4 +1,4 @@
-"""The cross-entropy of two soft permutations and its gradients on a GPU: `trainer.sorting_loss` says how; imported only there.
+"""The cross-entropy of two soft permutations and its gradients on a GPU: `trainer.losses.sorting.cross_entropy` says how; imported only there.
 
 A program, one warp, is a row. It takes a few of the row's items at a time through the whole computation, since items meet only in
 the gradient's sums: their parts of all wires, [items, wires], lie in registers, and a layer fetches each wire's partner from
@@ -18,10 +18,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.sorting import Network, network_layers
+from trainer.losses.sorting.network import Network, network_layers
 
 if TYPE_CHECKING:
-    from trainer.sorting_loss import Sort
+    from trainer.losses.sorting.cross_entropy import Sort
 
 ITEMS = 2
 """Items of a row that are worked on together."""
@@ -143,7 +143,7 @@ def _rows(
 def cross_entropy_rows(
     x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `trainer.sorting_loss.cross_entropy_rows`, of float32 rows, at least one. `ValueError`: the network is too deep."""
+    """As `trainer.losses.sorting.cross_entropy.cross_entropy_rows`, of float32 rows, at least one. `ValueError`: the network is too deep."""
     n = x.shape[1]
     partners, signs = _tables(sorts[0].network, n, x.device)
     if len(partners) > MOST_LAYERS:

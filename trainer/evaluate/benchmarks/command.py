@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.settings import Settings, check_settings
+from trainer.evaluate.benchmarks.navi import NaviSettings, evaluate_navi
+from trainer.evaluate.benchmarks.navi_depth import ProbeSettings, evaluate_depth, evaluate_normals
+from trainer.evaluate.benchmarks.published_tables import beside
+from trainer.evaluate.benchmarks.spair import SpairSettings, evaluate_spair
+from trainer.evaluate.benchmarks.voc import ClusteringSettings, RetrievalSettings, evaluate_clustering, evaluate_retrieval
 from trainer.evaluate.bootstrap import Difference, difference
+from trainer.evaluate.evaluated_model import add_model_arguments, load_subjects
 from trainer.evaluate.features import level_features, patch_features
-from trainer.evaluate.navi import NaviSettings, evaluate_navi
-from trainer.evaluate.navi_depth import ProbeSettings, evaluate_depth, evaluate_normals
-from trainer.evaluate.papers import beside
 from trainer.evaluate.report import table_of_differences
 from trainer.evaluate.results import versions, write_results
-from trainer.evaluate.spair import SpairSettings, evaluate_spair
-from trainer.evaluate.subject import add_model_arguments, load_subjects
-from trainer.evaluate.voc import ClusteringSettings, RetrievalSettings, evaluate_clustering, evaluate_retrieval
 
 
 class Result(Protocol):
@@ -40,7 +40,7 @@ class Result(Protocol):
         """Figures that are means over pairs or photographs: the value of each, by its name."""
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """The published tables (`trainer.evaluate.papers`) that a row of ours fits, and that row."""
+        """The published tables (`trainer.evaluate.benchmarks.published_tables`) that a row of ours fits, and that row."""
 
 
 @dataclass(frozen=True)

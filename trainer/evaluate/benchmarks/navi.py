@@ -30,10 +30,10 @@ from torch.nn.functional import interpolate, normalize
 from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
 from shards.errors import SettingsError
-from trainer.evaluate.datasets import NAVI
+from trainer.evaluate.benchmarks.image_datasets import NAVI
+from trainer.evaluate.benchmarks.navi_data import Crop, View, list_views, read_crop
 from trainer.evaluate.features import PatchFeatures, maps_of
-from trainer.evaluate.measures import angle_between
-from trainer.evaluate.navi_data import Crop, View, list_views, read_crop
+from trainer.evaluate.heldout.measures import angle_between
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from shards.errors import SettingsError
-from trainer.backbone import Backbone
 from trainer.config import LoraSettings
+from trainer.model.backbone import Backbone
 
 
 def add_adapters(backbone: Backbone, settings: LoraSettings) -> None:

@@ -11,9 +11,9 @@ import torch
 import xxhash
 
 from shards.errors import SettingsError
-from trainer.backbone import Backbone, make_backbone
 from trainer.config import DataSettings
 from trainer.export import exported_weights, read_description
+from trainer.model.backbone import Backbone, make_backbone
 
 WHERE = """where a model comes from:
   RUN                    a training run's folder: the weights after its last step
