@@ -24,7 +24,7 @@ test: setup
 
 # Kills builds a hundred times at random moments: some twenty minutes.
 soak: setup
-	$(RUN)/python -m tests.pipeline.soak --kills 100
+	$(RUN)/python -m tests.helpers.soak --kills 100
 
 # The tests without the slow ones: less than two minutes on two cores.
 quick: setup

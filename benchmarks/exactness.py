@@ -2,7 +2,7 @@
 
 Prints the largest differences, values and gradients: our networks from `diffsort`, our soft ranks from `torchsort`. Gradients are
 of a random linear function of the result, relative to the largest gradient. The whole published loss is compared with a plain
-transcription of its formula in tests/trainer/test_objective.py.
+transcription of its formula in tests/trainer/losses/sorting/test_objective.py.
 """
 
 from __future__ import annotations

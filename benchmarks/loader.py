@@ -38,7 +38,7 @@ from shards import jpeg
 from shards.codec import decode_frames, encode_tracks
 from shards.geometry import View, inside
 from shards.reader import iterate_shard
-from tests.web_server import web_server
+from tests.helpers.web_server import web_server
 from trainer.config import DataSettings
 from trainer.data.augment import show
 from trainer.data.batch import empty_memory

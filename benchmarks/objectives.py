@@ -25,7 +25,8 @@ from shards.files import write_whole
 from trainer.config import DataSettings, TrackSettings, TrainSettings
 from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.evaluated_model import load_subject
-from trainer.evaluate.heldout.clips import HeldOut, pictures, read_held_out, still_settings
+from trainer.evaluate.heldout import pictures
+from trainer.evaluate.heldout.clips import HeldOut, read_held_out, still_settings
 from trainer.evaluate.heldout.label_free import Scores, by_clip, score
 from trainer.evaluate.heldout.measures import METRICS
 from trainer.evaluate.report import mean

@@ -10,13 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-LONG = ("test_cluster", "test_cotracker3", "test_survival")
+LONG = ("test_ray_cluster", "test_cotracker3", "test_survival")
 """The pipeline's that go with the others, or it would take longer than these."""
 
 
 def main(options: list[str]) -> int:
     """Runs both, shows the output of the first as it comes and that of the other at the end; the larger exit status."""
-    of_pipeline = [str(path) for path in sorted(Path("tests/pipeline").glob("test_*.py")) if path.stem not in LONG]
+    of_pipeline = [str(path) for path in sorted(Path("tests/pipeline").rglob("test_*.py")) if path.stem not in LONG]
     first_paths = [*of_pipeline, "tests/test_examples.py"]
     command = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile() as output:

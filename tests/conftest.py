@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.environment import environment
-from tests.object_store import Behaviour, faulty_store
+from tests.helpers.environment import environment
+from tests.helpers.object_store import Behaviour, faulty_store
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily keep those of the tests beside from working
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's "&" ignores it, and so would what tests start and stop

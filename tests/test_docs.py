@@ -25,8 +25,8 @@ from pipeline.cli import app
 from pipeline.config import BuildSettings
 from pipeline.inspection.sql import Questions
 from shards.clip import Camera, ClipInfo
-from tests.clips import make_clip
-from tests.published import publish_clips
+from tests.helpers.clips import make_clip
+from tests.helpers.published import publish_clips
 from trainer.config import DataSettings, LossSettings, TrainSettings
 
 REPOSITORY = Path(__file__).parent.parent

@@ -25,9 +25,9 @@ from pipeline.inspection.contact_sheet import read_clip
 from pipeline.sources.video import Failure, Video
 from shards.errors import SettingsError
 from shards.reader import iterate_shard
-from tests.clips import make_clip
-from tests.pipeline.panning import STEP, panning_frames
-from tests.published import publish_clips
+from tests.helpers.clips import make_clip
+from tests.helpers.panning import STEP, panning_frames
+from tests.helpers.published import publish_clips
 
 REPOSITORY = Path(__file__).parent.parent
 EXAMPLES = REPOSITORY / "examples"

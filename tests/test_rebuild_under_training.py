@@ -20,7 +20,7 @@ from pipeline.config import BuildSettings
 from pipeline.execution.build import build
 from pipeline.execution.garbage_collection import collect
 from pipeline.monitoring.progress import Progress
-from tests.pipeline.panning import panning_frames, write_video
+from tests.helpers.panning import panning_frames, write_video
 
 STEPS = 40
 QUIET = Progress(quiet=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clips import make_clip
-from tests.published import publish_clips
+from tests.helpers.clips import make_clip
+from tests.helpers.published import publish_clips
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("shards", "manifests", "pipeline", "trainer")

@@ -16,7 +16,7 @@ import torch
 
 from manifests.settings import Settings, load_settings
 from shards.errors import PretrackError, SettingsError
-from tests.hostile.made import DEEP
+from tests.helpers.hostile import DEEP
 from trainer.checkpoint import load_checkpoint
 from trainer.model.backbone import read_weights
 

@@ -22,9 +22,9 @@ from shards.errors import PretrackError, ShardError
 from shards.reader import read_members
 from shards.verify import verify_shard
 from shards.writer import ClipMembers, Span, open_shard
-from tests.clips import grey_clip, make_clip, write_clips
-from tests.hostile.made import DEEP, streamed, track_bomb
-from tests.published import publish_clips
+from tests.helpers.clips import grey_clip, make_clip, write_clips
+from tests.helpers.hostile import DEEP, streamed, track_bomb
+from tests.helpers.published import publish_clips
 from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset

@@ -29,8 +29,8 @@ from shards.clip import LARGEST_DESCRIPTION, ClipInfo
 from shards.codec import decode_frames, decode_tracks, encode_tracks
 from shards.errors import ShardError
 from shards.reader import iterate_shard
-from tests.clips import make_clip, make_tracks
-from tests.hostile.made import DEEP, streamed, track_bomb
+from tests.helpers.clips import make_clip, make_tracks
+from tests.helpers.hostile import DEEP, streamed, track_bomb
 
 
 def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], kind: str = "w") -> Path:

@@ -11,7 +11,7 @@ import ray
 
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
-from tests.pipeline.pictures import VIDEOS, settings_for, write_images
+from tests.helpers.pictures import VIDEOS, settings_for, write_images
 
 
 @pytest.fixture(scope="package", autouse=True)

@@ -23,7 +23,7 @@ from shards.files import (
     write_whole,
     written_whole,
 )
-from tests.object_store import BUCKET, Behaviour
+from tests.helpers.object_store import BUCKET, Behaviour
 
 
 @pytest.fixture

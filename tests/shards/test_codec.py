@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shards.clip import Tracks
 from shards.codec import LARGEST_TRACKS, decode_frames, decode_tracks, encode_tracks
 from shards.errors import ShardError
-from tests.clips import make_tracks
+from tests.helpers.clips import make_tracks
 
 
 def packed(tracks: Tracks) -> bytes:

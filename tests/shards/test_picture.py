@@ -13,7 +13,7 @@ import pytest
 from pipeline.inspection.draw import draw_clip
 from shards.clip import StoredClip
 from shards.picture import thinned
-from tests.clips import make_clip
+from tests.helpers.clips import make_clip
 
 
 def shown(clip: StoredClip) -> ET.Element:

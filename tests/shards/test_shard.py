@@ -20,7 +20,7 @@ from shards.files import TEMPORARY
 from shards.reader import iterate_shard, read_members
 from shards.verify import verify_shard
 from shards.writer import ClipMembers, Span, open_shard
-from tests.clips import make_clip, make_tracks, write_clips
+from tests.helpers.clips import make_clip, make_tracks, write_clips
 
 KEYS = ["made-a-00000000-000000", "made-b-00000000-000024"]
 

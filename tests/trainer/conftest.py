@@ -18,7 +18,7 @@ from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, TrackSum
 from shards import jpeg
 from shards.clip import StoredClip, Tracks
 from shards.geometry import grid_points
-from tests.clips import make_clip, write_clips
+from tests.helpers.clips import make_clip, write_clips
 from trainer.config import TrainSettings
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from shards.errors import PretrackError
+from tests.helpers.plain_sorting_loss import plain_loss
 from tests.trainer.conftest import panning_clip, publish
-from tests.trainer.plain_loss import plain_loss
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint

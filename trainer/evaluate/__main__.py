@@ -7,8 +7,8 @@ import logging
 import sys
 
 from shards.errors import PretrackError, disk_sentence
-from trainer.evaluate.benchmarks.command import command as benchmarks
-from trainer.evaluate.heldout.clips import label_free as labelfree
+from trainer.evaluate.benchmarks import command as benchmarks
+from trainer.evaluate.heldout import label_free as labelfree
 
 EVALUATIONS = (labelfree, benchmarks)
 """Each has `add_command(commands)`, which adds its parser and sets that parser's `run` to a function of the parsed arguments."""

@@ -37,7 +37,8 @@ from trainer.config import DataSettings, TrackSettings
 from trainer.evaluate.bootstrap import RESAMPLES, Difference, difference
 from trainer.evaluate.evaluated_model import Subject, add_model_arguments, load_subjects
 from trainer.evaluate.features import patch_features
-from trainer.evaluate.heldout.clips import HeldOut, HeldOutClip, measures, pictures, read_held_out, still_settings
+from trainer.evaluate.heldout import measures, pictures
+from trainer.evaluate.heldout.clips import HeldOut, HeldOutClip, read_held_out, still_settings
 from trainer.evaluate.heldout.measures import METRICS, Measures, Metric, Pair, effective_rank, figure, mean_cosine
 from trainer.evaluate.report import mean, table_of_differences
 from trainer.evaluate.results import aligned, number, versions, write_results

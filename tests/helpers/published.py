@@ -1,0 +1,52 @@
+"""Published snapshots of given clips, for tests that read a finished build and need no pipeline to make one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from manifests.receipt import shard_name, shard_path
+from manifests.snapshot import Snapshot, publish_snapshot
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, TrackSummary, clip_row, table_of
+from shards.clip import StoredClip
+from tests.helpers.clips import write_clips
+
+
+def publish_clips(
+    out: Path,
+    clips: Sequence[StoredClip],
+    *,
+    motion: Sequence[float] = (),
+    settings: dict[str, Any] | None = None,
+    failures: Sequence[dict[str, str]] = (),
+) -> Snapshot:
+    """Writes clips as one shard and publishes a snapshot of them and their videos."""
+    group = "made-train-000000"
+    members, size, checksum = write_clips(out / "shards" / "new.tar", list(clips))
+    shard = shard_name(group, checksum)
+    (out / "shards" / "new.tar").rename(str(shard_path(out, shard)))
+    rows = [
+        clip_row(
+            shard,
+            clip.info,
+            members[clip.info.key],
+            TrackSummary(
+                anchors=tuple(clip.tracks.anchors.tolist()),
+                points=clip.tracks.positions.shape[2],
+                visible_fraction=float(clip.tracks.visibility.mean()) / 255,
+                motion=motion[number] if motion else 0.1,
+            ),
+        )
+        for number, clip in enumerate(clips)
+    ]
+    of_video = ("source", "dataset", "video_id", "sequence", "split", "terms")
+    videos = {(clip.info.source, clip.info.video_id): {name: getattr(clip.info, name) for name in of_video} for clip in clips}
+    row = ShardRow(shard, group, "made", "train", len(rows), size, checksum, "f", "t", "{}", "{}", 2.0, 6.0, 0.5, 0)
+    tables = {
+        "videos": table_of(videos.values(), VIDEOS),
+        "clips": table_of(rows, CLIPS),
+        "shards": table_of([row], SHARDS),
+        "failures": table_of(failures, FAILURES),
+    }
+    return publish_snapshot(out, tables, settings or {})

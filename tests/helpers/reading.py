@@ -1,0 +1,46 @@
+"""A rank that reads clips: `python -m tests.helpers.reading JSON`. Killed at any moment, what it wrote is there.
+
+Before it goes on to the next batch it appends a line of JSON to its file: the batch's keys and a digest of its content, and the
+loader's state after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainer.config import DataSettings
+from trainer.data.clip_table import open_snapshots
+from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
+
+
+def read(
+    path: Path, data: dict[str, Any], steps: int, batch: int, rank: int, world: int, workers: int, state: dict[str, Any] | None
+) -> None:
+    """Reads `steps` batches, from `state` on if there is one."""
+    torch.set_num_threads(1)
+    settings = DataSettings.model_validate(data)
+    dataset = ClipDataset(open_snapshots(settings), settings, seed=7)
+    loader = Loader(dataset, dataset.order(batch, rank, world), workers)
+    if state:
+        loader.load_state_dict(state)
+    with path.open("a") as file:
+        for sample in islice(loader, steps):
+            clips = [
+                [key, hashlib.sha1(frames.numpy().tobytes() + points.numpy().tobytes()).hexdigest()]
+                for key, frames, points in zip(sample["key"], sample["frames"], sample["positions"], strict=True)
+            ]
+            file.write(json.dumps({"clips": clips, "state": loader.state_dict()}) + "\n")
+            file.flush()
+
+
+if __name__ == "__main__":
+    arguments = json.loads(sys.argv[1])
+    read(Path(arguments.pop("path")), **arguments)

@@ -1,0 +1,205 @@
+"""The `pretrack` command as a user runs it: what it prints, how it ends, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from tests.helpers.panning import panning_frames, write_video
+
+CONFIG = """
+sources:
+  - {{dataset: video_folder, name: pans, root: {root}}}
+frames: {{clip_frames: 10, min_frames: 6, short_side: 64}}
+tracks: {{tracker: lucas_kanade, grid: 4, anchors: [0]}}
+split: {{eval_fraction: 0.0}}
+ray: {{cpus: 2}}
+out: {out}
+"""
+
+
+def pretrack(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    for seed, frames in enumerate((22, 12)):
+        write_video(root / "videos" / f"{seed}.mp4", panning_frames(seed, frames))
+    (root / "videos" / "bad.mp4").write_text("no video")
+    path = root / "config.yaml"
+    path.write_text(CONFIG.format(root=root / "videos", out=root / "out") + "max_failed_videos: 0.5\n")
+    return path
+
+
+@pytest.mark.slow
+def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
+    out = config.parent / "out"
+    found = pretrack("catalog", config)
+    assert found.returncode == 0, found.stderr
+    assert "bad.mp4" in found.stdout
+    assert "cannot be opened as a video" in " ".join(found.stdout.split())
+
+    planned = json.loads(pretrack("plan", config, "--json").stdout)
+    assert [(shard["action"], shard["reason"], shard["clips"]) for shard in planned["shards"]] == [("build", "new", 3)]
+    assert not (out / "shards").exists(), "planning makes nothing"
+
+    built = pretrack("build", config)
+    assert built.returncode == 0, built.stderr
+    assert "1 shard made, 0 kept; snapshot 000001 has 3 clips; 1 note on" in built.stdout
+    assert "making shards: 3 of 3 clips" in built.stderr, "progress goes line by line where there is no terminal"
+    assert "\x1b[" not in built.stdout + built.stderr
+    assert "nothing to do, 1 shard kept" in pretrack("build", config).stdout
+    shown = pretrack("status", config).stdout
+    assert "build: finished, 3 of 3 clips" in shown
+    assert "shards: 1 done, 0 running, 0 failed, 0 left" in shown
+    assert "the slowest stage is" in shown
+    assert "pretrack build CONFIG --retry-failed" in shown
+
+    verified = pretrack("verify", out, "--json")
+    assert verified.returncode == 0
+    assert json.loads(verified.stdout) == {"snapshot": "000001", "shards": 1, "clips": 3, "problems": []}
+    state = json.loads(pretrack("status", out, "--json").stdout)
+    assert state["snapshot"]["failures"] == [{"stage": "scan", "reason": "unreadable video", "count": 1}]
+
+    drawn = pretrack("show", config, "--clip", "0_mp4", "--to", tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png", ".png"], drawn.stderr
+    gallery = pretrack("show", config, "--open", "--to", tmp_path / "gallery", "--json")
+    assert json.loads(gallery.stdout)["clips"] == 3, gallery.stderr
+    assert (tmp_path / "gallery" / "index.html").is_file()
+    reported = pretrack("report", config)
+    assert reported.returncode == 0, reported.stderr
+    assert reported.stdout.endswith(f"{out}/pictures/report/index.html\n")
+    seen = pretrack("plan", config, "tracks.grid=5").stdout
+    (cells,) = [[cell.strip() for cell in line.split("│")[1:-1]] for line in seen.splitlines() if "grid 4" in line]
+    assert cells[:4] == ["retrack", "tracks.grid 4 → 5", "1", "3"]
+    assert "kB" in cells[4]
+    assert cells[5].endswith("s"), "worker time, judged by the first build"
+    assert "worker time in all: " in seen
+    costs = json.loads(pretrack("plan", config, "tracks.grid=5", "--json").stdout)
+    assert costs["worker_seconds"] == costs["costs"][0]["seconds"] > 0
+    retracked = pretrack("build", config, "tracks.grid=5", "--json-logs")
+    assert "1 shard made" in retracked.stdout
+    logged = [json.loads(line) for line in retracked.stderr.splitlines()]
+    expected = ["build started", "tracker ready", "shard made", "snapshot published", "build finished"]
+    assert [event["event"] for event in logged] == expected
+    assert logged[2].keys() >= {"time", "message", "shard", "clips", "failures", "bytes", "seconds"}
+    assert [json.loads(line) for line in (out / "build.log").read_text().splitlines()[-5:]] == logged
+    assert [path.name for path in sorted((out / "snapshots").iterdir())] == ["000001", "000002"]
+
+    differ = pretrack("diff", out, "000001", "000002")
+    assert differ.returncode == 0, differ.stderr
+    assert "tracks.grid 4 → 5" in differ.stdout
+    assert "0 videos added, 0 removed, 0 replaced" in differ.stdout
+    assert "0 clips added, 0 removed, 3 re-tracked over the same frames" in differ.stdout
+    assert json.loads(pretrack("diff", out, "000001", "000002", "--json").stdout)["clips"]["retracked"] == 3
+
+    (tar,) = [path for path in (out / "shards").iterdir() if path.name in state_shards(out)]
+    data = bytearray(tar.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    tar.write_bytes(data)
+    damaged = pretrack("verify", out)
+    assert damaged.returncode == 1
+    assert tar.stem in damaged.stdout
+
+
+def state_shards(out: Path) -> set[str]:
+    """The file names of the current snapshot's shards."""
+    from manifests.snapshot import open_snapshot
+
+    return {f"{shard}.tar" for shard in open_snapshot(out).shards.column("shard").to_pylist()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["build", "{config}", "sources=[{{dataset: video_folder, root: /not/there}}]"],
+            "video_folder root /not/there does not exist",
+        ),
+        (["build", "{config}", "frames.short_sid=128"], "frames.short_sid"),
+        (["plan", "{config}", "tracks.tracker=cotraker"], "cotraker"),
+        (["plan", "{config}", "sources=[{{dataset: imagenet, root: /}}]"], "imagenet"),
+        (["build", "{config}", "frames.clip_frames=many"], "frames.clip_frames"),
+        (["build", "{config}", "frames.size=[0, 0]"], "frames.size"),
+        (["build", "{config}", "frames.decode_timeout_s=.inf"], "finite"),
+        (["build", "{config}", "sources.0.name=" + 40 * "n"], "at most 30 characters"),
+        (["build", "{config}", "out=''"], "should name a folder"),
+        (["build", "{config}", "out=/proc/pretrack"], "cannot be written"),
+        (["build", "{config}", "--stored"], "holds no finished build"),
+        (["build", "/not/there.yaml"], "/not/there.yaml"),
+        (["status", "/not/there"], "/not/there"),
+        (["verify", "{folder}"], "holds no finished build"),
+        (["show", "{folder}"], "holds no finished build"),
+        (["diff", "{folder}", "000001", "000002"], "has no snapshot '000001'"),
+    ],
+)
+def test_bad_input_is_one_clear_sentence(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
+    filled = [argument.format(config=config, folder=tmp_path) for argument in arguments]
+    own_out = any(argument.startswith("out=") for argument in arguments) or "{config}" not in arguments
+    overrides = [] if own_out else [f"out={tmp_path / 'out'}"]
+    done = CliRunner().invoke(app, [*filled, *overrides])
+    assert done.exit_code == 1, done.output
+    assert isinstance(done.exception, SystemExit), "nothing else got out"
+    complaint = [line for line in done.stderr.splitlines() if line.startswith("pretrack: ")]
+    assert len(complaint) == 1, done.stderr
+    assert says in complaint[0]
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "says"), [(["catalog", "out=/proc/pretrack"], "/proc/pretrack"), (["build", "ray.trackers=9"], "9 trackers")]
+)
+def test_so_is_what_comes_out_once_work_has_begun(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
+    command, override = arguments
+    done = pretrack(command, config, f"out={tmp_path / 'out'}", override)
+    assert done.returncode == 1, done.stdout
+    (complaint,) = [line for line in done.stderr.splitlines() if line.startswith("pretrack: ")]
+    assert says in complaint
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.tar"))
+
+
+def test_a_rule_over_several_keys_names_them_alone(config: Path) -> None:
+    complaint = pretrack("plan", config, "tracks.anchors=[0,16]").stderr
+    assert complaint == f"pretrack: {config}: tracks.anchors [0, 16] go beyond the 10 frames of a clip\n"
+
+
+def test_a_misspelt_key_is_told_its_near_one(config: Path) -> None:
+    for override, meant in (("frames.short_sid=128", "short_side"), ("tracks.tracker=lukas_kanade", "lucas_kanade")):
+        assert meant in CliRunner().invoke(app, ["plan", str(config), override]).stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_a_build_with_one_sentence_and_it_goes_on_later(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pipeline", "build", config, f"out={out}", "shards.clips_per_shard=1", "tracks.grid=100"]
+    with subprocess.Popen([*map(str, command), "--json-logs"], stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if '"shard made"' in line:
+                break
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+    assert running.returncode == 130, rest
+    assert "pretrack: stopped. What is done is kept; the same command goes on from there." in rest
+    assert "Traceback" not in rest
+    state = json.loads(pretrack("status", out, "--json").stdout)
+    assert state["build"]["state"] == "stopped"
+    again = pretrack(*command[3:])
+    assert again.returncode == 0, again.stderr
+    made, kept = map(int, re.findall(r"(\d+) (?:shards? made|kept)", again.stdout))
+    assert made >= 1
+    assert kept >= 1

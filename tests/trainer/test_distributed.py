@@ -1,0 +1,133 @@
+"""Processes that train together: they agree, read different clips, and need no folder that all of them see."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from tests.trainer.conftest import panning_clip, publish
+from tests.trainer.test_train import REPOSITORY, Make, assert_same, last_state
+from trainer import train as training
+from trainer.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.config import TrainSettings
+from trainer.data.dataset import ClipDataset
+from trainer.train import train
+
+
+def torchrun(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    logs = f"--log-dir={config.parent / 'logs'}"  # in /tmp otherwise, where they stay
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", logs, "--nproc-per-node", "2"]
+    return subprocess.run(
+        [*command, "-m", "tests.helpers.traced", str(config), *overrides],
+        check=False,
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(run={"steps": 4}).model_dump(mode="json")))
+    run = torchrun(config)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("step 4/4") == 1  # one rank reports
+    traces = [torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert_same(traces[0]["weights"], traces[1]["weights"])
+    for ours, theirs in zip(traces[0]["keys"], traces[1]["keys"], strict=True):
+        assert len(ours) == len(theirs) == 2
+        assert not set(ours) & set(theirs)
+    losses = torch.tensor([trace["losses"] for trace in traces])
+    assert (losses[0] - losses[1]).abs().max() > 0.001
+    summed_up = [float(mean) for mean in re.findall(r"^epoch \d: mean loss ([\d.]+) over 2 steps", run.stdout, re.MULTILINE)]
+    assert summed_up == pytest.approx([losses[:, :2].mean().item(), losses[:, 2:].mean().item()], abs=1e-4)
+
+    alone = settings(run={"steps": 4, "out": tmp_path / "alone"})
+    seen: list[set[str]] = []
+    check = training.check_finite
+
+    def remember(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+        seen.append(set(batch["key"]))
+        check(loss, norm, step, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "check_finite", remember)
+        train(alone)
+    assert [set(a) | set(b) for a, b in zip(traces[0]["keys"], traces[1]["keys"], strict=True)] == seen
+
+    resumed = settings(run={"steps": 6})  # by one process: the number of ranks may change
+    train(resumed)
+    assert last_state(resumed)["step"] == 6
+
+
+def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
+    """Two ranks as on two machines, which share nothing but the network."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = []
+    for rank, s in enumerate(settings):
+        s.run.out.mkdir(parents=True, exist_ok=True)
+        config = s.run.out.with_name("config.json")
+        config.write_text(s.model_dump_json())
+        place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        nodes.append(
+            subprocess.Popen(
+                [sys.executable, "-u", "-m", "tests.helpers.traced", str(config)],
+                cwd=REPOSITORY,
+                env=os.environ | place | {"OMP_NUM_THREADS": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return nodes
+
+
+@pytest.mark.slow
+def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_path: Path) -> None:
+    snapshot = publish(tmp_path / "build", [panning_clip(f"made-{i}", i) for i in range(10)])
+    data = {"out": str(tmp_path / "build"), "on_error": "skip"}
+    order = ClipDataset([snapshot], settings(data=data).data, seed=1).order(4, rank=1, world=2)
+    damaged = snapshot.clips.to_pylist()[next(iter(order))[0][1]]  # one that the second rank reads first
+    with open(str(snapshot.shard_path("made-000000")), "r+b") as file:
+        file.seek(damaged["tracks_offset"])
+        file.write(bytes(damaged["tracks_size"]))
+
+    first = two_nodes([settings(data=data, run={"steps": 1000, "out": tmp_path / node / "run"}) for node in "ab"])
+    assert first[0].stdout is not None
+    for line in first[0].stdout:
+        if line.startswith("step 2/"):
+            first[1].terminate()  # one of them alone
+    said = first[1].communicate(timeout=150)[0]
+    assert [first[0].wait(), first[1].returncode] == [143, 143], said
+    assert f"left out (1 so far): clip {damaged['key']}" in said
+    events: Any = EventAccumulator(str(tmp_path / "a" / "run" / "tensorboard"))
+    assert events.Reload().Scalars("skipped_clips")[0].value == 1
+    newest = newest_checkpoint(tmp_path / "a" / "run")
+    assert newest is not None
+
+    steps = load_checkpoint(newest)["step"] + 1
+    second = two_nodes([settings(data=data, run={"steps": steps, "out": tmp_path / node / "run"}) for node in "ab"])
+    outputs = [node.communicate(timeout=150)[0] for node in second]
+    assert [node.returncode for node in second] == [0, 0], outputs
+    assert f"going on from {newest}" in outputs[0]
+    assert f"step {steps}/{steps}" in outputs[0]
+    assert [path.name for path in (tmp_path / "b" / "run").iterdir()] == ["rank1.pt"]
+    traces = [torch.load(tmp_path / node / "run" / f"rank{rank}.pt", weights_only=True) for rank, node in enumerate("ab")]
+    assert [len(trace["keys"]) for trace in traces] == [1, 1]  # both took the last step alone
+    assert_same(traces[0]["weights"], traces[1]["weights"])
