@@ -81,7 +81,17 @@ def main() -> None:
     run(commands, "pipeline", "show", "configs/demo.yaml", "--count", "2")
     run(commands, "trainer", "configs/train/demo.yaml")
     models = ("--model", "base=demo/run:first", "--model", "trained=demo/run")
-    run(commands, "trainer.evaluate", "labelfree", "demo/shards", *models, "--grid", "8", "--out", str(EVALUATION))
+    run(
+        commands,
+        "trainer.evaluate",
+        "labelfree",
+        "demo/shards",
+        *models,
+        "--grid",
+        "8",
+        "--out",
+        str(EVALUATION),
+    )
     page = write_page(commands, time.monotonic() - started)
     print(f"\nEverything is on one page: {page.resolve()}")
 
@@ -99,14 +109,19 @@ def run(commands: list[str], module: str, *arguments: str) -> None:
     spelled = {"pipeline": "pretrack"}.get(module, f"python -m {module}")
     commands.append(shlex.join([*spelled.split(), *arguments]))
     print(f"\n$ {commands[-1]}", flush=True)
-    if subprocess.run([sys.executable, "-m", module, *arguments], env=os.environ, check=False).returncode:
+    if subprocess.run(
+        [sys.executable, "-m", module, *arguments], env=os.environ, check=False
+    ).returncode:
         sys.exit(f"the demo stopped: '{commands[-1]}' failed")
 
 
 def write_page(commands: list[str], seconds: float) -> Path:
     """Writes demo/index.html and returns its path."""
     snapshot = open_snapshot(DEMO / "shards")
-    steps = max(int(path.stem.removeprefix("step_")) for path in (DEMO / "run" / "weights").glob("*.safetensors"))
+    steps = max(
+        int(path.stem.removeprefix("step_"))
+        for path in (DEMO / "run" / "weights").glob("*.safetensors")
+    )
     evaluated = json.loads((EVALUATION / "labelfree.json").read_text())
     heads = "".join(f"<th>{name}</th>" for name in ("", *evaluated["figures"], "trained less base"))
     path = DEMO / "index.html"
@@ -117,9 +132,12 @@ def write_page(commands: list[str], seconds: float) -> Path:
             frames=f"up to {max(snapshot.clips.column('frames').to_pylist())}",
             shards=len(snapshot.shards),
             megabytes=sum(snapshot.shards.column("bytes").to_pylist()) / 1e6,
-            pictures="\n".join(figure(video) for video in sorted((DEMO / "shards" / "pictures").glob("*.mp4"))),
+            pictures="\n".join(
+                figure(video) for video in sorted((DEMO / "shards" / "pictures").glob("*.mp4"))
+            ),
             steps=steps,
-            rows=f"<tr>{heads}</tr>" + "".join(row(meaning, evaluated, name) for name, meaning in FIGURES.items()),
+            rows=f"<tr>{heads}</tr>"
+            + "".join(row(meaning, evaluated, name) for name, meaning in FIGURES.items()),
             evaluation="\n".join(drawn(name, meaning) for name, meaning in PICTURES.items()),
             commands=html.escape("\n".join(commands)),
         )
@@ -129,7 +147,10 @@ def write_page(commands: list[str], seconds: float) -> Path:
 
 def figure(video: Path) -> str:
     """A clip's video, and its contact sheet below."""
-    source, sheet = (html.escape(file.relative_to(DEMO).as_posix()) for file in (video, video.with_suffix(".png")))
+    source, sheet = (
+        html.escape(file.relative_to(DEMO).as_posix())
+        for file in (video, video.with_suffix(".png"))
+    )
     return (
         f'<figure><video src="{source}" controls loop muted autoplay></video><br>'
         f'<a href="{sheet}"><img src="{sheet}" alt="frames of the clip with tracked points"></a>'

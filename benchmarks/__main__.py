@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from manifests.wording import duration
-from shards.files import write_whole
+from shards.files import atomic_write
 
 COMMANDS = {
     "installed": "",
@@ -42,12 +42,16 @@ def run(name: str) -> tuple[str, bool]:
     begun, busy = time.monotonic(), os.getloadavg()[0]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
     took = duration(time.monotonic() - begun)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False).stdout.strip()
-    where = (
-        f"{os.cpu_count()}-core {platform.machine()}, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    )
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    where = f"{os.cpu_count()}-core {platform.machine()}, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     head = f"## `{shlex.join(['python', *arguments])}`\n\nCommit {commit}; {where}; load {busy:.1f} before; took {took}.\n\n"
-    end = "" if done.returncode == 0 else f"\nIt ended with {done.returncode}:\n\n```\n{done.stderr[-2000:]}\n```\n"
+    end = (
+        ""
+        if done.returncode == 0
+        else f"\nIt ended with {done.returncode}:\n\n```\n{done.stderr[-2000:]}\n```\n"
+    )
     return head + done.stdout + end, done.returncode == 0
 
 
@@ -56,7 +60,7 @@ def main(folder: Path, names: list[str]) -> int:
     failed = []
     for name in names:
         text, ended = run(name)
-        write_whole(folder / f"{name}.md", text.encode())
+        atomic_write(folder / f"{name}.md", text.encode())
         print(text, flush=True)
         if not ended:
             failed.append(name)
@@ -68,6 +72,8 @@ def main(folder: Path, names: list[str]) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), metavar="NAME")
+    parser.add_argument(
+        "--only", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), metavar="NAME"
+    )
     given = parser.parse_args()
     raise SystemExit(main(given.folder, given.only))

@@ -36,12 +36,14 @@ from pipeline.cotracker3.weights import load_model
 from pipeline.decode.video import read_frames, scan
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render
 from shards.errors import PretrackError
-from shards.geometry import View
+from shards.geometry import FrameTransform
 
 Way = Callable[[CoTracker3, Tensor, int, tuple[int, ...], int | None], object]
 
 
-def published(model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None) -> None:
+def published(
+    model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
+) -> None:
     """One thing at a time. Tracking from the first frame only needs one direction."""
     for clip in video:
         for anchor in anchors:
@@ -51,13 +53,22 @@ def published(model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, .
                 track(model, frames, grid=grid, anchors=(at,), backward=False)
 
 
-def exact(model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None) -> Tracked:
+def exact(
+    model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
+) -> Tracked:
     """All anchors and directions of a clip from one encoding."""
     parts = [track(model, clip[None], grid=grid, anchors=anchors, memory=memory) for clip in video]
-    return Tracked(*(torch.cat([getattr(part, name) for part in parts]) for name in ("positions", "visibility", "confidence")))
+    return Tracked(
+        *(
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("positions", "visibility", "confidence")
+        )
+    )
 
 
-def fast(model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None) -> Tracked:
+def fast(
+    model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
+) -> Tracked:
     """All anchors and directions of all clips."""
     return track(model, video, grid=grid, anchors=anchors, fast=True, memory=memory)
 
@@ -75,14 +86,24 @@ def of_file(path: str, clips: int, frames: int) -> Tensor:
     """The first clips of a video file, squashed to [clips, frames, 3, 384, 512] uint8."""
     found = scan(path, shot_cuts=False)
     if len(found.timestamps) < clips * frames:
-        raise PretrackError(f"{path} has {len(found.timestamps)} frames, and {clips} clips of {frames} were asked for")
-    view = View.whole(found.width, found.height, WIDTH, HEIGHT)
-    return stacked([view.frame(f) for f in read_frames(path, "pyav", found.timestamps, range(clips * frames))], clips)
+        raise PretrackError(
+            f"{path} has {len(found.timestamps)} frames, and {clips} clips of {frames} were asked for"
+        )
+    view = FrameTransform.whole(found.width, found.height, WIDTH, HEIGHT)
+    return stacked(
+        [view.frame(f) for f in read_frames(path, "pyav", found.timestamps, range(clips * frames))],
+        clips,
+    )
 
 
 def stacked(frames: list[np.ndarray], clips: int) -> Tensor:
     """Frames [H, W, 3] of clips after one another as one tensor."""
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).unflatten(0, (clips, -1)).contiguous()
+    return (
+        torch.from_numpy(np.stack(frames))
+        .permute(0, 3, 1, 2)
+        .unflatten(0, (clips, -1))
+        .contiguous()
+    )
 
 
 def timed(work: Callable[[], object], device: str) -> tuple[float, object]:
@@ -96,9 +117,22 @@ def timed(work: Callable[[], object], device: str) -> tuple[float, object]:
     return time.perf_counter() - started, result
 
 
-def peak_of_process(way: str, weights: str, video: np.ndarray, grid: int, anchors: tuple[int, ...], memory: int | None) -> int:
+def peak_of_process(
+    way: str,
+    weights: str,
+    video: np.ndarray,
+    grid: int,
+    anchors: tuple[int, ...],
+    memory: int | None,
+) -> int:
     """Bytes that this process has held at most, after tracking in one way; 0 where that is not told."""
-    WAYS[way](load_model(weights, compiled=way == "compiled"), torch.from_numpy(video), grid, anchors, memory)
+    WAYS[way](
+        load_model(weights, compiled=way == "compiled"),
+        torch.from_numpy(video),
+        grid,
+        anchors,
+        memory,
+    )
     status = Path("/proc/self/status")  # not getrusage, whose peak a process inherits
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else 0
@@ -114,7 +148,9 @@ def deviation(exact: Tracked, fast: Tracked) -> str:
     """How far two ways of tracking the same are apart."""
     pixels = (exact.positions - fast.positions).norm(dim=-1).flatten().float()
     flips = ((exact.visibility > 0.5) != (fast.visibility > 0.5)).float().mean().item()
-    quantiles = torch.quantile(pixels[:: max(1, len(pixels) // 1_000_000)], torch.tensor([0.5, 0.99], device=pixels.device))
+    quantiles = torch.quantile(
+        pixels[:: max(1, len(pixels) // 1_000_000)], torch.tensor([0.5, 0.99], device=pixels.device)
+    )
     return f"median {quantiles[0]:.4f} px, 99 % below {quantiles[1]:.4f} px, visibility differs for {flips:.3%}"
 
 
@@ -124,7 +160,12 @@ def compare(a: argparse.Namespace, video: Tensor, anchors: tuple[int, ...]) -> N
     ways = [way for way in WAYS if way != "compiled" or a.compiled]
     plain = load_model(a.weights, a.device)
     compiled = load_model(a.weights, a.device, compiled=True) if a.compiled else plain
-    works = {way: partial(WAYS[way], compiled if way == "compiled" else plain, video, a.grid, anchors, memory) for way in ways}
+    works = {
+        way: partial(
+            WAYS[way], compiled if way == "compiled" else plain, video, a.grid, anchors, memory
+        )
+        for way in ways
+    }
     seconds: dict[str, list[float]] = {way: [] for way in ways}
     results: dict[str, object] = {}
     peaks = dict.fromkeys(ways, 0)
@@ -134,7 +175,9 @@ def compare(a: argparse.Namespace, video: Tensor, anchors: tuple[int, ...]) -> N
         else:  # a first use pays for threads and memory; two frames are enough to have that behind
             WAYS[way](plain, video[:, :2], a.grid, (0,), memory)
         if a.device == "cpu":
-            peaks[way] = in_fresh_process(partial(peak_of_process, way, a.weights, video.numpy(), a.grid, anchors, memory))
+            peaks[way] = in_fresh_process(
+                partial(peak_of_process, way, a.weights, video.numpy(), a.grid, anchors, memory)
+            )
     for _ in range(a.rounds):
         for way, work in works.items():
             if a.device == "cuda":
@@ -159,7 +202,10 @@ def compare(a: argparse.Namespace, video: Tensor, anchors: tuple[int, ...]) -> N
         works["fast"]()
     rate = counter.get_total_flops() / median(seconds["fast"]) / 1e12
     part = f", {rate / a.peak_tflops:.0%} of the peak" if a.peak_tflops else ""
-    print(f"  fast: {counter.get_total_flops() / 1e12:.2f} TFLOP, {rate:.2f} TFLOP/s{part}", flush=True)
+    print(
+        f"  fast: {counter.get_total_flops() / 1e12:.2f} TFLOP, {rate:.2f} TFLOP/s{part}",
+        flush=True,
+    )
 
 
 def parts(model: CoTracker3, video: Tensor, grid: int, device: str) -> None:
@@ -212,14 +258,27 @@ def main() -> None:
     parser.add_argument("--video", metavar="FILE", help="a video file, instead of synthetic scenes")
     parser.add_argument("--memory-gb", type=float, help="default: what the tracker takes by itself")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
-    parser.add_argument("--compiled", action=argparse.BooleanOptionalAction, default=cuda, help="try torch.compile as well")
+    parser.add_argument(
+        "--compiled",
+        action=argparse.BooleanOptionalAction,
+        default=cuda,
+        help="try torch.compile as well",
+    )
     parser.add_argument("--weights", default="random_offline")
     parser.add_argument("--peak-tflops", type=float)
     a = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    video = (of_file(a.video, a.clips, a.frames) if a.video else scenes(a.clips, a.frames)).to(a.device)
-    machine = torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{machine}; clips: {a.clips} of {a.frames} frames, {a.video or 'synthetic scenes'}, {a.weights}")
+    video = (of_file(a.video, a.clips, a.frames) if a.video else scenes(a.clips, a.frames)).to(
+        a.device
+    )
+    machine = (
+        torch.cuda.get_device_name()
+        if a.device == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{machine}; clips: {a.clips} of {a.frames} frames, {a.video or 'synthetic scenes'}, {a.weights}"
+    )
     print(f"{a.grid**2} tracks an anchor; medians of {a.rounds} rounds", flush=True)
     for anchors in ((0,), tuple(range(0, a.frames, max(1, a.frames // 3)))[:3]):
         compare(a, video, anchors)

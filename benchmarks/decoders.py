@@ -22,7 +22,7 @@ from pipeline.failures import DecodeError
 from pipeline.sources.video import Scan
 from pipeline.sources.video_folder import VIDEO_SUFFIXES
 from shards.errors import PretrackError
-from shards.geometry import stored_view
+from shards.geometry import stored_transform
 
 ROUNDS = 7
 CLIP = 24
@@ -48,8 +48,13 @@ def verdict(path: str, decoder: Decoder, found: Scan, every: Sequence[np.ndarray
     picks = sorted({0, count - 1, *np.random.default_rng(0).integers(0, count, 6).tolist()})
     try:
         for indices in (picks, *([index] for index in picks)):
-            for index, frame in zip(indices, read_frames(path, decoder, found.timestamps, indices), strict=True):
-                if frame.shape != every[index].shape or np.abs(frame.astype(int) - every[index]).mean() > SAME:
+            for index, frame in zip(
+                indices, read_frames(path, decoder, found.timestamps, indices), strict=True
+            ):
+                if (
+                    frame.shape != every[index].shape
+                    or np.abs(frame.astype(int) - every[index]).mean() > SAME
+                ):
                     return "WRONG"
     except DecodeError:
         return "refuses"
@@ -60,7 +65,7 @@ def seconds(path: str, decoder: Decoder, found: Scan) -> float:
     """Time to read and shrink CLIP frames from the middle."""
     first = max(0, len(found.timestamps) // 2 - CLIP // 2)
     indices = range(first, min(first + CLIP, len(found.timestamps)))
-    view = stored_view(found.width, found.height, 256)
+    view = stored_transform(found.width, found.height, 256)
     started = time.perf_counter()
     for frame in read_frames(path, decoder, found.timestamps, indices):
         view.frame(frame)
@@ -70,7 +75,9 @@ def seconds(path: str, decoder: Decoder, found: Scan) -> float:
 def main(folder: Path) -> None:
     """Prints the table."""
     decoders = available()
-    print(f"{platform.processor() or platform.machine()}, {ROUNDS} rounds; in brackets: time / PyAV's")
+    print(
+        f"{platform.processor() or platform.machine()}, {ROUNDS} rounds; in brackets: time / PyAV's"
+    )
     print(f"{'file':<28}{'frames':>7}  " + "".join(f"{decoder:<18}" for decoder in decoders))
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
         try:
@@ -80,13 +87,17 @@ def main(folder: Path) -> None:
             continue
         every = list(read_frames(str(path), "pyav", found.timestamps, range(len(found.timestamps))))
         verdicts = {decoder: verdict(str(path), decoder, found, every) for decoder in decoders}
-        times: dict[str, list[float]] = {decoder: [] for decoder in decoders if verdicts[decoder] == "exact"}
+        times: dict[str, list[float]] = {
+            decoder: [] for decoder in decoders if verdicts[decoder] == "exact"
+        }
         for _ in range(ROUNDS):
             for decoder in decoders:
                 if decoder in times:
                     times[decoder].append(seconds(str(path), decoder, found))
         shown = [
-            f"{verdicts[decoder]} ({median(times[decoder]) / median(times['pyav']):.2f})" if decoder in times else verdicts[decoder]
+            f"{verdicts[decoder]} ({median(times[decoder]) / median(times['pyav']):.2f})"
+            if decoder in times
+            else verdicts[decoder]
             for decoder in decoders
         ]
         print(f"{path.name:<28}{len(every):>7}  " + "".join(f"{text:<18}" for text in shown))

@@ -22,7 +22,9 @@ from trainer.losses.sorting.soft_rank import has_torchsort, soft_rank_torch, sta
 ROWS = 64
 
 
-def largest_differences(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
+def largest_differences(
+    ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], x: Tensor
+) -> tuple[float, float]:
     """(of values, of gradients) between two functions of rows [R, n]."""
     x = x.requires_grad_()
     mine, other = ours(x), theirs(x)
@@ -34,7 +36,9 @@ def largest_differences(ours: Callable[[Tensor], Tensor], theirs: Callable[[Tens
 
 def rows(n: int, dtype: torch.dtype) -> Tensor:
     """Cosine similarities as training has them: [ROWS, n]."""
-    return (torch.randn(ROWS, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 0.2).to(dtype)
+    return (
+        torch.randn(ROWS, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 0.2
+    ).to(dtype)
 
 
 def print_operator() -> None:
@@ -49,13 +53,23 @@ def print_operator() -> None:
         x, y = both.chunk(2, dim=1)
         return sorting_cross_entropy(x, y, network, 20.0, 3.0, distribution)
 
-    print("\nthe loss as one operator\n\n| network | n | relaxation | float64: values, gradients | float32: values, gradients |")
+    print(
+        "\nthe loss as one operator\n\n| network | n | relaxation | float64: values, gradients | float32: values, gradients |"
+    )
     print("|---|---|---|---|---|")
-    for network, n, distribution in product(get_args(Network), (8, 49, 64, 100), get_args(Distribution)):
-        hard, soft = (DiffSortNet(network, n, steepness=steepness, distribution=distribution) for steepness in (20.0, 3.0))
+    for network, n, distribution in product(
+        get_args(Network), (8, 49, 64, 100), get_args(Distribution)
+    ):
+        hard, soft = (
+            DiffSortNet(network, n, steepness=steepness, distribution=distribution)
+            for steepness in (20.0, 3.0)
+        )
         mine = partial(ours, network=network, distribution=distribution)
         other = partial(theirs, hard=hard, soft=soft)
-        shown = ["{:.0e}, {:.0e}".format(*largest_differences(mine, other, rows(2 * n, t))) for t in (torch.float64, torch.float32)]
+        shown = [
+            "{:.0e}, {:.0e}".format(*largest_differences(mine, other, rows(2 * n, t)))
+            for t in (torch.float64, torch.float32)
+        ]
         print(f"| {network} | {n} | {distribution} | {' | '.join(shown)} |")
 
 
@@ -70,7 +84,9 @@ def main() -> None:
                 ours = partial(soft_permutation, network=network, steepness=steepness)
                 net = DiffSortNet(network, n, steepness=steepness)
                 shown = [
-                    "{:.1e}, {:.1e}".format(*largest_differences(ours, lambda x, net=net: net(x)[1], rows(n, dtype)))  # type: ignore[misc]
+                    "{:.1e}, {:.1e}".format(
+                        *largest_differences(ours, lambda x, net=net: net(x)[1], rows(n, dtype))
+                    )  # type: ignore[misc]
                     for dtype in (torch.float64, torch.float32)
                 ]
                 print(f"{network:<10} n={n:<4} steepness={steepness:<14g}{'   '.join(shown)}")
@@ -87,7 +103,11 @@ def main() -> None:
                 partial(torchsort.soft_rank, regularization_strength=strength),
             )
             differences = largest_differences(ours, theirs, standardised(rows(n, torch.float64)))
-            print("{:<10} n={:<4} strength={:<15g}{:.1e}, {:.1e}".format("soft ranks", n, strength, *differences))
+            print(
+                "{:<10} n={:<4} strength={:<15g}{:.1e}, {:.1e}".format(
+                    "soft ranks", n, strength, *differences
+                )
+            )
 
 
 if __name__ == "__main__":

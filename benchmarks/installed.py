@@ -42,7 +42,9 @@ def needed(requirement: str) -> dict[str, Distribution]:
             continue
         for text in package.requires or ():
             inner = Requirement(text)
-            if inner.marker is None or any(inner.marker.evaluate({"extra": extra}) for extra in ("", *asked.extras)):
+            if inner.marker is None or any(
+                inner.marker.evaluate({"extra": extra}) for extra in ("", *asked.extras)
+            ):
                 waiting.append(inner)
     return {package.metadata["Name"]: package for package in found.values()}
 
@@ -65,7 +67,9 @@ def main() -> None:
     print("| installed | packages | MB |\n|---|---|---|")
     for extras in EXTRAS:
         packages = needed(f"pretrack[{extras}]")
-        print(f"| pretrack[{extras}] | {len(packages)} | {sum(map(megabytes, packages.values())):,.0f} |")
+        print(
+            f"| pretrack[{extras}] | {len(packages)} | {sum(map(megabytes, packages.values())):,.0f} |"
+        )
     python = min(seconds(["-c", ""]) for _ in range(5))
     print("\n| started | s |\n|---|---|")
     for name, arguments in STARTS.items():

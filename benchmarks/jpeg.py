@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.real_clips import VIDEOS_USED, shipped
 from shards import jpeg
-from shards.geometry import stored_view
+from shards.geometry import stored_transform
 
 FRAMES, ROUNDS = 64, 15
 SHORT_SIDES, REDUCTIONS = (224, 256), (1, 2)
@@ -36,7 +36,11 @@ Decode = Callable[[bytes, int], NDArray[np.uint8]]
 
 def ours() -> tuple[str, Decode, bool]:
     memory = np.empty(3 * 1024 * 1024, np.uint8)
-    return f"simplejpeg {version('simplejpeg')} (pretrack's)", lambda data, factor: jpeg.decode(data, factor, memory), True
+    return (
+        f"simplejpeg {version('simplejpeg')} (pretrack's)",
+        lambda data, factor: jpeg.decode(data, factor, memory),
+        True,
+    )
 
 
 def pyturbojpeg() -> tuple[str, Decode, bool]:
@@ -45,7 +49,9 @@ def pyturbojpeg() -> tuple[str, Decode, bool]:
     turbo = TurboJPEG()
 
     def decode(data: bytes, factor: int) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = turbo.decode(data, pixel_format=TJPF_RGB, scaling_factor=(1, factor) if factor > 1 else None)
+        found: NDArray[np.uint8] = turbo.decode(
+            data, pixel_format=TJPF_RGB, scaling_factor=(1, factor) if factor > 1 else None
+        )
         return found
 
     return f"PyTurboJPEG {version('PyTurboJPEG')}", decode, True
@@ -55,7 +61,9 @@ def torchvision() -> tuple[str, Decode, bool]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     def decode(data: bytes, factor: int) -> NDArray[np.uint8]:
-        frame: torch.Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+        frame: torch.Tensor = decode_jpeg(
+            torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB
+        )
         return frame.permute(1, 2, 0).numpy()
 
     return f"torchvision.io {version('torchvision')}", decode, False
@@ -65,7 +73,9 @@ def opencv() -> tuple[str, Decode, bool]:
     flags = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2}
 
     def decode(data: bytes, factor: int) -> NDArray[np.uint8]:
-        return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), flags[factor]), cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+        return cv2.cvtColor(
+            cv2.imdecode(np.frombuffer(data, np.uint8), flags[factor]), cv2.COLOR_BGR2RGB
+        )  # type: ignore[return-value]
 
     return f"OpenCV {cv2.__version__}", decode, True
 
@@ -98,8 +108,14 @@ def stored_frames(short_side: int) -> list[bytes]:
     images = []
     for video in VIDEOS_USED:
         reader = VideoReader(shipped(video))
-        for frame in reader.get_batch(np.linspace(0, len(reader) - 1, FRAMES // len(VIDEOS_USED)).astype(int)).asnumpy():
-            images.append(jpeg.encode(stored_view(frame.shape[1], frame.shape[0], short_side).frame(frame), 90))
+        for frame in reader.get_batch(
+            np.linspace(0, len(reader) - 1, FRAMES // len(VIDEOS_USED)).astype(int)
+        ).asnumpy():
+            images.append(
+                jpeg.encode(
+                    stored_transform(frame.shape[1], frame.shape[0], short_side).frame(frame), 90
+                )
+            )
     return images
 
 
@@ -113,7 +129,10 @@ def seconds(decode: Decode, images: list[bytes], factor: int) -> float:
 
 def difference(decode: Decode, images: list[bytes], factor: int) -> int:
     """The largest difference from our decoder."""
-    return max(int(np.abs(decode(image, factor).astype(int) - jpeg.decode(image, factor)).max()) for image in images)
+    return max(
+        int(np.abs(decode(image, factor).astype(int) - jpeg.decode(image, factor)).max())
+        for image in images
+    )
 
 
 def on_gpu(images: list[bytes]) -> None:
@@ -147,12 +166,16 @@ def main() -> None:
     """Prints the table."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {FRAMES} frames, {ROUNDS} rounds")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {FRAMES} frames, {ROUNDS} rounds"
+    )
     decoders = list(available())
     images = {short_side: stored_frames(short_side) for short_side in SHORT_SIDES}
     for short_side, stored in images.items():
         shapes = sorted({"{}x{}".format(*jpeg.size(image)) for image in stored})
-        print(f"short side {short_side}: {' and '.join(shapes)}, {sum(map(len, stored)) / len(stored) / 1000:.1f} kB on average")
+        print(
+            f"short side {short_side}: {' and '.join(shapes)}, {sum(map(len, stored)) / len(stored) / 1000:.1f} kB on average"
+        )
     cases = [(short_side, factor) for short_side in SHORT_SIDES for factor in REDUCTIONS]
     times: dict[tuple[Any, ...], list[float]] = {}
     for number in range(ROUNDS + 1):
@@ -161,12 +184,19 @@ def main() -> None:
                 if factor == 1 or reduces:
                     spent = seconds(decode, images[short_side], factor)
                     if number:  # the first round warms up
-                        times.setdefault((name, short_side, factor), []).append(spent / FRAMES * 1000)
+                        times.setdefault((name, short_side, factor), []).append(
+                            spent / FRAMES * 1000
+                        )
     heads = [f"{short_side}, {'whole' if factor == 1 else 'half'}" for short_side, factor in cases]
-    print(f"\n| decoder | {' | '.join(heads)} | largest difference: whole, half |\n|---|{'---|' * (len(cases) + 1)}")
+    print(
+        f"\n| decoder | {' | '.join(heads)} | largest difference: whole, half |\n|---|{'---|' * (len(cases) + 1)}"
+    )
     for name, decode, reduces in decoders:
         cells = [_shown(times.get((name, *case), [])) for case in cases]
-        differences = ", ".join(str(difference(decode, images[256], f)) if f == 1 or reduces else "-" for f in REDUCTIONS)
+        differences = ", ".join(
+            str(difference(decode, images[256], f)) if f == 1 or reduces else "-"
+            for f in REDUCTIONS
+        )
         print(f"| {name} | {' | '.join(cells)} | {differences} |")
     print()
     for short_side in SHORT_SIDES if torch.cuda.is_available() else ():

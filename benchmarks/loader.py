@@ -36,7 +36,7 @@ from benchmarks.real_clips import CLIPS_MADE, VIDEOS_USED, Data, build, shipped
 from manifests.snapshot import open_snapshot
 from shards import jpeg
 from shards.codec import decode_frames, encode_tracks
-from shards.geometry import View, inside
+from shards.geometry import FrameTransform, inside
 from shards.reader import iterate_shard
 from tests.helpers.web_server import web_server
 from trainer.config import DataSettings
@@ -44,7 +44,7 @@ from trainer.data.augment import show
 from trainer.data.batch import empty_memory
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
-from trainer.data.sampler import ClipOrder, Item
+from trainer.data.sampler import ClipSampler, Item
 
 BATCH, SIZE = 8, 224
 ROUNDS = 7
@@ -57,14 +57,16 @@ def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictur
     """What every reader makes of a clip's bytes."""
     width, height = jpeg.size(images[0])
     into = np.empty((4, 3, SIZE, SIZE), np.uint8)
-    frames = show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, into)
+    frames = show(
+        [FrameTransform.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, into
+    )
     return {"frames": torch.from_numpy(frames)} | tracks_of(packed, wanted, width, height)
 
 
 def tracks_of(packed: bytes, wanted: list[int], width: int, height: int) -> Pictures:
     """The tracks of a sample, in pixels of what is shown."""
     stored, visibility, confidence = decode_frames(packed, 0, wanted)
-    positions = View.whole(width, height, SIZE, SIZE).points(stored)
+    positions = FrameTransform.whole(width, height, SIZE, SIZE).points(stored)
     return {
         "positions": positions,
         "visibility": visibility.astype(np.float32) / 255,
@@ -118,7 +120,13 @@ def one_thread(worker: int) -> None:
 
 def dataset_of(data: Data) -> ClipDataset:
     settings = DataSettings.model_validate(
-        {"out": str(data.folder / "build"), "size": SIZE, "step": data.frames // 4, "anchor": "first", "direction": "forward"}
+        {
+            "out": str(data.folder / "build"),
+            "size": SIZE,
+            "step": data.frames // 4,
+            "anchor": "first",
+            "direction": "forward",
+        }
         | {"crop": "squash", "flip": 0.0, "reduced_decoding": False}
     )
     return ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
@@ -127,11 +135,13 @@ def dataset_of(data: Data) -> ClipDataset:
 def ours(data: Data, processes: int) -> Iterator[Any]:
     dataset = dataset_of(data)
 
-    class OneEpoch(ClipOrder):
+    class OneEpoch(ClipSampler):
         def __iter__(self) -> Iterator[list[Item]]:  # type: ignore[override]
             return islice(super().__iter__(), self.steps_per_epoch)
 
-    return iter(Loader(dataset, OneEpoch(len(dataset), BATCH, seed=1), 0 if processes == 1 else processes))
+    return iter(
+        Loader(dataset, OneEpoch(len(dataset), BATCH, seed=1), 0 if processes == 1 else processes)
+    )
 
 
 def undecoded(data: Data) -> float:
@@ -149,7 +159,9 @@ def undecoded(data: Data) -> float:
 def in_memory(data: Data, processes: int) -> Iterator[Any]:
     """What the floor leaves out: tracks, and putting samples together (and sending them from workers)."""
     clips = [
-        ([clip.jpegs[i] for i in data.wanted], encode_tracks(clip.tracks)[0]) for tar in data.tars for clip in iterate_shard(tar)
+        ([clip.jpegs[i] for i in data.wanted], encode_tracks(clip.tracks)[0])
+        for tar in data.tars
+        for clip in iterate_shard(tar)
     ]
     return batches(Indexed(clips.__getitem__, data.wanted), processes)
 
@@ -157,7 +169,9 @@ def in_memory(data: Data, processes: int) -> Iterator[Any]:
 def jpeg_files(data: Data, processes: int) -> Iterator[Any]:
     def read(index: int) -> tuple[list[bytes], bytes]:
         folder = data.folder / "files" / f"clip-{index:03d}"
-        return [(folder / f"{i:03d}").read_bytes() for i in data.wanted], (folder / "tracks").read_bytes()
+        return [(folder / f"{i:03d}").read_bytes() for i in data.wanted], (
+            folder / "tracks"
+        ).read_bytes()
 
     return batches(Indexed(read, data.wanted), processes)
 
@@ -168,8 +182,14 @@ def litdata_chunks(data: Data, processes: int) -> Iterator[Any]:
     def convert(sample: Any) -> Pictures:
         return pictures_of([sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted)
 
-    source = litdata.StreamingDataset(str(data.folder / "litdata"), shuffle=False, transform=convert)
-    return iter(litdata.StreamingDataLoader(source, batch_size=BATCH, num_workers=0 if processes == 1 else processes))
+    source = litdata.StreamingDataset(
+        str(data.folder / "litdata"), shuffle=False, transform=convert
+    )
+    return iter(
+        litdata.StreamingDataLoader(
+            source, batch_size=BATCH, num_workers=0 if processes == 1 else processes
+        )
+    )
 
 
 def mosaic_shards(data: Data, processes: int) -> Iterator[Any]:
@@ -178,18 +198,26 @@ def mosaic_shards(data: Data, processes: int) -> Iterator[Any]:
     class Clips(StreamingDataset):  # type: ignore[misc]
         def __getitem__(self, index: int) -> Pictures:
             sample = super().__getitem__(index)
-            return pictures_of([sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted)
+            return pictures_of(
+                [sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted
+            )
 
-    return batches(Clips(local=str(data.folder / "mds"), shuffle=False, batch_size=BATCH), processes)
+    return batches(
+        Clips(local=str(data.folder / "mds"), shuffle=False, batch_size=BATCH), processes
+    )
 
 
 def webdataset_stream(data: Data, processes: int) -> Iterator[Any]:
     import webdataset
 
     def convert(sample: dict[str, bytes]) -> Pictures:
-        return pictures_of([sample[f"{i:03d}.jpg"] for i in data.wanted], sample["tracks.zst"], data.wanted)
+        return pictures_of(
+            [sample[f"{i:03d}.jpg"] for i in data.wanted], sample["tracks.zst"], data.wanted
+        )
 
-    return batches(Converted(webdataset.WebDataset(data.tars, shardshuffle=False), convert), processes)
+    return batches(
+        Converted(webdataset.WebDataset(data.tars, shardshuffle=False), convert), processes
+    )
 
 
 def webdataset_decode(data: Data, processes: int) -> Iterator[Any]:
@@ -198,11 +226,18 @@ def webdataset_decode(data: Data, processes: int) -> Iterator[Any]:
     def convert(sample: dict[str, Any]) -> Pictures:
         frames = [sample[f"{i:03d}.jpg"] for i in data.wanted]
         shown = [
-            interpolate(torch.from_numpy(frame).permute(2, 0, 1)[None], (SIZE, SIZE), mode="bilinear", antialias=True)
+            interpolate(
+                torch.from_numpy(frame).permute(2, 0, 1)[None],
+                (SIZE, SIZE),
+                mode="bilinear",
+                antialias=True,
+            )
             for frame in frames
         ]
         height, width = frames[0].shape[:2]
-        return {"frames": torch.cat(shown)} | tracks_of(sample["tracks.zst"], data.wanted, width, height)
+        return {"frames": torch.cat(shown)} | tracks_of(
+            sample["tracks.zst"], data.wanted, width, height
+        )
 
     source = webdataset.WebDataset(data.tars, shardshuffle=False).decode("rgb8")
     return batches(Converted(source, convert), processes)
@@ -219,8 +254,14 @@ def decord_videos(data: Data, processes: int) -> Iterator[Any]:
 
         def __getitem__(self, index: int) -> Pictures:
             info = clips[index]
-            reader = VideoReader(shipped(VIDEOS_USED[int(info.video_id)]), width=SIZE, height=SIZE, num_threads=1)
-            return {"frames": torch.from_numpy(reader.get_batch([info.frame_numbers[i] for i in data.wanted]).asnumpy())}
+            reader = VideoReader(
+                shipped(VIDEOS_USED[int(info.video_id)]), width=SIZE, height=SIZE, num_threads=1
+            )
+            return {
+                "frames": torch.from_numpy(
+                    reader.get_batch([info.frame_numbers[i] for i in data.wanted]).asnumpy()
+                )
+            }
 
     return batches(Clips(), processes)
 
@@ -244,9 +285,16 @@ def say_what_is_fetched(data: Data) -> None:
         remote = ClipDataset([open_snapshot(served.url)], local.settings, local.seed)
         begun, asked = served.bytes_read, served.requests
         remote.__getitems__([(0, index) for index in range(CLIPS_MADE)])
-        shown = sum(int(local.clips[index].frame_sizes[data.wanted].sum()) for index in range(CLIPS_MADE))
-        share, requests = (served.bytes_read - begun) / shown, (served.requests - asked) / CLIPS_MADE
-    print(f"\n4 of {data.frames} frames from a web server: {share:.2f} times their bytes, in {requests:.1f} requests a clip.")
+        shown = sum(
+            int(local.clips[index].frame_sizes[data.wanted].sum()) for index in range(CLIPS_MADE)
+        )
+        share, requests = (
+            (served.bytes_read - begun) / shown,
+            (served.requests - asked) / CLIPS_MADE,
+        )
+    print(
+        f"\n4 of {data.frames} frames from a web server: {share:.2f} times their bytes, in {requests:.1f} requests a clip."
+    )
 
 
 def clock() -> float:
@@ -254,7 +302,12 @@ def clock() -> float:
     this = psutil.Process()
     ended = this.cpu_times()
     live = [child.cpu_times() for child in this.children(recursive=True)]
-    return time.process_time() + ended.children_user + ended.children_system + sum(times.user + times.system for times in live)
+    return (
+        time.process_time()
+        + ended.children_user
+        + ended.children_system
+        + sum(times.user + times.system for times in live)
+    )
 
 
 def floor(clips: list[list[bytes]]) -> None:
@@ -262,7 +315,13 @@ def floor(clips: list[list[bytes]]) -> None:
     into = np.empty((4, 3, SIZE, SIZE), np.uint8)
     for images in clips:
         width, height = jpeg.size(images[0])
-        show([View.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, into)
+        show(
+            [FrameTransform.whole(width, height, SIZE, SIZE)] * 4,
+            images,
+            (width, height),
+            False,
+            into,
+        )
 
 
 def floor_in(processes: int, clips: list[list[bytes]], pool: Any) -> float:
@@ -290,7 +349,9 @@ def reader_in(reader: Callable[[Data, int], Iterator[Any]], data: Data, processe
 
 def compare(data: Data, processes: int) -> None:
     """Prints a table's rows."""
-    clips = [[clip.jpegs[i] for i in data.wanted] for tar in data.tars for clip in iterate_shard(tar)]
+    clips = [
+        [clip.jpegs[i] for i in data.wanted] for tar in data.tars for clip in iterate_shard(tar)
+    ]
     usable = {name: reader for name, (reader, package) in READERS.items() if find_spec(package)}
     floors: list[float] = []
     left: list[float] = []
@@ -316,7 +377,9 @@ def compare(data: Data, processes: int) -> None:
         )
     if processes == 1:
         each, of_floor = median(left[1:]) / CLIPS_MADE * 1000, best / CLIPS_MADE * 1000
-        print(f"\nWithout its images a clip takes pretrack {each:.2f} ms; the floor takes {of_floor:.2f}.")
+        print(
+            f"\nWithout its images a clip takes pretrack {each:.2f} ms; the floor takes {of_floor:.2f}."
+        )
 
 
 def watch_memory(data: Data, minutes: float) -> None:
@@ -324,10 +387,16 @@ def watch_memory(data: Data, minutes: float) -> None:
     dataset = dataset_of(data)
     others = {child.pid for child in psutil.Process().children()}
     stream = iter(Loader(dataset, dataset.order(BATCH), workers=2))
-    read = sum(len(batch["key"]) for batch in islice(stream, 16))  # by then each worker has done all that it ever does
+    read = sum(
+        len(batch["key"]) for batch in islice(stream, 16)
+    )  # by then each worker has done all that it ever does
     workers = [child for child in psutil.Process().children() if child.pid not in others]
     started = time.monotonic()
-    print("| minutes | clips read | " + " | ".join(f"worker {n}: USS, PSS in MB" for n in range(2)) + " |\n|---|---|---|---|")
+    print(
+        "| minutes | clips read | "
+        + " | ".join(f"worker {n}: USS, PSS in MB" for n in range(2))
+        + " |\n|---|---|---|---|"
+    )
     for part in (0, 0.25, 0.5, 1):
         while time.monotonic() < started + 60 * minutes * part:
             read += len(next(stream)["key"])
@@ -349,7 +418,9 @@ def main(folder: Path | None, memory: float | None) -> None:
                 watch_memory(data, memory)
                 return
             for processes in (1, 2):
-                print(f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n")
+                print(
+                    f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n"
+                )
                 print("| reader | clips per CPU second | of the floor |\n|---|---|---|")
                 compare(data, processes)
             say_what_is_fetched(data)

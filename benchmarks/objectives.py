@@ -21,10 +21,10 @@ import yaml
 
 from manifests.settings import load_settings
 from manifests.snapshot import open_snapshot
-from shards.files import write_whole
-from trainer.config import DataSettings, TrackSettings, TrainSettings
+from shards.files import atomic_write
+from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
 from trainer.evaluate.bootstrap import Difference, difference
-from trainer.evaluate.evaluated_model import load_subject
+from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.heldout import pictures
 from trainer.evaluate.heldout.clips import HeldOut, read_held_out, still_settings
 from trainer.evaluate.heldout.label_free import Scores, by_clip, score
@@ -35,7 +35,12 @@ from trainer.train import train
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "spearman": {"objective": "spearman", "sorter": "torchsort"},
     "published": {"objective": "published", "sorter": "bitonic", "detach_teacher": False},
-    "teacher_student": {"objective": "teacher_student", "sorter": "bitonic", "student_steepness": 100, "teacher_steepness": 100},
+    "teacher_student": {
+        "objective": "teacher_student",
+        "sorter": "bitonic",
+        "student_steepness": 100,
+        "teacher_steepness": 100,
+    },
     "info_nce": {"sorting": 0, "info_nce": {}},
 }
 """The last is none of 3DPoV's: what plain correspondence gives on the same tracks."""
@@ -51,7 +56,9 @@ class Stage:
     seconds: float
 
 
-def settings_of(name: str, seed: int, steps: int, total: int, out: str, folder: Path, changes: list[str]) -> TrainSettings:
+def settings_of(
+    name: str, seed: int, steps: int, total: int, out: str, folder: Path, changes: list[str]
+) -> TrainSettings:
     """A run's settings up to `steps` of `total`."""
     values = {
         "data": {"out": out, "size": 96, "frames": 4, "step": 6},
@@ -64,7 +71,13 @@ def settings_of(name: str, seed: int, steps: int, total: int, out: str, folder: 
         },
         "loss": OBJECTIVES[name],
         "references": {"count": 3},
-        "optim": {"lr": 5e-4, "backbone_ratio": 1.0, "warmup": 20, "period": total, "clip_norm": 1.0},
+        "optim": {
+            "lr": 5e-4,
+            "backbone_ratio": 1.0,
+            "warmup": 20,
+            "period": total,
+            "clip_norm": 1.0,
+        },
         "run": {
             "out": str(folder / f"{name}-{seed}"),
             "seed": seed,
@@ -75,11 +88,13 @@ def settings_of(name: str, seed: int, steps: int, total: int, out: str, folder: 
         },
     }
     path = folder / "config.yaml"
-    write_whole(path, yaml.safe_dump(values).encode())
+    atomic_write(path, yaml.safe_dump(values).encode())
     return load_settings(TrainSettings, path, changes)
 
 
-def run(name: str, seed: int, total: int, out: str, folder: Path, held: HeldOut, changes: list[str]) -> list[Stage]:
+def run(
+    name: str, seed: int, total: int, out: str, folder: Path, held: HeldOut, changes: list[str]
+) -> list[Stage]:
     """Trains to the end, stopping four times on the way to be judged."""
     stages = []
     for steps in [0, *(total * part // 4 for part in (1, 2, 3, 4))]:
@@ -88,14 +103,23 @@ def run(name: str, seed: int, total: int, out: str, folder: Path, held: HeldOut,
         begun = time.perf_counter()
         if not weights.is_file():
             train(settings)
-        stages.append(Stage(steps, score(held, [load_subject(name, str(weights))], 12)[name], time.perf_counter() - begun))
+        stages.append(
+            Stage(
+                steps,
+                score(held, [load_evaluated_model(name, str(weights))], 12)[name],
+                time.perf_counter() - begun,
+            )
+        )
     return stages
 
 
 def compared(stages: list[Stage], held: HeldOut) -> dict[str, Difference]:
     """The end less the start, clip by clip; intervals are over videos."""
     first, last = stages[0].scores, stages[-1].scores
-    return {m.name: difference(by_clip(m, first, held), by_clip(m, last, held), m.better, held.videos) for m in METRICS}
+    return {
+        m.name: difference(by_clip(m, first, held), by_clip(m, last, held), m.better, held.videos)
+        for m in METRICS
+    }
 
 
 def main() -> None:
@@ -105,13 +129,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES))
+    parser.add_argument(
+        "--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES)
+    )
     parser.add_argument("--clips", type=int, default=64)
     parser.add_argument("changes", nargs="*", metavar="key=value")
     a = parser.parse_intermixed_args()
     snapshot = open_snapshot(a.out)
     shown = DataSettings.model_validate(still_settings(snapshot, "eval", "", 4, 6))
-    held = read_held_out(snapshot, shown, TrackSettings(), [96], a.clips)
+    held = read_held_out(snapshot, shown, TrackFilterSettings(), [96], a.clips)
     print(held)
     titles = {m.name: m.title for m in METRICS}
     print(
@@ -123,15 +149,24 @@ def main() -> None:
             stages = run(name, seed, a.steps, a.out, a.folder, held, a.changes)
             found = compared(stages, held)
             cells = [cell(found[metric]) for metric in SHOWN]
-            ranks = f"{stages[0].scores.effective_rank:.1f} → {stages[-1].scores.effective_rank:.1f}"
+            ranks = (
+                f"{stages[0].scores.effective_rank:.1f} → {stages[-1].scores.effective_rank:.1f}"
+            )
             seconds = sum(stage.seconds for stage in stages) / a.steps
-            print(f"| {name} | {seed} | {' | '.join(cells)} | {ranks} | {seconds:.2f} |", flush=True)
+            print(
+                f"| {name} | {seed} | {' | '.join(cells)} | {ranks} | {seconds:.2f} |", flush=True
+            )
             for m in METRICS:
                 if m.name in SHOWN:
-                    curves[m.name][f"{name}, seed {seed}"] = [mean(by_clip(m, stage.scores, held)) for stage in stages]
+                    curves[m.name][f"{name}, seed {seed}"] = [
+                        mean(by_clip(m, stage.scores, held)) for stage in stages
+                    ]
             labels = [str(stage.step) for stage in stages]
     for metric, lines in curves.items():
-        write_whole(a.folder / f"{metric}.png", pictures.png(pictures.plot(f"{titles[metric]}, by step", labels, lines)))
+        atomic_write(
+            a.folder / f"{metric}.png",
+            pictures.png(pictures.plot(f"{titles[metric]}, by step", labels, lines)),
+        )
 
 
 def cell(d: Difference) -> str:

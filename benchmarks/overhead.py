@@ -99,7 +99,10 @@ def measure(copies: int, clips_per_shard: int, tracks: dict[str, Any]) -> Measur
             scan_s,
             wall_s,
             state.trackers,
-            {stage: sum(rows.column(f"{stage}_seconds").to_pylist()) for stage in ("decode", "track", "write")},
+            {
+                stage: sum(rows.column(f"{stage}_seconds").to_pylist())
+                for stage in ("decode", "track", "write")
+            },
             peak,
         )
 
@@ -123,7 +126,9 @@ def sampled() -> Iterator[Peak]:
 
     def sample() -> None:
         while not ended.wait(0.2):
-            stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+            stats = node_stats(
+                node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+            )
             peak.store = max(peak.store, stats.store_stats.object_store_bytes_used / 1e6)
             peak.driver = max(peak.driver, this.memory_info().rss / 1e6)
             peak.samples += 1
@@ -146,10 +151,16 @@ def alone(*arguments: Any) -> Measured:
 def main() -> None:
     """Prints both tables, as Markdown."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead")
-    parser.add_argument("--small", action="store_true", help="a third of the videos, and half of them for memory")
+    parser.add_argument(
+        "--small", action="store_true", help="a third of the videos, and half of them for memory"
+    )
     small = parser.parse_args().small
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Ray {ray.__version__}\n")
-    print("| shards | clips | MB | start of Ray s | scan s | wall s | decode s | track s | write s | trackers | beyond tracking |")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, Ray {ray.__version__}\n"
+    )
+    print(
+        "| shards | clips | MB | start of Ray s | scan s | wall s | decode s | track s | write s | trackers | beyond tracking |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for copies, clips_per_shard in ((4, 16),) if small else ((12, 16),):
         m = alone(copies, clips_per_shard, {"grid": 24})
@@ -157,7 +168,9 @@ def main() -> None:
         beyond = (m.wall_s - m.seconds["track"] / m.trackers) / m.wall_s
         sizes = f"{m.shards} | {m.clips} | {m.megabytes:.0f} | {m.ray_s:.1f} | {m.scan_s:.1f} | {m.wall_s:.1f}"
         print(f"| {sizes} | {stages} | {m.trackers} | {beyond:.1%} |", flush=True)
-    print("\n| shards | MB | wall s | peak of the object store MB | peak of the driver MB | samples |")
+    print(
+        "\n| shards | MB | wall s | peak of the object store MB | peak of the driver MB | samples |"
+    )
     print("|---|---|---|---|---|---|")
     for copies in (1, 4) if small else (2, 8):
         m = alone(copies, 4, {"grid": 32})

@@ -69,7 +69,9 @@ def lists(values: np.ndarray, length: int, kind: pa.DataType) -> pa.Array:
 
 def make_videos(first: int, count: int) -> pa.Table:
     """Rows of the videos table."""
-    names = pa.array([f"folder-{n % 1000:03d}/clip-{n:08d}.mp4" for n in range(first, first + count)])
+    names = pa.array(
+        [f"folder-{n % 1000:03d}/clip-{n:08d}.mp4" for n in range(first, first + count)]
+    )
     frames = CLIPS_PER_VIDEO * CLIP_FRAMES
     made: dict[str, object] = {
         "source": "many",
@@ -86,10 +88,20 @@ def make_videos(first: int, count: int) -> pa.Table:
         "cameras": None,
         "cuts": [],
     }
-    columns = {field.name: constant(made[field.name], count, field.type) for field in VIDEOS if field.name in made}
-    columns |= {"video_id": names, "file": names, "sequence": pc.binary_join_element_wise("many", names, "/")}
+    columns = {
+        field.name: constant(made[field.name], count, field.type)
+        for field in VIDEOS
+        if field.name in made
+    }
+    columns |= {
+        "video_id": names,
+        "file": names,
+        "sequence": pc.binary_join_element_wise("many", names, "/"),
+    }
     columns["identity"] = pa.array([f"{n:032x}" for n in range(first, first + count)])
-    columns["timestamps"] = lists(np.tile(np.arange(frames) / 25, count), frames, VIDEOS.field("timestamps").type)
+    columns["timestamps"] = lists(
+        np.tile(np.arange(frames) / 25, count), frames, VIDEOS.field("timestamps").type
+    )
     return pa.table([columns[name] for name in VIDEOS.names], schema=VIDEOS)
 
 
@@ -117,7 +129,12 @@ def make_folder(out: Path, clips: int) -> None:
         schema=SHARDS,
     )
     clip_rows = make_clips(plan, np.repeat(np.arange(len(names)), counts), names)
-    tables = {"videos": videos, "clips": clip_rows, "shards": shards, "failures": FAILURES.empty_table()}
+    tables = {
+        "videos": videos,
+        "clips": clip_rows,
+        "shards": shards,
+        "failures": FAILURES.empty_table(),
+    }
     publish_snapshot(out, tables, settings.model_dump(mode="json"))
     (out / "shards").mkdir()
     for name in names:
@@ -133,14 +150,25 @@ def make_clips(plan: Plan, shard: np.ndarray, names: list[str]) -> pa.Table:
         for field in CLIPS
         if not pa.types.is_list(field.type)
     }
-    columns |= {name: videos[name].take(plan.clips["video"]) for name in ("source", "dataset", "video_id", "sequence", "split")}
-    columns |= {"key": plan.clips["key"], "frames": plan.clips["frames"], "shard": pa.array(names).take(pa.array(shard))}
-    columns["anchors"] = lists(np.tile(np.array([0, 8, 16], np.int32), count), 3, CLIPS.field("anchors").type)
+    columns |= {
+        name: videos[name].take(plan.clips["video"])
+        for name in ("source", "dataset", "video_id", "sequence", "split")
+    }
+    columns |= {
+        "key": plan.clips["key"],
+        "frames": plan.clips["frames"],
+        "shard": pa.array(names).take(pa.array(shard)),
+    }
+    columns["anchors"] = lists(
+        np.tile(np.array([0, 8, 16], np.int32), count), 3, CLIPS.field("anchors").type
+    )
     parts = np.random.default_rng(1).integers(10_000, 16_000, 3 * count)
     columns["anchor_sizes"] = lists(parts, 3, CLIPS.field("anchor_sizes").type)
     sizes = np.random.default_rng(0).integers(20_000, 60_000, count * CLIP_FRAMES)
     columns["frame_sizes"] = lists(sizes, CLIP_FRAMES, CLIPS.field("frame_sizes").type)
-    columns["frame_offsets"] = lists(np.cumsum(sizes), CLIP_FRAMES, CLIPS.field("frame_offsets").type)
+    columns["frame_offsets"] = lists(
+        np.cumsum(sizes), CLIP_FRAMES, CLIPS.field("frame_offsets").type
+    )
     return pa.table([columns[name] for name in CLIPS.names], schema=CLIPS)
 
 
@@ -156,17 +184,24 @@ def run_case(out: Path, case: str) -> dict[str, float]:
         catalog = stored_catalog(settings)
         if videos is not None:
             more = make_videos(videos.num_rows, videos.num_rows // 100)
-            catalog = replace(catalog, videos=pa.concat_tables([videos, more]), found=len(videos) + len(more))
+            catalog = replace(
+                catalog, videos=pa.concat_tables([videos, more]), found=len(videos) + len(more)
+            )
         plan = make_plan(settings, catalog)
         actions = {shard.action for shard in plan.shards}
-        assert actions == {"unchanged": {"keep"}, "grid": {"retrack"}, "one percent": {"keep", "build"}}[case]
+        assert (
+            actions
+            == {"unchanged": {"keep"}, "grid": {"retrack"}, "one percent": {"keep", "build"}}[case]
+        )
     seconds = time.perf_counter() - started
     return {"seconds": seconds, "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--largest", action="store_true", help=f"also {LARGEST:,} clips")
     parser.add_argument("--case", nargs=2, metavar=("FOLDER", "CASE"), help=argparse.SUPPRESS)
     parser.add_argument("--make", nargs=2, metavar=("FOLDER", "CLIPS"), help=argparse.SUPPRESS)
@@ -181,13 +216,20 @@ def main() -> None:
 
 def measure(sizes: tuple[int, ...]) -> None:
     """Runs every case of every size, each in a process of its own."""
-    print("| clips | case | seconds | seconds per 10^6 clips | peak memory |\n|---|---|---|---|---|")
+    print(
+        "| clips | case | seconds | seconds per 10^6 clips | peak memory |\n|---|---|---|---|---|"
+    )
     for clips in sizes:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "benchmarks.plan"]
             subprocess.run([*command, "--make", f"{folder}/out", str(clips)], check=True)
             for case in CASES:
-                done = subprocess.run([*command, "--case", f"{folder}/out", case], check=True, capture_output=True, text=True)
+                done = subprocess.run(
+                    [*command, "--case", f"{folder}/out", case],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                )
                 found = json.loads(done.stdout.splitlines()[-1])
                 per_million = found["seconds"] / clips * 1e6
                 print(

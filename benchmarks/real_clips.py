@@ -19,7 +19,7 @@ from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, TrackSummary, clip
 from shards import jpeg
 from shards.clip import ClipInfo, StoredClip, Tracks
 from shards.codec import encode_tracks
-from shards.geometry import grid_points, stored_view
+from shards.geometry import grid_points, stored_transform
 from shards.writer import open_shard
 
 CLIPS_MADE, SHARDS_MADE, SHORT_SIDE = 96, 8, 256
@@ -57,12 +57,16 @@ def make_clips(frames: int) -> Iterator[StoredClip]:
         video = videos[number % len(videos)]
         start = (number * 7) % (len(video) - frames)
         pictures = video.get_batch(range(start, start + frames)).asnumpy()
-        view = stored_view(pictures.shape[2], pictures.shape[1], SHORT_SIDE)
+        view = stored_transform(pictures.shape[2], pictures.shape[1], SHORT_SIDE)
         grid = grid_points(16, view.out_width, view.out_height)
         speed = rng.normal(0, 1, (3, 1, 256, 2))
-        drift = np.arange(frames)[None, :, None, None] * speed + rng.normal(0, 0.05, (3, frames, 256, 2))
+        drift = np.arange(frames)[None, :, None, None] * speed + rng.normal(
+            0, 0.05, (3, frames, 256, 2)
+        )
         seen = rng.choice([255, 250, 20], (3, frames, 256), p=[0.8, 0.1, 0.1]).astype(np.uint8)
-        tracks = Tracks(np.array([0, 8, 16], np.int32), (grid + drift).astype(np.float32), seen, seen)
+        tracks = Tracks(
+            np.array([0, 8, 16], np.int32), (grid + drift).astype(np.float32), seen, seen
+        )
         info = ClipInfo(
             key=f"clip-{number:03d}",
             source="benchmark",
@@ -81,7 +85,9 @@ def make_clips(frames: int) -> Iterator[StoredClip]:
             frames_settings="",
             tracks_settings="",
         )
-        yield StoredClip(info, tracks, tuple(jpeg.encode(view.frame(picture), 90) for picture in pictures))
+        yield StoredClip(
+            info, tracks, tuple(jpeg.encode(view.frame(picture), 90) for picture in pictures)
+        )
 
 
 def build(data: Data) -> None:
@@ -96,7 +102,9 @@ def build(data: Data) -> None:
         with open_shard(shard_path(out, name)) as writer:
             for clip in clips[number::SHARDS_MADE]:
                 members = writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
-                rows.append(clip_row(name, clip.info, members, TrackSummary((0, 8, 16), 256, 0.9, 0.1)))
+                rows.append(
+                    clip_row(name, clip.info, members, TrackSummary((0, 8, 16), 256, 0.9, 0.1))
+                )
     for clip in clips:
         folder = data.folder / "files" / clip.info.key
         folder.mkdir(parents=True)
@@ -106,18 +114,32 @@ def build(data: Data) -> None:
         import litdata  # type: ignore[import-not-found]
 
         with redirect_stdout(sys.stderr):  # it says much, and tables are printed here
-            litdata.optimize(dict, [named(clip) for clip in clips], str(data.folder / "litdata"), chunk_bytes="64MB", num_workers=1)
-        multiprocessing.set_start_method("fork", force=True)  # as it was: it lets all later workers begin anew
+            litdata.optimize(
+                dict,
+                [named(clip) for clip in clips],
+                str(data.folder / "litdata"),
+                chunk_bytes="64MB",
+                num_workers=1,
+            )
+        multiprocessing.set_start_method(
+            "fork", force=True
+        )  # as it was: it lets all later workers begin anew
     if find_spec("streaming"):
         from streaming import MDSWriter  # type: ignore[import-not-found]
 
-        with MDSWriter(out=str(data.folder / "mds"), columns=dict.fromkeys(named(clips[0]), "bytes")) as mds:
+        with MDSWriter(
+            out=str(data.folder / "mds"), columns=dict.fromkeys(named(clips[0]), "bytes")
+        ) as mds:
             for clip in clips:
                 mds.write(named(clip))
     tables = {"videos": table_of([], VIDEOS), "clips": table_of(rows, CLIPS)}
-    publish_snapshot(out, tables | {"shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}, {})
+    publish_snapshot(
+        out, tables | {"shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}, {}
+    )
 
 
 def named(clip: StoredClip) -> dict[str, bytes]:
     """A clip's members as other formats hold them."""
-    return {"tracks": b"".join(encode_tracks(clip.tracks))} | {f"{i:03d}": image for i, image in enumerate(clip.jpegs)}
+    return {"tracks": b"".join(encode_tracks(clip.tracks))} | {
+        f"{i:03d}": image for i, image in enumerate(clip.jpegs)
+    }

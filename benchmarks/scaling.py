@@ -17,7 +17,7 @@ from statistics import median
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from manifests.wording import counted
+from manifests.wording import pluralise
 
 CONFIG = """
 data: {out: OUT, size: 112, step: 4}
@@ -26,12 +26,34 @@ run: {out: unset, steps: 1, device: cpu, workers: 0, pictures: 0}
 """
 
 
-def rate(processes: int, steps: int, clips: int, config: Path, folder: Path, changes: list[str]) -> float:
+def rate(
+    processes: int, steps: int, clips: int, config: Path, folder: Path, changes: list[str]
+) -> float:
     """Clips a second of all processes together."""
-    run = ["-m", "trainer", str(config), f"run.out={folder}", f"run.steps={steps}", f"run.log_every={steps // 2}"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    run = [
+        "-m",
+        "trainer",
+        str(config),
+        f"run.out={folder}",
+        f"run.steps={steps}",
+        f"run.log_every={steps // 2}",
+    ]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
     command = [*launch, *run, f"run.batch_size={clips * processes}", *changes]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         sys.exit(f"the training failed: {done.stderr.strip().splitlines()[-1]}")
     events = EventAccumulator(str(folder / "tensorboard"))
@@ -60,9 +82,11 @@ def main() -> None:
     print("| processes | clips/s | part of the ideal |\n|---|---|---|")
     first = a.processes[0]
     for processes, found in rates.items():
-        part = median(rate / base * first / processes for rate, base in zip(found, rates[first], strict=True))
+        part = median(
+            rate / base * first / processes for rate, base in zip(found, rates[first], strict=True)
+        )
         print(f"| {processes} | {median(found):.1f} | {part:.0%} |")
-    print(f"\n{counted(a.clips, 'clip')} a step and process; medians of {a.rounds} rounds")
+    print(f"\n{pluralise(a.clips, 'clip')} a step and process; medians of {a.rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -31,10 +31,14 @@ def cross_entropy(p: Tensor, q: Tensor) -> Tensor:
 
 def losses(device: str) -> dict[str, Loss]:
     """The same loss three times: rows x, y [rows, 64] → [rows]."""
-    hard, soft = (DiffSortNet("bitonic", N, steepness=steepness, device=device) for steepness in (20.0, 3.0))
+    hard, soft = (
+        DiffSortNet("bitonic", N, steepness=steepness, device=device) for steepness in (20.0, 3.0)
+    )
     return {
         "diffsort": lambda x, y: cross_entropy(hard(x)[1], soft(y)[1]),
-        "plain layers": lambda x, y: cross_entropy(soft_permutation(x, "bitonic", 20.0), soft_permutation(y, "bitonic", 3.0)),
+        "plain layers": lambda x, y: cross_entropy(
+            soft_permutation(x, "bitonic", 20.0), soft_permutation(y, "bitonic", 3.0)
+        ),
         "one operator": sorting_cross_entropy,
     }
 
@@ -76,8 +80,13 @@ def compare(rows: int, device: str) -> None:
     for _ in range(ROUNDS):
         for name, loss in ways.items():
             times[name].append(seconds(loss, x, y, parts[name]))
-    kept = {name: saved_bytes(loss, x[:256].clone(), y[:256].clone()) / 256 for name, loss in ways.items()}
-    print(f"\n| {rows:,} rows | ms | diffsort's time through this (range) | kept for backward, bytes a row | of diffsort's |")
+    kept = {
+        name: saved_bytes(loss, x[:256].clone(), y[:256].clone()) / 256
+        for name, loss in ways.items()
+    }
+    print(
+        f"\n| {rows:,} rows | ms | diffsort's time through this (range) | kept for backward, bytes a row | of diffsort's |"
+    )
     print("|---|---|---|---|---|")
     for name in ways:
         ratios = sorted(a / b for a, b in zip(times["diffsort"], times[name], strict=True))
@@ -89,7 +98,9 @@ def compare(rows: int, device: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--large", action="store_true", help="131,072 rows, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()

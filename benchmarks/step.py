@@ -27,7 +27,12 @@ from trainer.config import TrainSettings
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.weighted_sum import make_losses
 from trainer.model.backbone import make_backbone, normalised_images
-from trainer.model.feature_sampling import References, choose_references, crop_references, sample_points
+from trainer.model.feature_sampling import (
+    References,
+    choose_references,
+    crop_references,
+    sample_points,
+)
 from trainer.model.step import Batch, Step
 from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
 
@@ -50,7 +55,14 @@ class Plain:
     """The loss is the one operator, and not `diffsort`'s."""
 
 
-def plain_step(plain: Plain, model: Step, batch: Batch, compared: Sequence[int], references: References, side: int) -> Tensor:
+def plain_step(
+    plain: Plain,
+    model: Step,
+    batch: Batch,
+    compared: Sequence[int],
+    references: References,
+    side: int,
+) -> Tensor:
     """The published loss, with every transformer whole."""
     (b, t), size = batch.frames.shape[:2], batch.frames.shape[-1]
     if plain.tracker:
@@ -61,26 +73,38 @@ def plain_step(plain: Plain, model: Step, batch: Batch, compared: Sequence[int],
     features = student.backbone(images)
     with torch.no_grad():
         taught = teacher.backbone(images[::t] if plain.anchors_only else images)
-        anchor = teacher.embed(sample_points(taught[:: 1 if plain.anchors_only else t], batch.points[:, 0], size, True))
+        anchor = teacher.embed(
+            sample_points(taught[:: 1 if plain.anchors_only else t], batch.points[:, 0], size, True)
+        )
     if plain.references_by_index:
         crops = crop_references(features, references, side)
     else:
         again = student.backbone(images[references.frame.flatten()])
-        crops = crop_references(again, replace(references, frame=torch.arange(len(again)).view_as(references.frame)), side)
+        crops = crop_references(
+            again,
+            replace(references, frame=torch.arange(len(again)).view_as(references.frame)),
+            side,
+        )
     crops = student.embed(crops)
-    tracks = student.embed(sample_points(features, batch.points.flatten(0, 1), size, True)).view(b, t, POINTS, -1)[
-        :, list(compared)
-    ]
+    tracks = student.embed(sample_points(features, batch.points.flatten(0, 1), size, True)).view(
+        b, t, POINTS, -1
+    )[:, list(compared)]
     weights = batch.visible[:, :1] * batch.visible[:, list(compared)]
     if plain.operator:
-        return sorting_loss(tracks, anchor, crops, weights, make_objective(model.settings.loss), False)
+        return sorting_loss(
+            tracks, anchor, crops, weights, make_objective(model.settings.loss), False
+        )
     return dense_loss(tracks, anchor, crops, weights, plain.orders_once)
 
 
-def dense_loss(tracks: Tensor, anchor: Tensor, crops: Tensor, weights: Tensor, orders_once: bool) -> Tensor:
+def dense_loss(
+    tracks: Tensor, anchor: Tensor, crops: Tensor, weights: Tensor, orders_once: bool
+) -> Tensor:
     """`trainer.losses.sorting.objective.sorting_loss` of the published objective, by diffsort."""
     patches = crops.shape[2]
-    hard, soft = (DiffSortNet("bitonic", patches, steepness=s, device=tracks.device) for s in (20.0, 3.0))
+    hard, soft = (
+        DiffSortNet("bitonic", patches, steepness=s, device=tracks.device) for s in (20.0, 3.0)
+    )
     share = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
     total = tracks.new_zeros(())
     for r in range(crops.shape[1]):
@@ -113,13 +137,17 @@ def make_model(backbone: str, size: int, device: str) -> Step:
     for ours, theirs in zip(teacher.parameters(), student.parameters(), strict=True):
         if theirs.requires_grad:
             ours.data.add_(torch.randn_like(ours), alpha=0.01)
-    return Step(student, teacher, make_losses(settings.loss, settings.model.head[-1]), settings).to(device)
+    return Step(student, teacher, make_losses(settings.loss, settings.model.head[-1]), settings).to(
+        device
+    )
 
 
 def make_batch(clips: int, size: int, device: str) -> Batch:
     """Clips of noise, with points that wander."""
     generator = torch.Generator().manual_seed(0)
-    frames = torch.randint(0, 256, (clips, FRAMES, 3, size, size), generator=generator, dtype=torch.uint8)
+    frames = torch.randint(
+        0, 256, (clips, FRAMES, 3, size, size), generator=generator, dtype=torch.uint8
+    )
     points = torch.rand(clips, 1, POINTS, 2, generator=generator) * size
     points = points + torch.randn(clips, FRAMES, POINTS, 2, generator=generator) * 5
     visible = (torch.rand(clips, FRAMES, POINTS, generator=generator) < 0.8).float()
@@ -129,7 +157,9 @@ def make_batch(clips: int, size: int, device: str) -> Batch:
 
 def rows(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
     """The ways to take a step, each one change from the one before."""
-    bfloat16 = Step(model.student, model.teacher, model.losses, with_precision(model.settings, "bfloat16"))
+    bfloat16 = Step(
+        model.student, model.teacher, model.losses, with_precision(model.settings, "bfloat16")
+    )
     tracker = partial(track, load_model("random_offline", device), grid=16, backward=False)
     steps = [
         ("published, tracker in the step", Plain(tracker)),
@@ -139,14 +169,20 @@ def rows(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
         ("teacher's order once a reference", plain := replace(plain, orders_once=True)),
         ("sorting loss as one operator", replace(plain, operator=True)),
     ]
-    named: dict[str, Callable[..., Tensor]] = {name: partial(plain_step, plain, model) for name, plain in steps}
+    named: dict[str, Callable[..., Tensor]] = {
+        name: partial(plain_step, plain, model) for name, plain in steps
+    }
     named |= {"shared trunk, needed frames only: ours": lambda *arguments: model(*arguments)[0]}
-    return named | ({"ours, bfloat16": lambda *arguments: bfloat16(*arguments)[0]} if device == "cuda" else {})
+    return named | (
+        {"ours, bfloat16": lambda *arguments: bfloat16(*arguments)[0]} if device == "cuda" else {}
+    )
 
 
 def with_precision(settings: TrainSettings, precision: str) -> TrainSettings:
     """The same settings but for the transformers' precision."""
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"precision": precision})})
+    return settings.model_copy(
+        update={"run": settings.run.model_copy(update={"precision": precision})}
+    )
 
 
 def timed(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...]) -> float:
@@ -154,13 +190,17 @@ def timed(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...
     model.zero_grad()
     begun = time.perf_counter()
     step(*arguments).backward()  # type: ignore[no-untyped-call]
-    update_teacher(model.teacher, model.student, 1.0, True)  # which moves nothing, so that all rows see the same teacher
+    update_teacher(
+        model.teacher, model.student, 1.0, True
+    )  # which moves nothing, so that all rows see the same teacher
     if arguments[0].frames.is_cuda:  # type: ignore[attr-defined]
         torch.cuda.synchronize()
     return time.perf_counter() - begun
 
 
-def checked(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...]) -> tuple[float, Tensor, float, float]:
+def checked(
+    step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...]
+) -> tuple[float, Tensor, float, float]:
     """The loss, the gradient of all trained weights, and the GB that autograd keeps and that a CUDA device had allocated."""
     storages: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -178,7 +218,9 @@ def checked(step: Callable[..., Tensor], model: Step, arguments: tuple[object, .
         loss = step(*arguments)
         kept = sum(storages.values())
     loss.backward()  # type: ignore[no-untyped-call]
-    gradient = torch.cat([p.grad.flatten() for p in model.student.parameters() if p.grad is not None])
+    gradient = torch.cat(
+        [p.grad.flatten() for p in model.student.parameters() if p.grad is not None]
+    )
     peak = torch.cuda.max_memory_allocated() if cuda else 0
     return loss.item(), gradient, kept / 1e9, peak / 1e9
 
@@ -190,14 +232,24 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--compared", type=int, nargs="+", default=[1, 2, 3], help="frames compared with the anchor frame")
+    parser.add_argument(
+        "--compared",
+        type=int,
+        nargs="+",
+        default=[1, 2, 3],
+        help="frames compared with the anchor frame",
+    )
     parser.add_argument("--device", default="cpu")
     a = parser.parse_args()
     model, batch = make_model(a.backbone, a.size, a.device), make_batch(a.clips, a.size, a.device)
     grid = model.student.backbone.grid(a.size)
-    references = choose_references(a.clips, FRAMES, REFERENCES, grid, grid // 2, torch.Generator().manual_seed(1))
+    references = choose_references(
+        a.clips, FRAMES, REFERENCES, grid, grid // 2, torch.Generator().manual_seed(1)
+    )
     arguments = (batch, a.compared, references, grid // 2)
-    print(f"{a.backbone}, {a.clips} clips of {FRAMES} frames at {a.size} px, {POINTS} points, {a.compared} compared, {a.device}")
+    print(
+        f"{a.backbone}, {a.clips} clips of {FRAMES} frames at {a.size} px, {POINTS} points, {a.compared} compared, {a.device}"
+    )
     ways = rows(model, a.device)
     facts = {name: checked(way, model, arguments) for name, way in ways.items()}  # and warms up
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -207,10 +259,15 @@ def main() -> None:
     first, second, *_ = ways
     _, true, _, _ = facts[first]
     print(
-        "| step | s | over the first | over the second | kept GB | peak GB | loss is off | gradient is off |\n" + "|---" * 8 + "|"
+        "| step | s | over the first | over the second | kept GB | peak GB | loss is off | gradient is off |\n"
+        + "|---" * 8
+        + "|"
     )
     for name, (loss, gradient, kept, peak) in facts.items():
-        gains = [median(x / y for x, y in zip(seconds[base], seconds[name], strict=True)) for base in (first, second)]
+        gains = [
+            median(x / y for x, y in zip(seconds[base], seconds[name], strict=True))
+            for base in (first, second)
+        ]
         off = (gradient - true).norm() / true.norm()
         print(
             f"| {name} | {median(seconds[name]):.2f} | {gains[0]:.1f}x | {gains[1]:.1f}x | {kept:.2f} | {peak:.2f} "

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from benchmarks.tap_vid import SIDE, Mode, TapClip, TapMetrics, evaluate, mean_metrics
 from benchmarks.tap_vid_davis import read_tap_davis
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render, true_tracks
-from pipeline.trackers.cotracker3 import CoTracker3
-from pipeline.trackers.lucas_kanade import LucasKanade
+from pipeline.trackers.cotracker3 import CoTracker3Settings
+from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 from pipeline.trackers.protocol import Tracker
 from shards.clip import ClipInfo, Tracks
 from shards.geometry import grid_points
@@ -35,14 +35,25 @@ class StandingStill:
     """Says that every point stays where it is, visible."""
 
     def track(
-        self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
+        self,
+        clips: Sequence[NDArray[np.uint8]],
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
     ) -> list[Tracks]:
         """See `Tracker.track`."""
         found = []
         for frames in clips:
             shape = (len(anchors), len(frames), len(queries))
             certain = np.full(shape, 255, np.uint8)
-            found.append(Tracks(np.asarray(anchors, np.int32), np.broadcast_to(queries, (*shape, 2)), certain, certain))
+            found.append(
+                Tracks(
+                    np.asarray(anchors, np.int32),
+                    np.broadcast_to(queries, (*shape, 2)),
+                    certain,
+                    certain,
+                )
+            )
         return found
 
 
@@ -66,22 +77,43 @@ def synthetic_clips(count: int) -> Iterator[TapClip]:
 
 def entries(weights: str) -> list[Entry]:
     """Who takes part; CoTracker3 calls a point visible from 0.9 on, as its published offline predictor does."""
-    found = [Entry("standing still", StandingStill()), Entry("lucas_kanade", LucasKanade().load())]
+    found = [
+        Entry("standing still", StandingStill()),
+        Entry("lucas_kanade", LucasKanadeSettings().load()),
+    ]
     if weights:
-        found.append(Entry(f"cotracker3 {Path(weights).name}", CoTracker3(tracker="cotracker3", weights=weights).load(), 0.9))
+        found.append(
+            Entry(
+                f"cotracker3 {Path(weights).name}",
+                CoTracker3Settings(tracker="cotracker3", weights=weights).load(),
+                0.9,
+            )
+        )
     return found
 
 
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tap")
-    parser.add_argument("--clips", type=int, help="clips to use: 8 scenes by default, and all of DAVIS")
-    parser.add_argument("--davis", type=Path, metavar="FILE", help="tapvid_davis.pkl, instead of synthetic scenes")
-    parser.add_argument("--mode", choices=get_args(Mode), default="first", help="how the benchmark asks for points")
+    parser.add_argument(
+        "--clips", type=int, help="clips to use: 8 scenes by default, and all of DAVIS"
+    )
+    parser.add_argument(
+        "--davis", type=Path, metavar="FILE", help="tapvid_davis.pkl, instead of synthetic scenes"
+    )
+    parser.add_argument(
+        "--mode", choices=get_args(Mode), default="first", help="how the benchmark asks for points"
+    )
     cotracker3 = parser.add_mutually_exclusive_group()
-    cotracker3.add_argument("--weights", metavar="FILE", default="", help="offline weights of CoTracker3")
     cotracker3.add_argument(
-        "--random-cotracker3", dest="weights", action="store_const", const="random_offline", help="CoTracker3 with random weights"
+        "--weights", metavar="FILE", default="", help="offline weights of CoTracker3"
+    )
+    cotracker3.add_argument(
+        "--random-cotracker3",
+        dest="weights",
+        action="store_const",
+        const="random_offline",
+        help="CoTracker3 with random weights",
     )
     options = parser.parse_args()
     taking_part = entries(options.weights)
@@ -91,11 +123,17 @@ def main() -> None:
     for clip in islice(clips, options.clips):
         for entry in taking_part:
             started = time.perf_counter()
-            results[entry.name].append(evaluate(entry.tracker, clip, options.mode, entry.visible_from))
+            results[entry.name].append(
+                evaluate(entry.tracker, clip, options.mode, entry.visible_from)
+            )
             seconds[entry.name] += time.perf_counter() - started
     used = len(results["standing still"])
-    print(f"{used} clips of {options.davis or 'synthetic scenes'}, queries '{options.mode}', {SIDE}x{SIDE}, in %")
-    print(f"{'tracker':<28}{'average Jaccard':>17}{'delta_avg':>11}{'occlusion accuracy':>20}{'s/clip':>9}")
+    print(
+        f"{used} clips of {options.davis or 'synthetic scenes'}, queries '{options.mode}', {SIDE}x{SIDE}, in %"
+    )
+    print(
+        f"{'tracker':<28}{'average Jaccard':>17}{'delta_avg':>11}{'occlusion accuracy':>20}{'s/clip':>9}"
+    )
     for name, metrics in results.items():
         mean = mean_metrics(metrics)
         numbers = f"{100 * mean.average_jaccard:>17.1f}{100 * mean.delta_avg:>11.1f}{100 * mean.occlusion_accuracy:>20.1f}"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.trackers.protocol import Tracker
 from shards.clip import ClipInfo
-from shards.geometry import View
+from shards.geometry import FrameTransform
 
 SIDE = 256
 """Width and height at which distances are measured, in pixels."""
@@ -51,9 +51,11 @@ class TapClip:
 
     def resized(self, width: int = SIDE, height: int = SIDE) -> TapClip:
         """The same clip with frames of another size."""
-        view = View.whole(self.frames.shape[2], self.frames.shape[1], width, height)
+        view = FrameTransform.whole(self.frames.shape[2], self.frames.shape[1], width, height)
         frames = np.stack([view.frame(frame) for frame in self.frames])
-        return TapClip(self.name, frames, view.points(self.positions.astype(np.float32)), self.visible)
+        return TapClip(
+            self.name, frames, view.points(self.positions.astype(np.float32)), self.visible
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ def tap_metrics(
     A metric of nothing (no frame to judge, or no visible point in them) is NaN. Raises ValueError where shapes disagree.
     """
     q, t = true_visible.shape
-    if not (true.shape == predicted.shape == (q, t, 2) and predicted_visible.shape == (q, t) and query_frames.shape == (q,)):
+    if not (
+        true.shape == predicted.shape == (q, t, 2)
+        and predicted_visible.shape == (q, t)
+        and query_frames.shape == (q,)
+    ):
         raise ValueError(
             f"tracks disagree in shape: true {true.shape} and {true_visible.shape}, "
             f"predicted {predicted.shape} and {predicted_visible.shape}, queries {query_frames.shape}"
@@ -107,7 +113,9 @@ def tap_metrics(
         hits = near & shown & said
         jaccard.append(_part(hits.sum(), shown.sum() + (said & ~hits).sum()))
     right = (true_visible == predicted_visible) & judged
-    return TapMetrics(float(np.mean(jaccard)), float(np.mean(delta)), _part(right.sum(), judged.sum()))
+    return TapMetrics(
+        float(np.mean(jaccard)), float(np.mean(delta)), _part(right.sum(), judged.sum())
+    )
 
 
 def evaluate(tracker: Tracker, clip: TapClip, mode: Mode, visible_from: float = 0.5) -> TapMetrics:
@@ -118,9 +126,16 @@ def evaluate(tracker: Tracker, clip: TapClip, mode: Mode, visible_from: float = 
     predicted, visibility = np.empty(true.shape, np.float32), np.empty(true_visible.shape, np.uint8)
     for frame in np.unique(frames).tolist():
         asked = frames == frame
-        found = tracker.track([clip.frames], [_info(clip)], [frame], true[asked, frame].astype(np.float32))[0]
-        predicted[asked], visibility[asked] = found.positions[0].swapaxes(0, 1), found.visibility[0].T
-    return tap_metrics(true, true_visible, predicted, visibility >= 255 * visible_from, frames, mode)
+        found = tracker.track(
+            [clip.frames], [_info(clip)], [frame], true[asked, frame].astype(np.float32)
+        )[0]
+        predicted[asked], visibility[asked] = (
+            found.positions[0].swapaxes(0, 1),
+            found.visibility[0].T,
+        )
+    return tap_metrics(
+        true, true_visible, predicted, visibility >= 255 * visible_from, frames, mode
+    )
 
 
 def mean_metrics(videos: Sequence[TapMetrics]) -> TapMetrics:

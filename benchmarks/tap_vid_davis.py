@@ -44,7 +44,9 @@ def read_tap_davis(path: Path) -> Iterator[TapClip]:
         with open(path, "rb") as file:
             videos = _ArraysOnly(file, encoding="latin1").load()
     except FileNotFoundError as error:
-        raise PretrackError(f"there is no file {path}: download TAP-Vid-DAVIS and name its tapvid_davis.pkl") from error
+        raise PretrackError(
+            f"there is no file {path}: download TAP-Vid-DAVIS and name its tapvid_davis.pkl"
+        ) from error
     except Exception as error:  # a damaged pickle fails in any way
         raise PretrackError(f"{path} cannot be read as TAP-Vid-DAVIS ({error})") from error
     if not isinstance(videos, dict) or not videos:
@@ -55,14 +57,22 @@ def read_tap_davis(path: Path) -> Iterator[TapClip]:
 
 def _clip(name: str, video: Any, path: Path) -> TapClip:
     """One entry of the file, checked."""
-    arrays = [video[key] for key in ("video", "points", "occluded") if key in video] if isinstance(video, dict) else []
+    arrays = (
+        [video[key] for key in ("video", "points", "occluded") if key in video]
+        if isinstance(video, dict)
+        else []
+    )
     if len(arrays) < 3 or not all(isinstance(array, np.ndarray) for array in arrays):
-        raise PretrackError(f"{path} is not TAP-Vid-DAVIS: '{name}' lacks one of the arrays video, points and occluded")
+        raise PretrackError(
+            f"{path} is not TAP-Vid-DAVIS: '{name}' lacks one of the arrays video, points and occluded"
+        )
     frames, points, occluded = arrays
     n, t = occluded.shape if occluded.ndim == 2 else (-1, -1)
     fits = frames.ndim == 4 and frames.shape[::3] == (t, 3) and points.shape == (n, t, 2)
     if not fits or (frames.dtype, points.dtype.kind, occluded.dtype) != (np.uint8, "f", np.bool_):
         shapes = ", ".join(f"{array.dtype}{list(array.shape)}" for array in arrays)
-        raise PretrackError(f"{path} is not TAP-Vid-DAVIS: '{name}' has video, points and occluded of {shapes}")
+        raise PretrackError(
+            f"{path} is not TAP-Vid-DAVIS: '{name}' has video, points and occluded of {shapes}"
+        )
     height, width = frames.shape[1:3]
     return TapClip(name, frames, points * (width, height) - 0.5, ~occluded)

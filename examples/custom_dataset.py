@@ -51,7 +51,14 @@ class Davis(Settings):
         for sequence in path.read_text().split():
             folder = f"JPEGImages/480p/{sequence}"
             if not (self.root / folder).is_dir():  # what is missing is named, and the rest goes on
-                yield Failure(self.name, sequence, "", "catalog", "missing sequence", f"{self.root / folder} is not there")
+                yield Failure(
+                    self.name,
+                    sequence,
+                    "",
+                    "catalog",
+                    "missing sequence",
+                    f"{self.root / folder} is not there",
+                )
                 continue
             frames = numbered(images_in(self.root, folder))
             yield Video(
@@ -73,7 +80,9 @@ class Davis(Settings):
 class Build(BuildSettings):
     """A build's settings in which `dataset: davis` is known too."""
 
-    sources: tuple[Annotated[Source | Davis, Field(discriminator="dataset")], ...] = Field(min_length=1)  # type: ignore[assignment]
+    sources: tuple[Annotated[Source | Davis, Field(discriminator="dataset")], ...] = Field(
+        min_length=1
+    )  # type: ignore[assignment]
     """The datasets to read."""
 
 

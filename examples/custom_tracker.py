@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from manifests.settings import load_settings
-from pipeline.config import BuildSettings, TrackSettings
+from pipeline.config import AnyTrackerSettings, BuildSettings
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
 from pipeline.trackers.protocol import TrackerSettings
@@ -51,12 +51,18 @@ class FarnebackTracker:
         self._window = window
 
     def track(
-        self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
+        self,
+        clips: Sequence[NDArray[np.uint8]],
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
     ) -> list[Tracks]:
         """See `pipeline.trackers.protocol.Tracker.track`: clips [T, H, W, 3] of one shape, queries [N, 2] → tracks of each clip."""
         return [self._track(frames, anchors, queries) for frames in clips]
 
-    def _track(self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
+    def _track(
+        self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]
+    ) -> Tracks:
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
         t, (height, width) = len(greys), greys[0].shape
         positions = np.empty((len(anchors), t, len(queries), 2), np.float32)
@@ -66,19 +72,23 @@ class FarnebackTracker:
             for path in (range(anchor, t), range(anchor, -1, -1)):
                 for here, there in pairwise(path):
                     points = positions[row, here]
-                    flow = cv2.calcOpticalFlowFarneback(greys[here], greys[there], None, 0.5, 3, self._window, 3, 5, 1.1, 0)  # type: ignore[call-overload]
+                    flow = cv2.calcOpticalFlowFarneback(
+                        greys[here], greys[there], None, 0.5, 3, self._window, 3, 5, 1.1, 0
+                    )  # type: ignore[call-overload]
                     x, y = np.rint(points).astype(int).T
                     step = flow[y.clip(0, height - 1), x.clip(0, width - 1)]
                     seen = (visible[row, here] > 0) & inside(points, width, height)
                     positions[row, there] = np.where(seen[:, None], points + step, points)
-                    visible[row, there] = np.where(seen & inside(positions[row, there], width, height), 255, 0)
+                    visible[row, there] = np.where(
+                        seen & inside(positions[row, there], width, height), 255, 0
+                    )
         return Tracks(np.asarray(anchors, np.int32), positions, visible, visible.copy())
 
 
 class Build(BuildSettings):
     """A build's settings in which `tracker: farneback` is known too."""
 
-    tracks: Annotated[TrackSettings | Farneback, Field(discriminator="tracker")]  # type: ignore[assignment]
+    tracks: Annotated[AnyTrackerSettings | Farneback, Field(discriminator="tracker")]  # type: ignore[assignment]
     """Which tracker follows which points."""
 
 

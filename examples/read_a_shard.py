@@ -20,7 +20,9 @@ def read_shard(path: str) -> Iterator[dict[str, Any]]:
             if kind == "json":  # comes first, then the tracks, then the frames
                 clip = {"key": key, "info": json.loads(data), "jpegs": []}
                 if clip["info"]["format"] != 1:
-                    raise ValueError(f"{key} is of format {clip['info']['format']}, and not of format 1")
+                    raise ValueError(
+                        f"{key} is of format {clip['info']['format']}, and not of format 1"
+                    )
             elif kind == "tracks.zst":
                 clip["tracks"] = read_tracks(data)
             else:
@@ -31,14 +33,26 @@ def read_shard(path: str) -> Iterator[dict[str, Any]]:
 
 def read_tracks(data: bytes) -> dict[str, np.ndarray]:
     """Anchors [A], positions [A, T, N, 2] in pixels, visibility and confidence [A, T, N] of 255."""
-    found: dict[str, list[Any]] = {"anchors": [], "positions": [], "visibility": [], "confidence": []}
+    found: dict[str, list[Any]] = {
+        "anchors": [],
+        "positions": [],
+        "visibility": [],
+        "confidence": [],
+    }
     while data:  # a frame an anchor
         if not 0 <= zstandard.frame_content_size(data) <= 1 << 30:  # it may claim any size, or none
             raise ValueError("these tracks do not say how large they are, or are too large")
         unpacker = zstandard.ZstdDecompressor().decompressobj()
         record = unpacker.decompress(data)
-        magic, version, units, anchor, t, n = struct.unpack("<4sHHiII", record[:20].ljust(20, b"\0"))
-        if not unpacker.eof or (magic, version) != (b"PTRK", 2) or units == 0 or len(record) != 20 + 10 * t * n:
+        magic, version, units, anchor, t, n = struct.unpack(
+            "<4sHHiII", record[:20].ljust(20, b"\0")
+        )
+        if (
+            not unpacker.eof
+            or (magic, version) != (b"PTRK", 2)
+            or units == 0
+            or len(record) != 20 + 10 * t * n
+        ):
             raise ValueError("these are not whole tracks of version 2")
         data, body = unpacker.unused_data, np.frombuffer(record, np.uint8, offset=20)
         planes = body[: 8 * t * n].reshape(4, 2, t, n).astype(np.uint32)
@@ -55,4 +69,6 @@ def read_tracks(data: bytes) -> dict[str, np.ndarray]:
 
 if __name__ == "__main__":
     for clip in read_shard(sys.argv[1]):
-        print(clip["key"], f"{len(clip['jpegs'])} frames, tracks {clip['tracks']['positions'].shape}")
+        print(
+            clip["key"], f"{len(clip['jpegs'])} frames, tracks {clip['tracks']['positions'].shape}"
+        )

@@ -31,7 +31,13 @@ def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[SettingCh
 
 def _dotted(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Settings by dotted key; lists of plain values count as one value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
         inner = ()
     if not inner:

@@ -80,11 +80,16 @@ def compare(old: Snapshot, new: Snapshot) -> Difference:
 
 
 def _videos(old: Snapshot, new: Snapshot) -> VideoChanges:
-    before, after = (read_table(it.folder / "videos.parquet", ["source", "video_id", "identity"]) for it in (old, new))
+    before, after = (
+        read_table(it.folder / "videos.parquet", ["source", "video_id", "identity"])
+        for it in (old, new)
+    )
     place, removed = _matched(videos_named(before), videos_named(after))
     common = place >= 0
     same = pc.equal(after["identity"].filter(common), before["identity"].take(place[common]))
-    return VideoChanges(int((~common).sum()), removed, int(common.sum()) - (pc.sum(same).as_py() or 0))
+    return VideoChanges(
+        int((~common).sum()), removed, int(common.sum()) - (pc.sum(same).as_py() or 0)
+    )
 
 
 def _clips(old: Snapshot, new: Snapshot) -> ClipChanges:
@@ -92,9 +97,13 @@ def _clips(old: Snapshot, new: Snapshot) -> ClipChanges:
     before, after = (read_table(it.folder / "clips.parquet", columns) for it in (old, new))
     place, removed = _matched(before["key"], after["key"])
     common = place >= 0
-    changed = pc.not_equal(after["checksum"].filter(common), before["checksum"].take(place[common])).to_numpy()
+    changed = pc.not_equal(
+        after["checksum"].filter(common), before["checksum"].take(place[common])
+    ).to_numpy()
     rows = np.flatnonzero(common)[changed]
-    retracked = _same_lists(before["frame_sizes"].take(place[rows]), after["frame_sizes"].take(rows))
+    retracked = _same_lists(
+        before["frame_sizes"].take(place[rows]), after["frame_sizes"].take(rows)
+    )
     return ClipChanges(
         added=int((~common).sum()),
         removed=removed,
@@ -121,8 +130,14 @@ def _same_lists(old: pa.ChunkedArray, new: pa.ChunkedArray) -> int:
 
 
 def _failures(old: Snapshot, new: Snapshot) -> tuple[FailureChange, ...]:
-    counts = [{(stage, reason): count for stage, reason, count in failure_counts(it.failures)} for it in (old, new)]
-    return tuple(FailureChange(*key, *(count.get(key, 0) for count in counts)) for key in sorted({*counts[0], *counts[1]}))
+    counts = [
+        {(stage, reason): count for stage, reason, count in failure_counts(it.failures)}
+        for it in (old, new)
+    ]
+    return tuple(
+        FailureChange(*key, *(count.get(key, 0) for count in counts))
+        for key in sorted({*counts[0], *counts[1]})
+    )
 
 
 def _shards(old: pa.Table, new: pa.Table) -> ShardChanges:
@@ -130,7 +145,9 @@ def _shards(old: pa.Table, new: pa.Table) -> ShardChanges:
     added = new.filter(pc.invert(shared))
     removed = old.filter(pc.invert(pc.is_in(old["shard"], value_set=new["shard"])))
     both = new.filter(shared)
-    return ShardChanges(len(both), _bytes(both), len(added), _bytes(added), len(removed), _bytes(removed))
+    return ShardChanges(
+        len(both), _bytes(both), len(added), _bytes(added), len(removed), _bytes(removed)
+    )
 
 
 def _bytes(shards: pa.Table) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from manifests.tables import ClipRow, ShardRow
 from shards.errors import PretrackError
-from shards.files import Location, read_whole, sizes_in, write_whole
+from shards.files import Location, atomic_write, read_file, sizes_in
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -63,14 +63,14 @@ def _checked(out: Location, shard: str) -> str:
 def write_receipt(out: Location, receipt: Receipt) -> None:
     """Makes a shard exist."""
     data = json.dumps(asdict(receipt), sort_keys=True, ensure_ascii=False).encode()
-    write_whole(receipt_path(out, receipt.shard.shard), data)
+    atomic_write(receipt_path(out, receipt.shard.shard), data)
 
 
 def read_receipt(out: Location, shard: str) -> Receipt:
     """Reads one receipt. Raises PretrackError if it is damaged: then the shard is as good as not there."""
     path = receipt_path(out, shard)
     try:
-        fields: dict[str, Any] = json.loads(read_whole(path))
+        fields: dict[str, Any] = json.loads(read_file(path))
         return Receipt(
             shard=ShardRow(**fields["shard"]),
             clips=tuple(ClipRow(**row) for row in fields["clips"]),
@@ -78,10 +78,14 @@ def read_receipt(out: Location, shard: str) -> Receipt:
             planned=tuple(fields["planned"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PretrackError(f"the receipt {path} is damaged ({error}): the next build makes its shard again") from error
+        raise PretrackError(
+            f"the receipt {path} is damaged ({error}): the next build makes its shard again"
+        ) from error
 
 
 def list_receipts(out: Location) -> list[str]:
     """The names of all shards that have a receipt, sorted."""
-    names = [name.removesuffix(".json") for name in sizes_in(out / "receipts") if name.endswith(".json")]
+    names = [
+        name.removesuffix(".json") for name in sizes_in(out / "receipts") if name.endswith(".json")
+    ]
     return sorted(name for name in names if is_shard_name(name))

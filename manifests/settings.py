@@ -18,7 +18,9 @@ from shards.files import Location, absolute, location
 class Settings(BaseModel):
     """Base of every settings model: immutable, and a key it does not know is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 def _place(value: Any) -> Location:
@@ -46,20 +48,36 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
     Raises SettingsError, in one sentence, for a missing file, broken YAML, an unknown key or a value that does not fit.
     """
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [], 1)
+        near = difflib.get_close_matches(
+            path.name,
+            [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [],
+            1,
+        )
         hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
         raise SettingsError(f"there is no config file {path}{hint}")
     if path.stat().st_size > _LARGEST_CONFIG:
-        raise SettingsError(f"{path} has more than {_LARGEST_CONFIG} bytes: that is no config of pretrack's")
+        raise SettingsError(
+            f"{path} has more than {_LARGEST_CONFIG} bytes: that is no config of pretrack's"
+        )
     try:
         values = _read_yaml(path.read_text())
     except RecursionError as error:
         raise SettingsError(f"{path} is nested too deep to be a config") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or a date that does not exist
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
-        raise SettingsError(f"{path} is not valid YAML{f', line {mark.line + 1}' if mark else ''}: {problem}") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: not UTF-8, or a date that does not exist
+        mark, problem = (
+            getattr(error, "problem_mark", None),
+            getattr(error, "problem", None) or str(error),
+        )
+        raise SettingsError(
+            f"{path} is not valid YAML{f', line {mark.line + 1}' if mark else ''}: {problem}"
+        ) from error
     if not isinstance(values, dict):
-        raise SettingsError(f"{path} holds no settings: it should be a YAML mapping such as 'out: shards/'")
+        raise SettingsError(
+            f"{path} holds no settings: it should be a YAML mapping such as 'out: shards/'"
+        )
     for override in overrides:
         _override(values, override)
     return check_settings(model, values, str(path))
@@ -80,7 +98,9 @@ def _read_yaml(text: str) -> Any:
             count += len(inner)
             if count > _MOST_VALUES:
                 raise yaml.YAMLError(f"it unfolds to more than {_MOST_VALUES} values")
-            nodes += [part for entry in inner for part in (entry if isinstance(entry, tuple) else [entry])]
+            nodes += [
+                part for entry in inner for part in (entry if isinstance(entry, tuple) else [entry])
+            ]
         return loader.construct_document(root) if root else None
     finally:
         loader.dispose()
@@ -94,9 +114,13 @@ def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
         known = list(_keys(model))
         problems = error.errors()
         # A list is also called too short where its only entry is wrong: the entry's own problem says it all.
-        inner = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+        inner = {
+            problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))
+        }
         telling = [
-            _sentence(problem, _written(problem["loc"], values), known) for problem in problems if problem["loc"] not in inner
+            _sentence(problem, _written(problem["loc"], values), known)
+            for problem in problems
+            if problem["loc"] not in inner
         ]
         raise SettingsError(f"{where}: " + "; ".join(telling)) from None
 
@@ -105,7 +129,9 @@ def _override(values: Any, override: str) -> None:
     """Sets one dotted key in place."""
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise SettingsError(f"'{override}' is not an override: write key=value, such as tracks.grid=24")
+        raise SettingsError(
+            f"'{override}' is not an override: write key=value, such as tracks.grid=24"
+        )
     try:
         value = _read_yaml(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -115,7 +141,9 @@ def _override(values: Any, override: str) -> None:
         index: Any = part
         if isinstance(node, list):
             if not part.isdecimal() or int(part) >= len(node):
-                raise SettingsError(f"'{override}': '{part}' is not one of the {len(node)} entries (0 to {len(node) - 1})")
+                raise SettingsError(
+                    f"'{override}': '{part}' is not one of the {len(node)} entries (0 to {len(node) - 1})"
+                )
             index = int(part)
         elif not isinstance(node, dict):
             raise SettingsError(f"'{override}': there is nothing below '{part}'")
@@ -149,7 +177,11 @@ def _written(location: tuple[int | str, ...], values: Any) -> list[str]:
     """A key as it stands in the config: pydantic's place without the names of a union's members, such as a source's dataset."""
     parts = []
     for number, part in enumerate(location):
-        there = part in values if isinstance(values, dict) else isinstance(values, list) and isinstance(part, int)
+        there = (
+            part in values
+            if isinstance(values, dict)
+            else isinstance(values, list) and isinstance(part, int)
+        )
         if there or number == len(location) - 1:
             parts.append(str(part))
         if there:
@@ -159,9 +191,13 @@ def _written(location: tuple[int | str, ...], values: Any) -> list[str]:
 
 def _near(location: list[str], known: list[tuple[str, str]]) -> list[str]:
     """The known key most like the last of `location`: of those at the same place if one there is like it, or of all."""
-    place = next((part for part in reversed(location[:-1]) if any(part == above for above, _ in known)), "")
+    place = next(
+        (part for part in reversed(location[:-1]) if any(part == above for above, _ in known)), ""
+    )
     here = [key for above, key in known if above == place]
-    return difflib.get_close_matches(location[-1], here, 1) or difflib.get_close_matches(location[-1], {key for _, key in known}, 1)
+    return difflib.get_close_matches(location[-1], here, 1) or difflib.get_close_matches(
+        location[-1], {key for _, key in known}, 1
+    )
 
 
 def _sentence(problem: Any, location: list[str], known: list[tuple[str, str]]) -> str:

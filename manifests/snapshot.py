@@ -22,14 +22,14 @@ from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, read_table, write_
 from shards.errors import PretrackError
 from shards.files import (
     Location,
+    atomic_write,
     delete_folder,
     folders_in,
     location,
-    read_whole,
+    read_file,
     size_of,
     sizes_in,
     sync_folder,
-    write_whole,
 )
 
 TABLES = ("videos", "clips", "shards", "failures")
@@ -74,7 +74,7 @@ class Snapshot:
         """The settings it was built with. Raises PretrackError if their file is damaged."""
         file = self.folder / LAST
         try:
-            return dict(json.loads(read_whole(file)))
+            return dict(json.loads(read_file(file)))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise PretrackError(f"the settings {file} cannot be read ({error})") from error
 
@@ -89,7 +89,9 @@ def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
     if name is None:
         name = current_snapshot(out)
         if name is None:
-            raise PretrackError(f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first")
+            raise PretrackError(
+                f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first"
+            )
     snapshot = Snapshot(out, name)
     try:
         if not _is_name(name):  # it is a part of paths
@@ -112,15 +114,19 @@ def current_snapshot(out: Location) -> str | None:
     """The name of the current snapshot, or None. Raises PretrackError if the pointer file is damaged."""
     pointer = out / "current.json"
     try:
-        name = str(json.loads(read_whole(pointer))["snapshot"])
+        name = str(json.loads(read_file(pointer))["snapshot"])
     except FileNotFoundError:
         return None
     except OSError as error:
         raise PretrackError(f"{pointer} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PretrackError(f"{pointer} is damaged ({error}): delete it and run 'pretrack build' again") from error
+        raise PretrackError(
+            f"{pointer} is damaged ({error}): delete it and run 'pretrack build' again"
+        ) from error
     if not _is_name(name):
-        raise PretrackError(f"{pointer} is damaged ({name!r:.80} is no snapshot): delete it and run 'pretrack build' again")
+        raise PretrackError(
+            f"{pointer} is damaged ({name!r:.80} is no snapshot): delete it and run 'pretrack build' again"
+        )
     return name
 
 
@@ -131,10 +137,14 @@ def _is_name(name: str) -> bool:
 def list_snapshots(out: Location) -> list[str]:
     """Names of all whole snapshots, oldest first."""
     folder = out / "snapshots"
-    return [name for name in folders_in(folder) if _is_name(name) and LAST in sizes_in(folder / name)]
+    return [
+        name for name in folders_in(folder) if _is_name(name) and LAST in sizes_in(folder / name)
+    ]
 
 
-def publish_snapshot(out: Location, tables: dict[str, pa.Table], settings: dict[str, Any]) -> Snapshot:
+def publish_snapshot(
+    out: Location, tables: dict[str, pa.Table], settings: dict[str, Any]
+) -> Snapshot:
     """Writes a new snapshot beside the others and makes it current; killed at any moment, the one before stays current.
 
     Beside the tables and settings it holds `shards.txt`: its tars, relative to `out`, for readers that know nothing of tables.
@@ -145,9 +155,11 @@ def publish_snapshot(out: Location, tables: dict[str, pa.Table], settings: dict[
     try:
         for table in TABLES:
             write_table(folder / f"{table}.parquet", tables[table])
-        tars = "".join(f"shards/{shard}.tar\n" for shard in tables["shards"].column("shard").to_pylist())
-        write_whole(folder / "shards.txt", tars.encode())
-        write_whole(folder / LAST, json.dumps(settings, sort_keys=True, indent=1).encode())
+        tars = "".join(
+            f"shards/{shard}.tar\n" for shard in tables["shards"].column("shard").to_pylist()
+        )
+        atomic_write(folder / "shards.txt", tars.encode())
+        atomic_write(folder / LAST, json.dumps(settings, sort_keys=True, indent=1).encode())
     except BaseException:
         with suppress(OSError):
             delete_folder(folder)
@@ -158,7 +170,7 @@ def publish_snapshot(out: Location, tables: dict[str, pa.Table], settings: dict[
     return Snapshot(out, name)
 
 
-def drop_unfinished(out: Location) -> None:
+def remove_unfinished_snapshots(out: Location) -> None:
     """Removes folders of snapshots that a killed process was writing or removing. Only for who holds the folder's lock."""
     whole = list_snapshots(out)
     for name in folders_in(out / "snapshots"):
@@ -168,4 +180,4 @@ def drop_unfinished(out: Location) -> None:
 
 def set_current(out: Location, name: str) -> None:
     """Makes a snapshot the current one, in one step."""
-    write_whole(out / "current.json", json.dumps({"snapshot": name}).encode())
+    atomic_write(out / "current.json", json.dumps({"snapshot": name}).encode())

@@ -13,9 +13,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from shards.clip import ClipInfo
-from shards.errors import OtherVersion, PretrackError
-from shards.files import Location, read_ranges, read_whole, size_of, written_whole
-from shards.writer import ClipMembers, Span
+from shards.errors import FormatVersionError, PretrackError
+from shards.files import Location, open_atomic, read_file, read_ranges, size_of
+from shards.writer import ByteRange, ClipMembers
 
 CAMERA = pa.struct(
     [
@@ -212,14 +212,18 @@ def members_of(row: dict[str, Any]) -> ClipMembers:
     """Where the members of a clip lie, from its row of the clips table. Raises PretrackError for a row that contradicts itself."""
     offsets, sizes, anchors = row["frame_offsets"], row["frame_sizes"], row["anchor_sizes"]
     if any(values is None or None in values for values in (offsets, sizes, anchors)):
-        raise PretrackError(f"the clips table is damaged: {row['key']} lacks places or sizes of its members")
+        raise PretrackError(
+            f"the clips table is damaged: {row['key']} lacks places or sizes of its members"
+        )
     if len(offsets) != len(sizes):
-        raise PretrackError(f"the clips table is damaged: {row['key']} has {len(offsets)} offsets and {len(sizes)} sizes of frames")
+        raise PretrackError(
+            f"the clips table is damaged: {row['key']} has {len(offsets)} offsets and {len(sizes)} sizes of frames"
+        )
     return ClipMembers(
-        Span(row["json_offset"], row["json_size"]),
-        Span(row["tracks_offset"], row["tracks_size"]),
+        ByteRange(row["json_offset"], row["json_size"]),
+        ByteRange(row["tracks_offset"], row["tracks_size"]),
         tuple(anchors),
-        tuple(Span(*span) for span in zip(offsets, sizes, strict=True)),
+        tuple(ByteRange(*span) for span in zip(offsets, sizes, strict=True)),
         row["checksum"],
     )
 
@@ -232,7 +236,9 @@ def videos_named(rows: pa.Table) -> pa.ChunkedArray:
 def rows_by_shard(rows: pa.Table) -> dict[str, int]:
     """How many rows name each shard."""
     counts = rows["shard"].value_counts()
-    return dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    return dict(
+        zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
+    )
 
 
 def failure_counts(failures: pa.Table) -> list[tuple[str, str, int]]:
@@ -244,25 +250,27 @@ def failure_counts(failures: pa.Table) -> list[tuple[str, str, int]]:
 
 def table_of(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
     """Dataclass rows (or dicts) as a table."""
-    return pa.Table.from_pylist([row if isinstance(row, dict) else asdict(row) for row in rows], schema=schema)
+    return pa.Table.from_pylist(
+        [row if isinstance(row, dict) else asdict(row) for row in rows], schema=schema
+    )
 
 
 def write_table(path: Location, table: pa.Table) -> None:
     """Writes a Parquet file, whole or not at all."""
-    with written_whole(path) as file:
+    with open_atomic(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
 def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
     """Reads a Parquet file, or some columns of it.
 
-    Raises PretrackError, naming it, where it is missing or damaged, and OtherVersion where it lacks any of the columns.
+    Raises PretrackError, naming it, where it is missing or damaged, and FormatVersionError where it lacks any of the columns.
     """
     try:
-        source = path if isinstance(path, Path) else pa.BufferReader(read_whole(path))
+        source = path if isinstance(path, Path) else pa.BufferReader(read_file(path))
         names = pq.read_schema(source).names if columns else []
         if lacking := [name for name in columns or () if name not in names]:
-            raise OtherVersion(
+            raise FormatVersionError(
                 f"the table {path} lacks {', '.join(lacking)}: another version of pretrack wrote it; a build makes its clips anew"
             )
         # a file is mapped, since copying it first takes as long again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def counted(number: int, noun: str) -> str:
+def pluralise(number: int, noun: str) -> str:
     """ "1 clip", "2,000 clips"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 

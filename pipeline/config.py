@@ -8,11 +8,13 @@ from pydantic import Field, field_validator, model_validator
 
 from manifests.settings import Place, Settings
 from pipeline.sources import Source
-from pipeline.trackers.cotracker3 import CoTracker3
-from pipeline.trackers.ground_truth import Truth
-from pipeline.trackers.lucas_kanade import LucasKanade
+from pipeline.trackers.cotracker3 import CoTracker3Settings
+from pipeline.trackers.ground_truth import GroundTruthSettings
+from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 
-TrackSettings = Annotated[CoTracker3 | LucasKanade | Truth, Field(discriminator="tracker")]
+AnyTrackerSettings = Annotated[
+    CoTracker3Settings | LucasKanadeSettings | GroundTruthSettings, Field(discriminator="tracker")
+]
 
 FRAMES_VERSION = 1
 """Raised by hand when the same frame settings give other pixels, so that old shards are made again."""
@@ -47,12 +49,17 @@ class FrameSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> FrameSettings:
         if self.min_frames > self.clip_frames:
-            raise ValueError(f"min_frames ({self.min_frames}) is larger than clip_frames ({self.clip_frames})")
+            raise ValueError(
+                f"min_frames ({self.min_frames}) is larger than clip_frames ({self.clip_frames})"
+            )
         return self
 
     def of_content(self) -> dict[str, Any]:
         """The settings that decide what is stored."""
-        return {**self.model_dump(mode="json", exclude={"decode_timeout_s"}), "version": FRAMES_VERSION}
+        return {
+            **self.model_dump(mode="json", exclude={"decode_timeout_s"}),
+            "version": FRAMES_VERSION,
+        }
 
     def of_scan(self) -> str:
         """The settings that decide what a scan of a video file finds."""
@@ -97,7 +104,7 @@ class BuildSettings(Settings):
     """The datasets to read."""
     frames: FrameSettings = FrameSettings()
     """Which frames are stored, and how."""
-    tracks: TrackSettings = LucasKanade()
+    tracks: AnyTrackerSettings = LucasKanadeSettings()
     """Which tracker follows which points."""
     shards: ShardSettings = ShardSettings()
     """How clips are packed."""
@@ -121,7 +128,9 @@ class BuildSettings(Settings):
     @model_validator(mode="after")
     def _check_anchors(self) -> BuildSettings:
         if self.tracks.anchors[-1] >= self.frames.clip_frames:
-            raise ValueError(f"tracks.anchors {list(self.tracks.anchors)} go beyond the {self.frames.clip_frames} frames of a clip")
+            raise ValueError(
+                f"tracks.anchors {list(self.tracks.anchors)} go beyond the {self.frames.clip_frames} frames of a clip"
+            )
         if self.tracks.anchors[0] >= self.frames.min_frames:
             raise ValueError(
                 f"tracks.anchors needs a frame below frames.min_frames ({self.frames.min_frames}), or short clips have none"

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from shards.errors import PretrackError
 
-PASSING = ("decoder stalled", "decoder crashed", "tracker crashed", "missing video", "missing image")
+TRANSIENT_REASONS = (
+    "decoder stalled",
+    "decoder crashed",
+    "tracker crashed",
+    "missing video",
+    "missing image",
+)
 """Reasons that may be gone the next time: an overloaded machine, a file system that was away. Such failures are tried again.
 
 A crashed tracker is among them: from outside, a clip that crashes it looks like a machine that ran out of memory or was taken away.

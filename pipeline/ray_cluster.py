@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import ray
 
 from pipeline.config import RaySettings
-from pipeline.decode.subprocess_decoder import IsolatedDecoder
+from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from shards.errors import PretrackError
 
 T = TypeVar("T")
@@ -33,7 +33,9 @@ def connect(settings: RaySettings) -> Cluster:
     """
     if not ray.is_initialized():
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # errors are looked at in their order
+        os.environ.setdefault(
+            "RAY_IGNORE_UNHANDLED_ERRORS", "1"
+        )  # errors are looked at in their order
         options: dict[str, Any] = {
             "address": "local",
             "logging_level": logging.ERROR,
@@ -47,7 +49,11 @@ def connect(settings: RaySettings) -> Cluster:
         try:
             ray.init(**options)
         except Exception as error:  # Ray raises just that where it starts too slowly
-            where = f"no Ray cluster answers at ray.address '{settings.address}'" if settings.address else "Ray did not start here"
+            where = (
+                f"no Ray cluster answers at ray.address '{settings.address}'"
+                if settings.address
+                else "Ray did not start here"
+            )
             raise PretrackError(f"{where} ({' '.join(str(error).split())})") from error
     return resources()
 
@@ -77,6 +83,6 @@ def bounded(submissions: Iterable[Callable[[], Any]], limit: int) -> Iterator[An
 
 
 @cache
-def worker_decoder(stall_limit_s: float) -> IsolatedDecoder:
+def worker_decoder(stall_limit_s: float) -> SubprocessDecoder:
     """This worker's decoder process; it lives on from task to task, and dies with the worker."""
-    return IsolatedDecoder(stall_limit_s)
+    return SubprocessDecoder(stall_limit_s)

@@ -68,7 +68,7 @@ class Tag:
 
 
 @dataclass(frozen=True)
-class Stamped:
+class VersionedObject:
     """An object's content with its tag, and when it was written, by the store's clock."""
 
     data: bytes
@@ -82,13 +82,13 @@ def read(url: Url) -> bytes:
     return _asked(url, lambda: bytes(obstore.get(store, path).bytes()))
 
 
-def read_stamped(url: Url) -> Stamped:
+def read_versioned(url: Url) -> VersionedObject:
     """The whole object, and its tag. Raises OSError."""
     store, path = _at(url)
 
-    def get() -> Stamped:
+    def get() -> VersionedObject:
         found = obstore.get(store, path)
-        return Stamped(bytes(found.bytes()), _tag(found.meta), found.meta["last_modified"])
+        return VersionedObject(bytes(found.bytes()), _tag(found.meta), found.meta["last_modified"])
 
     return _asked(url, get)
 
@@ -103,14 +103,22 @@ def read_ranges(url: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[
     if not wanted:
         return [b"" for _ in sizes]
     starts, ends = ([part[side] for part in wanted] for side in (0, 1))
-    parts = iter(_asked(url, lambda: obstore.get_ranges(store, path, starts=starts, ends=ends, coalesce=COALESCE)))
+    parts = iter(
+        _asked(
+            url,
+            lambda: obstore.get_ranges(store, path, starts=starts, ends=ends, coalesce=COALESCE),
+        )
+    )
     return [bytes(next(parts)) if size else b"" for size in sizes]
 
 
 def open_stream(url: Url) -> io.BufferedReader:
     """The object, read from front to back. Raises OSError, now or while it is read."""
     store, path = _at(url)
-    return io.BufferedReader(_Stream(url, _asked(url, lambda: obstore.open_reader(store, path, buffer_size=8 << 20))), 1 << 20)
+    return io.BufferedReader(
+        _Stream(url, _asked(url, lambda: obstore.open_reader(store, path, buffer_size=8 << 20))),
+        1 << 20,
+    )
 
 
 class _Stream(io.RawIOBase):
@@ -228,7 +236,9 @@ def delete_folder(url: Url) -> None:
 def _at(url: Url) -> tuple[Any, str]:
     """The store, and the path in it."""
     parts = urlsplit(url.url)
-    return _store(f"{parts.scheme}://{parts.netloc}", os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid()), parts.path.strip("/")
+    return _store(
+        f"{parts.scheme}://{parts.netloc}", os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid()
+    ), parts.path.strip("/")
 
 
 @cache
@@ -253,10 +263,14 @@ def _asked(url: Url, question: Callable[[], T]) -> T:
     except (errors.AlreadyExistsError, errors.PreconditionError) as error:
         raise FileExistsError(errno.EEXIST, "was put by somebody else", str(url)) from error
     except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-        raise PermissionError(errno.EACCES, f"access is denied: {_sentence(error)}", str(url)) from error
+        raise PermissionError(
+            errno.EACCES, f"access is denied: {_sentence(error)}", str(url)
+        ) from error
     except errors.NotSupportedError as error:
         if "Range" not in str(error):
-            raise OSError(errno.ENOTSUP, f"the store cannot do that: {_sentence(error)}", str(url)) from error
+            raise OSError(
+                errno.ENOTSUP, f"the store cannot do that: {_sentence(error)}", str(url)
+            ) from error
         raise PretrackError(
             f"{url}: this web server sends files as a whole and no parts of them (it ignores 'Range'): use one that knows ranges, "
             "as nginx does, or stream whole tars with 'trainer.data.streaming'"

@@ -25,15 +25,32 @@ VISIBLE = 128
 """The visibility from which on a point is drawn and counted as visible; who trains chooses another as needed."""
 
 _LONGEST_KEY = 100
-_TEXTS = ("source", "dataset", "video_id", "sequence", "split", "terms", "frames_settings", "tracks_settings")
+_TEXTS = (
+    "source",
+    "dataset",
+    "video_id",
+    "sequence",
+    "split",
+    "terms",
+    "frames_settings",
+    "tracks_settings",
+)
 _SIZES = ("width", "height", "source_width", "source_height")
-_BY_FRAME: dict[str, tuple[type, ...]] = {"frame_numbers": (int,), "timestamps": (int, float), "cameras": (dict, type(None))}
+_BY_FRAME: dict[str, tuple[type, ...]] = {
+    "frame_numbers": (int,),
+    "timestamps": (int, float),
+    "cameras": (dict, type(None)),
+}
 """What has one entry a frame, and of which kinds."""
 
 
 def is_key(key: object) -> bool:
     """Whether a clip may be called so: a key is a part of file names, which must not lead elsewhere, and of names in tars."""
-    return isinstance(key, str) and 0 < len(key) <= _LONGEST_KEY and all(c.isalnum() or c in "-_" for c in key)
+    return (
+        isinstance(key, str)
+        and 0 < len(key) <= _LONGEST_KEY
+        and all(c.isalnum() or c in "-_" for c in key)
+    )
 
 
 @dataclass(frozen=True)
@@ -93,13 +110,17 @@ class ClipInfo:
 
     def to_json(self) -> bytes:
         """The bytes of `KEY.json`: UTF-8, keys sorted, the same for the same clip."""
-        return json.dumps(asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+        return json.dumps(
+            asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False
+        ).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> ClipInfo:
         """Reads `KEY.json`. Raises ShardError if it is not one, or is of a format this version does not know."""
         if len(data) > LARGEST_DESCRIPTION:
-            raise ShardError(f"its description has {len(data)} bytes, more than the {LARGEST_DESCRIPTION} allowed")
+            raise ShardError(
+                f"its description has {len(data)} bytes, more than the {LARGEST_DESCRIPTION} allowed"
+            )
         try:
             fields = json.loads(data)
             if fields["format"] != FORMAT_VERSION:
@@ -108,8 +129,12 @@ class ClipInfo:
                 )
             _check(fields)
             if fields["cameras"] is not None:
-                fields["cameras"] = [None if camera is None else Camera.read(camera) for camera in fields["cameras"]]
-            return cls(**{**fields, **{name: fields[name] and tuple(fields[name]) for name in _BY_FRAME}})
+                fields["cameras"] = [
+                    None if camera is None else Camera.read(camera) for camera in fields["cameras"]
+                ]
+            return cls(
+                **{**fields, **{name: fields[name] and tuple(fields[name]) for name in _BY_FRAME}}
+            )
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ShardError(f"not a clip description ({error})") from error
 
@@ -126,10 +151,16 @@ def _check(fields: dict[str, Any]) -> None:
         values = fields[name]
         if values is None and name != "frame_numbers":
             continue
-        if not isinstance(values, list) or not values or any(type(value) not in kinds for value in values):
+        if (
+            not isinstance(values, list)
+            or not values
+            or any(type(value) not in kinds for value in values)
+        ):
             raise ValueError(f"'{name}' should be a list with an entry a frame")
         if len(values) != len(fields["frame_numbers"]):
-            raise ValueError(f"'{name}' has {len(values)} entries for {len(fields['frame_numbers'])} frames")
+            raise ValueError(
+                f"'{name}' has {len(values)} entries for {len(fields['frame_numbers'])} frames"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +180,12 @@ class Tracks:
 
     def __post_init__(self) -> None:
         a, t, n, two = self.positions.shape
-        if two != 2 or self.anchors.shape != (a,) or self.visibility.shape != (a, t, n) or self.confidence.shape != (a, t, n):
+        if (
+            two != 2
+            or self.anchors.shape != (a,)
+            or self.visibility.shape != (a, t, n)
+            or self.confidence.shape != (a, t, n)
+        ):
             raise ValueError(
                 f"tracks disagree in shape: anchors {self.anchors.shape}, positions {self.positions.shape}, "
                 f"visibility {self.visibility.shape}, confidence {self.confidence.shape}"

@@ -52,19 +52,30 @@ def encode_tracks(tracks: Tracks) -> tuple[bytes, ...]:
     """
     a, t, n = tracks.visibility.shape
     if (size := a * _bytes_of(t, n)) > LARGEST_TRACKS:
-        raise ValueError(f"{_in_words((a, t, n))} take {size} bytes, more than the {LARGEST_TRACKS} that readers allow")
-    if not np.isfinite(tracks.positions).all() or np.abs(tracks.positions).max(initial=0) > _FARTHEST:
-        raise ValueError("tracks hold positions that are not finite or are absurdly far outside the frame")
+        raise ValueError(
+            f"{_in_words((a, t, n))} take {size} bytes, more than the {LARGEST_TRACKS} that readers allow"
+        )
+    if (
+        not np.isfinite(tracks.positions).all()
+        or np.abs(tracks.positions).max(initial=0) > _FARTHEST
+    ):
+        raise ValueError(
+            "tracks hold positions that are not finite or are absurdly far outside the frame"
+        )
     units = np.rint(tracks.positions.astype(np.float64) * UNITS_PER_PIXEL).astype(np.int32)
     steps = np.moveaxis(units, -1, 1).copy()  # [A, 2, T, N]
     steps[:, :, 1:] = np.diff(steps, axis=2)
     zigzag = ((steps << 1) ^ (steps >> 31)).astype("<u4")
     planes = np.moveaxis(zigzag.view(np.uint8).reshape(a, 2, t, n, 4), -1, 1)  # [A, 4, 2, T, N]
-    certainty = _differences(np.stack([tracks.visibility, tracks.confidence], axis=1))  # [A, 2, T, N]
+    certainty = _differences(
+        np.stack([tracks.visibility, tracks.confidence], axis=1)
+    )  # [A, 2, T, N]
     packer = zstandard.ZstdCompressor(level=_LEVEL)
     return tuple(
         packer.compress(
-            _HEADER.pack(b"PTRK", _VERSION, UNITS_PER_PIXEL, anchor, t, n) + planes[i].tobytes() + certainty[i].tobytes()
+            _HEADER.pack(b"PTRK", _VERSION, UNITS_PER_PIXEL, anchor, t, n)
+            + planes[i].tobytes()
+            + certainty[i].tobytes()
         )
         for i, anchor in enumerate(tracks.anchors.tolist())
     )
@@ -74,13 +85,17 @@ def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
     """Unpacks what `encode_tracks` made, its parts joined. Raises ShardError for anything else, and for tracks of another `shape`
     than that given: if it is known as a whole, before they take memory."""
     most = (shape and shape[0]) or None
-    records = list(islice(_records(data, shape), most and most + 1))  # one too many is enough to know
+    records = list(
+        islice(_records(data, shape), most and most + 1)
+    )  # one too many is enough to know
     units, (t, n) = records[0].units, records[0].certainty.shape[1:]
     anchors = [record.anchor for record in records]
     _check((len(records), t, n), shape)
     steps = np.stack([_signed(record.steps) for record in records])  # [A, 2, T, N]
     positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
-    certainty = np.stack([np.cumsum(record.certainty, axis=1, dtype=np.uint8) for record in records])
+    certainty = np.stack(
+        [np.cumsum(record.certainty, axis=1, dtype=np.uint8) for record in records]
+    )
     return Tracks(
         anchors=np.array(anchors, np.int32),
         positions=np.ascontiguousarray(np.moveaxis(positions, 1, -1)),
@@ -97,12 +112,16 @@ def decode_frames(
     Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks of this anchor with these
     frames, and of this `shape` (T, N) if one is given.
     """
-    wanted: Shape | None = (None, *shape) if shape else None  # how many anchors there are, a part does not say
+    wanted: Shape | None = (
+        (None, *shape) if shape else None
+    )  # how many anchors there are, a part does not say
     record = _read(_unpack(part, wanted))
     t, n = record.certainty.shape[1:]
     _check((None, t, n), wanted)
     if record.anchor != anchor:
-        raise ShardError(f"the tracks are those of anchor {record.anchor}, and not of anchor {anchor}")
+        raise ShardError(
+            f"the tracks are those of anchor {record.anchor}, and not of anchor {anchor}"
+        )
     if not (min(frames) >= 0 and max(frames) < t):
         raise ShardError(f"the tracks have {t} frames, and frames {list(frames)} were asked for")
     end = max(frames) + 1
@@ -133,13 +152,19 @@ def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
         record = _read(_unpack(frame, shape))
         first = first or record
         if record.anchor <= last:  # so there are T at most
-            raise ShardError(f"the tracks' anchors do not increase: {record.anchor} comes after {last}")
+            raise ShardError(
+                f"the tracks' anchors do not increase: {record.anchor} comes after {last}"
+            )
         last = record.anchor
         if (record.units, record.certainty.shape) != (first.units, first.certainty.shape):
-            raise ShardError(f"the tracks of anchor {record.anchor} differ in shape from those of anchor {first.anchor}")
+            raise ShardError(
+                f"the tracks of anchor {record.anchor} differ in shape from those of anchor {first.anchor}"
+            )
         taken += _bytes_of(*record.certainty.shape[1:])
         if taken > LARGEST_TRACKS:
-            raise ShardError(f"the tracks claim to unpack to {taken} bytes, more than the {LARGEST_TRACKS} allowed")
+            raise ShardError(
+                f"the tracks claim to unpack to {taken} bytes, more than the {LARGEST_TRACKS} allowed"
+            )
         yield record
     if first is None:
         raise ShardError("the tracks are cut short")
@@ -172,17 +197,25 @@ def _read(record: bytes) -> _Record:
     if magic != b"PTRK" or units == 0 or n == 0:
         raise ShardError("these are not tracks")
     if version != _VERSION:
-        raise ShardError(f"these tracks have version {version}, and this version of pretrack reads version {_VERSION}")
+        raise ShardError(
+            f"these tracks have version {version}, and this version of pretrack reads version {_VERSION}"
+        )
     if not 0 <= anchor < t:
         raise ShardError(f"the tracks' anchor {anchor} is not among their {t} frames")
     if len(record) != _bytes_of(t, n):
-        raise ShardError(f"the tracks hold {len(record)} bytes, which does not fit {_in_words((None, t, n))}")
+        raise ShardError(
+            f"the tracks hold {len(record)} bytes, which does not fit {_in_words((None, t, n))}"
+        )
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
-    return _Record(units, anchor, body[: 8 * t * n].reshape(4, 2, t, n), body[8 * t * n :].reshape(2, t, n))
+    return _Record(
+        units, anchor, body[: 8 * t * n].reshape(4, 2, t, n), body[8 * t * n :].reshape(2, t, n)
+    )
 
 
 def _check(found: Shape, shape: Shape | None) -> None:
-    if shape and any(known not in (None, number) for known, number in zip(shape, found, strict=True)):
+    if shape and any(
+        known not in (None, number) for known, number in zip(shape, found, strict=True)
+    ):
         raise ShardError(f"the tracks have {_in_words(found)}, and should have {_in_words(shape)}")
 
 
@@ -201,7 +234,9 @@ def _sums(steps: NDArray[Number], frames: Sequence[int]) -> NDArray[Number]:
     They are a product of matrices, which is far faster than adding up; doubles hold the sums exactly.
     """
     until = np.arange(steps.shape[1]) <= np.array(frames)[:, None]
-    return (until.astype(np.float64) @ steps.astype(np.float64)).astype(np.int64).astype(steps.dtype)
+    return (
+        (until.astype(np.float64) @ steps.astype(np.float64)).astype(np.int64).astype(steps.dtype)
+    )
 
 
 def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -227,9 +262,13 @@ def _unpack(frame: bytes, shape: Shape | None) -> bytes:
     try:
         size = zstandard.get_frame_parameters(frame).content_size
         if not 0 <= size <= LARGEST_TRACKS:
-            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than the {LARGEST_TRACKS} allowed")
+            raise ShardError(
+                f"the tracks claim to unpack to {size} bytes, more than the {LARGEST_TRACKS} allowed"
+            )
         if t is not None and n is not None and size > _bytes_of(t, n):
-            raise ShardError(f"the tracks claim to unpack to {size} bytes, more than {_in_words((None, t, n))} take")
+            raise ShardError(
+                f"the tracks claim to unpack to {size} bytes, more than {_in_words((None, t, n))} take"
+            )
         return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:
         raise ShardError(f"the tracks cannot be unpacked ({error})") from error

@@ -9,7 +9,7 @@ class PretrackError(Exception):
     """What is wrong, where, and what to do, in one sentence."""
 
 
-class OtherVersion(PretrackError):
+class FormatVersionError(PretrackError):
     """A file that is whole, and not as this version of pretrack writes it."""
 
 
@@ -17,7 +17,7 @@ class SettingsError(PretrackError):
     """A configuration that cannot be used."""
 
 
-def disk_sentence(error: OSError) -> str:
+def describe_os_error(error: OSError) -> str:
     """What a failed file operation means to a user: which file, why, and what to do about the two usual reasons."""
     what = f"{error.filename}: " if error.filename else ""
     advice = {

@@ -32,13 +32,17 @@ def location(where: str | Location) -> Location:
     if not mark:
         return Path(where)
     if scheme not in SCHEMES:
-        raise PretrackError(f"{where}: '{scheme}://' is not known; use a path, or one of {', '.join(f'{s}://' for s in SCHEMES)}")
-    if scheme in BUCKETS and ("#" in where or "?" in where):  # a URL's path ends there: everything would be one object
+        raise PretrackError(
+            f"{where}: '{scheme}://' is not known; use a path, or one of {', '.join(f'{s}://' for s in SCHEMES)}"
+        )
+    if scheme in BUCKETS and (
+        "#" in where or "?" in where
+    ):  # a URL's path ends there: everything would be one object
         raise PretrackError(f"{where}: a folder on a bucket cannot have '#' or '?' in its name")
     return Url(where.rstrip("/"))
 
 
-def read_whole(file: Location) -> bytes:
+def read_file(file: Location) -> bytes:
     """The bytes of a file. Raises OSError."""
     return bucket.read(file) if isinstance(file, Url) else file.read_bytes()
 
@@ -49,8 +53,13 @@ def read_ranges(file: Location, offsets: Sequence[int], sizes: Sequence[int]) ->
         return bucket.read_ranges(file, offsets, sizes)
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        whole = os.fstat(descriptor).st_size  # memory is taken for all that is asked for, whether it is there or not
-        return [os.pread(descriptor, min(size, whole), offset) for offset, size in zip(offsets, sizes, strict=True)]
+        whole = os.fstat(
+            descriptor
+        ).st_size  # memory is taken for all that is asked for, whether it is there or not
+        return [
+            os.pread(descriptor, min(size, whole), offset)
+            for offset, size in zip(offsets, sizes, strict=True)
+        ]
     finally:
         os.close(descriptor)
 
@@ -67,7 +76,11 @@ def size_of(file: Location) -> int:
 
 def written_at(file: Location) -> datetime:
     """When a file was last written (UTC). Raises FileNotFoundError, OSError."""
-    return bucket.written_at(file) if isinstance(file, Url) else datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    return (
+        bucket.written_at(file)
+        if isinstance(file, Url)
+        else datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    )
 
 
 def sizes_in(folder: Location) -> dict[str, int]:
@@ -89,20 +102,26 @@ def folders_in(folder: Location) -> list[str]:
         return bucket.folders_in(folder)
     if not folder.is_dir():
         return []
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(TEMPORARY))
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(TEMPORARY)
+    )
 
 
-def written_whole(file: Location) -> AbstractContextManager[BinaryIO]:
+def open_atomic(file: Location) -> AbstractContextManager[BinaryIO]:
     """Opens something to write to; when the block ends well it becomes `file`, otherwise it is gone.
 
     After a crash or a power cut there is the old file, the new one, or none: never a part. Raises OSError (a full disk, say).
     """
-    return written_as(file.parent, lambda: file.name)
+    return open_atomic_as(file.parent, lambda: file.name)
 
 
-def written_as(folder: Location, name: Callable[[], str]) -> AbstractContextManager[BinaryIO]:
-    """`written_whole` for a file whose name is only known when it has been written."""
-    return bucket.written(folder, name) if isinstance(folder, Url) else _written_to_disk(folder, name)
+def open_atomic_as(folder: Location, name: Callable[[], str]) -> AbstractContextManager[BinaryIO]:
+    """`open_atomic` for a file whose name is only known when it has been written."""
+    return (
+        bucket.written(folder, name) if isinstance(folder, Url) else _written_to_disk(folder, name)
+    )
 
 
 @contextmanager
@@ -122,12 +141,12 @@ def _written_to_disk(folder: Path, name: Callable[[], str]) -> Iterator[BinaryIO
     sync_folder(folder)
 
 
-def write_whole(file: Location, data: bytes) -> None:
+def atomic_write(file: Location, data: bytes) -> None:
     """Writes `data` to `file`, whole or not at all."""
     if isinstance(file, Url):
         bucket.write(file, data)
         return
-    with written_whole(file) as opened:
+    with open_atomic(file) as opened:
         opened.write(data)
 
 
@@ -161,6 +180,6 @@ def absolute(where: Location) -> Location:
     return where if isinstance(where, Url) else where.expanduser().absolute()
 
 
-def failed_for_good(error: OSError) -> bool:
+def is_permanent_error(error: OSError) -> bool:
     """Whether the place itself is at fault (full, read-only, forbidden), so that the next file would fail just the same."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)

@@ -58,7 +58,7 @@ def normalised_corners(coordinate: Array, size: int) -> Array:
 
 
 @dataclass(frozen=True)
-class View:
+class FrameTransform:
     """A box of a frame (whole pixels), resized to `out_width` x `out_height`, then perhaps flipped left to right."""
 
     left: int
@@ -70,11 +70,11 @@ class View:
     flip: bool = False
 
     @classmethod
-    def whole(cls, width: int, height: int, out_width: int, out_height: int) -> View:
+    def whole(cls, width: int, height: int, out_width: int, out_height: int) -> FrameTransform:
         """The whole frame, resized; its aspect ratio is not kept unless the sizes keep it."""
         return cls(0, 0, width, height, out_width, out_height)
 
-    def flipped(self) -> View:
+    def flipped(self) -> FrameTransform:
         """The same view, mirrored."""
         return replace(self, flip=not self.flip)
 
@@ -83,22 +83,32 @@ class View:
         """1, 2, 4 or 8: how much smaller a frame may be decoded, with the view still shrinking it and its box in whole pixels."""
         for factor in (8, 4, 2):
             whole = (self.left | self.top | self.width | self.height) % factor == 0
-            if whole and self.width >= factor * self.out_width and self.height >= factor * self.out_height:
+            if (
+                whole
+                and self.width >= factor * self.out_width
+                and self.height >= factor * self.out_height
+            ):
                 return factor
         return 1
 
-    def reduced(self, factor: int) -> View:
+    def reduced(self, factor: int) -> FrameTransform:
         """The same view of a frame decoded `factor` times smaller. Raises ValueError if its box is not in whole pixels there."""
         if any(side % factor for side in (self.left, self.top, self.width, self.height)):
-            raise ValueError(f"the box {self} does not lie on whole pixels of a frame {factor} times smaller")
-        left, top, width, height = (side // factor for side in (self.left, self.top, self.width, self.height))
+            raise ValueError(
+                f"the box {self} does not lie on whole pixels of a frame {factor} times smaller"
+            )
+        left, top, width, height = (
+            side // factor for side in (self.left, self.top, self.width, self.height)
+        )
         return replace(self, left=left, top=top, width=width, height=height)
 
     def frame(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The view of a frame [H, W, 3] uint8: [out_height, out_width, 3]. Shrinking averages areas, enlarging is bilinear."""
         box = frame[self.top : self.top + self.height, self.left : self.left + self.width]
         if box.shape[:2] != (self.height, self.width):
-            raise ValueError(f"the box {self} does not fit a frame of {frame.shape[1]}x{frame.shape[0]}")
+            raise ValueError(
+                f"the box {self} does not fit a frame of {frame.shape[1]}x{frame.shape[0]}"
+            )
         if (self.width, self.height) != (self.out_width, self.out_height):
             shrinks = self.out_width <= self.width and self.out_height <= self.height
             how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
@@ -125,6 +135,8 @@ class View:
         )
 
 
-def stored_view(width: int, height: int, short_side: int, size: tuple[int, int] | None = None) -> View:
+def stored_transform(
+    width: int, height: int, short_side: int, size: tuple[int, int] | None = None
+) -> FrameTransform:
     """From a source frame to the stored one: shrunk to `short_side`, or squashed to `size` (width, height) if that is given."""
-    return View.whole(width, height, *(size or stored_size(width, height, short_side)))
+    return FrameTransform.whole(width, height, *(size or stored_size(width, height, short_side)))

@@ -14,10 +14,14 @@ LARGEST = 1 << 27
 
 def encode(frame: NDArray[np.uint8], quality: int) -> bytes:
     """A frame [H, W, 3] RGB as JPEG with 4:2:0 chroma; `quality` 1..100."""
-    return simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=quality, colorspace="RGB", colorsubsampling="420")
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(frame), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
 
 
-def decode(data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+def decode(
+    data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = None
+) -> NDArray[np.uint8]:
     """JPEG bytes as RGB [H, W, 3]. Raises ShardError on damage, also where libjpeg would go on with grey.
 
     With a `reduction` of 2, 4 or 8 only every so-many-th pixel's worth is decoded: ceil(H / reduction) rows, whose pixel (x, y)
@@ -29,7 +33,9 @@ def decode(data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = N
         if reduction == 1:
             return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=memory)
         least = {"min_width": -(-width // reduction), "min_height": -(-height // reduction)}
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", min_factor=reduction, buffer=memory, **least)
+        return simplejpeg.decode_jpeg(
+            data, colorspace="RGB", min_factor=reduction, buffer=memory, **least
+        )
     except ValueError as error:
         raise ShardError(f"not a readable JPEG ({error})") from error
 
@@ -41,5 +47,7 @@ def size(data: bytes) -> tuple[int, int]:
     except ValueError as error:
         raise ShardError(f"not a JPEG ({error})") from error
     if width * height > LARGEST:
-        raise ShardError(f"the image claims {width}x{height} pixels, more than the {LARGEST} allowed")
+        raise ShardError(
+            f"the image claims {width}x{height} pixels, more than the {LARGEST} allowed"
+        )
     return width, height

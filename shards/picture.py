@@ -24,7 +24,9 @@ def clip_html(clip: StoredClip, anchor: int = 0) -> str:
     and column is shown. Raises IndexError if there is no such anchor.
     """
     info, tracks = clip.info, clip.tracks
-    times = sorted(set(np.linspace(0, info.frames - 1, min(_FRAMES, info.frames)).round().astype(int).tolist()))
+    times = sorted(
+        set(np.linspace(0, info.frames - 1, min(_FRAMES, info.frames)).round().astype(int).tolist())
+    )
     a, _, n = tracks.visibility.shape
     begin = int(tracks.anchors[anchor])
     said = (
@@ -48,12 +50,16 @@ def _picture(clip: StoredClip, anchor: int, t: int) -> str:
     shapes = []
     shown = thinned(positions.shape[1], _MOST_POINTS)
     for number, n in enumerate(shown):
-        red, green, blue = (round(255 * part) for part in colorsys.hsv_to_rgb(0.9 * number / len(shown), 0.85, 1.0))
+        red, green, blue = (
+            round(255 * part) for part in colorsys.hsv_to_rgb(0.9 * number / len(shown), 0.85, 1.0)
+        )
         colour = f"#{red:02x}{green:02x}{blue:02x}"
         x, y = positions[t, n]
         if visible[t, n]:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions[max(0, t - _TAIL) : t + 1, n])
-            shapes.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{radius / 2:.2f}"/>')
+            shapes.append(
+                f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{radius / 2:.2f}"/>'
+            )
             shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2f}" fill="{colour}"/>')
         else:
             ring = f'fill="none" stroke="{colour}" stroke-width="{radius / 3:.2f}"'
@@ -72,5 +78,7 @@ def thinned(points: int, most: int) -> list[int]:
     every = 1
     while (-(-side // every)) ** 2 > most:
         every += 1
-    places = (row * side + column for row in range(0, side, every) for column in range(0, side, every))
+    places = (
+        row * side + column for row in range(0, side, every) for column in range(0, side, every)
+    )
     return [place for place in places if place < points]

@@ -19,15 +19,23 @@ LARGEST_MEMBER = 1 << 30
 """Bytes of a tar's member a reader accepts; one that claims more is damaged or hostile."""
 
 
-def read_members(shard: str | Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
+def read_members(
+    shard: str | Location, offsets: Sequence[int], sizes: Sequence[int]
+) -> list[bytes]:
     """The bytes of members of a shard, in the order asked, reading nothing else. Raises ShardError if it is missing or short."""
     path = location(shard)
-    if min(*offsets, *sizes, 0) < 0 or any(sum(span) > _LARGEST_FILE for span in zip(offsets, sizes, strict=True)):
-        raise ShardError(f"no shard has members at such places as are given for {path}: run 'pretrack verify'")
+    if min(*offsets, *sizes, 0) < 0 or any(
+        sum(span) > _LARGEST_FILE for span in zip(offsets, sizes, strict=True)
+    ):
+        raise ShardError(
+            f"no shard has members at such places as are given for {path}: run 'pretrack verify'"
+        )
     try:
         members = read_ranges(path, offsets, sizes)
     except OSError as error:
-        raise ShardError(f"the shard {path} cannot be read ({error.strerror}): run 'pretrack verify'") from error
+        raise ShardError(
+            f"the shard {path} cannot be read ({error.strerror}): run 'pretrack verify'"
+        ) from error
     if any(len(member) != size for member, size in zip(members, sizes, strict=True)):
         raise ShardError(f"the shard {path} is cut short: run 'pretrack verify'")
     return members
@@ -35,7 +43,9 @@ def read_members(shard: str | Location, offsets: Sequence[int], sizes: Sequence[
 
 def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes]:
     """All members of a clip: description, tracks, then frames in order. Raises ShardError if they are not as they were written."""
-    data = read_members(shard, [span.offset for span in members.spans], [span.size for span in members.spans])
+    data = read_members(
+        shard, [span.offset for span in members.spans], [span.size for span in members.spans]
+    )
     members.check(data)
     return data
 
@@ -52,7 +62,9 @@ def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterato
             tracks = decode_tracks(members["tracks.zst"], (None, info.frames, None))
             jpegs = tuple(members[f"{i:03d}.jpg"] for i in range(info.frames))
         except KeyError as error:
-            raise ShardError(f"the clip {key} in {path} lacks its member {error.args[0]}") from error
+            raise ShardError(
+                f"the clip {key} in {path} lacks its member {error.args[0]}"
+            ) from error
         except ShardError as error:
             raise ShardError(f"the clip {key} in {path}: {error}") from error
         yield StoredClip(info, tracks, jpegs)
@@ -74,7 +86,9 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
                 key, members[kind] = name, data
             tail.check_end(checksum)
     except (tarfile.TarError, OSError, EOFError) as error:
-        raise ShardError(f"the shard {path} cannot be read as a tar ({error}): run 'pretrack verify'") from error
+        raise ShardError(
+            f"the shard {path} cannot be read as a tar ({error}): run 'pretrack verify'"
+        ) from error
     if members:
         yield key, members
 
@@ -91,14 +105,20 @@ def read_tar(stream: BinaryIO | Tail) -> Iterator[tuple[str, bytes]]:
                 if not member.isreg():
                     continue
                 if member.issparse() or member.size > LARGEST_MEMBER:
-                    raise tarfile.ReadError(f"its member {member.name!r:.120} claims {member.size} bytes")
+                    raise tarfile.ReadError(
+                        f"its member {member.name!r:.120} claims {member.size} bytes"
+                    )
                 file = tar.extractfile(member)
                 data = file.read() if file else b""
                 if len(data) != member.size:
                     raise tarfile.ReadError("unexpected end of data")
                 yield member.name, data
                 tar.members = []  # what has been read is not kept
-    except (ValueError, OverflowError, RecursionError) as error:  # sizes and lengths that are no numbers
+    except (
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:  # sizes and lengths that are no numbers
         raise tarfile.ReadError(f"a header of it is damaged ({error})") from error
 
 

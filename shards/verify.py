@@ -14,7 +14,7 @@ from shards.clip import ClipInfo, Tracks
 from shards.codec import decode_frames, decode_tracks
 from shards.errors import ShardError
 from shards.files import Location, open_stream
-from shards.writer import ClipMembers, Span
+from shards.writer import ByteRange, ClipMembers
 
 _CHUNK = 1 << 22
 _FARTHEST = 4
@@ -63,12 +63,14 @@ class _Reader:
         self.digest = xxhash.xxh3_64()
         self.place = 0
 
-    def member(self, span: Span) -> bytes:
+    def member(self, span: ByteRange) -> bytes:
         """Raises ShardError if it begins before the place reached, or ends after the file."""
         if span.size < 0:
             raise ShardError(f"its member at {span.offset} has {span.size} bytes by the tables")
         if span.offset < self.place:
-            raise ShardError(f"its member at {span.offset} lies before the one that it should follow")
+            raise ShardError(
+                f"its member at {span.offset} lies before the one that it should follow"
+            )
         self._take(span.offset - self.place)
         data = self._take(span.size, keep=True)
         if len(data) != span.size:
@@ -91,26 +93,40 @@ class _Reader:
         return b"".join(parts)
 
 
-def _verify_clip(reader: _Reader, key: str, members: ClipMembers, tabled: Mapping[str, Any] | None) -> None:
+def _verify_clip(
+    reader: _Reader, key: str, members: ClipMembers, tabled: Mapping[str, Any] | None
+) -> None:
     data = [reader.member(span) for span in members.spans]
     members.check(data)
     info = ClipInfo.from_json(data[0])
     if info.key != key or info.frames != len(members.frames):
         raise ShardError(f"its description is of {info.key} with {info.frames} frames")
     tracks = decode_tracks(
-        data[1], (len(tabled["anchors"]), info.frames, tabled["points"]) if tabled else (None, info.frames, None)
+        data[1],
+        (len(tabled["anchors"]), info.frames, tabled["points"])
+        if tabled
+        else (None, info.frames, None),
     )
-    found = {**vars(info), "frames": info.frames, "anchors": tracks.anchors.tolist(), "points": tracks.positions.shape[2]}
+    found = {
+        **vars(info),
+        "frames": info.frames,
+        "anchors": tracks.anchors.tolist(),
+        "points": tracks.positions.shape[2],
+    }
     for name, said in (tabled or {}).items():
         if said != found[name]:
-            raise ShardError(f"its '{name}' is {found[name]!r:.80}, and the tables say {said!r:.80}")
+            raise ShardError(
+                f"its '{name}' is {found[name]!r:.80}, and the tables say {said!r:.80}"
+            )
     _verify_parts(data[1], members, tracks)
     limit = _FARTHEST * np.array([info.width, info.height])
     if (tracks.positions < -limit).any() or (tracks.positions > limit).any():
         raise ShardError(f"its tracks lead more than {_FARTHEST} frame sizes away")
     for number, frame in enumerate(data[2:]):
         if jpeg.size(frame) != (info.width, info.height):
-            raise ShardError(f"frame {number} is {jpeg.size(frame)} and should be {(info.width, info.height)}")
+            raise ShardError(
+                f"frame {number} is {jpeg.size(frame)} and should be {(info.width, info.height)}"
+            )
 
 
 def _verify_parts(data: bytes, members: ClipMembers, tracks: Tracks) -> None:

@@ -12,13 +12,13 @@ import xxhash
 
 from shards.clip import ClipInfo, is_key
 from shards.errors import ShardError
-from shards.files import Location, written_as
+from shards.files import Location, open_atomic_as
 
 _BLOCK = 512
 
 
 @dataclass(frozen=True)
-class Span:
+class ByteRange:
     """Where a member's bytes lie in the tar file."""
 
     offset: int
@@ -32,14 +32,14 @@ class ClipMembers:
     `anchors` has the bytes of each anchor's part of the tracks, which follow one another.
     """
 
-    info: Span
-    tracks: Span
+    info: ByteRange
+    tracks: ByteRange
     anchors: tuple[int, ...]
-    frames: tuple[Span, ...]
+    frames: tuple[ByteRange, ...]
     checksum: str
 
     @property
-    def spans(self) -> tuple[Span, ...]:
+    def spans(self) -> tuple[ByteRange, ...]:
         """All of them, in their order."""
         return self.info, self.tracks, *self.frames
 
@@ -62,19 +62,23 @@ class ShardWriter:
         """The xxh3-64 digest (hex) of everything written so far; of the whole file once `open_shard` has closed it."""
         return self._digest.hexdigest()
 
-    def add(self, info: ClipInfo, tracks: tuple[bytes, ...], jpegs: tuple[bytes, ...]) -> ClipMembers:
+    def add(
+        self, info: ClipInfo, tracks: tuple[bytes, ...], jpegs: tuple[bytes, ...]
+    ) -> ClipMembers:
         """Adds one clip: its description, its encoded tracks (a part an anchor), and one JPEG a frame."""
         if len(jpegs) != info.frames:
             raise ValueError(f"clip {info.key} has {info.frames} frames and {len(jpegs)} images")
         members = (info.to_json(), b"".join(tracks), *jpegs)
         spans = [self._member(name, data) for name, data in member_names(info.key, members)]
-        return ClipMembers(spans[0], spans[1], tuple(map(len, tracks)), tuple(spans[2:]), _checksum(members))
+        return ClipMembers(
+            spans[0], spans[1], tuple(map(len, tracks)), tuple(spans[2:]), _checksum(members)
+        )
 
-    def _member(self, name: str, data: bytes) -> Span:
+    def _member(self, name: str, data: bytes) -> ByteRange:
         header = tarfile.TarInfo(name)
         header.size, header.mode, header.mtime = len(data), 0o644, 0
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        span = Span(self.size, len(data))
+        span = ByteRange(self.size, len(data))
         self._write(data + b"\0" * (-len(data) % _BLOCK))
         return span
 
@@ -97,8 +101,14 @@ def _checksum(members: Iterable[bytes]) -> str:
 def member_names(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, bytes]]:
     """Names the members of a clip: `KEY.json`, `KEY.tracks.zst`, `KEY.000.jpg` …; webdataset splits them at the first dot."""
     if not is_key(key):
-        raise ShardError(f"'{key}' cannot be a clip's key: only letters, digits, '-' and '_' are allowed")
-    names = [f"{key}.json", f"{key}.tracks.zst", *(f"{key}.{i:03d}.jpg" for i in range(len(members) - 2))]
+        raise ShardError(
+            f"'{key}' cannot be a clip's key: only letters, digits, '-' and '_' are allowed"
+        )
+    names = [
+        f"{key}.json",
+        f"{key}.tracks.zst",
+        *(f"{key}.{i:03d}.jpg" for i in range(len(members) - 2)),
+    ]
     return zip(names, members, strict=True)
 
 
@@ -110,7 +120,7 @@ def open_shard(file: Location) -> AbstractContextManager[ShardWriter]:
 @contextmanager
 def open_shard_as(folder: Location, name: Callable[[str], str]) -> Iterator[ShardWriter]:
     """`open_shard` where `name` gives the file's name from its checksum: other content never takes the place of a shard."""
-    with written_as(folder, lambda: name(writer.checksum)) as file:
+    with open_atomic_as(folder, lambda: name(writer.checksum)) as file:
         writer = ShardWriter(file)
         yield writer
         writer._end()

@@ -16,11 +16,21 @@ LONG = ("test_ray_cluster", "test_cotracker3", "test_survival")
 
 def main(options: list[str]) -> int:
     """Runs both, shows the output of the first as it comes and that of the other at the end; the larger exit status."""
-    of_pipeline = [str(path) for path in sorted(Path("tests/pipeline").rglob("test_*.py")) if path.stem not in LONG]
+    of_pipeline = [
+        str(path)
+        for path in sorted(Path("tests/pipeline").rglob("test_*.py"))
+        if path.stem not in LONG
+    ]
     first_paths = [*of_pipeline, "tests/test_examples.py"]
     command = [sys.executable, "-m", "pytest", *options]
     with tempfile.TemporaryFile() as output:
-        others = [*command, "tests", *(f"--ignore={path}" for path in first_paths), "-p", "no:cacheprovider"]
+        others = [
+            *command,
+            "tests",
+            *(f"--ignore={path}" for path in first_paths),
+            "-p",
+            "no:cacheprovider",
+        ]
         with subprocess.Popen(others, stdout=output, stderr=subprocess.STDOUT) as beside:
             first = subprocess.run([*command, *first_paths], check=False).returncode
             second = beside.wait()

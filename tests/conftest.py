@@ -14,8 +14,12 @@ from hypothesis import settings
 from tests.helpers.environment import environment
 from tests.helpers.object_store import Behaviour, faulty_store
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait busily keep those of the tests beside from working
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a script's "&" ignores it, and so would what tests start and stop
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # threads that wait busily keep those of the tests beside from working
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a script's "&" ignores it, and so would what tests start and stop
 settings.register_profile("pretrack", deadline=None, derandomize=True)
 settings.load_profile("pretrack")
 
@@ -23,7 +27,10 @@ settings.load_profile("pretrack")
 @pytest.fixture(scope="session", autouse=True)
 def ray_folder() -> Iterator[None]:
     """A folder for what Ray never deletes; it goes when the tests end. Paths in pytest's own are too long for Ray's sockets."""
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder, environment({"RAY_TMPDIR": folder}):
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
+        environment({"RAY_TMPDIR": folder}),
+    ):
         yield
 
 

@@ -23,7 +23,7 @@ from manifests.settings import Settings
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
 from pipeline.cli import app
 from pipeline.config import BuildSettings
-from pipeline.inspection.sql import Questions
+from pipeline.inspection.sql import SnapshotQueries
 from shards.clip import Camera, ClipInfo
 from tests.helpers.clips import make_clip
 from tests.helpers.published import publish_clips
@@ -38,10 +38,23 @@ PACKAGES = ("shards", "manifests", "pipeline", "trainer")
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built with every warning an error."""
-    pytest.importorskip("mkdocs", reason="the site needs the extra 'docs': pip install 'pretrack[docs]'")
+    pytest.importorskip(
+        "mkdocs", reason="the site needs the extra 'docs': pip install 'pretrack[docs]'"
+    )
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "--site-dir",
+        str(folder),
+    ]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -71,7 +84,9 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(site: Path) -> None:
         resources = Resources()
         resources.feed(page.read_text())
         assert resources.found
-        assert not [url for url in resources.found if url.startswith(("http:", "https:", "//"))], page
+        assert not [url for url in resources.found if url.startswith(("http:", "https:", "//"))], (
+            page
+        )
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
     assert not list(site.rglob("*.py")), "hooks are no part of the site"
@@ -79,8 +94,17 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(site: Path) -> None:
 
 @pytest.mark.slow
 def test_the_settings_pages_have_every_setting(site: Path) -> None:
-    build, training = ((site / "settings" / f"{name}.html").read_text() for name in ("build", "training"))
-    for key in ("clip_frames", "anchors", "min_viewpoint_quality", "tracker_gpus", "Forward-backward", "from 1 to 128"):
+    build, training = (
+        (site / "settings" / f"{name}.html").read_text() for name in ("build", "training")
+    )
+    for key in (
+        "clip_frames",
+        "anchors",
+        "min_viewpoint_quality",
+        "tracker_gpus",
+        "Forward-backward",
+        "from 1 to 128",
+    ):
         assert key in build
     for key in ("crop_scale", "student_steepness", "jitter", "checkpoint_every"):
         assert key in training
@@ -91,7 +115,9 @@ def test_the_pages_show_the_files_that_they_take_in(site: Path) -> None:
     taken = {page: re.findall(r'^--8<-- "(.+)"$', page.read_text(), re.MULTILINE) for page in PAGES}
     assert sum(map(len, taken.values())) > 10
     for page, files in taken.items():
-        text = html.unescape(re.sub("<[^>]+>", "", (site / page.relative_to(DOCS).with_suffix(".html")).read_text()))
+        text = html.unescape(
+            re.sub("<[^>]+>", "", (site / page.relative_to(DOCS).with_suffix(".html")).read_text())
+        )
         assert "--8" not in text, page
         for file in files:
             assert "\n".join((REPOSITORY / file).read_text().splitlines()[-3:]) in text, file
@@ -126,7 +152,11 @@ def test_the_commands_page_has_every_option() -> None:
     assert sections.keys() == commands.keys()
     for name, command in commands.items():
         shown = set(re.findall(r"^\| `(--[a-z-]+)", sections[name], re.MULTILINE))
-        assert shown == {parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"}, name
+        assert shown == {
+            parameter.opts[0]
+            for parameter in command.params
+            if parameter.param_type_name == "option"
+        }, name
         assert command.help.splitlines()[0] in sections[name]
 
 
@@ -138,7 +168,12 @@ def strings() -> frozenset[str]:
         for path in (REPOSITORY / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    found.add("".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in node.values))
+                    found.add(
+                        "".join(
+                            str(part.value) if isinstance(part, ast.Constant) else "…"
+                            for part in node.values
+                        )
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.add(node.value)
     return frozenset(found)
@@ -146,7 +181,12 @@ def strings() -> frozenset[str]:
 
 def rows_of(text: str) -> list[str]:
     """What is in code in the first cell of a page's tables."""
-    return [code for line in text.splitlines() if line.startswith("| `") for code in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    return [
+        code
+        for line in text.splitlines()
+        if line.startswith("| `")
+        for code in re.findall(r"`([^`]+)`", line.split(" | ")[0])
+    ]
 
 
 def test_every_message_of_the_trouble_page_is_in_the_code() -> None:
@@ -159,7 +199,9 @@ def test_every_message_of_the_trouble_page_is_in_the_code() -> None:
         assert re.search("[^\n]*".join(parts), known), f"no code says '{message}'"
 
 
-@pytest.mark.parametrize("page", sorted((DOCS / "datasets").glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", sorted((DOCS / "datasets").glob("*.md")), ids=lambda page: page.stem
+)
 def test_every_reason_of_a_datasets_page_is_in_the_code(page: Path) -> None:
     _, _, left_out = page.read_text().partition("## What is left out")
     for reason in rows_of(left_out):
@@ -167,7 +209,10 @@ def test_every_reason_of_a_datasets_page_is_in_the_code(page: Path) -> None:
     assert f"configs/{page.stem}.yaml" in page.read_text()
 
 
-@pytest.mark.parametrize(("heading", "schema"), [("clips", CLIPS), ("shards", SHARDS), ("videos", VIDEOS), ("failures", FAILURES)])
+@pytest.mark.parametrize(
+    ("heading", "schema"),
+    [("clips", CLIPS), ("shards", SHARDS), ("videos", VIDEOS), ("failures", FAILURES)],
+)
 def test_the_format_page_has_every_column_with_its_type(heading: str, schema: pa.Schema) -> None:
     section = (DOCS / "format.md").read_text().split(f"\n### {heading}\n")[1].split("\n#")[0]
     typed: dict[str, str] = {}
@@ -179,11 +224,18 @@ def test_the_format_page_has_every_column_with_its_type(heading: str, schema: pa
     for column in schema:
         inner = column.type.value_type if pa.types.is_list(column.type) else column.type
         name = "struct" if pa.types.is_struct(inner) else str(inner).replace("float", "float32")
-        assert typed[column.name] == (f"list of {name}" if pa.types.is_list(column.type) else name), column.name
+        assert typed[column.name] == (
+            f"list of {name}" if pa.types.is_list(column.type) else name
+        ), column.name
 
 
 def test_the_format_page_has_every_field_of_a_description() -> None:
-    section = (DOCS / "format.md").read_text().split("\n### The description\n")[1].split("\n### The tracks\n")[0]
+    section = (
+        (DOCS / "format.md")
+        .read_text()
+        .split("\n### The description\n")[1]
+        .split("\n### The tracks\n")[0]
+    )
     assert set(rows_of(section)) == {field.name for field in (*fields(ClipInfo), *fields(Camera))}
 
 
@@ -191,7 +243,10 @@ def test_files_that_the_pages_name_are_there() -> None:
     named = {
         name
         for page in PAGES
-        for name in re.findall(r"\b(?:configs|examples|benchmarks|pipeline|trainer|manifests|shards)/[\w/.]+\w\b", page.read_text())
+        for name in re.findall(
+            r"\b(?:configs|examples|benchmarks|pipeline|trainer|manifests|shards)/[\w/.]+\w\b",
+            page.read_text(),
+        )
     }
     assert len(named) > 20
     made_by_readers = {"pipeline/sources/davis.py"}
@@ -205,7 +260,11 @@ def test_files_that_the_pages_name_are_there() -> None:
 
 def test_commands_that_the_pages_name_exist() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
-    shell = "\n".join(block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL))
+    shell = "\n".join(
+        block
+        for page in PAGES
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
+    )
     used = set(re.findall(r"^\s*pretrack (\w+)", shell, re.MULTILINE))
     assert used >= {"build", "plan", "stats", "export"}
     assert used <= commands.keys()
@@ -215,19 +274,29 @@ def test_commands_that_the_pages_name_exist() -> None:
 
 
 @pytest.fixture(scope="module")
-def questions(tmp_path_factory: pytest.TempPathFactory) -> Questions:
-    return Questions(publish_clips(tmp_path_factory.mktemp("asked"), [make_clip(f"made-{n}-00000000-000000", n) for n in range(2)]))
+def questions(tmp_path_factory: pytest.TempPathFactory) -> SnapshotQueries:
+    return SnapshotQueries(
+        publish_clips(
+            tmp_path_factory.mktemp("asked"),
+            [make_clip(f"made-{n}-00000000-000000", n) for n in range(2)],
+        )
+    )
 
 
 def queries() -> list[str]:
     """Every query in the pages: those after --sql, and those in blocks of SQL."""
     text = "\n".join(page.read_text() for page in PAGES)
-    blocks = [query for block in re.findall(r"```sql\n(.*?)```", text, re.DOTALL) for query in block.split(";") if query.strip()]
+    blocks = [
+        query
+        for block in re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
+        for query in block.split(";")
+        if query.strip()
+    ]
     return [*re.findall(r'--sql "(.*?)"', text, re.DOTALL), *blocks]
 
 
 @pytest.mark.parametrize("sql", queries())
-def test_queries_that_the_pages_show_are_answered(questions: Questions, sql: str) -> None:
+def test_queries_that_the_pages_show_are_answered(questions: SnapshotQueries, sql: str) -> None:
     assert questions.ask(sql).columns
 
 

@@ -48,7 +48,9 @@ def started(name: str, *arguments: object) -> subprocess.Popen[str]:
     """An example that runs as its docstring says."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 def printed(running: subprocess.Popen[str]) -> str:
@@ -66,7 +68,9 @@ def run(name: str, *arguments: object) -> str:
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
-    publish_clips(folder, [make_clip(f"made-{n}-00000000-000000", n, frames=5 + n) for n in range(3)])
+    publish_clips(
+        folder, [make_clip(f"made-{n}-00000000-000000", n, frames=5 + n) for n in range(3)]
+    )
     return folder
 
 
@@ -103,12 +107,20 @@ def test_the_reader_refuses_other_bytes() -> None:
     pack = zstandard.ZstdCompressor().compress
     whole = pack(struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 1, 1) + bytes(10))
     assert read_tracks(whole)["positions"].shape == (1, 1, 1, 2)
-    others = [pack(bytes(60)), pack(b"PTRK"), whole + whole[:-3], pack(struct.pack("<4sHHiII", b"PTRK", 2, 0, 0, 1, 1) + bytes(10))]
+    others = [
+        pack(bytes(60)),
+        pack(b"PTRK"),
+        whole + whole[:-3],
+        pack(struct.pack("<4sHHiII", b"PTRK", 2, 0, 0, 1, 1) + bytes(10)),
+    ]
     for data in others:
         with pytest.raises(ValueError, match="not whole tracks of version 2"):
             read_tracks(data)
     claims_a_tebibyte = b"\x28\xb5\x2f\xfd\xe0" + (1 << 40).to_bytes(8, "little") + b"\x01\x00\x00"
-    for data in (claims_a_tebibyte, zstandard.ZstdCompressor(write_content_size=False).compress(bytes(60))):
+    for data in (
+        claims_a_tebibyte,
+        zstandard.ZstdCompressor(write_content_size=False).compress(bytes(60)),
+    ):
         with pytest.raises(ValueError, match="do not say how large they are, or are too large"):
             read_tracks(data)
 
@@ -123,9 +135,14 @@ def test_the_reader_refuses_another_format(out: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_readers_run_as_they_are(out: Path) -> None:
     (tar,) = (out / "shards").iterdir()
-    assert run("read_a_shard", tar).splitlines()[2] == "made-2-00000000-000000 7 frames, tracks (2, 7, 9, 2)"
+    assert (
+        run("read_a_shard", tar).splitlines()[2]
+        == "made-2-00000000-000000 7 frames, tracks (2, 7, 9, 2)"
+    )
     streamed = run("stream_with_webdataset", out).splitlines()
-    assert [line.split()[:2] for line in streamed] == [[f"made-{n}-00000000-000000", str(5 + n)] for n in range(3)]
+    assert [line.split()[:2] for line in streamed] == [
+        [f"made-{n}-00000000-000000", str(5 + n)] for n in range(3)
+    ]
     assert "(64, 96, 3)" in streamed[0]
 
 
@@ -148,7 +165,9 @@ def test_the_stream_runs_nothing_of_what_a_shard_brings_along(tmp_path: Path) ->
         member = tarfile.TarInfo("made-0-00000000-000000.pkl")
         member.size = len(runs)
         opened.addfile(member, BytesIO(runs))
-    assert run("stream_with_webdataset", tmp_path / "out").startswith("made-0-00000000-000000 6 (64, 96, 3)")
+    assert run("stream_with_webdataset", tmp_path / "out").startswith(
+        "made-0-00000000-000000 6 (64, 96, 3)"
+    )
     assert not (tmp_path / "ran").exists()
 
 
@@ -172,17 +191,28 @@ def config(path: Path, **parts: Any) -> Path:
     return path
 
 
-def test_the_custom_dataset_lists_its_videos_and_what_is_missing(davis: Path, tmp_path: Path) -> None:
+def test_the_custom_dataset_lists_its_videos_and_what_is_missing(
+    davis: Path, tmp_path: Path
+) -> None:
     example = load("custom_dataset")
     bear, goat, lost = example.Davis(dataset="davis", root=davis).find_videos()
     assert isinstance(bear, Video)
-    assert (bear.video_id, goat.video_id, len(bear.image_files), bear.timestamps[1]) == ("bear", "goat", 10, 1 / 24)  # type: ignore[index]
+    assert (bear.video_id, goat.video_id, len(bear.image_files), bear.timestamps[1]) == (
+        "bear",
+        "goat",
+        10,
+        1 / 24,
+    )  # type: ignore[index]
     assert isinstance(lost, Failure)
     assert lost.reason == "missing sequence"
     with pytest.raises(SettingsError, match=r"unknown key 'sources.0.lists' \(did you mean 'list'"):
         load_settings(
             example.Build,
-            config(tmp_path / "c.yaml", sources=[{"dataset": "davis", "root": str(davis), "lists": "train"}], out="o"),
+            config(
+                tmp_path / "c.yaml",
+                sources=[{"dataset": "davis", "root": str(davis), "lists": "train"}],
+                out="o",
+            ),
         )
 
 
@@ -197,7 +227,9 @@ def test_the_custom_tracker_follows_what_moves() -> None:
     for row, anchor in enumerate((0, 3)):
         for t in range(6):
             true = queries + (t - anchor) * np.array(STEP)
-            assert np.abs(tracks.positions[row, t] - true).max() < 0.7, "it moves by whole pixels, and flow is not that exact"
+            assert np.abs(tracks.positions[row, t] - true).max() < 0.7, (
+                "it moves by whole pixels, and flow is not that exact"
+            )
     assert (tracks.visibility == 255).all()
 
 
@@ -206,18 +238,32 @@ def test_the_custom_dataset_and_tracker_build_shards(davis: Path, tmp_path: Path
     tracks = {"tracker": "lucas_kanade", "grid": 4, "anchors": [0]}
     own = [{"dataset": "davis", "root": str(davis)}]
     small = {"split": {"eval_fraction": 0.0}, "ray": {"cpus": 2}}
-    with_dataset = config(tmp_path / "d.yaml", sources=own, tracks=tracks, max_failed_videos=0.5, out=str(tmp_path / "d"), **small)
+    with_dataset = config(
+        tmp_path / "d.yaml",
+        sources=own,
+        tracks=tracks,
+        max_failed_videos=0.5,
+        out=str(tmp_path / "d"),
+        **small,
+    )
     folder = [{"dataset": "video_folder", "root": str(davis / "JPEGImages")}]
     own_tracks = {"tracker": "farneback", "grid": 4, "anchors": [0, 4]}
-    with_tracker = config(tmp_path / "t.yaml", sources=folder, tracks=own_tracks, out=str(tmp_path / "t"), **small)
-    for running in [started("custom_dataset", with_dataset), started("custom_tracker", with_tracker)]:  # side by side
+    with_tracker = config(
+        tmp_path / "t.yaml", sources=folder, tracks=own_tracks, out=str(tmp_path / "t"), **small
+    )
+    for running in [
+        started("custom_dataset", with_dataset),
+        started("custom_tracker", with_tracker),
+    ]:  # side by side
         assert "1 shards made" in printed(running)
 
     snapshot = open_snapshot(tmp_path / "d")
     assert sorted(snapshot.clips["video_id"].to_pylist()) == ["bear", "goat"]
     assert snapshot.failures["reason"].to_pylist() == ["missing sequence"]
     snapshot = open_snapshot(tmp_path / "t")
-    assert read_clip(snapshot, snapshot.clips.slice(0, 1).to_pylist()[0]).tracks.positions.shape == (2, 10, 16, 2)
+    assert read_clip(
+        snapshot, snapshot.clips.slice(0, 1).to_pylist()[0]
+    ).tracks.positions.shape == (2, 10, 16, 2)
 
 
 def test_the_custom_loss_is_what_it_says() -> None:
@@ -225,10 +271,16 @@ def test_the_custom_loss_is_what_it_says() -> None:
 
     from trainer.losses.embeddings import Embeddings
 
-    teacher = torch.nn.functional.normalize(torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1)
+    teacher = torch.nn.functional.normalize(
+        torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
     student = torch.stack([teacher, -teacher], dim=1)
     points, example = torch.zeros(2, 2, 5, 2), load("custom_loss")
-    for weights, expected in ((torch.tensor([1.0, 0.0]), 0.0), (torch.tensor([1.0, 1.0]), 1.0), (torch.tensor([0.0, 1.0]), 1.0)):
+    for weights, expected in (
+        (torch.tensor([1.0, 0.0]), 0.0),
+        (torch.tensor([1.0, 1.0]), 1.0),
+        (torch.tensor([0.0, 1.0]), 1.0),
+    ):
         counts = weights[None, :, None].expand(2, 2, 5)
         e = Embeddings(student, teacher, teacher[:, None], counts, points, points[:, 0])
         assert example.steady(e).item() == pytest.approx(expected, abs=1e-5)
@@ -242,8 +294,20 @@ def test_the_custom_loss_trains(tmp_path: Path) -> None:
     from tests.trainer.conftest import panning_clip
 
     publish_clips(tmp_path / "out", [panning_clip(f"made-{i:02d}", i) for i in range(6)])
-    model = {"backbone": "vit_tiny_patch16_224", "weights": "random", "options": {"depth": 2, "patch_size": 8}, "head": [32, 16]}
-    run_settings = {"out": str(tmp_path / "run"), "steps": 2, "batch_size": 2, "workers": 0, "device": "cpu", "log_every": 1}
+    model = {
+        "backbone": "vit_tiny_patch16_224",
+        "weights": "random",
+        "options": {"depth": 2, "patch_size": 8},
+        "head": [32, 16],
+    }
+    run_settings = {
+        "out": str(tmp_path / "run"),
+        "steps": 2,
+        "batch_size": 2,
+        "workers": 0,
+        "device": "cpu",
+        "log_every": 1,
+    }
     settings = {
         "data": {"out": str(tmp_path / "out"), "size": 64, "step": 2},
         "model": model,
@@ -265,7 +329,11 @@ def test_the_custom_loss_trains(tmp_path: Path) -> None:
     [
         (
             "build",
-            ["my.yaml", "frames.size=[224, 224]", "ray.tracker_gpus=0.5"],  # what is given last counts
+            [
+                "my.yaml",
+                "frames.size=[224, 224]",
+                "ray.tracker_gpus=0.5",
+            ],  # what is given last counts
             "ray symmetric-run --address node1:6379 --min-nodes 2 --num-cpus 64 --num-gpus 4 -- "
             "pretrack build my.yaml ray.address=auto ray.tracker_gpus=1 frames.size=[224, 224] ray.tracker_gpus=0.5",
         ),
@@ -277,7 +345,9 @@ def test_the_custom_loss_trains(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_slurm_scripts_start_what_they_should(script: str, arguments: list[str], command: str, tmp_path: Path) -> None:
+def test_slurm_scripts_start_what_they_should(
+    script: str, arguments: list[str], command: str, tmp_path: Path
+) -> None:
     """In Slurm's place stand an `srun` that says what it was asked to run, and an `scontrol` that knows two nodes."""
     for name, does in (("srun", 'echo "$@"'), ("scontrol", "printf 'node1\\nnode2\\n'")):
         (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
@@ -288,7 +358,9 @@ def test_slurm_scripts_start_what_they_should(script: str, arguments: list[str],
     node = {"SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "4", "PRETRACK_VENV": str(tmp_path)}
     environment = {**os.environ, **slurm, **node, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     path = EXAMPLES / "slurm" / f"{script}.sbatch"
-    said = subprocess.run(["bash", str(path), *arguments], env=environment, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["bash", str(path), *arguments], env=environment, capture_output=True, text=True, check=True
+    )
     assert said.stdout.strip() == command
 
 

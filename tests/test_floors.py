@@ -43,10 +43,14 @@ def test_imports_go_down(package: str) -> None:
     [
         ("pipeline.cli", {"ray", "cv2", "torch", "decord", "av", "pyarrow"}),
         ("pipeline.execution.build", {"torch", "decord", "timm"}),
-        pytest.param("trainer.train", {"ray", "decord", "av", "scenedetect"}, marks=pytest.mark.slow),
+        pytest.param(
+            "trainer.train", {"ray", "decord", "av", "scenedetect"}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_nothing_heavy_is_imported_that_is_not_needed(module: str, unwanted: set[str]) -> None:
     code = f"import {module}, sys; print('\\n'.join(sys.modules))"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=REPOSITORY).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=REPOSITORY
+    ).stdout.split()
     assert not unwanted & set(loaded)

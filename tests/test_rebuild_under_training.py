@@ -42,7 +42,12 @@ def trainer(config: Path, out: Path, run: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "trainer", str(config), f"data.out={out}", f"run.out={run}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
     )
 
 
@@ -83,11 +88,15 @@ def test_a_trainer_streams_through_a_rebuild_and_garbage_collection(tmp_path: Pa
         os.killpg(running.pid, signal.SIGSTOP)  # in the middle, whatever this machine's speed
         build(settings(videos, out, 7), QUIET)
         collect(out)
-        assert list_snapshots(out) == ["000002", "000003"], "its snapshot is the one before the current one"
+        assert list_snapshots(out) == ["000002", "000003"], (
+            "its snapshot is the one before the current one"
+        )
         os.killpg(running.pid, signal.SIGCONT)
         said = running.stdout.read()
         assert running.wait(60) == 0, said
     ray.shutdown()
     before, after = weights(tmp_path / "undisturbed"), weights(tmp_path / "run")
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before), "and the weights are the same, bit for bit"
+    assert all(torch.equal(before[name], after[name]) for name in before), (
+        "and the weights are the same, bit for bit"
+    )

@@ -23,7 +23,14 @@ PACKAGES = ("shards", "manifests", "pipeline", "trainer")
 def run(*command: str | Path, site: Path, folder: Path) -> str:
     """What a command prints where only the wheel has our packages."""
     environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*map(str, command)], cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -38,7 +45,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True
+    )
     (wheel,) = folder.glob("*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--target", folder / "site", wheel], check=True)
     return folder / "site"
@@ -46,20 +55,43 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path: Path) -> None:
-    publish_clips(tmp_path / "out", [make_clip(f"made-a-00000000-{number:06d}", number, frames=8) for number in range(4)])
+    publish_clips(
+        tmp_path / "out",
+        [make_clip(f"made-a-00000000-{number:06d}", number, frames=8) for number in range(4)],
+    )
     pretrack = (sys.executable, site / "bin" / "pretrack")
     assert "build" in run(*pretrack, "--help", site=site, folder=tmp_path)
-    made = json.loads(run(*pretrack, "show", "out", "--open", "--to", "gallery", "--json", site=site, folder=tmp_path))
+    made = json.loads(
+        run(
+            *pretrack,
+            "show",
+            "out",
+            "--open",
+            "--to",
+            "gallery",
+            "--json",
+            site=site,
+            folder=tmp_path,
+        )
+    )
     page = tmp_path / made["page"]
     for file in ("gallery.css", "gallery.js", "player.js", "draw.js", "input.js", "clips.js"):
         assert f'"{file}"' in page.read_text()
         assert (page.parent / file).stat().st_size > 0
 
     readme = (ROOT / "README.md").read_text()
-    (loader,) = (block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "Loader(" in block)
-    loader = loader.replace('"out/mixed"', '"out"').replace("size=224", "size=32").replace("order(32", "order(2")
+    (loader,) = (
+        block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "Loader(" in block
+    )
+    loader = (
+        loader.replace('"out/mixed"', '"out"')
+        .replace("size=224", "size=32")
+        .replace("order(32", "order(2")
+    )
     program = f"{loader.rstrip()}\n    break\nimport trainer\nprint(trainer.__file__, tuple(batch['frames'].shape))\n"
-    (tmp_path / "read.py").write_text("if __name__ == '__main__':\n" + textwrap.indent(program, "    "))
+    (tmp_path / "read.py").write_text(
+        "if __name__ == '__main__':\n" + textwrap.indent(program, "    ")
+    )
     said = run(sys.executable, "read.py", site=site, folder=tmp_path).split(maxsplit=1)
     assert Path(said[0]).is_relative_to(site)
     assert said[1].strip() == "(2, 4, 3, 32, 32)"

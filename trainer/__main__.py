@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from manifests.settings import load_settings
-from shards.errors import PretrackError, disk_sentence
+from shards.errors import PretrackError, describe_os_error
 from trainer.config import TrainSettings
 
 USAGE = """usage: python -m trainer CONFIG [key=value ...]
@@ -26,13 +26,18 @@ def main(arguments: list[str], kind: type[TrainSettings] = TrainSettings) -> int
         print(USAGE)
         return 0 if arguments else 2
     first = os.environ.get("RANK", "0") == "0"
-    logging.basicConfig(level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout)
+    logging.basicConfig(
+        level=logging.INFO if first else logging.ERROR, format="%(message)s", stream=sys.stdout
+    )
     logging.getLogger("trainer.data.loader").setLevel(
         logging.INFO if first else logging.WARNING
     )  # each rank leaves out clips of its own
     try:
         settings = load_settings(kind, Path(arguments[0]), arguments[1:])
-        from trainer.train import Stopped, train  # torch and timm take seconds to import; a wrong key should not
+        from trainer.train import (  # torch and timm take seconds to import; a wrong key should not
+            Stopped,
+            train,
+        )
 
         try:
             weights = train(settings)
@@ -43,7 +48,7 @@ def main(arguments: list[str], kind: type[TrainSettings] = TrainSettings) -> int
         print(f"trainer: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"trainer: {disk_sentence(error)}", file=sys.stderr)
+        print(f"trainer: {describe_os_error(error)}", file=sys.stderr)
         return 1
     if first:
         print(f"trained weights: {weights}")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from shards.errors import PretrackError
-from shards.files import TEMPORARY, written_whole
+from shards.files import TEMPORARY, open_atomic
 from trainer.config import TrainSettings
 
 FREE_TO_CHANGE = {
@@ -55,14 +55,14 @@ def newest_checkpoint(out: Path) -> Path | None:
 def save_checkpoint(out: Path, state: dict[str, Any], keep: int) -> Path:
     """Writes `state` (its `step` names the file), then removes all but the newest `keep` checkpoints."""
     path = checkpoint_path(out, state["step"])
-    with written_whole(path) as file:
+    with open_atomic(path) as file:
         torch.save(state, file)
     for old in _checkpoints(out)[:-keep]:
         old.unlink()
     return path
 
 
-def sweep(out: Path) -> None:
+def remove_temporary_files(out: Path) -> None:
     """Removes what a killed run was writing."""
     for folder in ("checkpoints", "weights"):
         for path in (out / folder).glob(f"{TEMPORARY}*"):
@@ -75,8 +75,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a file that is just not whole
         reason = " ".join(str(error).split())[:200]
-        raise PretrackError(f"the checkpoint {path} cannot be read ({reason}): delete it to go on from the one before") from error
-    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict) or not isinstance(state.get("step"), int):
+        raise PretrackError(
+            f"the checkpoint {path} cannot be read ({reason}): delete it to go on from the one before"
+        ) from error
+    if (
+        not isinstance(state, dict)
+        or not isinstance(state.get("settings"), dict)
+        or not isinstance(state.get("step"), int)
+    ):
         raise PretrackError(f"{path} is no checkpoint of a run of ours: move it away")
     if lacking := sorted(PARTS - state.keys()):
         raise PretrackError(
@@ -90,14 +96,22 @@ def check_same_run(path: Path, begun: dict[str, Any], settings: TrainSettings) -
     old, new = _flat(_comparable(begun)), _flat(_comparable(settings.model_dump(mode="json")))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
-        how = "with other settings" + ("" if old.keys() == new.keys() else ", perhaps by another version of pretrack")
-        what = ", ".join(f"{key} was {old.get(key, 'unknown')}, now {new.get(key, 'unknown')}" for key in changed)
-        raise PretrackError(f"the run in {path.parent.parent} was begun {how} ({what}): {_begin_anew(path, begun)}")
+        how = "with other settings" + (
+            "" if old.keys() == new.keys() else ", perhaps by another version of pretrack"
+        )
+        what = ", ".join(
+            f"{key} was {old.get(key, 'unknown')}, now {new.get(key, 'unknown')}" for key in changed
+        )
+        raise PretrackError(
+            f"the run in {path.parent.parent} was begun {how} ({what}): {_begin_anew(path, begun)}"
+        )
 
 
 def _begin_anew(path: Path, begun: dict[str, Any]) -> str:
     model = begun.get("model")
-    if isinstance(model, dict) and model.get("lora"):  # adapters are no weights to start from until they are merged
+    if isinstance(model, dict) and model.get(
+        "lora"
+    ):  # adapters are no weights to start from until they are merged
         return "take another 'run.out'"
     return f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has learned"
 
@@ -115,4 +129,6 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    return {f"{name}.{key}": value for name, part in settings.items() for key, value in part.items()}
+    return {
+        f"{name}.{key}": value for name, part in settings.items() for key, value in part.items()
+    }

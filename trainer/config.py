@@ -28,7 +28,12 @@ UPSTREAM: dict[str, dict[str, Any]] = {
         "std": (0.228, 0.224, 0.225),
     },
     "tracks": {"confidence": 0.0, "mask_outside": False, "align_corners": True},
-    "loss": {"objective": "published", "sorter": "bitonic", "detach_teacher": False, "frames": "curriculum"},
+    "loss": {
+        "objective": "published",
+        "sorter": "bitonic",
+        "detach_teacher": False,
+        "frames": "curriculum",
+    },
     "optim": {"period": 8680},
     "teacher": {"average": "all"},
     "run": {"precision": "float32"},
@@ -157,7 +162,7 @@ class DataSettings(Settings):
         return self
 
 
-class TrackSettings(Settings):
+class TrackFilterSettings(Settings):
     """Which points of a track count, and where on the patch grid they lie."""
 
     visibility: float = Field(default=0.9, ge=0, lt=1)
@@ -241,7 +246,9 @@ class SmoothAPSettings(Settings):
     @model_validator(mode="after")
     def _near_is_nearer(self) -> SmoothAPSettings:
         if self.near > self.far:
-            raise ValueError("'near' should be no larger than 'far': a track would be at the same point and a wrong find at once")
+            raise ValueError(
+                "'near' should be no larger than 'far': a track would be at the same point and a wrong find at once"
+            )
         return self
 
 
@@ -309,12 +316,22 @@ class LossSettings(Settings):
     @property
     def weights(self) -> dict[str, float]:
         """The weights of the losses that are used, by name: of every field that has a `weight`, also of a subclass's."""
-        added = {name: part.weight for name in type(self).model_fields if hasattr(part := getattr(self, name), "weight")}
-        return {name: weight for name, weight in ({"sorting": self.sorting} | added).items() if weight > 0}
+        added = {
+            name: part.weight
+            for name in type(self).model_fields
+            if hasattr(part := getattr(self, name), "weight")
+        }
+        return {
+            name: weight
+            for name, weight in ({"sorting": self.sorting} | added).items()
+            if weight > 0
+        }
 
     def make(self, width: int) -> Losses:
         """These losses, of embeddings [..., width]. A subclass with losses of its own passes them to `make_losses`."""
-        from trainer.losses.weighted_sum import make_losses  # torch takes seconds to import; a wrong key should not
+        from trainer.losses.weighted_sum import (
+            make_losses,  # torch takes seconds to import; a wrong key should not
+        )
 
         return make_losses(self, width)
 
@@ -428,9 +445,13 @@ class RunSettings(Settings):
     @model_validator(mode="after")
     def _length(self) -> RunSettings:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("set one of 'run.steps' and 'run.epochs', and leave the other out or null")
+            raise ValueError(
+                "set one of 'run.steps' and 'run.epochs', and leave the other out or null"
+            )
         if self.batch_size % self.accumulate:
-            raise ValueError(f"'run.batch_size: {self.batch_size}' cannot be shared by {self.accumulate} parts ('run.accumulate')")
+            raise ValueError(
+                f"'run.batch_size: {self.batch_size}' cannot be shared by {self.accumulate} parts ('run.accumulate')"
+            )
         return self
 
 
@@ -440,7 +461,7 @@ class TrainSettings(Settings):
     recipe: Literal["pretrack", "upstream"] = "pretrack"
     """`upstream`: fields that are not given take the values in `UPSTREAM` instead of their defaults."""
     data: DataSettings
-    tracks: TrackSettings = TrackSettings()
+    tracks: TrackFilterSettings = TrackFilterSettings()
     model: ModelSettings
     references: ReferenceSettings = ReferenceSettings()
     loss: LossSettings = LossSettings()
@@ -454,18 +475,26 @@ class TrainSettings(Settings):
         if not isinstance(values, dict) or values.get("recipe") != "upstream":
             return values
         given = {name: values.get(name) or {} for name in UPSTREAM}
-        return values | {name: UPSTREAM[name] | part for name, part in given.items() if isinstance(part, dict)}
+        return values | {
+            name: UPSTREAM[name] | part for name, part in given.items() if isinstance(part, dict)
+        }
 
     @model_validator(mode="after")
     def _adapters(self) -> TrainSettings:
         if self.model.lora and self.teacher.average == "all":
-            raise ValueError("'model.lora' goes with 'teacher.average: trained', which averages the adapters")
+            raise ValueError(
+                "'model.lora' goes with 'teacher.average: trained', which averages the adapters"
+            )
         if self.model.lora and self.model.trainable_blocks == 0:
-            raise ValueError("'model.lora' has no blocks to adapt: set 'model.trainable_blocks' to how many of the last should be")
+            raise ValueError(
+                "'model.lora' has no blocks to adapt: set 'model.trainable_blocks' to how many of the last should be"
+            )
         return self
 
     @model_validator(mode="after")
     def _intra_reference(self) -> TrainSettings:
         if self.data.frames < 3:
-            raise ValueError("'data.frames' must be at least 3: a clip's own reference is neither its first frame nor its last")
+            raise ValueError(
+                "'data.frames' must be at least 3: a clip's own reference is neither its first frame nor its last"
+            )
         return self

@@ -34,18 +34,24 @@ class Rank:
 
 
 @contextmanager
-def joined(run: RunSettings) -> Iterator[Rank]:
+def init_distributed(run: RunSettings) -> Iterator[Rank]:
     """This process's rank, as torchrun's environment says; joins and leaves the others where there are any."""
     number, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if run.device == "cuda" and not torch.cuda.is_available():
         raise PretrackError("'run.device: cuda' was asked for, and torch sees no CUDA device here")
     cuda = run.device != "cpu" and torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if cuda
+        else torch.device("cpu")
+    )
     deterministic = torch.are_deterministic_algorithms_enabled()
     if cuda:
         torch.cuda.set_device(device)
     else:
-        torch.use_deterministic_algorithms(True)  # costs little on a CPU, where adding up gradients is otherwise a race of threads
+        torch.use_deterministic_algorithms(
+            True
+        )  # costs little on a CPU, where adding up gradients is otherwise a race of threads
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
     try:
@@ -56,7 +62,7 @@ def joined(run: RunSettings) -> Iterator[Rank]:
             dist.destroy_process_group()
 
 
-def mean_over_ranks(values: Tensor, rank: Rank) -> list[float]:
+def all_reduce_mean(values: Tensor, rank: Rank) -> list[float]:
     """The means of some values [n] over all ranks; every rank must call this, and learns the same."""
     values = values.to(rank.device, copy=True)
     if rank.world > 1:
@@ -64,7 +70,7 @@ def mean_over_ranks(values: Tensor, rank: Rank) -> list[float]:
     return [value / rank.world for value in values.tolist()]
 
 
-def from_first(make: Callable[[], T], rank: Rank) -> T:
+def broadcast_from_rank0(make: Callable[[], T], rank: Rank) -> T:
     """What the first rank makes, in every rank, each of which must call this; so is the PretrackError that it raises instead."""
     made: list[Any] = [None]
     if rank.first:
@@ -79,7 +85,7 @@ def from_first(make: Callable[[], T], rank: Rank) -> T:
     return made[0]  # type: ignore[no-any-return]
 
 
-def any_rank(flags: Tensor, rank: Rank) -> list[bool]:
+def all_reduce_any(flags: Tensor, rank: Rank) -> list[bool]:
     """For each of some flags [n], whether any rank's is set; every rank must call this, and learns the same."""
     flags = flags.to(rank.device, torch.int32)
     if rank.world > 1:
@@ -87,15 +93,15 @@ def any_rank(flags: Tensor, rank: Rank) -> list[bool]:
     return [bool(flag) for flag in flags.tolist()]
 
 
-def gathered(values: Tensor) -> Tensor:
+def all_gather(values: Tensor) -> Tensor:
     """Tensors of the same shape [n, ...] from all ranks, one after the other: [world * n, ...]. Gradients find their way back."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    gathered: Tensor = _Gathered.apply(values.contiguous())
-    return gathered
+    all_gather: Tensor = _Gathered.apply(values.contiguous())
+    return all_gather
 
 
-def over_ranks(sums: Tensor) -> Tensor:
+def all_reduce_sum(sums: Tensor) -> Tensor:
     """Adds up a tensor of every rank, in place; alone it is returned as it is."""
     if dist.is_initialized():
         dist.all_reduce(sums)
@@ -113,4 +119,4 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return over_ranks(gradient.clone(memory_format=torch.contiguous_format))[ctx.own]
+        return all_reduce_sum(gradient.clone(memory_format=torch.contiguous_format))[ctx.own]

@@ -20,7 +20,7 @@ from manifests.fingerprint import fingerprint
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table
 from shards.errors import SettingsError
-from shards.files import write_whole
+from shards.files import atomic_write
 from trainer.config import TrainSettings
 from trainer.model.backbone import Backbone
 from trainer.model.lora import without_adapters
@@ -32,11 +32,16 @@ def weights_path(out: Path, step: int) -> Path:
     return out / "weights" / f"step_{step:08d}.safetensors"
 
 
-def export_weights(backbone: Backbone, settings: TrainSettings, snapshots: Sequence[Snapshot], step: int) -> Path:
+def export_weights(
+    backbone: Backbone, settings: TrainSettings, snapshots: Sequence[Snapshot], step: int
+) -> Path:
     """Writes a backbone's weights and their description into the run's folder; returns the weights' path."""
     path = weights_path(settings.run.out, step)
-    state = {name: value.detach().cpu().contiguous() for name, value in without_adapters(backbone).state_dict().items()}
-    write_whole(path, save(state, {"format": "pt"}))
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in without_adapters(backbone).state_dict().items()
+    }
+    atomic_write(path, save(state, {"format": "pt"}))
     used = settings.model_dump(mode="json")
     description = {
         "timm_id": backbone.timm_id,
@@ -49,18 +54,28 @@ def export_weights(backbone: Backbone, settings: TrainSettings, snapshots: Seque
         "step": step,
         "settings_digest": fingerprint(used),
         "settings": used,
-        "snapshots": [{"out": str(snapshot.out), "snapshot": snapshot.name} for snapshot in snapshots],
+        "snapshots": [
+            {"out": str(snapshot.out), "snapshot": snapshot.name} for snapshot in snapshots
+        ],
         "terms": sorted({terms for snapshot in snapshots for terms in _terms(snapshot)}),
         "terms_note": "The starting weights and the videos come with terms of their own, which may bind these weights too.",
     }
-    write_whole(path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False).encode())
-    write_whole(path.with_name("README.md"), model_card(description, path.name).encode())
+    atomic_write(
+        path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False).encode()
+    )
+    atomic_write(path.with_name("README.md"), model_card(description, path.name).encode())
     return path
 
 
 def _terms(snapshot: Snapshot) -> list[str]:
     """The terms of a snapshot's videos, each once."""
-    return [terms for terms in read_table(snapshot.folder / "videos.parquet", ["terms"])["terms"].unique().to_pylist() if terms]
+    return [
+        terms
+        for terms in read_table(snapshot.folder / "videos.parquet", ["terms"])["terms"]
+        .unique()
+        .to_pylist()
+        if terms
+    ]
 
 
 def read_description(weights: Path) -> dict[str, Any]:
@@ -69,7 +84,9 @@ def read_description(weights: Path) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise SettingsError(f"{weights} has no description {path.name} beside it ({error}): name its backbone yourself") from error
+        raise SettingsError(
+            f"{weights} has no description {path.name} beside it ({error}): name its backbone yourself"
+        ) from error
     return description
 
 

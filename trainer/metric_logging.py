@@ -18,14 +18,23 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shards.errors import SettingsError
 from trainer.config import RunSettings, TrainSettings
-from trainer.distributed import Rank, mean_over_ranks
+from trainer.distributed import Rank, all_reduce_mean
 from trainer.evaluate.heldout.pictures import principal_colours
 
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "4090": 165e12, "V100": 125e12}
+PEAK = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
+    "4090": 165e12,
+    "V100": 125e12,
+}
 """Dense bfloat16 (V100: float16) operations per second, by what a device's name holds: NVIDIA's data sheets."""
 
 
-class Diary(Protocol):
+class MetricLogger(Protocol):
     """Where figures go."""
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
@@ -38,25 +47,43 @@ class Diary(Protocol):
         """Nothing comes after this."""
 
 
-class Watch:
+class TrainingMonitor:
     """Follows a run on its first rank, and does nothing on the others. A context manager."""
 
-    def __init__(self, settings: TrainSettings, start: int, steps: int, epoch: int, rank: Rank, flops: float) -> None:
+    def __init__(
+        self, settings: TrainSettings, start: int, steps: int, epoch: int, rank: Rank, flops: float
+    ) -> None:
         """From step `start` on to `steps`, `epoch` of which are an epoch; `flops` floating-point operations a step, all ranks'."""
-        self.settings, self.start, self.steps, self.epoch, self.rank, self.flops = settings, start, steps, epoch, rank, flops
+        self.settings, self.start, self.steps, self.epoch, self.rank, self.flops = (
+            settings,
+            start,
+            steps,
+            epoch,
+            rank,
+            flops,
+        )
         self.console = Console(quiet=not rank.first, soft_wrap=True, highlight=False)
-        self.progress = Progress(console=self.console, disable=not (rank.first and self.console.is_terminal))
+        self.progress = Progress(
+            console=self.console, disable=not (rank.first and self.console.is_terminal)
+        )
         self.task = self.progress.add_task("training", total=steps, completed=start)
 
-    def __enter__(self) -> Watch:
-        self.diaries = [make_diary(name, self.settings, self.start) for name in self.settings.run.watch] if self.rank.first else []
+    def __enter__(self) -> TrainingMonitor:
+        self.loggers = (
+            [
+                make_metric_logger(name, self.settings, self.start)
+                for name in self.settings.run.watch
+            ]
+            if self.rank.first
+            else []
+        )
         self.progress.start()
-        self.since, self.whole = Span(self.start), Span(self.start)
+        self.since, self.whole = MetricWindow(self.start), MetricWindow(self.start)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        for diary in self.diaries:
+        for diary in self.loggers:
             diary.close()
 
     def step(self, done: int, loss: float, waited: float) -> None:
@@ -67,47 +94,67 @@ class Watch:
         self.progress.update(self.task, completed=done)
         for span in (self.since, self.whole):
             span.add(loss, waited)
-        if (done % self.epoch == 0 and self.epoch >= self.settings.run.log_every) or done == self.steps:
-            loss, waiting = mean_over_ranks(torch.tensor([self.whole.loss, self.whole.waiting]), self.rank)
+        if (
+            done % self.epoch == 0 and self.epoch >= self.settings.run.log_every
+        ) or done == self.steps:
+            loss, waiting = all_reduce_mean(
+                torch.tensor([self.whole.loss, self.whole.waiting]), self.rank
+            )
             self.console.print(
                 f"epoch {-(-done // self.epoch)}: mean loss {loss:.4f} over {self.whole.steps} steps, "
                 f"{self.whole.rate * self.settings.run.batch_size:.1f} clips/s, {waiting:.0%} of it waiting for clips"
             )
-            self.whole = Span(done)
+            self.whole = MetricWindow(done)
 
     def figures(self, done: int, values: Mapping[str, float]) -> None:
         """Writes figures of the step that was counted last, and those of the time since the ones before."""
         if not self.rank.first:
             return
         rate = self.since.rate
-        values = dict(values) | {"clips_per_second": rate * self.settings.run.batch_size, "loader_wait": self.since.waiting}
+        values = dict(values) | {
+            "clips_per_second": rate * self.settings.run.batch_size,
+            "loader_wait": self.since.waiting,
+        }
         if self.rank.device.type == "cuda":
-            values |= {"gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9, "teraflops": rate * self.flops / 1e12}
+            values |= {
+                "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
+                "teraflops": rate * self.flops / 1e12,
+            }
             if peak := peak_flops(torch.cuda.get_device_name()):
                 values |= {"mfu": rate * self.flops / peak / self.rank.world}
-        for diary in self.diaries:
+        for diary in self.loggers:
             diary.figures(done, values)
         self.console.print(
             f"step {done}/{self.steps}  loss {values['loss']:.4f}  spearman {values['spearman']:.3f}  "
             f"visible {values['visible']:.2f}  lr {values['lr']:.2e}  {values['clips_per_second']:.1f} clips/s"
         )
-        self.since = Span(done)
+        self.since = MetricWindow(done)
 
     def picture(self, done: int, name: str, picture: NDArray[np.uint8]) -> None:
         """Writes a picture [H, W, 3]."""
-        for diary in self.diaries:
+        for diary in self.loggers:
             diary.picture(done, name, picture)
 
 
-class Span:
+class MetricWindow:
     """Some steps: their mean loss, their rate, and how much of their time went by in waiting for clips."""
 
     def __init__(self, start: int) -> None:
-        self.start, self.steps, self.total, self.waited, self.begun = start, 0, 0.0, 0.0, time.perf_counter()
+        self.start, self.steps, self.total, self.waited, self.begun = (
+            start,
+            0,
+            0.0,
+            0.0,
+            time.perf_counter(),
+        )
 
     def add(self, loss: float, waited: float) -> None:
         """Counts a step."""
-        self.steps, self.total, self.waited = self.steps + 1, self.total + loss, self.waited + waited
+        self.steps, self.total, self.waited = (
+            self.steps + 1,
+            self.total + loss,
+            self.waited + waited,
+        )
 
     @property
     def loss(self) -> float:
@@ -128,19 +175,27 @@ class Span:
 def features_below(frames: Tensor, features: Tensor) -> NDArray[np.uint8]:
     """Frames uint8 [T, 3, S, S] side by side, and below them their features [T, h, w, D] as colours: [2 S, T S, 3]."""
     side = frames.shape[-1]
-    colours = np.rint(255 * principal_colours(features.double().numpy()).clip(0, 1)).astype(np.uint8)
-    below = [cv2.resize(colour, (side, side), interpolation=cv2.INTER_NEAREST) for colour in colours]
-    return np.vstack([np.hstack(list(frames.permute(0, 2, 3, 1).numpy())), np.hstack(below)]).astype(np.uint8)
+    colours = np.rint(255 * principal_colours(features.double().numpy()).clip(0, 1)).astype(
+        np.uint8
+    )
+    below = [
+        cv2.resize(colour, (side, side), interpolation=cv2.INTER_NEAREST) for colour in colours
+    ]
+    return np.vstack(
+        [np.hstack(list(frames.permute(0, 2, 3, 1).numpy())), np.hstack(below)]
+    ).astype(np.uint8)
 
 
-def make_diary(name: str, settings: TrainSettings, start: int) -> Diary:
+def make_metric_logger(name: str, settings: TrainSettings, start: int) -> MetricLogger:
     """One that the settings name. Raises SettingsError if what it needs is not installed."""
     if name == "tensorboard":
         return TensorBoard(settings.run, start)
     try:
         module = import_module(name)
     except ImportError as error:
-        raise SettingsError(f"'run.watch' names {name}, which is not installed: pip install {name}") from error
+        raise SettingsError(
+            f"'run.watch' names {name}, which is not installed: pip install {name}"
+        ) from error
     return Online(module, settings)
 
 
@@ -171,7 +226,13 @@ class Online:
         self.module = module
         name = settings.run.out.name
         identity = {"id": name} if module.__name__ == "wandb" else {}
-        module.init(project="pretrack", name=name, config=settings.model_dump(mode="json"), resume="allow", **identity)
+        module.init(
+            project="pretrack",
+            name=name,
+            config=settings.model_dump(mode="json"),
+            resume="allow",
+            **identity,
+        )
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars."""

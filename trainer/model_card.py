@@ -63,8 +63,14 @@ TELLING = {
 def model_card(description: dict[str, Any], file: str) -> str:
     """The card of weights in `file`, from their description (`trainer.export`)."""
     settings = description["settings"]
-    values = {title: settings[part][name] for title, (part, name) in ((t, key.split(".")) for t, key in TELLING.items())}
-    used = [f"- `{snapshot['out']}`, snapshot `{snapshot['snapshot']}`" for snapshot in description["snapshots"]]
+    values = {
+        title: settings[part][name]
+        for title, (part, name) in ((t, key.split(".")) for t, key in TELLING.items())
+    }
+    used = [
+        f"- `{snapshot['out']}`, snapshot `{snapshot['snapshot']}`"
+        for snapshot in description["snapshots"]
+    ]
     return CARD.format(
         timm_id=description["timm_id"],
         steps=description["step"],
@@ -78,7 +84,8 @@ def model_card(description: dict[str, Any], file: str) -> str:
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
         data="\n".join([*used, "", f"Split `{settings['data']['split']}`."]),
-        terms="\n".join(f"- {terms}" for terms in description["terms"]) or "The videos' tables state no terms.",
+        terms="\n".join(f"- {terms}" for terms in description["terms"])
+        or "The videos' tables state no terms.",
         terms_note=description["terms_note"],
         digest=description["settings_digest"],
         description=file.replace(".safetensors", ".json"),
@@ -88,8 +95,17 @@ def model_card(description: dict[str, Any], file: str) -> str:
 
 def _losses(loss: dict[str, Any]) -> str:
     """The losses that were used, with their weights, from their settings; also those of others, which have a `weight` like ours."""
-    others = {name: part["weight"] for name, part in loss.items() if isinstance(part, dict) and "weight" in part}
-    weights = {name: weight for name, weight in ({"sorting": loss["sorting"]} | others).items() if weight}
+    others = {
+        name: part["weight"]
+        for name, part in loss.items()
+        if isinstance(part, dict) and "weight" in part
+    }
+    weights = {
+        name: weight for name, weight in ({"sorting": loss["sorting"]} | others).items() if weight
+    }
     sorting = f" (objective `{loss['objective']}`, sorter `{loss['sorter']}`)"
-    named = [f"{weight:g} x `{name}`" + (sorting if name == "sorting" else "") for name, weight in weights.items()]
+    named = [
+        f"{weight:g} x `{name}`" + (sorting if name == "sorting" else "")
+        for name, weight in weights.items()
+    ]
     return ("the loss " if len(named) == 1 else "the losses ") + " + ".join(named)

@@ -33,4 +33,6 @@ def compared_frames(step: int, frames: int, loss: LossSettings) -> list[int]:
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """A seed for everything random in one step of one rank."""
-    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )

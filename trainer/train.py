@@ -23,18 +23,30 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import PretrackError, SettingsError
-from shards.files import write_whole
-from trainer.checkpoint import check_same_run, load_checkpoint, newest_checkpoint, save_checkpoint, sweep
+from shards.files import atomic_write
+from trainer.checkpoint import (
+    check_same_run,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_temporary_files,
+    save_checkpoint,
+)
 from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import Sample
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
-from trainer.distributed import Rank, any_rank, from_first, joined, mean_over_ranks
+from trainer.distributed import (
+    Rank,
+    all_reduce_any,
+    all_reduce_mean,
+    broadcast_from_rank0,
+    init_distributed,
+)
 from trainer.export import export_weights, weights_path
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.sorting.objective import diagnostics
-from trainer.metric_logging import Watch, features_below
+from trainer.metric_logging import TrainingMonitor, features_below
 from trainer.model.backbone import Backbone, make_backbone, normalised_images
 from trainer.model.feature_sampling import check_references, choose_references, rank_references
 from trainer.model.lora import add_adapters
@@ -55,16 +67,18 @@ def train(settings: TrainSettings) -> Path:
     Raises PretrackError for settings that do not fit the data, and for a loss or gradient that is not finite; Stopped, after
     writing a checkpoint, if this process was sent SIGTERM.
     """
-    with joined(settings.run) as rank, asked_to_stop() as asked:
-        run = Run(settings, rank)
+    with init_distributed(settings.run) as rank, asked_to_stop() as asked:
+        run = TrainingRun(settings, rank)
         run.begin()
-        with Watch(settings, run.done, run.steps, run.order.steps_per_epoch, rank, run.flops) as watch:
+        with TrainingMonitor(
+            settings, run.done, run.steps, run.order.steps_per_epoch, rank, run.flops
+        ) as watch:
             run.go_on(watch, asked)
         return run.export()
 
 
 @dataclass(frozen=True)
-class Trained:
+class StepResult:
     """What a rank knows of a step that it took: its loss, that loss's parts by name, what was compared, and other figures."""
 
     loss: Tensor
@@ -73,7 +87,7 @@ class Trained:
     figures: dict[str, float]
 
 
-class Run:
+class TrainingRun:
     """A run on one of its ranks: clips, models and optimizer, at the beginning or as the newest checkpoint has them.
 
     Raises PretrackError for settings that do not fit the data, or that the run was not begun with.
@@ -82,12 +96,14 @@ class Run:
     def __init__(self, settings: TrainSettings, rank: Rank) -> None:
         s, run = settings, settings.run
         # other nodes may see another 'run.out', or a snapshot that was published since
-        checkpoint, snapshots = from_first(lambda: load_state(s), rank)
+        checkpoint, snapshots = broadcast_from_rank0(lambda: load_state(s), rank)
         self.settings, self.rank = s, rank
         self.done = checkpoint["step"] if checkpoint else 0
         """Steps that were taken."""
         self.dataset = ClipDataset(open_snapshots(s.data, snapshots), s.data, run.seed)
-        if self.dataset.identity != from_first(lambda: checkpoint["clips"] if checkpoint else self.dataset.identity, rank):
+        if self.dataset.identity != broadcast_from_rank0(
+            lambda: checkpoint["clips"] if checkpoint else self.dataset.identity, rank
+        ):
             folders = ", ".join(str(out) for out in s.data.out)
             raise PretrackError(
                 f"{folders} holds other clips than those this run was begun with: take another 'run.out', or, with several nodes, "
@@ -112,22 +128,32 @@ class Run:
             self.model.teacher.backbone.compile()
         self.forward: nn.Module = self.model
         if rank.world > 1:
-            self.forward = DistributedDataParallel(self.model, device_ids=[rank.device] if rank.device.type == "cuda" else None)
+            self.forward = DistributedDataParallel(
+                self.model, device_ids=[rank.device] if rank.device.type == "cuda" else None
+            )
 
     def begin(self) -> None:
         """Says what is trained on what, clears what a killed run left, and writes what there is to keep before the first step."""
         s = self.settings
-        folders = ", ".join(f"{snapshot.out} (snapshot {snapshot.name})" for snapshot in self.dataset.snapshots)
+        folders = ", ".join(
+            f"{snapshot.out} (snapshot {snapshot.name})" for snapshot in self.dataset.snapshots
+        )
         log.info("training on %s", folders)
         clips, epoch = len(self.dataset), self.order.steps_per_epoch
-        log.info("%d clips, batches of %d, %d steps an epoch; ranks: %d", clips, s.run.batch_size, epoch, self.rank.world)
+        log.info(
+            "%d clips, batches of %d, %d steps an epoch; ranks: %d",
+            clips,
+            s.run.batch_size,
+            epoch,
+            self.rank.world,
+        )
         if self.rank.first:
-            sweep(s.run.out)
+            remove_temporary_files(s.run.out)
         if self.rank.first and not self.done:
-            write_whole(s.run.out / "settings.json", s.model_dump_json(indent=1).encode())
+            atomic_write(s.run.out / "settings.json", s.model_dump_json(indent=1).encode())
             self.export()
 
-    def go_on(self, watch: Watch, asked: threading.Event) -> None:
+    def go_on(self, watch: TrainingMonitor, asked: threading.Event) -> None:
         """Trains up to the last step. Raises Stopped, after writing a checkpoint, where any rank was `asked`."""
         run = self.settings.run
         stream = iter(self.loader)
@@ -138,23 +164,27 @@ class Run:
             sample = next(stream)
             waited = time.perf_counter() - begun
             trained = self.step(sample)
-            (stopped,) = any_rank(torch.tensor([asked.is_set()]), self.rank)
+            (stopped,) = all_reduce_any(torch.tensor([asked.is_set()]), self.rank)
             last = self.done == self.steps or stopped
             watch.step(self.done, trained.loss.item(), waited)
             if self.done % run.log_every == 0 or last:
                 watch.figures(self.done, self.figures(trained))
             if self.done % run.checkpoint_every == 0 or last:
-                from_first(lambda: self.save(watch), self.rank)  # all wait: when one ends, torchrun ends the others
+                broadcast_from_rank0(
+                    lambda: self.save(watch), self.rank
+                )  # all wait: when one ends, torchrun ends the others
             if stopped and self.done < self.steps:
                 raise Stopped(
                     f"stopped after step {self.done} of {self.steps}, which is saved: the same command goes on from there"
                 )
 
-    def step(self, sample: Sample) -> Trained:
+    def step(self, sample: Sample) -> StepResult:
         """Takes a step on this rank's clips. Raises PretrackError where the loss or the gradient is not finite."""
         s, step = self.settings, self.done
         compared = compared_frames(step, s.data.frames, s.loss)
-        loss, parts, embeddings = forward_backward(self.forward, sample, compared, self.patches, step, s, self.rank)
+        loss, parts, embeddings = forward_backward(
+            self.forward, sample, compared, self.patches, step, s, self.rank
+        )
         norm = nn.utils.clip_grad_norm_(self.trained, s.optim.clip_norm or math.inf)
         check_finite(loss, norm, step, sample)
 
@@ -164,27 +194,49 @@ class Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         momentum = teacher_momentum(step, self.steps, s.teacher)
-        update_teacher(self.model.teacher, self.model.student, momentum, s.teacher.average == "trained")
+        update_teacher(
+            self.model.teacher, self.model.student, momentum, s.teacher.average == "trained"
+        )
         self.done += 1
-        figures = {"lr": rate, "momentum": momentum, "gradient_norm": norm.item(), "frames": len(compared)}
-        return Trained(loss, parts, embeddings, figures)
+        figures = {
+            "lr": rate,
+            "momentum": momentum,
+            "gradient_norm": norm.item(),
+            "frames": len(compared),
+        }
+        return StepResult(loss, parts, embeddings, figures)
 
-    def figures(self, trained: Trained) -> dict[str, float]:
+    def figures(self, trained: StepResult) -> dict[str, float]:
         """What is written of a step: means over all ranks, each of which must call this."""
         s, values = self.settings, {"loss": trained.loss.item()}
-        values |= {f"loss_{name}": part.item() for name, part in trained.parts.items()} if len(trained.parts) > 1 else {}
-        values |= {"skipped_clips": self.loader.skipped * self.rank.world} if s.data.on_error == "skip" else {}  # their sum
+        values |= (
+            {f"loss_{name}": part.item() for name, part in trained.parts.items()}
+            if len(trained.parts) > 1
+            else {}
+        )
+        values |= (
+            {"skipped_clips": self.loader.skipped * self.rank.world}
+            if s.data.on_error == "skip"
+            else {}
+        )  # their sum
         values |= diagnostics(trained.embeddings, s.loss) | trained.figures
-        return dict(zip(values, mean_over_ranks(torch.tensor(list(values.values())), self.rank), strict=True))
+        return dict(
+            zip(
+                values, all_reduce_mean(torch.tensor(list(values.values())), self.rank), strict=True
+            )
+        )
 
-    def save(self, watch: Watch) -> None:
+    def save(self, watch: TrainingMonitor) -> None:
         """Writes a checkpoint, and pictures of where the run is."""
         state = {
             "step": self.done,
             "settings": self.settings.model_dump(mode="json"),
             "snapshots": [snapshot.name for snapshot in self.dataset.snapshots],
             "clips": self.dataset.identity,
-            **{part: self.model.get_submodule(part).state_dict() for part in ("student", "teacher", "losses")},
+            **{
+                part: self.model.get_submodule(part).state_dict()
+                for part in ("student", "teacher", "losses")
+            },
             "optimizer": self.optimizer.state_dict(),
         }
         save_checkpoint(self.settings.run.out, state, self.settings.run.keep)
@@ -194,7 +246,9 @@ class Run:
         """The path of the weights as they are; the first rank writes them."""
         s = self.settings
         if self.rank.first:
-            backbone = (self.model.student if s.run.export == "student" else self.model.teacher).backbone
+            backbone = (
+                self.model.student if s.run.export == "student" else self.model.teacher
+            ).backbone
             export_weights(backbone, s, self.dataset.snapshots, self.done)
         return weights_path(s.run.out, self.done)
 
@@ -204,7 +258,9 @@ def check_parts(settings: TrainSettings, world: int) -> None:
     run, references = settings.run, settings.references
     share = run.batch_size // world
     if share % run.accumulate:
-        raise PretrackError(f"the {share} clips of a rank cannot be shared by 'run.accumulate: {run.accumulate}' parts")
+        raise PretrackError(
+            f"the {share} clips of a rank cannot be shared by 'run.accumulate: {run.accumulate}' parts"
+        )
     together = share // run.accumulate * (world if references.across_ranks else 1)
     check_references(together, settings.data.frames, references.count)
 
@@ -223,14 +279,20 @@ def forward_backward(
     Returns the mean loss, the means of what it is the sum of, and what was compared in the last part.
     """
     across, count = settings.references.across_ranks, settings.run.accumulate
-    generator = torch.manual_seed(step_seed(settings.run.seed, step, rank.number))  # for whatever else is random, too
+    generator = torch.manual_seed(
+        step_seed(settings.run.seed, step, rank.number)
+    )  # for whatever else is random, too
     if across:  # the same draw on every rank
         generator = torch.Generator().manual_seed(step_seed(settings.run.seed, step, 0))
     clips = len(sample["frames"]) // count
     total, means = torch.zeros((), device=rank.device), dict[str, Tensor]()
     for part in range(count):
         drawn = choose_references(
-            clips * (rank.world if across else 1), settings.data.frames, settings.references.count, *patches, generator
+            clips * (rank.world if across else 1),
+            settings.data.frames,
+            settings.references.count,
+            *patches,
+            generator,
         )
         references = rank_references(drawn, clips, rank.number) if across else drawn
         batch = batch_of(sample, settings, rank.device, slice(part * clips, (part + 1) * clips))
@@ -244,7 +306,7 @@ def forward_backward(
 
 
 @torch.no_grad()
-def draw_features(watch: Watch, model: Step, dataset: ClipDataset, done: int) -> None:
+def draw_features(watch: TrainingMonitor, model: Step, dataset: ClipDataset, done: int) -> None:
     """Shows what the student sees in a few clips, always the same: frames above, their features as colours below."""
     data, backbone = model.settings.data, model.student.backbone
     model.student.eval()  # without the dropout of adapters
@@ -291,14 +353,18 @@ def load_state(settings: TrainSettings) -> tuple[dict[str, Any] | None, list[str
     if path is None:
         return None, [snapshot.name for snapshot in open_snapshots(settings.data)]
     if not settings.run.resume:
-        raise PretrackError(f"{settings.run.out} already holds a run: take another 'run.out', or go on with 'run.resume=true'")
+        raise PretrackError(
+            f"{settings.run.out} already holds a run: take another 'run.out', or go on with 'run.resume=true'"
+        )
     state = load_checkpoint(path)
     check_same_run(path, state["settings"], settings)
     log.info("going on from %s", path)
     return state, state["snapshots"]
 
 
-def make_step(settings: TrainSettings, checkpoint: dict[str, Any] | None, device: torch.device) -> Step:
+def make_step(
+    settings: TrainSettings, checkpoint: dict[str, Any] | None, device: torch.device
+) -> Step:
     """The student, its teacher and the losses, at the beginning or as a checkpoint has them."""
     m = settings.model
     backbone = make_backbone(m.backbone, None if checkpoint else m.weights, m.options)
@@ -317,9 +383,13 @@ def check_compiler(device: torch.device) -> None:
     """Compiles next to nothing. Raises SettingsError where that cannot be done, since torch would say so in a hundred lines."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))  # type: ignore[no-untyped-call]
-    except Exception as error:  # torch has many types for it: no C++ compiler, no Triton, a Python too new
+    except (
+        Exception
+    ) as error:  # torch has many types for it: no C++ compiler, no Triton, a Python too new
         reason = str(error).strip().split("\n")[0]
-        raise SettingsError(f"'run.compile' needs a C++ compiler here, and on CUDA Triton ({reason}): leave it out") from error
+        raise SettingsError(
+            f"'run.compile' needs a C++ compiler here, and on CUDA Triton ({reason}): leave it out"
+        ) from error
 
 
 def make_optimizer(model: Step, optim: OptimSettings) -> torch.optim.AdamW:
@@ -328,11 +398,24 @@ def make_optimizer(model: Step, optim: OptimSettings) -> torch.optim.AdamW:
     A group's `ratio` is its learning rate as a part of the head's.
     """
     groups = []
-    for parts, ratio in (([model.student.backbone], optim.backbone_ratio), ([model.student.head, model.losses], 1.0)):
+    for parts, ratio in (
+        ([model.student.backbone], optim.backbone_ratio),
+        ([model.student.head, model.losses], 1.0),
+    ):
         trained = [p for part in parts for p in part.parameters() if p.requires_grad]
-        for decay, chosen in ((optim.weight_decay, [p for p in trained if p.ndim > 1]), (0.0, [p for p in trained if p.ndim < 2])):
+        for decay, chosen in (
+            (optim.weight_decay, [p for p in trained if p.ndim > 1]),
+            (0.0, [p for p in trained if p.ndim < 2]),
+        ):
             if chosen:
-                groups.append({"params": chosen, "weight_decay": decay, "ratio": ratio, "lr": optim.lr * ratio})
+                groups.append(
+                    {
+                        "params": chosen,
+                        "weight_decay": decay,
+                        "ratio": ratio,
+                        "lr": optim.lr * ratio,
+                    }
+                )
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
 
 

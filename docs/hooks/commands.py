@@ -31,10 +31,16 @@ def commands_page() -> Iterator[str]:
 
 def _section(command: Callable[..., Any]) -> Iterator[str]:
     """One command."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+    defaults = {
+        name: parameter.default for name, parameter in inspect.signature(command).parameters.items()
+    }
     hints = get_type_hints(command, include_extras=True)
     parameters = [(name, *get_args(hints[name])[:2]) for name in defaults]
-    arguments = [(_argument(name), info.help) for name, _, info in parameters if isinstance(info, ArgumentInfo)]
+    arguments = [
+        (_argument(name), info.help)
+        for name, _, info in parameters
+        if isinstance(info, ArgumentInfo)
+    ]
     name = command.__name__
     yield f"\n## {name}\n\n`pretrack {' '.join([name, *(shown for shown, _ in arguments)])}`\n\n{inspect.getdoc(command)}\n"
     yield "| | |\n|---|---|"
@@ -42,7 +48,11 @@ def _section(command: Callable[..., Any]) -> Iterator[str]:
         yield f"| `{shown}` | {_cell(said)} |"
     for name, kind, info in parameters:
         if not isinstance(info, ArgumentInfo):
-            value = "" if defaults[name] is None or defaults[name] is False else f" By default {defaults[name]}."
+            value = (
+                ""
+                if defaults[name] is None or defaults[name] is False
+                else f" By default {defaults[name]}."
+            )
             yield f"| `{_option(name, kind, info)}` | {_cell(info.help)}{value} |"
 
 
@@ -52,10 +62,18 @@ def _argument(name: str) -> str:
 
 def _option(name: str, kind: Any, info: Any) -> str:
     """ "--keep NUMBER", "--json"."""
-    given = [word for word in (info.default, *(info.param_decls or ())) if isinstance(word, str) and word.startswith("--")]
-    flag = given[0] if given else f"--{name.replace('_', '-')}"  # an Annotated option keeps its first name as a default
+    given = [
+        word
+        for word in (info.default, *(info.param_decls or ()))
+        if isinstance(word, str) and word.startswith("--")
+    ]
+    flag = (
+        given[0] if given else f"--{name.replace('_', '-')}"
+    )  # an Annotated option keeps its first name as a default
     kinds = {bool: "", int: " NUMBER", Path: " PATH"}
-    return flag + next((word for one, word in kinds.items() if one in (kind, *get_args(kind))), " TEXT")
+    return flag + next(
+        (word for one, word in kinds.items() if one in (kind, *get_args(kind))), " TEXT"
+    )
 
 
 def _cell(text: str | None) -> str:

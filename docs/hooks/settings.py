@@ -23,12 +23,22 @@ from shards.bucket import Url
 
 _ASKED = re.compile(r"^<!-- settings: ([\w.]+)\.(\w+) -->$", re.MULTILINE)
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
-_PLAIN = {str: "text", int: "integer", float: "number", bool: "true or false", Path: "path", type(None): "null", Any: "anything"}
+_PLAIN = {
+    str: "text",
+    int: "integer",
+    float: "number",
+    bool: "true or false",
+    Path: "path",
+    type(None): "null",
+    Any: "anything",
+}
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by MkDocs for every page."""
-    return _ASKED.sub(lambda asked: "\n".join(settings_page(getattr(import_module(asked[1]), asked[2]))), markdown)
+    return _ASKED.sub(
+        lambda asked: "\n".join(settings_page(getattr(import_module(asked[1]), asked[2]))), markdown
+    )
 
 
 def settings_page(model: type[BaseModel]) -> Iterator[str]:
@@ -42,7 +52,9 @@ def _section(model: type[BaseModel], key: str, above: set[type[BaseModel]]) -> I
     yield "| key | type | default | |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
         inner = _models(field.annotation)
-        said = field.description or (cleandoc(inner[0].__doc__ or "").splitlines()[0] if inner else "")
+        said = field.description or (
+            cleandoc(inner[0].__doc__ or "").splitlines()[0] if inner else ""
+        )
         yield f"| `{name}` | {_cell(_type(field.annotation, field))} | {_cell(_default(field))} | {_cell(said)} |"
     for name, field in model.model_fields.items():
         for inner_model in _models(field.annotation):
@@ -53,7 +65,12 @@ def _section(model: type[BaseModel], key: str, above: set[type[BaseModel]]) -> I
 def _title(model: type[BaseModel], key: str) -> str:
     """The dotted key; where there is a choice of models, with the field that chooses and its value."""
     choice = next(
-        (f"{name}: {get_args(f.annotation)[0]}" for name, f in model.model_fields.items() if name in ("dataset", "tracker")), ""
+        (
+            f"{name}: {get_args(f.annotation)[0]}"
+            for name, f in model.model_fields.items()
+            if name in ("dataset", "tracker")
+        ),
+        "",
     )
     return f"{key}, {choice}" if choice else key or "The whole"
 
@@ -89,7 +106,11 @@ def _words(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(dict.fromkeys(_words(one) for one in inner))
     if origin is tuple:
-        return f"list of {_words(inner[0])}" if inner[-1] is ... else f"{len(inner)} times {_words(inner[0])}"
+        return (
+            f"list of {_words(inner[0])}"
+            if inner[-1] is ...
+            else f"{len(inner)} times {_words(inner[0])}"
+        )
     if origin is dict:
         return f"mapping of {_words(inner[0])} to {_words(inner[1])}"
     return _PLAIN.get(annotation, annotation.__name__)
@@ -104,7 +125,9 @@ def _default(field: FieldInfo) -> str:
     if value == "":
         return "empty"
     shown = list(value) if isinstance(value, tuple) else value
-    return f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else shown}`"
+    return (
+        f"`{'null' if value is None else str(value).lower() if isinstance(value, bool) else shown}`"
+    )
 
 
 def _cell(text: str) -> str:

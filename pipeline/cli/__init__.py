@@ -11,7 +11,7 @@ import typer
 
 from pipeline.cli.build_commands import build, catalog, gc, plan, verify
 from pipeline.cli.inspect_commands import diff, export, report, show, snapshots, stats, status
-from shards.errors import PretrackError, disk_sentence
+from shards.errors import PretrackError, describe_os_error
 
 app = typer.Typer(
     help="Turn video datasets into shards of frames and point tracks, once; then train on them.",
@@ -32,14 +32,30 @@ def _clear_errors(command: Callable[..., None]) -> Callable[..., None]:
             print(f"pretrack: {error}", file=sys.stderr)
             raise typer.Exit(1) from None
         except OSError as error:
-            print(f"pretrack: {disk_sentence(error)}", file=sys.stderr)
+            print(f"pretrack: {describe_os_error(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            print("pretrack: stopped. What is done is kept; the same command goes on from there.", file=sys.stderr)
+            print(
+                "pretrack: stopped. What is done is kept; the same command goes on from there.",
+                file=sys.stderr,
+            )
             raise typer.Exit(130) from None
 
     return run
 
 
-for _command in (catalog, plan, build, status, verify, show, report, stats, export, snapshots, diff, gc):  # the order of their use
+for _command in (
+    catalog,
+    plan,
+    build,
+    status,
+    verify,
+    show,
+    report,
+    stats,
+    export,
+    snapshots,
+    diff,
+    gc,
+):  # the order of their use
     app.command()(_clear_errors(_command))

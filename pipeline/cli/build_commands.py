@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from manifests.wording import counted, duration, size
-from pipeline.cli.options import AsJson, Config, ConfigOrOut, Overrides, RetryFailed, Stored, out_of, settings_of
+from manifests.wording import duration, pluralise, size
+from pipeline.cli.options import (
+    AsJson,
+    Config,
+    ConfigOrOut,
+    Overrides,
+    RetryFailed,
+    Stored,
+    out_of,
+    settings_of,
+)
 from pipeline.cli.output import print_failures, print_json, print_table
 
 if TYPE_CHECKING:
@@ -26,13 +35,23 @@ def catalog(config: Config, overrides: Overrides = None, as_json: AsJson = False
     settings = settings_of(config, overrides)
     found = make_catalog(settings, Progress())
     if as_json:
-        videos = found.videos.select(["source", "video_id", "split", "frames", "width", "height", "terms"])
+        videos = found.videos.select(
+            ["source", "video_id", "split", "frames", "width", "height", "terms"]
+        )
         print_json({"videos": videos.to_pylist(), "failures": found.failures.to_pylist()})
         return
-    by_source = found.videos.group_by(["source", "split", "terms"]).aggregate([("video_id", "count"), ("frames", "sum")])
+    by_source = found.videos.group_by(["source", "split", "terms"]).aggregate(
+        [("video_id", "count"), ("frames", "sum")]
+    )
     table = Table("source", "split", "videos", "frames", "terms", title="Videos")
     for row in by_source.sort_by([("source", "ascending"), ("split", "descending")]).to_pylist():
-        table.add_row(row["source"], row["split"], f"{row['video_id_count']:,}", f"{row['frames_sum']:,}", row["terms"])
+        table.add_row(
+            row["source"],
+            row["split"],
+            f"{row['video_id_count']:,}",
+            f"{row['frames_sum']:,}",
+            row["terms"],
+        )
     print_table(table)
     if found.failures.num_rows:
         print_failures(found.failures.to_pylist(), "catalog")
@@ -58,18 +77,28 @@ def plan(
     if as_json:
         print_json(_plan_as_json(planned, costs, str(settings.out)))
         return
-    table = Table("action", "why", "shards", "clips", "size", "worker time", title=f"Plan for {settings.out}")
+    table = Table(
+        "action", "why", "shards", "clips", "size", "worker time", title=f"Plan for {settings.out}"
+    )
     for line in costs.lines:
         time = "" if line.action == "keep" else duration(line.seconds)
-        table.add_row(line.action, line.reason, f"{line.shards:,}", f"{line.clips:,}", size(line.bytes), time)
+        table.add_row(
+            line.action, line.reason, f"{line.shards:,}", f"{line.clips:,}", size(line.bytes), time
+        )
     if planned.dropped:
         table.add_row("drop", "nothing asks for it any more", f"{planned.dropped:,}", "", "", "")
     print_table(table)
     if costs.total.shards:
-        wall = f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} at work" if costs.wall_seconds is not None else ""
+        wall = (
+            f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} at work"
+            if costs.wall_seconds is not None
+            else ""
+        )
         print(f"worker time in all: {duration(costs.total.seconds)}{wall}")
     if notes := planned.failures.num_rows:
-        print(f"{counted(notes, 'note')} on what is left out or incomplete: 'pretrack catalog' lists them")
+        print(
+            f"{pluralise(notes, 'note')} on what is left out or incomplete: 'pretrack catalog' lists them"
+        )
 
 
 def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
@@ -81,7 +110,10 @@ def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
             "action": shard.action,
             "reason": shard.reason,
             "clips": shard.count,
-            "frames": int(frames[shard.first + shard.count - 1] - (frames[shard.first - 1] if shard.first else 0)),
+            "frames": int(
+                frames[shard.first + shard.count - 1]
+                - (frames[shard.first - 1] if shard.first else 0)
+            ),
         }
         for shard in planned.shards
     ]
@@ -103,7 +135,11 @@ def build(
     stored: Stored = False,
     retry_failed: RetryFailed = False,
     json_logs: Annotated[
-        bool, typer.Option("--json-logs", help="Log every event as a line of JSON on standard error, instead of progress.")
+        bool,
+        typer.Option(
+            "--json-logs",
+            help="Log every event as a line of JSON on standard error, instead of progress.",
+        ),
     ] = False,
 ) -> None:
     """Make the shards that are missing or out of date, and publish a snapshot."""
@@ -114,18 +150,34 @@ def build(
 
     settings = settings_of(config, overrides)
     built = run(settings, Progress(json_lines=json_logs), stored, retry_failed)
-    clips, failures = pc.sum(built.snapshot.shards["clips"]).as_py(), built.snapshot.failures.num_rows
-    kept = f"{counted(built.kept, 'shard')} kept"
-    did = f"{counted(built.made, 'shard')} made, {built.kept:,} kept" if built.made else f"nothing to do, {kept}"
-    notes = f"; {counted(failures, 'note')} on what is left out or incomplete ('pretrack status')" if failures else ""
-    print(f"{settings.out}: {did}; snapshot {built.snapshot.name} has {counted(clips, 'clip')}{notes}")
+    clips, failures = (
+        pc.sum(built.snapshot.shards["clips"]).as_py(),
+        built.snapshot.failures.num_rows,
+    )
+    kept = f"{pluralise(built.kept, 'shard')} kept"
+    did = (
+        f"{pluralise(built.made, 'shard')} made, {built.kept:,} kept"
+        if built.made
+        else f"nothing to do, {kept}"
+    )
+    notes = (
+        f"; {pluralise(failures, 'note')} on what is left out or incomplete ('pretrack status')"
+        if failures
+        else ""
+    )
+    print(
+        f"{settings.out}: {did}; snapshot {built.snapshot.name} has {pluralise(clips, 'clip')}{notes}"
+    )
 
 
 def verify(
     where: ConfigOrOut,
     overrides: Overrides = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Make damaged shards again: what is still good in them is kept.")
+        bool,
+        typer.Option(
+            "--repair", help="Make damaged shards again: what is still good in them is kept."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -143,10 +195,13 @@ def verify(
         for problem in problems:
             print(problem, file=sys.stderr)
         repaired = mend(snapshot, problems, Progress())
-        print(f"{counted(repaired.built.made, 'shard')} made again", file=sys.stderr)
+        print(f"{pluralise(repaired.built.made, 'shard')} made again", file=sys.stderr)
         if lost_clips := bool(repaired.lost):
             first = f"the first being {repaired.lost[0]}: {repaired.why}"
-            print(f"{counted(len(repaired.lost), 'clip')} could not be had again and are left out, {first}", file=sys.stderr)
+            print(
+                f"{pluralise(len(repaired.lost), 'clip')} could not be had again and are left out, {first}",
+                file=sys.stderr,
+            )
         snapshot = repaired.built.snapshot
         problems = verify_snapshot(snapshot, Progress())
     shards, clips = snapshot.shards.num_rows, snapshot.clips.num_rows
@@ -156,8 +211,8 @@ def verify(
     else:
         for problem in problems:
             print(problem)
-        holds = f"{counted(shards, 'shard')}, {counted(clips, 'clip')}"
-        print(f"snapshot {snapshot.name}: {holds}, {counted(len(problems), 'problem')}")
+        holds = f"{pluralise(shards, 'shard')}, {pluralise(clips, 'clip')}"
+        print(f"snapshot {snapshot.name}: {holds}, {pluralise(len(problems), 'problem')}")
         if problems:
             print(f"to make damaged shards again: pretrack verify {out} --repair")
     if problems or lost_clips:
@@ -167,10 +222,19 @@ def verify(
 def gc(
     where: ConfigOrOut,
     overrides: Overrides = None,
-    keep: Annotated[int, typer.Option(help="How many of the newest snapshots stay; the current one always does.")] = 2,
-    keep_snapshot: Annotated[list[str] | None, typer.Option(help="A snapshot that stays, too; may be given again.")] = None,
-    unpublished: Annotated[bool, typer.Option("--unpublished", help="Also remove an interrupted build's work so far.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    keep: Annotated[
+        int,
+        typer.Option(help="How many of the newest snapshots stay; the current one always does."),
+    ] = 2,
+    keep_snapshot: Annotated[
+        list[str] | None, typer.Option(help="A snapshot that stays, too; may be given again.")
+    ] = None,
+    unpublished: Annotated[
+        bool, typer.Option("--unpublished", help="Also remove an interrupted build's work so far.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove old snapshots, and the shards that only they name. Trainers that read them would fail: keep those in use."""
@@ -182,7 +246,11 @@ def gc(
         return
     did = "would remove" if dry_run else "removed"
     old = ", ".join(garbage.snapshots) or "no snapshot"
-    print(f"kept snapshots {', '.join(garbage.kept)}; {did} {old}, {counted(len(garbage.shards), 'shard')}, {size(garbage.bytes)}")
+    print(
+        f"kept snapshots {', '.join(garbage.kept)}; {did} {old}, {pluralise(len(garbage.shards), 'shard')}, {size(garbage.bytes)}"
+    )
     if garbage.unpublished:
-        left = counted(garbage.unpublished, "shard")
-        print(f"left for the next build: {left} of one that did not end ('--unpublished' removes them)")
+        left = pluralise(garbage.unpublished, "shard")
+        print(
+            f"left for the next build: {left} of one that did not end ('--unpublished' removes them)"
+        )

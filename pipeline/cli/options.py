@@ -15,15 +15,30 @@ if TYPE_CHECKING:
 
 Config = Annotated[Path, typer.Argument(help="A YAML config, such as configs/demo.yaml.")]
 ConfigOrOut = Annotated[str, typer.Argument(help="A YAML config, or an output folder or its URL.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to change: key=value, such as tracks.grid=24.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to change: key=value, such as tracks.grid=24.")
+]
 Stored = Annotated[
-    bool, typer.Option("--stored", help="Take the videos from the current snapshot: to track again without the sources.")
+    bool,
+    typer.Option(
+        "--stored",
+        help="Take the videos from the current snapshot: to track again without the sources.",
+    ),
 ]
 RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Try again whatever failed, for whatever reason: after files were repaired in place.")
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="Try again whatever failed, for whatever reason: after files were repaired in place.",
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")]
-SnapshotName = Annotated[str | None, typer.Option("--snapshot", help="A snapshot, such as 000001; by default the current one.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print JSON for programs instead of tables for people.")
+]
+SnapshotName = Annotated[
+    str | None,
+    typer.Option("--snapshot", help="A snapshot, such as 000001; by default the current one."),
+]
 
 
 def settings_of(config: Path, overrides: list[str] | None) -> BuildSettings:
@@ -42,5 +57,7 @@ def out_of(where: str, overrides: list[str] | None = None) -> Location:
     if isinstance(place, Path) and not place.is_dir():
         return settings_of(place, overrides).out
     if overrides:
-        raise PretrackError(f"overrides ({' '.join(overrides)}) need a config, and {where} is a folder")
+        raise PretrackError(
+            f"overrides ({' '.join(overrides)}) need a config, and {where} is a folder"
+        )
     return place

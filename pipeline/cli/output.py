@@ -29,4 +29,6 @@ def print_failures(failures: list[dict[str, Any]], command: str) -> None:
         table.add_row(row["source"], row["clip"] or row["video_id"], row["reason"], row["detail"])
     print_table(table)
     if len(failures) > _SHOWN_FAILURES:
-        print(f"… and {len(failures) - _SHOWN_FAILURES:,} more: 'pretrack {command} --json' lists them all")
+        print(
+            f"… and {len(failures) - _SHOWN_FAILURES:,} more: 'pretrack {command} --json' lists them all"
+        )

@@ -26,7 +26,9 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
         # A list, so that its convolution is called downsample.0 as in the checkpoints.
-        self.downsample = nn.ModuleList([nn.Conv2d(inputs, outputs, 1, stride=stride)] if stride > 1 else [])
+        self.downsample = nn.ModuleList(
+            [nn.Conv2d(inputs, outputs, 1, stride=stride)] if stride > 1 else []
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[F, inputs, h, w] → [F, outputs, h / stride, w / stride]."""
@@ -45,7 +47,10 @@ class Encoder(nn.Module):
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3)
         widths = (64, 64, 96, 128, 128)
         for number, (inputs, outputs) in enumerate(pairwise(widths), 1):
-            stage = nn.Sequential(ResidualBlock(inputs, outputs, 1 if number == 1 else 2), ResidualBlock(outputs, outputs, 1))
+            stage = nn.Sequential(
+                ResidualBlock(inputs, outputs, 1 if number == 1 else 2),
+                ResidualBlock(outputs, outputs, 1),
+            )
             self.add_module(f"layer{number}", stage)
         self.conv2 = nn.Conv2d(sum(widths[1:]), 2 * CHANNELS, 3, padding=1)
         self.conv3 = nn.Conv2d(2 * CHANNELS, CHANNELS, 1)

@@ -47,7 +47,9 @@ class Correlation(nn.Module):
         self.fc1 = nn.Linear(SIDE**4, 384)
         self.fc2 = nn.Linear(384, CORRELATION)
 
-    def forward(self, maps: Sequence[Tensor], frames: Tensor, support: Sequence[Tensor], positions: Tensor) -> Tensor:
+    def forward(
+        self, maps: Sequence[Tensor], frames: Tensor, support: Sequence[Tensor], positions: Tensor
+    ) -> Tensor:
         """Maps, frames [R, T], support and positions [R, T, N, 2] as in `CoTracker3.refine` → [R, T, N, 4 * 256]."""
         index = frames[:, :, None].expand(-1, -1, positions.shape[2])
         levels = []
@@ -80,7 +82,9 @@ class CoTracker3(nn.Module):
 
     def encode(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """Frames [F, 3, 384, 512] in -1..1 → maps at four levels, [F, h, w, 128] each, channels last, stored as `dtype`."""
-        if dtype == torch.bfloat16:  # its convolutions are faster so, on a CPU as well; in float32 they are not
+        if (
+            dtype == torch.bfloat16
+        ):  # its convolutions are faster so, on a CPU as well; in float32 they are not
             frames = frames.contiguous(memory_format=torch.channels_last)
         features = self.fnet(frames).float()
         features = features * features.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()
@@ -92,9 +96,18 @@ class CoTracker3(nn.Module):
 
     def support(self, maps: Sequence[Tensor], frame: Tensor, position: Tensor) -> list[Tensor]:
         """The queries' own neighbourhoods: frame index [R, N] and position [R, N, 2] → [R, N, 49, 128] at each level."""
-        return [neighbourhoods(level, frame, position / 2**number) for number, level in enumerate(maps)]
+        return [
+            neighbourhoods(level, frame, position / 2**number) for number, level in enumerate(maps)
+        ]
 
-    def refine(self, maps: Sequence[Tensor], frames: Tensor, support: Sequence[Tensor], state: State, iterations: int) -> State:
+    def refine(
+        self,
+        maps: Sequence[Tensor],
+        frames: Tensor,
+        support: Sequence[Tensor],
+        state: State,
+        iterations: int,
+    ) -> State:
         """Improves tracks in a window by a number of iterations.
 
         maps:    from `encode`
@@ -105,17 +118,24 @@ class CoTracker3(nn.Module):
         times = self.time_embedding(state.positions.shape[1])
         positions, seen = state.positions, torch.stack([state.visibility, state.confidence], dim=-1)
         for _ in range(iterations):
-            tokens = torch.cat([seen, self.corr_mlp(maps, frames, support, positions), motion(positions)], dim=-1)
+            tokens = torch.cat(
+                [seen, self.corr_mlp(maps, frames, support, positions), motion(positions)], dim=-1
+            )
             tokens = tokens + times[:, :, None]
             move, change = self.updateformer(tokens.transpose(1, 2))
-            positions, seen = positions + move.float().transpose(1, 2), seen + change.float().transpose(1, 2)
+            positions, seen = (
+                positions + move.float().transpose(1, 2),
+                seen + change.float().transpose(1, 2),
+            )
         return State(positions, seen[..., 0], seen[..., 1])
 
     def time_embedding(self, frames: int) -> Tensor:
         """The embedding of each frame of a window: [1, frames, 1110], stretched where the window is not the trained one."""
         if frames == self.window:
             return self.time_emb
-        return F.interpolate(self.time_emb.transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
+        return F.interpolate(self.time_emb.transpose(1, 2), size=frames, mode="linear").transpose(
+            1, 2
+        )
 
 
 def neighbourhoods(level: Tensor, frame: Tensor, position: Tensor) -> Tensor:
@@ -130,7 +150,9 @@ def neighbourhoods(level: Tensor, frame: Tensor, position: Tensor) -> Tensor:
     steps = torch.arange(-RADIUS, RADIUS + 2, device=level.device)
     columns = (corner[..., 0, None].clamp(-1e6, 1e6).long() + steps).clamp(0, width - 1)
     rows = (corner[..., 1, None].clamp(-1e6, 1e6).long() + steps).clamp(0, height - 1)
-    index = (frame[..., None, None] * height + rows[..., None, :]) * width + columns[..., :, None]  # [..., 8 (x), 8 (y)]
+    index = (frame[..., None, None] * height + rows[..., None, :]) * width + columns[
+        ..., :, None
+    ]  # [..., 8 (x), 8 (y)]
     patch = level.view(-1, channels)[index.flatten()].view(*index.shape, channels)
     x, y = fraction[..., 0, None, None, None], fraction[..., 1, None, None, None]
     patch = torch.lerp(patch[..., :-1, :, :], patch[..., 1:, :, :], x)
@@ -143,7 +165,9 @@ def motion(positions: Tensor) -> Tensor:
     onward, back = F.pad(step, (0, 0, 0, 0, 0, 1)), F.pad(-step, (0, 0, 0, 0, 1, 0))
     extent = positions.new_tensor([WIDTH / STRIDE, HEIGHT / STRIDE])
     relative = torch.cat([onward / extent, back / extent], dim=-1)
-    scaled = (relative[..., None, :] * 2.0 ** torch.arange(SCALES, device=relative.device)[:, None]).flatten(-2)
+    scaled = (
+        relative[..., None, :] * 2.0 ** torch.arange(SCALES, device=relative.device)[:, None]
+    ).flatten(-2)
     return torch.cat([relative, scaled.sin(), (scaled + math.pi / 2).sin()], dim=-1)
 
 

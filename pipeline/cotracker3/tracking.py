@@ -20,7 +20,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.cotracker3.encoder import CHANNELS, STRIDE
-from pipeline.cotracker3.model import HEIGHT, ITERATIONS, LEVELS, SIDE, WIDTH, CoTracker3, State, start
+from pipeline.cotracker3.model import (
+    HEIGHT,
+    ITERATIONS,
+    LEVELS,
+    SIDE,
+    WIDTH,
+    CoTracker3,
+    State,
+    start,
+)
 from pipeline.cotracker3.weights import WINDOWS
 from shards.errors import PretrackError
 from shards.geometry import grid_points
@@ -90,9 +99,17 @@ def track(
     if memory is None:
         memory = 0 if video.device.type == "cpu" else 4 << 30
     height, width = video.shape[-2:]
-    scale = video.new_tensor([(WIDTH - 1) / max(1, width - 1), (HEIGHT - 1) / max(1, height - 1)], dtype=torch.float32) / STRIDE
+    scale = (
+        video.new_tensor(
+            [(WIDTH - 1) / max(1, width - 1), (HEIGHT - 1) / max(1, height - 1)],
+            dtype=torch.float32,
+        )
+        / STRIDE
+    )
     if grid is not None:
-        points = grid if isinstance(grid, Tensor) else torch.from_numpy(grid_points(grid, width, height))
+        points = (
+            grid if isinstance(grid, Tensor) else torch.from_numpy(grid_points(grid, width, height))
+        )
         points = points.to(video.device, torch.float32)
         placed = torch.cat([points.new_zeros(len(points), 1), points], dim=1)
         at = placed.new_tensor([list(anchors)]).T[:, :, None] * placed.new_tensor([1.0, 0.0, 0.0])
@@ -101,7 +118,11 @@ def track(
         extra = 0
     else:
         assert queries is not None
-        asked, owners, extra = queries.to(video.device, torch.float32), torch.arange(clips, device=video.device), 0
+        asked, owners, extra = (
+            queries.to(video.device, torch.float32),
+            torch.arange(clips, device=video.device),
+            0,
+        )
         if model.window == WINDOWS["offline"]:
             support = torch.from_numpy(grid_points(SUPPORT_GRID, width, height)).to(video.device)
             extra = len(support)
@@ -111,18 +132,26 @@ def track(
         state = _follow(model, maps, asked, owners, frames, scale, backward, iterations, memory)
     positions, visibility, confidence = (
         value[:, :, : value.shape[2] - extra]
-        for value in (state.positions / scale, state.visibility.sigmoid(), state.confidence.sigmoid())
+        for value in (
+            state.positions / scale,
+            state.visibility.sigmoid(),
+            state.confidence.sigmoid(),
+        )
     )
     asked = asked[:, : asked.shape[1] - extra]
     own = torch.arange(frames, device=video.device)[None, :, None] == asked[:, None, :, 0]
     positions = torch.where(own[..., None], asked[:, None, :, 1:], positions)
     visibility, confidence = visibility.masked_fill(own, 1.0), confidence.masked_fill(own, 1.0)
     if grid is not None:
-        return Tracked(*(value.unflatten(0, (clips, -1)) for value in (positions, visibility, confidence)))
+        return Tracked(
+            *(value.unflatten(0, (clips, -1)) for value in (positions, visibility, confidence))
+        )
     return Tracked(positions, visibility, confidence)
 
 
-def encode(model: CoTracker3, video: Tensor, dtype: torch.dtype = torch.float32, memory: int = 0) -> list[Tensor]:
+def encode(
+    model: CoTracker3, video: Tensor, dtype: torch.dtype = torch.float32, memory: int = 0
+) -> list[Tensor]:
     """The maps of all frames of [B, T, 3, H, W], clip after clip: [B * T, h, w, 128] at each of four levels.
 
     `memory` is that of `track`: it decides how many frames are encoded at once.
@@ -164,22 +193,37 @@ def _follow(
     )
 
 
-def _in_parts(model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int, memory: int) -> State:
+def _in_parts(
+    model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int, memory: int
+) -> State:
     """Follows as many runs at once as `memory` allows, at least one."""
-    step, window = (_whole, runs.frames.shape[1]) if model.window == WINDOWS["offline"] else (_sliding, model.window)
+    step, window = (
+        (_whole, runs.frames.shape[1])
+        if model.window == WINDOWS["offline"]
+        else (_sliding, model.window)
+    )
     one = window * runs.times.shape[1] * (SIDE + 1) ** 2 * CHANNELS * 4
     size = max(1, memory // one)
     parts = [
         step(model, maps, _Runs(*part), iterations)
-        for part in zip(*(value.split(size) for value in (runs.frames, runs.times, runs.positions)), strict=True)
+        for part in zip(
+            *(value.split(size) for value in (runs.frames, runs.times, runs.positions)), strict=True
+        )
     ]
-    return State(*(torch.cat([getattr(part, name) for part in parts]) for name in ("positions", "visibility", "confidence")))
+    return State(
+        *(
+            torch.cat([getattr(part, name) for part in parts])
+            for name in ("positions", "visibility", "confidence")
+        )
+    )
 
 
 def _whole(model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int) -> State:
     """All frames as one window."""
     support = model.support(maps, runs.frames.gather(1, runs.times), runs.positions)
-    return model.refine(maps, runs.frames, support, start(runs.positions, runs.frames.shape[1]), iterations)
+    return model.refine(
+        maps, runs.frames, support, start(runs.positions, runs.frames.shape[1]), iterations
+    )
 
 
 def _sliding(model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int) -> State:
@@ -191,12 +235,25 @@ def _sliding(model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int
     support = [maps[0].new_zeros(len(runs.frames), count, SIDE**2, CHANNELS) for _ in range(LEVELS)]
     for begin in _windows(frames, window):
         index = torch.arange(begin, begin + window, device=runs.frames.device).clamp(max=frames - 1)
-        begun = runs.times < begin + ONLINE_STEP if begin else torch.zeros_like(runs.times, dtype=torch.bool)
-        new = ~begun & (runs.times < begin + window) & (runs.times >= (begin + ONLINE_STEP if begin else 0))
+        begun = (
+            runs.times < begin + ONLINE_STEP
+            if begin
+            else torch.zeros_like(runs.times, dtype=torch.bool)
+        )
+        new = (
+            ~begun
+            & (runs.times < begin + window)
+            & (runs.times >= (begin + ONLINE_STEP if begin else 0))
+        )
         taken = model.support(maps, runs.frames.gather(1, runs.times), runs.positions)
-        support = [torch.where(new[..., None, None], fresh, known) for fresh, known in zip(taken, support, strict=True)]
+        support = [
+            torch.where(new[..., None, None], fresh, known)
+            for fresh, known in zip(taken, support, strict=True)
+        ]
         # The half that the last window has not seen repeats the last frame that it has.
-        last = torch.arange(begin, begin + window, device=index.device).clamp(max=min(begin + window - ONLINE_STEP, frames) - 1)
+        last = torch.arange(begin, begin + window, device=index.device).clamp(
+            max=min(begin + window - ONLINE_STEP, frames) - 1
+        )
         still = start(runs.positions, window)
         state = State(
             torch.where(begun[:, None, :, None], found.positions[:, last], still.positions),
@@ -220,11 +277,17 @@ def _windows(frames: int, window: int) -> Iterator[int]:
 
 
 def _check(
-    video: Tensor, queries: Tensor | None, grid: int | Tensor | None, anchors: Sequence[int], iterations: int
+    video: Tensor,
+    queries: Tensor | None,
+    grid: int | Tensor | None,
+    anchors: Sequence[int],
+    iterations: int,
 ) -> tuple[int, int]:
     """(B, T) of a video that can be tracked; raises PretrackError otherwise."""
     if video.ndim != 5 or video.shape[2] != 3:
-        raise PretrackError(f"a video to track has the shape [B, T, 3, H, W], not {list(video.shape)}")
+        raise PretrackError(
+            f"a video to track has the shape [B, T, 3, H, W], not {list(video.shape)}"
+        )
     clips, frames, _, height, width = video.shape
     if min(clips, height, width) < 1 or frames < 2:
         raise PretrackError(
@@ -240,25 +303,38 @@ def _check(
         _check_queries(queries, clips, frames)
         _check_points(queries[..., 1:], width, height, "the queries")
     elif not anchors or min(anchors) < 0 or max(anchors) >= frames:
-        raise PretrackError(f"the anchors {list(anchors)} are not all frames of a video of {frames} (0 to {frames - 1})")
+        raise PretrackError(
+            f"the anchors {list(anchors)} are not all frames of a video of {frames} (0 to {frames - 1})"
+        )
     if isinstance(grid, int) and grid < 1:
         raise PretrackError(f"a grid has at least 1 point a side, not {grid}")
     if isinstance(grid, Tensor):
         if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
-            raise PretrackError(f"the points of a grid have the shape [N, 2], not {list(grid.shape)}")
+            raise PretrackError(
+                f"the points of a grid have the shape [N, 2], not {list(grid.shape)}"
+            )
         _check_points(grid, width, height, "the points of a grid")
     return clips, frames
 
 
 def _check_queries(queries: Tensor, clips: int, frames: int) -> None:
     """Raises PretrackError unless they are [clips, N, 3] and name frames that there are."""
-    if queries.ndim != 3 or queries.shape[0] != clips or queries.shape[2] != 3 or not queries.shape[1]:
-        raise PretrackError(f"queries have the shape [{clips}, N, 3] for this video, not {list(queries.shape)}")
+    if (
+        queries.ndim != 3
+        or queries.shape[0] != clips
+        or queries.shape[2] != 3
+        or not queries.shape[1]
+    ):
+        raise PretrackError(
+            f"queries have the shape [{clips}, N, 3] for this video, not {list(queries.shape)}"
+        )
     times = queries[..., 0]
     if not torch.isfinite(times).all():
         raise PretrackError("the queries hold frames that are not finite")
     if (times != times.round()).any() or times.min() < 0 or times.max() >= frames:
-        raise PretrackError(f"queries name frames that a video of {frames} does not have (0 to {frames - 1}, whole numbers)")
+        raise PretrackError(
+            f"queries name frames that a video of {frames} does not have (0 to {frames - 1}, whole numbers)"
+        )
 
 
 def _check_points(points: Tensor, width: int, height: int, what: str) -> None:

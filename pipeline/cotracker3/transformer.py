@@ -83,7 +83,9 @@ class Transformer(nn.Module):
     def __init__(self, token_width: int) -> None:
         super().__init__()
         self.input_transform = nn.Linear(token_width, WIDTH)
-        self.virual_tracks = nn.Parameter(torch.zeros(1, VIRTUAL, 1, WIDTH))  # spelled as in the checkpoints
+        self.virual_tracks = nn.Parameter(
+            torch.zeros(1, VIRTUAL, 1, WIDTH)
+        )  # spelled as in the checkpoints
         self.time_blocks = nn.ModuleList(SelfBlock() for _ in range(ROUNDS))
         self.space_virtual2point_blocks = nn.ModuleList(CrossBlock() for _ in range(ROUNDS))
         self.space_virtual_blocks = nn.ModuleList(SelfBlock() for _ in range(ROUNDS))
@@ -96,7 +98,12 @@ class Transformer(nn.Module):
         runs, points, frames, _ = tokens.shape
         x = self.input_transform(tokens)
         x = torch.cat([x, self.virual_tracks.to(x.dtype).expand(runs, -1, frames, -1)], dim=1)
-        blocks = (self.time_blocks, self.space_virtual2point_blocks, self.space_virtual_blocks, self.space_point2virtual_blocks)
+        blocks = (
+            self.time_blocks,
+            self.space_virtual2point_blocks,
+            self.space_virtual_blocks,
+            self.space_point2virtual_blocks,
+        )
         for time, to_virtual, among_virtual, to_points in zip(*blocks, strict=True):
             x = time(x.flatten(0, 1)).unflatten(0, (runs, -1))
             x = x.transpose(1, 2).flatten(0, 1)  # [R * T, N + 64, 384]

@@ -42,8 +42,12 @@ def find_weights(weights: str) -> Path:
             "(its licence is CC BY-NC 4.0: not for commercial use), or choose tracks.tracker=lucas_kanade"
         )
     path = Path(cached).resolve()
-    if len(path.name) == 64 and file_digest(path) != path.name:  # the cache names a file by the digest it should have
-        raise PretrackError(f"the checkpoint {path} is damaged: delete it and run 'hf download {REPOSITORY} {weights}.pth' again")
+    if (
+        len(path.name) == 64 and file_digest(path) != path.name
+    ):  # the cache names a file by the digest it should have
+        raise PretrackError(
+            f"the checkpoint {path} is damaged: delete it and run 'hf download {REPOSITORY} {weights}.pth' again"
+        )
     return path
 
 

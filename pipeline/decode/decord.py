@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from pipeline.failures import DecodeError
 
 
-def frames_at(path: str, timestamps: Sequence[float], indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+def frames_at(
+    path: str, timestamps: Sequence[float], indices: Sequence[int]
+) -> Iterator[NDArray[np.uint8]]:
     """Frames [H, W, 3] at increasing `indices`. Raises DecodeError where decord's count is not the true one (`timestamps`')."""
     import decord
 
@@ -27,10 +29,14 @@ def frames_at(path: str, timestamps: Sequence[float], indices: Sequence[int]) ->
         for index in indices:
             yield reader[index].asnumpy()
     except (decord.DECORDError, IndexError) as error:
-        raise DecodeError(f"decord cannot read it ({_first_line(error)}): set frames.decoder to pyav") from error
+        raise DecodeError(
+            f"decord cannot read it ({_first_line(error)}): set frames.decoder to pyav"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
     """What decord says, without the time and the place in its source."""
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    first = next(
+        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+    )
     return re.sub(r"^\[[\d:]+\] \S+: ", "", first)

@@ -38,7 +38,9 @@ def read_image(root: str, name: str) -> NDArray[np.uint8]:
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise DecodeError(f"the image is too large ({error})", "image too large") from error
         except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise DecodeError(f"the image cannot be read ({_sentence(error)})", "unreadable image") from error
+            raise DecodeError(
+                f"the image cannot be read ({_sentence(error)})", "unreadable image"
+            ) from error
     if pixels.max() <= _BLACK:
         raise DecodeError("the image is black all over", "black image")
     return pixels
@@ -59,14 +61,21 @@ def _bytes(root: str, name: str) -> bytes:
         return opened.read(member)
     except KeyError as error:
         raise FileNotFoundError(name) from error
-    except (zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted, or packed in a way zipfile lacks
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        RuntimeError,
+    ) as error:  # RuntimeError: encrypted, or packed in a way zipfile lacks
         raise OSError(f"damaged archive {archive}: {error}") from error
 
 
 def _check_size(size: int) -> None:
     """Raises DecodeError for a file that is far larger than an image, or a member of an archive that unpacks to one."""
     if size > LARGEST_FILE:
-        raise DecodeError(f"the image is too large ({size} bytes, and {LARGEST_FILE} are allowed)", "image too large")
+        raise DecodeError(
+            f"the image is too large ({size} bytes, and {LARGEST_FILE} are allowed)",
+            "image too large",
+        )
 
 
 @lru_cache(maxsize=8)

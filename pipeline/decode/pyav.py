@@ -50,7 +50,9 @@ def decode(path: str) -> Iterator[Any]:
                 yield frame
                 count += 1
         except av.FFmpegError as error:
-            raise DecodeError(f"decoding stopped after {count} frames ({_reason(error)})", "damaged video") from error
+            raise DecodeError(
+                f"decoding stopped after {count} frames ({_reason(error)})", "damaged video"
+            ) from error
     if count == 0:
         raise DecodeError("no frame could be decoded", "no frames")
 
@@ -63,13 +65,18 @@ def upright(frame: Any) -> Frame:
 
 def frame_times(times: Sequence[float | None], rate: float) -> tuple[float, ...]:
     """Seconds of every frame. Where the file's own are missing or do not increase, all are counted out at the average rate."""
-    if all(t is not None for t in times) and all(a < b for a, b in pairwise(t for t in times if t is not None)):
+    if all(t is not None for t in times) and all(
+        a < b for a, b in pairwise(t for t in times if t is not None)
+    ):
         return tuple(t for t in times if t is not None)
     return tuple(i / rate for i in range(len(times)))
 
 
 def frames_at(
-    path: str, timestamps: Sequence[float], indices: Sequence[int], on_frame: Callable[[], None] = lambda: None
+    path: str,
+    timestamps: Sequence[float],
+    indices: Sequence[int],
+    on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[Frame]:
     """Frames [H, W, 3] at increasing `indices`, the same as decoding all would give.
 
@@ -90,11 +97,14 @@ def frames_at(
                 if not wanted:
                     return
     raise DecodeError(
-        f"frame {wanted[0]} is gone, which was there when the file was scanned: has the file changed?", "video changed"
+        f"frame {wanted[0]} is gone, which was there when the file was scanned: has the file changed?",
+        "video changed",
     )
 
 
-def _after_seek(path: str, timestamps: Sequence[float], first: int, early: float) -> Iterator[tuple[int, Any]]:
+def _after_seek(
+    path: str, timestamps: Sequence[float], first: int, early: float
+) -> Iterator[tuple[int, Any]]:
     """Frames from a key frame before `first` on, with their index in the file; up to the first whose time is not known.
 
     The seek aims `early` seconds before that frame. Some containers (MPEG-TS) lead to the key frame after the time asked for.
@@ -105,7 +115,9 @@ def _after_seek(path: str, timestamps: Sequence[float], first: int, early: float
     key_seen = False
     with open_video(path) as (container, stream):
         try:
-            container.seek(round(max(0.0, timestamps[first] - early) / stream.time_base), stream=stream)
+            container.seek(
+                round(max(0.0, timestamps[first] - early) / stream.time_base), stream=stream
+            )
             for frame in container.decode(stream):
                 key_seen = key_seen or frame.key_frame
                 if frame.time not in position:

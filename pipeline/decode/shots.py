@@ -33,23 +33,33 @@ class ShotDetector:
     def add(self, frame: Any) -> None:
         """Takes the next frame of the video, an `av.VideoFrame`; it is judged at a small size, unrotated."""
         shrink = max(1, min(frame.width, frame.height) // _SHORT_SIDE)
-        small = frame.reformat(width=frame.width // shrink, height=frame.height // shrink, format="bgr24").to_ndarray()
+        small = frame.reformat(
+            width=frame.width // shrink, height=frame.height // shrink, format="bgr24"
+        ).to_ndarray()
         self._detector.process_frame(_time(self._count), small)
         self._count += 1
 
     def cuts(self) -> list[int]:
         """Indices of the frames that begin a new shot, once the last frame was added."""
-        changes = np.zeros(max(1, self._count))  # into the frame of that index; nothing changes into the first
+        changes = np.zeros(
+            max(1, self._count)
+        )  # into the frame of that index; nothing changes into the first
         for index in range(1, self._count):
-            (changes[index],) = self._changes.get_metrics(_time(index), [ContentDetector.FRAME_SCORE_KEY])
+            (changes[index],) = self._changes.get_metrics(
+                _time(index), [ContentDetector.FRAME_SCORE_KEY]
+            )
         return [
-            int(index) for index in np.flatnonzero(changes >= _LARGE) if changes[index] >= _RATIO * _around(changes, int(index))
+            int(index)
+            for index in np.flatnonzero(changes >= _LARGE)
+            if changes[index] >= _RATIO * _around(changes, int(index))
         ]
 
 
 def _around(changes: np.ndarray, index: int) -> float:
     """The mean change of the frames beside one; 0 if there are none."""
-    beside = np.concatenate([changes[max(1, index - _WINDOW) : index], changes[index + 1 : index + 1 + _WINDOW]])
+    beside = np.concatenate(
+        [changes[max(1, index - _WINDOW) : index], changes[index + 1 : index + 1 + _WINDOW]]
+    )
     return float(beside.mean()) if len(beside) else 0.0
 
 

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from pipeline.decode.video import Decoder
 from pipeline.failures import DecodeError
 from pipeline.sources.video import Scan
-from shards.geometry import View
+from shards.geometry import FrameTransform
 
 Frame = NDArray[np.uint8]
 
 
-class IsolatedDecoder:
+class SubprocessDecoder:
     """Decodes in a child process, which is started when needed and killed when it gives nothing for `stall_limit_s` seconds.
 
     Native decoders can spin for ever without letting Python run; then only SIGKILL helps. The next call starts a new child. The
@@ -41,12 +41,19 @@ class IsolatedDecoder:
         return found  # type: ignore[no-any-return]
 
     def read_video(
-        self, path: str, decoder: Decoder, timestamps: Sequence[float], indices: Sequence[int], view: View
+        self,
+        path: str,
+        decoder: Decoder,
+        timestamps: Sequence[float],
+        indices: Sequence[int],
+        view: FrameTransform,
     ) -> list[Frame]:
         """Frames of a video file at increasing `indices`, resized by `view`. Raises DecodeError."""
         frames = list(self._ask("video", path, decoder, tuple(timestamps), tuple(indices), view))
         if len(frames) != len(indices):
-            raise DecodeError(f"the decoder gave {len(frames)} frames of {len(indices)}", "decoder failed")
+            raise DecodeError(
+                f"the decoder gave {len(frames)} frames of {len(indices)}", "decoder failed"
+            )
         return frames
 
     def read_images(
@@ -67,10 +74,15 @@ class IsolatedDecoder:
             self._child.wait()
         self._pipe = self._child = None
 
-    def __enter__(self) -> IsolatedDecoder:
+    def __enter__(self) -> SubprocessDecoder:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _ask(self, *request: Any) -> Iterator[Any]:
@@ -94,7 +106,9 @@ class IsolatedDecoder:
                 elif kind == "result":
                     yield content[0]
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            raise DecodeError(f"the decoder process {self._how_it_died()}", "decoder crashed") from error
+            raise DecodeError(
+                f"the decoder process {self._how_it_died()}", "decoder crashed"
+            ) from error
         except DecodeError as error:
             if error.reason == "decoder stalled":
                 self.close()
@@ -107,13 +121,25 @@ class IsolatedDecoder:
         if self._pipe is None or self._child is None or self._child.poll() is not None:
             self.close()
             self._pipe, theirs = Pipe()
-            command = [sys.executable, "-m", "pipeline.decode.worker", str(theirs.fileno()), str(os.getpid())]
+            command = [
+                sys.executable,
+                "-m",
+                "pipeline.decode.worker",
+                str(theirs.fileno()),
+                str(os.getpid()),
+            ]
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-            self._child = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment)
+            self._child = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+            )
             theirs.close()
         return self._pipe
 
     def _how_it_died(self) -> str:
         code = self._child.wait() if self._child else 0
         self.close()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
+        return (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else f"ended with exit status {code}"
+        )

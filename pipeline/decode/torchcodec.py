@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from pipeline.failures import DecodeError
 
 
-def frames_at(path: str, timestamps: Sequence[float], indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+def frames_at(
+    path: str, timestamps: Sequence[float], indices: Sequence[int]
+) -> Iterator[NDArray[np.uint8]]:
     """Frames [H, W, 3] at increasing `indices`. Raises DecodeError where torchcodec cannot read them."""
     from torchcodec.decoders import VideoDecoder
 

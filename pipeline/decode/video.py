@@ -26,7 +26,9 @@ Decoder = Literal["pyav", "decord", "torchcodec"]
 def check_decoder(decoder: Decoder) -> None:
     """Raises PretrackError if a decoder cannot be loaded on this machine, with what to do."""
     try:
-        import_module({"pyav": "av", "decord": "decord", "torchcodec": "torchcodec.decoders"}[decoder])
+        import_module(
+            {"pyav": "av", "decord": "decord", "torchcodec": "torchcodec.decoders"}[decoder]
+        )
     except (ImportError, RuntimeError, OSError) as error:
         fix = {
             "pyav": "pip install 'pretrack[pipeline]'",
@@ -54,7 +56,9 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
         turned = round(frame.rotation / 90) % 2
         width, height = (frame.height, frame.width) if turned else (frame.width, frame.height)
         on_frame()
-    return Scan(width, height, with_pyav.frame_times(times, rate), tuple(shots.cuts()) if shots else ())
+    return Scan(
+        width, height, with_pyav.frame_times(times, rate), tuple(shots.cuts()) if shots else ()
+    )
 
 
 def read_frames(

@@ -17,7 +17,7 @@ import cv2
 from pipeline.decode.images import read_image
 from pipeline.decode.video import Decoder, read_frames, scan
 from pipeline.failures import DecodeError
-from shards.geometry import View, stored_view
+from shards.geometry import FrameTransform, stored_transform
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,14 +28,23 @@ def answer_scan(pipe: Connection, path: str, shot_cuts: bool) -> None:
 
 
 def answer_video(
-    pipe: Connection, path: str, decoder: Decoder, timestamps: Sequence[float], indices: Sequence[int], view: View
+    pipe: Connection,
+    path: str,
+    decoder: Decoder,
+    timestamps: Sequence[float],
+    indices: Sequence[int],
+    view: FrameTransform,
 ) -> None:
     """Sends each frame, resized, and ("alive",) for every frame on the way to it."""
-    for frame in read_frames(path, decoder, timestamps, indices, on_frame=lambda: pipe.send(("alive",))):
+    for frame in read_frames(
+        path, decoder, timestamps, indices, on_frame=lambda: pipe.send(("alive",))
+    ):
         pipe.send(("result", view.frame(frame)))
 
 
-def answer_images(pipe: Connection, root: str, names: Sequence[str], short_side: int, size: tuple[int, int] | None) -> None:
+def answer_images(
+    pipe: Connection, root: str, names: Sequence[str], short_side: int, size: tuple[int, int] | None
+) -> None:
     """Sends for each image its pixels, resized, with the (width, height) it had; or why it cannot be used."""
     for name in names:
         try:
@@ -43,10 +52,24 @@ def answer_images(pipe: Connection, root: str, names: Sequence[str], short_side:
         except DecodeError as error:
             pipe.send(("failed", str(error), error.reason))
         except Exception as error:  # Pillow has errors of many kinds for broken files: they cost this image, not its clip
-            pipe.send(("failed", f"the image cannot be read ({type(error).__name__}: {error})", "unreadable image"))
+            pipe.send(
+                (
+                    "failed",
+                    f"the image cannot be read ({type(error).__name__}: {error})",
+                    "unreadable image",
+                )
+            )
         else:
             height, width = image.shape[:2]
-            pipe.send(("result", (stored_view(width, height, short_side, size).frame(image), (width, height))))
+            pipe.send(
+                (
+                    "result",
+                    (
+                        stored_transform(width, height, short_side, size).frame(image),
+                        (width, height),
+                    ),
+                )
+            )
 
 
 def main(pipe: Connection, parent: int) -> None:
@@ -56,7 +79,11 @@ def main(pipe: Connection, parent: int) -> None:
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     cv2.setNumThreads(1)
-    answers: dict[str, Callable[..., None]] = {"scan": answer_scan, "video": answer_video, "images": answer_images}
+    answers: dict[str, Callable[..., None]] = {
+        "scan": answer_scan,
+        "video": answer_video,
+        "images": answer_images,
+    }
     while True:
         try:
             kind, *request = pipe.recv()
@@ -67,7 +94,9 @@ def main(pipe: Connection, parent: int) -> None:
             pipe.send(("end",))
         except DecodeError as error:
             pipe.send(("error", str(error), error.reason))
-        except Exception as error:  # one poisoned file must not end the job: it becomes that file's failure
+        except (
+            Exception
+        ) as error:  # one poisoned file must not end the job: it becomes that file's failure
             pipe.send(("error", f"{type(error).__name__}: {error}", "decoder failed"))
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.monitoring.process import began, is_gone, this_machine
 from shards import bucket
-from shards.bucket import Stamped, Tag, Url
+from shards.bucket import Tag, Url, VersionedObject
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, Location
 
@@ -34,12 +34,16 @@ class Lock:
 
 
 @contextmanager
-def only_build(out: Location) -> Iterator[Lock]:
+def build_lock(out: Location) -> Iterator[Lock]:
     """Holds an output folder's lock while the block runs; a killed process loses it, on a bucket after some minutes.
 
     Raises PretrackError if another build holds it, or if the folder cannot be written.
     """
-    with _locked_object(out / "build.lock") if isinstance(out, Url) else _locked_file(out / "build.lock") as lock:
+    with (
+        _locked_object(out / "build.lock")
+        if isinstance(out, Url)
+        else _locked_file(out / "build.lock") as lock
+    ):
         yield lock
 
 
@@ -49,12 +53,16 @@ def _locked_file(path: Path) -> Iterator[Lock]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_CREAT | os.O_WRONLY)
     except OSError as error:
-        raise PretrackError(f"the output folder {path.parent} cannot be written ({error.strerror})") from error
+        raise PretrackError(
+            f"the output folder {path.parent} cannot be written ({error.strerror})"
+        ) from error
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise PretrackError(f"another build is at work on {path.parent}: wait for it or stop it") from error
+            raise PretrackError(
+                f"another build is at work on {path.parent}: wait for it or stop it"
+            ) from error
         yield Lock()
     finally:
         os.close(file)
@@ -66,7 +74,9 @@ def _locked_object(url: Url) -> Iterator[Lock]:
     try:
         lease = _Lease(url)
     except OSError as error:
-        raise PretrackError(f"the output folder {url.parent} cannot be written ({error.strerror})") from error
+        raise PretrackError(
+            f"the output folder {url.parent} cannot be written ({error.strerror})"
+        ) from error
     ended = threading.Event()
     thread = threading.Thread(target=_renew, args=(lease, ended), daemon=True)
     thread.start()
@@ -100,7 +110,13 @@ class _Holder:
     @classmethod
     def me(cls) -> _Holder:
         """This process, with a new token."""
-        return cls(socket.gethostname(), os.getpid(), this_machine(), began(os.getpid()), secrets.token_hex(16))
+        return cls(
+            socket.gethostname(),
+            os.getpid(),
+            this_machine(),
+            began(os.getpid()),
+            secrets.token_hex(16),
+        )
 
     @classmethod
     def read(cls, data: bytes) -> _Holder:
@@ -134,7 +150,9 @@ class _Lease(Lock):
     def check(self) -> None:
         self.renew()
         if self.lost:
-            raise PretrackError(f"the lock {self._url} was taken by another build: this one stops, what is done is kept")
+            raise PretrackError(
+                f"the lock {self._url} was taken by another build: this one stops, what is done is kept"
+            )
 
     def renew(self) -> None:
         """Says that the holder lives. Sets `lost` if it is the holder no more. Raises OSError."""
@@ -156,7 +174,7 @@ class _Lease(Lock):
         if tag := bucket.create(self._url, self._holder.data()):
             return tag
         try:
-            found = bucket.read_stamped(self._url)
+            found = bucket.read_versioned(self._url)
         except FileNotFoundError:  # it was given back just now
             return self._taken()
         other = _Holder.read(found.data)
@@ -176,7 +194,7 @@ class _Lease(Lock):
             if new := bucket.replace(self._url, self._holder.data(), tag):
                 return new
             try:
-                found = bucket.read_stamped(self._url)
+                found = bucket.read_versioned(self._url)
             except FileNotFoundError:
                 return None
             if _Holder.read(found.data).token != self._holder.token:
@@ -184,7 +202,7 @@ class _Lease(Lock):
             tag = found.tag  # we wrote it, and the answer was lost
         return tag
 
-    def _age(self, found: Stamped) -> float:
+    def _age(self, found: VersionedObject) -> float:
         """Seconds since an object was written. By the store's clock, as this machine's may be wrong; a store tells its time only in
         the stamps of what is written, so something is."""
         probe = self._url.parent / f"{TEMPORARY}{self._holder.token}"

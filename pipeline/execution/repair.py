@@ -11,10 +11,10 @@ import pyarrow.compute as pc
 from manifests.fingerprint import canonical_json
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, current_snapshot
-from manifests.wording import counted
+from manifests.wording import pluralise
 from pipeline.config import BuildSettings
-from pipeline.execution.build import Built, carry_out, sweep
-from pipeline.execution.lock import only_build
+from pipeline.execution.build import BuildResult, execute_plan, remove_temporary_files
+from pipeline.execution.lock import build_lock
 from pipeline.inspection.verify import Problem
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import changed_videos, stored_catalog
@@ -24,15 +24,15 @@ from shards.errors import PretrackError
 
 
 @dataclass(frozen=True)
-class Repaired:
+class RepairResult:
     """What a repair did. `lost` are the keys of clips that could not be had again, and `why` the first one's reason."""
 
-    built: Built
+    built: BuildResult
     lost: tuple[str, ...]
     why: str
 
 
-def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) -> Repaired:
+def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) -> RepairResult:
     """Makes the shards with problems again, as they were. Clips that are still good in them are taken as they are, and the others
     come from their source.
 
@@ -42,32 +42,49 @@ def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) 
     if tables := [problem for problem in problems if not problem.shard]:
         raise PretrackError(str(tables[0]))
     damaged = {problem.shard for problem in problems}
-    settings = check_settings(BuildSettings, snapshot.settings, f"the settings of snapshot {snapshot.name}")
+    settings = check_settings(
+        BuildSettings, snapshot.settings, f"the settings of snapshot {snapshot.name}"
+    )
     settings = settings.model_copy(update={"out": snapshot.out})
-    with only_build(snapshot.out) as lock:
+    with build_lock(snapshot.out) as lock:
         if current_snapshot(snapshot.out) != snapshot.name:
-            raise PretrackError(f"a newer snapshot than {snapshot.name} was published meanwhile: run 'pretrack verify' again")
-        sweep(snapshot.out)
+            raise PretrackError(
+                f"a newer snapshot than {snapshot.name} was published meanwhile: run 'pretrack verify' again"
+            )
+        remove_temporary_files(snapshot.out)
         _check_settings(snapshot, damaged, settings)
         _check_videos(snapshot, damaged, settings, progress)
         plan = make_plan(settings, stored_catalog(settings), stored=True, damaged=damaged)
-        built = carry_out(plan, settings, progress, lock)
-    lost = sorted(set(snapshot.clips["key"].to_pylist()) - set(built.snapshot.clips["key"].to_pylist()))
+        built = execute_plan(plan, settings, progress, lock)
+    lost = sorted(
+        set(snapshot.clips["key"].to_pylist()) - set(built.snapshot.clips["key"].to_pylist())
+    )
     failures = built.snapshot.failures
-    reasons = failures.filter(pc.is_in(failures["clip"], value_set=pa.array(lost, pa.string())))["detail"].to_pylist()
-    return Repaired(built, tuple(lost), reasons[0] if reasons else "")
+    reasons = failures.filter(pc.is_in(failures["clip"], value_set=pa.array(lost, pa.string())))[
+        "detail"
+    ].to_pylist()
+    return RepairResult(built, tuple(lost), reasons[0] if reasons else "")
 
 
 def _check_settings(snapshot: Snapshot, damaged: Collection[str], settings: BuildSettings) -> None:
     """Raises PretrackError if the settings do not mean what they meant: other weights lie at a path, say."""
-    now = {"frames": canonical_json(settings.frames.of_content()), "tracks": canonical_json(settings.tracks.of_content())}
-    for row in snapshot.shards.filter(pc.is_in(snapshot.shards["shard"], value_set=pa.array(list(damaged)))).to_pylist():
+    now = {
+        "frames": canonical_json(settings.frames.of_content()),
+        "tracks": canonical_json(settings.tracks.of_content()),
+    }
+    for row in snapshot.shards.filter(
+        pc.is_in(snapshot.shards["shard"], value_set=pa.array(list(damaged)))
+    ).to_pylist():
         for part, text in now.items():
             if changed := settings_changed(part, row[f"{part}_settings"], text):
-                raise PretrackError(f"{row['shard']} cannot be made again as it was ({changed}): run 'pretrack build'")
+                raise PretrackError(
+                    f"{row['shard']} cannot be made again as it was ({changed}): run 'pretrack build'"
+                )
 
 
-def _check_videos(snapshot: Snapshot, damaged: Collection[str], settings: BuildSettings, progress: Progress) -> None:
+def _check_videos(
+    snapshot: Snapshot, damaged: Collection[str], settings: BuildSettings, progress: Progress
+) -> None:
     """Raises PretrackError if a video of the damaged shards is another one now."""
     needed = set()
     for table in (snapshot.clips, snapshot.failures):
@@ -75,6 +92,6 @@ def _check_videos(snapshot: Snapshot, damaged: Collection[str], settings: BuildS
         needed |= set(zip(some["source"].to_pylist(), some["video_id"].to_pylist(), strict=True))
     if changed := changed_videos(settings, snapshot.videos, needed, progress):
         raise PretrackError(
-            f"{counted(len(changed), 'video')} of the damaged shards changed since they were built (the first: {changed[0]}): "
+            f"{pluralise(len(changed), 'video')} of the damaged shards changed since they were built (the first: {changed[0]}): "
             "run 'pretrack build', which makes their clips anew"
         )

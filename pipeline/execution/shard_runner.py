@@ -19,22 +19,28 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
 from manifests.receipt import Receipt
-from manifests.wording import counted
+from manifests.wording import pluralise
 from pipeline.config import BuildSettings
 from pipeline.execution import shard_stages as stages
-from pipeline.execution.build_monitor import News
+from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.tracker_pool import TrackerLost, TrackerPool
-from pipeline.monitoring.event_log import Events
+from pipeline.monitoring.event_log import EventLog
 from pipeline.monitoring.progress import Progress
 from pipeline.monitoring.status import BuildState, StateFile
 from pipeline.planning.plan import Plan, PlannedShard
 from pipeline.ray_cluster import connect, resources, worker_decoder
 from pipeline.sources.video import Failure
 from shards.errors import PretrackError, ShardError, first_line
-from shards.files import failed_for_good
+from shards.files import is_permanent_error
 
 _DEATHS = 2
 """How often a shard's worker may die before its clips are done one at a time."""
@@ -46,7 +52,9 @@ Names = tuple[tuple[str, str, str], ...]
 _WORKER_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 
-def make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> dict[str, str]:
+def make_shards(
+    todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress
+) -> dict[str, str]:
     """Runs the chains; returns the shards' names by their groups. Raises PretrackError at the end if a shard failed, at once if the
     disk is full."""
     connect(settings.ray)
@@ -63,18 +71,20 @@ def _in_event_loop() -> bool:
     return True
 
 
-async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress) -> dict[str, str]:
-    events = Events(settings.out, progress)
+async def _make_shards(
+    todo: list[PlannedShard], plan: Plan, settings: BuildSettings, progress: Progress
+) -> dict[str, str]:
+    events = EventLog(settings.out, progress)
     pool = TrackerPool(settings, events)
     clips, kept = sum(shard.count for shard in todo), len(plan.shards) - len(todo)
     state = StateFile(settings.out, BuildState.started(len(todo), clips, settings.ray.tracker_gpus))
-    said = f"the build of {counted(len(todo), 'shard')} with {counted(clips, 'clip')} began; {kept:,} are kept"
+    said = f"the build of {pluralise(len(todo), 'shard')} with {pluralise(clips, 'clip')} began; {kept:,} are kept"
     events.note("build started", said, shards=len(todo), clips=clips, kept=kept)
     broken: dict[str, str] = {}
     made: dict[str, str] = {}
     try:
         with progress.stage("making shards", total=clips, noun="clip") as stage:
-            news = News(events, state, stage)
+            news = BuildMonitor(events, state, stage)
             async with aclosing(_chains(todo, plan, settings, pool, events, news)) as results:
                 async for shard, result in results:
                     if isinstance(result, Exception):
@@ -98,7 +108,12 @@ async def _make_shards(todo: list[PlannedShard], plan: Plan, settings: BuildSett
 
 
 async def _chains(
-    todo: list[PlannedShard], plan: Plan, settings: BuildSettings, pool: TrackerPool, events: Events, news: News
+    todo: list[PlannedShard],
+    plan: Plan,
+    settings: BuildSettings,
+    pool: TrackerPool,
+    events: EventLog,
+    news: BuildMonitor,
 ) -> AsyncGenerator[tuple[PlannedShard, Receipt | Exception]]:
     """Every shard with its receipt, or with what went wrong, in the order they are done."""
     waiting = iter(todo)
@@ -108,7 +123,12 @@ async def _chains(
             pool.tend()
             limit = pool.size + max(2, resources().cpus // 2)
             while len(running) < limit and (shard := next(waiting, None)):
-                chain = _Chain(_task(shard, plan, settings), partial(_from_source, shard, plan, settings), pool, events)
+                chain = _Chain(
+                    _task(shard, plan, settings),
+                    partial(_from_source, shard, plan, settings),
+                    pool,
+                    events,
+                )
                 running[asyncio.create_task(chain.run())] = shard
             news.under_way(len(running), pool)
             if not running:
@@ -136,7 +156,11 @@ class _Chain:
     """One shard on its way."""
 
     def __init__(
-        self, task: stages.ShardTask, from_source: Callable[[], stages.ShardTask], pool: TrackerPool, events: Events
+        self,
+        task: stages.ShardTask,
+        from_source: Callable[[], stages.ShardTask],
+        pool: TrackerPool,
+        events: EventLog,
     ) -> None:
         self._task = task
         self._at = ray.put(task)
@@ -154,8 +178,16 @@ class _Chain:
             except (ObjectLostError, RayTaskError) as error:
                 if start + 1 == _STARTS or not isinstance(_cause(error), ObjectLostError):
                     raise
-                said = f"frames of {self._task.shard.group} were lost with their node: it begins again"
-                self._events.note("shard restarted", said, notable=True, shard=self._task.shard.group, reason=first_line(error))
+                said = (
+                    f"frames of {self._task.shard.group} were lost with their node: it begins again"
+                )
+                self._events.note(
+                    "shard restarted",
+                    said,
+                    notable=True,
+                    shard=self._task.shard.group,
+                    reason=first_line(error),
+                )
         raise AssertionError("unreachable")
 
     async def _decode(self) -> _Decoded:
@@ -180,7 +212,9 @@ class _Chain:
                 await clips
             except _WORKER_LOST as error:
                 video = self._task.videos[clip.video]
-                failure = self._crashed(clip.key, video["source"], video["video_id"], "decode", error)
+                failure = self._crashed(
+                    clip.key, video["source"], video["video_id"], "decode", error
+                )
                 frames = stages.DecodedShard((), (failure,), 0.0)
             parts.append(frames)
         return await _decoded(*_JOIN.remote(*parts))
@@ -188,7 +222,13 @@ class _Chain:
     def _do_without_stored_frames(self, reason: str) -> None:
         """The shard whose frames were to be taken is damaged: its good clips are, and the others come from their source."""
         said = f"{self._task.shard.group} is built and not re-tracked: {reason}"
-        self._events.note("stored frames damaged", said, notable=True, shard=self._task.shard.previous, reason=reason)
+        self._events.note(
+            "stored frames damaged",
+            said,
+            notable=True,
+            shard=self._task.shard.previous,
+            reason=reason,
+        )
         self._task = self._from_source()
         self._at = ray.put(self._task)
 
@@ -209,20 +249,35 @@ class _Chain:
                 return await self._pool.track(decoded.frames, only=key)
             except TrackerLost as lost:
                 if lost.suspect and lost.__cause__:
-                    return stages.TrackedShard((), (self._crashed(key, source, video_id, "track", lost.__cause__),), 0.0)
+                    return stages.TrackedShard(
+                        (), (self._crashed(key, source, video_id, "track", lost.__cause__),), 0.0
+                    )
 
-    def _crashed(self, key: str, source: str, video_id: str, stage: str, error: BaseException) -> Failure:
+    def _crashed(
+        self, key: str, source: str, video_id: str, stage: str, error: BaseException
+    ) -> Failure:
         """The failure of a clip that killed its worker by itself."""
         what = {"decode": "decoder", "track": "tracker"}[stage]
         detail = f"the {what}'s worker died of it, twice with others of its shard and once alone: {first_line(error)}"
         self._events.note(
-            "clip left out", f"{key} was left out: {detail}", notable=True, clip=key, shard=self._task.shard.group, stage=stage
+            "clip left out",
+            f"{key} was left out: {detail}",
+            notable=True,
+            clip=key,
+            shard=self._task.shard.group,
+            stage=stage,
         )
         return Failure(source, video_id, key, stage, f"{what} crashed", detail)  # type: ignore[arg-type]
 
     def _say_lost(self, what: str, error: Exception) -> None:
         said = f"a {what}'s worker was lost at {self._task.shard.group}, which is tried again: {first_line(error)}"
-        self._events.note(f"{what} lost", said, notable=True, shard=self._task.shard.group, reason=first_line(error))
+        self._events.note(
+            f"{what} lost",
+            said,
+            notable=True,
+            shard=self._task.shard.group,
+            reason=first_line(error),
+        )
 
     def _say_isolated(self, what: str) -> None:
         said = f"{what} {self._task.shard.group} has killed {_DEATHS} workers: its clips are done one at a time"
@@ -243,20 +298,28 @@ def _join(*parts: stages.DecodedShard) -> tuple[stages.DecodedShard, Names]:
     return _named(stages.DecodedShard(clips, failures, sum(part.seconds for part in parts)))
 
 
-def _write(task: stages.ShardTask, decoded: stages.DecodedShard, *parts: stages.TrackedShard) -> Receipt:
+def _write(
+    task: stages.ShardTask, decoded: stages.DecodedShard, *parts: stages.TrackedShard
+) -> Receipt:
     clips = tuple(clip for part in parts for clip in part.clips)
     failures = tuple(failure for part in parts for failure in part.failures)
-    return stages.write_shard(task, decoded, stages.TrackedShard(clips, failures, sum(part.seconds for part in parts)))
+    return stages.write_shard(
+        task, decoded, stages.TrackedShard(clips, failures, sum(part.seconds for part in parts))
+    )
 
 
-_DECODE = ray.remote(num_cpus=1, max_retries=0, num_returns=2)(_decode)  # tried again by its chain, which counts
+_DECODE = ray.remote(num_cpus=1, max_retries=0, num_returns=2)(
+    _decode
+)  # tried again by its chain, which counts
 _LOAD = ray.remote(num_cpus=1, max_retries=3, num_returns=2)(_load)
 _JOIN = ray.remote(num_cpus=0, max_retries=3, num_returns=2)(_join)
 _WRITE = ray.remote(num_cpus=0, max_retries=3)(_write)
 
 
 def _named(decoded: stages.DecodedShard) -> tuple[stages.DecodedShard, Names]:
-    return decoded, tuple((clip.info.key, clip.info.source, clip.info.video_id) for clip in decoded.clips)
+    return decoded, tuple(
+        (clip.info.key, clip.info.source, clip.info.video_id) for clip in decoded.clips
+    )
 
 
 async def _decoded(frames: Any, clips: Awaitable[Names]) -> _Decoded:
@@ -267,7 +330,9 @@ async def _decoded(frames: Any, clips: Awaitable[Names]) -> _Decoded:
 def _task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.ShardTask:
     clips = plan.clips_of(shard)
     numbers = sorted({clip.video for clip in clips}) if shard.action == "build" else []
-    videos = {n: plan.catalog.videos.slice(n, 1).to_pylist()[0] for n in numbers}  # `take` joins all chunks first, at every call
+    videos = {
+        n: plan.catalog.videos.slice(n, 1).to_pylist()[0] for n in numbers
+    }  # `take` joins all chunks first, at every call
     failures = plan.known.failures_of(shard.previous or shard.reuse)
     good = plan.known.members_of(shard.reuse) if shard.reuse else {}
     return stages.ShardTask(shard, clips, videos, failures, good, settings)
@@ -276,26 +341,32 @@ def _task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.Sh
 def _from_source(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> stages.ShardTask:
     """What a re-track becomes where the stored frames are damaged. Raises PretrackError if the sources need not be there."""
     if plan.stored:
-        raise PretrackError(f"the frames of {shard.previous} are damaged: build without '--stored', from the source")
+        raise PretrackError(
+            f"the frames of {shard.previous} are damaged: build without '--stored', from the source"
+        )
     return _task(replace(shard, action="build", previous="", reuse=shard.previous), plan, settings)
 
 
 def _complaint(broken: dict[str, str], shards: int) -> str:
     name, reason = next(iter(broken.items()))
     return (
-        f"{len(broken)} of {counted(shards, 'shard')} could not be made, the first being {name} ({reason}); "
+        f"{len(broken)} of {pluralise(shards, 'shard')} could not be made, the first being {name} ({reason}); "
         "the others are kept, no snapshot was published: run the same build again to retry"
     )
 
 
 def _cause(error: Exception) -> Exception:
     """What a worker raised, without Ray's wrapping."""
-    return error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else error
+    return (
+        error.cause
+        if isinstance(error, RayTaskError) and isinstance(error.cause, Exception)
+        else error
+    )
 
 
 def _stop_if_hopeless(error: Exception, settings: BuildSettings) -> None:
     """A full or read-only disk fails every shard: stops at the first."""
-    if isinstance(error, OSError) and failed_for_good(error):
+    if isinstance(error, OSError) and is_permanent_error(error):
         raise PretrackError(
             f"a shard could not be written to {settings.out} ({error.strerror}): make room and run the same build again, "
             "what is done is kept"

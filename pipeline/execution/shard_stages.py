@@ -16,7 +16,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, shard_checksum, shard_name, shard_path, write_receipt
 from manifests.tables import ShardRow, TrackSummary, clip_row
 from pipeline.config import BuildSettings
-from pipeline.decode.subprocess_decoder import IsolatedDecoder
+from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.failures import DecodeError
 from pipeline.planning.plan import PlannedClip, PlannedShard
 from pipeline.sources.video import Failure
@@ -25,7 +25,7 @@ from shards import jpeg
 from shards.clip import VISIBLE, Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
-from shards.geometry import View, grid_points, stored_view
+from shards.geometry import FrameTransform, grid_points, stored_transform
 from shards.reader import iterate_shard, read_clip_members
 from shards.writer import ClipMembers, open_shard_as
 
@@ -83,7 +83,7 @@ class TrackedShard:
     seconds: float
 
 
-def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
+def decode_shard(task: ShardTask, decoder: SubprocessDecoder) -> DecodedShard:
     """Reads the clips of a shard from their source, or from the shard in whose place it comes where they are whole there.
 
     What cannot be read becomes failures; the rest goes on. A clip that lacked images before is tried again, and stays as it was
@@ -99,9 +99,14 @@ def decode_shard(task: ShardTask, decoder: IsolatedDecoder) -> DecodedShard:
     return DecodedShard(tuple(clips), tuple(failures), time.monotonic() - started)
 
 
-def _decode_clip(planned: PlannedClip, task: ShardTask, decoder: IsolatedDecoder) -> tuple[DecodedClip | None, list[Failure]]:
+def _decode_clip(
+    planned: PlannedClip, task: ShardTask, decoder: SubprocessDecoder
+) -> tuple[DecodedClip | None, list[Failure]]:
     """A clip, if it can be had, and what was left out of it."""
-    stored, known = _still_good(planned.key, task), [failure for failure in task.failures if failure.clip == planned.key]
+    stored, known = (
+        _still_good(planned.key, task),
+        [failure for failure in task.failures if failure.clip == planned.key],
+    )
     if stored and not known:
         return stored, []
     clip, left_out = _decode_from_source(planned, task, decoder)
@@ -111,7 +116,7 @@ def _decode_clip(planned: PlannedClip, task: ShardTask, decoder: IsolatedDecoder
 
 
 def _decode_from_source(
-    planned: PlannedClip, task: ShardTask, decoder: IsolatedDecoder
+    planned: PlannedClip, task: ShardTask, decoder: SubprocessDecoder
 ) -> tuple[DecodedClip | None, list[Failure]]:
     video = task.videos[planned.video]
     left_out: list[Failure] = []
@@ -119,7 +124,9 @@ def _decode_from_source(
         decode = _decode_from_file if video["file"] else _decode_from_images
         return decode(planned, video, task, decoder, left_out), left_out
     except DecodeError as error:
-        failure = Failure(video["source"], video["video_id"], planned.key, "decode", error.reason, str(error))
+        failure = Failure(
+            video["source"], video["video_id"], planned.key, "decode", error.reason, str(error)
+        )
         return None, [*left_out, failure]
 
 
@@ -128,7 +135,9 @@ def _still_good(key: str, task: ShardTask) -> DecodedClip | None:
     if (members := task.stored.get(key)) is None:
         return None
     try:
-        info, _, *jpegs = read_clip_members(shard_path(task.settings.out, task.shard.reuse), members)
+        info, _, *jpegs = read_clip_members(
+            shard_path(task.settings.out, task.shard.reuse), members
+        )
         digest = fingerprint_lines([task.shard.tracks_settings])
         return DecodedClip(replace(ClipInfo.from_json(info), tracks_settings=digest), tuple(jpegs))
     except ShardError:
@@ -149,7 +158,9 @@ def load_shard(task: ShardTask) -> DecodedShard:
     )
     stored, planned = {clip.info.key for clip in clips}, {clip.key for clip in task.clips}
     if stored - planned or planned - stored - {failure.clip for failure in task.failures}:
-        raise ShardError(f"the shard {previous} does not hold the clips that its tables name: run 'pretrack verify {out}'")
+        raise ShardError(
+            f"the shard {previous} does not hold the clips that its tables name: run 'pretrack verify {out}'"
+        )
     return DecodedShard(clips, task.failures, time.monotonic() - started)
 
 
@@ -167,17 +178,30 @@ def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings
         for number, batch in enumerate(batches):
             assert ahead is not None
             unpacked = ahead.result()
-            ahead = unpacker.submit(_unpack, batches[number + 1]) if number + 1 < len(batches) else None
+            ahead = (
+                unpacker.submit(_unpack, batches[number + 1]) if number + 1 < len(batches) else None
+            )
             try:
                 clips += _track(batch, unpacked, tracker, settings)
             except (ValueError, RuntimeError, PretrackError):
-                for clip, frames in zip(batch, unpacked, strict=True):  # one of them is to blame, and the others need not suffer
+                for clip, frames in zip(
+                    batch, unpacked, strict=True
+                ):  # one of them is to blame, and the others need not suffer
                     try:
                         clips += _track([clip], [frames], tracker, settings)
                     except (ValueError, RuntimeError, PretrackError) as error:
                         detail = f"the tracker {settings.tracks.tracker} failed: {error}"
                         info = clip.info
-                        failures.append(Failure(info.source, info.video_id, info.key, "track", "tracker failed", detail))
+                        failures.append(
+                            Failure(
+                                info.source,
+                                info.video_id,
+                                info.key,
+                                "track",
+                                "tracker failed",
+                                detail,
+                            )
+                        )
     return TrackedShard(tuple(clips), tuple(failures), time.monotonic() - started)
 
 
@@ -187,10 +211,14 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
     shard, out = task.shard, task.settings.out
     tracks = {clip.key: clip for clip in tracked.clips}
     added: list[tuple[ClipInfo, ClipMembers]] = []
-    with open_shard_as(out / "shards", lambda checksum: shard_path(out, shard_name(shard.group, checksum)).name) as writer:
+    with open_shard_as(
+        out / "shards", lambda checksum: shard_path(out, shard_name(shard.group, checksum)).name
+    ) as writer:
         for clip in decoded.clips:
             if clip.info.key in tracks:
-                added.append((clip.info, writer.add(clip.info, tracks[clip.info.key].tracks, clip.jpegs)))
+                added.append(
+                    (clip.info, writer.add(clip.info, tracks[clip.info.key].tracks, clip.jpegs))
+                )
     name = shard_name(shard.group, writer.checksum)
     shard_row = ShardRow(
         shard=name,
@@ -210,26 +238,36 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
         tries=shard.tries,
     )
     rows = tuple(clip_row(name, info, members, tracks[info.key].summary) for info, members in added)
-    failures = tuple(asdict(replace(failure, shard=name)) for failure in (*decoded.failures, *tracked.failures))
+    failures = tuple(
+        asdict(replace(failure, shard=name)) for failure in (*decoded.failures, *tracked.failures)
+    )
     receipt = Receipt(shard_row, rows, failures, tuple(clip.key for clip in task.clips))
     write_receipt(out, receipt)
     return receipt
 
 
 def _decode_from_file(
-    planned: PlannedClip, video: dict[str, Any], task: ShardTask, decoder: IsolatedDecoder, failures: list[Failure]
+    planned: PlannedClip,
+    video: dict[str, Any],
+    task: ShardTask,
+    decoder: SubprocessDecoder,
+    failures: list[Failure],
 ) -> DecodedClip:
     """A clip of a video file."""
     frames = task.settings.frames
     indices = [planned.start + i * frames.stride for i in range(planned.frames)]
     path = str(Path(video["root"]) / video["file"])
-    view = stored_view(video["width"], video["height"], frames.short_side, frames.size)
+    view = stored_transform(video["width"], video["height"], frames.short_side, frames.size)
     pictures = decoder.read_video(path, frames.decoder, video["timestamps"], indices, view)
     return _encode(planned, video, task, indices, indices, pictures, view)
 
 
 def _decode_from_images(
-    planned: PlannedClip, video: dict[str, Any], task: ShardTask, decoder: IsolatedDecoder, failures: list[Failure]
+    planned: PlannedClip,
+    video: dict[str, Any],
+    task: ShardTask,
+    decoder: SubprocessDecoder,
+    failures: list[Failure],
 ) -> DecodedClip:
     """A clip of image files. Those that cannot be used are named in `failures`; the clip goes on without them if enough remain."""
     frames = task.settings.frames
@@ -239,7 +277,16 @@ def _decode_from_images(
     images = decoder.read_images(video["root"], names, frames.short_side, frames.size)
     for index, name, image in zip(indices, names, images, strict=True):
         if isinstance(image, DecodeError):
-            failures.append(Failure(video["source"], video["video_id"], planned.key, "decode", image.reason, f"{name}: {image}"))
+            failures.append(
+                Failure(
+                    video["source"],
+                    video["video_id"],
+                    planned.key,
+                    "decode",
+                    image.reason,
+                    f"{name}: {image}",
+                )
+            )
         else:
             found[index] = image
     if len(found) < frames.min_frames:
@@ -251,12 +298,21 @@ def _decode_from_images(
     if len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
         raise DecodeError(
-            f"its images have {len(sizes)} different sizes ({shown}{' …' if len(sizes) > 4 else ''})", "mixed image sizes"
+            f"its images have {len(sizes)} different sizes ({shown}{' …' if len(sizes) > 4 else ''})",
+            "mixed image sizes",
         )
     used = sorted(found)
     numbers = [video["frame_numbers"][i] for i in used]
     pictures = [found[i][0] for i in used]
-    return _encode(planned, video, task, used, numbers, pictures, stored_view(*sizes[0], frames.short_side, frames.size))
+    return _encode(
+        planned,
+        video,
+        task,
+        used,
+        numbers,
+        pictures,
+        stored_transform(*sizes[0], frames.short_side, frames.size),
+    )
 
 
 def _encode(
@@ -266,7 +322,7 @@ def _encode(
     indices: list[int],
     numbers: list[int],
     pictures: Iterable[Frame],
-    view: View,
+    view: FrameTransform,
 ) -> DecodedClip:
     """Stored pictures, and everything known of them, as a clip. `indices`: places in the video, `numbers`: the source's own."""
     timestamps, cameras = video["timestamps"], video["cameras"]
@@ -288,10 +344,12 @@ def _encode(
         frames_settings=fingerprint_lines([task.shard.frames_settings]),
         tracks_settings=fingerprint_lines([task.shard.tracks_settings]),
     )
-    return DecodedClip(info, tuple(jpeg.encode(picture, task.settings.frames.jpeg_quality) for picture in pictures))
+    return DecodedClip(
+        info, tuple(jpeg.encode(picture, task.settings.frames.jpeg_quality) for picture in pictures)
+    )
 
 
-def _camera(camera: dict[str, Any] | None, view: View) -> Camera | None:
+def _camera(camera: dict[str, Any] | None, view: FrameTransform) -> Camera | None:
     return None if camera is None else view.camera(Camera.read(camera))
 
 
@@ -300,7 +358,11 @@ def _batches(clips: Iterable[DecodedClip]) -> list[list[DecodedClip]]:
     alike: dict[tuple[int, int, int], list[DecodedClip]] = {}
     for clip in clips:
         alike.setdefault((clip.info.frames, clip.info.height, clip.info.width), []).append(clip)
-    return [same[first : first + _CLIPS_TOGETHER] for same in alike.values() for first in range(0, len(same), _CLIPS_TOGETHER)]
+    return [
+        same[first : first + _CLIPS_TOGETHER]
+        for same in alike.values()
+        for first in range(0, len(same), _CLIPS_TOGETHER)
+    ]
 
 
 def _unpack(clips: Sequence[DecodedClip]) -> list[Frame]:
@@ -308,7 +370,9 @@ def _unpack(clips: Sequence[DecodedClip]) -> list[Frame]:
     return [np.stack([jpeg.decode(data) for data in clip.jpegs]) for clip in clips]
 
 
-def _track(clips: Sequence[DecodedClip], frames: Sequence[Frame], tracker: Tracker, settings: BuildSettings) -> list[TrackedClip]:
+def _track(
+    clips: Sequence[DecodedClip], frames: Sequence[Frame], tracker: Tracker, settings: BuildSettings
+) -> list[TrackedClip]:
     """Tracks clips of one shape."""
     info = clips[0].info
     anchors = tuple(anchor for anchor in settings.tracks.anchors if anchor < info.frames)
@@ -318,7 +382,12 @@ def _track(clips: Sequence[DecodedClip], frames: Sequence[Frame], tracker: Track
         TrackedClip(
             clip.info.key,
             encode_tracks(tracks),
-            TrackSummary(anchors, tracks.positions.shape[2], float(tracks.visibility.mean()) / 255, _motion(tracks, clip.info)),
+            TrackSummary(
+                anchors,
+                tracks.positions.shape[2],
+                float(tracks.visibility.mean()) / 255,
+                _motion(tracks, clip.info),
+            ),
         )
         for clip, tracks in zip(clips, found, strict=True)
     ]

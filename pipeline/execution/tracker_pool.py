@@ -21,7 +21,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayEr
 
 from pipeline.config import BuildSettings, RaySettings
 from pipeline.execution import shard_stages as stages
-from pipeline.monitoring.event_log import Events
+from pipeline.monitoring.event_log import EventLog
 from pipeline.ray_cluster import Cluster, resources
 from shards.errors import PretrackError, first_line
 
@@ -61,10 +61,14 @@ class TrackerWorker:
     def track(self, decoded: stages.DecodedShard, only: str) -> tuple[stages.TrackedShard, float]:
         """Tracks a shard, or the `only` clip of it, and says how long that took. See `stages.track_shard`."""
         if only:
-            decoded = replace(decoded, clips=tuple(clip for clip in decoded.clips if clip.info.key == only))
+            decoded = replace(
+                decoded, clips=tuple(clip for clip in decoded.clips if clip.info.key == only)
+            )
         tracked = stages.track_shard(decoded, self._tracker, self._settings)
         if any("CUDA error" in failure.detail for failure in tracked.failures):
-            os._exit(1)  # a process whose GPU kernel crashed cannot use the GPU again: every later clip would fail too
+            os._exit(
+                1
+            )  # a process whose GPU kernel crashed cannot use the GPU again: every later clip would fail too
         return tracked, tracked.seconds
 
 
@@ -86,7 +90,7 @@ class _Tracker:
 class TrackerPool:
     """The tracker workers. It belongs to the event loop that calls it, and somebody has to `tend` it every second or so."""
 
-    def __init__(self, settings: BuildSettings, events: Events) -> None:
+    def __init__(self, settings: BuildSettings, events: EventLog) -> None:
         check_trackers(settings.ray, resources())
         self._settings = settings
         self._events = events
@@ -115,13 +119,17 @@ class TrackerPool:
     def live_seconds(self) -> float:
         """How long trackers have been there, all together."""
         now = time.monotonic()
-        return self._seconds_of_lost + sum(now - tracker.live_since for tracker in self._trackers if tracker.live_since)
+        return self._seconds_of_lost + sum(
+            now - tracker.live_since for tracker in self._trackers if tracker.live_since
+        )
 
     @property
     def busy_seconds(self) -> float:
         """How long trackers have tracked, all together; what they are at counts too."""
         now = time.monotonic()
-        return self._tracked_seconds + sum(now - tracker.at_since for tracker in self._trackers if tracker.calls)
+        return self._tracked_seconds + sum(
+            now - tracker.at_since for tracker in self._trackers if tracker.calls
+        )
 
     @property
     def size(self) -> int:
@@ -171,7 +179,9 @@ class TrackerPool:
 
     def _hand_out(self) -> None:
         """Gives free slots to those who wait, of the tracker with the least to do first."""
-        while self._queue and (free := [t for t in self._trackers if t.live_since and len(t.calls) < _SLOTS]):
+        while self._queue and (
+            free := [t for t in self._trackers if t.live_since and len(t.calls) < _SLOTS]
+        ):
             place = self._queue.popleft()
             if not place.done():
                 tracker, call = min(free, key=lambda tracker: len(tracker.calls)), object()
@@ -181,7 +191,11 @@ class TrackerPool:
                 place.set_result((tracker, call))
 
     def _start(self, cores: float) -> None:
-        options = {"num_cpus": cores, "num_gpus": self._settings.ray.tracker_gpus, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": cores,
+            "num_gpus": self._settings.ray.tracker_gpus,
+            "scheduling_strategy": "SPREAD",
+        }
         tracker = _Tracker(ray.remote(**options)(TrackerWorker).remote(self._settings), cores)
         self._trackers.append(tracker)
         task = asyncio.get_running_loop().create_task(self._load(tracker))
@@ -198,18 +212,29 @@ class TrackerPool:
         else:
             self._deaths_at_load, self._ever_live = 0, True
             tracker.live_since = time.monotonic()
-            self._events.note("tracker ready", f"a tracker is ready: {tracker.where}", where=tracker.where, trackers=self.live)
+            self._events.note(
+                "tracker ready",
+                f"a tracker is ready: {tracker.where}",
+                where=tracker.where,
+                trackers=self.live,
+            )
             self._hand_out()
 
     def _not_loaded(self, tracker: _Tracker, error: RayError) -> None:
         """Tries again later, ever later; gives up if none was ever loaded, or if the settings are to blame."""
-        raised = error.cause if isinstance(error, RayTaskError) and isinstance(error.cause, Exception) else None
+        raised = (
+            error.cause
+            if isinstance(error, RayTaskError) and isinstance(error.cause, Exception)
+            else None
+        )
         self._deaths_at_load += 1
         rounds = self._deaths_at_load / max(1, self._count)
         if raised and (isinstance(raised, PretrackError) or not self._ever_live):
             self._error = raised
         elif rounds >= _LOADS and not self._ever_live:
-            self._error = PretrackError(f"every tracker dies while it is loaded, the last one because {_why(error)}")
+            self._error = PretrackError(
+                f"every tracker dies while it is loaded, the last one because {_why(error)}"
+            )
         self._start_after = time.monotonic() + min(2.0**rounds, _SLOWEST_RESTART_S)
         self._lose(tracker, first_line(raised) if raised else _why(error))
 
@@ -223,16 +248,23 @@ class TrackerPool:
             return
         name = tracker.where or "which was not loaded yet"
         said = f"a tracker was lost ({name}): {why}; its shards go to the others, and another one is started"
-        self._events.note("tracker lost", said, notable=True, where=tracker.where, reason=why, trackers=self.live)
+        self._events.note(
+            "tracker lost", said, notable=True, where=tracker.where, reason=why, trackers=self.live
+        )
         self.tend(now=True)
 
     def _retire(self) -> None:
         """Stops the tracker with the least to do."""
-        tracker = min(reversed(self._trackers), key=lambda tracker: (tracker.live_since is not None, len(tracker.calls)))
+        tracker = min(
+            reversed(self._trackers),
+            key=lambda tracker: (tracker.live_since is not None, len(tracker.calls)),
+        )
         self._forget(tracker)
         if tracker.live_since:
             said = f"the cluster has become smaller: a tracker was stopped ({tracker.where}), {self.size} remain"
-            self._events.note("tracker stopped", said, notable=True, where=tracker.where, trackers=self.live)
+            self._events.note(
+                "tracker stopped", said, notable=True, where=tracker.where, trackers=self.live
+            )
 
     def _forget(self, tracker: _Tracker) -> None:
         if tracker.live_since:
@@ -254,7 +286,14 @@ class TrackerPool:
                 f"{waiting} shards wait for a tracker, and none has answered for {PATIENCE_S:.0f} s: one needs {needs} of a node, "
                 f"the cluster has {cluster.cpus} cores and {cluster.gpus} GPUs; the build goes on when one has its place"
             )
-            self._events.note("waiting for a tracker", said, notable=True, waiting=waiting, cpus=cluster.cpus, gpus=cluster.gpus)
+            self._events.note(
+                "waiting for a tracker",
+                said,
+                notable=True,
+                waiting=waiting,
+                cpus=cluster.cpus,
+                gpus=cluster.gpus,
+            )
 
 
 def _why(error: RayError) -> str:
@@ -266,7 +305,9 @@ def _why(error: RayError) -> str:
 def check_trackers(wanted: RaySettings, cluster: Cluster) -> None:
     """Raises PretrackError if the cluster can hold no tracker, or not as many as asked for."""
     if wanted.tracker_gpus > cluster.gpus:
-        raise PretrackError(f"ray.tracker_gpus is {wanted.tracker_gpus}, and this cluster has {cluster.gpus} GPUs")
+        raise PretrackError(
+            f"ray.tracker_gpus is {wanted.tracker_gpus}, and this cluster has {cluster.gpus} GPUs"
+        )
     most = _trackers_possible(wanted, cluster)
     if most < 1 or (wanted.trackers or 1) > most:
         raise PretrackError(

@@ -102,7 +102,9 @@ def bars(title: str, rows: Sequence[Bar], parts: Sequence[str] = ()) -> Chart:
     top = 32.0 if parts else 8.0
     for number, row in enumerate(rows):
         y = top + 24 * number
-        marks.append(Words(labels - 8, y + 13, _cut(row.label, int((labels - 16) / _LETTER)), "ink", "end"))
+        marks.append(
+            Words(labels - 8, y + 13, _cut(row.label, int((labels - 16) / _LETTER)), "ink", "end")
+        )
         x = labels
         for part, role in zip(row.parts, SERIES, strict=False):
             width = room * part / longest
@@ -112,7 +114,13 @@ def bars(title: str, rows: Sequence[Bar], parts: Sequence[str] = ()) -> Chart:
     return Chart(title, top + 24 * len(rows) + 4, tuple(marks))
 
 
-def columns(title: str, edges: Sequence[float], counts: Sequence[int], ticks: Sequence[tuple[float, str]], unit: str) -> Chart:
+def columns(
+    title: str,
+    edges: Sequence[float],
+    counts: Sequence[int],
+    ticks: Sequence[tuple[float, str]],
+    unit: str,
+) -> Chart:
     """A histogram: counts [bins] between edges [bins + 1]; `ticks` are values and what they are called."""
     left, top, right, bottom = _PLOT
     most = max([*counts, 1])
@@ -123,7 +131,13 @@ def columns(title: str, edges: Sequence[float], counts: Sequence[int], ticks: Se
         height = (bottom - top) * count / most
         marks.append(Box(x + 0.5, bottom - height, max(end - x - 1, 0.5), height, "s0"))
     marks += [
-        Words(left + (right - left) * (value - first) / (last - first), bottom + 16, said, place="middle") for value, said in ticks
+        Words(
+            left + (right - left) * (value - first) / (last - first),
+            bottom + 16,
+            said,
+            place="middle",
+        )
+        for value, said in ticks
     ]
     marks.append(Words(right, bottom + 34, unit, place="end"))
     return Chart(title, bottom + 40, tuple(marks))
@@ -136,11 +150,19 @@ def lines(title: str, series: Mapping[str, Sequence[tuple[float, float]]], unit:
     first, last = min(xs), max(*xs, min(xs) + 1)
     marks = _frame([(part, f"{part:.0%}") for part in (0, 0.25, 0.5, 0.75, 1)], 1)
     for points, role in zip(series.values(), SERIES, strict=False):
-        path = tuple((left + (right - left) * (x - first) / (last - first), bottom - (bottom - top) * y) for x, y in points)
+        path = tuple(
+            (left + (right - left) * (x - first) / (last - first), bottom - (bottom - top) * y)
+            for x, y in points
+        )
         marks.append(Stroke(path, role, 2))
     for x in sorted({first, 0.0, last}):
         marks.append(
-            Words(left + (right - left) * (x - first) / (last - first), bottom + 16, f"{x:+.0f}" if x else "0", place="middle")
+            Words(
+                left + (right - left) * (x - first) / (last - first),
+                bottom + 16,
+                f"{x:+.0f}" if x else "0",
+                place="middle",
+            )
         )
     marks.append(Words(right, bottom + 34, unit, place="end"))
     legend = _legend(list(series)[: len(SERIES)], bottom + 54) if len(series) > 1 else []
@@ -165,11 +187,22 @@ def png(chart: Chart, times: int = 2) -> bytes:
     image = Image.new("RGB", (WIDTH * fine, round(chart.height + above) * fine), LIGHT["ground"])
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(_SIZE * fine)
-    draw.text((12 * fine, 20 * fine), chart.title, LIGHT["ink"], ImageFont.load_default(14 * fine), anchor="ls")
+    draw.text(
+        (12 * fine, 20 * fine),
+        chart.title,
+        LIGHT["ink"],
+        ImageFont.load_default(14 * fine),
+        anchor="ls",
+    )
     for mark in chart.marks:
         match mark:
             case Box(x, y, width, height, role):
-                box = [x * fine, (y + above) * fine, (x + width) * fine, (y + height + above) * fine]
+                box = [
+                    x * fine,
+                    (y + above) * fine,
+                    (x + width) * fine,
+                    (y + height + above) * fine,
+                ]
                 if width and height:
                     draw.rectangle(box, LIGHT[role])
             case Words(x, y, text, role, place):
@@ -184,7 +217,9 @@ def png(chart: Chart, times: int = 2) -> bytes:
                 path = [(x * fine, (y + above) * fine) for x, y in points]
                 draw.line(path, LIGHT[role], round(width * fine), joint="curve")
     data = io.BytesIO()
-    image.resize((WIDTH * times, round(chart.height + above) * times), Image.Resampling.LANCZOS).save(data, "PNG", optimize=True)
+    image.resize(
+        (WIDTH * times, round(chart.height + above) * times), Image.Resampling.LANCZOS
+    ).save(data, "PNG", optimize=True)
     return data.getvalue()
 
 
@@ -205,7 +240,10 @@ def _frame(heights: Sequence[tuple[float, str]], most: float) -> list[Box | Word
     marks: list[Box | Words | Stroke] = []
     for value, said in heights:
         y = bottom - (bottom - top) * value / most
-        marks += [Stroke(((left, y), (right, y)), "line"), Words(left - 6, y + 4, said, place="end")]
+        marks += [
+            Stroke(((left, y), (right, y)), "line"),
+            Words(left - 6, y + 4, said, place="end"),
+        ]
     return marks
 
 

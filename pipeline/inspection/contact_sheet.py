@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from manifests.tables import members_of
-from manifests.wording import counted
+from manifests.wording import pluralise
 from pipeline.inspection.draw import write_sheet, write_video
 from shards.clip import ClipInfo, StoredClip
 from shards.codec import decode_tracks
@@ -21,7 +21,9 @@ from shards.errors import PretrackError, ShardError
 from shards.reader import read_clip_members
 
 
-def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, folder: Path) -> list[Path]:
+def show_clips(
+    snapshot: Snapshot, wanted: list[str], count: int, anchor: int, folder: Path
+) -> list[Path]:
     """Draws the clips whose keys hold one of `wanted`; or else `count` clips of each source, of different videos where there are
     as many, that move most while most of their points stay visible. Returns the files.
 
@@ -31,8 +33,10 @@ def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, f
     anchors = pc.list_value_length(clips["anchors"])
     having = clips.filter(pc.greater(anchors, anchor))
     if not having.num_rows:
-        most = counted(pc.max(anchors).as_py() or 0, "anchor")
-        raise PretrackError(f"these clips have up to {most}, and there is no number {anchor} (they are counted from 0)")
+        most = pluralise(pc.max(anchors).as_py() or 0, "anchor")
+        raise PretrackError(
+            f"these clips have up to {most}, and there is no number {anchor} (they are counted from 0)"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number in range(having.num_rows) if wanted else best_clips(having, count):
@@ -47,12 +51,17 @@ def show_clips(snapshot: Snapshot, wanted: list[str], count: int, anchor: int, f
 def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
     """One clip by its row of the clips table. Raises ShardError if it is damaged."""
     members = members_of(row)
-    path, shape = snapshot.shard_path(row["shard"]), (len(row["anchors"]), row["frames"], row["points"])
+    path, shape = (
+        snapshot.shard_path(row["shard"]),
+        (len(row["anchors"]), row["frames"], row["points"]),
+    )
     try:
         info, tracks, *jpegs = read_clip_members(path, members)
         return StoredClip(ClipInfo.from_json(info), decode_tracks(tracks, shape), tuple(jpegs))
     except ShardError as error:
-        raise ShardError(f"clip {row['key']} in {path}: {error}; 'pretrack verify {snapshot.out}' says more") from error
+        raise ShardError(
+            f"clip {row['key']} in {path}: {error}; 'pretrack verify {snapshot.out}' says more"
+        ) from error
 
 
 def clips_named(snapshot: Snapshot, wanted: list[str]) -> pa.Table:
@@ -62,7 +71,9 @@ def clips_named(snapshot: Snapshot, wanted: list[str]) -> pa.Table:
     for name, mask in zip(wanted, masks, strict=True):
         if not pc.any(mask).as_py():
             like = ", ".join(keys.slice(0, 3).to_pylist())
-            raise PretrackError(f"no clip of snapshot {snapshot.name} has '{name}' in its key (keys are like {like})")
+            raise PretrackError(
+                f"no clip of snapshot {snapshot.name} has '{name}' in its key (keys are like {like})"
+            )
     return snapshot.clips.filter(reduce(pc.or_, masks)) if masks else snapshot.clips
 
 
@@ -71,13 +82,21 @@ def best_clips(clips: pa.Table, count: int) -> list[int]:
     video = pc.binary_join_element_wise(clips["source"], clips["video_id"], "\n")
     score = pc.multiply(clips["motion"], clips["visible_fraction"])
     ranked = pa.table(
-        {"source": clips["source"], "video": video, "key": clips["key"], "score": score, "row": np.arange(len(clips))}
+        {
+            "source": clips["source"],
+            "video": video,
+            "key": clips["key"],
+            "score": score,
+            "row": np.arange(len(clips)),
+        }
     )
     by_merit = [("score", "descending"), ("key", "ascending")]
     ranked = ranked.sort_by([("video", "ascending"), *by_merit])
     ranked = ranked.append_column("place", pa.array(_place_in_run(ranked["video"])))
     ranked = ranked.sort_by([("source", "ascending"), ("place", "ascending"), *by_merit])
-    best: list[int] = ranked["row"].filter(pa.array(_place_in_run(ranked["source"]) < count)).to_pylist()
+    best: list[int] = (
+        ranked["row"].filter(pa.array(_place_in_run(ranked["source"]) < count)).to_pylist()
+    )
     return best
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shards import jpeg
 from shards.clip import VISIBLE, StoredClip
-from shards.files import TEMPORARY, write_whole
+from shards.files import TEMPORARY, atomic_write
 from shards.picture import thinned
 
 Picture = NDArray[np.uint8]
@@ -52,21 +52,36 @@ def _drawn(clip: StoredClip, anchor: int, times: Iterable[int]) -> Iterator[Pict
     positions = (tracks.positions[anchor][:, shown] + 0.5) * scale - 0.5
     visible = tracks.visibility[anchor][:, shown] >= VISIBLE
     for t in times:
-        frame = cv2.resize(jpeg.decode(clip.jpegs[t]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+        frame = cv2.resize(
+            jpeg.decode(clip.jpegs[t]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC
+        ).astype(np.uint8)
         for n, hue in enumerate(colours):
-            _draw_track(frame, positions[max(0, t - _TAIL) : t + 1, n], visible[max(0, t - _TAIL) : t + 1, n], hue)
+            _draw_track(
+                frame,
+                positions[max(0, t - _TAIL) : t + 1, n],
+                visible[max(0, t - _TAIL) : t + 1, n],
+                hue,
+            )
         yield frame
 
 
-def write_sheet(path: Path, clip: StoredClip, anchor: int = 0, columns: int = 4, most_frames: int = 12) -> None:
+def write_sheet(
+    path: Path, clip: StoredClip, anchor: int = 0, columns: int = 4, most_frames: int = 12
+) -> None:
     """A contact sheet (PNG) of up to `most_frames` frames spread over the clip, the anchor frame among them."""
     frames = draw_clip(clip, anchor)
     picked = np.unique(
-        np.append(np.linspace(0, len(frames) - 1, min(most_frames, len(frames))).round().astype(int), clip.tracks.anchors[anchor])
+        np.append(
+            np.linspace(0, len(frames) - 1, min(most_frames, len(frames))).round().astype(int),
+            clip.tracks.anchors[anchor],
+        )
     )
     if len(picked) > most_frames:  # the anchor came on top: its nearest neighbour makes room
         others = picked[picked != clip.tracks.anchors[anchor]]
-        picked = np.delete(picked, np.searchsorted(picked, others[np.abs(others - clip.tracks.anchors[anchor]).argmin()]))
+        picked = np.delete(
+            picked,
+            np.searchsorted(picked, others[np.abs(others - clip.tracks.anchors[anchor]).argmin()]),
+        )
     tiles = [frames[i] for i in picked]
     blank = np.full_like(tiles[0], 24)
     rows = [
@@ -74,7 +89,7 @@ def write_sheet(path: Path, clip: StoredClip, anchor: int = 0, columns: int = 4,
         for i in range(0, len(tiles), columns)
     ]
     sheet = cv2.cvtColor(np.vstack(rows), cv2.COLOR_RGB2BGR)
-    write_whole(path, cv2.imencode(".png", sheet)[1].tobytes())
+    atomic_write(path, cv2.imencode(".png", sheet)[1].tobytes())
 
 
 def write_video(path: Path, clip: StoredClip, anchor: int = 0, frames_per_second: int = 10) -> None:
@@ -83,12 +98,22 @@ def write_video(path: Path, clip: StoredClip, anchor: int = 0, frames_per_second
     height, width = frames[0].shape[0] // 2 * 2, frames[0].shape[1] // 2 * 2
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(frames_per_second), options={"crf": "20", "preset": "veryfast"})
+        with av.open(
+            str(temporary), "w", format="mp4", options={"movflags": "faststart"}
+        ) as container:
+            stream = container.add_stream(
+                "libx264",
+                rate=Fraction(frames_per_second),
+                options={"crf": "20", "preset": "veryfast"},
+            )
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for frame in frames:
                 container.mux(
-                    stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame[:height, :width]), format="rgb24"))
+                    stream.encode(
+                        av.VideoFrame.from_ndarray(
+                            np.ascontiguousarray(frame[:height, :width]), format="rgb24"
+                        )
+                    )
                 )
             container.mux(stream.encode())
         temporary.replace(path)
@@ -102,11 +127,24 @@ def colour(number: int, of: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def _draw_track(frame: Picture, path: NDArray[np.float32], visible: NDArray[np.bool_], colour: tuple[int, int, int]) -> None:
+def _draw_track(
+    frame: Picture,
+    path: NDArray[np.float32],
+    visible: NDArray[np.bool_],
+    colour: tuple[int, int, int],
+) -> None:
     points = np.rint(np.clip(path, -1000, 10000) * _FIXED).astype(int)
     centre = (int(points[-1, 0]), int(points[-1, 1]))
     if visible[-1]:
-        cv2.polylines(frame, [points.reshape(-1, 1, 2).astype(np.int32)], False, colour, 1, cv2.LINE_AA, shift=4)
+        cv2.polylines(
+            frame,
+            [points.reshape(-1, 1, 2).astype(np.int32)],
+            False,
+            colour,
+            1,
+            cv2.LINE_AA,
+            shift=4,
+        )
         cv2.circle(frame, centre, 4 * _FIXED, (0, 0, 0), -1, cv2.LINE_AA, shift=4)
         cv2.circle(frame, centre, 3 * _FIXED, colour, -1, cv2.LINE_AA, shift=4)
     else:
@@ -119,5 +157,7 @@ def _captioned(frame: Picture, clip: StoredClip, t: int, anchor: int) -> Picture
     role = "  ANCHOR" if t == clip.tracks.anchors[anchor] else ""
     seconds = f"  {clip.info.timestamps[t]:.2f} s" if clip.info.timestamps else ""
     text = f"{t}  (source frame {clip.info.frame_numbers[t]}{seconds}){role}"
-    cv2.putText(strip, text, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA)
+    cv2.putText(
+        strip, text, (6, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (235, 235, 235), 1, cv2.LINE_AA
+    )
     return np.vstack([strip, frame])

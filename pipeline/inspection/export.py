@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
-from manifests.wording import counted
+from manifests.wording import pluralise
 from pipeline.inspection.contact_sheet import clips_named, read_clip
 from pipeline.inspection.draw import colour, write_video
 from shards import jpeg
 from shards.clip import VISIBLE, Camera, StoredClip
 from shards.errors import PretrackError
-from shards.files import write_whole, written_whole
+from shards.files import atomic_write, open_atomic
 
 FORMS = {"mp4": ".mp4", "rerun": ".rrd", "tapvid": ".npz"}
 """What a clip can be written as, with the suffix of the file."""
@@ -24,7 +24,9 @@ FORMS = {"mp4": ".mp4", "rerun": ".rrd", "tapvid": ".npz"}
 _NAMED = 3
 
 
-def export_clip(snapshot: Snapshot, wanted: str, form: str, file: Path | None = None, anchor: int | None = None) -> Path:
+def export_clip(
+    snapshot: Snapshot, wanted: str, form: str, file: Path | None = None, anchor: int | None = None
+) -> Path:
     """Writes the one clip that is called `wanted`, or has it in its key, and returns the file: by default `KEY.mp4`, `.rrd` or
     `.npz` in the current folder.
 
@@ -32,12 +34,14 @@ def export_clip(snapshot: Snapshot, wanted: str, form: str, file: Path | None = 
     PretrackError for a form that is not known, for a name that fits no clip or several, and for an anchor that the clip lacks.
     """
     if form not in FORMS:
-        raise PretrackError(f"a clip cannot be exported to '{form}': choose one of {', '.join(FORMS)}")
+        raise PretrackError(
+            f"a clip cannot be exported to '{form}': choose one of {', '.join(FORMS)}"
+        )
     clip = read_clip(snapshot, find_clip(snapshot, wanted))
     count = len(clip.tracks.anchors)
     if anchor is not None and not 0 <= anchor < count:
         raise PretrackError(
-            f"the clip {clip.info.key} has {counted(count, 'anchor')}, and there is no number {anchor} (they are counted from 0)"
+            f"the clip {clip.info.key} has {pluralise(count, 'anchor')}, and there is no number {anchor} (they are counted from 0)"
         )
     path = file or Path(f"{clip.info.key}{FORMS[form]}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +61,9 @@ def find_clip(snapshot: Snapshot, wanted: str) -> dict[str, Any]:
     rows = exact if exact.num_rows else named
     if rows.num_rows > 1:
         shown = ", ".join(rows["key"].slice(0, _NAMED).to_pylist())
-        raise PretrackError(f"'{wanted}' is in the keys of {rows.num_rows:,} clips ({shown} …): write out the one you mean")
+        raise PretrackError(
+            f"'{wanted}' is in the keys of {rows.num_rows:,} clips ({shown} …): write out the one you mean"
+        )
     row: dict[str, Any] = rows.to_pylist()[0]
     return row
 
@@ -77,8 +83,12 @@ def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> Non
     tracks, size = clip.tracks, np.array([clip.info.width, clip.info.height], np.float32)
     chosen = _chosen(clip, anchor)
     n = tracks.positions.shape[2]
-    corners = tracks.positions[chosen] + 0.5  # from centres at integers to TAP-Vid's: the frame covers 0 to W
-    starts = np.stack([corners[row, tracks.anchors[index]] for row, index in enumerate(chosen)]).reshape(-1, 2)
+    corners = (
+        tracks.positions[chosen] + 0.5
+    )  # from centres at integers to TAP-Vid's: the frame covers 0 to W
+    starts = np.stack(
+        [corners[row, tracks.anchors[index]] for row, index in enumerate(chosen)]
+    ).reshape(-1, 2)
     frames = np.repeat(tracks.anchors[chosen], n).astype(np.float32)
     arrays = {
         "video": np.stack([jpeg.decode(data) for data in clip.jpegs]),
@@ -86,7 +96,7 @@ def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> Non
         "occluded": _by_point(tracks.visibility[chosen] < VISIBLE),
         "query_points": np.column_stack([frames, starts[:, ::-1]]),
     }
-    with written_whole(path) as opened:
+    with open_atomic(path) as opened:
         np.savez(opened, **arrays)  # type: ignore[arg-type]
 
 
@@ -100,17 +110,23 @@ def write_rerun(path: Path, clip: StoredClip, anchor: int | None = None) -> None
     try:
         import rerun as rr
     except ImportError:
-        raise PretrackError("Rerun recordings need the package rerun-sdk: pip install 'pretrack[rerun]'") from None
+        raise PretrackError(
+            "Rerun recordings need the package rerun-sdk: pip install 'pretrack[rerun]'"
+        ) from None
     recording = rr.RecordingStream("pretrack", recording_id=clip.info.key)
     stream = recording.binary_stream()
     _record(recording, rr, clip, anchor)
-    write_whole(path, stream.read() or b"")
+    atomic_write(path, stream.read() or b"")
 
 
 def _record(recording: Any, rr: Any, clip: StoredClip, anchor: int | None) -> None:
     """Logs everything of a clip."""
     info, tracks = clip.info, clip.tracks
-    recording.log("about", rr.TextDocument(f"{info.key}\n\n{info.dataset}, {info.video_id}\n\n{info.terms}"), static=True)
+    recording.log(
+        "about",
+        rr.TextDocument(f"{info.key}\n\n{info.dataset}, {info.video_id}\n\n{info.terms}"),
+        static=True,
+    )
     n = tracks.positions.shape[2]
     colours = np.array([colour(number, n) for number in range(n)], np.uint8)
     for t, data in enumerate(clip.jpegs):
@@ -139,7 +155,12 @@ def _log_camera(recording: Any, rr: Any, camera: Camera, width: int, height: int
     rotation = matrix[:, :3].T
     recording.log("camera", rr.Transform3D(mat3x3=rotation, translation=-rotation @ matrix[:, 3]))
     centre = (camera.cx + 0.5, camera.cy + 0.5)
-    recording.log("camera", rr.Pinhole(focal_length=(camera.fx, camera.fy), principal_point=centre, width=width, height=height))
+    recording.log(
+        "camera",
+        rr.Pinhole(
+            focal_length=(camera.fx, camera.fy), principal_point=centre, width=width, height=height
+        ),
+    )
 
 
 def _chosen(clip: StoredClip, anchor: int | None) -> list[int]:

@@ -29,20 +29,31 @@ def summaries(out: Location) -> list[SnapshotSummary]:
     """All snapshots, oldest first. Raises PretrackError if there is none."""
     names = list_snapshots(out)
     if not names:
-        raise PretrackError(f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first")
+        raise PretrackError(
+            f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first"
+        )
     current = current_snapshot(out)
     found = [Snapshot(out, name) for name in names]
     befores = [None, *found]
-    return [_summary(snapshot, before, current) for snapshot, before in zip(found, befores, strict=False)]
+    return [
+        _summary(snapshot, before, current)
+        for snapshot, before in zip(found, befores, strict=False)
+    ]
 
 
 def _summary(snapshot: Snapshot, before: Snapshot | None, current: str | None) -> SnapshotSummary:
     sizes = read_table(snapshot.folder / "shards.parquet", ["bytes", "clips"])
     if before is None:
         tracks = snapshot.settings.get("tracks", {})
-        words = [f"tracks.{name} {tracks[name]}" for name in ("tracker", "grid", "anchors") if name in tracks]
+        words = [
+            f"tracks.{name} {tracks[name]}"
+            for name in ("tracker", "grid", "anchors")
+            if name in tracks
+        ]
     else:
-        words = [str(change) for change in changed_settings(before.settings, snapshot.settings)] or ["the same settings"]
+        words = [
+            str(change) for change in changed_settings(before.settings, snapshot.settings)
+        ] or ["the same settings"]
     return SnapshotSummary(
         snapshot.name,
         snapshot.name == current,

@@ -10,8 +10,17 @@ from manifests.snapshot import Snapshot
 from manifests.wording import duration, size
 from pipeline.inspection import charts
 from pipeline.inspection.charts import Bar, Chart
-from pipeline.inspection.report_figures import GOOD, SAMPLED, SEED, Group, Histogram, SnapshotFigures, StageSpeed, measure
-from shards.files import Location, write_whole
+from pipeline.inspection.report_figures import (
+    GOOD,
+    SAMPLED,
+    SEED,
+    Histogram,
+    SnapshotFigures,
+    SourceFigures,
+    StageSpeed,
+    measure,
+)
+from shards.files import Location, atomic_write
 
 _SHOWN_FAILURES = 12
 
@@ -71,8 +80,8 @@ def write_report(snapshot: Snapshot, folder: Location) -> tuple[SnapshotFigures,
     drawn = charts_of(figures)
     files = [folder / "index.html", *(folder / f"{name}.png" for name in drawn)]
     for name, chart in drawn.items():
-        write_whole(folder / f"{name}.png", charts.png(chart))
-    write_whole(folder / "index.html", page(figures, drawn).encode())
+        atomic_write(folder / f"{name}.png", charts.png(chart))
+    atomic_write(folder / "index.html", page(figures, drawn).encode())
     return figures, files
 
 
@@ -81,34 +90,63 @@ def charts_of(figures: SnapshotFigures) -> dict[str, Chart]:
     drawn = {
         "clips": _clips(figures),
         "lengths": _lengths(figures.lengths),
-        "visible": _shares("Clips by visible part", figures.visible, "mean visibility of a clip's points"),
-        "motion": _shares("Clips by motion", figures.motion, "part of the frame's diagonal; the last column has what is beyond"),
-        "bytes": charts.bars("What takes the room", [Bar(name, (part,), size(part)) for name, part in figures.bytes.items()]),
+        "visible": _shares(
+            "Clips by visible part", figures.visible, "mean visibility of a clip's points"
+        ),
+        "motion": _shares(
+            "Clips by motion",
+            figures.motion,
+            "part of the frame's diagonal; the last column has what is beyond",
+        ),
+        "bytes": charts.bars(
+            "What takes the room",
+            [Bar(name, (part,), size(part)) for name, part in figures.bytes.items()],
+        ),
         "stages": charts.bars(
-            "What the build's workers spent", [Bar(it.stage, (it.seconds,), _spent(it)) for it in figures.stages]
+            "What the build's workers spent",
+            [Bar(it.stage, (it.seconds,), _spent(it)) for it in figures.stages],
         ),
     }
-    since = {source.source: source.since_anchor for source in figures.sources if source.since_anchor}
+    since = {
+        source.source: source.since_anchor for source in figures.sources if source.since_anchor
+    }
     if since:
-        largest = sorted(since, key=lambda name: -sum(group.clips for group in figures.groups if group.source == name))
+        largest = sorted(
+            since,
+            key=lambda name: -sum(group.clips for group in figures.groups if group.source == name),
+        )
         shown = {name: since[name] for name in largest[: len(charts.SERIES)]}
-        drawn["since_anchor"] = charts.lines("Visible since the anchor", shown, "frames since the anchor")
+        drawn["since_anchor"] = charts.lines(
+            "Visible since the anchor", shown, "frames since the anchor"
+        )
     if figures.failures:
-        rows = [Bar(reason, (count,), f"{count:,} at {stage}") for stage, reason, count in figures.failures[:_SHOWN_FAILURES]]
+        rows = [
+            Bar(reason, (count,), f"{count:,} at {stage}")
+            for stage, reason, count in figures.failures[:_SHOWN_FAILURES]
+        ]
         drawn["failures"] = charts.bars("Left out, and why", rows)
     return drawn
 
 
 def page(figures: SnapshotFigures, drawn: dict[str, Chart]) -> str:
     """The page, in one piece. Names of sources and reasons are only ever text in it."""
-    roles = [f"--{role}: light-dark({charts.LIGHT[role]}, {charts.DARK[role]});" for role in charts.LIGHT]
-    tracks = [f"{name} {figures.tracks[name]}" for name in ("tracker", "grid", "anchors") if name in figures.tracks]
+    roles = [
+        f"--{role}: light-dark({charts.LIGHT[role]}, {charts.DARK[role]});" for role in charts.LIGHT
+    ]
+    tracks = [
+        f"{name} {figures.tracks[name]}"
+        for name in ("tracker", "grid", "anchors")
+        if name in figures.tracks
+    ]
     return _PAGE.format(
         title=_text(f"Snapshot {figures.snapshot} of {figures.out}"),
         variables=" ".join(roles),
         heading=_text(f"Snapshot {figures.snapshot}"),
         about=_text(" · ".join([figures.out, *tracks])),
-        numbers="".join(f"<div><b>{_text(value)}</b><span>{_text(name)}</span></div>" for name, value in _numbers(figures)),
+        numbers="".join(
+            f"<div><b>{_text(value)}</b><span>{_text(name)}</span></div>"
+            for name, value in _numbers(figures)
+        ),
         sections="".join(_sections(figures, drawn)),
     )
 
@@ -119,9 +157,13 @@ def _numbers(figures: SnapshotFigures) -> Iterator[tuple[str, str]]:
     yield "frames", f"{figures.frames:,}"
     yield f"in {figures.shards:,} shards", size(sum(figures.bytes.values()))
     if figures.clips:
-        visible = sum(group.visible_fraction * group.clips for group in figures.groups) / figures.clips
+        visible = (
+            sum(group.visible_fraction * group.clips for group in figures.groups) / figures.clips
+        )
         yield "visible on average", f"{visible:.0%}"
-        evaluation = sum(group.clips for group in figures.groups if group.split == "eval") / figures.clips
+        evaluation = (
+            sum(group.clips for group in figures.groups if group.split == "eval") / figures.clips
+        )
         yield "kept for evaluation", f"{evaluation:.1%}"
 
 
@@ -140,13 +182,18 @@ def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str
         ("since_anchor", f"Mean visibility; far from the anchor there are fewer clips. {sampled}"),
         ("cycles", sampled),
         ("bytes", _each(figures)),
-        ("stages", f"{spent} in all; frames a second of one worker. Re-tracked shards kept their frames."),
+        (
+            "stages",
+            f"{spent} in all; frames a second of one worker. Re-tracked shards kept their frames.",
+        ),
         ("failures", "'pretrack status' names every one."),
     ):
         if name == "cycles":
             yield _section("There and back", _cycles_table(figures), note)
         elif name in drawn:
-            yield _section(drawn[name].title, charts.svg(drawn[name]), note, wide=name == "failures")
+            yield _section(
+                drawn[name].title, charts.svg(drawn[name]), note, wide=name == "failures"
+            )
 
 
 def _section(title: str, body: str, note: str, wide: bool = False) -> str:
@@ -155,7 +202,7 @@ def _section(title: str, body: str, note: str, wide: bool = False) -> str:
     return f"<section{kind}><h2>{_text(title)}</h2>{body}{said}</section>"
 
 
-def _sources_table(groups: tuple[Group, ...]) -> str:
+def _sources_table(groups: tuple[SourceFigures, ...]) -> str:
     rows = [
         [
             *(group.source, group.dataset, group.split),
@@ -164,7 +211,9 @@ def _sources_table(groups: tuple[Group, ...]) -> str:
         ]
         for group in groups
     ]
-    return _table(["source", "dataset", "split", "videos", "clips", "frames", "visible", "motion"], rows, 3)
+    return _table(
+        ["source", "dataset", "split", "videos", "clips", "frames", "visible", "motion"], rows, 3
+    )
 
 
 def _cycles_table(figures: SnapshotFigures) -> str:
@@ -173,7 +222,10 @@ def _cycles_table(figures: SnapshotFigures) -> str:
     if not known:
         why = "Points cannot be followed there and back: that takes two anchors, and points that stay visible between them."
         return f"<p>{why}</p>"
-    rows = [[it.source, f"{it.cycles:,}", f"{it.cycle_median:.2f} px", f"{it.cycle_p90:.2f} px"] for it in known]
+    rows = [
+        [it.source, f"{it.cycles:,}", f"{it.cycle_median:.2f} px", f"{it.cycle_p90:.2f} px"]
+        for it in known
+    ]
     explained = (
         "How far points come home from where they started, followed from one anchor to another and back along the tracks "
         "around them; pixels of the stored frames."
@@ -186,7 +238,14 @@ def _table(heads: list[str], rows: list[list[str]], texts: int) -> str:
 
     def line(cells: list[str], tag: str) -> str:
         marks = [' class="text"' if number < texts else "" for number in range(len(cells))]
-        return "<tr>" + "".join(f"<{tag}{mark}>{_text(cell)}</{tag}>" for mark, cell in zip(marks, cells, strict=True)) + "</tr>"
+        return (
+            "<tr>"
+            + "".join(
+                f"<{tag}{mark}>{_text(cell)}</{tag}>"
+                for mark, cell in zip(marks, cells, strict=True)
+            )
+            + "</tr>"
+        )
 
     return f'<div class="scroll"><table>{line(heads, "th")}{"".join(line(row, "td") for row in rows)}</table></div>'
 
@@ -197,7 +256,11 @@ def _clips(figures: SnapshotFigures) -> Chart:
     rows = []
     for source, groups in groupby(figures.groups, key=lambda group: group.source):
         counts = {group.split: group.clips for group in groups}
-        rows.append(Bar(source, tuple(counts.get(split, 0) for split in splits), f"{sum(counts.values()):,}"))
+        rows.append(
+            Bar(
+                source, tuple(counts.get(split, 0) for split in splits), f"{sum(counts.values()):,}"
+            )
+        )
     return charts.bars("Clips by source and split", rows, splits)
 
 
@@ -206,13 +269,23 @@ def _lengths(lengths: Histogram) -> Chart:
     first, last = (min(shown), max(shown)) if shown else (0, 0)
     ticks = {(lengths.edges[index] + lengths.edges[index + 1]) / 2 for index in (first, last)}
     return charts.columns(
-        "Clips by length", lengths.edges, lengths.counts, [(tick, f"{tick:.0f}") for tick in sorted(ticks)], "stored frames"
+        "Clips by length",
+        lengths.edges,
+        lengths.counts,
+        [(tick, f"{tick:.0f}") for tick in sorted(ticks)],
+        "stored frames",
     )
 
 
 def _shares(title: str, histogram: Histogram, unit: str) -> Chart:
     most = histogram.edges[-1]
-    ticks = [(0.0, "0"), *((most * part, f"{most * part:.0%}" if most >= 0.2 else f"{most * part:.1%}") for part in (0.5, 1))]
+    ticks = [
+        (0.0, "0"),
+        *(
+            (most * part, f"{most * part:.0%}" if most >= 0.2 else f"{most * part:.1%}")
+            for part in (0.5, 1)
+        ),
+    ]
     return charts.columns(title, histogram.edges, histogram.counts, ticks, unit)
 
 
@@ -225,7 +298,10 @@ def _each(figures: SnapshotFigures) -> str:
     """What a frame and a clip's tracks take."""
     if not figures.clips:
         return ""
-    frame, tracks = figures.bytes["frames"] // max(1, figures.frames), figures.bytes["tracks"] // figures.clips
+    frame, tracks = (
+        figures.bytes["frames"] // max(1, figures.frames),
+        figures.bytes["tracks"] // figures.clips,
+    )
     return f"{size(frame)} a frame; {size(tracks)} of tracks a clip."
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from manifests.tables import failure_counts, videos_named
-from manifests.wording import counted
+from manifests.wording import pluralise
 from pipeline.monitoring.status import STAGES
 from shards.clip import VISIBLE, Tracks
 from shards.codec import decode_tracks
@@ -36,7 +36,7 @@ _BINS = 25
 
 
 @dataclass(frozen=True)
-class Group:
+class SourceFigures:
     """The clips of a source in a split. `visible_fraction` and `motion` are means."""
 
     source: str
@@ -95,7 +95,7 @@ class SnapshotFigures:
     clips: int
     frames: int
     shards: int
-    groups: tuple[Group, ...]
+    groups: tuple[SourceFigures, ...]
     lengths: Histogram
     visible: Histogram
     motion: Histogram
@@ -113,7 +113,14 @@ def measure(snapshot: Snapshot) -> SnapshotFigures:
     """Reads the tables, and of at most SAMPLED clips the tracks. Raises PretrackError if a table cannot be read."""
     clips, shards = snapshot.clips, snapshot.shards
     groups = _groups(clips)
-    good = pc.sum(pc.and_(pc.greater(clips["motion"], _MOVES), pc.greater(clips["visible_fraction"], _SEEN))).as_py() or 0
+    good = (
+        pc.sum(
+            pc.and_(
+                pc.greater(clips["motion"], _MOVES), pc.greater(clips["visible_fraction"], _SEEN)
+            )
+        ).as_py()
+        or 0
+    )
     frames = pc.sum(clips["frames"]).as_py() or 0
     sources, damaged = _sources(snapshot)
     figures = SnapshotFigures(
@@ -134,7 +141,10 @@ def measure(snapshot: Snapshot) -> SnapshotFigures:
         failures=tuple(failure_counts(snapshot.failures)),
         videos_lost=_videos_lost(snapshot.failures, clips),
         bytes=_bytes(clips, shards),
-        stages=tuple(_stage(stage, pc.sum(shards[f"{stage}_seconds"]).as_py() or 0.0, frames) for stage in STAGES),
+        stages=tuple(
+            _stage(stage, pc.sum(shards[f"{stage}_seconds"]).as_py() or 0.0, frames)
+            for stage in STAGES
+        ),
         concerns=(),
     )
     return replace(figures, concerns=tuple(_concerns(figures)))
@@ -155,7 +165,9 @@ def cycle_errors(tracks: Tracks) -> NDArray[np.float32]:
             if a != b and side > 1 and side * side == tracks.positions.shape[2]:
                 seen = tracks.visibility[a, turn] >= VISIBLE
                 home, known = _carried(tracks, b, int(start), tracks.positions[a, turn], side)
-                found.append(np.linalg.norm(home - tracks.positions[a, start], axis=-1)[seen & known])
+                found.append(
+                    np.linalg.norm(home - tracks.positions[a, start], axis=-1)[seen & known]
+                )
     return np.concatenate(found).astype(np.float32)
 
 
@@ -167,14 +179,24 @@ def _carried(
     moved = (tracks.positions[anchor, t] - grid.reshape(-1, 2)).reshape(side, side, 2)
     visible = (tracks.visibility[anchor, t] >= VISIBLE).reshape(side, side)
     xs, ys = grid[0, :, 0], grid[:, 0, 1]
-    inside = (points[:, 0] >= xs[0]) & (points[:, 0] < xs[-1]) & (points[:, 1] >= ys[0]) & (points[:, 1] < ys[-1])
+    inside = (
+        (points[:, 0] >= xs[0])
+        & (points[:, 0] < xs[-1])
+        & (points[:, 1] >= ys[0])
+        & (points[:, 1] < ys[-1])
+    )
     column = np.clip(np.searchsorted(xs, points[:, 0], side="right") - 1, 0, side - 2)
     row = np.clip(np.searchsorted(ys, points[:, 1], side="right") - 1, 0, side - 2)
     u = ((points[:, 0] - xs[column]) / (xs[column + 1] - xs[column]))[:, None]
     v = ((points[:, 1] - ys[row]) / (ys[row + 1] - ys[row]))[:, None]
     above = moved[row, column] * (1 - u) + moved[row, column + 1] * u
     below = moved[row + 1, column] * (1 - u) + moved[row + 1, column + 1] * u
-    known = visible[row, column] & visible[row, column + 1] & visible[row + 1, column] & visible[row + 1, column + 1]
+    known = (
+        visible[row, column]
+        & visible[row, column + 1]
+        & visible[row + 1, column]
+        & visible[row + 1, column + 1]
+    )
     return points + above * (1 - v) + below * v, inside & known
 
 
@@ -184,13 +206,19 @@ def _videos_lost(failures: pa.Table, clips: pa.Table) -> int:
     return len(named) - (pc.sum(pc.is_in(named, value_set=having)).as_py() or 0)
 
 
-def _groups(clips: pa.Table) -> tuple[Group, ...]:
+def _groups(clips: pa.Table) -> tuple[SourceFigures, ...]:
     found = clips.group_by(["source", "dataset", "split"]).aggregate(
-        [("video_id", "count_distinct"), ("key", "count"), ("frames", "sum"), ("visible_fraction", "mean"), ("motion", "mean")]
+        [
+            ("video_id", "count_distinct"),
+            ("key", "count"),
+            ("frames", "sum"),
+            ("visible_fraction", "mean"),
+            ("motion", "mean"),
+        ]
     )
     rows = found.sort_by([("source", "ascending"), ("split", "descending")]).to_pylist()
     return tuple(
-        Group(
+        SourceFigures(
             row["source"],
             row["dataset"],
             row["split"],
@@ -246,7 +274,9 @@ def _stage(stage: str, seconds: float, frames: int) -> StageSpeed:
 
 def _sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]:
     """What the sampled tracks of each source say, and how many could not be read."""
-    columns = snapshot.clips.select(["source", "shard", "tracks_offset", "tracks_size", "anchors", "frames", "points"])
+    columns = snapshot.clips.select(
+        ["source", "shard", "tracks_offset", "tracks_size", "anchors", "frames", "points"]
+    )
     names = sorted(pc.unique(columns["source"]).to_pylist())
     each = max(1, SAMPLED // max(1, len(names)))
     rng = np.random.default_rng(SEED)
@@ -255,7 +285,11 @@ def _sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]:
         for name in names:
             rows = np.flatnonzero(pc.equal(columns["source"], name).to_numpy())
             picked = np.sort(rng.choice(rows, min(each, len(rows)), replace=False))
-            read = list(pool.map(lambda row: _tracks(snapshot, row), columns.take(pa.array(picked)).to_pylist()))
+            read = list(
+                pool.map(
+                    lambda row: _tracks(snapshot, row), columns.take(pa.array(picked)).to_pylist()
+                )
+            )
             good = [tracks for tracks in read if tracks is not None]
             damaged += len(read) - len(good)
             found.append(_source(name, good))
@@ -265,7 +299,9 @@ def _sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]:
 def _tracks(snapshot: Snapshot, row: dict[str, Any]) -> Tracks | None:
     """The tracks of a clip, None if they are damaged."""
     try:
-        (data,) = read_members(snapshot.shard_path(row["shard"]), [row["tracks_offset"]], [row["tracks_size"]])
+        (data,) = read_members(
+            snapshot.shard_path(row["shard"]), [row["tracks_offset"]], [row["tracks_size"]]
+        )
         return decode_tracks(data, (len(row["anchors"]), row["frames"], row["points"]))
     except ShardError:
         return None
@@ -283,23 +319,31 @@ def _source(name: str, clips: Sequence[Tracks]) -> SourceTracks:
             counts[places] += 1
         errors.append(cycle_errors(tracks))
     cycles = np.concatenate(errors)
-    median, p90 = (float(part) for part in np.quantile(cycles, [0.5, 0.9])) if len(cycles) else (None, None)
-    since = tuple((int(place - longest), float(sums[place] / counts[place])) for place in np.flatnonzero(counts))
+    median, p90 = (
+        (float(part) for part in np.quantile(cycles, [0.5, 0.9])) if len(cycles) else (None, None)
+    )
+    since = tuple(
+        (int(place - longest), float(sums[place] / counts[place]))
+        for place in np.flatnonzero(counts)
+    )
     return SourceTracks(name, len(clips), since, len(cycles), median, p90)
 
 
 def _concerns(figures: SnapshotFigures) -> Iterator[str]:
     """What a person should think about before training on this."""
-    by_split = {split: sum(group.clips for group in figures.groups if group.split == split) for split in ("train", "eval")}
+    by_split = {
+        split: sum(group.clips for group in figures.groups if group.split == split)
+        for split in ("train", "eval")
+    }
     if not by_split["train"]:
         yield "There is no clip in the split train: nothing can be trained on."
     if not by_split["eval"]:
         yield "There is no clip in the split eval: whether training helped cannot be told (split.eval_fraction)."
     if figures.videos_lost:
-        yield f"{counted(figures.videos_lost, 'video')} yielded nothing, beside {figures.videos:,} that could be read."
+        yield f"{pluralise(figures.videos_lost, 'video')} yielded nothing, beside {figures.videos:,} that could be read."
     if figures.clips and figures.good < figures.clips:
         share = figures.good / figures.clips
-        yield f'"{GOOD}" keeps {figures.good:,} of {counted(figures.clips, "clip")} ({share:.0%}).'
+        yield f'"{GOOD}" keeps {figures.good:,} of {pluralise(figures.clips, "clip")} ({share:.0%}).'
     by_source: dict[str, int] = {}
     for group in figures.groups:
         by_source[group.source] = by_source.get(group.source, 0) + group.clips
@@ -311,4 +355,4 @@ def _concerns(figures: SnapshotFigures) -> Iterator[str]:
             missed = f"miss their start by more than {source.cycle_median:.1f} px"
             yield f"Half of the points of {source.source} {missed}, there and back: look at its tracks."
     if figures.damaged:
-        yield f"The tracks of {counted(figures.damaged, 'sampled clip')} could not be read: run 'pretrack verify'."
+        yield f"The tracks of {pluralise(figures.damaged, 'sampled clip')} could not be read: run 'pretrack verify'."

@@ -38,14 +38,14 @@ FIGURES = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class QueryResult:
     """The result of a query: its columns' names and its rows, in plain Python values."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
 
 
-class Questions:
+class SnapshotQueries:
     """The views `videos`, `clips`, `shards` and `failures` of a snapshot. Made once, then asked."""
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -53,25 +53,29 @@ class Questions:
         try:
             import duckdb
         except ImportError:
-            raise PretrackError("statistics need the package duckdb: pip install 'pretrack[pipeline]'") from None
+            raise PretrackError(
+                "statistics need the package duckdb: pip install 'pretrack[pipeline]'"
+            ) from None
         self._error: type[Exception] = duckdb.Error
         closed = {"enable_external_access": "false", "lock_configuration": "true"}
         self._connection = duckdb.connect(":memory:", config=closed)
         for table in TABLES:
             self._connection.register(table, open_table(snapshot.folder / f"{table}.parquet"))
 
-    def ask(self, sql: str) -> Answer:
+    def ask(self, sql: str) -> QueryResult:
         """The answer to a query, or to the last of several. Raises PretrackError, with DuckDB's reason, if there is none."""
         try:
             asked = self._connection.execute(sql)
             if asked is None or asked.description is None:
-                raise PretrackError("the query is empty: ask something such as 'select count(*) from clips'")
+                raise PretrackError(
+                    "the query is empty: ask something such as 'select count(*) from clips'"
+                )
             columns = tuple(column[0] for column in asked.description)
-            return Answer(columns, tuple(tuple(map(_plain, row)) for row in asked.fetchall()))
+            return QueryResult(columns, tuple(tuple(map(_plain, row)) for row in asked.fetchall()))
         except self._error as error:
             raise PretrackError(f"the query cannot be answered: {_one_line(error)}") from error
 
-    def figures(self) -> Iterator[tuple[str, Answer]]:
+    def figures(self) -> Iterator[tuple[str, QueryResult]]:
         """The answers to `FIGURES`."""
         for title, sql in FIGURES.items():
             yield title, self.ask(sql)

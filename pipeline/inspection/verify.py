@@ -17,11 +17,22 @@ import pyarrow.compute as pc
 from manifests.snapshot import TABLES, Snapshot
 from manifests.tables import members_of, rows_by_shard
 from pipeline.monitoring.progress import Progress
-from shards.errors import OtherVersion, PretrackError
-from shards.files import Location, read_whole
+from shards.errors import FormatVersionError, PretrackError
+from shards.files import Location, read_file
 from shards.verify import verify_shard
 
-_OF_CONTENT = ("source", "dataset", "video_id", "sequence", "split", "frames", "width", "height", "anchors", "points")
+_OF_CONTENT = (
+    "source",
+    "dataset",
+    "video_id",
+    "sequence",
+    "split",
+    "frames",
+    "width",
+    "height",
+    "anchors",
+    "points",
+)
 _COLUMNS = [
     *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "anchor_sizes"),
     *("frame_offsets", "frame_sizes", "checksum"),
@@ -55,7 +66,9 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
     ):
         under_way: deque[Future[list[Problem]]] = deque()
         for task in _tasks(snapshot, shards):
-            if len(under_way) == 4 * workers:  # tasks hold their clips' rows: not all of them at once
+            if (
+                len(under_way) == 4 * workers
+            ):  # tasks hold their clips' rows: not all of them at once
                 problems += under_way.popleft().result()
                 stage.advance()
             under_way.append(pool.submit(_verify, task))
@@ -82,10 +95,13 @@ def _table_problems(snapshot: Snapshot) -> Iterator[Problem]:
     try:
         for part in (*TABLES, "settings"):
             getattr(snapshot, part)
-        listed = read_whole(snapshot.folder / "shards.txt").decode().split()
+        listed = read_file(snapshot.folder / "shards.txt").decode().split()
         if listed != [f"shards/{shard}.tar" for shard in snapshot.shards["shard"].to_pylist()]:
-            yield Problem("", f"{snapshot.folder / 'shards.txt'} does not name the shards of the tables: {_remedy(snapshot)}")
-    except OtherVersion as error:
+            yield Problem(
+                "",
+                f"{snapshot.folder / 'shards.txt'} does not name the shards of the tables: {_remedy(snapshot)}",
+            )
+    except FormatVersionError as error:
         yield Problem("", str(error))
     except (PretrackError, OSError, ValueError) as error:
         yield Problem("", f"{error}: {_remedy(snapshot)}")
@@ -93,12 +109,16 @@ def _table_problems(snapshot: Snapshot) -> Iterator[Problem]:
 
 def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[_Task]:
     """What there is to check of each shard: its name, its file, its size, its checksum and its rows of the clips table."""
-    place = pc.index_in(snapshot.clips["shard"], value_set=pa.array([row["shard"] for row in shards], pa.string()))
+    place = pc.index_in(
+        snapshot.clips["shard"], value_set=pa.array([row["shard"] for row in shards], pa.string())
+    )
     place = place.fill_null(len(shards)).to_numpy()
     order = np.argsort(place, kind="stable")
     bounds = np.searchsorted(place[order], np.arange(len(shards) + 1))
     clips = snapshot.clips.select(_COLUMNS)
-    if (np.diff(place) < 0).any():  # not as a build publishes it; taken once, as each `take` joins all chunks first
+    if (
+        np.diff(place) < 0
+    ).any():  # not as a build publishes it; taken once, as each `take` joins all chunks first
         clips = clips.take(order)
     for row, first, last in zip(shards, bounds[:-1], bounds[1:], strict=True):
         rows = clips.slice(first, last - first).to_pylist()
@@ -109,4 +129,6 @@ def _verify(task: _Task) -> list[Problem]:
     shard, path, size, checksum, rows = task
     members = {row["key"]: members_of(row) for row in rows}
     tabled = {row["key"]: {name: row[name] for name in _OF_CONTENT} for row in rows}
-    return [Problem(shard, sentence) for sentence in verify_shard(path, size, checksum, members, tabled)]
+    return [
+        Problem(shard, sentence) for sentence in verify_shard(path, size, checksum, members, tabled)
+    ]

@@ -17,7 +17,7 @@ from pipeline.monitoring.progress import Progress
 from shards.files import Location
 
 
-class Events:
+class EventLog:
     """Writes a build's events down, and shows them by its progress."""
 
     def __init__(self, out: Location, progress: Progress) -> None:
@@ -27,8 +27,13 @@ class Events:
     def note(self, event: str, sentence: str, notable: bool = False, **fields: Any) -> None:
         """One event. `notable`: people should see it even where a bar shows how the build goes."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": now, "event": event, "message": sentence, **fields}, ensure_ascii=False)
+        line = json.dumps(
+            {"time": now, "event": event, "message": sentence, **fields}, ensure_ascii=False
+        )
         if self._file:
-            with suppress(OSError), open(self._file, "a", encoding="utf-8") as file:  # a full disk is the shards' to report
+            with (
+                suppress(OSError),
+                open(self._file, "a", encoding="utf-8") as file,
+            ):  # a full disk is the shards' to report
                 file.write(line + "\n")
         self._progress.event(sentence, line, notable)

@@ -22,9 +22,16 @@ class BuildMetrics:
         self._clips = Counter("pretrack_clips", "Clips written to shards", ("source",))
         self._frames = Counter("pretrack_frames", "Frames written to shards", ("source",))
         self._bytes = Counter("pretrack_bytes", "Bytes of the shards written", ("source",))
-        self._failures = Counter("pretrack_failures", "Clips and images left out", ("source", "stage", "reason"))
+        self._failures = Counter(
+            "pretrack_failures", "Clips and images left out", ("source", "stage", "reason")
+        )
         self._broken = Counter("pretrack_shards_failed", "Shards that could not be made")
-        self._seconds = Histogram("pretrack_stage_seconds", "Seconds a shard took in a stage", _SECONDS, ("source", "stage"))
+        self._seconds = Histogram(
+            "pretrack_stage_seconds",
+            "Seconds a shard took in a stage",
+            _SECONDS,
+            ("source", "stage"),
+        )
         self._trackers = Gauge("pretrack_trackers", "Tracker workers that are loaded")
         self._busy = Gauge("pretrack_trackers_busy", "Tracker workers that have something to do")
 
@@ -38,7 +45,9 @@ class BuildMetrics:
         ):
             if amount:  # a counter only takes what is more than nothing
                 counter.inc(amount, source)
-        for (stage, reason), count in Counted((f["stage"], f["reason"]) for f in receipt.failures).items():
+        for (stage, reason), count in Counted(
+            (f["stage"], f["reason"]) for f in receipt.failures
+        ).items():
             self._failures.inc(count, {**source, "stage": stage, "reason": reason})
         for stage in STAGES:
             self._seconds.observe(getattr(shard, f"{stage}_seconds"), {**source, "stage": stage})

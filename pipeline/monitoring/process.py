@@ -33,6 +33,8 @@ def this_machine() -> str:
 def began(process: int) -> str:
     """When a process began, in ticks since the machine did; "" if that cannot be known."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]  # a name in () may hold anything
+        return (
+            Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        )  # a name in () may hold anything
     except (OSError, IndexError):
         return ""

@@ -9,16 +9,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
-from manifests.wording import counted, duration
+from manifests.wording import duration, pluralise
 
 _LINE_EVERY_S = 10.0
 
 
 @dataclass
-class Stage:
+class ProgressTask:
     """One thing under way: how much of it is done."""
 
     name: str
@@ -47,12 +53,16 @@ class Stage:
 
     def end(self) -> None:
         """Prints how long it took, for logs."""
-        print(f"{self.name}: {self._reached()} in {duration(self.seconds)}", file=sys.stderr, flush=True)
+        print(
+            f"{self.name}: {self._reached()} in {duration(self.seconds)}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def _reached(self) -> str:
         if self.total is None:
-            return counted(self.done, self.noun)
-        return f"{self.done:,} of {counted(self.total, self.noun)}"
+            return pluralise(self.done, self.noun)
+        return f"{self.done:,} of {pluralise(self.total, self.noun)}"
 
     @property
     def seconds(self) -> float:
@@ -61,8 +71,16 @@ class Stage:
 
     def _rate(self) -> str:
         rate = self.done / max(self.seconds, 1e-9)
-        left = f", {duration((self.total - self.done) / rate)} left" if self.total is not None and rate > 0 and not self.bar else ""
-        return f"{rate:.1f} {self.noun}s/s{left}" if rate >= 1 else f"{rate * 60:.1f} {self.noun}s/min{left}"
+        left = (
+            f", {duration((self.total - self.done) / rate)} left"
+            if self.total is not None and rate > 0 and not self.bar
+            else ""
+        )
+        return (
+            f"{rate:.1f} {self.noun}s/s{left}"
+            if rate >= 1
+            else f"{rate * 60:.1f} {self.noun}s/min{left}"
+        )
 
 
 class Progress:
@@ -84,10 +102,10 @@ class Progress:
             print(sentence, file=sys.stderr, flush=True)
 
     @contextmanager
-    def stage(self, name: str, noun: str, total: int | None = None) -> Iterator[Stage]:
+    def stage(self, name: str, noun: str, total: int | None = None) -> Iterator[ProgressTask]:
         """A stage that is under way while the block runs. Off a terminal it prints a line every ten seconds and one at its end."""
         if self._quiet or self._json_lines:
-            yield _SilentStage(name, noun, total, None)
+            yield _SilentTask(name, noun, total, None)
         elif self._console.is_terminal:
             columns = (
                 SpinnerColumn(),
@@ -100,15 +118,15 @@ class Progress:
             with RichProgress(*columns, console=self._console) as bar:
                 self._bar = bar
                 try:
-                    yield Stage(name, noun, total, bar)
+                    yield ProgressTask(name, noun, total, bar)
                 finally:
                     self._bar = None
         else:
-            stage = Stage(name, noun, total, None)
+            stage = ProgressTask(name, noun, total, None)
             yield stage
             stage.end()
 
 
-class _SilentStage(Stage):
+class _SilentTask(ProgressTask):
     def advance(self, count: int = 1) -> None:
         self.done += count

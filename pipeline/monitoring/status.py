@@ -18,7 +18,7 @@ from manifests.snapshot import current_snapshot, open_snapshot
 from manifests.tables import failure_counts
 from pipeline.monitoring.process import began, is_gone, this_machine
 from shards.errors import PretrackError
-from shards.files import Location, read_whole, write_whole
+from shards.files import Location, atomic_write, read_file
 
 STAGES = ("decode", "track", "write")
 
@@ -58,7 +58,20 @@ class BuildState:
     def started(cls, shards: int, clips: int, tracker_gpus: float) -> BuildState:
         """A build that begins now."""
         now = time.time()
-        state = cls("running", socket.gethostname(), os.getpid(), now, now, shards, 0, 0, clips, 0, 0, tracker_gpus=tracker_gpus)
+        state = cls(
+            "running",
+            socket.gethostname(),
+            os.getpid(),
+            now,
+            now,
+            shards,
+            0,
+            0,
+            clips,
+            0,
+            0,
+            tracker_gpus=tracker_gpus,
+        )
         return replace(state, machine=this_machine(), process_began=began(state.pid))
 
 
@@ -84,17 +97,28 @@ class StateFile:
             clips_done=self._state.clips_done + clips,
             bytes=self._state.bytes + receipt.shard.bytes,
             failures=self._reasons.total(),
-            reasons=tuple((stage, reason, count) for (stage, reason), count in self._reasons.most_common()),
+            reasons=tuple(
+                (stage, reason, count) for (stage, reason), count in self._reasons.most_common()
+            ),
             stage_seconds=dict(self._seconds),
         )
 
     def broken(self, clips: int) -> None:
         """A shard of so many planned clips could not be made."""
-        self._change(shards_broken=self._state.shards_broken + 1, clips_done=self._state.clips_done + clips)
+        self._change(
+            shards_broken=self._state.shards_broken + 1, clips_done=self._state.clips_done + clips
+        )
 
-    def under_way(self, shards: int, trackers: int, tracker_seconds: float, tracking_seconds: float) -> None:
+    def under_way(
+        self, shards: int, trackers: int, tracker_seconds: float, tracking_seconds: float
+    ) -> None:
         """What is going on now."""
-        self._change(shards_running=shards, trackers=trackers, tracker_seconds=tracker_seconds, tracking_seconds=tracking_seconds)
+        self._change(
+            shards_running=shards,
+            trackers=trackers,
+            tracker_seconds=tracker_seconds,
+            tracking_seconds=tracking_seconds,
+        )
 
     def end(self, state: str) -> None:
         """The build's end."""
@@ -109,17 +133,19 @@ class StateFile:
     def _write(self) -> None:
         self._written = time.monotonic()
         with suppress(OSError):  # a place that cannot be written is the shards' to report
-            write_whole(self._out / "build.json", json.dumps(asdict(self._state)).encode())
+            atomic_write(self._out / "build.json", json.dumps(asdict(self._state)).encode())
 
 
 def read_state(out: Location) -> BuildState | None:
     """The latest build, or None. A build said to run whose process on this machine is gone was killed: its state is `killed`."""
     try:
-        state = BuildState(**json.loads(read_whole(out / "build.json")))
+        state = BuildState(**json.loads(read_file(out / "build.json")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise PretrackError(f"{out / 'build.json'} is damaged ({error}): delete it, the next build writes it anew") from error
+        raise PretrackError(
+            f"{out / 'build.json'} is damaged ({error}): delete it, the next build writes it anew"
+        ) from error
     if state.state == "running" and is_gone(state.pid, state.machine, state.process_began):
         return replace(state, state="killed")
     return state
@@ -131,13 +157,20 @@ def status(out: Location) -> dict[str, Any]:
     if state is None and name is None:
         raise PretrackError(f"{out} holds no build: run 'pretrack build' with 'out: {out}' first")
     build = _build_status(state) if state else None
-    return {"out": str(out), "build": build, "snapshot": _snapshot_status(out, name) if name else None}
+    return {
+        "out": str(out),
+        "build": build,
+        "snapshot": _snapshot_status(out, name) if name else None,
+    }
 
 
 def _build_status(state: BuildState) -> dict[str, Any]:
     """The state, and what follows from it."""
     shown = asdict(state) | {
-        "shards_left": state.shards_total - state.shards_done - state.shards_broken - state.shards_running,
+        "shards_left": state.shards_total
+        - state.shards_done
+        - state.shards_broken
+        - state.shards_running,
         "clips_left": state.clips_total - state.clips_done,
         "reasons": _reasons(state.reasons),
     }
@@ -148,7 +181,9 @@ def _build_status(state: BuildState) -> dict[str, Any]:
     if state.tracker_seconds:
         shown["trackers_busy"] = min(1.0, state.tracking_seconds / state.tracker_seconds)
     if state.stage_seconds:
-        shown["slowest_stage"] = max(state.stage_seconds, key=lambda stage: state.stage_seconds[stage])
+        shown["slowest_stage"] = max(
+            state.stage_seconds, key=lambda stage: state.stage_seconds[stage]
+        )
     return shown
 
 
@@ -180,5 +215,7 @@ def _snapshot_status(out: Location, name: str) -> dict[str, Any]:
         ],
         "failures": _reasons(failure_counts(snapshot.failures)),
         "left_out": snapshot.failures.to_pylist(),
-        "worker_seconds": {column: sum(seconds.column(column).to_pylist()) for column in seconds.column_names},
+        "worker_seconds": {
+            column: sum(seconds.column(column).to_pylist()) for column in seconds.column_names
+        },
     }

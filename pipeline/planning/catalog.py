@@ -22,7 +22,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.snapshot import open_snapshot
 from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
-from pipeline.failures import PASSING, DecodeError
+from pipeline.failures import TRANSIENT_REASONS, DecodeError
 from pipeline.monitoring.progress import Progress
 from pipeline.ray_cluster import bounded, connect, ray_task, worker_decoder
 from pipeline.sources.video import Failure, Scan, Video
@@ -48,7 +48,7 @@ TOO_SHORT = "too short"
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class ScanFailure:
     """A video file that cannot be scanned."""
 
     reason: str
@@ -74,12 +74,18 @@ def find_videos(settings: BuildSettings, progress: Progress) -> Iterator[Video |
                         stage.advance()
                     yield _in_unicode(found)
             except OSError as error:
-                raise PretrackError(f"{error.filename or source.root} of source {source.name} cannot be read ({error})") from error
+                raise PretrackError(
+                    f"{error.filename or source.root} of source {source.name} cannot be read ({error})"
+                ) from error
 
 
 def _in_unicode(found: Video | Failure) -> Video | Failure:
     """The same, if its names are text: on Linux file names are bytes, and tables hold text. Otherwise a failure that says so."""
-    names = [found.video_id, found.file, *found.image_files] if isinstance(found, Video) else [found.video_id, found.detail]
+    names = (
+        [found.video_id, found.file, *found.image_files]
+        if isinstance(found, Video)
+        else [found.video_id, found.detail]
+    )
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
@@ -96,7 +102,9 @@ def _shown(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def make_catalog(settings: BuildSettings, progress: Progress, retry_failed: bool = False) -> Catalog:
+def make_catalog(
+    settings: BuildSettings, progress: Progress, retry_failed: bool = False
+) -> Catalog:
     """Lists all sources and scans the video files that are new or have changed; on Ray if there are any. With `retry_failed` those
     that could not be scanned are scanned again."""
     tables = [VIDEOS.empty_table()]
@@ -113,22 +121,32 @@ def make_catalog(settings: BuildSettings, progress: Progress, retry_failed: bool
             files.append(found)
         else:
             rows.append(_row(found, settings))
-            if len(rows) == _ROWS:  # as rows of a table, cameras and numbers take a tenth of the memory
+            if (
+                len(rows) == _ROWS
+            ):  # as rows of a table, cameras and numbers take a tenth of the memory
                 tables.append(table_of(rows, VIDEOS))
                 rows = []
     tables.append(table_of(rows, VIDEOS))
     scans = _scans(settings, files, progress, retry_failed)
     for first in range(0, len(files), _ROWS):
-        scanned, unreadable = _scanned(files[first : first + _ROWS], scans.slice(first, _ROWS), settings)
+        scanned, unreadable = _scanned(
+            files[first : first + _ROWS], scans.slice(first, _ROWS), settings
+        )
         tables.append(scanned)
         failures += unreadable
     return Catalog(pa.concat_tables(tables), table_of(failures, FAILURES), len(names))
 
 
-def _scanned(files: list[Video], scans: pa.Table, settings: BuildSettings) -> tuple[pa.Table, list[Failure]]:
+def _scanned(
+    files: list[Video], scans: pa.Table, settings: BuildSettings
+) -> tuple[pa.Table, list[Failure]]:
     """Rows of the videos table for video files and their scans, and those that cannot be used."""
     good = pc.equal(scans["error"], "")
-    rows = [_row(video, settings) for video, usable in zip(files, good.to_pylist(), strict=True) if usable]
+    rows = [
+        _row(video, settings)
+        for video, usable in zip(files, good.to_pylist(), strict=True)
+        if usable
+    ]
     found = scans.filter(good)
     videos = table_of(rows, VIDEOS)
     known = {name: found[name] for name in ("width", "height", "timestamps", "cuts")}
@@ -151,30 +169,47 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
     snapshot = open_snapshot(settings.out)
     sources = pa.array([source.name for source in settings.sources])
     videos = snapshot.videos.filter(pc.is_in(snapshot.videos["source"], value_set=sources))
-    splits = pa.array([split_of(sequence, settings.split) for sequence in videos["sequence"].to_pylist()], pa.string())
+    splits = pa.array(
+        [split_of(sequence, settings.split) for sequence in videos["sequence"].to_pylist()],
+        pa.string(),
+    )
     videos = videos.set_column(videos.column_names.index("split"), VIDEOS.field("split"), splits)
-    failures = snapshot.failures.filter(pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"])))
-    failures = failures.filter(pc.not_equal(failures["reason"], TOO_SHORT))  # the plan finds these anew
+    failures = snapshot.failures.filter(
+        pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"]))
+    )
+    failures = failures.filter(
+        pc.not_equal(failures["reason"], TOO_SHORT)
+    )  # the plan finds these anew
     failures = failures.filter(pc.is_in(failures["source"], value_set=sources))
     named = failures.filter(pc.not_equal(failures["video_id"], ""))
     both = pa.concat_tables([table.select(["source", "video_id"]) for table in (videos, named)])
     return Catalog(videos, failures, both.group_by(["source", "video_id"]).aggregate([]).num_rows)
 
 
-def changed_videos(settings: BuildSettings, videos: pa.Table, needed: set[tuple[str, str]], progress: Progress) -> list[str]:
+def changed_videos(
+    settings: BuildSettings, videos: pa.Table, needed: set[tuple[str, str]], progress: Progress
+) -> list[str]:
     """Which of the videos `needed`, by (source, id), are not what a table of videos has any more.
 
     Those that are gone, or whose source cannot be listed, are not among them.
     """
     rows = videos.select(["source", "video_id", "identity"]).to_pylist()
-    identities = {(row["source"], row["video_id"]): row["identity"] for row in rows if (row["source"], row["video_id"]) in needed}
+    identities = {
+        (row["source"], row["video_id"]): row["identity"]
+        for row in rows
+        if (row["source"], row["video_id"]) in needed
+    }
     changed = []
     for source in settings.sources:
         one = settings.model_copy(update={"sources": (source,)})
         with suppress(PretrackError):
             for found in find_videos(one, progress):
                 name = (found.source, found.video_id)
-                if isinstance(found, Video) and name in identities and _content_identity(found) != identities[name]:
+                if (
+                    isinstance(found, Video)
+                    and name in identities
+                    and _content_identity(found) != identities[name]
+                ):
                     changed.append(found.video_id)
     return changed
 
@@ -204,14 +239,18 @@ def _content_identity(video: Video) -> str:
     """Digest of everything of a video that goes into its clips."""
     poses = [list(vars(camera).values()) if camera else None for camera in video.cameras or ()]
     times = np.asarray(video.timestamps or (), np.float64).tobytes().hex()
-    return fingerprint_lines([video.identity, repr(video.frame_numbers), times, repr(poses), video.terms])
+    return fingerprint_lines(
+        [video.identity, repr(video.frame_numbers), times, repr(poses), video.terms]
+    )
 
 
 def _path(video: Video) -> str:
     return str(Path(video.root) / video.file)
 
 
-def _scans(settings: BuildSettings, videos: Sequence[Video], progress: Progress, retry_failed: bool) -> pa.Table:
+def _scans(
+    settings: BuildSettings, videos: Sequence[Video], progress: Progress, retry_failed: bool
+) -> pa.Table:
     """The scan of every video file (table SCANS), in the order of `videos`."""
     wanted = settings.frames.of_scan()
     file = settings.out / "catalog" / "scans.parquet"
@@ -224,7 +263,9 @@ def _scans(settings: BuildSettings, videos: Sequence[Video], progress: Progress,
             for name, scan in _scan_all(missing, settings):
                 rows.append(_scan_row(name, files[name], wanted, scan))
                 stage.advance()
-                if len(rows) >= max(_SAVE_EVERY, known.num_rows // 20):  # so that what is written in all stays linear
+                if len(rows) >= max(
+                    _SAVE_EVERY, known.num_rows // 20
+                ):  # so that what is written in all stays linear
                     known, rows = pa.concat_tables([known, table_of(rows, SCANS)]), []
                     _remember(file, known)
         known = pa.concat_tables([known, table_of(rows, SCANS)])
@@ -233,38 +274,60 @@ def _scans(settings: BuildSettings, videos: Sequence[Video], progress: Progress,
     return known.take(pc.index_in(paths, value_set=known["path"]))
 
 
-def _remembered(file: Location, files: dict[str, str], settings: str, retry_failed: bool) -> pa.Table:
+def _remembered(
+    file: Location, files: dict[str, str], settings: str, retry_failed: bool
+) -> pa.Table:
     """What earlier scans of these files (path → identity) found, where it still holds."""
     if file.name not in sizes_in(file.parent):
         return SCANS.empty_table()
     scans = read_table(file)
     identities = pa.array(files.values(), pa.string())
     place = pc.index_in(scans["path"], value_set=pa.array(files.keys(), pa.string()))
-    holds = pc.and_(pc.equal(scans["settings"], settings), pc.equal(scans["identity"], identities.take(place.combine_chunks())))
+    holds = pc.and_(
+        pc.equal(scans["settings"], settings),
+        pc.equal(scans["identity"], identities.take(place.combine_chunks())),
+    )
     if retry_failed:
         holds = pc.and_(holds, pc.equal(scans["error"], ""))
     return scans.filter(holds)
 
 
 def _remember(file: Location, scans: pa.Table) -> None:
-    write_table(file, scans.filter(pc.invert(pc.is_in(scans["reason"], value_set=pa.array(PASSING)))))
+    write_table(
+        file,
+        scans.filter(pc.invert(pc.is_in(scans["reason"], value_set=pa.array(TRANSIENT_REASONS)))),
+    )
 
 
-def _scan_all(paths: list[str], settings: BuildSettings) -> Iterator[tuple[str, Scan | Unreadable]]:
+def _scan_all(
+    paths: list[str], settings: BuildSettings
+) -> Iterator[tuple[str, Scan | ScanFailure]]:
     """Scans files on Ray's workers, yielding each as it is done."""
     cluster = connect(settings.ray)
     task = ray_task(_scan_one)
-    yield from bounded((partial(task.remote, path, settings.frames) for path in paths), limit=2 * cluster.cpus)
+    yield from bounded(
+        (partial(task.remote, path, settings.frames) for path in paths), limit=2 * cluster.cpus
+    )
 
 
-def _scan_one(path: str, frames: FrameSettings) -> tuple[str, Scan | Unreadable]:
+def _scan_one(path: str, frames: FrameSettings) -> tuple[str, Scan | ScanFailure]:
     """Runs on a worker."""
     try:
         return path, worker_decoder(frames.decode_timeout_s).scan(path, frames.shot_cuts)
     except DecodeError as error:
-        return path, Unreadable(error.reason, str(error))
+        return path, ScanFailure(error.reason, str(error))
 
 
-def _scan_row(path: str, identity: str, settings: str, scan: Scan | Unreadable) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": path, "identity": identity, "settings": settings, "error": "", "reason": ""}
-    return {**row, "error": scan.detail, "reason": scan.reason} if isinstance(scan, Unreadable) else {**row, **asdict(scan)}
+def _scan_row(path: str, identity: str, settings: str, scan: Scan | ScanFailure) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "path": path,
+        "identity": identity,
+        "settings": settings,
+        "error": "",
+        "reason": "",
+    }
+    return (
+        {**row, "error": scan.detail, "reason": scan.reason}
+        if isinstance(scan, ScanFailure)
+        else {**row, **asdict(scan)}
+    )

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import FrameSettings
 
-CLIPS_TO_BE = pa.schema([("key", pa.string()), ("video", pa.int32()), ("start", pa.int32()), ("frames", pa.int32())])
+PLANNED_CLIPS = pa.schema(
+    [("key", pa.string()), ("video", pa.int32()), ("start", pa.int32()), ("frames", pa.int32())]
+)
 """Clips before they are made: `frames` frames of row `video` of the videos table from `start` (index within the video) on,
 `frames.stride` apart."""
 
@@ -20,20 +22,29 @@ _BLOCK = 1 << 20
 _UNREADABLE = re.compile(r"[^A-Za-z0-9]+")
 
 
-def cut_clips(videos: pa.Table, names: pa.Array, settings: FrameSettings) -> pa.Table:
-    """All clips of all videos (table CLIPS_TO_BE), by video and start. `names` are what `video_names` says."""
-    video, start, frames = clip_windows(videos["frames"].to_numpy(), *_cuts(videos["cuts"]), settings)
+def plan_clips(videos: pa.Table, names: pa.Array, settings: FrameSettings) -> pa.Table:
+    """All clips of all videos (table PLANNED_CLIPS), by video and start. `names` are what `video_names` says."""
+    video, start, frames = clip_windows(
+        videos["frames"].to_numpy(), *_cuts(videos["cuts"]), settings
+    )
     keys = [
         pc.binary_join_element_wise(
-            names.take(pa.array(video[first : first + _BLOCK])), _six_digits(start[first : first + _BLOCK]), "-"
+            names.take(pa.array(video[first : first + _BLOCK])),
+            _six_digits(start[first : first + _BLOCK]),
+            "-",
         )
         for first in range(0, len(video), _BLOCK)
     ]
-    return pa.table([pa.chunked_array(keys, pa.string()), video, start, frames], schema=CLIPS_TO_BE)
+    return pa.table(
+        [pa.chunked_array(keys, pa.string()), video, start, frames], schema=PLANNED_CLIPS
+    )
 
 
 def clip_windows(
-    frames: NDArray[np.int32], cuts: NDArray[np.int32], cuts_of: NDArray[np.int64], settings: FrameSettings
+    frames: NDArray[np.int32],
+    cuts: NDArray[np.int32],
+    cuts_of: NDArray[np.int64],
+    settings: FrameSettings,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """(video, start, frames) of every clip, [clips] each.
 
@@ -51,9 +62,13 @@ def clip_windows(
     cut = np.arange(len(cuts)) + np.repeat(videos, shots - 1)
     begin[cut + 1], end[cut], end[last] = cuts, cuts, frames
     stored = np.maximum(end - begin, 0) // settings.stride
-    windows = stored // settings.clip_frames + (stored % settings.clip_frames >= settings.min_frames)
+    windows = stored // settings.clip_frames + (
+        stored % settings.clip_frames >= settings.min_frames
+    )
     shot = np.repeat(np.arange(len(stored)), windows)
-    place = (np.arange(len(shot)) - np.repeat(np.cumsum(windows) - windows, windows)) * settings.clip_frames
+    place = (
+        np.arange(len(shot)) - np.repeat(np.cumsum(windows) - windows, windows)
+    ) * settings.clip_frames
     video = np.repeat(videos, shots)[shot]
     start = begin[shot] + place * settings.stride
     count = np.minimum(settings.clip_frames, stored[shot] - place)
@@ -84,4 +99,6 @@ def _six_digits(numbers: NDArray[np.int32]) -> pa.Array:
 def _cuts(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """The values of a column of lists in one row, and where each list begins in it."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-    return pc.list_flatten(column).to_numpy(), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    return pc.list_flatten(column).to_numpy(), np.concatenate(
+        [[0], np.cumsum(lengths, dtype=np.int64)]
+    )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from manifests.tables import ShardRow
 from pipeline.monitoring.status import read_state
-from pipeline.planning.existing_shards import KnownShard
+from pipeline.planning.existing_shards import ExistingShard
 from pipeline.planning.plan import Action, Plan, PlannedShard
 from shards.errors import PretrackError
 
@@ -61,7 +61,9 @@ def estimate(plan: Plan) -> Estimate:
     )
     total = _sum([line for line in lines if line.action != "keep"])
     parallel = _parallel(plan)
-    return Estimate(lines, total, parallel, None if total.seconds is None else total.seconds / parallel)
+    return Estimate(
+        lines, total, parallel, None if total.seconds is None else total.seconds / parallel
+    )
 
 
 def _cost(shard: PlannedShard, rates: _Rates | None, known: dict[str, ShardRow]) -> Cost:
@@ -74,7 +76,14 @@ def _cost(shard: PlannedShard, rates: _Rates | None, known: dict[str, ShardRow])
     if tracker not in rates.track:
         return Cost(shard.action, "", 1, shard.count, size, None)
     read = rates.load if shard.action == "retrack" else rates.decode
-    return Cost(shard.action, "", 1, shard.count, size, shard.count * (read + rates.track[tracker] * points + rates.write))
+    return Cost(
+        shard.action,
+        "",
+        1,
+        shard.count,
+        size,
+        shard.count * (read + rates.track[tracker] * points + rates.write),
+    )
 
 
 def _sum(costs: Sequence[Cost]) -> Cost:
@@ -90,16 +99,16 @@ def _sum(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def _rates(shards: Iterable[KnownShard]) -> dict[str, _Rates]:
+def _rates(shards: Iterable[ExistingShard]) -> dict[str, _Rates]:
     """By source: of the current snapshot's shards where it has any, else of all."""
-    by_source = defaultdict[str, list[KnownShard]](list)
+    by_source = defaultdict[str, list[ExistingShard]](list)
     for shard in shards:
         if shard.row.clips:
             by_source[shard.row.source].append(shard)
     return {source: _rates_of(some) for source, some in by_source.items()}
 
 
-def _rates_of(shards: Sequence[KnownShard]) -> _Rates:
+def _rates_of(shards: Sequence[ExistingShard]) -> _Rates:
     newest = [shard.row for shard in shards if shard.current] or [shard.row for shard in shards]
     clips = sum(row.clips for row in newest)
     reading = defaultdict[str, list[ShardRow]](list)
@@ -111,7 +120,12 @@ def _rates_of(shards: Sequence[KnownShard]) -> _Rates:
         seconds[tracker] += row.track_seconds
     # Of shards of the same frames one was decoded, and the others took its frames: reading those is quicker.
     slowest = [max(rows, key=lambda row: row.decode_seconds) for rows in reading.values()]
-    loaded = [row for rows, slow in zip(reading.values(), slowest, strict=True) for row in rows if row is not slow]
+    loaded = [
+        row
+        for rows, slow in zip(reading.values(), slowest, strict=True)
+        for row in rows
+        if row is not slow
+    ]
     return _Rates(
         bytes=sum(row.bytes for row in newest) / clips,
         decode=_decode_seconds(slowest),

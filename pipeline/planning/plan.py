@@ -20,13 +20,13 @@ import pyarrow as pa
 
 from manifests.fingerprint import canonical_json, fingerprint_lines
 from manifests.tables import FAILURES, table_of
-from manifests.wording import counted
+from manifests.wording import pluralise
 from pipeline.config import BuildSettings, FrameSettings
 from pipeline.planning.assignment import assign_clips, frames_fingerprints
 from pipeline.planning.catalog import TOO_SHORT, Catalog
 from pipeline.planning.clip_windows import video_names
-from pipeline.planning.existing_shards import KnownShard, KnownShards, known_shards
-from pipeline.planning.reasons import Replanned, settings_changed, videos_changed
+from pipeline.planning.existing_shards import ExistingShard, ExistingShards, read_existing_shards
+from pipeline.planning.reasons import ChangedShard, settings_changed, videos_changed
 from pipeline.sources.video import Failure
 
 Action = Literal["keep", "retrack", "build"]
@@ -80,7 +80,7 @@ class PlannedShard:
 class Plan:
     """What a build would do.
 
-    clips:    every clip (table CLIPS_TO_BE), shard by shard
+    clips:    every clip (table PLANNED_CLIPS), shard by shard
     failures: those known before the build starts
     dropped:  how many shards of the current snapshot nothing asks for now
     stored:   the sources need not be there
@@ -91,16 +91,22 @@ class Plan:
     shards: tuple[PlannedShard, ...]
     failures: pa.Table
     dropped: int
-    known: KnownShards
+    known: ExistingShards
     stored: bool
 
     def clips_of(self, shard: PlannedShard) -> tuple[PlannedClip, ...]:
         """The clips of one shard."""
-        return tuple(PlannedClip(**row) for row in self.clips.slice(shard.first, shard.count).to_pylist())
+        return tuple(
+            PlannedClip(**row) for row in self.clips.slice(shard.first, shard.count).to_pylist()
+        )
 
 
 def make_plan(
-    settings: BuildSettings, catalog: Catalog, retry_failed: bool = False, stored: bool = False, damaged: Collection[str] = ()
+    settings: BuildSettings,
+    catalog: Catalog,
+    retry_failed: bool = False,
+    stored: bool = False,
+    damaged: Collection[str] = (),
 ) -> Plan:
     """Compares what should be with what is. Reads manifests only, no shard and no source.
 
@@ -109,21 +115,40 @@ def make_plan(
 
     Raises PretrackError if two videos have one name.
     """
-    known = known_shards(settings.out, damaged)
+    known = read_existing_shards(settings.out, damaged)
     names = video_names(catalog.videos)
     assigned = assign_clips(settings, catalog.videos, names, known)
-    frames_settings, tracks_settings = canonical_json(settings.frames.of_content()), canonical_json(settings.tracks.of_content())
+    frames_settings, tracks_settings = (
+        canonical_json(settings.frames.of_content()),
+        canonical_json(settings.tracks.of_content()),
+    )
     digests = frames_fingerprints(assigned, catalog.videos["identity"], frames_settings)
-    before = defaultdict[str, list[KnownShard]](list)
+    before = defaultdict[str, list[ExistingShard]](list)
     for shard in known.shards:
         before[shard.row.group].append(shard)
     bounds = assigned.firsts.tolist()
     shards = []
-    for group, first, end, digest in zip(assigned.groups, bounds[:-1], bounds[1:], digests, strict=True):
+    for group, first, end, digest in zip(
+        assigned.groups, bounds[:-1], bounds[1:], digests, strict=True
+    ):
         source, split, _ = group.rsplit("-", 2)
         tracks = fingerprint_lines([digest, tracks_settings])
         wanted = PlannedShard(
-            "", group, source, split, "build", "", first, end - first, digest, tracks, frames_settings, tracks_settings, "", "", 1
+            "",
+            group,
+            source,
+            split,
+            "build",
+            "",
+            first,
+            end - first,
+            digest,
+            tracks,
+            frames_settings,
+            tracks_settings,
+            "",
+            "",
+            1,
         )
         current = next((shard for shard in before[group] if shard.current), None)
         if damaged and current and current.row.shard not in damaged:
@@ -137,41 +162,67 @@ def make_plan(
     return Plan(catalog, assigned.clips, tuple(shards), failures, len(dropped), known, stored)
 
 
-def _decide(wanted: PlannedShard, before: list[KnownShard], retry_failed: bool, stored: bool) -> PlannedShard:
+def _decide(
+    wanted: PlannedShard, before: list[ExistingShard], retry_failed: bool, stored: bool
+) -> PlannedShard:
     """What to do for a shard, by the known shards of its group. Its reason stays empty where its content is to change."""
     same = [known for known in before if known.row.tracks_fingerprint == wanted.tracks_fingerprint]
-    whole = sorted((known for known in same if known.whole), key=lambda known: (known.passing, known.failures))
+    whole = sorted(
+        (known for known in same if known.whole), key=lambda known: (known.passing, known.failures)
+    )
     if whole:
         return _tried_again(wanted, whole, retry_failed, stored)
     gone = "the shard is gone or damaged" if same else ""
     wanted = replace(wanted, tries=max((known.row.tries for known in same), default=1))
-    with_frames = [known for known in before if known.row.frames_fingerprint == wanted.frames_fingerprint and known.whole]
+    with_frames = [
+        known
+        for known in before
+        if known.row.frames_fingerprint == wanted.frames_fingerprint and known.whole
+    ]
     for known in with_frames:
         settled = stored or not known.passing or known.row.tries >= _TRIES
         if known.holds_all_frames and settled and not (retry_failed and known.failures):
-            reason = gone or settings_changed("tracks", known.row.tracks_settings, wanted.tracks_settings)
-            return replace(wanted, action="retrack", reason=reason, previous=known.row.shard, tries=known.row.tries)
+            reason = gone or settings_changed(
+                "tracks", known.row.tracks_settings, wanted.tracks_settings
+            )
+            return replace(
+                wanted,
+                action="retrack",
+                reason=reason,
+                previous=known.row.shard,
+                tries=known.row.tries,
+            )
     if with_frames:
-        changed = gone or settings_changed("tracks", with_frames[0].row.tracks_settings, wanted.tracks_settings)
-        left_out = f"{counted(with_frames[0].failures, 'failure')} tried again"
+        changed = gone or settings_changed(
+            "tracks", with_frames[0].row.tracks_settings, wanted.tracks_settings
+        )
+        left_out = f"{pluralise(with_frames[0].failures, 'failure')} tried again"
         return replace(wanted, reason=f"{changed}, {left_out}", reuse=with_frames[0].row.shard)
     return replace(wanted, reason=gone, reuse=same[0].row.shard if same else "")
 
 
-def _tried_again(wanted: PlannedShard, whole: list[KnownShard], retry_failed: bool, stored: bool) -> PlannedShard:
+def _tried_again(
+    wanted: PlannedShard, whole: list[ExistingShard], retry_failed: bool, stored: bool
+) -> PlannedShard:
     """A shard that is there, best first, perhaps several times: kept, or built again for what failed."""
     best, tries = whole[0], max(known.row.tries for known in whole)
     again = replace(wanted, tries=tries + 1, reuse=best.row.shard)
     if retry_failed and best.failures:
-        return replace(again, reason=f"{counted(best.failures, 'failure')} tried again")
+        return replace(again, reason=f"{pluralise(best.failures, 'failure')} tried again")
     if best.passing and tries < _TRIES and not stored:
-        return replace(again, reason=f"{counted(best.passing, 'failure')} may pass")
-    stayed = f"{counted(best.passing, 'failure')} stayed in {tries} tries" if best.passing and tries >= _TRIES else UNCHANGED
+        return replace(again, reason=f"{pluralise(best.passing, 'failure')} may pass")
+    stayed = (
+        f"{pluralise(best.passing, 'failure')} stayed in {tries} tries"
+        if best.passing and tries >= _TRIES
+        else UNCHANGED
+    )
     return _kept(wanted, best, stayed)
 
 
-def _kept(wanted: PlannedShard, known: KnownShard, reason: str) -> PlannedShard:
-    return replace(wanted, shard=known.row.shard, action="keep", reason=reason, tries=known.row.tries)
+def _kept(wanted: PlannedShard, known: ExistingShard, reason: str) -> PlannedShard:
+    return replace(
+        wanted, shard=known.row.shard, action="keep", reason=reason, tries=known.row.tries
+    )
 
 
 def _with_reasons(
@@ -179,13 +230,13 @@ def _with_reasons(
     clips: pa.Table,
     videos: pa.Table,
     names: pa.Array,
-    known: KnownShards,
-    before: dict[str, list[KnownShard]],
+    known: ExistingShards,
+    before: dict[str, list[ExistingShard]],
 ) -> list[PlannedShard]:
     """Says of each shard that has no reason yet which settings or videos changed."""
     of_source = {shard.row.source: shard for shard in reversed(known.shards) if shard.current}
     reasons: dict[int, str] = {}
-    changed: dict[int, Replanned] = {}
+    changed: dict[int, ChangedShard] = {}
     for number, shard in enumerate(shards):
         if shard.reason:
             continue
@@ -195,23 +246,32 @@ def _with_reasons(
             reasons[number] = _NEW
             continue
         frames = settings_changed("frames", other.row.frames_settings, shard.frames_settings)
-        tracks = settings_changed("tracks", other.row.tracks_settings, shard.tracks_settings) if own else ""
+        tracks = (
+            settings_changed("tracks", other.row.tracks_settings, shard.tracks_settings)
+            if own
+            else ""
+        )
         reasons[number] = ", ".join(filter(None, [frames, tracks]))
         if not frames:
             rows = np.unique(clips["video"].slice(shard.first, shard.count).to_numpy())
-            changed[number] = Replanned(shard.split, frozenset(rows.tolist()), own)
+            changed[number] = ChangedShard(shard.split, frozenset(rows.tolist()), own)
     if changed:
         words = videos_changed(videos, names, known, list(changed.values()))
         for (number, replanned), what in zip(changed.items(), words, strict=True):
             why = what or ("source files changed" if replanned.known else _NEW)
             reasons[number] = ", ".join(filter(None, [why, reasons[number]]))
-    return [replace(shard, reason=reasons.get(number, shard.reason)) for number, shard in enumerate(shards)]
+    return [
+        replace(shard, reason=reasons.get(number, shard.reason))
+        for number, shard in enumerate(shards)
+    ]
 
 
 def _too_short(videos: pa.Table, clips: pa.Table, settings: FrameSettings) -> list[Failure]:
     """The videos that are too short for any clip."""
     without = np.flatnonzero(np.bincount(clips["video"].to_numpy(), minlength=videos.num_rows) == 0)
-    rows = videos.select(["source", "video_id", "frames", "cuts"]).take(pa.array(without)).to_pylist()
+    rows = (
+        videos.select(["source", "video_id", "frames", "cuts"]).take(pa.array(without)).to_pylist()
+    )
     return [_failure(row, settings) for row in rows]
 
 
@@ -219,5 +279,5 @@ def _failure(video: dict[str, Any], settings: FrameSettings) -> Failure:
     cuts = len(video["cuts"] or ())
     shots = f" in {cuts + 1} shots" if cuts else ""
     need = f"a clip needs {settings.min_frames} frames, {settings.stride} apart, of one shot"
-    detail = f"{counted(video['frames'], 'frame')}{shots}: {need} (frames.min_frames)"
+    detail = f"{pluralise(video['frames'], 'frame')}{shots}: {need} (frames.min_frames)"
     return Failure(video["source"], video["video_id"], "", "catalog", TOO_SHORT, detail)

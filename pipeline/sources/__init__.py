@@ -10,4 +10,6 @@ from pipeline.sources.synthetic import Synthetic
 from pipeline.sources.video_folder import VideoFolder
 from pipeline.sources.youtube_vos import YoutubeVos
 
-Source = Annotated[Co3d | Dl3dv | YoutubeVos | VideoFolder | Synthetic, Field(discriminator="dataset")]
+Source = Annotated[
+    Co3d | Dl3dv | YoutubeVos | VideoFolder | Synthetic, Field(discriminator="dataset")
+]

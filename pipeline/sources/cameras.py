@@ -11,7 +11,9 @@ from pipeline.sources.video import Failure
 from shards.clip import Camera
 
 
-def opencv_camera(fx: float, fy: float, cx: float, cy: float, world_to_camera: NDArray[np.float64]) -> Camera | None:
+def opencv_camera(
+    fx: float, fy: float, cx: float, cy: float, world_to_camera: NDArray[np.float64]
+) -> Camera | None:
     """A camera from intrinsics in pixels (pixel centres at integers) and a 3x4 matrix [R | t] in OpenCV axes.
 
     None if a number is not finite, a focal length is not positive, or R is no rotation.
@@ -22,7 +24,9 @@ def opencv_camera(fx: float, fy: float, cx: float, cy: float, world_to_camera: N
         return None
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         return None
-    return Camera(float(fx), float(fy), float(cx), float(cy), tuple(world_to_camera.ravel().tolist()))
+    return Camera(
+        float(fx), float(fy), float(cx), float(cy), tuple(world_to_camera.ravel().tolist())
+    )
 
 
 def with_poses(
@@ -37,4 +41,6 @@ def with_poses(
         return tuple(cameras), []
     reason = "poses missing" if missing == len(cameras) else "poses missing for some frames"
     detail = f"{missing} of {len(cameras)} frames go on without a pose: {why}"
-    return (None if missing == len(cameras) else tuple(cameras)), [Failure(source, video_id, "", "catalog", reason, detail)]
+    return (None if missing == len(cameras) else tuple(cameras)), [
+        Failure(source, video_id, "", "catalog", reason, detail)
+    ]

@@ -64,7 +64,9 @@ class _Category:
 
     def add(self, sequence: str, file: ListedFile) -> None:
         """Adds an image. What is unpacked counts before what is in a zip, and an earlier zip before a later one."""
-        self.images.setdefault(sequence, {}).setdefault(f"{self.name}/{sequence}/images/{file.base}", file)
+        self.images.setdefault(sequence, {}).setdefault(
+            f"{self.name}/{sequence}/images/{file.base}", file
+        )
 
 
 class Co3d(Settings):
@@ -98,7 +100,11 @@ class Co3d(Settings):
                 found = True
                 yield from self._find_in(category)
             elif category.annotations:
-                yield self._failure("", "missing sequences", f"the category {name} has annotations but no images here")
+                yield self._failure(
+                    "",
+                    "missing sequences",
+                    f"the category {name} has annotations but no images here",
+                )
         if not found:
             raise PretrackError(
                 f"{self.root} holds no CO3D sequences: expected CATEGORY/SEQUENCE/images/frame000001.jpg, "
@@ -113,9 +119,13 @@ class Co3d(Settings):
             name = path.relative_to(self.root).as_posix()
             try:
                 with zipfile.ZipFile(path) as archive:
-                    zips[name] = {place[0] for member in archive.namelist() if (place := _place(name, member))}
+                    zips[name] = {
+                        place[0] for member in archive.namelist() if (place := _place(name, member))
+                    }
             except (OSError, zipfile.BadZipFile) as error:
-                detail = f"{path} cannot be read ({error}): download it again, or finish the download"
+                detail = (
+                    f"{path} cannot be read ({error}): download it again, or finish the download"
+                )
                 failures.append(self._failure(name, "unreadable zip", detail))
         return zips, failures
 
@@ -125,7 +135,9 @@ class Co3d(Settings):
         if self.categories is None:
             return sorted(there)
         if missing := sorted(set(self.categories) - there):
-            raise PretrackError(f"{self.root} holds no category '{missing[0]}': correct 'categories', or unpack or download it")
+            raise PretrackError(
+                f"{self.root} holds no category '{missing[0]}': correct 'categories', or unpack or download it"
+            )
         return sorted(set(self.categories))
 
     def _list(self, name: str, zips: Mapping[str, set[str]]) -> _Category:
@@ -149,28 +161,40 @@ class Co3d(Settings):
                     if place[1]:
                         category.add(place[1], ListedFile(location, member.file_size, member.CRC))
                     else:
-                        category.annotations.setdefault(member.filename.rsplit("/", 1)[-1], location)
+                        category.annotations.setdefault(
+                            member.filename.rsplit("/", 1)[-1], location
+                        )
         return category
 
     def _find_in(self, category: _Category) -> Iterator[Video | Failure]:
         """The videos of a category."""
         annotated, why = self._read(category, FRAMES_FILE, _frames)
-        scores, no_scores = self._read(category, SEQUENCES_FILE, _scores) if self.min_viewpoint_quality is not None else ({}, "")
+        scores, no_scores = (
+            self._read(category, SEQUENCES_FILE, _scores)
+            if self.min_viewpoint_quality is not None
+            else ({}, "")
+        )
         if missing := sorted(annotated.keys() - category.images.keys()):
             detail = f"{len(missing)} of {len(annotated)} sequences of {category.name} that {FRAMES_FILE} names have no images here"
             yield self._failure("", "missing sequences", f"{detail} (first: {missing[0]})")
         for sequence in sorted(category.images):
             score = scores.get(sequence, math.nan)
             if self.min_viewpoint_quality is not None and not score >= self.min_viewpoint_quality:
-                shown = f"{score:g}" if sequence in scores else f"not known ({no_scores or 'it has none'})"
-                detail = (
-                    f"its viewpoint_quality_score is {shown}, and min_viewpoint_quality asks for {self.min_viewpoint_quality:g}"
+                shown = (
+                    f"{score:g}"
+                    if sequence in scores
+                    else f"not known ({no_scores or 'it has none'})"
                 )
+                detail = f"its viewpoint_quality_score is {shown}, and min_viewpoint_quality asks for {self.min_viewpoint_quality:g}"
                 yield self._failure(f"{category.name}/{sequence}", "low viewpoint quality", detail)
             elif sequence in annotated:
                 yield from self._annotated(category, sequence, annotated[sequence])
             else:
-                yield from self._listed(category, sequence, why or f"{category.name}/{FRAMES_FILE} does not name the sequence")
+                yield from self._listed(
+                    category,
+                    sequence,
+                    why or f"{category.name}/{FRAMES_FILE} does not name the sequence",
+                )
 
     def _read(self, category: _Category, file: str, parse: Any) -> tuple[Any, str]:
         """An annotation file as `parse` gives it, and ""; or an empty mapping and why there is none."""
@@ -183,7 +207,9 @@ class Co3d(Settings):
         except (*_DAMAGED, KeyError, TypeError, AttributeError) as error:
             return {}, f"{location} cannot be read ({type(error).__name__}: {error})"
 
-    def _annotated(self, category: _Category, sequence: str, frames: list[_Frame]) -> Iterator[Video | Failure]:
+    def _annotated(
+        self, category: _Category, sequence: str, frames: list[_Frame]
+    ) -> Iterator[Video | Failure]:
         """A sequence as its annotations list it, and what of it is not on disk or not annotated."""
         video_id, images = f"{category.name}/{sequence}", category.images[sequence]
         by_path: dict[str, _Frame] = {}
@@ -201,9 +227,15 @@ class Co3d(Settings):
             yield self._failure(video_id, "images without annotation", detail)
         if not used:
             return
-        cameras, why = [frame.camera for frame in used], f"{FRAMES_FILE} gives no usable viewpoint for them"
+        cameras, why = (
+            [frame.camera for frame in used],
+            f"{FRAMES_FILE} gives no usable viewpoint for them",
+        )
         if any(frame.exploded for frame in used):
-            cameras, why = [None] * len(used), f"translations of more than {_EXPLODED:g} say that its reconstruction failed"
+            cameras, why = (
+                [None] * len(used),
+                f"translations of more than {_EXPLODED:g} say that its reconstruction failed",
+            )
         known, failures = with_poses(self.name, video_id, cameras, why)
         yield from failures
         timestamps = _increasing([frame.timestamp for frame in used])
@@ -211,14 +243,28 @@ class Co3d(Settings):
             detail = f"the times of its frames in {FRAMES_FILE} are absent or do not increase: it goes on without"
             yield self._failure(video_id, "timestamps missing", detail)
         numbers = tuple(frame.number for frame in used)
-        yield self._video(video_id, sequence, [images[frame.path] for frame in used], numbers, timestamps, known)
+        yield self._video(
+            video_id, sequence, [images[frame.path] for frame in used], numbers, timestamps, known
+        )
 
     def _listed(self, category: _Category, sequence: str, why: str) -> Iterator[Video | Failure]:
         """A sequence as its files list it."""
-        video_id, frames = f"{category.name}/{sequence}", numbered(category.images[sequence].values())
-        _, failures = with_poses(self.name, video_id, [None] * len(frames), f"{why}; their times are not known either")
+        video_id, frames = (
+            f"{category.name}/{sequence}",
+            numbered(category.images[sequence].values()),
+        )
+        _, failures = with_poses(
+            self.name, video_id, [None] * len(frames), f"{why}; their times are not known either"
+        )
         yield from failures
-        yield self._video(video_id, sequence, [file for _, file in frames], tuple(number for number, _ in frames), None, None)
+        yield self._video(
+            video_id,
+            sequence,
+            [file for _, file in frames],
+            tuple(number for number, _ in frames),
+            None,
+            None,
+        )
 
     def _video(
         self,
@@ -255,17 +301,31 @@ def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> C
     *borders*; a unit is half a side ("ndc_norm_image_bounds": in x and y each its own, "ndc_isotropic": the shorter).
     Raises ValueError for another intrinsics_format.
     """
-    unit = {"ndc_norm_image_bounds": (width / 2, height / 2), "ndc_isotropic": (min(width, height) / 2,) * 2}
-    form = viewpoint.get("intrinsics_format", "ndc_norm_image_bounds").lower()  # v1 has no such key, and means this
+    unit = {
+        "ndc_norm_image_bounds": (width / 2, height / 2),
+        "ndc_isotropic": (min(width, height) / 2,) * 2,
+    }
+    form = viewpoint.get(
+        "intrinsics_format", "ndc_norm_image_bounds"
+    ).lower()  # v1 has no such key, and means this
     if form not in unit:
         raise ValueError(f"unknown intrinsics_format '{form}'")
-    (ux, uy), (fx, fy), (px, py) = unit[form], viewpoint["focal_length"], viewpoint["principal_point"]
-    rotation, translation = np.asarray(viewpoint["R"], np.float64), np.asarray(viewpoint["T"], np.float64)
+    (ux, uy), (fx, fy), (px, py) = (
+        unit[form],
+        viewpoint["focal_length"],
+        viewpoint["principal_point"],
+    )
+    rotation, translation = (
+        np.asarray(viewpoint["R"], np.float64),
+        np.asarray(viewpoint["T"], np.float64),
+    )
     if rotation.shape != (3, 3) or translation.shape != (3,):
         return None
     flip = np.array([[-1.0], [-1.0], [1.0]])  # x left, y up → x right, y down
     world_to_camera = flip * np.column_stack([rotation.T, translation])
-    return opencv_camera(fx * ux, fy * uy, width / 2 - px * ux - 0.5, height / 2 - py * uy - 0.5, world_to_camera)
+    return opencv_camera(
+        fx * ux, fy * uy, width / 2 - px * ux - 0.5, height / 2 - py * uy - 0.5, world_to_camera
+    )
 
 
 def _place(archive: str, member: str) -> tuple[str, str] | None:
@@ -302,9 +362,15 @@ def _frames(rows: Iterator[Any]) -> dict[str, list[_Frame]]:
     sequences: dict[str, list[_Frame]] = {}
     for row in rows:
         image, viewpoint = row["image"], row.get("viewpoint")
-        camera = viewpoint_camera(viewpoint, image["size"][1], image["size"][0]) if viewpoint and image.get("size") else None
+        camera = (
+            viewpoint_camera(viewpoint, image["size"][1], image["size"][0])
+            if viewpoint and image.get("size")
+            else None
+        )
         exploded = bool(viewpoint) and sum(map(abs, viewpoint["T"])) > _EXPLODED
-        frame = _Frame(int(row["frame_number"]), image["path"], row.get("frame_timestamp"), camera, exploded)
+        frame = _Frame(
+            int(row["frame_number"]), image["path"], row.get("frame_timestamp"), camera, exploded
+        )
         sequences.setdefault(row["sequence_name"], []).append(frame)
     return sequences
 

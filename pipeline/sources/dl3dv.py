@@ -80,13 +80,19 @@ class Dl3dv(Settings):
                 f"images) and transforms.json, or with video.mp4{unpack}"
             )
         for name in packed:
-            yield self._failure(name, "not unpacked", f"{name}.zip is not unpacked: unzip it in its batch folder")
+            yield self._failure(
+                name, "not unpacked", f"{name}.zip is not unpacked: unzip it in its batch folder"
+            )
         problems = self._problems()
         for scene in scenes:
             if scene.hash in self.exclude:
                 continue
             if scene.hash in problems:
-                yield self._failure(scene.video_id, "flagged as a problem", "DL3DV-valid.csv puts this scene under 'problem'")
+                yield self._failure(
+                    scene.video_id,
+                    "flagged as a problem",
+                    "DL3DV-valid.csv puts this scene under 'problem'",
+                )
             elif "video.mp4" in scene.names and not scene.names.intersection(_SMALLEST_FIRST):
                 yield self._video_file(scene)
             else:
@@ -95,9 +101,15 @@ class Dl3dv(Settings):
     def _scenes(self, folder: str = "", depth: int = 2) -> Iterator[_Scene]:
         """The scenes in a folder and in those `depth` levels below it."""
         for inner in folders_in(self.root, folder):
-            path = joined(inner, "nerfstudio") if (self.root / inner / "nerfstudio").is_dir() else inner
+            path = (
+                joined(inner, "nerfstudio")
+                if (self.root / inner / "nerfstudio").is_dir()
+                else inner
+            )
             names = frozenset(entry.name for entry in (self.root / path).iterdir())
-            if names.intersection(("transforms.json", "video.mp4", *_SMALLEST_FIRST)) or _is_hash(Path(inner).name):
+            if names.intersection(("transforms.json", "video.mp4", *_SMALLEST_FIRST)) or _is_hash(
+                Path(inner).name
+            ):
                 yield _Scene(inner, path, names)
             elif depth > 1:
                 yield from self._scenes(inner, depth - 1)
@@ -115,8 +127,12 @@ class Dl3dv(Settings):
         with path.open(newline="") as file:
             rows = csv.DictReader(file)
             if not {"hash", "batch"} <= set(rows.fieldnames or ()):
-                raise PretrackError(f"{path} lacks the columns 'hash' and 'batch': replace it by DL3DV's own file, or remove it")
-            return {row["hash"] for row in rows if (row["batch"] or "").strip().lower() == "problem"}
+                raise PretrackError(
+                    f"{path} lacks the columns 'hash' and 'batch': replace it by DL3DV's own file, or remove it"
+                )
+            return {
+                row["hash"] for row in rows if (row["batch"] or "").strip().lower() == "problem"
+            }
 
     def _video_file(self, scene: _Scene) -> Video | Failure:
         """A scene of the video release."""
@@ -125,13 +141,23 @@ class Dl3dv(Settings):
         try:
             file = listed_file(self.root, joined(scene.folder, "video.mp4"))
         except OSError as error:
-            return self._failure(scene.video_id, "unreadable file", f"{scene.folder}/video.mp4 cannot be opened ({error.strerror})")
+            return self._failure(
+                scene.video_id,
+                "unreadable file",
+                f"{scene.folder}/video.mp4 cannot be opened ({error.strerror})",
+            )
         return self._video(scene, [file], file.name, (), None)
 
     def _images(self, scene: _Scene) -> Iterator[Video | Failure]:
         """A scene with images, and what it lacks."""
-        folder = self.images or next((name for name in _SMALLEST_FIRST if name in scene.names), None)
-        files = images_in(self.root, joined(scene.folder, folder)) if folder in scene.names and folder else []
+        folder = self.images or next(
+            (name for name in _SMALLEST_FIRST if name in scene.names), None
+        )
+        files = (
+            images_in(self.root, joined(scene.folder, folder))
+            if folder in scene.names and folder
+            else []
+        )
         if not files:
             yield self._no_images(scene)
             return
@@ -156,15 +182,30 @@ class Dl3dv(Settings):
                 Path(frame["file_path"]).stem: scaled_camera({**transforms, **frame}, width, height)
                 for frame in transforms["frames"]
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
             return (
                 none,
                 f"{scene.folder}/transforms.json does not fit the images or cannot be read ({type(error).__name__}: {error})",
             )
-        return [poses.get(file.stem) for file in files], f"{scene.folder}/transforms.json has no usable pose for them"
+        return [
+            poses.get(file.stem) for file in files
+        ], f"{scene.folder}/transforms.json has no usable pose for them"
 
     def _video(
-        self, scene: _Scene, files: list[ListedFile], file: str, numbers: tuple[int, ...], cameras: tuple[Camera | None, ...] | None
+        self,
+        scene: _Scene,
+        files: list[ListedFile],
+        file: str,
+        numbers: tuple[int, ...],
+        cameras: tuple[Camera | None, ...] | None,
     ) -> Video:
         return Video(
             source=self.name,
@@ -184,7 +225,11 @@ class Dl3dv(Settings):
     def _no_images(self, scene: _Scene) -> Failure:
         there = sorted(scene.names.intersection((*_SMALLEST_FIRST, "video.mp4")))
         hint = f"; there is {', '.join(there)} (see the option 'images')" if there else ""
-        return self._failure(scene.video_id, "no images", f"{scene.folder} holds no images in {self.images or 'images_8'}{hint}")
+        return self._failure(
+            scene.video_id,
+            "no images",
+            f"{scene.folder} holds no images in {self.images or 'images_8'}{hint}",
+        )
 
     def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
         return Failure(self.name, video_id, "", "catalog", reason, detail)
@@ -198,12 +243,20 @@ def scaled_camera(frame: dict[str, Any], width: int, height: int) -> Camera | No
     """
     sx, sy = width / frame["w"], height / frame["h"]
     if abs(sx / sy - 1) > 0.02:
-        raise ValueError(f"an image is {width}x{height} and its pose is for {frame['w']}x{frame['h']}")
+        raise ValueError(
+            f"an image is {width}x{height} and its pose is for {frame['w']}x{frame['h']}"
+        )
     matrix = np.asarray(frame["transform_matrix"], np.float64)
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
         return None
     world_to_camera = np.asarray(np.linalg.inv(matrix @ _OPENGL_TO_OPENCV)[:3], np.float64)
-    return opencv_camera(frame["fl_x"] * sx, frame["fl_y"] * sy, frame["cx"] * sx - 0.5, frame["cy"] * sy - 0.5, world_to_camera)
+    return opencv_camera(
+        frame["fl_x"] * sx,
+        frame["fl_y"] * sy,
+        frame["cx"] * sx - 0.5,
+        frame["cy"] * sy - 0.5,
+        world_to_camera,
+    )
 
 
 def _image_size(root: Path, files: list[ListedFile]) -> tuple[int, int]:

@@ -31,7 +31,9 @@ def items(text: TextIO) -> Iterator[Any]:
                 if ended:
                     raise
                 if len(rest) - position > LARGEST_ITEM:
-                    raise ValueError(f"an item of the list has more than {LARGEST_ITEM} characters") from None
+                    raise ValueError(
+                        f"an item of the list has more than {LARGEST_ITEM} characters"
+                    ) from None
                 break
             yield item
         more = text.read(max(_CHUNK, len(rest) - position))

@@ -51,7 +51,9 @@ def check_root(root: Path, dataset: str) -> None:
     """Raises PretrackError unless `root` is a folder."""
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise PretrackError(f"the {dataset} root {root} {what}: set 'root' to the folder that holds the dataset")
+        raise PretrackError(
+            f"the {dataset} root {root} {what}: set 'root' to the folder that holds the dataset"
+        )
 
 
 def listed(entry: os.DirEntry[str], folder: str) -> ListedFile:
@@ -74,7 +76,11 @@ def joined(folder: str, name: str) -> str:
 def folders_in(root: Path, folder: str = "") -> list[str]:
     """The relative paths of the folders directly in `folder`, sorted; hidden ones are left out."""
     with os.scandir(root / folder) as entries:
-        return sorted(joined(folder, entry.name) for entry in entries if is_folder(entry) and not entry.name.startswith("."))
+        return sorted(
+            joined(folder, entry.name)
+            for entry in entries
+            if is_folder(entry) and not entry.name.startswith(".")
+        )
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -105,7 +111,11 @@ def is_image(name: str) -> bool:
 def trailing_number(stem: str) -> int | None:
     """The number a name ends in ("frame000012" → 12), if it has one."""
     match = re.search(r"[0-9]+$", stem)
-    return int(match.group()) if match and len(match.group().lstrip("0")) <= _LARGEST_NUMBER_DIGITS else None
+    return (
+        int(match.group())
+        if match and len(match.group().lstrip("0")) <= _LARGEST_NUMBER_DIGITS
+        else None
+    )
 
 
 def numbered(files: Iterable[ListedFile]) -> list[tuple[int, ListedFile]]:
@@ -116,18 +126,29 @@ def numbered(files: Iterable[ListedFile]) -> list[tuple[int, ListedFile]]:
     distinct = {number for number in numbers if number is not None}
     if len(distinct) < len(ordered):
         return list(enumerate(ordered))
-    return sorted(((number, file) for number, file in zip(numbers, ordered, strict=True) if number is not None), key=lambda n: n[0])
+    return sorted(
+        (
+            (number, file)
+            for number, file in zip(numbers, ordered, strict=True)
+            if number is not None
+        ),
+        key=lambda n: n[0],
+    )
 
 
 def identity_of(files: Iterable[ListedFile]) -> str:
     """Digest of names, sizes and modification times (or CRCs), in the order given: 32 hex digits."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        digest.update(f"{file.name}\0{file.size}\0{file.stamp}\n".encode("utf-8", "surrogateescape"))
+        digest.update(
+            f"{file.name}\0{file.size}\0{file.stamp}\n".encode("utf-8", "surrogateescape")
+        )
     return digest.hexdigest()
 
 
 def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
     """A sort key that takes runs of digits as numbers; the name itself decides between "1" and "01"."""
     parts = [part for part in re.split(r"([0-9]+)", name) if part]
-    return [(False, int(part), "") if part[0] in "0123456789" else (True, 0, part) for part in parts], name
+    return [
+        (False, int(part), "") if part[0] in "0123456789" else (True, 0, part) for part in parts
+    ], name

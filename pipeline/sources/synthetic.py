@@ -18,7 +18,7 @@ from pipeline.sources.listing import Root, SourceName
 from pipeline.sources.synthetic_scene import FRAMES_A_SECOND, Scene, SceneId, make_scene, render
 from pipeline.sources.video import Failure, Video
 from shards.errors import PretrackError
-from shards.files import TEMPORARY, sync_folder, write_whole
+from shards.files import TEMPORARY, atomic_write, sync_folder
 
 TERMS = "Rendered from photographs in the public domain or CC0 that scikit-image ships: free to use and redistribute"
 
@@ -51,7 +51,9 @@ class Synthetic(Settings):
         """All videos in order, each rendered first if it is not there. Raises PretrackError without scikit-image's photographs or
         where a file is in the way."""
         if self.root.exists() and not self.root.is_dir():
-            raise PretrackError(f"the synthetic root {self.root} is not a folder: set 'root' to one for the rendered frames")
+            raise PretrackError(
+                f"the synthetic root {self.root} is not a folder: set 'root' to one for the rendered frames"
+            )
         for number in range(self.videos):
             yield self._video(SceneId(self.seed, number, self.frames, self.width, self.height))
 
@@ -84,7 +86,7 @@ def _write_frames(folder: Path, names: list[str], scene: Scene) -> None:
     try:
         for frame, name in enumerate(names):
             _, data = cv2.imencode(".png", cv2.cvtColor(render(scene, frame), cv2.COLOR_RGB2BGR))
-            write_whole(temporary / name, data.tobytes())
+            atomic_write(temporary / name, data.tobytes())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
     finally:

@@ -73,10 +73,14 @@ class SceneId:
         """Reads the text form. Raises PretrackError for any other text, and for scenes of another version."""
         match = re.fullmatch(r"v(\d+)-seed(\d+)-scene(\d+)-(\d+)f-(\d+)x(\d+)", text, re.ASCII)
         if not match:
-            raise PretrackError(f"'{text}' is not the id of a synthetic scene such as {cls(7, 3, 24, 320, 240)}")
+            raise PretrackError(
+                f"'{text}' is not the id of a synthetic scene such as {cls(7, 3, 24, 320, 240)}"
+            )
         version, *numbers = map(int, match.groups())
         if version != _VERSION:
-            raise PretrackError(f"the scene {text} has version {version}, and this version of pretrack makes version {_VERSION}")
+            raise PretrackError(
+                f"the scene {text} has version {version}, and this version of pretrack makes version {_VERSION}"
+            )
         return cls(*numbers)
 
 
@@ -108,9 +112,13 @@ class Scene:
         x and y are in pixels, centres at integers, and broadcast against each other: [N] and [N], or [1, W] and [H, 1].
         """
         found = []
-        for surface, inverse in zip(self.surfaces, np.linalg.inv(self.homographies[:, frame]), strict=True):
+        for surface, inverse in zip(
+            self.surfaces, np.linalg.inv(self.homographies[:, frame]), strict=True
+        ):
             u, v, near = (row[0] * x + row[1] * y + row[2] for row in inverse)
-            hit = (np.abs(u) <= near * (surface.width / 2)) & (np.abs(v) <= near * (surface.height / 2))
+            hit = (np.abs(u) <= near * (surface.width / 2)) & (
+                np.abs(v) <= near * (surface.height / 2)
+            )
             found.append(np.where(hit, near, -np.inf))
         return np.stack(found)
 
@@ -124,12 +132,16 @@ def make_scene(name: SceneId) -> Scene:
     count = int(rng.integers(*_SURFACES))
     surfaces = [_surface(photographs[0], _BACKDROP[0], tiled=True)]
     poses = [np.tile(_pose(np.zeros(3), np.array([0, 0, _BACKDROP[1]])), (name.frames, 1, 1))]
-    for photograph, depth in zip(photographs[1 : count + 1], np.linspace(*_DEPTHS, count), strict=True):
+    for photograph, depth in zip(
+        photographs[1 : count + 1], np.linspace(*_DEPTHS, count), strict=True
+    ):
         surfaces.append(_surface(photograph, rng.uniform(0.25, 0.4) * depth))
         centre = np.array([rng.uniform(-0.3, 0.3) * depth, rng.uniform(-0.2, 0.2) * depth, depth])
         places = centre + _swing(rng, times, np.array([0.25 * depth, 0.15 * depth, 0.5]))
         turns = _swing(rng, times, np.array([0.5, 0.5, 0.4]))
-        poses.append(np.stack([_pose(turn, place) for turn, place in zip(turns, places, strict=True)]))
+        poses.append(
+            np.stack([_pose(turn, place) for turn, place in zip(turns, places, strict=True)])
+        )
     homographies = np.stack([_homographies(surface_poses, cameras) for surface_poses in poses])
     return Scene(name, cameras, tuple(surfaces), homographies)
 
@@ -141,22 +153,42 @@ def render(scene: Scene, frame: int) -> NDArray[np.uint8]:
     """
     width, height = scene.id.width * _SAMPLES, scene.id.height * _SAMPLES
     offset = (1 - _SAMPLES) / (2 * _SAMPLES)  # of the first sample from the centre of its pixel
-    x, y = np.arange(width)[None] / _SAMPLES + offset, np.arange(height)[:, None] / _SAMPLES + offset
+    x, y = (
+        np.arange(width)[None] / _SAMPLES + offset,
+        np.arange(height)[:, None] / _SAMPLES + offset,
+    )
     nearest = scene.nearness(frame, x, y).argmax(axis=0)
-    to_samples = np.array([[_SAMPLES, 0, -_SAMPLES * offset], [0, _SAMPLES, -_SAMPLES * offset], [0, 0, 1]])
+    to_samples = np.array(
+        [[_SAMPLES, 0, -_SAMPLES * offset], [0, _SAMPLES, -_SAMPLES * offset], [0, 0, 1]]
+    )
     canvas = np.zeros((height, width, 3), np.uint8)
-    for number, (surface, homography) in enumerate(zip(scene.surfaces, scene.homographies[:, frame], strict=True)):
+    for number, (surface, homography) in enumerate(
+        zip(scene.surfaces, scene.homographies[:, frame], strict=True)
+    ):
         here = nearest == number
         if here.any():
             samples = _SAMPLES * scene.cameras[frame].fx * surface.width / homography[2, 2]
             picture = _texture(surface.photograph, surface.tiled, _halvings(surface, samples))
-            to_image = to_samples @ homography @ _from_texture(surface, picture.shape[1], picture.shape[0])
-            shown = cv2.warpPerspective(picture, to_image, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            to_image = (
+                to_samples @ homography @ _from_texture(surface, picture.shape[1], picture.shape[0])
+            )
+            shown = cv2.warpPerspective(
+                picture,
+                to_image,
+                (width, height),
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
             np.copyto(canvas, shown, where=here[..., None])
-    return np.asarray(cv2.resize(canvas, (scene.id.width, scene.id.height), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(
+        cv2.resize(canvas, (scene.id.width, scene.id.height), interpolation=cv2.INTER_AREA),
+        np.uint8,
+    )
 
 
-def true_tracks(scene: Scene, frame: int, queries: NDArray[np.floating]) -> tuple[Floats, NDArray[np.bool_]]:
+def true_tracks(
+    scene: Scene, frame: int, queries: NDArray[np.floating]
+) -> tuple[Floats, NDArray[np.bool_]]:
     """Where the points seen at `queries` [N, 2] in `frame` are in all frames [T, N, 2], and whether they are seen there [T, N].
 
     Positions are (x, y) in pixels, centres at integers, and may lie outside the frame. A point is seen if it lies in the frame and
@@ -172,13 +204,18 @@ def true_tracks(scene: Scene, frame: int, queries: NDArray[np.floating]) -> tupl
         image = np.einsum("nij,nj->ni", scene.homographies[owner, t], on_surface)
         positions[t] = image[:, :2] / image[:, 2:]
         nearest = scene.nearness(t, positions[t, :, 0], positions[t, :, 1]).max(axis=0)
-        seen[t] = inside(positions[t], scene.id.width, scene.id.height) & (nearest <= (1 + 1e-9) / image[:, 2])
+        seen[t] = inside(positions[t], scene.id.width, scene.id.height) & (
+            nearest <= (1 + 1e-9) / image[:, 2]
+        )
     return positions, seen
 
 
 def _cameras(rng: np.random.Generator, times: Floats, name: SceneId) -> tuple[Camera, ...]:
     """A camera that sways a little, with a focal length as long as the frame's longer side (53 degrees)."""
-    places, turns = _swing(rng, times, np.array([0.5, 0.3, 0.3])), _swing(rng, times, np.array([0.05, 0.08, 0.05]))
+    places, turns = (
+        _swing(rng, times, np.array([0.5, 0.3, 0.3])),
+        _swing(rng, times, np.array([0.05, 0.08, 0.05])),
+    )
     focal = float(max(name.width, name.height))
     centre = ((name.width - 1) / 2, (name.height - 1) / 2)
     return tuple(
@@ -224,7 +261,13 @@ def _homographies(poses: Floats, cameras: tuple[Camera, ...]) -> Floats:
 def _from_texture(surface: Surface, width: int, height: int) -> Floats:
     """Affine 3x3: a texture's pixels (centres at integers) → (u, v) on the surface."""
     across, down = surface.width / width, surface.height / height
-    return np.array([[across, 0, (across - surface.width) / 2], [0, down, (down - surface.height) / 2], [0, 0, 1]])
+    return np.array(
+        [
+            [across, 0, (across - surface.width) / 2],
+            [0, down, (down - surface.height) / 2],
+            [0, 0, 1],
+        ]
+    )
 
 
 def _halvings(surface: Surface, samples: float) -> int:
@@ -239,12 +282,18 @@ def _texture(photograph: str, tiled: bool, halvings: int) -> NDArray[np.uint8]:
     try:
         path = metadata.distribution("scikit-image").locate_file(f"skimage/data/{photograph}")
     except metadata.PackageNotFoundError as error:
-        raise PretrackError("synthetic scenes show photographs of scikit-image: pip install 'pretrack[synthetic]'") from error
+        raise PretrackError(
+            "synthetic scenes show photographs of scikit-image: pip install 'pretrack[synthetic]'"
+        ) from error
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if picture is None or (picture.shape[1], picture.shape[0]) != PHOTOGRAPHS[photograph]:
-        raise PretrackError(f"{path} is not the photograph that scikit-image ships: install scikit-image anew")
+        raise PretrackError(
+            f"{path} is not the photograph that scikit-image ships: install scikit-image anew"
+        )
     height, width = picture.shape[:2]
     if tiled:
         picture = cv2.copyMakeBorder(picture, 0, height, 0, width, cv2.BORDER_REFLECT)
     size = (max(1, picture.shape[1] >> halvings), max(1, picture.shape[0] >> halvings))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if halvings else picture, np.uint8)
+    return np.asarray(
+        cv2.resize(picture, size, interpolation=cv2.INTER_AREA) if halvings else picture, np.uint8
+    )

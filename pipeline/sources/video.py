@@ -7,7 +7,7 @@ from typing import Literal
 
 from shards.clip import Camera
 
-Stage = Literal["catalog", "scan", "decode", "track"]
+FailureStage = Literal["catalog", "scan", "decode", "track"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Failure:
     source: str
     video_id: str
     clip: str
-    stage: Stage
+    stage: FailureStage
     reason: str
     detail: str
     shard: str = ""

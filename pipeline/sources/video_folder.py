@@ -44,7 +44,9 @@ class VideoFolder(Settings):
     def find_videos(self) -> Iterator[Video | Failure]:
         """All videos, sorted by id, then what could not be listed. Raises PretrackError if there is no root or nothing in it."""
         check_root(self.root, "video_folder")
-        found = sorted(self._walk("", set()), key=lambda item: (isinstance(item, Failure), item.video_id))
+        found = sorted(
+            self._walk("", set()), key=lambda item: (isinstance(item, Failure), item.video_id)
+        )
         if not found:
             raise PretrackError(
                 f"{self.root} holds no videos: expected files with one of the suffixes {' '.join(VIDEO_SUFFIXES)}, "
@@ -60,9 +62,16 @@ class VideoFolder(Settings):
                 return
             seen.add((stat.st_dev, stat.st_ino))
             with os.scandir(self.root / folder) as scan:
-                entries = sorted((entry for entry in scan if not entry.name.startswith(".")), key=lambda entry: entry.name)
+                entries = sorted(
+                    (entry for entry in scan if not entry.name.startswith(".")),
+                    key=lambda entry: entry.name,
+                )
         except OSError as error:
-            yield self._failure(folder or ".", "unreadable folder", f"the folder cannot be listed ({error.strerror})")
+            yield self._failure(
+                folder or ".",
+                "unreadable folder",
+                f"the folder cannot be listed ({error.strerror})",
+            )
             return
         images = []
         for entry in entries:
@@ -73,7 +82,9 @@ class VideoFolder(Settings):
                 try:
                     file = listed(entry, folder)
                 except OSError as error:
-                    yield self._failure(name, "unreadable file", f"the file cannot be opened ({error.strerror})")
+                    yield self._failure(
+                        name, "unreadable file", f"the file cannot be opened ({error.strerror})"
+                    )
                     continue
                 if is_image(entry.name):
                     images.append(file)
@@ -81,9 +92,16 @@ class VideoFolder(Settings):
                     yield self._video(name, [file], name, ())
         if len(images) >= 2:
             frames = numbered(images)
-            yield self._video(folder or ".", [file for _, file in frames], "", tuple(number for number, _ in frames))
+            yield self._video(
+                folder or ".",
+                [file for _, file in frames],
+                "",
+                tuple(number for number, _ in frames),
+            )
 
-    def _video(self, video_id: str, files: list[ListedFile], file: str, numbers: tuple[int, ...]) -> Video:
+    def _video(
+        self, video_id: str, files: list[ListedFile], file: str, numbers: tuple[int, ...]
+    ) -> Video:
         return Video(
             source=self.name,
             dataset=self.dataset,
@@ -100,4 +118,6 @@ class VideoFolder(Settings):
         )
 
     def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
-        return Failure(self.name, video_id, "", "catalog", reason, f"{self.root}/{video_id}: {detail}")
+        return Failure(
+            self.name, video_id, "", "catalog", reason, f"{self.root}/{video_id}: {detail}"
+        )

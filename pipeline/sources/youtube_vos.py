@@ -54,7 +54,9 @@ class YoutubeVos(Settings):
         frames = joined(folder, "JPEGImages")
         videos = folders_in(self.root, frames)
         if not videos:
-            raise PretrackError(f"{self.root / frames} holds no videos: expected folders of numbered .jpg files")
+            raise PretrackError(
+                f"{self.root / frames} holds no videos: expected folders of numbered .jpg files"
+            )
         expected, failures = self._expected(folder)
         yield from failures
         missing = sorted(expected.keys() - {Path(video).name for video in videos})
@@ -69,7 +71,11 @@ class YoutubeVos(Settings):
         for folder in (self.split, f"{self.split}/{self.split}", ""):
             if (self.root / folder / "JPEGImages").is_dir():
                 return folder
-        splits = [folder for folder in folders_in(self.root) if (self.root / folder / "JPEGImages").is_dir()]
+        splits = [
+            folder
+            for folder in folders_in(self.root)
+            if (self.root / folder / "JPEGImages").is_dir()
+        ]
         there = f" (there is {', '.join(splits)}: set 'split' to one of them)" if splits else ""
         raise PretrackError(
             f"{self.root} holds no YouTube-VOS split '{self.split}': expected {self.split}/JPEGImages/ID/00000.jpg{there}"
@@ -83,7 +89,11 @@ class YoutubeVos(Settings):
         try:
             videos = json.loads(path.read_text())["videos"]
             return {
-                name: {int(frame) for entry in video.get("objects", {}).values() for frame in entry.get("frames", ())}
+                name: {
+                    int(frame)
+                    for entry in video.get("objects", {}).values()
+                    for frame in entry.get("frames", ())
+                }
                 for name, video in videos.items()
             }, []
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -108,7 +118,9 @@ class YoutubeVos(Settings):
             detail = f"{len(absent)} frames of {video_id} in meta.json are not on disk (first: {absent[0]:05d})"
             yield self._failure(video_id, "missing images", detail)
         if not frames:
-            yield self._failure(video_id, "no images", f"{self.root / folder} holds no numbered .jpg files")
+            yield self._failure(
+                video_id, "no images", f"{self.root / folder} holds no numbered .jpg files"
+            )
             return
         numbers = tuple(sorted(frames))
         files = [frames[number] for number in numbers]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipeline.cotracker3.weights import RANDOM, WINDOWS, load_model, weights_digest
-from pipeline.trackers.protocol import Tracker, TrackerSettings, kept_near
+from pipeline.trackers.protocol import Tracker, TrackerSettings, clamp_to_frame
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
 
@@ -25,7 +25,7 @@ _LEAST_MEMORY = 64 << 20
 """Bytes. With less, nothing but single frames, anchors and clips fits; that is what 0 stands for."""
 
 
-class CoTracker3(TrackerSettings):
+class CoTracker3Settings(TrackerSettings):
     """Settings of CoTracker3. Its official weights are CC BY-NC 4.0: not for commercial use."""
 
     tracker: Literal["cotracker3"]
@@ -48,15 +48,16 @@ class CoTracker3(TrackerSettings):
     """What the largest intermediate result may take on a GPU: more tracks more clips at once. Halved where memory runs out."""
     compile: bool = True
     """Have `torch.compile` make kernels, which every worker waits for at its first clips. Only for `precision: fast` on CUDA."""
-    backend: Literal["pretrack", "cotracker"] = "pretrack"
-    """`pretrack` is our implementation; `cotracker` the published package, if you have installed it, with `precision: exact` and
-    one clip, anchor and direction at a time."""
 
-    @model_validator(mode="after")
-    def _check_precision(self) -> CoTracker3:
-        if self.backend == "cotracker" and self.precision != "exact":
-            raise ValueError("the published package computes in float32: backend cotracker needs precision exact")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_earlier_backend(cls, values: Any) -> Any:
+        # Snapshots built by earlier versions store `backend: pretrack`; the published package was the other choice.
+        if isinstance(values, dict) and "backend" in values:
+            if values["backend"] != "pretrack":
+                raise ValueError("backend has only one value left, pretrack: leave it out")
+            return {name: value for name, value in values.items() if name != "backend"}
+        return values
 
     def of_content(self) -> dict[str, Any]:
         """The settings that decide what the tracks are; the weights by their digest, wherever they lie.
@@ -64,29 +65,33 @@ class CoTracker3(TrackerSettings):
         Where and how they are computed is left out: device, memory and compilation change roundings only.
         """
         computing = {"device", "memory_gb", "compile"}
-        return {**self.model_dump(mode="json", exclude={*computing, "weights"}), "weights": weights_digest(self.weights)}
+        content = self.model_dump(mode="json", exclude={*computing, "weights"})
+        # `backend` is no longer a setting, but part of the fingerprint of all tracks stored so far.
+        return {**content, "backend": "pretrack", "weights": weights_digest(self.weights)}
 
     def load(self) -> Tracker:
         """The tracker itself. Raises PretrackError if weights, mode and device do not go together, or a package is missing."""
-        if self.backend == "pretrack":
-            return CoTracker3Tracker(self)
-        from pipeline.trackers.published_cotracker import PublishedTracker
-
-        return PublishedTracker(self)
+        return CoTracker3Tracker(self)
 
 
 class CoTracker3Tracker:
     """Holds the network on its device."""
 
-    def __init__(self, settings: CoTracker3) -> None:
+    def __init__(self, settings: CoTracker3Settings) -> None:
         self._settings = settings
         self._device = find_device(settings)
-        self._compiled = settings.compile and settings.precision == "fast" and self._device == "cuda"
+        self._compiled = (
+            settings.compile and settings.precision == "fast" and self._device == "cuda"
+        )
         self._model = load_network(settings, self._device, self._compiled)
         self._memory = int(settings.memory_gb * (1 << 30)) if self._device == "cuda" else 0
 
     def track(
-        self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
+        self,
+        clips: Sequence[NDArray[np.uint8]],
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
     ) -> list[Tracks]:
         """See `Tracker.track`. Where a GPU runs out of memory, fewer are tracked at once from then on, and a warning says so.
 
@@ -118,11 +123,17 @@ class CoTracker3Tracker:
                 "worker more of the GPU (ray.tracker_gpus=1), or set tracks.mode=sliding and its weights"
             ) from error
         self._memory = self._memory // 2 if self._memory > _LEAST_MEMORY else 0
-        log.warning("out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=%.3g)", self._memory / (1 << 30))
+        log.warning(
+            "out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=%.3g)",
+            self._memory / (1 << 30),
+        )
 
     def _do_without_compilation(self, error: Exception) -> None:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        log.warning("torch.compile does not work here (%s): going on without, as with tracks.compile=false", reason)
+        log.warning(
+            "torch.compile does not work here (%s): going on without, as with tracks.compile=false",
+            reason,
+        )
         self._compiled = False
         self._model = load_network(self._settings, self._device)
 
@@ -130,7 +141,12 @@ class CoTracker3Tracker:
         """How many clips fit: their maps take 8 MB a frame in float32, and so do 256 points' neighbourhoods."""
         return int(self._memory / (len(clip) * 8e6 * max(1, points * anchors / 256)))
 
-    def _track(self, clips: Sequence[NDArray[np.uint8]], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+    def _track(
+        self,
+        clips: Sequence[NDArray[np.uint8]],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
+    ) -> list[Tracks]:
         import torch
 
         from pipeline.cotracker3.tracking import track
@@ -145,21 +161,28 @@ class CoTracker3Tracker:
             iterations=self._settings.iterations,
             memory=self._memory,
         )
-        return [as_tracks(tracked, clip, anchors, video.shape[-1], video.shape[-2]) for clip in range(len(clips))]
+        return [
+            as_tracks(tracked, clip, anchors, video.shape[-1], video.shape[-2])
+            for clip in range(len(clips))
+        ]
 
 
-def find_device(settings: CoTracker3) -> str:
+def find_device(settings: CoTracker3Settings) -> str:
     """`cuda` or `cpu`. Raises PretrackError if torch is missing, or a GPU that the settings want."""
     try:
         import torch
     except ImportError as error:
-        raise PretrackError("tracks.tracker cotracker3 needs torch: pip install 'pretrack[cotracker3]'") from error
+        raise PretrackError(
+            "tracks.tracker cotracker3 needs torch: pip install 'pretrack[cotracker3]'"
+        ) from error
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise PretrackError("tracks.device is cuda, and this worker sees no GPU: set ray.tracker_gpus=1, or tracks.device=auto")
+        raise PretrackError(
+            "tracks.device is cuda, and this worker sees no GPU: set ray.tracker_gpus=1, or tracks.device=auto"
+        )
     return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def load_network(settings: CoTracker3, device: str, compiled: bool = False) -> Network:
+def load_network(settings: CoTracker3Settings, device: str, compiled: bool = False) -> Network:
     """The network with its weights. Raises PretrackError if there are none, or they are not made for the settings' mode."""
     network = load_model(settings.weights, device, compiled)
     if network.window != WINDOWS[settings.mode]:
@@ -168,14 +191,19 @@ def load_network(settings: CoTracker3, device: str, compiled: bool = False) -> N
             f"the weights {settings.weights} are of the {kind} kind, and tracks.mode is {settings.mode}: change one"
         )
     if settings.weights in RANDOM:
-        log.warning("CoTracker3 has random weights: its tracks are meaningless, and only show that everything runs")
+        log.warning(
+            "CoTracker3 has random weights: its tracks are meaningless, and only show that everything runs"
+        )
     return network
 
 
-def as_tracks(tracked: Tracked, clip: int, anchors: Sequence[int], width: int, height: int) -> Tracks:
+def as_tracks(
+    tracked: Tracked, clip: int, anchors: Sequence[int], width: int, height: int
+) -> Tracks:
     """What was found in a clip (its index), as it is stored."""
-    positions = kept_near(tracked.positions[clip].cpu().numpy(), width, height)
+    positions = clamp_to_frame(tracked.positions[clip].cpu().numpy(), width, height)
     visibility, confidence = (
-        np.rint(value[clip].cpu().numpy() * 255).astype(np.uint8) for value in (tracked.visibility, tracked.confidence)
+        np.rint(value[clip].cpu().numpy() * 255).astype(np.uint8)
+        for value in (tracked.visibility, tracked.confidence)
     )
     return Tracks(np.asarray(anchors, np.int32), positions, visibility, confidence)

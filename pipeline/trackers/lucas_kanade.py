@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from pipeline.trackers.protocol import TrackerSettings, kept_near
+from pipeline.trackers.protocol import TrackerSettings, clamp_to_frame
 from shards.clip import ClipInfo, Tracks
 from shards.geometry import inside
 
@@ -28,7 +28,7 @@ Grey = NDArray[np.uint8]
 Points = NDArray[np.float32]
 
 
-class LucasKanade(TrackerSettings):
+class LucasKanadeSettings(TrackerSettings):
     """Settings of the Lucas-Kanade tracker."""
 
     tracker: Literal["lucas_kanade"] = "lucas_kanade"
@@ -52,16 +52,22 @@ class LucasKanade(TrackerSettings):
 class LucasKanadeTracker:
     """Follows points with `cv2.calcOpticalFlowPyrLK`. Holds nothing but its settings."""
 
-    def __init__(self, settings: LucasKanade) -> None:
+    def __init__(self, settings: LucasKanadeSettings) -> None:
         self._settings = settings
 
     def track(
-        self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
+        self,
+        clips: Sequence[NDArray[np.uint8]],
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
     ) -> list[Tracks]:
         """See `Tracker.track`."""
         return [self._track(frames, anchors, queries) for frames in clips]
 
-    def _track(self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
+    def _track(
+        self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]
+    ) -> Tracks:
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
         a, t, n = len(anchors), len(frames), len(queries)
         positions = np.empty((a, t, n, 2), np.float32)
@@ -71,22 +77,32 @@ class LucasKanadeTracker:
             positions[row, anchor] = queries
             for path in (range(anchor, t), range(anchor, -1, -1)):
                 for here, there in pairwise(path):
-                    points, p = self._step(greys[here], greys[there], positions[row, here], (width, height))
+                    points, p = self._step(
+                        greys[here], greys[there], positions[row, here], (width, height)
+                    )
                     positions[row, there] = points
                     visible[row, there] = np.minimum(visible[row, here], p)
                     sure[row, there] = sure[row, here] * p
         return Tracks(np.asarray(anchors, np.int32), positions, _as_bytes(visible), _as_bytes(sure))
 
-    def _step(self, here: Grey, there: Grey, start: Points, size: tuple[int, int]) -> tuple[Points, Points]:
+    def _step(
+        self, here: Grey, there: Grey, start: Points, size: tuple[int, int]
+    ) -> tuple[Points, Points]:
         """One frame on and back: where the points [N, 2] went, and how likely that is right [N]."""
         end, went, difference = self._flow(here, there, start)
         home, came, _ = self._flow(there, here, end)
         error = np.linalg.norm(home - start, axis=-1)
-        p = 1.0 / (1.0 + (error / self._settings.error_px) ** 2 + (difference / self._settings.difference) ** 4)
+        p = 1.0 / (
+            1.0
+            + (error / self._settings.error_px) ** 2
+            + (difference / self._settings.difference) ** 4
+        )
         p[~(went & came & inside(end, *size))] = 0.0
-        return kept_near(end, *size), p.astype(np.float32)
+        return clamp_to_frame(end, *size), p.astype(np.float32)
 
-    def _flow(self, here: Grey, there: Grey, start: Points) -> tuple[Points, NDArray[np.bool_], Points]:
+    def _flow(
+        self, here: Grey, there: Grey, start: Points
+    ) -> tuple[Points, NDArray[np.bool_], Points]:
         """Where points [N, 2] went, whether they were found [N], and the mean grey difference of their windows [N]."""
         window = (self._settings.window, self._settings.window)
         stop = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 30, 0.01)
@@ -101,7 +117,11 @@ class LucasKanadeTracker:
             criteria=stop,  # type: ignore[call-overload]
         )
         good = (found[:, 0] == 1) & np.isfinite(end[:, 0]).all(-1)
-        return np.where(good[:, None], end[:, 0], start), good, np.where(good, difference[:, 0], np.inf)
+        return (
+            np.where(good[:, None], end[:, 0], start),
+            good,
+            np.where(good, difference[:, 0], np.inf),
+        )
 
 
 def _as_bytes(probability: NDArray[np.float64]) -> NDArray[np.uint8]:

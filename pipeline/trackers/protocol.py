@@ -17,7 +17,11 @@ class Tracker(Protocol):
     """Follows points through a clip. Made once a worker, by its settings' `load()`, and then called for every clip."""
 
     def track(
-        self, clips: Sequence[NDArray[np.uint8]], infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]
+        self,
+        clips: Sequence[NDArray[np.uint8]],
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
     ) -> list[Tracks]:
         """Follows the same query points from each anchor frame through whole clips, forward and backward.
 
@@ -31,7 +35,7 @@ class Tracker(Protocol):
         ...
 
 
-def kept_near(positions: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+def clamp_to_frame(positions: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
     """Positions [..., 2] in pixels of a frame; those of lost points, which may fly off, moved to within a frame's size of it.
 
     There they are harmless to store: `pretrack verify` takes what is much farther away for damage.
@@ -56,5 +60,7 @@ class TrackerSettings(Settings):
     @classmethod
     def _check_anchors(cls, anchors: tuple[int, ...]) -> tuple[int, ...]:
         if not anchors or list(anchors) != sorted(set(anchors)) or anchors[0] < 0:
-            raise ValueError("should be one or more different frame indices in increasing order, such as [0, 8, 16]")
+            raise ValueError(
+                "should be one or more different frame indices in increasing order, such as [0, 8, 16]"
+            )
         return anchors

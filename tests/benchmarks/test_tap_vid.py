@@ -25,10 +25,15 @@ def test_queries() -> None:
     assert (tracks.tolist(), frames.tolist()) == ([2, 0, 2], [0, 5, 5])
 
 
-def counted(true: Any, shown: Any, predicted: Any, said: Any, starts: Any, mode: Mode) -> TapMetrics:
+def counted(
+    true: Any, shown: Any, predicted: Any, said: Any, starts: Any, mode: Mode
+) -> TapMetrics:
     """The metrics' definitions, counted frame by frame."""
     judged = [
-        (q, t) for q in range(len(starts)) for t in range(shown.shape[1]) if (t > starts[q] or (mode != "first" and t < starts[q]))
+        (q, t)
+        for q in range(len(starts))
+        for t in range(shown.shape[1])
+        if (t > starts[q] or (mode != "first" and t < starts[q]))
     ]
     right = sum(shown[c] == said[c] for c in judged)
     deltas, jaccards = [], []
@@ -50,7 +55,9 @@ def test_metrics_are_what_their_definitions_count(mode: Mode) -> None:
     shown, said = rng.random((2, 20, 9)) < 0.6
     starts = rng.integers(0, 8, 20)
     metrics = tap_metrics(true, shown, predicted, said, starts, mode)
-    assert astuple(metrics) == pytest.approx(astuple(counted(true, shown, predicted, said, starts, mode)))
+    assert astuple(metrics) == pytest.approx(
+        astuple(counted(true, shown, predicted, said, starts, mode))
+    )
     assert 0.05 < metrics.average_jaccard < metrics.delta_avg < 0.95
 
 
@@ -69,13 +76,25 @@ def test_metrics_by_hand() -> None:
 
 def test_nothing_to_judge_is_not_a_number_and_does_not_count() -> None:
     nothing = tap_metrics(
-        np.zeros((1, 3, 2)), np.ones((1, 3), bool), np.zeros((1, 3, 2)), np.ones((1, 3), bool), np.array([2]), "first"
+        np.zeros((1, 3, 2)),
+        np.ones((1, 3), bool),
+        np.zeros((1, 3, 2)),
+        np.ones((1, 3), bool),
+        np.array([2]),
+        "first",
     )
     assert np.isnan(astuple(nothing)).all()
     mean = mean_metrics([TapMetrics(0.2, 0.4, 0.6), nothing, TapMetrics(0.4, 0.6, 0.8)])
     assert astuple(mean) == pytest.approx((0.3, 0.5, 0.7))
     with pytest.raises(ValueError, match="disagree in shape"):
-        tap_metrics(np.zeros((1, 3, 2)), np.ones((1, 4), bool), np.zeros((1, 3, 2)), np.ones((1, 3), bool), np.array([0]), "first")
+        tap_metrics(
+            np.zeros((1, 3, 2)),
+            np.ones((1, 4), bool),
+            np.zeros((1, 3, 2)),
+            np.ones((1, 3), bool),
+            np.array([0]),
+            "first",
+        )
 
 
 def a_video(frames: int = 4, points: int = 3) -> dict[str, Any]:
@@ -102,7 +121,9 @@ def test_davis_is_read(tmp_path: Path, protocol: int) -> None:
 
 
 def test_old_names_of_arrays_are_known(tmp_path: Path) -> None:
-    data = pickle.dumps({"goat": a_video()}, 2).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    data = pickle.dumps({"goat": a_video()}, 2).replace(
+        b"numpy._core.multiarray", b"numpy.core.multiarray"
+    )
     (tmp_path / "davis.pkl").write_bytes(data)
     assert len(list(read_tap_davis(tmp_path / "davis.pkl"))) == 1
 
@@ -119,7 +140,10 @@ class Malicious:
 
 def test_a_pickle_that_wants_to_run_something_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "davis.pkl"
-    for value in (Malicious(tmp_path / "made"), {"goat": {**a_video(), "points": np.array([Malicious(tmp_path / "made")])}}):
+    for value in (
+        Malicious(tmp_path / "made"),
+        {"goat": {**a_video(), "points": np.array([Malicious(tmp_path / "made")])}},
+    ):
         path.write_bytes(pickle.dumps(value))
         with pytest.raises(PretrackError, match=r"asks for posix.mkdir, and only arrays are read"):
             list(read_tap_davis(path))

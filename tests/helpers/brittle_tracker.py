@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from pydantic import PrivateAttr
 
 from pipeline.config import BuildSettings
-from pipeline.trackers.lucas_kanade import LucasKanade, LucasKanadeTracker
+from pipeline.trackers.lucas_kanade import LucasKanadeSettings, LucasKanadeTracker
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
 
 Clips = Sequence[NDArray[np.uint8]]
 
 
-def with_tracker(settings: BuildSettings, kind: type[LucasKanade]) -> BuildSettings:
+def with_tracker(settings: BuildSettings, kind: type[LucasKanadeSettings]) -> BuildSettings:
     """The same build by another kind of Lucas-Kanade."""
     return settings.model_copy(update={"tracks": kind(**settings.tracks.model_dump())})
 
@@ -30,7 +30,7 @@ def all_red(frames: NDArray[np.uint8]) -> bool:
     return bool(frames[..., 0].min() > 200 and frames[..., 1:].max() < 60)
 
 
-class DiesOfRed(LucasKanade):
+class DiesOfRed(LucasKanadeSettings):
     """Its tracker dies of every clip that is all red."""
 
     def load(self) -> LucasKanadeTracker:
@@ -38,13 +38,19 @@ class DiesOfRed(LucasKanade):
 
 
 class _DiesOfRed(LucasKanadeTracker):
-    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+    def track(
+        self,
+        clips: Clips,
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
+    ) -> list[Tracks]:
         if any(map(all_red, clips)):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().track(clips, infos, anchors, queries)
 
 
-class FailsAfterRed(LucasKanade):
+class FailsAfterRed(LucasKanadeSettings):
     """Its tracker fails at every clip that is all red and at all after it, as CUDA does once a kernel has crashed."""
 
     def load(self) -> LucasKanadeTracker:
@@ -54,14 +60,20 @@ class FailsAfterRed(LucasKanade):
 class _FailsAfterRed(LucasKanadeTracker):
     _broken = False
 
-    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+    def track(
+        self,
+        clips: Clips,
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
+    ) -> list[Tracks]:
         self._broken = self._broken or any(map(all_red, clips))
         if self._broken:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         return super().track(clips, infos, anchors, queries)
 
 
-class DiesOnce(LucasKanade):
+class DiesOnce(LucasKanadeSettings):
     """The first of its trackers that has tracked a clip dies of the next: whoever makes the file `flag` first."""
 
     _flag: Path = PrivateAttr()
@@ -71,12 +83,18 @@ class DiesOnce(LucasKanade):
 
 
 class _DiesOnce(LucasKanadeTracker):
-    def __init__(self, settings: LucasKanade, flag: Path) -> None:
+    def __init__(self, settings: LucasKanadeSettings, flag: Path) -> None:
         super().__init__(settings)
         self._flag = flag
         self._calls = 0
 
-    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+    def track(
+        self,
+        clips: Clips,
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
+    ) -> list[Tracks]:
         self._calls += 1
         if self._calls == 2 and not self._flag.exists():
             self._flag.touch()
@@ -84,7 +102,7 @@ class _DiesOnce(LucasKanadeTracker):
         return super().track(clips, infos, anchors, queries)
 
 
-class Slow(LucasKanade):
+class Slow(LucasKanadeSettings):
     """Its tracker takes at least half a second for a clip."""
 
     def load(self) -> LucasKanadeTracker:
@@ -92,19 +110,25 @@ class Slow(LucasKanade):
 
 
 class _Slow(LucasKanadeTracker):
-    def track(self, clips: Clips, infos: Sequence[ClipInfo], anchors: Sequence[int], queries: NDArray[np.float32]) -> list[Tracks]:
+    def track(
+        self,
+        clips: Clips,
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
+    ) -> list[Tracks]:
         time.sleep(0.5 * len(clips))
         return super().track(clips, infos, anchors, queries)
 
 
-class WithoutWeights(LucasKanade):
+class WithoutWeights(LucasKanadeSettings):
     """Cannot be loaded."""
 
     def load(self) -> LucasKanadeTracker:
         raise PretrackError("there are no weights at /not/there")
 
 
-class DiesWhileLoading(LucasKanade):
+class DiesWhileLoading(LucasKanadeSettings):
     """Needs more memory than there is, say."""
 
     def load(self) -> LucasKanadeTracker:

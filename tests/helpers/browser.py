@@ -15,7 +15,11 @@ import pytest
 def chromium_browser() -> Iterator[Any]:
     """The system's Chromium, without a window; skips the test where there is none."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    path = (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
     if not path:
         pytest.skip("there is no chromium on this machine")
     with playwright.sync_playwright() as tools:
@@ -35,10 +39,14 @@ class Opened:
 
 def visit(browser: Any, address: str, **context: Any) -> Opened:
     """Opens a page in a context of its own, 1280x800 unless `context` says otherwise."""
-    opened = Opened(browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page())
+    opened = Opened(
+        browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **context}).new_page()
+    )
     opened.page.set_default_timeout(10_000)
     opened.page.on("request", lambda request: opened.requests.append(request.url))
-    opened.page.on("console", lambda said: opened.faults.append(said.text) if said.type == "error" else None)
+    opened.page.on(
+        "console", lambda said: opened.faults.append(said.text) if said.type == "error" else None
+    )
     opened.page.on("pageerror", lambda error: opened.faults.append(str(error)))
     opened.page.on("dialog", lambda dialog: opened.faults.append(f"dialog {dialog.message}"))
     opened.page.goto(address)

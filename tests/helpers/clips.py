@@ -22,7 +22,9 @@ def make_tracks(seed: int, anchors: tuple[int, ...], frames: int, points: int) -
     """Random walks, some of them leaving the frame; visibility and confidence of every value."""
     rng = np.random.default_rng(seed)
     shape = (len(anchors), frames, points)
-    walks = np.cumsum(rng.normal(0, 3, (*shape, 2)), axis=1) + rng.uniform(-20, 150, (len(anchors), 1, points, 2))
+    walks = np.cumsum(rng.normal(0, 3, (*shape, 2)), axis=1) + rng.uniform(
+        -20, 150, (len(anchors), 1, points, 2)
+    )
     return Tracks(
         np.asarray(anchors, np.int32),
         walks.astype(np.float32),
@@ -32,11 +34,18 @@ def make_tracks(seed: int, anchors: tuple[int, ...], frames: int, points: int) -
 
 
 def make_clip(
-    key: str = "made-a-00000000-000000", seed: int = 0, frames: int = 6, split: str = "train", points: int = 9
+    key: str = "made-a-00000000-000000",
+    seed: int = 0,
+    frames: int = 6,
+    split: str = "train",
+    points: int = 9,
 ) -> StoredClip:
     """A clip of smooth noise, 96x64, with two anchors and a camera in every second frame."""
     rng = np.random.default_rng(seed)
-    pictures = [cv2.GaussianBlur(rng.integers(0, 256, (64, 96, 3), np.uint8), (0, 0), 2) for _ in range(frames)]
+    pictures = [
+        cv2.GaussianBlur(rng.integers(0, 256, (64, 96, 3), np.uint8), (0, 0), 2)
+        for _ in range(frames)
+    ]
     camera = Camera(80.0, 81.0, 47.5, 31.5, tuple(float(v) for v in np.eye(4)[:3].ravel()))
     info = ClipInfo(
         key=key,
@@ -75,9 +84,13 @@ def grey_clip(
     """A clip of 96x64 whose points move by `step` pixels a frame; they are visible while they are inside."""
     info = replace(make_clip(key, 0, frames, split).info, video_id=video or key, source=source)
     shift = np.array([[t - a for t in range(frames)] for a in anchors], np.float32)
-    positions = grid_points(grid, WIDTH, HEIGHT) + shift[..., None, None] * np.array(step, np.float32)
+    positions = grid_points(grid, WIDTH, HEIGHT) + shift[..., None, None] * np.array(
+        step, np.float32
+    )
     visible = inside(positions, WIDTH, HEIGHT).astype(np.uint8) * 255
-    tracks = Tracks(np.array(anchors, np.int32), positions, visible, np.full_like(visible, confidence))
+    tracks = Tracks(
+        np.array(anchors, np.int32), positions, visible, np.full_like(visible, confidence)
+    )
     picture = jpeg.encode(np.full((HEIGHT, WIDTH, 3), GREY, np.uint8), 90)
     return StoredClip(info, tracks, (picture,) * frames)
 
@@ -85,5 +98,8 @@ def grey_clip(
 def write_clips(path: Location, clips: list[StoredClip]) -> tuple[dict[str, ClipMembers], int, str]:
     """Writes a shard; returns its members by key, its size and its checksum."""
     with open_shard(path) as writer:
-        members = {clip.info.key: writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs) for clip in clips}
+        members = {
+            clip.info.key: writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
+            for clip in clips
+        }
     return members, writer.size, writer.checksum

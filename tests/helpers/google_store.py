@@ -26,7 +26,9 @@ def google_store() -> Iterator[None]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-        def _answer(self, status: int, generation: int = 0, written: str = "", data: bytes = b"") -> None:
+        def _answer(
+            self, status: int, generation: int = 0, written: str = "", data: bytes = b""
+        ) -> None:
             self.send_response(status)
             if generation:
                 self.send_header("x-goog-generation", str(generation))
@@ -41,7 +43,9 @@ def google_store() -> Iterator[None]:
             data = self.rfile.read(int(self.headers["Content-Length"]))
             with turn:
                 generation = objects.get(self.path, _NOTHING)[0]
-                if self.headers.get("x-goog-if-generation-match", str(generation)) != str(generation):
+                if self.headers.get("x-goog-if-generation-match", str(generation)) != str(
+                    generation
+                ):
                     self._answer(412)
                     return
                 objects[self.path] = (generation + 1, data, formatdate(usegmt=True))
@@ -68,5 +72,14 @@ def google_store() -> Iterator[None]:
 
 def _leading_to(url: str) -> dict[str, str]:
     """Environment variables that lead to the store."""
-    key = {"gcs_base_url": url, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
-    return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key), "AWS_ENDPOINT_URL": url}  # the second allows http for all stores
+    key = {
+        "gcs_base_url": url,
+        "disable_oauth": True,
+        "client_email": "",
+        "private_key": "",
+        "private_key_id": "",
+    }
+    return {
+        "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key),
+        "AWS_ENDPOINT_URL": url,
+    }  # the second allows http for all stores

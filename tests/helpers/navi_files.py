@@ -26,7 +26,9 @@ def write_navi(root: Path, objects: tuple[str, ...] = ("ball", "orb"), joint: st
         write_collection(root / name / "wild_set", ANGLES, offset=0.02 * number)
         for scene in range(2):
             turned = [30 * i + 10 * scene for i in range(4)]
-            write_collection(root / name / f"multiview{joint}{scene:02d}-pixel_5", turned, offset=0.01)
+            write_collection(
+                root / name / f"multiview{joint}{scene:02d}-pixel_5", turned, offset=0.01
+            )
     return root
 
 
@@ -39,15 +41,24 @@ def write_collection(folder: Path, angles: list[int] | tuple[int, ...], offset: 
         quaternion = (math.cos(half), 0.0, math.sin(half), 0.0)
         centre = np.array([offset, -offset, DISTANCE + 0.02 * number])
         depth, places = render(quaternion, centre)
-        value = np.where(depth > 0, np.round(65535 * 10 / np.maximum(depth * 1000, 1)), 0).astype(np.uint16)
+        value = np.where(depth > 0, np.round(65535 * 10 / np.maximum(depth * 1000, 1)), 0).astype(
+            np.uint16
+        )
         colours = np.where((depth > 0)[..., None], places / RADIUS * 100 + 127, 90.0)
         picture = Image.fromarray(colours.clip(0, 255).astype(np.uint8))
         exif = Image.Exif()
-        if number == 1:  # stored as seen with the camera turned: orientation 6 says to turn it clockwise
+        if (
+            number == 1
+        ):  # stored as seen with the camera turned: orientation 6 says to turn it clockwise
             picture, exif[0x0112] = picture.transpose(Image.Transpose.ROTATE_90), 6
         picture.save(folder / "images" / f"{number:03d}.jpg", quality=98, subsampling=0, exif=exif)
         Image.fromarray(value).save(folder / "depth" / f"{number:03d}.png")
-        camera = {"q": quaternion, "t": (centre * 1000).tolist(), "focal_length": FOCAL, "camera_model": "pixel_5"}
+        camera = {
+            "q": quaternion,
+            "t": (centre * 1000).tolist(),
+            "focal_length": FOCAL,
+            "camera_model": "pixel_5",
+        }
         annotations.append(
             {
                 "object_id": folder.parent.name,
@@ -62,15 +73,22 @@ def write_collection(folder: Path, angles: list[int] | tuple[int, ...], offset: 
     (folder / "annotations.json").write_text(json.dumps(annotations))
 
 
-def render(quaternion: tuple[float, ...], centre: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def render(
+    quaternion: tuple[float, ...], centre: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Depth [H, W] in metres, 0 beside the ball, and the place on the ball [H, W, 3] in its own frame. Turns about y only."""
     x, y = np.arange(WIDTH) + 0.5 - WIDTH / 2, np.arange(HEIGHT) + 0.5 - HEIGHT / 2
-    rays = np.stack([*np.broadcast_arrays(x[None] / FOCAL, y[:, None] / FOCAL), np.ones((HEIGHT, WIDTH))], axis=-1)
+    rays = np.stack(
+        [*np.broadcast_arrays(x[None] / FOCAL, y[:, None] / FOCAL), np.ones((HEIGHT, WIDTH))],
+        axis=-1,
+    )
     a, b, c = (rays**2).sum(-1), -2 * rays @ centre, centre @ centre - RADIUS**2
     inside = b**2 - 4 * a * c
     depth = np.where(inside > 0, (-b - np.sqrt(np.maximum(inside, 0))) / (2 * a), 0.0)
     turn = 2 * math.atan2(quaternion[2], quaternion[0])
-    rotation = np.array([[math.cos(turn), 0, math.sin(turn)], [0, 1, 0], [-math.sin(turn), 0, math.cos(turn)]])
+    rotation = np.array(
+        [[math.cos(turn), 0, math.sin(turn)], [0, 1, 0], [-math.sin(turn), 0, math.cos(turn)]]
+    )
     return depth, (depth[..., None] * rays - centre) @ rotation  # of row vectors: by the inverse
 
 
@@ -85,4 +103,9 @@ def random_features(images: Tensor, patch: int) -> Tensor:
     """Features that say nothing, the same for the same image."""
     cells = -(-images.shape[-1] // patch)
     seeds = [int(image.long().sum()) for image in images]
-    return torch.stack([torch.randn(cells, cells, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack(
+        [
+            torch.randn(cells, cells, 16, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+    )

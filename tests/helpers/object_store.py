@@ -122,8 +122,20 @@ def faulty_proxy(upstream: int) -> Iterator[tuple[int, Behaviour]]:
             self.send_response(answer.status)
             for name, value in answer.getheaders():
                 if name.lower() == "last-modified":
-                    self.send_header(name, formatdate(parsedate_to_datetime(value).timestamp() + behaviour.clock_s, usegmt=True))
-                elif name.lower() not in ("transfer-encoding", "connection", "content-length", "date", "server"):
+                    self.send_header(
+                        name,
+                        formatdate(
+                            parsedate_to_datetime(value).timestamp() + behaviour.clock_s,
+                            usegmt=True,
+                        ),
+                    )
+                elif name.lower() not in (
+                    "transfer-encoding",
+                    "connection",
+                    "content-length",
+                    "date",
+                    "server",
+                ):
                     self.send_header(name, value)
             self.send_header("Content-Length", answer.getheader("Content-Length") or str(len(data)))
             self.end_headers()

@@ -18,13 +18,19 @@ def texture(seed: int, width: int, height: int) -> NDArray[np.uint8]:
     """Smooth coloured noise with corners everywhere."""
     rng = np.random.default_rng(seed)
     noise = sum(
-        cv2.resize(rng.normal(0, 1, (height // cell, width // cell, 3)), (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.resize(
+            rng.normal(0, 1, (height // cell, width // cell, 3)),
+            (width, height),
+            interpolation=cv2.INTER_CUBIC,
+        )
         for cell in (4, 9, 20)
     )
     return np.clip(128 + 45 * noise, 0, 255).astype(np.uint8)
 
 
-def panning_frames(seed: int, frames: int, width: int = 160, height: int = 120) -> list[NDArray[np.uint8]]:
+def panning_frames(
+    seed: int, frames: int, width: int = 160, height: int = 120
+) -> list[NDArray[np.uint8]]:
     """Frames [height, width, 3] in which everything moves by STEP."""
     dx, dy = STEP
     whole = texture(seed, width + dx * frames, height + dy * frames)
@@ -36,7 +42,9 @@ def write_video(path: Path, frames: list[NDArray[np.uint8]], rate: int = 25) -> 
     """An H.264 file of good quality."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(rate), options={"crf": "12", "preset": "veryfast", "g": "10"})
+        stream = container.add_stream(
+            "libx264", rate=Fraction(rate), options={"crf": "12", "preset": "veryfast", "g": "10"}
+        )
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         for frame in frames:

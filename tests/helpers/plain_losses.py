@@ -17,7 +17,13 @@ def mean_over_tracks(losses: Array, weights: Array) -> float:
 
 
 def info_nce(
-    student: Array, teacher: Array, weights: Array, anchors: Array, temperature: float, apart: float, other_clips: bool
+    student: Array,
+    teacher: Array,
+    weights: Array,
+    anchors: Array,
+    temperature: float,
+    apart: float,
+    other_clips: bool,
 ) -> float:
     """student [B, F, N, E], teacher [B, N, E], weights [B, F, N], anchors [B, N, 2]."""
     losses, counted = np.zeros(weights.shape), weights.max(axis=1) > 0
@@ -25,14 +31,29 @@ def info_nce(
         keys = [
             teacher[c, m]
             for c, m in np.ndindex(*counted.shape)
-            if counted[c, m] and (m != n and np.linalg.norm(anchors[b, n] - anchors[b, m]) >= apart if c == b else other_clips)
+            if counted[c, m]
+            and (
+                m != n and np.linalg.norm(anchors[b, n] - anchors[b, m]) >= apart
+                if c == b
+                else other_clips
+            )
         ]
-        own, *others = np.exp([student[b, f, n] @ key / temperature for key in [teacher[b, n], *keys]])
+        own, *others = np.exp(
+            [student[b, f, n] @ key / temperature for key in [teacher[b, n], *keys]]
+        )
         losses[b, f, n] = -np.log(own / (own + sum(others)))
     return mean_over_tracks(losses, weights)
 
 
-def smooth_ap(student: Array, teacher: Array, weights: Array, anchors: Array, temperature: float, near: float, far: float) -> float:
+def smooth_ap(
+    student: Array,
+    teacher: Array,
+    weights: Array,
+    anchors: Array,
+    temperature: float,
+    near: float,
+    far: float,
+) -> float:
     """Arguments as `info_nce`'s."""
     losses, counted = np.zeros(weights.shape), weights.max(axis=1) > 0
     for b, f, n in np.ndindex(*weights.shape):
@@ -85,6 +106,12 @@ def track_mean(student: Array, teacher: Array, weights: Array, teacher_frames: A
     """Arguments as `info_nce`'s; teacher_frames [B, F, N, E]."""
     losses = np.zeros(weights.shape)
     for b, f, n in np.ndindex(*weights.shape):
-        mean = np.mean([teacher[b, n], *(teacher_frames[b, g, n] for g in range(weights.shape[1]) if weights[b, g, n])], axis=0)
+        mean = np.mean(
+            [
+                teacher[b, n],
+                *(teacher_frames[b, g, n] for g in range(weights.shape[1]) if weights[b, g, n]),
+            ],
+            axis=0,
+        )
         losses[b, f, n] = 1 - student[b, f, n] @ mean / np.linalg.norm(mean)
     return mean_over_tracks(losses, weights)

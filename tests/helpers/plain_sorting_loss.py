@@ -30,7 +30,9 @@ def plain_loss(
 
     def on_tracks(features: Tensor, points: Tensor) -> Tensor:
         grid = 2 * points.clamp(0, size - 1) / (size - 1) - 1
-        return grid_sample(features.permute(2, 0, 1)[None], grid[None, None], align_corners=True)[0, :, 0].T
+        return grid_sample(features.permute(2, 0, 1)[None], grid[None, None], align_corners=True)[
+            0, :, 0
+        ].T
 
     total = torch.zeros((), dtype=frames.dtype)
     for b in range(clips):
@@ -39,11 +41,17 @@ def plain_loss(
         for r in range(references):
             image = frames.reshape(clips * frame_count, *frames.shape[2:])[reference_frames[b, r]]
             top, left = reference_corners[b, r].tolist()
-            crop = student(image[None])[0, top : top + side, left : left + side].reshape(side * side, -1)
+            crop = student(image[None])[0, top : top + side, left : left + side].reshape(
+                side * side, -1
+            )
             reference = normalize(student_head(crop), dim=-1)
             for i in compared:
-                points = normalize(student_head(on_tracks(student(frames[b, i : i + 1])[0], tracks[b, i])), dim=-1)
-                a = hard(cosine_similarity(points[:, None], reference[None], dim=-1))[1]  # [N, item, position]
+                points = normalize(
+                    student_head(on_tracks(student(frames[b, i : i + 1])[0], tracks[b, i])), dim=-1
+                )
+                a = hard(cosine_similarity(points[:, None], reference[None], dim=-1))[
+                    1
+                ]  # [N, item, position]
                 q = soft(cosine_similarity(anchor[:, None], reference[None], dim=-1))[1]
                 loss = -(a * torch.log(q + 1e-6)).sum(dim=2).mean(dim=1)
                 weight = visible[b, 0] * visible[b, i]

@@ -8,7 +8,16 @@ from typing import Any
 
 from manifests.receipt import shard_name, shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, TrackSummary, clip_row, table_of
+from manifests.tables import (
+    CLIPS,
+    FAILURES,
+    SHARDS,
+    VIDEOS,
+    ShardRow,
+    TrackSummary,
+    clip_row,
+    table_of,
+)
 from shards.clip import StoredClip
 from tests.helpers.clips import write_clips
 
@@ -41,8 +50,29 @@ def publish_clips(
         for number, clip in enumerate(clips)
     ]
     of_video = ("source", "dataset", "video_id", "sequence", "split", "terms")
-    videos = {(clip.info.source, clip.info.video_id): {name: getattr(clip.info, name) for name in of_video} for clip in clips}
-    row = ShardRow(shard, group, "made", "train", len(rows), size, checksum, "f", "t", "{}", "{}", 2.0, 6.0, 0.5, 0)
+    videos = {
+        (clip.info.source, clip.info.video_id): {
+            name: getattr(clip.info, name) for name in of_video
+        }
+        for clip in clips
+    }
+    row = ShardRow(
+        shard,
+        group,
+        "made",
+        "train",
+        len(rows),
+        size,
+        checksum,
+        "f",
+        "t",
+        "{}",
+        "{}",
+        2.0,
+        6.0,
+        0.5,
+        0,
+    )
     tables = {
         "videos": table_of(videos.values(), VIDEOS),
         "clips": table_of(rows, CLIPS),

@@ -22,7 +22,14 @@ from trainer.data.loader import Loader
 
 
 def read(
-    path: Path, data: dict[str, Any], steps: int, batch: int, rank: int, world: int, workers: int, state: dict[str, Any] | None
+    path: Path,
+    data: dict[str, Any],
+    steps: int,
+    batch: int,
+    rank: int,
+    world: int,
+    workers: int,
+    state: dict[str, Any] | None,
 ) -> None:
     """Reads `steps` batches, from `state` on if there is one."""
     torch.set_num_threads(1)
@@ -35,7 +42,9 @@ def read(
         for sample in islice(loader, steps):
             clips = [
                 [key, hashlib.sha1(frames.numpy().tobytes() + points.numpy().tobytes()).hexdigest()]
-                for key, frames, points in zip(sample["key"], sample["frames"], sample["positions"], strict=True)
+                for key, frames, points in zip(
+                    sample["key"], sample["frames"], sample["positions"], strict=True
+                )
             ]
             file.write(json.dumps({"clips": clips, "state": loader.state_dict()}) + "\n")
             file.flush()

@@ -10,14 +10,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.trainer.model.test_step import a_step, gradients, part_of
 from trainer.config import TrainSettings
-from trainer.distributed import joined
+from trainer.distributed import init_distributed
 from trainer.train import forward_backward
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     settings = TrainSettings.model_validate_json((folder / "settings.json").read_bytes())
-    with joined(settings.run) as rank:
+    with init_distributed(settings.run) as rank:
         model, sample = a_step(settings, clips=8)
         own = part_of(sample, list(range(4 * rank.number, 4 * rank.number + 4)))
-        loss = forward_backward(DistributedDataParallel(model), own, [1, 2, 3], (8, 4), 0, settings, rank)[0]
-        torch.save({"loss": loss.item(), "gradients": gradients(model)}, folder / f"rank{rank.number}.pt")
+        loss = forward_backward(
+            DistributedDataParallel(model), own, [1, 2, 3], (8, 4), 0, settings, rank
+        )[0]
+        torch.save(
+            {"loss": loss.item(), "gradients": gradients(model)}, folder / f"rank{rank.number}.pt"
+        )

@@ -62,7 +62,11 @@ def contents(snapshot: Snapshot) -> Contents:
     for shard in snapshot.shards.column("shard").to_pylist():
         for clip in iterate_shard(snapshot.shard_path(shard)):
             assert clip.info.key not in found, f"{clip.info.key} is there twice"
-            tracks = (clip.tracks.positions.tobytes(), clip.tracks.visibility.tobytes(), clip.tracks.confidence.tobytes())
+            tracks = (
+                clip.tracks.positions.tobytes(),
+                clip.tracks.visibility.tobytes(),
+                clip.tracks.confidence.tobytes(),
+            )
             found[clip.info.key] = (clip.info.to_json(), *tracks, *clip.jpegs)
     assert sorted(found) == sorted(snapshot.clips.column("key").to_pylist())
     return found
@@ -101,7 +105,9 @@ def running_build(settings: BuildSettings, folder: Path) -> Iterator[RunningBuil
     config.write_text(settings.model_dump_json())
     with open(folder / "log.txt", "a") as log:
         command = [sys.executable, "-m", "pipeline", "build", str(config)]
-        build = RunningBuild(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
+        build = RunningBuild(
+            subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        )
         try:
             yield build
         finally:
@@ -123,7 +129,11 @@ def kill_once(build: RunningBuild, out: Path, duration: float, rng: random.Rando
     """Waits for a moment (any, or right after some more shards are done), and kills something: what, or "" if it was too late."""
     by_time, shards = rng.random() < 0.3, len(list_receipts(out)) + rng.randint(0, 3)
     until = time.monotonic() + (rng.uniform(0, duration) if by_time else 5 * duration)
-    while build.driver.poll() is None and time.monotonic() < until and (by_time or len(list_receipts(out)) < shards):
+    while (
+        build.driver.poll() is None
+        and time.monotonic() < until
+        and (by_time or len(list_receipts(out)) < shards)
+    ):
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.3))
     target = rng.choice(TARGETS)
@@ -139,7 +149,9 @@ def check_receipts(out: Path) -> None:
     """Every shard that has a receipt is whole."""
     for shard in list_receipts(out):
         row = read_receipt(out, shard).shard
-        assert shard_path(out, shard).stat().st_size == row.bytes, f"{shard} has a receipt and is not whole"  # type: ignore[union-attr]
+        assert shard_path(out, shard).stat().st_size == row.bytes, (
+            f"{shard} has a receipt and is not whole"
+        )  # type: ignore[union-attr]
 
 
 def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> Counter[str]:
@@ -152,7 +164,10 @@ def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> 
     for number in range(VIDEOS):
         write_video(videos / f"{number}.mp4", panning_frames(number, 10))
     started = time.monotonic()
-    expected = {grid: undisturbed(settings_for(videos, folder / "undisturbed", grid), folder) for grid in grids}
+    expected = {
+        grid: undisturbed(settings_for(videos, folder / "undisturbed", grid), folder)
+        for grid in grids
+    }
     duration = (time.monotonic() - started) / len(grids)
     killed, left = Counter[str](), list(grids)
     settled = False
@@ -171,7 +186,9 @@ def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> 
         check_receipts(out)
         if ended == 0 and not open_snapshot(out).failures.num_rows:
             assert verify_snapshot(open_snapshot(out), QUIET) == []
-            assert contents(open_snapshot(out)) == expected[left.pop(0)], "the content is not what an undisturbed build gives"
+            assert contents(open_snapshot(out)) == expected[left.pop(0)], (
+                "the content is not what an undisturbed build gives"
+            )
             killed["finished builds"] += 1
         if not left:
             shutil.rmtree(out)
@@ -194,7 +211,9 @@ def undisturbed(settings: BuildSettings, folder: Path) -> Contents:
 
 def main() -> None:
     """Prints what was killed; ends with an error at the first thing that is lost."""
-    parser = argparse.ArgumentParser(description="Kills builds at random moments and looks whether anything was lost.")
+    parser = argparse.ArgumentParser(
+        description="Kills builds at random moments and looks whether anything was lost."
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     a = parser.parse_args()

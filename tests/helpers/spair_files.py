@@ -15,13 +15,17 @@ from torch.nn.functional import avg_pool2d
 KEYPOINTS = 9
 
 
-def write_spair(root: Path, classes: tuple[str, ...] = ("cat", "bus"), views: int = 4, side: int = 1) -> Path:
+def write_spair(
+    root: Path, classes: tuple[str, ...] = ("cat", "bus"), views: int = 4, side: int = 1
+) -> Path:
     """Per class some images of 96x72 or 72x96 (times `side`) and every pair of them, viewpoints 0, 1, 2, 0, 1 … in turn."""
     rng = np.random.default_rng(0)
     for category in classes:
         for part in ("JPEGImages", "ImageAnnotation", "Segmentation"):
             (root / part / category).mkdir(parents=True)
-        places = rng.uniform(0.2, 0.8, (KEYPOINTS, 2))  # on the object, which is 0..1 in both directions
+        places = rng.uniform(
+            0.2, 0.8, (KEYPOINTS, 2)
+        )  # on the object, which is 0..1 in both directions
         sizes, boxes = {}, {}
         for number in range(views):
             name = f"2008_{number:06d}"
@@ -31,15 +35,28 @@ def write_spair(root: Path, classes: tuple[str, ...] = ("cat", "bus"), views: in
             wide, high = rng.uniform(0.8, 0.9, 2) * (width, height)
             x, y = (np.arange(width) + 0.5 - left) / wide, (np.arange(height) + 0.5 - top) / high
             picture = np.zeros((height, width, 3))
-            picture[..., 0], picture[..., 1], picture[..., 2] = 30 + 160 * x, (30 + 160 * y)[:, None], 20 * number
+            picture[..., 0], picture[..., 1], picture[..., 2] = (
+                30 + 160 * x,
+                (30 + 160 * y)[:, None],
+                20 * number,
+            )
             path = root / "JPEGImages" / category / f"{name}.jpg"
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(path, quality=98, subsampling=0)
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
+                path, quality=98, subsampling=0
+            )
             spots = np.round(places * (wide, high) + (left, top)).astype(int).tolist()
             kps = {str(i): None if (i + number) % 4 == 0 else spot for i, spot in enumerate(spots)}
             boxes[name] = [round(left), round(top), round(left + wide), round(top + high)]
             sizes[name] = [width, height, 3]
-            annotation = {"filename": f"{name}.jpg", "category": category, "bndbox": boxes[name], "kps": kps}
-            (root / "ImageAnnotation" / category / f"{name}.json").write_text(json.dumps(annotation))
+            annotation = {
+                "filename": f"{name}.jpg",
+                "category": category,
+                "bndbox": boxes[name],
+                "kps": kps,
+            }
+            (root / "ImageAnnotation" / category / f"{name}.json").write_text(
+                json.dumps(annotation)
+            )
         for split in ("trn", "val", "test"):
             folder = root / "PairAnnotation" / split
             folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +77,9 @@ def write_spair(root: Path, classes: tuple[str, ...] = ("cat", "bus"), views: in
 def colour_features(images: Tensor, patch: int) -> Tensor:
     """Features that say where on the object a patch is, from its mean red and green; images are filled up in the centre."""
     extra = -images.shape[-1] % patch
-    filled = torch.nn.functional.pad(images.float(), (extra // 2, extra - extra // 2) * 2, mode="replicate")
+    filled = torch.nn.functional.pad(
+        images.float(), (extra // 2, extra - extra // 2) * 2, mode="replicate"
+    )
     red, green = (avg_pool2d(filled, patch)[:, :2] * (np.pi / 255)).unbind(1)
     return torch.stack([red.cos(), red.sin(), green.cos(), green.sin()], dim=-1)
 
@@ -69,7 +88,10 @@ def noisy_features(images: Tensor, patch: int, noise: float = 0.1) -> Tensor:
     """The same with noise that depends on the images alone, so that some keypoints are found."""
     features = colour_features(images, patch)
     seeds = [int(image.long().sum()) for image in images]
-    drawn = [torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    drawn = [
+        torch.randn(features.shape[1:], generator=torch.Generator().manual_seed(seed))
+        for seed in seeds
+    ]
     return features + noise * torch.stack(drawn)
 
 

@@ -36,6 +36,7 @@ if __name__ == "__main__":
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
     torch.save(
-        {"keys": keys, "losses": losses, "weights": weights}, Path(sys.argv[1]).parent / "run" / f"rank{os.environ['RANK']}.pt"
+        {"keys": keys, "losses": losses, "weights": weights},
+        Path(sys.argv[1]).parent / "run" / f"rank{os.environ['RANK']}.pt",
     )
     sys.exit(code)

@@ -17,15 +17,25 @@ def write_voc(root: Path) -> Path:
     """Pictures of 64x64 in 4x4 squares of one class each, in that class's colour, with a border of pixels that do not count."""
     rng = np.random.default_rng(0)
     colours = rng.integers(30, 226, (KINDS, 3))
-    names: dict[str, list[str]] = {"train": [f"2007_{i:06d}" for i in range(10)], "val": [f"2008_{i:06d}" for i in range(8)]}
+    names: dict[str, list[str]] = {
+        "train": [f"2007_{i:06d}" for i in range(10)],
+        "val": [f"2008_{i:06d}" for i in range(8)],
+    }
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True)
     for split, listed in names.items():
         (root / "ImageSets" / "Segmentation" / f"{split}.txt").write_text("\n".join(listed) + "\n")
         for name in listed:
-            mask = rng.integers(0, KINDS, (4, 4)).repeat(16, axis=0).repeat(16, axis=1).astype(np.uint8)
+            mask = (
+                rng.integers(0, KINDS, (4, 4))
+                .repeat(16, axis=0)
+                .repeat(16, axis=1)
+                .astype(np.uint8)
+            )
             picture = colours[mask] + rng.normal(0, 2, (64, 64, 3))
-            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "JPEGImages" / f"{name}.jpg", quality=98)
+            Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(
+                root / "JPEGImages" / f"{name}.jpg", quality=98
+            )
             mask[:2] = 255
             labels = Image.fromarray(mask).convert("P")
             labels.putpalette([255 - i // 3 for i in range(768)])
@@ -41,4 +51,9 @@ def colour_features(images: Tensor, patch: int) -> Tensor:
 def random_features(images: Tensor, patch: int) -> Tensor:
     side = images.shape[-1] // patch
     seeds = [int(image.long().sum()) for image in images]
-    return torch.stack([torch.randn(side, side, 16, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return torch.stack(
+        [
+            torch.randn(side, side, 16, generator=torch.Generator().manual_seed(seed))
+            for seed in seeds
+        ]
+    )

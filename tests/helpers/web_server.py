@@ -27,7 +27,9 @@ def web_server(folder: Path, ranges: bool = True) -> Iterator[Served]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = 1 << 16  # headers and body in one packet, or each answer waits for an acknowledgement
+        wbufsize = (
+            1 << 16
+        )  # headers and body in one packet, or each answer waits for an acknowledgement
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -41,7 +43,11 @@ def web_server(folder: Path, ranges: bool = True) -> Iterator[Served]:
                 return
             size = path.stat().st_size
             asked = self.headers.get("Range") if ranges else None
-            first, last = (int(part) for part in asked.removeprefix("bytes=").split("-")) if asked else (0, size - 1)
+            first, last = (
+                (int(part) for part in asked.removeprefix("bytes=").split("-"))
+                if asked
+                else (0, size - 1)
+            )
             last = min(last, size - 1)
             with path.open("rb") as file:
                 file.seek(first)

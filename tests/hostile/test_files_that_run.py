@@ -29,14 +29,23 @@ class Config(Settings):
     a: Any = 1
 
 
-LAUGHS = "l0: &l0 [x, x]\n" + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30)) + "a: *l29\n"
-MERGES = "l0: &l0 {x: 1}\n" + "".join(f"l{i}: &l{i}\n  <<: [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30))
+LAUGHS = (
+    "l0: &l0 [x, x]\n"
+    + "".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30))
+    + "a: *l29\n"
+)
+MERGES = "l0: &l0 {x: 1}\n" + "".join(
+    f"l{i}: &l{i}\n  <<: [{', '.join([f'*l{i - 1}'] * 9)}]\n" for i in range(1, 30)
+)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("a: !!python/object/apply:os.system ['touch {made}']", "could not determine a constructor"),
+        (
+            "a: !!python/object/apply:os.system ['touch {made}']",
+            "could not determine a constructor",
+        ),
         ("a: !!python/name:os.system", "could not determine a constructor"),
         (LAUGHS, "it unfolds to more than 100000 values"),
         (MERGES, "it unfolds to more than 100000 values"),
@@ -47,7 +56,9 @@ MERGES = "l0: &l0 {x: 1}\n" + "".join(f"l{i}: &l{i}\n  <<: [{', '.join([f'*l{i -
     ],
     ids=["call", "name", "laughs", "merges", "itself", "nested", "date", "long"],
 )
-def test_configs_that_unfold_or_run(tmp_path: Path, little_memory: None, text: str, said: str) -> None:
+def test_configs_that_unfold_or_run(
+    tmp_path: Path, little_memory: None, text: str, said: str
+) -> None:
     made = tmp_path / "made"
     (tmp_path / "c.yaml").write_text(text.replace("{made}", str(made)))
     with pytest.raises(SettingsError, match=said) as caught:
@@ -58,7 +69,11 @@ def test_configs_that_unfold_or_run(tmp_path: Path, little_memory: None, text: s
 
 def test_a_config_may_still_have_aliases(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("a: {b: &b {x: 1}, c: *b, d: {<<: *b, y: 2}}\n")
-    assert load_settings(Config, tmp_path / "c.yaml").a == {"b": {"x": 1}, "c": {"x": 1}, "d": {"x": 1, "y": 2}}
+    assert load_settings(Config, tmp_path / "c.yaml").a == {
+        "b": {"x": 1},
+        "c": {"x": 1},
+        "d": {"x": 1, "y": 2},
+    }
 
 
 def test_overrides_that_unfold(tmp_path: Path) -> None:
@@ -90,8 +105,10 @@ def test_weights_that_run(tmp_path: Path) -> None:
     [
         struct.pack("<Q", 1 << 62),
         struct.pack("<Q", len(DEEP)) + DEEP,
-        struct.pack("<Q", 66) + b'{"a":{"dtype":"F32","shape":[1073741824,8],"data_offsets":[0,4]}} ',
-        struct.pack("<Q", 66) + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[99999999,10000]}} ',
+        struct.pack("<Q", 66)
+        + b'{"a":{"dtype":"F32","shape":[1073741824,8],"data_offsets":[0,4]}} ',
+        struct.pack("<Q", 66)
+        + b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[99999999,10000]}} ',
         b"",
     ],
 )
@@ -101,7 +118,9 @@ def test_safetensors_that_lie(tmp_path: Path, little_memory: None, header: bytes
         read_weights(tmp_path / "w.safetensors")
 
 
-@pytest.mark.parametrize("state", [[1, 2], {"model": {}}, {"settings": 3, "step": 1}, {"settings": {}, "step": "x"}])
+@pytest.mark.parametrize(
+    "state", [[1, 2], {"model": {}}, {"settings": 3, "step": 1}, {"settings": {}, "step": "x"}]
+)
 def test_checkpoints_of_other_programs(tmp_path: Path, state: Any) -> None:
     torch.save(state, tmp_path / "step_00000001.pt")
     with pytest.raises(PretrackError, match="is no checkpoint of a run of ours"):
@@ -114,7 +133,9 @@ def test_nothing_that_runs_what_it_reads() -> None:
     calls: dict[str, Callable[[str], bool]] = {
         r"torch\.load\(": lambda line: "weights_only=True" in line,
         r"\byaml\.(load|unsafe_load|full_load)\w*\(": lambda line: False,
-        r"\bpickle\.(load|Unpickler\()|\bfrom pickle\b|\bimport pickle as\b|allow_pickle=True": lambda line: False,
+        r"\bpickle\.(load|Unpickler\()|\bfrom pickle\b|\bimport pickle as\b|allow_pickle=True": lambda line: (
+            False
+        ),
         r"\b(dill|joblib|marshal|shelve)\b": lambda line: False,
         r"\.extractall\(|\.extract\(|unpack_archive": lambda line: False,
         r"(?<![\w.])(eval|exec)\(|os\.system\(|shell=True": lambda line: False,
@@ -123,7 +144,9 @@ def test_nothing_that_runs_what_it_reads() -> None:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for number, line in enumerate(path.read_text().splitlines(), 1):
                 for call, harmless in calls.items():
-                    assert not re.search(call, line) or harmless(line), f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+                    assert not re.search(call, line) or harmless(line), (
+                        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+                    )
 
 
 @pytest.mark.slow

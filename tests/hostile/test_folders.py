@@ -21,7 +21,7 @@ from pipeline.monitoring.progress import Progress
 from shards.errors import PretrackError, ShardError
 from shards.reader import read_members
 from shards.verify import verify_shard
-from shards.writer import ClipMembers, Span, open_shard
+from shards.writer import ByteRange, ClipMembers, open_shard
 from tests.helpers.clips import grey_clip, make_clip, write_clips
 from tests.helpers.hostile import DEEP, streamed, track_bomb
 from tests.helpers.published import publish_clips
@@ -45,7 +45,9 @@ def spoil(out: Path, table: str, snapshot: str = "000002", **values: Any) -> Non
     whole = read_table(file)
     for name, value in values.items():
         place = whole.schema.get_field_index(name)
-        whole = whole.set_column(place, whole.schema.field(name), pa.array([value], whole.schema.field(name).type))
+        whole = whole.set_column(
+            place, whole.schema.field(name), pa.array([value], whole.schema.field(name).type)
+        )
     write_table(file, whole)
 
 
@@ -77,7 +79,9 @@ def loaded(out: Path) -> object:
     ],
     ids=lambda value: str(value)[:60],
 )
-def test_tables_that_point_elsewhere(out: Path, little_memory: None, table: str, values: dict[str, Any]) -> None:
+def test_tables_that_point_elsewhere(
+    out: Path, little_memory: None, table: str, values: dict[str, Any]
+) -> None:
     assert loaded(out)
     spoil(out, table, **values)
     with pytest.raises(PretrackError) as caught:
@@ -91,8 +95,11 @@ def test_members_beyond_a_shard(tmp_path: Path, little_memory: None) -> None:
     for offset, size in ((-1, 5), (0, -1), (0, 1 << 60), (1 << 62, 1 << 62), (1 << 62, 1)):
         with pytest.raises(ShardError):
             read_members(tmp_path / "s.tar", [offset], [size])
-        members = ClipMembers(Span(offset, size), Span(offset, size), (), (), "")
-        assert any("clip k:" in problem for problem in verify_shard(tmp_path / "s.tar", 1, "0", {"k": members}))
+        members = ClipMembers(ByteRange(offset, size), ByteRange(offset, size), (), (), "")
+        assert any(
+            "clip k:" in problem
+            for problem in verify_shard(tmp_path / "s.tar", 1, "0", {"k": members})
+        )
 
 
 def test_tables_bound_what_tracks_unfold_to(out: Path, little_memory: None) -> None:
@@ -100,11 +107,18 @@ def test_tables_bound_what_tracks_unfold_to(out: Path, little_memory: None) -> N
     with open_shard(shard_path(out, shard)) as writer:
         members = writer.add(clip.info, (track_bomb(),) * 2, clip.jpegs)
     frames = [span.offset for span in members.frames]
-    sizes: dict[str, Any] = {"tracks_size": members.tracks.size, "anchor_sizes": list(members.anchors)}
+    sizes: dict[str, Any] = {
+        "tracks_size": members.tracks.size,
+        "anchor_sizes": list(members.anchors),
+    }
     spoil(out, "clips", **sizes, frame_offsets=frames, checksum=members.checksum)
     snapshot = open_snapshot(out)
     said = "claim to unpack to 400000020 bytes, more than 8 frames x 16 points take"
-    problems = [str(problem) for task in _tasks(snapshot, snapshot.shards.to_pylist()) for problem in _verify(task)]
+    problems = [
+        str(problem)
+        for task in _tasks(snapshot, snapshot.shards.to_pylist())
+        for problem in _verify(task)
+    ]
     assert any(said in problem for problem in problems)
     with pytest.raises(ShardError, match=said):
         loaded(out)
@@ -115,7 +129,9 @@ def test_tables_bound_what_tracks_unfold_to(out: Path, little_memory: None) -> N
 
 def test_verify_and_show_stay_in_the_folder(out: Path, tmp_path: Path) -> None:
     spoil(out, "shards", shard="../../etc/passwd")
-    assert "does not name the shards of the tables" in str(verify_snapshot(open_snapshot(out), Progress(quiet=True))[0])
+    assert "does not name the shards of the tables" in str(
+        verify_snapshot(open_snapshot(out), Progress(quiet=True))[0]
+    )
     (out / "snapshots" / "000002" / "shards.txt").write_text("shards/../../etc/passwd.tar\n")
     with pytest.raises(PretrackError, match=r"'../../etc/passwd' is no name of a shard"):
         verify_snapshot(open_snapshot(out), Progress(quiet=True))
@@ -174,7 +190,14 @@ def test_paths_of_shards_stay_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["pipe:touch${IFS}made", "../../etc/passwd.tar", "/etc/x.tar", "s3://other/x.tar", "shards/../x.tar"]
+    "line",
+    [
+        "pipe:touch${IFS}made",
+        "../../etc/passwd.tar",
+        "/etc/x.tar",
+        "s3://other/x.tar",
+        "shards/../x.tar",
+    ],
 )
 def test_a_list_of_tars_runs_nothing(out: Path, monkeypatch: pytest.MonkeyPatch, line: str) -> None:
     monkeypatch.chdir(out)
@@ -185,7 +208,9 @@ def test_a_list_of_tars_runs_nothing(out: Path, monkeypatch: pytest.MonkeyPatch,
     assert not (out / "made").exists()
 
 
-def test_a_file_called_like_a_command_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_called_like_a_command_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     write_clips(tmp_path / "pipe:touch made;.tar", [make_clip()])
     assert listed_tars("*.tar") == ["./pipe:touch made;.tar"]

@@ -40,7 +40,9 @@ def tar_of(path: Path, members: list[tuple[tarfile.TarInfo, bytes]], kind: str =
     return path
 
 
-def member(name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = "") -> tuple[tarfile.TarInfo, bytes]:
+def member(
+    name: str, data: bytes = b"x", kind: bytes = tarfile.REGTYPE, link: str = ""
+) -> tuple[tarfile.TarInfo, bytes]:
     header = tarfile.TarInfo(name)
     header.type, header.linkname = kind, link
     header.size = len(data) if kind == tarfile.REGTYPE else 0
@@ -76,7 +78,9 @@ READERS: list[Callable[[Path], object]] = [lambda tar: list(iterate_shard(tar)),
     ],
     ids=["up", "absolute", "symlink", "hard link", "device", "twice", "long name", "nested"],
 )
-def test_tar_members_with_evil_names(tmp_path: Path, read: Callable[[Path], object], members: list[Any]) -> None:
+def test_tar_members_with_evil_names(
+    tmp_path: Path, read: Callable[[Path], object], members: list[Any]
+) -> None:
     (tmp_path / "in").mkdir()
     tar = tar_of(tmp_path / "in" / "s.tar", members)
     with pytest.raises(ShardError) as caught:
@@ -87,7 +91,9 @@ def test_tar_members_with_evil_names(tmp_path: Path, read: Callable[[Path], obje
 
 
 @pytest.mark.parametrize("read", READERS, ids=["iterate_shard", "streaming"])
-def test_tars_that_unfold(tmp_path: Path, little_memory: None, read: Callable[[Path], object]) -> None:
+def test_tars_that_unfold(
+    tmp_path: Path, little_memory: None, read: Callable[[Path], object]
+) -> None:
     with pytest.raises(ShardError, match=r"its member 'a.json' claims 7516192768 bytes"):
         read(sparse_tar(tmp_path / "sparse.tar"))
     header = tarfile.TarInfo("a.json")
@@ -108,21 +114,40 @@ def test_tracks_that_unfold(little_memory: None) -> None:
     honest = encode_tracks(make_tracks(0, (0, 2), 5, 9))
     assert decode_tracks(b"".join(honest), (2, 5, 9)).positions.shape == (2, 5, 9, 2)
     bomb = track_bomb()
-    for read in (lambda data: decode_tracks(data, (2, 5, 9)), lambda data: decode_frames(data, 0, [0], (5, 9))):
-        with pytest.raises(ShardError, match="claim to unpack to 400000020 bytes, more than 5 frames x 9 points take"):
+    for read in (
+        lambda data: decode_tracks(data, (2, 5, 9)),
+        lambda data: decode_frames(data, 0, [0], (5, 9)),
+    ):
+        with pytest.raises(
+            ShardError,
+            match="claim to unpack to 400000020 bytes, more than 5 frames x 9 points take",
+        ):
             read(bomb)
-    with pytest.raises(ShardError, match="have 2 anchors x 5 frames x 8 points, and should have 2 anchors x 5 frames x 9 points"):
+    with pytest.raises(
+        ShardError,
+        match="have 2 anchors x 5 frames x 8 points, and should have 2 anchors x 5 frames x 9 points",
+    ):
         decode_tracks(b"".join(encode_tracks(make_tracks(0, (0, 2), 5, 8))), (2, 5, 9))
-    with pytest.raises(ShardError, match="have 2 anchors x 5 frames x 9 points, and should have 3 anchors x 5 frames x 9 points"):
+    with pytest.raises(
+        ShardError,
+        match="have 2 anchors x 5 frames x 9 points, and should have 3 anchors x 5 frames x 9 points",
+    ):
         decode_tracks(b"".join(honest), (3, 5, 9))
     part = encode_tracks(make_tracks(0, (0,), 50, 4096))[0]  # 2 MB each
     with pytest.raises(ShardError, match="do not increase"):
         decode_tracks(part * 200, (2, 50, 4096))
     many = b"".join(encode_tracks(make_tracks(0, tuple(range(50)), 50, 4096)))
-    with pytest.raises(ShardError, match="have 3 anchors x 50 frames x 4096 points, and should have 2 anchors"):
+    with pytest.raises(
+        ShardError, match="have 3 anchors x 50 frames x 4096 points, and should have 2 anchors"
+    ):
         decode_tracks(many, (2, 50, 4096))
     unsized = zstandard.ZstdCompressor(write_content_size=False).compress(bytes(10_000))
-    window = b"\x28\xb5\x2f\xfd\x80\xf8" + struct.pack("<I", 52) + (52 << 3 | 1).to_bytes(3, "little") + bytes(52)  # of 2 TB
+    window = (
+        b"\x28\xb5\x2f\xfd\x80\xf8"
+        + struct.pack("<I", 52)
+        + (52 << 3 | 1).to_bytes(3, "little")
+        + bytes(52)
+    )  # of 2 TB
     for data in (unsized, window, window[:6]):
         with pytest.raises(ShardError, match=r"claim to unpack|cannot be unpacked"):
             decode_frames(data, 0, [0])
@@ -142,7 +167,9 @@ def jpeg_claiming(width: int, height: int) -> bytes:
 
 def test_jpegs_that_unfold(little_memory: None) -> None:
     for call in (jpeg.decode, jpeg.size, lambda data: jpeg.decode(data, 8)):
-        with pytest.raises(ShardError, match=r"claims 65500x65500 pixels, more than the \d+ allowed"):
+        with pytest.raises(
+            ShardError, match=r"claims 65500x65500 pixels, more than the \d+ allowed"
+        ):
             call(jpeg_claiming(65500, 65500))
 
 
@@ -154,17 +181,24 @@ def test_a_description_that_is_none(little_memory: None) -> None:
         ClipInfo.from_json(b" " * (LARGEST_DESCRIPTION + 1))
 
 
-@pytest.mark.parametrize("key", ["../../escaped", "/tmp/x", "a\0b", "a\nb", "<script>", "", "n" * 10_000, 7, None, ["a"]])
+@pytest.mark.parametrize(
+    "key", ["../../escaped", "/tmp/x", "a\0b", "a\nb", "<script>", "", "n" * 10_000, 7, None, ["a"]]
+)
 def test_a_description_whose_key_leads_elsewhere(key: Any) -> None:
     fields = json.loads(make_clip().info.to_json()) | {"key": key}
     with pytest.raises(ShardError, match="cannot be a clip's key"):
         ClipInfo.from_json(json.dumps(fields).encode())
 
 
-@pytest.mark.parametrize("change", [{"width": -3}, {"height": "9"}, {"source_width": 1e300}, {"width": True}, {"terms": [1]}])
+@pytest.mark.parametrize(
+    "change",
+    [{"width": -3}, {"height": "9"}, {"source_width": 1e300}, {"width": True}, {"terms": [1]}],
+)
 def test_a_description_of_other_kinds(change: dict[str, Any]) -> None:
     fields = json.loads(make_clip().info.to_json()) | change
-    with pytest.raises(ShardError, match=f"^not a clip description .'{next(iter(change))}' should be"):
+    with pytest.raises(
+        ShardError, match=f"^not a clip description .'{next(iter(change))}' should be"
+    ):
         ClipInfo.from_json(json.dumps(fields).encode())
 
 
@@ -185,7 +219,9 @@ def test_a_description_of_other_kinds(change: dict[str, Any]) -> None:
 )
 def test_a_description_that_does_not_fit_its_frames(change: dict[str, Any]) -> None:
     fields = json.loads(make_clip().info.to_json()) | change
-    said = r"^not a clip description .*('frame_numbers'|'timestamps'|'cameras'|a camera) (has|should)"
+    said = (
+        r"^not a clip description .*('frame_numbers'|'timestamps'|'cameras'|a camera) (has|should)"
+    )
     with pytest.raises(ShardError, match=said):
         ClipInfo.from_json(json.dumps(fields).encode())
 
@@ -202,10 +238,17 @@ def png(width: int, height: int) -> bytes:
     """A PNG that claims a size and holds nearly nothing."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + chunk(b"IDAT", zlib.compress(bytes(1 << 20)))
+        + chunk(b"IEND", b"")
+    )
 
 
 def test_images_that_unfold(tmp_path: Path, little_memory: None) -> None:
@@ -214,8 +257,12 @@ def test_images_that_unfold(tmp_path: Path, little_memory: None) -> None:
         file.truncate(LARGEST_FILE + 1)
     with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("small.jpg", bytes(1 << 20))
-    packed = (tmp_path / "b.zip").read_bytes()  # one that says it unpacks to 4 GB: what is written is a megabyte of zeros
-    (tmp_path / "b.zip").write_bytes(packed.replace(struct.pack("<I", 1 << 20), struct.pack("<I", 0xFFFFFFF0)))
+    packed = (
+        tmp_path / "b.zip"
+    ).read_bytes()  # one that says it unpacks to 4 GB: what is written is a megabyte of zeros
+    (tmp_path / "b.zip").write_bytes(
+        packed.replace(struct.pack("<I", 1 << 20), struct.pack("<I", 0xFFFFFFF0))
+    )
     for name in ("a.png", "huge.jpg", "b.zip!small.jpg"):
         with pytest.raises(DecodeError, match="the image is too large"):
             read_image(str(tmp_path), name)

@@ -13,17 +13,25 @@ from shards.errors import PretrackError
 LONGEST = "My_source-" + 22 * "x"
 
 
-@pytest.mark.parametrize("group", ["co3d-train-000000", "youtube_vos-eval-1234567", f"{LONGEST}-train-000001"])
+@pytest.mark.parametrize(
+    "group", ["co3d-train-000000", "youtube_vos-eval-1234567", f"{LONGEST}-train-000001"]
+)
 def test_names_of_shards_are_parts_of_paths(group: str, tmp_path: Path) -> None:
     name = shard_name(group, "0123456789abcdef")
     assert shard_path(tmp_path, name) == tmp_path / "shards" / f"{group}-0123456789abcdef.tar"
-    assert receipt_path(Url("s3://b/out"), name) == Url(f"s3://b/out/receipts/{group}-0123456789abcdef.json")
+    assert receipt_path(Url("s3://b/out"), name) == Url(
+        f"s3://b/out/receipts/{group}-0123456789abcdef.json"
+    )
 
 
-@pytest.mark.parametrize("name", ["../../victim", "a/b", "", ".", "..", "a b", "a.b", "a\n", "a#b", "ä"])
+@pytest.mark.parametrize(
+    "name", ["../../victim", "a/b", "", ".", "..", "a b", "a.b", "a\n", "a#b", "ä"]
+)
 def test_other_names_are_refused(name: str, tmp_path: Path) -> None:
     for path in (shard_path, receipt_path):
-        with pytest.raises(PretrackError, match=rf"the tables in {tmp_path} are damaged: .* is no name of a shard"):
+        with pytest.raises(
+            PretrackError, match=rf"the tables in {tmp_path} are damaged: .* is no name of a shard"
+        ):
             path(tmp_path, name)
 
 

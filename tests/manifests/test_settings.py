@@ -28,8 +28,14 @@ def load(tmp_path: Path, text: str, *overrides: str) -> Outer:
 
 def test_overrides_reach_every_level(tmp_path: Path) -> None:
     text = "out: here\nsources: [{grid: 1}, {grid: 2}]"
-    settings = load(tmp_path, text, "tracks.grid=24", "sources.1.grid=3", "tracks.anchors=[0, 8]", "out=there")
-    assert settings == Outer(out=Path("there"), tracks=Inner(grid=24, anchors=(0, 8)), sources=(Inner(grid=1), Inner(grid=3)))
+    settings = load(
+        tmp_path, text, "tracks.grid=24", "sources.1.grid=3", "tracks.anchors=[0, 8]", "out=there"
+    )
+    assert settings == Outer(
+        out=Path("there"),
+        tracks=Inner(grid=24, anchors=(0, 8)),
+        sources=(Inner(grid=1), Inner(grid=3)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -49,7 +55,11 @@ def test_overrides_reach_every_level(tmp_path: Path) -> None:
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, overrides: list[str], said: str) -> None:
     with pytest.raises(SettingsError) as error:
-        load(tmp_path, text + ("\nsources: [{grid: 1}]" if "sources" in str(overrides) else ""), *overrides)
+        load(
+            tmp_path,
+            text + ("\nsources: [{grid: 1}]" if "sources" in str(overrides) else ""),
+            *overrides,
+        )
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -13,7 +13,12 @@ from shards.errors import PretrackError
 
 EMPTY = {
     name: pa.Table.from_pylist([], schema=schema)
-    for name, schema in (("videos", VIDEOS), ("clips", CLIPS), ("shards", SHARDS), ("failures", FAILURES))
+    for name, schema in (
+        ("videos", VIDEOS),
+        ("clips", CLIPS),
+        ("shards", SHARDS),
+        ("failures", FAILURES),
+    )
 }
 
 
@@ -39,7 +44,9 @@ def test_killed_between_folder_and_pointer_the_old_one_stays_current(tmp_path: P
     publish_snapshot(tmp_path, EMPTY, {})
     pointer = (tmp_path / "current.json").read_bytes()
     publish_snapshot(tmp_path, EMPTY, {})
-    (tmp_path / "current.json").write_bytes(pointer)  # as if the second publication had been killed before this file
+    (tmp_path / "current.json").write_bytes(
+        pointer
+    )  # as if the second publication had been killed before this file
     assert current_snapshot(tmp_path) == "000001"
     assert publish_snapshot(tmp_path, EMPTY, {}).name == "000003"
     assert current_snapshot(tmp_path) == "000003"
@@ -49,7 +56,10 @@ def test_killed_between_folder_and_pointer_the_old_one_stays_current(tmp_path: P
 def test_damaged_settings_are_one_sentence(tmp_path: Path, content: bytes) -> None:
     snapshot = publish_snapshot(tmp_path, EMPTY, {"grid": 16})
     (snapshot.folder / "settings.json").write_bytes(content)  # type: ignore[union-attr]
-    with pytest.raises(PretrackError, match=rf"the settings {tmp_path}/snapshots/000001/settings\.json cannot be read"):
+    with pytest.raises(
+        PretrackError,
+        match=rf"the settings {tmp_path}/snapshots/000001/settings\.json cannot be read",
+    ):
         snapshot.settings  # noqa: B018 - reading is what fails
 
 
@@ -66,6 +76,12 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     (tmp_path / "snapshots/000001/clips.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(PretrackError, match=r"clips\.parquet cannot be read"):
         open_snapshot(tmp_path, "000001").clips  # noqa: B018 - reading is what fails
-    write_table(tmp_path / "snapshots/000001/clips.parquet", EMPTY["clips"].drop_columns(["points", "anchor_sizes"]))
-    with pytest.raises(PretrackError, match=r"clips\.parquet lacks points, anchor_sizes: another version of pretrack wrote it"):
+    write_table(
+        tmp_path / "snapshots/000001/clips.parquet",
+        EMPTY["clips"].drop_columns(["points", "anchor_sizes"]),
+    )
+    with pytest.raises(
+        PretrackError,
+        match=r"clips\.parquet lacks points, anchor_sizes: another version of pretrack wrote it",
+    ):
         open_snapshot(tmp_path, "000001").clips  # noqa: B018

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import pytest
 
-from manifests.wording import counted, duration, size
+from manifests.wording import duration, pluralise, size
 
 
 def test_one_is_singular() -> None:
-    assert [counted(number, "clip") for number in (0, 1, 2, 12_000)] == ["0 clips", "1 clip", "2 clips", "12,000 clips"]
+    assert [pluralise(number, "clip") for number in (0, 1, 2, 12_000)] == [
+        "0 clips",
+        "1 clip",
+        "2 clips",
+        "12,000 clips",
+    ]
 
 
-SIZES = {None: "?", 0: "0 B", 12: "12 B", 1_234: "1.2 kB", 56_789_000: "57 MB", 999_700: "1.0 MB", 3 * 10**15: "3,000 TB"}
+SIZES = {
+    None: "?",
+    0: "0 B",
+    12: "12 B",
+    1_234: "1.2 kB",
+    56_789_000: "57 MB",
+    999_700: "1.0 MB",
+    3 * 10**15: "3,000 TB",
+}
 TIMES = {
     None: "?",
     0.0: "0 s",

@@ -11,17 +11,17 @@ from shards import bucket
 from shards.bucket import Url
 from shards.errors import PretrackError
 from shards.files import (
+    atomic_write,
     delete,
     delete_folder,
     folders_in,
     location,
+    open_atomic,
     open_stream,
+    read_file,
     read_ranges,
-    read_whole,
     size_of,
     sizes_in,
-    write_whole,
-    written_whole,
 )
 from tests.helpers.object_store import BUCKET, Behaviour
 
@@ -33,26 +33,30 @@ def folder(request: pytest.FixtureRequest, store: Behaviour) -> Iterator[Url]:
 
 
 def test_what_was_written_is_read(folder: Url) -> None:
-    write_whole(folder / "deep" / "a", b"0123456789")
-    with written_whole(folder / "b") as file:
+    atomic_write(folder / "deep" / "a", b"0123456789")
+    with open_atomic(folder / "b") as file:
         file.write(b"abc" * 5_000_000)  # more than one part
-    assert read_whole(folder / "deep" / "a") == b"0123456789"
+    assert read_file(folder / "deep" / "a") == b"0123456789"
     assert read_ranges(folder / "deep" / "a", [7, 0, 2], [3, 2, 0]) == [b"789", b"01", b""]
     with open_stream(folder / "b") as stream:
         assert (stream.read(4), len(stream.read())) == (b"abca", 15_000_000 - 4)
-    assert (size_of(folder / "b"), sizes_in(folder), folders_in(folder)) == (15_000_000, {"b": 15_000_000}, ["deep"])
+    assert (size_of(folder / "b"), sizes_in(folder), folders_in(folder)) == (
+        15_000_000,
+        {"b": 15_000_000},
+        ["deep"],
+    )
     delete(folder / "b")
     delete(folder / "b")
     delete_folder(folder / "deep")
     assert (sizes_in(folder), folders_in(folder)) == ({}, [])
     with pytest.raises(FileNotFoundError):
-        read_whole(folder / "b")
+        read_file(folder / "b")
     with pytest.raises(FileNotFoundError):
         size_of(folder / "b")
 
 
 def test_what_is_not_finished_never_appears(folder: Url) -> None:
-    with suppress(ZeroDivisionError), written_whole(folder / "half") as file:
+    with suppress(ZeroDivisionError), open_atomic(folder / "half") as file:
         file.write(b"half")
         raise ZeroDivisionError
     assert sizes_in(folder) == {}
@@ -65,28 +69,37 @@ def test_an_object_is_created_once_and_replaced_knowingly(folder: Url) -> None:
     second = bucket.replace(folder / "lock", b"3", first)
     assert second is not None
     assert bucket.replace(folder / "lock", b"4", first) is None
-    assert (bucket.read_stamped(folder / "lock").data, bucket.read_stamped(folder / "lock").tag) == (b"3", second)
+    assert (
+        bucket.read_versioned(folder / "lock").data,
+        bucket.read_versioned(folder / "lock").tag,
+    ) == (b"3", second)
 
 
 def test_a_failing_store_is_asked_again(folder: Url, store: Behaviour) -> None:
     store.fail_every, store.delay_s = 3, 0.02
     before = store.failed
     for number in range(8):
-        write_whole(folder / str(number), bytes([number]) * 100)
-    assert [read_whole(folder / str(number)) for number in range(8)] == [bytes([number]) * 100 for number in range(8)]
+        atomic_write(folder / str(number), bytes([number]) * 100)
+    assert [read_file(folder / str(number)) for number in range(8)] == [
+        bytes([number]) * 100 for number in range(8)
+    ]
     assert store.failed > before
 
 
-def test_a_store_that_may_not_be_written_is_a_permission_error(folder: Url, store: Behaviour) -> None:
+def test_a_store_that_may_not_be_written_is_a_permission_error(
+    folder: Url, store: Behaviour
+) -> None:
     store.deny_writes = True
-    with pytest.raises(PermissionError, match=r"access is denied.*403 Forbidden.*a_store_that_may_not") as caught:
-        write_whole(folder / "x", b"1")
+    with pytest.raises(
+        PermissionError, match=r"access is denied.*403 Forbidden.*a_store_that_may_not"
+    ) as caught:
+        atomic_write(folder / "x", b"1")
     assert "\n" not in str(caught.value)
     assert "RetryError" not in str(caught.value)
 
 
 def test_ranges_that_lie_close_are_fetched_together(folder: Url, store: Behaviour) -> None:
-    write_whole(folder / "x", bytes(1_000_000))
+    atomic_write(folder / "x", bytes(1_000_000))
     requests, read = store.requests, store.bytes_read
     parts = read_ranges(folder / "x", [0, 1000, 500_000, 510_000], [900, 900, 4000, 4000])
     assert [len(part) for part in parts] == [900, 900, 4000, 4000]

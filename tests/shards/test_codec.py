@@ -23,7 +23,12 @@ def packed(tracks: Tracks) -> bytes:
 
 
 @settings(max_examples=50, deadline=None)
-@given(seed=st.integers(0, 2**31), anchors=st.integers(1, 3), frames=st.integers(1, 9), points=st.integers(1, 40))
+@given(
+    seed=st.integers(0, 2**31),
+    anchors=st.integers(1, 3),
+    frames=st.integers(1, 9),
+    points=st.integers(1, 40),
+)
 def test_round_trip(seed: int, anchors: int, frames: int, points: int) -> None:
     tracks = make_tracks(seed, tuple(range(min(anchors, frames))), frames, points)
     back = decode_tracks(packed(tracks))
@@ -56,8 +61,14 @@ def test_positions_that_mean_nothing_are_not_stored(bad: float) -> None:
 
 def test_tracks_that_no_reader_would_unpack_are_not_stored() -> None:
     shape = (8, 999, 128 * 128)
-    positions, certainty = np.broadcast_to(np.float32(1), (*shape, 2)), np.broadcast_to(np.uint8(255), shape)
-    with pytest.raises(ValueError, match="8 anchors x 999 frames x 16384 points take 1309409440 bytes, more than the 1073741824"):
+    positions, certainty = (
+        np.broadcast_to(np.float32(1), (*shape, 2)),
+        np.broadcast_to(np.uint8(255), shape),
+    )
+    with pytest.raises(
+        ValueError,
+        match="8 anchors x 999 frames x 16384 points take 1309409440 bytes, more than the 1073741824",
+    ):
         encode_tracks(Tracks(np.arange(8, dtype=np.int32), positions, certainty, certainty))
 
 
@@ -70,16 +81,27 @@ def test_shapes_that_disagree_are_refused() -> None:
 def test_damage_is_named() -> None:
     parts = encode_tracks(make_tracks(0, (0, 2), 4, 4))
     data = b"".join(parts)
-    for broken in (b"", b"not zstandard", *(data[:end] for end in range(1, len(data)) if end != len(parts[0])), data + b"x"):
+    for broken in (
+        b"",
+        b"not zstandard",
+        *(data[:end] for end in range(1, len(data)) if end != len(parts[0])),
+        data + b"x",
+    ):
         with pytest.raises(ShardError):
             decode_tracks(broken)
     pack = zstandard.ZstdCompressor().compress
     for record, said in (
         (b"PTRK", "cut short"),
         (b"X" * 64, "not tracks"),
-        (struct.pack("<4sHHIII", b"PTRK", 1, 32, 1, 1, 1), "version 1, and this version of pretrack reads version 2"),
+        (
+            struct.pack("<4sHHIII", b"PTRK", 1, 32, 1, 1, 1),
+            "version 1, and this version of pretrack reads version 2",
+        ),
         (struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 9, 1), "does not fit 9 frames x 1 points"),
-        (struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 1, 1) + bytes(11), "hold 31 bytes, which does not fit 1 frames x 1 points"),
+        (
+            struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 1, 1) + bytes(11),
+            "hold 31 bytes, which does not fit 1 frames x 1 points",
+        ),
     ):
         with pytest.raises(ShardError, match=said):
             decode_tracks(pack(record))
@@ -128,8 +150,17 @@ def test_some_frames_are_those_of_all(seed: int, frames: list[int], anchor: int,
 def test_sums_wrap_alike() -> None:
     """Or verify would see other positions than a trainer."""
     positions = np.array([-(2.0**25), 2.0**25, 0], np.float32).repeat(2).reshape(1, 3, 1, 2)
-    (part,) = encode_tracks(Tracks(np.zeros(1, np.int32), positions, np.ones((1, 3, 1), np.uint8), np.ones((1, 3, 1), np.uint8)))
-    np.testing.assert_array_equal(decode_frames(part, 0, [0, 1, 2])[0], decode_tracks(part).positions[0])
+    (part,) = encode_tracks(
+        Tracks(
+            np.zeros(1, np.int32),
+            positions,
+            np.ones((1, 3, 1), np.uint8),
+            np.ones((1, 3, 1), np.uint8),
+        )
+    )
+    np.testing.assert_array_equal(
+        decode_frames(part, 0, [0, 1, 2])[0], decode_tracks(part).positions[0]
+    )
 
 
 def test_frames_that_are_not_there_are_refused() -> None:

@@ -16,7 +16,10 @@ from shards.files import location, sizes_in
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
 @pytest.mark.parametrize("path", ["bucket/run#1", "bucket/run?1/shards", "bucket#1"])
 def test_a_folder_that_a_url_would_cut_is_refused(scheme: str, path: str) -> None:
-    with pytest.raises(PretrackError, match=rf"^{scheme}://bucket.* a folder on a bucket cannot have '#' or '\?' in its name$"):
+    with pytest.raises(
+        PretrackError,
+        match=rf"^{scheme}://bucket.* a folder on a bucket cannot have '#' or '\?' in its name$",
+    ):
         location(f"{scheme}://{path}")
 
 
@@ -41,7 +44,9 @@ def test_files_that_vanish_do_not_hide_the_others(tmp_path: Path) -> None:
         end = time.monotonic() + 1.5
         while time.monotonic() < end:
             sizes = sizes_in(tmp_path)
-            assert {name: sizes[name] for name in sizes if name != "goes"} == {f"stays{n}": 2 for n in range(3)}
+            assert {name: sizes[name] for name in sizes if name != "goes"} == {
+                f"stays{n}": 2 for n in range(3)
+            }
     finally:
         ended.set()
         thread.join()

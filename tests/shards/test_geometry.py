@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.clip import Camera
-from shards.geometry import View, grid_points, inside, normalised, normalised_corners, stored_size
+from shards.geometry import (
+    FrameTransform,
+    grid_points,
+    inside,
+    normalised,
+    normalised_corners,
+    stored_size,
+)
 
 
 def blob(width: int, height: int, x: float, y: float) -> np.ndarray:
@@ -34,8 +41,10 @@ def centre(frame: np.ndarray) -> tuple[float, float]:
     out=st.tuples(st.integers(40, 300), st.integers(40, 300)),
     flip=st.booleans(),
 )
-def test_points_follow_pixels(x: float, y: float, left: int, top: int, out: tuple[int, int], flip: bool) -> None:
-    view = View(left, top, 160 - 2 * left, 140 - 2 * top, *out, flip)
+def test_points_follow_pixels(
+    x: float, y: float, left: int, top: int, out: tuple[int, int], flip: bool
+) -> None:
+    view = FrameTransform(left, top, 160 - 2 * left, 140 - 2 * top, *out, flip)
     seen = centre(view.frame(blob(160, 140, x, y)))
     told = view.points(np.array([[x, y]], np.float32))[0]
     assert abs(seen[0] - told[0]) < 0.5
@@ -44,8 +53,13 @@ def test_points_follow_pixels(x: float, y: float, left: int, top: int, out: tupl
 
 def test_borders_stay_borders() -> None:
     corners = np.array([[-0.5, -0.5], [159.5, 119.5]], np.float32)
-    assert np.allclose(View.whole(160, 120, 224, 56).points(corners), [[-0.5, -0.5], [223.5, 55.5]])
-    assert np.allclose(View.whole(160, 120, 224, 56).flipped().points(corners), [[223.5, -0.5], [-0.5, 55.5]])
+    assert np.allclose(
+        FrameTransform.whole(160, 120, 224, 56).points(corners), [[-0.5, -0.5], [223.5, 55.5]]
+    )
+    assert np.allclose(
+        FrameTransform.whole(160, 120, 224, 56).flipped().points(corners),
+        [[223.5, -0.5], [-0.5, 55.5]],
+    )
 
 
 def test_inside_counts_the_half_pixel_border() -> None:
@@ -55,11 +69,17 @@ def test_inside_counts_the_half_pixel_border() -> None:
 
 def test_a_camera_sees_the_same_through_a_view() -> None:
     camera = Camera(500.0, 510.0, 300.0, 200.0, (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0))
-    view = View(40, 20, 400, 300, 224, 200)
+    view = FrameTransform(40, 20, 400, 300, 224, 200)
     point = np.array([0.1, -0.2, 2.0])
-    pixel = np.array([[camera.fx * point[0] / 2 + camera.cx, camera.fy * point[1] / 2 + camera.cy]], np.float32)
+    pixel = np.array(
+        [[camera.fx * point[0] / 2 + camera.cx, camera.fy * point[1] / 2 + camera.cy]], np.float32
+    )
     seen = view.camera(camera)
-    assert np.allclose(view.points(pixel)[0], [seen.fx * point[0] / 2 + seen.cx, seen.fy * point[1] / 2 + seen.cy], atol=1e-3)
+    assert np.allclose(
+        view.points(pixel)[0],
+        [seen.fx * point[0] / 2 + seen.cx, seen.fy * point[1] / 2 + seen.cy],
+        atol=1e-3,
+    )
     with pytest.raises(ValueError, match="mirrored"):
         view.flipped().camera(camera)
 
@@ -91,4 +111,4 @@ def test_sampling_coordinates() -> None:
 
 def test_a_box_outside_the_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit a frame of 20x10"):
-        View(15, 0, 10, 10, 10, 10).frame(np.zeros((10, 20, 3), np.uint8))
+        FrameTransform(15, 0, 10, 10, 10, 10).frame(np.zeros((10, 20, 3), np.uint8))

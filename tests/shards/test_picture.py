@@ -24,7 +24,12 @@ def shown(clip: StoredClip) -> ET.Element:
 def test_a_clip_shows_its_own_frames_with_points_where_its_tracks_are() -> None:
     clip = make_clip(frames=6)
     pictures = shown(clip).findall(".//svg")
-    assert [picture.get("aria-label") for picture in pictures] == ["frame 0", "frame 2", "frame 3", "frame 5"]
+    assert [picture.get("aria-label") for picture in pictures] == [
+        "frame 0",
+        "frame 2",
+        "frame 3",
+        "frame 5",
+    ]
     for picture, t in zip(pictures, (0, 2, 3, 5), strict=True):
         image = picture.find("image")
         assert image is not None
@@ -38,14 +43,18 @@ def test_a_clip_shows_its_own_frames_with_points_where_its_tracks_are() -> None:
 
 def test_names_are_only_text() -> None:
     clip = make_clip()
-    clip = replace(clip, info=replace(clip.info, video_id="<script>alert(1)</script>", source='"><img src=x>'))
+    clip = replace(
+        clip, info=replace(clip.info, video_id="<script>alert(1)</script>", source='"><img src=x>')
+    )
     page = clip._repr_html_()
     assert "<script" not in page
     assert "<img" not in page
     assert "<script>alert(1)</script>" in "".join(shown(clip).itertext())
 
 
-@pytest.mark.parametrize(("points", "most"), [(0, 9), (1, 9), (5, 9), (8, 9), (9, 9), (16, 9), (17, 9), (1024, 100)])
+@pytest.mark.parametrize(
+    ("points", "most"), [(0, 9), (1, 9), (5, 9), (8, 9), (9, 9), (16, 9), (17, 9), (1024, 100)]
+)
 def test_of_any_number_of_points_some_are_drawn(points: int, most: int) -> None:
     places = thinned(points, most)
     assert len(places) <= most

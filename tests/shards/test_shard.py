@@ -19,7 +19,7 @@ from shards.errors import ShardError
 from shards.files import TEMPORARY
 from shards.reader import iterate_shard, read_members
 from shards.verify import verify_shard
-from shards.writer import ClipMembers, Span, open_shard
+from shards.writer import ByteRange, ClipMembers, open_shard
 from tests.helpers.clips import make_clip, make_tracks, write_clips
 
 KEYS = ["made-a-00000000-000000", "made-b-00000000-000024"]
@@ -32,7 +32,9 @@ def shard(tmp_path: Path) -> Path:
 
 
 def test_tar_lists_it(shard: Path) -> None:
-    names = subprocess.run(["tar", "tf", shard], check=True, capture_output=True, text=True).stdout.split()
+    names = subprocess.run(
+        ["tar", "tf", shard], check=True, capture_output=True, text=True
+    ).stdout.split()
     kinds = ["json", "tracks.zst", *(f"{i:03d}.jpg" for i in range(6))]
     assert names == [f"{key}.{kind}" for key in KEYS for kind in kinds]
 
@@ -91,7 +93,10 @@ def test_a_full_disk_is_an_error_not_half_a_shard(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["", "a.b", "../up", "a/b", "<script>"])
 def test_a_key_that_readers_would_misread_is_refused(tmp_path: Path, key: str) -> None:
     clip = make_clip(key)
-    with pytest.raises(ShardError, match="cannot be a clip's key"), open_shard(tmp_path / "s.tar") as writer:
+    with (
+        pytest.raises(ShardError, match="cannot be a clip's key"),
+        open_shard(tmp_path / "s.tar") as writer,
+    ):
         writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
 
 
@@ -114,23 +119,42 @@ def places_in(members: ClipMembers, size: int) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("place", list(places_in(ClipMembers(Span(0, 0), Span(0, 0), (), (Span(0, 1),) * 3, ""), 0)))
+@pytest.mark.parametrize(
+    "place",
+    list(
+        places_in(ClipMembers(ByteRange(0, 0), ByteRange(0, 0), (), (ByteRange(0, 1),) * 3, ""), 0)
+    ),
+)
 def test_verify_finds_one_flipped_bit_anywhere(tmp_path: Path, place: str) -> None:
-    members, size, checksum = write_clips(tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)])
+    members, size, checksum = write_clips(
+        tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)]
+    )
     damaged = bytearray((tmp_path / "s.tar").read_bytes())
     damaged[places_in(members[KEYS[1]], size)[place]] ^= 4
     (tmp_path / "s.tar").write_bytes(damaged)
     problems = list(verify_shard(tmp_path / "s.tar", size, checksum, members))
     assert "s.tar: its checksum is" in problems[0]
     in_a_clip = place in ("description", "tracks", "frame")
-    assert [KEYS[1] in problem for problem in problems[1:]] == [True] * in_a_clip, "the clip concerned is named, and no other"
+    assert [KEYS[1] in problem for problem in problems[1:]] == [True] * in_a_clip, (
+        "the clip concerned is named, and no other"
+    )
 
 
 @pytest.mark.parametrize(
-    "cut", ["in a header", "after a header", "in a member", "after a member", "between clips", "before its end"]
+    "cut",
+    [
+        "in a header",
+        "after a header",
+        "in a member",
+        "after a member",
+        "between clips",
+        "before its end",
+    ],
 )
 def test_a_shard_cut_anywhere_is_found(tmp_path: Path, cut: str) -> None:
-    members, size, checksum = write_clips(tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)])
+    members, size, checksum = write_clips(
+        tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)]
+    )
     second, frame = members[KEYS[1]], members[KEYS[1]].frames[3]
     length = {
         "in a header": frame.offset - 100,
@@ -177,7 +201,9 @@ def test_tracks_of_other_frames_than_the_description_are_refused(tmp_path: Path)
         ((3, 0), "the tracks' anchors do not increase: 0 comes after 3"),
     ],
 )
-def test_verify_finds_anchors_that_are_none(tmp_path: Path, anchors: tuple[int, ...], said: str) -> None:
+def test_verify_finds_anchors_that_are_none(
+    tmp_path: Path, anchors: tuple[int, ...], said: str
+) -> None:
     clip = replace(make_clip(), tracks=make_tracks(0, anchors, 6, 9))
     members, size, checksum = write_clips(tmp_path / "s.tar", [clip])
     (problem,) = verify_shard(tmp_path / "s.tar", size, checksum, members)

@@ -14,7 +14,16 @@ import torch
 
 from manifests.receipt import shard_path
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, ShardRow, TrackSummary, clip_row, table_of
+from manifests.tables import (
+    CLIPS,
+    FAILURES,
+    SHARDS,
+    VIDEOS,
+    ShardRow,
+    TrackSummary,
+    clip_row,
+    table_of,
+)
 from shards import jpeg
 from shards.clip import StoredClip, Tracks
 from shards.geometry import grid_points
@@ -28,17 +37,28 @@ WIDTH, HEIGHT = 96, 64
 
 
 def panning_clip(
-    key: str, seed: int, frames: int = 12, split: str = "train", grid: int = 6, anchors: tuple[int, ...] = (0, 6)
+    key: str,
+    seed: int,
+    frames: int = 12,
+    split: str = "train",
+    grid: int = 6,
+    anchors: tuple[int, ...] = (0, 6),
 ) -> StoredClip:
     """A window that moves over a still picture, 3 px right and 1 px down a frame, with its exact tracks."""
     rng = np.random.default_rng(seed)
-    picture = cv2.resize(rng.integers(0, 256, (24, 32, 3), np.uint8), (192, 128), interpolation=cv2.INTER_CUBIC)
-    pictures = [np.ascontiguousarray(picture[t : t + HEIGHT, 3 * t : 3 * t + WIDTH]) for t in range(frames)]
+    picture = cv2.resize(
+        rng.integers(0, 256, (24, 32, 3), np.uint8), (192, 128), interpolation=cv2.INTER_CUBIC
+    )
+    pictures = [
+        np.ascontiguousarray(picture[t : t + HEIGHT, 3 * t : 3 * t + WIDTH]) for t in range(frames)
+    ]
     queries = grid_points(grid, WIDTH, HEIGHT)
     steps = np.array([[a - t for t in range(frames)] for a in anchors], np.float32)
     positions = queries + steps[..., None, None] * np.array([3, 1], np.float32)
     x, y = positions[..., 0], positions[..., 1]
-    visible = ((x > -0.5) & (x < WIDTH - 0.5) & (y > -0.5) & (y < HEIGHT - 0.5)).astype(np.uint8) * 255
+    visible = ((x > -0.5) & (x < WIDTH - 0.5) & (y > -0.5) & (y < HEIGHT - 0.5)).astype(
+        np.uint8
+    ) * 255
     tracks = Tracks(np.array(anchors, np.int32), positions, visible, np.full_like(visible, 255))
     info = make_clip(key, seed, frames, split).info
     return StoredClip(info, tracks, tuple(jpeg.encode(p, 95) for p in pictures))
@@ -53,7 +73,10 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
             clip.info,
             members[clip.info.key],
             TrackSummary(
-                tuple(clip.tracks.anchors.tolist()), clip.tracks.positions.shape[2], float(clip.tracks.visibility.mean()) / 255, 0.1
+                tuple(clip.tracks.anchors.tolist()),
+                clip.tracks.positions.shape[2],
+                float(clip.tracks.visibility.mean()) / 255,
+                0.1,
             ),
         )
         for clip in clips
@@ -75,7 +98,11 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
         0.0,
         tries=1,
     )
-    tables = {"videos": table_of([], VIDEOS), "clips": table_of(rows, CLIPS), "shards": table_of([shard], SHARDS)}
+    tables = {
+        "videos": table_of([], VIDEOS),
+        "clips": table_of(rows, CLIPS),
+        "shards": table_of([shard], SHARDS),
+    }
     return publish_snapshot(out, tables | {"failures": table_of([], FAILURES)}, {})
 
 
@@ -83,7 +110,9 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output folder of a build: 10 training clips and 4 held out, 12 frames of 96x64 each, 36 points from frames 0 and 6."""
     out = tmp_path_factory.mktemp("build")
-    clips = [panning_clip(f"made-{i:02d}", i, split="train" if i < 10 else "eval") for i in range(14)]
+    clips = [
+        panning_clip(f"made-{i:02d}", i, split="train" if i < 10 else "eval") for i in range(14)
+    ]
     publish(out, clips)
     return out
 
@@ -113,7 +142,10 @@ def settings(build: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
                 "pictures": 0,
             },
         }
-        merged = {name: values.get(name, {}) | changes.get(name, {}) for name in values.keys() | changes.keys()}
+        merged = {
+            name: values.get(name, {}) | changes.get(name, {})
+            for name in values.keys() | changes.keys()
+        }
         return TrainSettings.model_validate({"recipe": recipe, **merged})
 
     return make

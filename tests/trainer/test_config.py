@@ -34,12 +34,18 @@ def test_recipes_load(path: Path) -> None:
     assert settings.run.out == Path(f"runs/{path.parent.name}-{path.stem}")
     for part, values in UPSTREAM.items():
         for key, value in values.items():
-            assert (getattr(getattr(settings, part), key) == value) == (settings.recipe == "upstream"), key
+            assert (getattr(getattr(settings, part), key) == value) == (
+                settings.recipe == "upstream"
+            ), key
 
 
 def test_the_demo_and_the_readmes_example_load() -> None:
     load_settings(TrainSettings, CONFIGS / "demo.yaml")
-    (example,) = [block for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL) if block.startswith("data:")]
+    (example,) = [
+        block
+        for block in re.findall(r"```yaml\n(.*?)```", README.read_text(), re.DOTALL)
+        if block.startswith("data:")
+    ]
     data = DataSettings.model_validate(yaml.safe_load(example)["data"])
     assert data.weights == {"co3d": 1, "dl3dv": 2}
     assert data.colour.student_only
@@ -72,7 +78,10 @@ def test_resolved_settings_resolve_to_themselves(settings: Callable[..., TrainSe
         ("data.frames=2", "must be at least 3"),
         ("optim={warmup: 20, period: 20}", "should be less than 'optim.period: 20'"),
         ("teacher.final_momentum=0.9", "no less than 'teacher.momentum: 0.99'"),
-        ("model={backbone: dino_small, weights: random, trainable_blocks: 0, lora: {}}", "has no blocks to adapt"),
+        (
+            "model={backbone: dino_small, weights: random, trainable_blocks: 0, lora: {}}",
+            "has no blocks to adapt",
+        ),
         ("recipe=upsteam", "'recipe'"),
         ("data=7", "'data'"),
     ],

@@ -27,7 +27,15 @@ from trainer.train import train
 
 def torchrun(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     logs = f"--log-dir={config.parent / 'logs'}"  # in /tmp otherwise, where they stay
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", logs, "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        logs,
+        "--nproc-per-node",
+        "2",
+    ]
     return subprocess.run(
         [*command, "-m", "tests.helpers.traced", str(config), *overrides],
         check=False,
@@ -53,8 +61,15 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
         assert not set(ours) & set(theirs)
     losses = torch.tensor([trace["losses"] for trace in traces])
     assert (losses[0] - losses[1]).abs().max() > 0.001
-    summed_up = [float(mean) for mean in re.findall(r"^epoch \d: mean loss ([\d.]+) over 2 steps", run.stdout, re.MULTILINE)]
-    assert summed_up == pytest.approx([losses[:, :2].mean().item(), losses[:, 2:].mean().item()], abs=1e-4)
+    summed_up = [
+        float(mean)
+        for mean in re.findall(
+            r"^epoch \d: mean loss ([\d.]+) over 2 steps", run.stdout, re.MULTILINE
+        )
+    ]
+    assert summed_up == pytest.approx(
+        [losses[:, :2].mean().item(), losses[:, 2:].mean().item()], abs=1e-4
+    )
 
     alone = settings(run={"steps": 4, "out": tmp_path / "alone"})
     seen: list[set[str]] = []
@@ -67,7 +82,9 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "check_finite", remember)
         train(alone)
-    assert [set(a) | set(b) for a, b in zip(traces[0]["keys"], traces[1]["keys"], strict=True)] == seen
+    assert [
+        set(a) | set(b) for a, b in zip(traces[0]["keys"], traces[1]["keys"], strict=True)
+    ] == seen
 
     resumed = settings(run={"steps": 6})  # by one process: the number of ranks may change
     train(resumed)
@@ -84,7 +101,12 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
         s.run.out.mkdir(parents=True, exist_ok=True)
         config = s.run.out.with_name("config.json")
         config.write_text(s.model_dump_json())
-        place = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        place = {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
         nodes.append(
             subprocess.Popen(
                 [sys.executable, "-u", "-m", "tests.helpers.traced", str(config)],
@@ -103,12 +125,16 @@ def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_
     snapshot = publish(tmp_path / "build", [panning_clip(f"made-{i}", i) for i in range(10)])
     data = {"out": str(tmp_path / "build"), "on_error": "skip"}
     order = ClipDataset([snapshot], settings(data=data).data, seed=1).order(4, rank=1, world=2)
-    damaged = snapshot.clips.to_pylist()[next(iter(order))[0][1]]  # one that the second rank reads first
+    damaged = snapshot.clips.to_pylist()[
+        next(iter(order))[0][1]
+    ]  # one that the second rank reads first
     with open(str(snapshot.shard_path("made-000000")), "r+b") as file:
         file.seek(damaged["tracks_offset"])
         file.write(bytes(damaged["tracks_size"]))
 
-    first = two_nodes([settings(data=data, run={"steps": 1000, "out": tmp_path / node / "run"}) for node in "ab"])
+    first = two_nodes(
+        [settings(data=data, run={"steps": 1000, "out": tmp_path / node / "run"}) for node in "ab"]
+    )
     assert first[0].stdout is not None
     for line in first[0].stdout:
         if line.startswith("step 2/"):
@@ -122,12 +148,17 @@ def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_
     assert newest is not None
 
     steps = load_checkpoint(newest)["step"] + 1
-    second = two_nodes([settings(data=data, run={"steps": steps, "out": tmp_path / node / "run"}) for node in "ab"])
+    second = two_nodes(
+        [settings(data=data, run={"steps": steps, "out": tmp_path / node / "run"}) for node in "ab"]
+    )
     outputs = [node.communicate(timeout=150)[0] for node in second]
     assert [node.returncode for node in second] == [0, 0], outputs
     assert f"going on from {newest}" in outputs[0]
     assert f"step {steps}/{steps}" in outputs[0]
     assert [path.name for path in (tmp_path / "b" / "run").iterdir()] == ["rank1.pt"]
-    traces = [torch.load(tmp_path / node / "run" / f"rank{rank}.pt", weights_only=True) for rank, node in enumerate("ab")]
+    traces = [
+        torch.load(tmp_path / node / "run" / f"rank{rank}.pt", weights_only=True)
+        for rank, node in enumerate("ab")
+    ]
     assert [len(trace["keys"]) for trace in traces] == [1, 1]  # both took the last step alone
     assert_same(traces[0]["weights"], traces[1]["weights"])

@@ -23,7 +23,7 @@ from trainer import train as training
 from trainer.__main__ import main
 from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
 from trainer.config import LossSettings, OptimSettings, TrainSettings
-from trainer.data.batch import counted
+from trainer.data.batch import track_mask
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
@@ -69,11 +69,15 @@ def embedded(settings: TrainSettings, batch: Any) -> Embeddings:
 
 
 @pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
-def test_a_run_trains_the_last_blocks_and_nothing_else(settings: Make, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_trains_the_last_blocks_and_nothing_else(
+    settings: Make, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     s = settings(recipe, run={"steps": 3})
     weights = train(s)
     assert weights == s.run.out / "weights" / "step_00000003.safetensors"
-    before = make_backbone("vit_tiny_patch16_224", str(weights.with_name("step_00000000.safetensors")), s.model.options)
+    before = make_backbone(
+        "vit_tiny_patch16_224", str(weights.with_name("step_00000000.safetensors")), s.model.options
+    )
     after = make_backbone("vit_tiny_patch16_224", str(weights), s.model.options)
     states = zip(before.model.state_dict().items(), after.model.state_dict().values(), strict=True)
     changed = {name.split(".")[1] for (name, a), b in states if not torch.equal(a, b)}
@@ -86,7 +90,9 @@ def test_a_run_trains_the_last_blocks_and_nothing_else(settings: Make, recipe: s
 
 
 @pytest.mark.slow
-def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_upstream_equals_the_plain_loss(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     s = settings("upstream", run={"steps": 3}, loss={"curriculum_steps": 1})
     steps: list[tuple[Any, ...]] = []
     models: list[Any] = []
@@ -98,7 +104,9 @@ def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: p
         return model
 
     def remember_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
-        gradients = [weight.grad.clone() for weight in models[0].parameters() if weight.requires_grad]
+        gradients = [
+            weight.grad.clone() for weight in models[0].parameters() if weight.requires_grad
+        ]
         steps.append((loss.item(), gradients, copy.deepcopy(models), batch))
         check(loss, norm, step, batch)
 
@@ -108,7 +116,9 @@ def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: p
 
     for step, compared in enumerate([(1, 2, 3), (2, 3), (3,)]):
         loss, gradients, (student, teacher), batch = steps[step]
-        references = choose_references(4, 4, 3, 8, 4, torch.manual_seed(step_seed(s.run.seed, step, 0)))
+        references = choose_references(
+            4, 4, 3, 8, 4, torch.manual_seed(step_seed(s.run.seed, step, 0))
+        )
         student.zero_grad()
         plain = plain_loss(
             student.backbone,
@@ -127,19 +137,34 @@ def test_a_step_of_upstream_equals_the_plain_loss(settings: Make, monkeypatch: p
         assert loss == pytest.approx(plain.item(), abs=1e-5)
         expected = [weight.grad for weight in student.parameters() if weight.requires_grad]
         for ours, theirs in zip(gradients, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5 * max(1e-2, theirs.abs().max().item()))
+            torch.testing.assert_close(
+                ours, theirs, rtol=0, atol=1e-5 * max(1e-2, theirs.abs().max().item())
+            )
 
 
 def test_the_teacher_follows_and_the_backbone_learns_slower(settings: Make) -> None:
-    s = settings(run={"steps": 1}, teacher={"momentum": 0.75}, optim={"lr": 1e-3, "backbone_ratio": 0.5, "weight_decay": 0.1})
+    s = settings(
+        run={"steps": 1},
+        teacher={"momentum": 0.75},
+        optim={"lr": 1e-3, "backbone_ratio": 0.5, "weight_decay": 0.1},
+    )
     train(s)
     state = last_state(s)
-    start = make_backbone("vit_tiny_patch16_224", str(s.run.out / "weights" / "step_00000000.safetensors"), s.model.options)
+    start = make_backbone(
+        "vit_tiny_patch16_224",
+        str(s.run.out / "weights" / "step_00000000.safetensors"),
+        s.model.options,
+    )
     for name, value in start.model.state_dict().items():
         student, teacher = (state[who][f"backbone.model.{name}"] for who in ("student", "teacher"))
         torch.testing.assert_close(teacher, 0.75 * value + 0.25 * student)
     groups = state["optimizer"]["param_groups"]
-    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(5e-4, 0.1), (5e-4, 0.0), (1e-3, 0.1), (1e-3, 0.0)]
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [
+        (5e-4, 0.1),
+        (5e-4, 0.0),
+        (1e-3, 0.1),
+        (1e-3, 0.0),
+    ]
 
 
 def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
@@ -151,13 +176,16 @@ def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
     assert seen_as.teacher.shape == (4, 36, 16)
     assert seen_as.references.shape == (4, 3, 16, 16)
     torch.testing.assert_close(seen_as.student.norm(dim=-1), torch.ones(4, 2, 36))
-    seen = counted(batch, s.tracks)
+    seen = track_mask(batch, s.tracks)
     assert not seen[:, 0].all()  # the view leaves out some of the anchor frame
     assert torch.equal(seen_as.weights.bool(), seen[:, :1] & seen[:, [2, 3]])
 
 
 def test_the_teacher_sees_the_anchor_in_its_own_colours(settings: Make) -> None:
-    plain, coloured = settings(), settings(data={"colour": {"jitter": 1, "grey": 1, "student_only": True}})
+    plain, coloured = (
+        settings(),
+        settings(data={"colour": {"jitter": 1, "grey": 1, "student_only": True}}),
+    )
     both = []
     for s in (plain, coloured):
         dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
@@ -190,7 +218,9 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("recipe", ["pretrack", pytest.param("upstream", marks=pytest.mark.slow)])
-def test_stopped_and_resumed_equals_unbroken(settings: Make, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stopped_and_resumed_equals_unbroken(
+    settings: Make, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unbroken = settings(recipe, run={"steps": 6, "out": tmp_path / "unbroken", "pictures": 1})
     train(unbroken)
 
@@ -235,31 +265,48 @@ def test_a_finished_run_has_nothing_left_to_do(settings: Make) -> None:
 
 def test_another_run_is_not_gone_on_from(settings: Make, tmp_path: Path) -> None:
     train(settings(run={"steps": 1}))
-    with pytest.raises(PretrackError, match=r"begun with other settings \(optim.lr was 0.001, now 0.1\)"):
+    with pytest.raises(
+        PretrackError, match=r"begun with other settings \(optim.lr was 0.001, now 0.1\)"
+    ):
         train(settings(run={"steps": 2}, optim={"lr": 0.1}))
     with pytest.raises(PretrackError, match="already holds a run"):
         train(settings(run={"steps": 2, "resume": False}))
     publish(tmp_path / "other", [panning_clip(f"other-{i}", i) for i in range(10)])
-    with pytest.raises(PretrackError, match=r"other holds other clips .* begun with: take another 'run\.out'"):
+    with pytest.raises(
+        PretrackError, match=r"other holds other clips .* begun with: take another 'run\.out'"
+    ):
         train(settings(data={"out": str(tmp_path / "other")}, run={"steps": 2}))
 
 
-def test_what_another_version_began_is_refused_and_can_be_started_from(settings: Make, tmp_path: Path) -> None:
+def test_what_another_version_began_is_refused_and_can_be_started_from(
+    settings: Make, tmp_path: Path
+) -> None:
     s = settings(run={"steps": 1})
     train(s)
     path, state = checkpoint_path(s.run.out, 1), last_state(s)
     start = f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has learned"
-    torch.save(state | {"settings": state["settings"] | {"references": {"count": 3, "crop_ratio": 0.5, "where": "here"}}}, path)
-    differing = (
-        "perhaps by another version of pretrack (references.across_ranks was unknown, now False, references.where was here, now"
+    torch.save(
+        state
+        | {
+            "settings": state["settings"]
+            | {"references": {"count": 3, "crop_ratio": 0.5, "where": "here"}}
+        },
+        path,
     )
+    differing = "perhaps by another version of pretrack (references.across_ranks was unknown, now False, references.where was here, now"
     with pytest.raises(PretrackError, match=re.escape(differing) + f".*: {re.escape(start)}$"):
         train(s)
     del state["losses"]
     torch.save(state, path)
-    with pytest.raises(PretrackError, match=rf"is of another version of pretrack \(it lacks losses\): {re.escape(start)}$"):
+    with pytest.raises(
+        PretrackError,
+        match=rf"is of another version of pretrack \(it lacks losses\): {re.escape(start)}$",
+    ):
         train(s)
-    anew = settings(model={**s.model.model_dump(), "weights": str(path)}, run={"steps": 1, "out": tmp_path / "anew"})
+    anew = settings(
+        model={**s.model.model_dump(), "weights": str(path)},
+        run={"steps": 1, "out": tmp_path / "anew"},
+    )
     exported = load_file(train(anew).with_name("step_00000000.safetensors"))
     assert_same(exported, {name: state["teacher"][f"backbone.model.{name}"] for name in exported})
 
@@ -286,7 +333,8 @@ def test_a_damaged_checkpoint_is_named(settings: Make) -> None:
 def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make) -> None:
     s = settings(optim={"lr": 1e30})
     with pytest.raises(
-        PretrackError, match=r"step 2: the loss is nan .* clips of this rank were made-0\d, made-0\d, .*: lower 'optim"
+        PretrackError,
+        match=r"step 2: the loss is nan .* clips of this rank were made-0\d, made-0\d, .*: lower 'optim",
     ):
         train(s)
     assert newest_checkpoint(s.run.out) is None
@@ -329,7 +377,9 @@ def test_learning_rate() -> None:
     sgd = torch.optim.SGD([parameter], lr=1.0)
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=10)
     for step in range(25):  # past the period it climbs again, as torch's does
-        assert learning_rate(step, 25, published) == pytest.approx(sgd.param_groups[0]["lr"], abs=1e-9)
+        assert learning_rate(step, 25, published) == pytest.approx(
+            sgd.param_groups[0]["lr"], abs=1e-9
+        )
         sgd.step()
         theirs.step()
 
@@ -347,5 +397,8 @@ def test_the_command(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([str(config), "run.steps=1"]) == 0
     assert "trained weights: " in capsys.readouterr().out
     assert main([str(config), "run.stepz=1"]) == 1
-    assert capsys.readouterr().err == f"trainer: {config}: unknown key 'run.stepz' (did you mean 'steps'?)\n"
+    assert (
+        capsys.readouterr().err
+        == f"trainer: {config}: unknown key 'run.stepz' (did you mean 'steps'?)\n"
+    )
     assert main([]) == 2

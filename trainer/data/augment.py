@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 
 from shards import jpeg
 from shards.errors import ShardError
-from shards.geometry import View
+from shards.geometry import FrameTransform
 from trainer.config import ColourSettings, DataSettings
 
 
@@ -30,7 +30,11 @@ def choose_frames(
     directions that have room for it one is drawn; where none has, the one with most room is taken, with the largest step fitting.
     """
     count = settings.frames - 1
-    step = settings.step if frames >= settings.frames * settings.step else max(1, frames // settings.frames)
+    step = (
+        settings.step
+        if frames >= settings.frames * settings.step
+        else max(1, frames // settings.frames)
+    )
     room = [(frames - 1 - a, i, 1) for i, a in enumerate(anchors)]
     if settings.direction == "both":
         room += [(a, i, -1) for i, a in enumerate(anchors)]
@@ -45,51 +49,61 @@ def choose_frames(
     return anchor, [anchors[anchor] + sign * step * k for k in range(settings.frames)]
 
 
-def choose_views(width: int, height: int, settings: DataSettings, random: np.random.Generator) -> list[View]:
+def choose_transforms(
+    width: int, height: int, settings: DataSettings, random: np.random.Generator
+) -> list[FrameTransform]:
     """What is shown of each of the T frames: one view for all, or with `crop_per_frame` one drawn for each."""
     if not settings.crop_per_frame:
-        return [choose_view(width, height, settings, random)] * settings.frames
-    return [choose_view(width, height, settings, random) for _ in range(settings.frames)]
+        return [choose_transform(width, height, settings, random)] * settings.frames
+    return [choose_transform(width, height, settings, random) for _ in range(settings.frames)]
 
 
-def choose_view(width: int, height: int, settings: DataSettings, random: np.random.Generator) -> View:
+def choose_transform(
+    width: int, height: int, settings: DataSettings, random: np.random.Generator
+) -> FrameTransform:
     """The part of a frame that is shown, as `data.crop` says, resized to a square; and perhaps mirrored."""
     size = settings.size
     if settings.crop == "squash":
-        view = View.whole(width, height, size, size)
+        view = FrameTransform.whole(width, height, size, size)
     elif settings.crop == "random":
         view = _random_box(width, height, settings, random)
     else:
         side = size if settings.crop == "native" else min(width, height)
-        view = View((width - side) // 2, (height - side) // 2, side, side, size, size)
+        view = FrameTransform((width - side) // 2, (height - side) // 2, side, side, size, size)
     if settings.reduced_decoding and settings.crop != "squash":
         view = _on_coarse_pixels(view)
     return view.flipped() if random.random() < settings.flip else view
 
 
-def _random_box(width: int, height: int, settings: DataSettings, random: np.random.Generator) -> View:
+def _random_box(
+    width: int, height: int, settings: DataSettings, random: np.random.Generator
+) -> FrameTransform:
     area = width * height * random.uniform(settings.crop_scale, 1)
     shape = sqrt(exp(random.uniform(log(3 / 4), log(4 / 3))))
     box_width = min(width, max(1, round(sqrt(area) * shape)))
     box_height = min(height, max(1, round(sqrt(area) / shape)))
     left = int(random.integers(width - box_width + 1))
     top = int(random.integers(height - box_height + 1))
-    return View(left, top, box_width, box_height, settings.size, settings.size)
+    return FrameTransform(left, top, box_width, box_height, settings.size, settings.size)
 
 
-def _on_coarse_pixels(view: View) -> View:
+def _on_coarse_pixels(view: FrameTransform) -> FrameTransform:
     """The view with its box cut to multiples of 8, 4 or 2 pixels where it is at least so much larger than what is shown of it."""
     for factor in (8, 4, 2):
         left, top = -(-view.left // factor) * factor, -(-view.top // factor) * factor
         width = (view.left + view.width - left) // factor * factor
         height = (view.top + view.height - top) // factor * factor
         if width >= factor * view.out_width and height >= factor * view.out_height:
-            return View(left, top, width, height, view.out_width, view.out_height)
+            return FrameTransform(left, top, width, height, view.out_width, view.out_height)
     return view
 
 
 def show(
-    views: Sequence[View], images: Sequence[bytes], size: tuple[int, int], reduce: bool, into: NDArray[np.uint8]
+    views: Sequence[FrameTransform],
+    images: Sequence[bytes],
+    size: tuple[int, int],
+    reduce: bool,
+    into: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
     """Decodes JPEGs of frames of `size` (width, height) and takes the view of each `into` [T, 3, S, S] RGB, which it returns.
 
@@ -98,30 +112,38 @@ def show(
     """
     for image in images:  # before there is memory of this size: tables come from other people
         if jpeg.size(image) != size:
-            raise ShardError("an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size))
+            raise ShardError(
+                "an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size)
+            )
     memory = np.empty(3 * size[0] * size[1], np.uint8)  # for one image after the other
     for view, image, shown in zip(views, images, into, strict=True):
         factor = view.reduction if reduce else 1
-        _see(view.reduced(factor) if factor > 1 else view, jpeg.decode(image, factor, memory), shown)
+        _see(
+            view.reduced(factor) if factor > 1 else view, jpeg.decode(image, factor, memory), shown
+        )
     return into
 
 
-def _see(view: View, frame: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
-    """Puts the view of a frame, as `View.frame` defines it, but by torch's antialiased bilinear filter, `into` [3, S, S].
+def _see(view: FrameTransform, frame: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
+    """Puts the view of a frame, as `FrameTransform.frame` defines it, but by torch's antialiased bilinear filter, `into` [3, S, S].
 
     That is the published transforms' filter (Pillow's), and far faster than averaging areas.
     """
     box = frame[view.top : view.top + view.height, view.left : view.left + view.width]
     if box.shape[:2] != (view.out_height, view.out_width):
-        pixels = torch.from_numpy(box)[None].permute(0, 3, 1, 2)  # in that order torch sees channels last, which it is faster at
+        pixels = torch.from_numpy(box)[None].permute(
+            0, 3, 1, 2
+        )  # in that order torch sees channels last, which it is faster at
         size = view.out_height, view.out_width
         box = interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     if box.shape[:2] != into.shape[1:]:
-        raise ValueError(f"a view of {view.out_width}x{view.out_height} does not fit {into.shape}")  # OpenCV would put it elsewhere
+        raise ValueError(
+            f"a view of {view.out_width}x{view.out_height} does not fit {into.shape}"
+        )  # OpenCV would put it elsewhere
     cv2.split(cv2.flip(box, 1) if view.flip else box, list(into))
 
 
-def seen_by(views: Sequence[View], points: NDArray[np.float32]) -> NDArray[np.float32]:
+def seen_by(views: Sequence[FrameTransform], points: NDArray[np.float32]) -> NDArray[np.float32]:
     """Points of the T frames in pixels of what is shown of each: [T, N, 2] both."""
     if all(view is views[0] for view in views):
         return views[0].points(points)
@@ -136,10 +158,15 @@ def change_colours(frames: Tensor, colour: ColourSettings, random: np.random.Gen
 
 
 def _changed(frames: Tensor, colour: ColourSettings, random: np.random.Generator) -> Tensor:
-    from torchvision.transforms.v2 import functional  # costs a worker half a second and 60 MB: only who asks for it pays
+    from torchvision.transforms.v2 import (
+        functional,  # costs a worker half a second and 60 MB: only who asks for it pays
+    )
 
     if random.random() < colour.jitter:
-        b, c, s = (random.uniform(1 - r, 1 + r) for r in (colour.brightness, colour.contrast, colour.saturation))
+        b, c, s = (
+            random.uniform(1 - r, 1 + r)
+            for r in (colour.brightness, colour.contrast, colour.saturation)
+        )
         h = random.uniform(-colour.hue, colour.hue)
         changes: list[Callable[[Tensor], Tensor]] = [
             lambda x: functional.adjust_brightness(x, b),

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shards.geometry import View, inside
-from trainer.config import DataSettings, TrackSettings
+from shards.geometry import FrameTransform, inside
+from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.augment import change_colours, seen_by, show
 
 
@@ -39,7 +39,7 @@ class Sample(TypedDict):
 
 
 @dataclass(eq=False)
-class Decoded:
+class PackedBatch:
     """A batch in one piece of memory, so that it travels as one piece and not as six.
 
     Its parts are views of that: positions float32 [B, T, N, 2]; visibility and confidence uint8 [B, T, N], 255 = certain; frames
@@ -57,7 +57,15 @@ class Decoded:
         return batch * frames * points * (8 + 2) + (batch * frames + batch * own) * 3 * size * size
 
     @classmethod
-    def empty(cls, batch: int, frames: int, size: int, points: int, own: bool, memory: Tensor | None = None) -> Decoded:
+    def empty(
+        cls,
+        batch: int,
+        frames: int,
+        size: int,
+        points: int,
+        own: bool,
+        memory: Tensor | None = None,
+    ) -> PackedBatch:
         """A batch to be filled, in memory of its own or at the beginning of that given."""
         count = cls.bytes_of(batch, frames, size, points, own)
         memory = empty_memory(count) if memory is None else memory[:count]
@@ -70,12 +78,15 @@ class Decoded:
         positions, visibility, confidence, frames, teacher_frame = self.memory.split(sizes)
         self.positions = positions.view(torch.float32).view(b, t, n, 2)
         self.visibility, self.confidence = visibility.view(b, t, n), confidence.view(b, t, n)
-        self.frames, self.teacher_frame = frames.view(b, t, 3, s, s), teacher_frame.view(-1, 3, s, s)
+        self.frames, self.teacher_frame = (
+            frames.view(b, t, 3, s, s),
+            teacher_frame.view(-1, 3, s, s),
+        )
 
     def show(
         self,
         place: int,
-        views: Sequence[View],
+        views: Sequence[FrameTransform],
         images: Sequence[bytes],
         size: tuple[int, int],
         settings: DataSettings,
@@ -92,14 +103,17 @@ class Decoded:
     def follow(
         self,
         place: int,
-        views: Sequence[View],
+        views: Sequence[FrameTransform],
         positions: NDArray[np.float32],
         visibility: NDArray[np.uint8],
         confidence: NDArray[np.uint8],
     ) -> None:
         """Puts tracks at a place: stored positions [T, N, 2], as they lie in what is seen; visibility and confidence [T, N]."""
         self.positions[place] = torch.from_numpy(seen_by(views, positions))
-        self.visibility[place], self.confidence[place] = torch.from_numpy(visibility), torch.from_numpy(confidence)
+        self.visibility[place], self.confidence[place] = (
+            torch.from_numpy(visibility),
+            torch.from_numpy(confidence),
+        )
 
     def sample(self, settings: DataSettings) -> Sample:
         """The batch as it is handed out."""
@@ -128,8 +142,10 @@ def first_of(batch: Sample) -> Sample:
     return cast(Sample, {name: value[0] for name, value in batch.items()})  # type: ignore[index]
 
 
-def counted(sample: Sample, settings: TrackSettings) -> Tensor:
+def track_mask(sample: Sample, settings: TrackFilterSettings) -> Tensor:
     """Which points count: [..., T, N] bool. In the anchor frame, frame 0, a point is visible by definition: it was put there."""
-    visible = (sample["visibility"] > settings.visibility) & (sample["confidence"] >= settings.confidence)
+    visible = (sample["visibility"] > settings.visibility) & (
+        sample["confidence"] >= settings.confidence
+    )
     visible[..., 0, :] = True
     return visible & sample["inside"] if settings.mask_outside else visible

@@ -15,7 +15,11 @@ import pyarrow.compute as pc
 from manifests.tables import CLIPS
 from shards.errors import SettingsError
 
-COLUMNS = [field.name for field in CLIPS if not pa.types.is_list(field.type) and not field.name.startswith("json_")]
+COLUMNS = [
+    field.name
+    for field in CLIPS
+    if not pa.types.is_list(field.type) and not field.name.startswith("json_")
+]
 """What an expression may speak of: the columns with one value a clip."""
 
 _COMPARISONS = {"Eq": "==", "NotEq": "!=", "Lt": "<", "LtE": "<=", "Gt": ">", "GtE": ">="}
@@ -27,9 +31,13 @@ def parse_filter(text: str) -> pc.Expression:
         expression = _logical(ast.parse(text.strip(), mode="eval").body)
         CLIPS.empty_table().filter(expression)
     except (pa.ArrowException, TypeError) as error:
-        raise SettingsError(f"'{text}' compares things of different kinds ({str(error).strip().splitlines()[0]})") from error
+        raise SettingsError(
+            f"'{text}' compares things of different kinds ({str(error).strip().splitlines()[0]})"
+        ) from error
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise SettingsError(f"'{text}' is not an expression such as \"motion > 0.01 and dataset == 'co3d'\"") from error
+        raise SettingsError(
+            f"'{text}' is not an expression such as \"motion > 0.01 and dataset == 'co3d'\""
+        ) from error
     return expression
 
 
@@ -39,13 +47,19 @@ def _logical(node: ast.expr) -> pc.Expression:
         case ast.BoolOp(op=operator, values=[first, *others]):
             whole = _logical(first)
             for other in others:
-                whole = whole & _logical(other) if isinstance(operator, ast.And) else whole | _logical(other)
+                whole = (
+                    whole & _logical(other)
+                    if isinstance(operator, ast.And)
+                    else whole | _logical(other)
+                )
             return whole
         case ast.UnaryOp(op=ast.Not(), operand=inner):
             return ~_logical(inner)
         case ast.Compare(left=left, ops=operators, comparators=rights):
             terms = [left, *rights]
-            parts = [_comparison(a, o, b) for a, o, b in zip(terms, operators, rights, strict=False)]
+            parts = [
+                _comparison(a, o, b) for a, o, b in zip(terms, operators, rights, strict=False)
+            ]
             whole = parts[0]
             for part in parts[1:]:
                 whole = whole & part
@@ -55,8 +69,12 @@ def _logical(node: ast.expr) -> pc.Expression:
 
 def _comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr) -> pc.Expression:
     if isinstance(operator, ast.In | ast.NotIn):
-        if not isinstance(right, ast.Tuple | ast.List | ast.Set) or not all(isinstance(e, ast.Constant) for e in right.elts):
-            raise SettingsError(f"'in' wants a list such as ('co3d', 'dl3dv'), not '{ast.unparse(right)}'")
+        if not isinstance(right, ast.Tuple | ast.List | ast.Set) or not all(
+            isinstance(e, ast.Constant) for e in right.elts
+        ):
+            raise SettingsError(
+                f"'in' wants a list such as ('co3d', 'dl3dv'), not '{ast.unparse(right)}'"
+            )
         found = _value(left).isin([element.value for element in right.elts])  # type: ignore[attr-defined]
         return ~found if isinstance(operator, ast.NotIn) else found
     symbol = _COMPARISONS.get(type(operator).__name__)
@@ -73,7 +91,9 @@ def _comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr) -> pc.Expr
 def _value(node: ast.expr) -> Any:
     """A number, a string, a column, or what is computed of them."""
     match node:
-        case ast.Constant(value=value) if isinstance(value, int | float | str) and not isinstance(value, bool):
+        case ast.Constant(value=value) if isinstance(value, int | float | str) and not isinstance(
+            value, bool
+        ):
             return pc.scalar(value)
         case ast.Name(id=name):
             return _column(name)
@@ -85,9 +105,13 @@ def _value(node: ast.expr) -> Any:
             return _value(left) - _value(right)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return _value(left) * _value(right)
-        case ast.BinOp(left=left, op=ast.Div(), right=right):  # as Python divides, not as whole numbers do
+        case ast.BinOp(
+            left=left, op=ast.Div(), right=right
+        ):  # as Python divides, not as whole numbers do
             return _value(left).cast(pa.float64()) / _value(right).cast(pa.float64())
-    raise SettingsError(f"'{ast.unparse(node)}' is not understood: use columns, numbers, strings, + - * / and comparisons")
+    raise SettingsError(
+        f"'{ast.unparse(node)}' is not understood: use columns, numbers, strings, + - * / and comparisons"
+    )
 
 
 def _column(name: str) -> pc.Expression:

@@ -23,7 +23,7 @@ from shards.errors import PretrackError
 from shards.files import absolute, location
 from trainer.config import DataSettings
 from trainer.data.clip_filter import parse_filter
-from trainer.data.sampler import Group
+from trainer.data.sampler import ClipGroup
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Clip:
     frame_sizes: NDArray[np.int64]
 
 
-class Clips:
+class ClipTable:
     """A list of clips, over an Arrow table. It holds no Python object a clip, so forked workers go on sharing its memory.
 
     Workers that are not forked get it as a file that they map, which lives as long as the list that it was made from.
@@ -58,7 +58,9 @@ class Clips:
         self.table = table
         batches = table.to_batches()
         self._starts = [0, *accumulate(len(batch) for batch in batches)]
-        self._parts = [{name: _column(batch[name]) for name in Clip.__dataclass_fields__} for batch in batches]
+        self._parts = [
+            {name: _column(batch[name]) for name in Clip.__dataclass_fields__} for batch in batches
+        ]
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return _mapped, (f"{self._folder.name}/clips.arrow",)
@@ -66,7 +68,10 @@ class Clips:
     @cached_property
     def _folder(self) -> TemporaryDirectory[str]:
         folder: TemporaryDirectory[str] = TemporaryDirectory(prefix="pretrack-")
-        with pa.OSFile(f"{folder.name}/clips.arrow", "wb") as file, pa.ipc.new_file(file, self.table.schema) as writer:
+        with (
+            pa.OSFile(f"{folder.name}/clips.arrow", "wb") as file,
+            pa.ipc.new_file(file, self.table.schema) as writer,
+        ):
             writer.write_table(self.table)
         return folder
 
@@ -88,12 +93,15 @@ class Clips:
     def shards(self) -> NDArray[np.int64]:
         """The number of each clip's shard, over all folders: [clips]."""
         shard = self.table["shard"].combine_chunks().dictionary_encode()
-        places = shard.indices.to_numpy().astype(np.int64) + len(shard.dictionary) * self.table["folder"].to_numpy()
+        places = (
+            shard.indices.to_numpy().astype(np.int64)
+            + len(shard.dictionary) * self.table["folder"].to_numpy()
+        )
         return np.unique(places, return_inverse=True)[1]
 
 
-def _mapped(path: str) -> Clips:
-    return Clips(pa.ipc.open_file(pa.memory_map(path)).read_all())
+def _mapped(path: str) -> ClipTable:
+    return ClipTable(pa.ipc.open_file(pa.memory_map(path)).read_all())
 
 
 class _Numbers:
@@ -125,7 +133,13 @@ class _Texts:
 
 
 def _column(column: pa.Array) -> _Numbers | _Lists | _Texts:
-    return (_Lists if pa.types.is_list(column.type) else _Texts if pa.types.is_string(column.type) else _Numbers)(column)
+    return (
+        _Lists
+        if pa.types.is_list(column.type)
+        else _Texts
+        if pa.types.is_string(column.type)
+        else _Numbers
+    )(column)
 
 
 def open_snapshots(settings: DataSettings, names: Sequence[str] | None = None) -> list[Snapshot]:
@@ -135,17 +149,19 @@ def open_snapshots(settings: DataSettings, names: Sequence[str] | None = None) -
     """
     wanted = names if names is not None else [settings.snapshot] * len(settings.out)
     if len(wanted) != len(settings.out):
-        raise PretrackError(f"this run was begun with {len(wanted)} folders in 'data.out', and now there are {len(settings.out)}")
+        raise PretrackError(
+            f"this run was begun with {len(wanted)} folders in 'data.out', and now there are {len(settings.out)}"
+        )
     return [open_snapshot(out, name) for out, name in zip(settings.out, wanted, strict=True)]
 
 
-def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> Clips:
+def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipTable:
     """The clips of all snapshots that fit the settings; logs how many each rule leaves out.
 
     Raises PretrackError if nothing fits, or if clips differ in their number of points, or have a number that none can have.
     """
     tables = [_read(snapshot, number, settings.where) for number, snapshot in enumerate(snapshots)]
-    clips = Clips(_fitting(pa.concat_tables(tables), settings))
+    clips = ClipTable(_fitting(pa.concat_tables(tables), settings))
     folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
     if not len(clips):
         where = f" and {settings.where}" if settings.where else ""
@@ -163,7 +179,9 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> Clips
     return clips
 
 
-def mixed_groups(clips: Clips, snapshots: Sequence[Snapshot], weights: dict[str, float]) -> tuple[Group, ...]:
+def mixed_groups(
+    clips: ClipTable, snapshots: Sequence[Snapshot], weights: dict[str, float]
+) -> tuple[ClipGroup, ...]:
     """The groups that `data.weights` names, by dataset or folder; none if it is empty.
 
     Raises PretrackError for a name of nothing, and unless every clip is in exactly one group.
@@ -172,13 +190,17 @@ def mixed_groups(clips: Clips, snapshots: Sequence[Snapshot], weights: dict[str,
     times = np.zeros(len(clips), np.int64)
     groups = []
     for name, weight in weights.items():
-        numbers = [i for i, snapshot in enumerate(snapshots) if snapshot.out == absolute(location(name))]
+        numbers = [
+            i for i, snapshot in enumerate(snapshots) if snapshot.out == absolute(location(name))
+        ]
         chosen = np.isin(folder, numbers) if numbers else pc.equal(datasets, name).to_numpy()
         if not chosen.any():
             known = ", ".join(sorted(datasets.unique().to_pylist()))
-            raise PretrackError(f"'data.weights' names '{name}', and no clip is of such a dataset or folder (there are: {known})")
+            raise PretrackError(
+                f"'data.weights' names '{name}', and no clip is of such a dataset or folder (there are: {known})"
+            )
         times += chosen
-        groups.append(Group(np.flatnonzero(chosen), weight))
+        groups.append(ClipGroup(np.flatnonzero(chosen), weight))
     if weights and (times != 1).any():
         first = clips[int(np.flatnonzero(times != 1)[0])]
         how = "in none" if times.min() == 0 else "in two"
@@ -200,13 +222,21 @@ def _read(snapshot: Snapshot, number: int, where: str) -> pa.Table:
 def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
     """The clips that the settings ask for and that are long and large enough; logs how many each rule leaves out."""
     size, reach = settings.size, least_room(settings)
-    rules: dict[str, pc.Expression] = {f"split other than '{settings.split}'": pc.field("split") == settings.split}
+    rules: dict[str, pc.Expression] = {
+        f"split other than '{settings.split}'": pc.field("split") == settings.split
+    }
     if settings.where.strip():
         rules[f"not {settings.where}"] = parse_filter(settings.where)
     rules[f"too short for {settings.frames} frames from an anchor"] = pc.field("room") >= reach
     if settings.crop == "native":
-        rules[f"smaller than {size}x{size}"] = (pc.field("width") >= size) & (pc.field("height") >= size)
-    asked = [name for name in clips.column_names if name in ("split", "width", "height") or name in settings.where]
+        rules[f"smaller than {size}x{size}"] = (pc.field("width") >= size) & (
+            pc.field("height") >= size
+        )
+    asked = [
+        name
+        for name in clips.column_names
+        if name in ("split", "width", "height") or name in settings.where
+    ]
     light = clips.select(asked)  # the rest is copied once, if at all
     light = light.append_column("room", pa.array(room(clips, settings)))
     light = light.append_column("row", pa.array(np.arange(clips.num_rows)))
@@ -230,7 +260,11 @@ def room(clips: pa.Table, settings: DataSettings) -> NDArray[np.int64]:
     anchors, usable = pc.list_flatten(clips["anchors"]).to_numpy(), lengths > 0
     starts = (np.cumsum(lengths) - lengths)[usable]
     if len(anchors):
-        first[usable] = anchors[starts] if settings.anchor == "first" else np.minimum.reduceat(anchors, starts)
-        last[usable] = anchors[starts] if settings.anchor == "first" else np.maximum.reduceat(anchors, starts)
+        first[usable] = (
+            anchors[starts] if settings.anchor == "first" else np.minimum.reduceat(anchors, starts)
+        )
+        last[usable] = (
+            anchors[starts] if settings.anchor == "first" else np.maximum.reduceat(anchors, starts)
+        )
     forward = np.where(usable, clips["frames"].to_numpy() - 1 - first, -1)
     return np.maximum(forward, last) if settings.direction == "both" else forward

@@ -19,11 +19,11 @@ from shards.errors import ShardError
 from shards.files import Location
 from shards.reader import read_members
 from trainer.config import DataSettings
-from trainer.data.augment import choose_frames, choose_views
-from trainer.data.batch import Decoded, Sample, first_of
+from trainer.data.augment import choose_frames, choose_transforms
+from trainer.data.batch import PackedBatch, Sample, first_of
 from trainer.data.clip_table import Clip, choose_clips, mixed_groups
 from trainer.data.member_cache import MemberCache
-from trainer.data.sampler import ClipOrder, Item
+from trainer.data.sampler import ClipSampler, Item
 
 logger = logging.getLogger(__name__)
 
@@ -45,27 +45,45 @@ class ClipDataset(Dataset[Sample]):
         self.clips = choose_clips(snapshots, settings)
         self.points: int = self.clips.table["points"][0].as_py()
         self.groups = mixed_groups(self.clips, snapshots, settings.weights)
-        self.snapshots = [Snapshot(s.out, s.name) for s in snapshots]  # without the tables that they have read
+        self.snapshots = [
+            Snapshot(s.out, s.name) for s in snapshots
+        ]  # without the tables that they have read
         self.remote = any(isinstance(s.out, Url) for s in snapshots)
-        self._cache = MemberCache(settings.cache.folder, settings.cache.gb) if settings.cache and self.remote else None
+        self._cache = (
+            MemberCache(settings.cache.folder, settings.cache.gb)
+            if settings.cache and self.remote
+            else None
+        )
 
     @cached_property
     def identity(self) -> str:
         """A digest of which clips these are, and in what order."""
         return self.clips.identity
 
-    def order(self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> ClipOrder:
+    def order(self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> ClipSampler:
         """The order in which a rank trains on them, mixed and shuffled as the settings say. Raises PretrackError."""
         window = self.settings.shuffle_shards
         shards = self.clips.shards if window else None
-        return ClipOrder(len(self), batch_size, self.seed, rank, world, start, groups=self.groups, shards=shards, window=window)
+        return ClipSampler(
+            len(self),
+            batch_size,
+            self.seed,
+            rank,
+            world,
+            start,
+            groups=self.groups,
+            shards=shards,
+            window=window,
+        )
 
     def __len__(self) -> int:
         return len(self.clips)
 
     def __getitem__(self, item: Item) -> Sample:
         batch = self.batch([item])
-        for sentence in batch.pop("left_out", ()):  # other loaders would not know what to do with it
+        for sentence in batch.pop(
+            "left_out", ()
+        ):  # other loaders would not know what to do with it
             logger.warning("left out: %s", sentence)
         return first_of(batch)
 
@@ -76,7 +94,7 @@ class ClipDataset(Dataset[Sample]):
         """The samples of items, together. Raises ShardError."""
         return self.decode(items).sample(self.settings)
 
-    def decode(self, items: Sequence[Item], memory: Tensor | None = None) -> Decoded:
+    def decode(self, items: Sequence[Item], memory: Tensor | None = None) -> PackedBatch:
         """The samples of items as they come from the shards, in `memory` (uint8, `memory_of(len(items))` of it) if that is given.
 
         Raises ShardError.
@@ -95,17 +113,19 @@ class ClipDataset(Dataset[Sample]):
             _to_the_end(clip)
         return batch
 
-    def empty(self, clips: int, memory: Tensor | None = None) -> Decoded:
+    def empty(self, clips: int, memory: Tensor | None = None) -> PackedBatch:
         """A batch of so many clips to be filled."""
         s = self.settings
-        return Decoded.empty(clips, s.frames, s.size, self.points, s.colour.student_only, memory)
+        return PackedBatch.empty(
+            clips, s.frames, s.size, self.points, s.colour.student_only, memory
+        )
 
     def memory_of(self, clips: int) -> int:
         """Bytes that a decoded batch of so many clips takes."""
         s = self.settings
-        return Decoded.bytes_of(clips, s.frames, s.size, self.points, s.colour.student_only)
+        return PackedBatch.bytes_of(clips, s.frames, s.size, self.points, s.colour.student_only)
 
-    def fill(self, batch: Decoded, place: int, item: Item) -> Iterator[None]:
+    def fill(self, batch: PackedBatch, place: int, item: Item) -> Iterator[None]:
         """Puts an item's clip, or one in its stead, in its place, in two steps: read it and unpack its tracks; decode its images.
 
         Raises ShardError on the way.
@@ -126,10 +146,14 @@ class ClipDataset(Dataset[Sample]):
     def _candidates(self, turn: int, index: int) -> Iterator[int]:
         """The clip itself, then some drawn from its group, or from all where there are none."""
         yield index
-        group = next((group.clips for group in self.groups if index in group.clips), np.arange(len(self)))
-        yield from np.random.default_rng([self.seed, turn, index, 2]).choice(group, SUBSTITUTES).tolist()
+        group = next(
+            (group.clips for group in self.groups if index in group.clips), np.arange(len(self))
+        )
+        yield from (
+            np.random.default_rng([self.seed, turn, index, 2]).choice(group, SUBSTITUTES).tolist()
+        )
 
-    def _read(self, batch: Decoded, place: int, turn: int, index: int) -> Iterator[None]:
+    def _read(self, batch: PackedBatch, place: int, turn: int, index: int) -> Iterator[None]:
         clip = self.clips[index]
         path = self.snapshots[clip.folder].shard_path(clip.shard)
         random = np.random.default_rng([self.seed, turn, index])
@@ -139,12 +163,23 @@ class ClipDataset(Dataset[Sample]):
             hint = "" if "pretrack verify" in str(error) else ": run 'pretrack verify'"
             raise ShardError(f"clip {clip.key} in {path}: {error}{hint}") from error
 
-    def _decode(self, batch: Decoded, place: int, clip: Clip, path: Location, random: np.random.Generator) -> Iterator[None]:
+    def _decode(
+        self,
+        batch: PackedBatch,
+        place: int,
+        clip: Clip,
+        path: Location,
+        random: np.random.Generator,
+    ) -> Iterator[None]:
         s = self.settings
         anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
-        views = choose_views(clip.width, clip.height, s, random)
+        views = choose_transforms(clip.width, clip.height, s, random)
         packed, *images = self._members(clip, path, anchor, numbers)
-        batch.follow(place, views, *decode_frames(packed, int(clip.anchors[anchor]), numbers, (clip.frames, self.points)))
+        batch.follow(
+            place,
+            views,
+            *decode_frames(packed, int(clip.anchors[anchor]), numbers, (clip.frames, self.points)),
+        )
         yield
         batch.show(place, views, images, (clip.width, clip.height), s, random)
         batch.keys[place] = clip.key
@@ -156,7 +191,9 @@ class ClipDataset(Dataset[Sample]):
         if frames[0] < 0 or frames[-1] > last:
             raise ShardError(f"the tables do not tell where frames {frames} lie")
         if len(clip.anchor_sizes) != len(clip.anchors):
-            raise ShardError(f"the tables tell where the tracks of {len(clip.anchor_sizes)} of {len(clip.anchors)} anchors lie")
+            raise ShardError(
+                f"the tables tell where the tracks of {len(clip.anchor_sizes)} of {len(clip.anchors)} anchors lie"
+            )
         *before, size = clip.anchor_sizes[: anchor + 1].tolist()
         offsets = [clip.tracks_offset + sum(before), *clip.frame_offsets[frames].tolist()]
         sizes = [size, *clip.frame_sizes[frames].tolist()]

@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from shards.errors import PretrackError
-from trainer.data.batch import Decoded, Sample, empty_memory
+from trainer.data.batch import PackedBatch, Sample, empty_memory
 from trainer.data.dataset import ClipDataset
-from trainer.data.sampler import ClipOrder, Item
+from trainer.data.sampler import ClipSampler, Item
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,17 @@ class Loader:
     lie in pinned memory where there is a CUDA device. Raises PretrackError where shared memory has no room for the workers.
     """
 
-    def __init__(self, dataset: ClipDataset, order: ClipOrder, workers: int = 0, pin: bool = False) -> None:
+    def __init__(
+        self, dataset: ClipDataset, order: ClipSampler, workers: int = 0, pin: bool = False
+    ) -> None:
         self.dataset, self.order, self.step, self.skipped = dataset, order, order.start, 0
         self._pin = pin and torch.cuda.is_available()
-        self._slots = _shared(workers, dataset.memory_of(order.batch_size // order.world)) if workers else None
-        self._loader: DataLoader[Decoded | _Shared] = DataLoader(
+        self._slots = (
+            _shared(workers, dataset.memory_of(order.batch_size // order.world))
+            if workers
+            else None
+        )
+        self._loader: DataLoader[PackedBatch | _Shared] = DataLoader(
             _Batches(dataset, self._slots),
             batch_sampler=order,
             num_workers=workers,
@@ -71,24 +77,41 @@ class Loader:
         except PretrackError as error:
             raise unwrapped(error) from error
 
-    def _taken(self, read: Decoded | _Shared) -> Decoded:
+    def _taken(self, read: PackedBatch | _Shared) -> PackedBatch:
         """A batch in memory that is the receiver's: a worker's own goes round."""
-        if isinstance(read, Decoded):
-            return Decoded(read.memory.pin_memory(), read.shape, read.keys, read.left_out) if self._pin else read
+        if isinstance(read, PackedBatch):
+            return (
+                PackedBatch(read.memory.pin_memory(), read.shape, read.keys, read.left_out)
+                if self._pin
+                else read
+            )
         assert self._slots is not None
         shared = self._slots[read.worker, read.slot, : read.size]
-        memory = torch.empty(read.size, dtype=torch.uint8, pin_memory=True) if self._pin else empty_memory(read.size)
-        return Decoded(memory.copy_(shared), read.shape, read.keys, read.left_out)
+        memory = (
+            torch.empty(read.size, dtype=torch.uint8, pin_memory=True)
+            if self._pin
+            else empty_memory(read.size)
+        )
+        return PackedBatch(memory.copy_(shared), read.shape, read.keys, read.left_out)
 
     def state_dict(self) -> dict[str, Any]:
         """The place reached: how many batches were handed out since the beginning, to every rank, and what they are made of."""
-        return {"step": self.step, "batch_size": self.order.batch_size, "seed": self.order.seed, "clips": self.dataset.identity}
+        return {
+            "step": self.step,
+            "batch_size": self.order.batch_size,
+            "seed": self.order.seed,
+            "clips": self.dataset.identity,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a place. Raises PretrackError if it is one among other batches. Iterate anew afterwards."""
         ours = self.state_dict()
-        if changed := [name for name in ("batch_size", "seed", "clips") if ours[name] != state.get(name)]:
-            raise PretrackError(f"this place was reached among other batches ({', '.join(changed)} differ)")
+        if changed := [
+            name for name in ("batch_size", "seed", "clips") if ours[name] != state.get(name)
+        ]:
+            raise PretrackError(
+                f"this place was reached among other batches ({', '.join(changed)} differ)"
+            )
         self.step = int(state["step"])
 
     def _report(self, batch: Sample) -> None:
@@ -129,20 +152,22 @@ def _shared(workers: int, size: int) -> Tensor:
     return memory.view(workers, AHEAD + 1, size)
 
 
-class _Batches(Dataset["Decoded | _Shared"]):
+class _Batches(Dataset["PackedBatch | _Shared"]):
     """A dataset that gives torch's loader whole batches, in a worker by way of the memory that it shares."""
 
     def __init__(self, dataset: ClipDataset, slots: Tensor | None) -> None:
         self.dataset, self.slots, self.asked = dataset, slots, 0
 
-    def __getitems__(self, items: list[Item]) -> Decoded | _Shared:
+    def __getitems__(self, items: list[Item]) -> PackedBatch | _Shared:
         worker = get_worker_info()
         if worker is None or self.slots is None:
             return self.dataset.decode(items)
         slot = self.asked % (AHEAD + 1)
         self.asked += 1
         batch = self.dataset.decode(items, self.slots[worker.id, slot])
-        return _Shared(worker.id, slot, batch.memory.numel(), batch.shape, batch.keys, batch.left_out)
+        return _Shared(
+            worker.id, slot, batch.memory.numel(), batch.shape, batch.keys, batch.left_out
+        )
 
 
 def end_with_process(loader: DataLoader[Any]) -> None:
@@ -165,7 +190,9 @@ def _as_it_is(batch: Any) -> Any:
 def unwrapped(error: PretrackError) -> PretrackError:
     """An error as it was raised: from a worker it comes wrapped in that worker's traceback, whose last line is the sentence."""
     kind = type(error)
-    return kind(str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: "))
+    return kind(
+        str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
+    )
 
 
 def clean_processes() -> BaseContext:

@@ -39,11 +39,15 @@ class MemberCache:
         """`read_members`, but what is not here is fetched and kept. A shard on this machine is read as ever. Raises ShardError."""
         if not isinstance(shard, Url):
             return read_members(shard, offsets, sizes)
-        paths = [self._path(shard, offset, size) for offset, size in zip(offsets, sizes, strict=True)]
+        paths = [
+            self._path(shard, offset, size) for offset, size in zip(offsets, sizes, strict=True)
+        ]
         members = [self._kept(path, size) for path, size in zip(paths, sizes, strict=True)]
         missing = [i for i, member in enumerate(members) if member is None]
         if missing:
-            fetched = read_members(shard, [offsets[i] for i in missing], [sizes[i] for i in missing])
+            fetched = read_members(
+                shard, [offsets[i] for i in missing], [sizes[i] for i in missing]
+            )
             for i, member in zip(missing, fetched, strict=True):
                 members[i] = member
                 self._keep(paths[i], member)
@@ -78,7 +82,11 @@ class MemberCache:
             with suppress(OSError):
                 temporary.unlink()
             self._broken = True
-            logger.warning("%s cannot be written (%s): going on without keeping what is read", self.folder, error.strerror)
+            logger.warning(
+                "%s cannot be written (%s): going on without keeping what is read",
+                self.folder,
+                error.strerror,
+            )
 
     def _make_room(self) -> None:
         """Deletes what was not used for longest; one process at a time. The others wait: writing on, they could pass the limit."""
@@ -87,7 +95,11 @@ class MemberCache:
             files = []
             for folder in self.folder.iterdir():
                 if folder.is_dir():
-                    files += [(s.st_mtime_ns, s.st_size, e.path) for e in os.scandir(folder) if (s := _stat(e))]
+                    files += [
+                        (s.st_mtime_ns, s.st_size, e.path)
+                        for e in os.scandir(folder)
+                        if (s := _stat(e))
+                    ]
             total = sum(size for _, size, _ in files)
             for _, size, path in sorted(files):
                 if total <= self.limit * FULL:

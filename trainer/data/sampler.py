@@ -17,14 +17,14 @@ Item = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Group:
+class ClipGroup:
     """Clips that share a weight: their indices [n], and the part of every epoch that they make up, compared to other groups'."""
 
     clips: NDArray[np.int64]
     weight: float
 
 
-class ClipOrder(Sampler[list[Item]]):
+class ClipSampler(Sampler[list[Item]]):
     """Which clips a rank reads, batch by batch and without end, from batch `start` on.
 
     An epoch has as many clips as there are, cut into global batches of `batch_size`; a rank takes every world-th clip of each,
@@ -47,15 +47,26 @@ class ClipOrder(Sampler[list[Item]]):
         world: int = 1,
         start: int = 0,
         *,
-        groups: Sequence[Group] = (),
+        groups: Sequence[ClipGroup] = (),
         shards: NDArray[np.int64] | None = None,
         window: int = 0,
     ) -> None:
         if batch_size % world:
-            raise PretrackError(f"'run.batch_size: {batch_size}' cannot be shared by {world} ranks: take a multiple of {world}")
+            raise PretrackError(
+                f"'run.batch_size: {batch_size}' cannot be shared by {world} ranks: take a multiple of {world}"
+            )
         if batch_size > clips:
-            raise PretrackError(f"'run.batch_size: {batch_size}' is more than the {clips} clips there are: make it smaller")
-        self.clips, self.batch_size, self.seed, self.rank, self.world, self.start = clips, batch_size, seed, rank, world, start
+            raise PretrackError(
+                f"'run.batch_size: {batch_size}' is more than the {clips} clips there are: make it smaller"
+            )
+        self.clips, self.batch_size, self.seed, self.rank, self.world, self.start = (
+            clips,
+            batch_size,
+            seed,
+            rank,
+            world,
+            start,
+        )
         self.groups, self.shards, self.window = tuple(groups), shards, window
 
     @property
@@ -63,8 +74,8 @@ class ClipOrder(Sampler[list[Item]]):
         """Global batches an epoch."""
         return self.clips // self.batch_size
 
-    def __iter__(self) -> OrderIterator:
-        return OrderIterator(self)
+    def __iter__(self) -> ClipSamplerIterator:
+        return ClipSamplerIterator(self)
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """All (pass, index) of an epoch in order: [steps_per_epoch * batch_size, 2]."""
@@ -73,7 +84,9 @@ class ClipOrder(Sampler[list[Item]]):
             order = self._permutation(np.arange(self.clips), epoch)[:size]
             return np.stack([np.full(size, epoch), order], axis=1)
         quotas = shares([group.weight for group in self.groups], size)
-        turns = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(np.repeat(np.arange(len(quotas)), quotas))
+        turns = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(
+            np.repeat(np.arange(len(quotas)), quotas)
+        )
         items = np.empty((size, 2), np.int64)
         for number, quota in enumerate(quotas):
             items[turns == number] = self._row(number, epoch * quota, quota)
@@ -86,7 +99,9 @@ class ClipOrder(Sampler[list[Item]]):
         rows = [self._permutation(clips, turn, number + 1, 1) for turn in range(first, last + 1)]
         turns = np.repeat(np.arange(first, last + 1), len(clips))
         skipped = start - first * len(clips)
-        return np.stack([turns, np.concatenate([*rows, clips[:0]])], axis=1)[skipped : skipped + count]
+        return np.stack([turns, np.concatenate([*rows, clips[:0]])], axis=1)[
+            skipped : skipped + count
+        ]
 
     def _permutation(self, clips: NDArray[np.int64], *entropy: int) -> NDArray[np.int64]:
         random = np.random.default_rng([self.seed, *entropy])
@@ -97,14 +112,14 @@ class ClipOrder(Sampler[list[Item]]):
         return clips[np.lexsort((random.random(len(clips)), windows))]
 
 
-class OrderIterator(Iterator[list[Item]]):
+class ClipSamplerIterator(Iterator[list[Item]]):
     """A place in the order. Its `state_dict` is what torchdata's StatefulDataLoader keeps of it."""
 
-    def __init__(self, order: ClipOrder) -> None:
+    def __init__(self, order: ClipSampler) -> None:
         self._order, self._step = order, order.start
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
-    def __iter__(self) -> OrderIterator:
+    def __iter__(self) -> ClipSamplerIterator:
         return self
 
     def __next__(self) -> list[Item]:

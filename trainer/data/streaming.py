@@ -34,12 +34,12 @@ from shards.bucket import Url, fetched
 from shards.clip import ClipInfo, Tracks
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
-from shards.files import location, read_whole
-from shards.geometry import View
+from shards.files import location, read_file
+from shards.geometry import FrameTransform
 from shards.reader import Tail, read_tar
 from trainer.config import DataSettings
-from trainer.data.augment import choose_frames, choose_views
-from trainer.data.batch import Decoded, Sample, first_of
+from trainer.data.augment import choose_frames, choose_transforms
+from trainer.data.batch import PackedBatch, Sample, first_of
 from trainer.data.clip_table import least_room, room
 from trainer.data.loader import begin_worker, clean_processes, end_with_process, unwrapped
 
@@ -57,17 +57,29 @@ def listed_tars(where: str) -> list[str]:
         return [where]
     if where.endswith(".tar"):
         if tars := sorted(glob(where)):
-            return [f"./{tar}" if tar.startswith(PIPE) else tar for tar in tars]  # a file's name is never a command
+            return [
+                f"./{tar}" if tar.startswith(PIPE) else tar for tar in tars
+            ]  # a file's name is never a command
         raise PretrackError(f"no file fits {where}")
-    listed = location(where) if where.endswith("shards.txt") else open_snapshot(where).folder / "shards.txt"
+    listed = (
+        location(where)
+        if where.endswith("shards.txt")
+        else open_snapshot(where).folder / "shards.txt"
+    )
     try:
-        names = read_whole(listed).decode().split()
+        names = read_file(listed).decode().split()
     except (OSError, UnicodeDecodeError) as error:
-        raise PretrackError(f"{listed} cannot be read ({error}): it should list a snapshot's tars") from error
+        raise PretrackError(
+            f"{listed} cannot be read ({error}): it should list a snapshot's tars"
+        ) from error
     if not names:
         raise PretrackError(f"{listed} lists no tar")
-    if strange := [name for name in names if not _LISTED.fullmatch(name)]:  # a command, say, or a way out of the folder
-        raise PretrackError(f"{listed} lists {strange[0]!r:.120}, which is no tar of a snapshot such as shards/NAME.tar")
+    if strange := [
+        name for name in names if not _LISTED.fullmatch(name)
+    ]:  # a command, say, or a way out of the folder
+        raise PretrackError(
+            f"{listed} lists {strange[0]!r:.120}, which is no tar of a snapshot such as shards/NAME.tar"
+        )
     out = listed.parent.parent.parent
     return [str(out / name) for name in names]
 
@@ -82,7 +94,7 @@ class _Clip:
     key: str
     tar: str
     size: tuple[int, int]
-    views: list[View]
+    views: list[FrameTransform]
     images: list[bytes]
     positions: NDArray[np.float32]
     visibility: NDArray[np.uint8]
@@ -109,13 +121,19 @@ class StreamedClips(IterableDataset[Sample]):
     clip fits; and ShardError for damage, unless `on_error` is `skip`: then the clip or the rest of its tar is left out and logged.
     """
 
-    def __init__(self, tars: str | Sequence[str], settings: DataSettings, seed: int, buffer: int = 256) -> None:
+    def __init__(
+        self, tars: str | Sequence[str], settings: DataSettings, seed: int, buffer: int = 256
+    ) -> None:
         for name in ("where", "weights", "shuffle_shards"):
             if getattr(settings, name):
                 raise SettingsError(
                     f"'data.{name}' needs a build's tables, and streamed tars have none: name the tars that you want"
                 )
-        self.tars = [tar for where in ([tars] if isinstance(tars, str) else tars) for tar in listed_tars(where)]
+        self.tars = [
+            tar
+            for where in ([tars] if isinstance(tars, str) else tars)
+            for tar in listed_tars(where)
+        ]
         self.settings, self.seed, self.buffer = settings, seed, buffer
 
     def batches(self, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Sample]:
@@ -143,13 +161,21 @@ class StreamedClips(IterableDataset[Sample]):
         points, barren = 0, set[str]()
         for turn in count():
             order = np.random.default_rng([self.seed, turn]).permutation(len(self.tars))
-            mine = list(webdataset.split_by_worker(webdataset.split_by_node(self.tars[number] for number in order)))
+            mine = list(
+                webdataset.split_by_worker(
+                    webdataset.split_by_node(self.tars[number] for number in order)
+                )
+            )
             random = Random(f"{self.seed} {turn} {rank} {worker}")
             barren.update(mine)
-            for clip in webdataset.shuffle(self.buffer, initial=self.buffer, rng=random)(self._clips(mine, turn)):
+            for clip in webdataset.shuffle(self.buffer, initial=self.buffer, rng=random)(
+                self._clips(mine, turn)
+            ):
                 points = points or clip.points
                 if clip.points != points:
-                    raise PretrackError(f"clip {clip.key} in {clip.tar} has {clip.points} points and others have {points}")
+                    raise PretrackError(
+                        f"clip {clip.key} in {clip.tar} has {clip.points} points and others have {points}"
+                    )
                 if sample := self._decoded(clip):
                     barren.clear()
                     yield sample
@@ -189,9 +215,11 @@ class StreamedClips(IterableDataset[Sample]):
             tracks = decode_tracks(members["tracks.zst"], (None, info.frames, None))
             if not _fits(info, tracks, s):
                 return None
-            random = np.random.default_rng([self.seed, turn, xxhash.xxh3_64_intdigest(info.key.encode())])
+            random = np.random.default_rng(
+                [self.seed, turn, xxhash.xxh3_64_intdigest(info.key.encode())]
+            )
             anchor, numbers = choose_frames(info.frames, tracks.anchors.tolist(), s, random)
-            views = choose_views(info.width, info.height, s, random)
+            views = choose_transforms(info.width, info.height, s, random)
             images = [members[f"{number:03d}.jpg"] for number in numbers]
         except KeyError as error:
             raise ShardError(f"it lacks its member {error.args[0]}") from error
@@ -209,7 +237,7 @@ class StreamedClips(IterableDataset[Sample]):
 
     def _decoded(self, clip: _Clip) -> Sample | None:
         s = self.settings
-        batch = Decoded.empty(1, s.frames, s.size, clip.points, s.colour.student_only)
+        batch = PackedBatch.empty(1, s.frames, s.size, clip.points, s.colour.student_only)
         try:
             batch.show(0, clip.views, clip.images, clip.size, s, clip.random)
         except ShardError as error:
@@ -236,9 +264,16 @@ def _samples(tar: str) -> Iterator[dict[str, Any]]:
     try:
         with _opened(tar) as stream:
             tail = Tail(stream)
-            yield from group_by_keys({"fname": name, "data": data, "__url__": tar} for name, data in read_tar(tail))
+            yield from group_by_keys(
+                {"fname": name, "data": data, "__url__": tar} for name, data in read_tar(tail)
+            )
             tail.check_end()
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:  # webdataset adds to what their `args` say
+    except (
+        OSError,
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+    ) as error:  # webdataset adds to what their `args` say
         said = getattr(error, "strerror", None) or str(error.args[0]).split(" @ ")[0]
         raise _BadTarError(f"the tar {tar} cannot be read to its end ({said})") from error
 
@@ -255,4 +290,8 @@ def _fits(info: ClipInfo, tracks: Tracks, settings: DataSettings) -> bool:
     """Whether a clip is one that `trainer.data.clip_table.choose_clips` would take."""
     frames = pa.table({"anchors": [tracks.anchors.tolist()], "frames": [info.frames]})
     large = settings.crop != "native" or min(info.width, info.height) >= settings.size
-    return info.split == settings.split and large and bool(room(frames, settings)[0] >= least_room(settings))
+    return (
+        info.split == settings.split
+        and large
+        and bool(room(frames, settings)[0] >= least_room(settings))
+    )

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from shards.errors import PretrackError, disk_sentence
+from shards.errors import PretrackError, describe_os_error
 from trainer.evaluate.benchmarks import command as benchmarks
 from trainer.evaluate.heldout import label_free as labelfree
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"trainer: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"trainer: {disk_sentence(error)}", file=sys.stderr)
+        print(f"trainer: {describe_os_error(error)}", file=sys.stderr)
         return 1
     return 0
 

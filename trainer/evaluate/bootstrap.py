@@ -35,7 +35,9 @@ class Difference:
     count: int
     groups: int
     interval: tuple[float, float] | None
-    verdict: Literal["better", "worse", "higher", "lower", "not distinguishable from 0", "too few to tell"]
+    verdict: Literal[
+        "better", "worse", "higher", "lower", "not distinguishable from 0", "too few to tell"
+    ]
 
     @property
     def gain(self) -> float:
@@ -69,9 +71,13 @@ def difference(
         return Difference(first, second, len(kept), len(numbers), None, "too few to tell")
     low, high = interval(pairs[known, 1] - pairs[known, 0], [numbers[group] for group in kept])
     if low <= 0 <= high:
-        return Difference(first, second, len(kept), len(numbers), (low, high), "not distinguishable from 0")
+        return Difference(
+            first, second, len(kept), len(numbers), (low, high), "not distinguishable from 0"
+        )
     way: Literal["higher", "lower"] = "higher" if low > 0 else "lower"
-    verdict: Literal["better", "worse", "higher", "lower"] = way if not better else "better" if way == better else "worse"
+    verdict: Literal["better", "worse", "higher", "lower"] = (
+        way if not better else "better" if way == better else "worse"
+    )
     return Difference(first, second, len(kept), len(numbers), (low, high), verdict)
 
 

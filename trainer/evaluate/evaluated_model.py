@@ -26,7 +26,7 @@ WHERE = """where a model comes from:
 
 
 @dataclass(frozen=True, eq=False)
-class Subject:
+class EvaluatedModel:
     """A model that is judged, under the name that it goes by in results.
 
     where:  what was asked for
@@ -65,7 +65,7 @@ class Subject:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every evaluation has; `load_subjects` understands them."""
+    """The options that every evaluation has; `load_evaluated_models` understands them."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = WHERE
     parser.add_argument(
@@ -77,31 +77,40 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help=f"where models run (default: {device})")
-    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where results and pictures go")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FOLDER", help="where results and pictures go"
+    )
 
 
-def load_subjects(models: list[str], device: str) -> list[Subject]:
+def load_evaluated_models(models: list[str], device: str) -> list[EvaluatedModel]:
     """The models of `--model`, on a device. Raises SettingsError, in one sentence, for what is none."""
     try:
         torch.empty(0, device=device)
-    except (AssertionError, RuntimeError) as error:  # the first from a torch that is built without CUDA
+    except (
+        AssertionError,
+        RuntimeError,
+    ) as error:  # the first from a torch that is built without CUDA
         raise SettingsError(
             f"'--device {device}' is none that torch sees here: give 'cpu', or 'cuda' where there is a GPU"
         ) from error
     pairs = [model.partition("=") for model in models]
     for name, equals, where in pairs:
         if not (name and equals and where):
-            raise SettingsError(f"'--model {name}{equals}{where}' should be NAME=WHERE, such as trained=runs/my-run")
+            raise SettingsError(
+                f"'--model {name}{equals}{where}' should be NAME=WHERE, such as trained=runs/my-run"
+            )
     names = [name for name, _, _ in pairs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise SettingsError(f"two models are called '{twice.pop()}': give each '--model' its own name")
-    subjects = [load_subject(name, where) for name, _, where in pairs]
+        raise SettingsError(
+            f"two models are called '{twice.pop()}': give each '--model' its own name"
+        )
+    subjects = [load_evaluated_model(name, where) for name, _, where in pairs]
     for subject in subjects:
         subject.backbone.to(device)
     return subjects
 
 
-def load_subject(name: str, where: str) -> Subject:
+def load_evaluated_model(name: str, where: str) -> EvaluatedModel:
     """A model from a run's folder, from weights that it exported, or as `BACKBONE:FILE`, `BACKBONE:hub` or `BACKBONE:random`.
 
     Raises SettingsError if there is nothing such, or if weights do not say whose they are.
@@ -110,20 +119,28 @@ def load_subject(name: str, where: str) -> Subject:
     if path.is_dir():
         exports = exported_weights(path)
         if not exports:
-            raise SettingsError(f"{path} holds no exported weights: it should be the 'run.out' of a training run")
+            raise SettingsError(
+                f"{path} holds no exported weights: it should be the 'run.out' of a training run"
+            )
         return _from_export(name, where, exports[0 if which == "first" else -1])
     if path.is_file():
         return _from_export(name, where, path)
     backbone, colon, weights = where.partition(":")
     if where in ("hub", "random"):
-        raise SettingsError(f"weights '{where}' need a backbone's name: write {name}=BACKBONE:{where}")
+        raise SettingsError(
+            f"weights '{where}' need a backbone's name: write {name}=BACKBONE:{where}"
+        )
     if not colon:
         raise SettingsError(f"there is no run and no file {where}: write {name}=BACKBONE:FILE")
     if weights in ("first", "last"):
-        raise SettingsError(f"there is no run {backbone}: give the 'run.out' of a training run, {name}=RUN:{weights}")
+        raise SettingsError(
+            f"there is no run {backbone}: give the 'run.out' of a training run, {name}=RUN:{weights}"
+        )
     torch.manual_seed(0)  # for random weights
     default = {field: DataSettings.model_fields[field].default for field in ("size", "mean", "std")}
-    return Subject(name, where, weights, _digest(weights), make_backbone(backbone, weights).eval(), **default)
+    return EvaluatedModel(
+        name, where, weights, _digest(weights), make_backbone(backbone, weights).eval(), **default
+    )
 
 
 def _run_and_which(where: str) -> tuple[Path, str]:
@@ -135,14 +152,16 @@ def _run_and_which(where: str) -> tuple[Path, str]:
     return Path(where), "last"
 
 
-def _from_export(name: str, where: str, path: Path) -> Subject:
+def _from_export(name: str, where: str, path: Path) -> EvaluatedModel:
     described = read_description(path)
     try:
         backbone = make_backbone(described["timm_id"], str(path), described["options"]).eval()
         size, mean, std = described["img_size"], tuple(described["mean"]), tuple(described["std"])
     except KeyError as error:
-        raise SettingsError(f"the description beside {path} lacks {error}: write {name}=BACKBONE:{path}") from error
-    return Subject(name, where, str(path), _digest(str(path)), backbone, size, mean, std)
+        raise SettingsError(
+            f"the description beside {path} lacks {error}: write {name}=BACKBONE:{path}"
+        ) from error
+    return EvaluatedModel(name, where, str(path), _digest(str(path)), backbone, size, mean, std)
 
 
 def _digest(weights: str) -> str:

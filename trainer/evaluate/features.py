@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from shards.errors import PretrackError, SettingsError
-from trainer.evaluate.evaluated_model import Subject
+from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.model.backbone import normalised_images
 
 PatchFeatures = Callable[[Tensor], Tensor]
@@ -37,51 +37,62 @@ def padding(side: int, patch: int) -> tuple[int, int]:
     return extra // 2, extra - extra // 2
 
 
-def patch_features(subject: Subject, normed: bool = False) -> PatchFeatures:
+def patch_features(subject: EvaluatedModel, normed: bool = False) -> PatchFeatures:
     """The last block's patch tokens: as the block leaves them (Probe3D), or after the final norm (3DPoV's training) if `normed`."""
     backbone = subject.backbone
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
         given = _prepared(images, subject)
-        (tokens,) = backbone.model.forward_intermediates(given, indices=1, norm=normed, output_fmt="NLC", intermediates_only=True)
+        (tokens,) = backbone.model.forward_intermediates(
+            given, indices=1, norm=normed, output_fmt="NLC", intermediates_only=True
+        )
         return _as_map(tokens, given, subject)
 
     return features
 
 
-def level_features(subject: Subject) -> LevelFeatures:
+def level_features(subject: EvaluatedModel) -> LevelFeatures:
     """The patch tokens of four blocks, a quarter of the depth apart, before the final norm, each beside the image's CLS token
     ("dense-cls" of Probe3D): four maps [B, h, w, 2 D]. Raises SettingsError for a backbone of fewer than four blocks."""
     backbone = subject.backbone
     depth = len(backbone.model.blocks)
     if depth < 4 or backbone.model.num_prefix_tokens < 1:
-        raise SettingsError(f"the DPT probe reads four blocks and a CLS token, and {backbone.timm_id} has not got them")
+        raise SettingsError(
+            f"the DPT probe reads four blocks and a CLS token, and {backbone.timm_id} has not got them"
+        )
     blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
     @torch.no_grad()
     def features(images: Tensor) -> list[Tensor]:
         given = _prepared(images, subject)
         levels = backbone.model.forward_intermediates(
-            given, indices=blocks, norm=False, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+            given,
+            indices=blocks,
+            norm=False,
+            output_fmt="NLC",
+            intermediates_only=True,
+            return_prefix_tokens=True,
         )
         maps = []
         for tokens, prefix in levels:
             patches = _as_map(tokens, given, subject)
-            maps.append(torch.cat([patches, prefix[:, :1, None].float().expand_as(patches)], dim=-1))
+            maps.append(
+                torch.cat([patches, prefix[:, :1, None].float().expand_as(patches)], dim=-1)
+            )
         return maps
 
     return features
 
 
-def _prepared(images: Tensor, subject: Subject) -> Tensor:
+def _prepared(images: Tensor, subject: EvaluatedModel) -> Tensor:
     """Normalised, then padded with zeros, where the model is."""
     device = next(subject.backbone.parameters()).device
     rows, columns = (padding(side, subject.patch) for side in images.shape[-2:])
     return pad(normalised_images(images.to(device), subject.mean, subject.std), (*columns, *rows))
 
 
-def _as_map(tokens: Tensor, images: Tensor, subject: Subject) -> Tensor:
+def _as_map(tokens: Tensor, images: Tensor, subject: EvaluatedModel) -> Tensor:
     """Raises PretrackError for features that are not finite: with those, whatever is compared first would be the most similar."""
     if not tokens.isfinite().all():
         raise PretrackError(

@@ -17,16 +17,28 @@ Row = list[str | int | float]
 
 def table(header: Sequence[str], rows: Sequence[Row], digits: int = 2) -> str:
     """Aligned columns, indented; NaN, which is a figure of nothing, as `-`."""
-    cells = [list(header), *([number(cell, digits) if isinstance(cell, float) else str(cell) for cell in row] for row in rows)]
+    cells = [
+        list(header),
+        *(
+            [number(cell, digits) if isinstance(cell, float) else str(cell) for cell in row]
+            for row in rows
+        ),
+    ]
     return "\n".join(f"  {line}" for line in aligned(cells))
 
 
-def table_of_differences(title: str, found: Mapping[str, Difference], of: Sequence[str], digits: int) -> str:
+def table_of_differences(
+    title: str, found: Mapping[str, Difference], of: Sequence[str], digits: int
+) -> str:
     """Differences by what they are of, each with its interval and what that says. `of` names what they were taken over: items, and
     groups of these if the bootstrap had any."""
     rows = [[title, "", "95 % interval", "", *of]]
     for name, d in found.items():
-        bounds = "-" if d.interval is None else f"[{d.interval[0]:+.{digits}f}, {d.interval[1]:+.{digits}f}]"
+        bounds = (
+            "-"
+            if d.interval is None
+            else f"[{d.interval[0]:+.{digits}f}, {d.interval[1]:+.{digits}f}]"
+        )
         counts = [str(count) for count in (d.count, d.groups)[: len(of)]]
         rows.append([name, f"{d.gain:+.{digits}f}" if d.count else "-", bounds, d.verdict, *counts])
     return "\n".join(aligned(rows))

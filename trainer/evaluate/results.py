@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.files import write_whole
+from shards.files import atomic_write
 
 
-def write_results(folder: Path, evaluation: str, values: dict[str, Any], pictures: dict[str, bytes] | None = None) -> Path:
+def write_results(
+    folder: Path, evaluation: str, values: dict[str, Any], pictures: dict[str, bytes] | None = None
+) -> Path:
     """Writes FOLDER/EVALUATION.json and FOLDER/EVALUATION-NAME.png for each picture, the JSON last; returns the JSON's path.
 
     NaN becomes null, which JSON has. Pictures of an earlier evaluation with the same name go.
@@ -25,9 +27,15 @@ def write_results(folder: Path, evaluation: str, values: dict[str, Any], picture
     for old in folder.glob(f"{evaluation}-*.png"):
         old.unlink()
     for name, png in (pictures or {}).items():
-        write_whole(folder / f"{evaluation}-{name}.png", png)
-    write_whole(
-        results, json.dumps({"evaluation": evaluation, **plain(values)}, indent=1, ensure_ascii=False, allow_nan=False).encode()
+        atomic_write(folder / f"{evaluation}-{name}.png", png)
+    atomic_write(
+        results,
+        json.dumps(
+            {"evaluation": evaluation, **plain(values)},
+            indent=1,
+            ensure_ascii=False,
+            allow_nan=False,
+        ).encode(),
     )
     return results
 
@@ -46,17 +54,25 @@ def versions() -> dict[str, str]:
     """Of what figures depend on."""
     found = {"python": platform.python_version()}
     for name in ("pretrack", "torch", "timm", "numpy"):
-        with suppress(PackageNotFoundError):  # pretrack itself, run from a folder that is not installed
+        with suppress(
+            PackageNotFoundError
+        ):  # pretrack itself, run from a folder that is not installed
             found[name] = version(name)
     return found
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells as lines of text: the first column to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows if column < len(row)) for column in range(max(map(len, rows)))]
+    widths = [
+        max(len(row[column]) for row in rows if column < len(row))
+        for column in range(max(map(len, rows)))
+    ]
     lines = []
     for row in rows:
-        cells = [f"{row[0]:<{widths[0]}}", *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=False))]
+        cells = [
+            f"{row[0]:<{widths[0]}}",
+            *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=False)),
+        ]
         lines.append("  ".join(cells).rstrip())
     return lines
 

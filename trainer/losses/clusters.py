@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from trainer.config import ClusterSettings
-from trainer.distributed import over_ranks
+from trainer.distributed import all_reduce_sum
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
 
 
@@ -37,7 +37,12 @@ class Clusters(nn.Module):
         prototypes = normalize(self.prototypes, dim=-1)
         with torch.no_grad():
             scores = e.teacher @ prototypes.T
-            assigned = sinkhorn(scores.flatten(0, 1), e.counted.flatten(), self.settings.epsilon, self.settings.iterations)
+            assigned = sinkhorn(
+                scores.flatten(0, 1),
+                e.valid_tracks.flatten(),
+                self.settings.epsilon,
+                self.settings.iterations,
+            )
             if not self.settings.soft:
                 assigned = one_hot(assigned.argmax(dim=-1), len(prototypes)).to(scores)
         logs = (e.student @ prototypes.T / self.settings.temperature).log_softmax(dim=-1)
@@ -46,7 +51,7 @@ class Clusters(nn.Module):
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, counted: Tensor, epsilon: float, iterations: int) -> Tensor:
+def sinkhorn(scores: Tensor, valid: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Assigns points to prototypes, the same mass to each (Cuturi, 2013, as in SwAV): cosines [M, K], [M] → [M, K].
 
     exp(scores / epsilon) is scaled by turns so that every prototype has the same part of all points, and every point is given once.
@@ -55,10 +60,10 @@ def sinkhorn(scores: Tensor, counted: Tensor, epsilon: float, iterations: int) -
 
     Where torch.distributed is initialised, the points are those of all ranks: every rank calls this, with as many prototypes.
     """
-    points = counted.to(scores.dtype)[:, None]
+    points = valid.to(scores.dtype)[:, None]
     tiny = torch.finfo(scores.dtype).tiny
     mass = torch.exp((scores - 1) / epsilon) * points  # cosines: the largest is 1
     for _ in range(iterations):
-        mass = mass / over_ranks(mass.sum(dim=0)).clamp_min(tiny)
+        mass = mass / all_reduce_sum(mass.sum(dim=0)).clamp_min(tiny)
         mass = mass / mass.sum(dim=1, keepdim=True).clamp_min(tiny)
     return mass

@@ -28,7 +28,7 @@ class Embeddings:
     """[B, F, N, E]: the tracks in the compared frames, by the teacher; only where a loss asks for them."""
 
     @property
-    def counted(self) -> Tensor:
+    def valid_tracks(self) -> Tensor:
         """[B, N]: whether a track counts in any compared frame."""
         return (self.weights > 0).any(dim=1)
 
@@ -36,7 +36,9 @@ class Embeddings:
     def anchor_distances(self) -> Tensor:
         """[B, N, N]: how far tracks are from each other in the anchor frame, in parts of the frame's side."""
         points = self.anchor_positions.detach()
-        return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")  # products lose small distances
+        return torch.cdist(
+            points, points, compute_mode="donot_use_mm_for_euclid_dist"
+        )  # products lose small distances
 
 
 def mean_over_tracks(losses: Tensor, weights: Tensor) -> Tensor:

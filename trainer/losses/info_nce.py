@@ -22,15 +22,19 @@ def info_nce(e: Embeddings, settings: InfoNCESettings) -> Tensor:
     of the same clip that count in any compared frame and are at least `apart` from n in the anchor frame; with `other_clips` also
     all tracks of the other clips in this rank's batch that count in any frame, which takes B times the memory.
     """
-    teacher, counted = e.teacher.detach(), e.counted
-    itself = torch.eye(counted.shape[1], dtype=torch.bool, device=counted.device)
-    keys = ((e.anchor_distances >= settings.apart) & counted[:, None]) | itself
+    teacher, valid = e.teacher.detach(), e.valid_tracks
+    itself = torch.eye(valid.shape[1], dtype=torch.bool, device=valid.device)
+    keys = ((e.anchor_distances >= settings.apart) & valid[:, None]) | itself
     own = e.student @ teacher[:, None].transpose(2, 3)
     scores = own.masked_fill(~keys[:, None], -math.inf)
     if settings.other_clips:
-        clips = len(counted)
-        foreign = ~torch.eye(clips, dtype=torch.bool, device=counted.device)[:, :, None] & counted
+        clips = len(valid)
+        foreign = ~torch.eye(clips, dtype=torch.bool, device=valid.device)[:, :, None] & valid
         others = e.student @ teacher.flatten(0, 1).T
-        scores = torch.cat([scores, others.masked_fill(~foreign.view(clips, 1, 1, -1), -math.inf)], dim=-1)
-    losses = (scores / settings.temperature).logsumexp(dim=-1) - own.diagonal(dim1=2, dim2=3) / settings.temperature
+        scores = torch.cat(
+            [scores, others.masked_fill(~foreign.view(clips, 1, 1, -1), -math.inf)], dim=-1
+        )
+    losses = (scores / settings.temperature).logsumexp(dim=-1) - own.diagonal(
+        dim1=2, dim2=3
+    ) / settings.temperature
     return mean_over_tracks(losses, e.weights)

@@ -23,17 +23,23 @@ def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:
     stands in for them.
     """
     clips, frames, tracks, _ = e.student.shape
-    distances, counted = e.anchor_distances, e.counted[:, None]
+    distances, valid = e.anchor_distances, e.valid_tracks[:, None]
     itself = torch.eye(tracks, dtype=torch.bool, device=distances.device)
-    positive = ((distances < settings.near) & counted) | itself
-    negative = (distances > settings.far) & counted
+    positive = ((distances < settings.near) & valid) | itself
+    negative = (distances > settings.far) & valid
     scores = torch.einsum("bfne,bme->bnfm", e.student, e.teacher.detach())
 
-    clip, query, item = positive.nonzero(as_tuple=True)  # pairs, K of them: few more than there are tracks
+    clip, query, item = positive.nonzero(
+        as_tuple=True
+    )  # pairs, K of them: few more than there are tracks
     rows = scores[clip, query]  # [K, F, N]
     above = torch.sigmoid((rows - scores[clip, query, :, item][..., None]) / settings.temperature)
     # the item against itself is the sigmoid's half, and counts 1
     among = (above * positive[clip, query][:, None]).sum(dim=-1) + 0.5
     precision = among / (among + (above * negative[clip, query][:, None]).sum(dim=-1))
-    sums = scores.new_zeros(clips, tracks, frames).index_put((clip, query), precision, accumulate=True)
-    return mean_over_tracks(1 - (sums / positive.sum(dim=-1, keepdim=True)).transpose(1, 2), e.weights)
+    sums = scores.new_zeros(clips, tracks, frames).index_put(
+        (clip, query), precision, accumulate=True
+    )
+    return mean_over_tracks(
+        1 - (sums / positive.sum(dim=-1, keepdim=True)).transpose(1, 2), e.weights
+    )

@@ -18,7 +18,11 @@ def track_mean(e: Embeddings) -> Tensor:
     Raises ValueError where the teacher's embeddings of the compared frames are missing.
     """
     if e.teacher_frames is None:
-        raise ValueError("the track mean needs the teacher's embeddings in the compared frames: set 'teacher_frames'")
+        raise ValueError(
+            "the track mean needs the teacher's embeddings in the compared frames: set 'teacher_frames'"
+        )
     seen = (e.teacher_frames * e.weights[..., None]).sum(dim=1)
-    target = normalize(e.teacher + seen, dim=-1).detach()  # its length is lost anyway: the sum does for the mean
+    target = normalize(
+        e.teacher + seen, dim=-1
+    ).detach()  # its length is lost anyway: the sum does for the mean
     return mean_over_tracks(1 - (e.student * target[:, None]).sum(dim=-1), e.weights)

@@ -26,7 +26,9 @@ class Losses(nn.Module):
     def __init__(self, losses: dict[str, Loss], weights: dict[str, float]) -> None:
         super().__init__()
         self.losses, self.weights = losses, weights
-        self.trained = nn.ModuleDict({name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)})
+        self.trained = nn.ModuleDict(
+            {name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)}
+        )
 
     @property
     def needs_teacher_frames(self) -> bool:
@@ -52,7 +54,9 @@ def make_losses(settings: LossSettings, width: int, **own: Loss) -> Losses:
     s, objective = settings, make_objective(settings)
 
     def sorting(e: Embeddings) -> Tensor:
-        return sorting_loss(e.student, e.teacher, e.references, e.weights, objective, s.detach_teacher)
+        return sorting_loss(
+            e.student, e.teacher, e.references, e.weights, objective, s.detach_teacher
+        )
 
     losses: dict[str, Loss] = {"sorting": sorting, **own}
     if s.info_nce:

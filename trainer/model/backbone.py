@@ -89,7 +89,9 @@ class Backbone(nn.Module):
         """Patches along a side of `size` pixels. Raises SettingsError if it is no whole number."""
         if size % self.patch:
             near = max(1, round(size / self.patch)) * self.patch
-            raise SettingsError(f"{self.timm_id} has patches of {self.patch} pixels, which do not fill 'size: {size}': take {near}")
+            raise SettingsError(
+                f"{self.timm_id} has patches of {self.patch} pixels, which do not fill 'size: {size}': take {near}"
+            )
         return size // self.patch
 
     def forward(self, images: Tensor) -> Tensor:
@@ -104,7 +106,11 @@ class Backbone(nn.Module):
         model._modules = dict(self.model._modules)
         model.blocks = nn.Sequential(*self.model.blocks[: self.frozen], *later)
         model.norm = nn.Identity()
-        return Tokens(model.forward_features(images), tuple(block.extras for block in later), self._grid_of(images))
+        return Tokens(
+            model.forward_features(images),
+            tuple(block.extras for block in later),
+            self._grid_of(images),
+        )
 
     def tail(self, tokens: Tokens) -> Tensor:
         """The other blocks and the final norm: tokens of B images → features [B, rows, columns, D]."""
@@ -122,13 +128,17 @@ class Backbone(nn.Module):
         return images.shape[2] // self.patch, images.shape[3] // self.patch
 
     def _as_map(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        return tokens[:, self.model.num_prefix_tokens :].reshape(len(tokens), *grid, tokens.shape[-1])
+        return tokens[:, self.model.num_prefix_tokens :].reshape(
+            len(tokens), *grid, tokens.shape[-1]
+        )
 
     def freeze(self, trainable_blocks: int, train_norm: bool) -> None:
         """Leaves only the last blocks, and perhaps the final norm, to be trained. Raises SettingsError for too many."""
         blocks = self.model.blocks
         if trainable_blocks > len(blocks):
-            raise SettingsError(f"'model.trainable_blocks: {trainable_blocks}' is more than the {len(blocks)} of {self.timm_id}")
+            raise SettingsError(
+                f"'model.trainable_blocks: {trainable_blocks}' is more than the {len(blocks)} of {self.timm_id}"
+            )
         self.requires_grad_(False)
         self.frozen = len(blocks) - trainable_blocks
         for block in blocks[self.frozen :]:
@@ -138,11 +148,15 @@ class Backbone(nn.Module):
 
 def normalised_images(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """What a backbone takes: uint8 [..., 3, H, W] RGB → float32, (value / 255 - mean) / std."""
-    shift, scale = (torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std))
+    shift, scale = (
+        torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std)
+    )
     return (frames.float() / 255 - shift) / scale
 
 
-def make_backbone(name: str, weights: str | None, options: dict[str, Any] | None = None) -> Backbone:
+def make_backbone(
+    name: str, weights: str | None, options: dict[str, Any] | None = None
+) -> Backbone:
     """A backbone by short or timm name; `weights` is a file, `hub`, or `random` (then drawn from torch's generator).
 
     None makes random ones too, without a word: for a caller that fills them in.
@@ -151,29 +165,54 @@ def make_backbone(name: str, weights: str | None, options: dict[str, Any] | None
     """
     timm_id = BACKBONES.get(name, name)
     if not timm.is_model(timm_id):
-        near = difflib.get_close_matches(name, [*BACKBONES, *timm.list_models("*vit*"), *timm.list_pretrained("*vit*")], 1)
-        raise SettingsError(f"there is no backbone '{name}'" + (f" (did you mean '{near[0]}'?)" if near else ""))
+        near = difflib.get_close_matches(
+            name, [*BACKBONES, *timm.list_models("*vit*"), *timm.list_pretrained("*vit*")], 1
+        )
+        raise SettingsError(
+            f"there is no backbone '{name}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+        )
     arguments: dict[str, Any] = {"num_classes": 0, **_any_size(timm_id), **(options or {})}
     if weights == "random":
-        log.warning("%s starts from random weights: good for trying the code out, not for results", timm_id)
+        log.warning(
+            "%s starts from random weights: good for trying the code out, not for results", timm_id
+        )
     state = None if weights in ("random", "hub", None) else read_weights(Path(str(weights)))
     try:
         model = timm.create_model(timm_id, pretrained=weights == "hub", **arguments)
         lacking = _fill(model, state) if state else []
-    except (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, AssertionError) as error:
+    except (
+        RuntimeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AssertionError,
+    ) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SettingsError(f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: {reason}") from error
+        raise SettingsError(
+            f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: {reason}"
+        ) from error
     except Exception as error:
         if weights != "hub":
             raise
         raise SettingsError(
             f"timm could not download the weights of {timm_id} ({type(error).__name__}): give a file with 'model.weights=PATH'"
         ) from error
-    if not all(hasattr(model, part) for part in ("blocks", "norm", "num_prefix_tokens", "forward_features")):
-        raise SettingsError(f"'{name}' is not a vision transformer: it has no blocks of tokens to take features from")
+    if not all(
+        hasattr(model, part) for part in ("blocks", "norm", "num_prefix_tokens", "forward_features")
+    ):
+        raise SettingsError(
+            f"'{name}' is not a vision transformer: it has no blocks of tokens to take features from"
+        )
     if lacking:
-        adapters = "; a run's adapters are merged in its folder 'weights'" if any(".lora_" in name for name in state or ()) else ""
-        raise SettingsError(f"{weights} lacks {len(lacking)} tensors of {timm_id} (first: {lacking[0]}){adapters}")
+        adapters = (
+            "; a run's adapters are merged in its folder 'weights'"
+            if any(".lora_" in name for name in state or ())
+            else ""
+        )
+        raise SettingsError(
+            f"{weights} lacks {len(lacking)} tensors of {timm_id} (first: {lacking[0]}){adapters}"
+        )
     if weights not in ("random", None):
         log.info("%s starts from %s", timm_id, "timm's weights" if weights == "hub" else weights)
     return Backbone(model, timm_id)
@@ -185,7 +224,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
     timm's own loading goes on without them where a model has no classifier, as ours have none.
     """
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    missing = set(model.load_state_dict(convert(state, model) if convert else state, strict=False).missing_keys)
+    missing = set(
+        model.load_state_dict(
+            convert(state, model) if convert else state, strict=False
+        ).missing_keys
+    )
     return [name for name, _ in model.named_parameters() if name in missing]
 
 
@@ -195,17 +238,33 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     `{"teacher": ...}` and the like are unwrapped. Raises SettingsError if the file is missing or is none.
     """
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else "give a file, 'hub' or 'random'"
+        near = difflib.get_close_matches(
+            path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1
+        )
+        hint = (
+            f"did you mean {path.parent / near[0]}?" if near else "give a file, 'hub' or 'random'"
+        )
         raise SettingsError(f"there is no weight file {path} ({hint})")
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both readers raise types of their own for what is just not a weight file
-        raise SettingsError(f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]})") from error
+        state: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (
+        Exception
+    ) as error:  # both readers raise types of their own for what is just not a weight file
+        raise SettingsError(
+            f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]})"
+        ) from error
     for wrapper in ("teacher", "student", "model_ema", "model", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
+    if (
+        not isinstance(state, dict)
+        or not all(isinstance(value, Tensor) for value in state.values())
+        or not state
+    ):
         raise SettingsError(f"{path} holds no weights: it should be a mapping of names to tensors")
     return _without_wrappers(state)
 
@@ -213,7 +272,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Takes off the prefixes that training code puts before a backbone's names, and what lies beside the backbone."""
     for prefix in ("module.", "backbone.", "model."):
-        inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+        inner = {
+            name.removeprefix(prefix): value
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
         state = inner or state
     return state
 

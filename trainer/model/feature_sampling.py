@@ -21,10 +21,16 @@ def sample_points(features: Tensor, points: Tensor, size: int, align_corners: bo
     """
     x, y = points.clamp(0, size - 1).unbind(-1)
     place = normalised_corners if align_corners else normalised
-    features = features.to(torch.promote_types(features.dtype, torch.float32))  # bfloat16 coordinates would be pixels off
+    features = features.to(
+        torch.promote_types(features.dtype, torch.float32)
+    )  # bfloat16 coordinates would be pixels off
     grid = torch.stack([place(x, size), place(y, size)], dim=-1).to(features.dtype)
     samples = torch.nn.functional.grid_sample(
-        features.movedim(-1, 1), grid.unsqueeze(1), mode="bilinear", padding_mode="border", align_corners=align_corners
+        features.movedim(-1, 1),
+        grid.unsqueeze(1),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=align_corners,
     )
     return samples[:, :, 0].transpose(1, 2)
 
@@ -54,7 +60,9 @@ def check_references(clips: int, frames: int, count: int) -> None:
         )
 
 
-def choose_references(clips: int, frames: int, count: int, grid: int, side: int, generator: torch.Generator) -> References:
+def choose_references(
+    clips: int, frames: int, count: int, grid: int, side: int, generator: torch.Generator
+) -> References:
     """Draws references for a batch (3DPoV), on the CPU.
 
     For each clip: count - 1 frames of the other clips, uniformly without replacement, and last one frame of its own that is neither
@@ -72,7 +80,9 @@ def choose_references(clips: int, frames: int, count: int, grid: int, side: int,
 def rank_references(references: References, clips: int, rank: int) -> References:
     """Of references drawn for the clips of all ranks, `clips` each, those of one rank; they may lie in frames of the others."""
     own = slice(rank * clips, (rank + 1) * clips)
-    return References(references.frame[own], references.top[own], references.left[own], across_ranks=True)
+    return References(
+        references.frame[own], references.top[own], references.left[own], across_ranks=True
+    )
 
 
 def frames_of_clips(clips: int, frames: int, chosen: Sequence[int]) -> Tensor:
@@ -94,4 +104,6 @@ def crop_references(features: Tensor, references: References, side: int) -> Tens
     rows = (references.top[..., None] + step)[..., :, None]
     columns = (references.left[..., None] + step)[..., None, :]
     place = (references.frame[..., None, None], rows, columns)
-    return features[tuple(index.to(features.device, non_blocking=True) for index in place)].flatten(2, 3)
+    return features[tuple(index.to(features.device, non_blocking=True) for index in place)].flatten(
+        2, 3
+    )

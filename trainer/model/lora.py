@@ -23,10 +23,20 @@ def add_adapters(backbone: Backbone, settings: LoraSettings) -> None:
     except ImportError as error:
         raise SettingsError("'model.lora' needs peft: pip install 'pretrack[lora]'") from error
     blocks = range(backbone.frozen, len(backbone.model.blocks))
-    inside = [name for name, layer in backbone.model.blocks[-1].named_modules() if isinstance(layer, nn.Linear)]
-    unknown = [name for name in settings.layers if not any(found.split(".")[-1] == name for found in inside)]
+    inside = [
+        name
+        for name, layer in backbone.model.blocks[-1].named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    unknown = [
+        name
+        for name in settings.layers
+        if not any(found.split(".")[-1] == name for found in inside)
+    ]
     if unknown:
-        raise SettingsError(f"'model.lora.layers' names '{unknown[0]}', and a block of {backbone.timm_id} has {', '.join(inside)}")
+        raise SettingsError(
+            f"'model.lora.layers' names '{unknown[0]}', and a block of {backbone.timm_id} has {', '.join(inside)}"
+        )
     norm = any(p.requires_grad for p in backbone.model.norm.parameters())  # it may be none
     backbone.requires_grad_(False)
     config = LoraConfig(
@@ -45,7 +55,9 @@ def without_adapters(backbone: Backbone) -> nn.Module:
         return backbone.model
     from peft.tuners.tuners_utils import BaseTunerLayer  # takes seconds to import
 
-    adapted = [name for name, layer in backbone.model.named_modules() if isinstance(layer, BaseTunerLayer)]
+    adapted = [
+        name for name, layer in backbone.model.named_modules() if isinstance(layer, BaseTunerLayer)
+    ]
     model: Any = copy.deepcopy(backbone.model)
     for name in adapted:
         layer = model.get_submodule(name)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import TrainSettings
-from trainer.data.batch import Sample, counted
+from trainer.data.batch import Sample, track_mask
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.weighted_sum import Losses
 from trainer.model.backbone import Tokens, normalised_images
@@ -38,21 +38,25 @@ class Batch:
     visible: Tensor
 
 
-def batch_of(sample: Sample, settings: TrainSettings, device: torch.device, clips: slice = slice(None)) -> Batch:
+def batch_of(
+    sample: Sample, settings: TrainSettings, device: torch.device, clips: slice = slice(None)
+) -> Batch:
     """Some of a sample's clips, on a device."""
     own = sample.get("teacher_frame")
     return Batch(
         sample["frames"][clips].to(device, non_blocking=True),
         None if own is None else own[clips].to(device, non_blocking=True),
         sample["positions"][clips].to(device, non_blocking=True),
-        counted(sample, settings.tracks)[clips].to(device, torch.float32, non_blocking=True),
+        track_mask(sample, settings.tracks)[clips].to(device, torch.float32, non_blocking=True),
     )
 
 
 class Step(nn.Module):
     """Student, teacher and losses: from clips to a loss. What DistributedDataParallel wraps."""
 
-    def __init__(self, student: Embedder, teacher: Embedder, losses: Losses, settings: TrainSettings) -> None:
+    def __init__(
+        self, student: Embedder, teacher: Embedder, losses: Losses, settings: TrainSettings
+    ) -> None:
         super().__init__()
         self.student = student
         self.teacher = teacher
@@ -72,7 +76,9 @@ class Step(nn.Module):
             embeddings = self.embed(batch, list(compared), references, side)
         return *self.losses(embeddings), embeddings
 
-    def embed(self, batch: Batch, compared: list[int], references: References, side: int) -> Embeddings:
+    def embed(
+        self, batch: Batch, compared: list[int], references: References, side: int
+    ) -> Embeddings:
         """The embeddings that are compared, float32 whatever the transformers' precision."""
         (b, t), size = batch.frames.shape[:2], batch.frames.shape[-1]
         tokens, anchors = self.trunks(batch)
@@ -82,7 +88,9 @@ class Step(nn.Module):
             others = None
             if self.losses.needs_teacher_frames:
                 chosen = frames_of_clips(b, t, compared).to(tokens.values.device)
-                others = self.teacher.tracks(tokens[chosen], batch.points[:, compared].flatten(0, 1), size).view_as(tracks)
+                others = self.teacher.tracks(
+                    tokens[chosen], batch.points[:, compared].flatten(0, 1), size
+                ).view_as(tracks)
         places = (batch.points + 0.5) / size
         return Embeddings(
             student=tracks,
@@ -101,7 +109,9 @@ class Step(nn.Module):
         """
         data = self.settings.data
         frames = normalised_images(batch.frames, data.mean, data.std)
-        own = frames[:, 0] if batch.own is None else normalised_images(batch.own, data.mean, data.std)
+        own = (
+            frames[:, 0] if batch.own is None else normalised_images(batch.own, data.mean, data.std)
+        )
         images, clips = frames.flatten(0, 1), len(own)
         if self.settings.teacher.average == "all":
             return self.student.backbone.trunk(images), self.teacher.backbone.trunk(own)
@@ -118,7 +128,9 @@ def step_flops(model: Step, size: int) -> float:
     All frames are taken to be compared, and each weight of the tail to be trained.
     """
     t, teacher = model.settings.data.frames, model.teacher.backbone
-    shared = model.settings.teacher.average == "trained" and not model.settings.data.colour.student_only
+    shared = (
+        model.settings.teacher.average == "trained" and not model.settings.data.colour.student_only
+    )
     followed = t if model.losses.needs_teacher_frames else 1
     image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
     with torch.no_grad():

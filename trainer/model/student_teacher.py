@@ -11,9 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from trainer.distributed import gathered
+from trainer.distributed import all_gather
 from trainer.model.backbone import Backbone, Tokens
-from trainer.model.feature_sampling import References, crop_references, frames_of_clips, needed_frames, sample_points
+from trainer.model.feature_sampling import (
+    References,
+    crop_references,
+    frames_of_clips,
+    needed_frames,
+    sample_points,
+)
 
 
 class Projection(nn.Sequential):
@@ -37,7 +43,13 @@ class Embedder(nn.Module):
         self.align_corners = align_corners
 
     def forward(
-        self, frames: Tokens, points: Tensor, size: int, compared: Sequence[int], references: References, side: int
+        self,
+        frames: Tokens,
+        points: Tensor,
+        size: int,
+        compared: Sequence[int],
+        references: References,
+        side: int,
     ) -> tuple[Tensor, Tensor]:
         """The student's pass. Every frame goes through the tail at most once, and references are taken from the same features.
 
@@ -49,18 +61,22 @@ class Embedder(nn.Module):
         chosen = frames_of_clips(b, t, compared)
         if references.across_ranks:
             features = self.backbone.tail(frames)
-            crops = crop_references(gathered(features), references, side)
+            crops = crop_references(all_gather(features), references, side)
         else:
             needed, chosen, referred = needed_frames(b * t, chosen, references.frame)
             features = self.backbone.tail(frames[needed.to(points.device)])
             crops = crop_references(features, replace(references, frame=referred), side)
         seen = features[chosen.to(points.device)]
-        tracks = sample_points(seen, points[:, list(compared)].flatten(0, 1), size, self.align_corners)
+        tracks = sample_points(
+            seen, points[:, list(compared)].flatten(0, 1), size, self.align_corners
+        )
         return self.embed(tracks.view(b, len(compared), n, -1)), self.embed(crops)
 
     def tracks(self, frames: Tokens, points: Tensor, size: int) -> Tensor:
         """The teacher's pass: tokens of B frames, points [B, N, 2] in pixels of a square of `size` → [B, N, E], float32."""
-        return self.embed(sample_points(self.backbone.tail(frames), points, size, self.align_corners))
+        return self.embed(
+            sample_points(self.backbone.tail(frames), points, size, self.align_corners)
+        )
 
     def embed(self, features: Tensor) -> Tensor:
         """Projects features [..., D] to unit vectors [..., E] in float32."""
@@ -74,13 +90,19 @@ def make_teacher(student: Embedder) -> Embedder:
 
 
 @torch.no_grad()
-def update_teacher(teacher: Embedder, student: Embedder, momentum: float, trained_only: bool) -> None:
+def update_teacher(
+    teacher: Embedder, student: Embedder, momentum: float, trained_only: bool
+) -> None:
     """Moves the teacher towards the student: t ← momentum t + (1 - momentum) s, after each step.
 
     With `trained_only` only what the student trains is touched; frozen weights are equal in both anyway. Without it all of them are
     averaged in the published way: t * momentum + s * (1 - momentum), which moves frozen weights by rounding errors.
     """
-    pairs = [(t, s) for t, s in zip(teacher.parameters(), student.parameters(), strict=True) if s.requires_grad or not trained_only]
+    pairs = [
+        (t, s)
+        for t, s in zip(teacher.parameters(), student.parameters(), strict=True)
+        if s.requires_grad or not trained_only
+    ]
     ours: list[Tensor] = [t for t, _ in pairs]
     theirs = [s.detach() for _, s in pairs]
     if trained_only:

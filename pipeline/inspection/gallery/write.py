@@ -31,13 +31,13 @@ from numpy.typing import NDArray
 
 from manifests.changes import changed_settings
 from manifests.snapshot import Snapshot
-from manifests.wording import counted
+from manifests.wording import pluralise
 from pipeline.inspection.contact_sheet import best_clips, clips_named, read_clip
 from pipeline.inspection.draw import thumbnail
 from pipeline.monitoring.progress import Progress
 from shards.clip import StoredClip
 from shards.errors import PretrackError, ShardError, first_line
-from shards.files import Location, delete, location, sizes_in, write_whole
+from shards.files import Location, atomic_write, delete, location, sizes_in
 
 MOST_CLIPS = 300
 """How many clips a gallery shows where nothing else is asked for."""
@@ -85,11 +85,16 @@ def write_gallery(
     def make(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any] | str:
         number, row = numbered
         try:
-            return _write_clip(folder, f"{number:06d}", row, others.get(row["key"]), anchor, (snapshot, against))
+            return _write_clip(
+                folder, f"{number:06d}", row, others.get(row["key"]), anchor, (snapshot, against)
+            )
         except ShardError as error:
             return first_line(error)
 
-    with progress.stage("writing the gallery", "clip", len(rows)) as stage, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with (
+        progress.stage("writing the gallery", "clip", len(rows)) as stage,
+        ThreadPoolExecutor(_AT_ONCE) as pool,
+    ):
         for made in pool.map(make, enumerate(rows)):
             stage.advance()
             if isinstance(made, str):
@@ -97,21 +102,33 @@ def write_gallery(
             else:
                 entries.append(made)
     if not entries:
-        raise PretrackError(damaged[0] if damaged else f"snapshot {snapshot.name} of {snapshot.out} has no clips to show")
+        raise PretrackError(
+            damaged[0]
+            if damaged
+            else f"snapshot {snapshot.name} of {snapshot.out} has no clips to show"
+        )
     left_out = len(table) - len(rows) if wanted or not count else 0
     index = {
         "out": str(snapshot.out),
         "snapshot": snapshot.name,
         "against": against.name if against else None,
-        "changes": [str(change) for change in changed_settings(snapshot.settings, against.settings)] if against else [],
+        "changes": [str(change) for change in changed_settings(snapshot.settings, against.settings)]
+        if against
+        else [],
         "anchor": anchor,
-        "notes": list(_notes(left_out, damaged, len(rows) - len(others) if against else 0, against)),
+        "notes": list(
+            _notes(left_out, damaged, len(rows) - len(others) if against else 0, against)
+        ),
         "clips": entries,
     }
-    write_whole(folder / "clips.js", _call("pretrackGallery", index))
+    atomic_write(folder / "clips.js", _call("pretrackGallery", index))
     for name in _PAGE:
-        write_whole(folder / name, files("pipeline.inspection.gallery").joinpath(name).read_bytes())
-    _drop_older(folder, {f"{entry['file']}.{suffix}" for entry in entries for suffix in ("js", "jpg")})
+        atomic_write(
+            folder / name, files("pipeline.inspection.gallery").joinpath(name).read_bytes()
+        )
+    _drop_older(
+        folder, {f"{entry['file']}.{suffix}" for entry in entries for suffix in ("js", "jpg")}
+    )
     return Gallery(folder / "index.html", len(entries), left_out, tuple(damaged))
 
 
@@ -119,7 +136,10 @@ def open_in_browser(page: Location) -> bool:
     """Opens a page in this machine's browser; False where there is none to see it in (a server, a container)."""
     if not isinstance(page, Path):
         return False
-    if sys.platform.startswith("linux") and not {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys():
+    if (
+        sys.platform.startswith("linux")
+        and not {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
+    ):
         return False  # what is left are browsers in a terminal, which show no picture
     return webbrowser.open(page.absolute().as_uri())
 
@@ -128,22 +148,30 @@ def _chosen(table: pa.Table, count: int | None) -> list[int]:
     """The rows to show, in their order."""
     if count:
         return sorted(best_clips(table, count))
-    return sorted(set(np.linspace(0, len(table) - 1, min(MOST_CLIPS, len(table))).round().astype(int).tolist()))
+    return sorted(
+        set(
+            np.linspace(0, len(table) - 1, min(MOST_CLIPS, len(table))).round().astype(int).tolist()
+        )
+    )
 
 
 def _rows_by_key(snapshot: Snapshot, keys: list[str]) -> dict[str, dict[str, Any]]:
     """The rows of some clips, those that there are."""
-    rows = snapshot.clips.filter(pc.is_in(snapshot.clips["key"], value_set=pa.array(keys, pa.string())))
+    rows = snapshot.clips.filter(
+        pc.is_in(snapshot.clips["key"], value_set=pa.array(keys, pa.string()))
+    )
     return {row["key"]: row for row in rows.to_pylist()}
 
 
-def _notes(left_out: int, damaged: list[str], alone: int, against: Snapshot | None) -> Iterator[str]:
+def _notes(
+    left_out: int, damaged: list[str], alone: int, against: Snapshot | None
+) -> Iterator[str]:
     """What is not shown, and why."""
     if left_out:
         more = f"{left_out:,} more {'clip is' if left_out == 1 else 'clips are'} not shown"
         yield f"{more}; those here are spread evenly. --clip or --count choose others."
     if damaged:
-        yield f"{counted(len(damaged), 'clip')} could not be read, the first being: {damaged[0]}"
+        yield f"{pluralise(len(damaged), 'clip')} could not be read, the first being: {damaged[0]}"
     if alone and against:
         yield f"{alone:,} of these {'is' if alone == 1 else 'are'} not in snapshot {against.name}, and shown alone."
 
@@ -170,9 +198,21 @@ def _write_clip(
         "times": [round(time, 4) for time in info.timestamps] if info.timestamps else None,
         "sides": sides,
     }
-    write_whole(folder / "clips" / f"{file}.js", _call("pretrackClip", file, shown))
-    write_whole(folder / "clips" / f"{file}.jpg", thumbnail(clip, min(anchor, len(clip.tracks.anchors) - 1)))
-    columns = ("key", "source", "dataset", "video_id", "split", "frames", "width", "height", "points")
+    atomic_write(folder / "clips" / f"{file}.js", _call("pretrackClip", file, shown))
+    atomic_write(
+        folder / "clips" / f"{file}.jpg", thumbnail(clip, min(anchor, len(clip.tracks.anchors) - 1))
+    )
+    columns = (
+        "key",
+        "source",
+        "dataset",
+        "video_id",
+        "split",
+        "frames",
+        "width",
+        "height",
+        "points",
+    )
     figures = ("visible_fraction", "motion")
     entry: dict[str, Any] = {"file": file, **{column: row[column] for column in columns}}
     entry |= {"first": info.frame_numbers[0], "last": info.frame_numbers[-1], "terms": info.terms}

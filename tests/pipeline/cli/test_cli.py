@@ -28,7 +28,11 @@ out: {out}
 
 def pretrack(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pipeline", *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-m", "pipeline", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 
@@ -39,7 +43,9 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_video(root / "videos" / f"{seed}.mp4", panning_frames(seed, frames))
     (root / "videos" / "bad.mp4").write_text("no video")
     path = root / "config.yaml"
-    path.write_text(CONFIG.format(root=root / "videos", out=root / "out") + "max_failed_videos: 0.5\n")
+    path.write_text(
+        CONFIG.format(root=root / "videos", out=root / "out") + "max_failed_videos: 0.5\n"
+    )
     return path
 
 
@@ -52,13 +58,17 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
     assert "cannot be opened as a video" in " ".join(found.stdout.split())
 
     planned = json.loads(pretrack("plan", config, "--json").stdout)
-    assert [(shard["action"], shard["reason"], shard["clips"]) for shard in planned["shards"]] == [("build", "new", 3)]
+    assert [(shard["action"], shard["reason"], shard["clips"]) for shard in planned["shards"]] == [
+        ("build", "new", 3)
+    ]
     assert not (out / "shards").exists(), "planning makes nothing"
 
     built = pretrack("build", config)
     assert built.returncode == 0, built.stderr
     assert "1 shard made, 0 kept; snapshot 000001 has 3 clips; 1 note on" in built.stdout
-    assert "making shards: 3 of 3 clips" in built.stderr, "progress goes line by line where there is no terminal"
+    assert "making shards: 3 of 3 clips" in built.stderr, (
+        "progress goes line by line where there is no terminal"
+    )
     assert "\x1b[" not in built.stdout + built.stderr
     assert "nothing to do, 1 shard kept" in pretrack("build", config).stdout
     shown = pretrack("status", config).stdout
@@ -69,12 +79,21 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
 
     verified = pretrack("verify", out, "--json")
     assert verified.returncode == 0
-    assert json.loads(verified.stdout) == {"snapshot": "000001", "shards": 1, "clips": 3, "problems": []}
+    assert json.loads(verified.stdout) == {
+        "snapshot": "000001",
+        "shards": 1,
+        "clips": 3,
+        "problems": [],
+    }
     state = json.loads(pretrack("status", out, "--json").stdout)
-    assert state["snapshot"]["failures"] == [{"stage": "scan", "reason": "unreadable video", "count": 1}]
+    assert state["snapshot"]["failures"] == [
+        {"stage": "scan", "reason": "unreadable video", "count": 1}
+    ]
 
     drawn = pretrack("show", config, "--clip", "0_mp4", "--to", tmp_path)
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png", ".png"], drawn.stderr
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".mp4", ".mp4", ".png", ".png"], (
+        drawn.stderr
+    )
     gallery = pretrack("show", config, "--open", "--to", tmp_path / "gallery", "--json")
     assert json.loads(gallery.stdout)["clips"] == 3, gallery.stderr
     assert (tmp_path / "gallery" / "index.html").is_file()
@@ -82,7 +101,11 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
     assert reported.returncode == 0, reported.stderr
     assert reported.stdout.endswith(f"{out}/pictures/report/index.html\n")
     seen = pretrack("plan", config, "tracks.grid=5").stdout
-    (cells,) = [[cell.strip() for cell in line.split("│")[1:-1]] for line in seen.splitlines() if "grid 4" in line]
+    (cells,) = [
+        [cell.strip() for cell in line.split("│")[1:-1]]
+        for line in seen.splitlines()
+        if "grid 4" in line
+    ]
     assert cells[:4] == ["retrack", "tracks.grid 4 → 5", "1", "3"]
     assert "kB" in cells[4]
     assert cells[5].endswith("s"), "worker time, judged by the first build"
@@ -92,10 +115,18 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
     retracked = pretrack("build", config, "tracks.grid=5", "--json-logs")
     assert "1 shard made" in retracked.stdout
     logged = [json.loads(line) for line in retracked.stderr.splitlines()]
-    expected = ["build started", "tracker ready", "shard made", "snapshot published", "build finished"]
+    expected = [
+        "build started",
+        "tracker ready",
+        "shard made",
+        "snapshot published",
+        "build finished",
+    ]
     assert [event["event"] for event in logged] == expected
     assert logged[2].keys() >= {"time", "message", "shard", "clips", "failures", "bytes", "seconds"}
-    assert [json.loads(line) for line in (out / "build.log").read_text().splitlines()[-5:]] == logged
+    assert [
+        json.loads(line) for line in (out / "build.log").read_text().splitlines()[-5:]
+    ] == logged
     assert [path.name for path in sorted((out / "snapshots").iterdir())] == ["000001", "000002"]
 
     differ = pretrack("diff", out, "000001", "000002")
@@ -103,7 +134,10 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
     assert "tracks.grid 4 → 5" in differ.stdout
     assert "0 videos added, 0 removed, 0 replaced" in differ.stdout
     assert "0 clips added, 0 removed, 3 re-tracked over the same frames" in differ.stdout
-    assert json.loads(pretrack("diff", out, "000001", "000002", "--json").stdout)["clips"]["retracked"] == 3
+    assert (
+        json.loads(pretrack("diff", out, "000001", "000002", "--json").stdout)["clips"]["retracked"]
+        == 3
+    )
 
     (tar,) = [path for path in (out / "shards").iterdir() if path.name in state_shards(out)]
     data = bytearray(tar.read_bytes())
@@ -145,9 +179,13 @@ def state_shards(out: Path) -> set[str]:
         (["diff", "{folder}", "000001", "000002"], "has no snapshot '000001'"),
     ],
 )
-def test_bad_input_is_one_clear_sentence(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_clear_sentence(
+    arguments: list[str], says: str, config: Path, tmp_path: Path
+) -> None:
     filled = [argument.format(config=config, folder=tmp_path) for argument in arguments]
-    own_out = any(argument.startswith("out=") for argument in arguments) or "{config}" not in arguments
+    own_out = (
+        any(argument.startswith("out=") for argument in arguments) or "{config}" not in arguments
+    )
     overrides = [] if own_out else [f"out={tmp_path / 'out'}"]
     done = CliRunner().invoke(app, [*filled, *overrides])
     assert done.exit_code == 1, done.output
@@ -160,9 +198,15 @@ def test_bad_input_is_one_clear_sentence(arguments: list[str], says: str, config
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("arguments", "says"), [(["catalog", "out=/proc/pretrack"], "/proc/pretrack"), (["build", "ray.trackers=9"], "9 trackers")]
+    ("arguments", "says"),
+    [
+        (["catalog", "out=/proc/pretrack"], "/proc/pretrack"),
+        (["build", "ray.trackers=9"], "9 trackers"),
+    ],
 )
-def test_so_is_what_comes_out_once_work_has_begun(arguments: list[str], says: str, config: Path, tmp_path: Path) -> None:
+def test_so_is_what_comes_out_once_work_has_begun(
+    arguments: list[str], says: str, config: Path, tmp_path: Path
+) -> None:
     command, override = arguments
     done = pretrack(command, config, f"out={tmp_path / 'out'}", override)
     assert done.returncode == 1, done.stdout
@@ -174,19 +218,38 @@ def test_so_is_what_comes_out_once_work_has_begun(arguments: list[str], says: st
 
 def test_a_rule_over_several_keys_names_them_alone(config: Path) -> None:
     complaint = pretrack("plan", config, "tracks.anchors=[0,16]").stderr
-    assert complaint == f"pretrack: {config}: tracks.anchors [0, 16] go beyond the 10 frames of a clip\n"
+    assert (
+        complaint
+        == f"pretrack: {config}: tracks.anchors [0, 16] go beyond the 10 frames of a clip\n"
+    )
 
 
 def test_a_misspelt_key_is_told_its_near_one(config: Path) -> None:
-    for override, meant in (("frames.short_sid=128", "short_side"), ("tracks.tracker=lukas_kanade", "lucas_kanade")):
+    for override, meant in (
+        ("frames.short_sid=128", "short_side"),
+        ("tracks.tracker=lukas_kanade", "lucas_kanade"),
+    ):
         assert meant in CliRunner().invoke(app, ["plan", str(config), override]).stderr
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_a_build_with_one_sentence_and_it_goes_on_later(config: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_build_with_one_sentence_and_it_goes_on_later(
+    config: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "pipeline", "build", config, f"out={out}", "shards.clips_per_shard=1", "tracks.grid=100"]
-    with subprocess.Popen([*map(str, command), "--json-logs"], stderr=subprocess.PIPE, text=True) as running:
+    command = [
+        sys.executable,
+        "-m",
+        "pipeline",
+        "build",
+        config,
+        f"out={out}",
+        "shards.clips_per_shard=1",
+        "tracks.grid=100",
+    ]
+    with subprocess.Popen(
+        [*map(str, command), "--json-logs"], stderr=subprocess.PIPE, text=True
+    ) as running:
         assert running.stderr is not None
         for line in running.stderr:
             if '"shard made"' in line:

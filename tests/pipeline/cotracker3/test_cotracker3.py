@@ -7,7 +7,6 @@ import logging
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from pipeline.cotracker3.tracking import Tracked, encode, track
 from pipeline.cotracker3.weights import find_weights, load_model
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
-from pipeline.trackers.cotracker3 import CoTracker3 as CoTracker3Settings
-from pipeline.trackers.cotracker3 import CoTracker3Tracker
+from pipeline.trackers.cotracker3 import CoTracker3Settings, CoTracker3Tracker
 from shards import jpeg
 from shards.clip import Tracks
 from shards.errors import PretrackError, SettingsError
@@ -54,7 +52,9 @@ def golden_weights(kind: str) -> dict[str, Tensor]:
     shapes: dict[str, list[int]] = json.loads((GOLDEN / f"state_dict_{kind}.json").read_text())
     weights = {}
     for key, shape in shapes.items():
-        values = np.random.Generator(np.random.Philox(key=zlib.crc32(key.encode()))).standard_normal(shape)
+        values = np.random.Generator(
+            np.random.Philox(key=zlib.crc32(key.encode()))
+        ).standard_normal(shape)
         if key.endswith("weight"):
             values /= np.sqrt(np.prod(shape[1:]))
         elif key.endswith("bias"):
@@ -82,7 +82,10 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> CoTracker3:
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, Tensor]:
-    return {name: torch.from_numpy(values) for name, values in np.load(GOLDEN / "cotracker3_offline.npz").items()}
+    return {
+        name: torch.from_numpy(values)
+        for name, values in np.load(GOLDEN / "cotracker3_offline.npz").items()
+    }
 
 
 @pytest.mark.parametrize("kind", ["offline", "online"])
@@ -93,21 +96,35 @@ def test_keys_and_shapes_are_those_of_the_official_checkpoints(kind: str) -> Non
 
 
 @pytest.mark.slow
-def test_network_equals_golden_after_one_and_six_iterations(offline: CoTracker3, golden: dict[str, Tensor]) -> None:
-    video = F.interpolate(golden["video"].float(), (384, 512), mode="bilinear", align_corners=True) * 2 / 255 - 1
+def test_network_equals_golden_after_one_and_six_iterations(
+    offline: CoTracker3, golden: dict[str, Tensor]
+) -> None:
+    video = (
+        F.interpolate(golden["video"].float(), (384, 512), mode="bilinear", align_corners=True)
+        * 2
+        / 255
+        - 1
+    )
     features = offline.fnet(video[:1])[0, :, ::12, ::16]
     torch.testing.assert_close(features, golden["fnet_frame0_8x8"], rtol=0, atol=1e-4)
     maps = offline.encode(video)
-    times, positions = golden["raw_queries"][None, :, 0].long(), golden["raw_queries"][None, :, 1:] / STRIDE
+    times, positions = (
+        golden["raw_queries"][None, :, 0].long(),
+        golden["raw_queries"][None, :, 1:] / STRIDE,
+    )
     support = offline.support(maps, times, positions)
     for iterations in (1, 6):
-        state = offline.refine(maps, torch.arange(10)[None], support, start(positions, 10), iterations)
+        state = offline.refine(
+            maps, torch.arange(10)[None], support, start(positions, 10), iterations
+        )
         for name, ours, tolerance in (
             ("coords", state.positions * STRIDE, PIXELS),
             ("vis", state.visibility.sigmoid(), PROBABILITY),
             ("conf", state.confidence.sigmoid(), PROBABILITY),
         ):
-            torch.testing.assert_close(ours[0], golden[f"raw_{name}_iter{iterations}"], rtol=0, atol=tolerance)
+            torch.testing.assert_close(
+                ours[0], golden[f"raw_{name}_iter{iterations}"], rtol=0, atol=tolerance
+            )
 
 
 @pytest.mark.slow
@@ -119,20 +136,30 @@ def test_offline_tracks_equal_golden(offline: CoTracker3, golden: dict[str, Tens
         "query": track(offline, video, queries=golden["queries"][None]),
     }
     for name, tracked in runs.items():
-        positions, visibility = tracked.positions.flatten(0, -4)[0], tracked.visibility.flatten(0, -3)[0]
+        positions, visibility = (
+            tracked.positions.flatten(0, -4)[0],
+            tracked.visibility.flatten(0, -3)[0],
+        )
         torch.testing.assert_close(positions, golden[f"{name}_tracks"], rtol=0, atol=PIXELS)
         assert torch.equal(visibility > 0.9, golden[f"{name}_visibility"]), name
 
 
 @pytest.mark.slow
 def test_sliding_tracks_equal_golden(online: CoTracker3) -> None:
-    golden = {name: torch.from_numpy(values) for name, values in np.load(GOLDEN / "cotracker3_online.npz").items()}
+    golden = {
+        name: torch.from_numpy(values)
+        for name, values in np.load(GOLDEN / "cotracker3_online.npz").items()
+    }
     video = golden["video"][None]
     grid = torch.cat([torch.zeros(25, 1), torch.from_numpy(grid_points(5, 128, 96))], dim=1)
     for name, queries in (("grid", grid), ("query", golden["queries"])):
         tracked = track(online, video, queries=queries[None], backward=False)
-        own = torch.arange(28)[:, None] == queries[None, :, 0]  # published, a point's own frame holds a guess; here, the query
-        torch.testing.assert_close(tracked.positions[0][~own], golden[f"{name}_tracks"][~own], rtol=0, atol=PIXELS)
+        own = (
+            torch.arange(28)[:, None] == queries[None, :, 0]
+        )  # published, a point's own frame holds a guess; here, the query
+        torch.testing.assert_close(
+            tracked.positions[0][~own], golden[f"{name}_tracks"][~own], rtol=0, atol=PIXELS
+        )
         seen = tracked.visibility[0] * tracked.confidence[0] > 0.6
         assert torch.equal(seen[~own], golden[f"{name}_visibility"][~own])
         assert torch.equal(tracked.positions[0].transpose(0, 1)[own.T], queries[:, 1:])
@@ -146,7 +173,9 @@ def test_neighbourhoods_equal_grid_sample() -> None:
     offsets = torch.tensor([[i - 3.0, j - 3.0] for i in range(7) for j in range(7)])
     grid = 2 * (position[0, :, None] + offsets) / torch.tensor([15.0, 11.0]) - 1
     maps = level[frame[0]].permute(0, 3, 1, 2)
-    expected = F.grid_sample(maps, grid[:, :, None], padding_mode="border", align_corners=True)[..., 0].transpose(1, 2)
+    expected = F.grid_sample(maps, grid[:, :, None], padding_mode="border", align_corners=True)[
+        ..., 0
+    ].transpose(1, 2)
     torch.testing.assert_close(got[0], expected)
 
 
@@ -159,7 +188,11 @@ def a_video(clips: int = 2, frames: int = 6) -> Tensor:
 def test_clips_anchors_and_memory_do_not_change_tracks(offline: CoTracker3) -> None:
     video = a_video(2, 3)
     together = track(offline, video, grid=3, anchors=(0, 2), iterations=2)
-    alone = [track(offline, video[b : b + 1], grid=3, anchors=(a,), iterations=2, memory=1) for b in range(2) for a in (0, 2)]
+    alone = [
+        track(offline, video[b : b + 1], grid=3, anchors=(a,), iterations=2, memory=1)
+        for b in range(2)
+        for a in (0, 2)
+    ]
     for name in ("positions", "visibility", "confidence"):
         expected = torch.cat([getattr(one, name) for one in alone]).unflatten(0, (2, 2)).squeeze(2)
         torch.testing.assert_close(getattr(together, name), expected, rtol=0, atol=1e-3)
@@ -171,14 +204,19 @@ def test_points_before_their_anchor_are_tracked_backward(offline: CoTracker3) ->
     video = a_video(1, 4)
     forward = track(offline, video.flip(1), grid=3, anchors=(1,), iterations=2)
     backward = track(offline, video, grid=3, anchors=(2,), iterations=2)
-    torch.testing.assert_close(backward.positions[0, 0, :2], forward.positions[0, 0].flip(0)[:2], rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        backward.positions[0, 0, :2], forward.positions[0, 0].flip(0)[:2], rtol=0, atol=1e-3
+    )
 
 
 @pytest.mark.slow
 def test_fast_stays_near_exact(offline: CoTracker3) -> None:
     """With one iteration: random weights magnify a rounding error at each further one, which trained ones do not."""
     video = a_video(1)
-    exact, fast = (track(offline, video, grid=4, anchors=(2,), iterations=1, fast=fast) for fast in (False, True))
+    exact, fast = (
+        track(offline, video, grid=4, anchors=(2,), iterations=1, fast=fast)
+        for fast in (False, True)
+    )
     assert (exact.positions - fast.positions).norm(dim=-1).median() < 0.05
     assert fast.positions.dtype == torch.float32
 
@@ -188,10 +226,15 @@ def test_fast_stays_near_exact(offline: CoTracker3) -> None:
 @pytest.mark.parametrize("fast", [False, True])
 def test_compiled_equals_uncompiled(fast: bool) -> None:
     """In bfloat16 as far as roundings go: fused kernels skip some, and random weights magnify them."""
-    plain, compiled = (load_model("random_offline", compiled=compiled) for compiled in (False, True))
+    plain, compiled = (
+        load_model("random_offline", compiled=compiled) for compiled in (False, True)
+    )
     for frames in (3, 4):  # the second size has them compiled again
         video = a_video(1, frames)
-        expected, got = (track(model, video, grid=3, anchors=(1,), iterations=1, fast=fast) for model in (plain, compiled))
+        expected, got = (
+            track(model, video, grid=3, anchors=(1,), iterations=1, fast=fast)
+            for model in (plain, compiled)
+        )
         tolerance = 0.05 if fast else 1e-4
         torch.testing.assert_close(got.positions, expected.positions, rtol=0, atol=tolerance)
         torch.testing.assert_close(got.visibility, expected.visibility, rtol=0, atol=tolerance)
@@ -214,17 +257,35 @@ QUERY = torch.tensor([[[0.0, 5.0, 5.0]]])
         ({"video": VIDEO, "grid": 3, "anchors": ()}, "not all frames"),
         ({"video": VIDEO}, "either queries or a grid"),
         ({"video": VIDEO, "queries": QUERY, "grid": 3}, "either queries or a grid"),
-        ({"video": VIDEO, "queries": QUERY + torch.tensor([4.0, 0, 0])}, "frames that a video of 4 does not have"),
+        (
+            {"video": VIDEO, "queries": QUERY + torch.tensor([4.0, 0, 0])},
+            "frames that a video of 4 does not have",
+        ),
         ({"video": VIDEO, "queries": QUERY + torch.tensor([0.5, 0, 0])}, "whole numbers"),
-        ({"video": VIDEO, "queries": QUERY + torch.tensor([0, 60.0, 0])}, "outside their frame of 64x48"),
+        (
+            {"video": VIDEO, "queries": QUERY + torch.tensor([0, 60.0, 0])},
+            "outside their frame of 64x48",
+        ),
         ({"video": VIDEO, "queries": QUERY * float("nan")}, "not finite"),
         ({"video": VIDEO, "queries": QUERY[0]}, "queries have the shape"),
-        ({"video": VIDEO, "queries": QUERY - torch.tensor([1.0, 0, 0])}, "frames that a video of 4 does not have"),
-        ({"video": VIDEO, "queries": QUERY - torch.tensor([0, 0, 6.0])}, "outside their frame of 64x48"),
+        (
+            {"video": VIDEO, "queries": QUERY - torch.tensor([1.0, 0, 0])},
+            "frames that a video of 4 does not have",
+        ),
+        (
+            {"video": VIDEO, "queries": QUERY - torch.tensor([0, 0, 6.0])},
+            "outside their frame of 64x48",
+        ),
         ({"video": VIDEO, "grid": 0}, "a grid has at least 1 point a side"),
         ({"video": VIDEO, "grid": torch.zeros(4, 3)}, r"points of a grid have the shape \[N, 2\]"),
-        ({"video": VIDEO, "grid": torch.full((4, 2), float("nan"))}, "points of a grid .* not finite"),
-        ({"video": VIDEO, "grid": torch.full((4, 2), 64.0)}, "points of a grid lie outside their frame of 64x48"),
+        (
+            {"video": VIDEO, "grid": torch.full((4, 2), float("nan"))},
+            "points of a grid .* not finite",
+        ),
+        (
+            {"video": VIDEO, "grid": torch.full((4, 2), 64.0)},
+            "points of a grid lie outside their frame of 64x48",
+        ),
         ({"video": VIDEO, "grid": 3, "iterations": 0}, "at least 1 iteration"),
         ({"video": VIDEO[..., :0], "grid": 3}, "frames of at least 1x1 pixels"),
         ({"video": VIDEO[:0], "grid": 3}, "at least one clip"),
@@ -243,7 +304,9 @@ def test_odd_sizes_are_tracked(offline: CoTracker3) -> None:
     assert len(encode(offline, VIDEO)) == 4
 
 
-def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_that_cannot_be_used_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     torch.save({"something": torch.zeros(3)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("no weights")
@@ -255,45 +318,63 @@ def test_checkpoints_that_cannot_be_used_are_named(tmp_path: Path, monkeypatch: 
     ):
         with pytest.raises(PretrackError, match=says):
             load_model(tmp_path / weights)
-    with pytest.raises(PretrackError, match=r"hf download facebook/cotracker3 baseline_online.pth.*CC BY-NC 4.0"):
+    with pytest.raises(
+        PretrackError, match=r"hf download facebook/cotracker3 baseline_online.pth.*CC BY-NC 4.0"
+    ):
         find_weights("baseline_online")
     with pytest.raises(PretrackError, match=r"are of the sliding kind, and tracks.mode is offline"):
-        CoTracker3Settings(tracker="cotracker3", weights=str(tmp_path / "online.pth"), device="cpu").load()
-    with pytest.raises(PretrackError, match=r"random_offline are of the offline kind, and tracks.mode is sliding"):
-        CoTracker3Settings(tracker="cotracker3", weights="random_offline", mode="sliding", device="cpu").load()
+        CoTracker3Settings(
+            tracker="cotracker3", weights=str(tmp_path / "online.pth"), device="cpu"
+        ).load()
+    with pytest.raises(
+        PretrackError, match=r"random_offline are of the offline kind, and tracks.mode is sliding"
+    ):
+        CoTracker3Settings(
+            tracker="cotracker3", weights="random_offline", mode="sliding", device="cpu"
+        ).load()
 
 
 def test_moving_a_checkpoint_or_its_memory_changes_no_fingerprint(tmp_path: Path) -> None:
     torch.save(golden_weights("online"), tmp_path / "a.pth")
     (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes())
     a, b = (
-        CoTracker3Settings(tracker="cotracker3", weights=str(tmp_path / name), memory_gb=memory, device=device, compile=compiled)
-        for name, memory, device, compiled in (("a.pth", 1.0, "cpu", True), ("b.pth", 2.0, "auto", False))
+        CoTracker3Settings(
+            tracker="cotracker3",
+            weights=str(tmp_path / name),
+            memory_gb=memory,
+            device=device,
+            compile=compiled,
+        )
+        for name, memory, device, compiled in (
+            ("a.pth", 1.0, "cpu", True),
+            ("b.pth", 2.0, "auto", False),
+        )
     )
     assert a.of_content() == b.of_content()
     other = CoTracker3Settings(tracker="cotracker3", weights="random_online")
     assert other.of_content() != a.of_content()
-    ours, published = (
-        CoTracker3Settings(tracker="cotracker3", weights="random_online", precision="exact", backend=backend)
-        for backend in ("pretrack", "cotracker")
-    )
-    assert ours.of_content() != published.of_content()
 
 
-@pytest.mark.skipif(find_spec("cotracker") is not None, reason="the published package is installed here")
-def test_the_published_package_is_asked_for_where_it_is_missing() -> None:
-    values: dict[str, Any] = {"tracker": "cotracker3", "weights": "random_offline", "backend": "cotracker", "device": "cpu"}
-    settings = check_settings(CoTracker3Settings, {**values, "precision": "exact"}, "test")
-    with pytest.raises(PretrackError, match=r"pip install git\+https://github.com/facebookresearch/co-tracker .*CC BY-NC 4.0"):
-        settings.load()
-    with pytest.raises(SettingsError, match="backend cotracker needs precision exact"):
-        check_settings(CoTracker3Settings, values, "test")
+def test_snapshots_that_name_the_backend_keep_their_tracks() -> None:
+    """Earlier versions stored `backend: pretrack`; such settings are read, and mean the same tracks."""
+    values: dict[str, Any] = {"tracker": "cotracker3", "weights": "random_offline"}
+    now = check_settings(CoTracker3Settings, values, "test")
+    before = check_settings(CoTracker3Settings, {**values, "backend": "pretrack"}, "test")
+    assert before == now
+    assert before.of_content()["backend"] == "pretrack"
+    with pytest.raises(SettingsError, match="backend has only one value left, pretrack"):
+        check_settings(CoTracker3Settings, {**values, "backend": "cotracker"}, "test")
 
 
 @pytest.fixture
 def small_tracker() -> CoTracker3Tracker:
     settings = CoTracker3Settings(
-        tracker="cotracker3", weights="random_offline", precision="exact", device="cpu", grid=2, iterations=1
+        tracker="cotracker3",
+        weights="random_offline",
+        precision="exact",
+        device="cpu",
+        grid=2,
+        iterations=1,
     )
     return CoTracker3Tracker(settings)
 
@@ -323,7 +404,10 @@ def test_running_out_of_memory_takes_fewer_at_once(
     small_tracker._model.get_submodule(part).register_forward_pre_hook(out_of_memory_beyond(rows))
     with caplog.at_level(logging.WARNING):
         got = track_two_clips(small_tracker)
-    assert caplog.messages[0] == "out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=0.5)"
+    assert (
+        caplog.messages[0]
+        == "out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=0.5)"
+    )
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(ours.positions, theirs.positions, atol=1e-3)
         np.testing.assert_array_less(np.abs(ours.visibility.astype(int) - theirs.visibility), 2)
@@ -332,23 +416,37 @@ def test_running_out_of_memory_takes_fewer_at_once(
     assert not caplog.records
 
 
-def test_memory_too_small_for_anything_says_what_to_change(small_tracker: CoTracker3Tracker) -> None:
+def test_memory_too_small_for_anything_says_what_to_change(
+    small_tracker: CoTracker3Tracker,
+) -> None:
     small_tracker._memory = 1 << 22
     small_tracker._model.fnet.register_forward_pre_hook(out_of_memory_beyond(0))
-    with pytest.raises(PretrackError, match=r"too small even for one anchor of one clip: lower frames.clip_frames or tracks.grid"):
+    with pytest.raises(
+        PretrackError,
+        match=r"too small even for one anchor of one clip: lower frames.clip_frames or tracks.grid",
+    ):
         track_two_clips(small_tracker)
 
 
 @pytest.mark.slow
 def test_where_compilation_fails_tracking_goes_on_without(
-    small_tracker: CoTracker3Tracker, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    small_tracker: CoTracker3Tracker,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     import torch._inductor.config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     expected = track_two_clips(small_tracker)
-    small_tracker._model, small_tracker._compiled = load_model("random_offline", compiled=True), True
-    with torch._inductor.config.patch({"cpp.cxx": ("/no/compiler/here",)}), caplog.at_level(logging.WARNING):
+    small_tracker._model, small_tracker._compiled = (
+        load_model("random_offline", compiled=True),
+        True,
+    )
+    with (
+        torch._inductor.config.patch({"cpp.cxx": ("/no/compiler/here",)}),
+        caplog.at_level(logging.WARNING),
+    ):
         got = track_two_clips(small_tracker)
     assert any("torch.compile does not work here" in record.message for record in caplog.records)
     for ours, theirs in zip(got, expected, strict=True):
@@ -374,7 +472,9 @@ def test_a_build_through_ray_stores_what_track_gives(tmp_path: Path) -> None:
         "out": str(tmp_path / "out"),
     }
     try:
-        snapshot = build(check_settings(BuildSettings, values, "test"), Progress(quiet=True)).snapshot
+        snapshot = build(
+            check_settings(BuildSettings, values, "test"), Progress(quiet=True)
+        ).snapshot
     finally:
         ray.shutdown()
     (shard,) = snapshot.shards.column("shard").to_pylist()
@@ -382,10 +482,14 @@ def test_a_build_through_ray_stores_what_track_gives(tmp_path: Path) -> None:
     assert len(clips) == 2
     model = load_model("random_offline")
     for clip in clips:
-        video = torch.from_numpy(np.stack([jpeg.decode(data) for data in clip.jpegs])).permute(0, 3, 1, 2)
+        video = torch.from_numpy(np.stack([jpeg.decode(data) for data in clip.jpegs])).permute(
+            0, 3, 1, 2
+        )
         alone = track(model, video[None], grid=2, anchors=(0, 2), iterations=2)
         limits = torch.tensor([64.0, 48.0])
         expected = alone.positions[0].clamp(-limits, 2 * limits).numpy()
         np.testing.assert_allclose(clip.tracks.positions, expected, atol=1 / 64 + 1e-3)
-        np.testing.assert_allclose(clip.tracks.visibility / 255, alone.visibility[0].numpy(), atol=1 / 255)
+        np.testing.assert_allclose(
+            clip.tracks.visibility / 255, alone.visibility[0].numpy(), atol=1 / 255
+        )
         assert clip.tracks.anchors.tolist() == [0, 2]

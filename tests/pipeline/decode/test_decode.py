@@ -17,10 +17,10 @@ import pytest
 from PIL import Image
 
 from pipeline.decode.images import read_image
-from pipeline.decode.subprocess_decoder import IsolatedDecoder
+from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.decode.video import Decoder, read_frames, scan
 from pipeline.failures import DecodeError
-from shards.geometry import View
+from shards.geometry import FrameTransform
 from tests.helpers.panning import panning_frames, write_video
 
 ODD = {
@@ -43,17 +43,34 @@ ODD = {
 }
 
 
-def encode(path: Path, frames: int = 30, seed: int = 0, size: tuple[int, int] = (96, 64), pts: list[int] | None = None) -> None:
+def encode(
+    path: Path,
+    frames: int = 30,
+    seed: int = 0,
+    size: tuple[int, int] = (96, 64),
+    pts: list[int] | None = None,
+) -> None:
     """A small H.264 file with B-frames and a key frame every 12, each frame a different picture."""
     rng = np.random.default_rng(seed)
     width, height = size
-    texture = rng.integers(80 * (seed % 3), 80 * (seed % 3) + 60, (height // 8, width * 4 // 8, 3)).astype(np.uint8)
+    texture = rng.integers(
+        80 * (seed % 3), 80 * (seed % 3) + 60, (height // 8, width * 4 // 8, 3)
+    ).astype(np.uint8)
     texture = texture.repeat(8, 0).repeat(8, 1)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30, options={"g": "12", "bf": "2", "crf": "18"})
-        stream.width, stream.height, stream.pix_fmt, stream.time_base = width, height, "yuv420p", Fraction(1, 30)
+        stream = container.add_stream(
+            "libx264", rate=30, options={"g": "12", "bf": "2", "crf": "18"}
+        )
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = (
+            width,
+            height,
+            "yuv420p",
+            Fraction(1, 30),
+        )
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(texture[:, 3 * i : 3 * i + width]), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(texture[:, 3 * i : 3 * i + width]), format="rgb24"
+            )
             frame.pts, frame.time_base = (pts[i] if pts else i), Fraction(1, 30)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -79,7 +96,9 @@ def test_every_odd_file_is_counted_right_or_refused_in_words(shared_data: Path, 
     ],
 )
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
-def test_frames_read_by_index_are_those_of_decoding_from_the_start(shared_data: Path, name: str, decoder: Decoder) -> None:
+def test_frames_read_by_index_are_those_of_decoding_from_the_start(
+    shared_data: Path, name: str, decoder: Decoder
+) -> None:
     path = str(shared_data / "odd" / name)
     times = scan(path, shot_cuts=False).timestamps
     every = list(read_frames(path, "pyav", times, range(len(times))))
@@ -96,7 +115,9 @@ def test_frames_read_by_index_are_those_of_decoding_from_the_start(shared_data: 
         for index, frame in zip(indices, got, strict=True):
             assert frame.shape == every[index].shape
             difference = np.abs(frame.astype(int) - every[index]).mean()
-            assert difference == 0 if decoder == "pyav" else difference < 5  # decord turns 10 bits into 8 its own way
+            assert (
+                difference == 0 if decoder == "pyav" else difference < 5
+            )  # decord turns 10 bits into 8 its own way
 
 
 def test_rotated_video_stands_upright(shared_data: Path) -> None:
@@ -106,7 +127,9 @@ def test_rotated_video_stands_upright(shared_data: Path) -> None:
         (frame,) = read_frames(path, "pyav", found.timestamps, [0])
         assert (found.width, found.height) == (320, 568)
         assert frame.shape == (568, 320, 3)
-        (other,) = read_frames(path, "decord", found.timestamps, [0])  # decord turns frames by itself: the same way
+        (other,) = read_frames(
+            path, "decord", found.timestamps, [0]
+        )  # decord turns frames by itself: the same way
         assert np.abs(frame.astype(int) - other).mean() < 2.5
 
 
@@ -123,7 +146,10 @@ def test_the_larger_of_two_video_streams_is_read(shared_data: Path) -> None:
 
 @pytest.mark.slow
 def test_cuts_are_found_to_the_frame(shared_data: Path) -> None:
-    cuts = {path.name: scan(str(path), shot_cuts=True).cuts for path in sorted((shared_data / "videos").iterdir())}
+    cuts = {
+        path.name: scan(str(path), shot_cuts=True).cuts
+        for path in sorted((shared_data / "videos").iterdir())
+    }
     assert cuts.pop("bikes.mp4") == (30, 76, 137, 187, 242)
     assert set(cuts.values()) == {()}, f"continuous footage was cut: {cuts}"
 
@@ -155,7 +181,9 @@ def test_mpeg_ts_is_read_by_seeking(tmp_path: Path) -> None:
     every = list(read_frames(str(tmp_path / "a.ts"), "pyav", times, range(150)))
     for index in (0, 1, 70, 140):
         decoded = iter(range(80))
-        (frame,) = read_frames(str(tmp_path / "a.ts"), "pyav", times, [index], on_frame=partial(next, decoded))  # or StopIteration
+        (frame,) = read_frames(
+            str(tmp_path / "a.ts"), "pyav", times, [index], on_frame=partial(next, decoded)
+        )  # or StopIteration
         assert np.array_equal(frame, every[index])
 
 
@@ -164,7 +192,9 @@ def test_a_video_that_changed_since_its_scan_is_noticed(tmp_path: Path) -> None:
     times = scan(str(tmp_path / "a.mp4"), shot_cuts=False).timestamps
     encode(tmp_path / "a.mp4", frames=10)
     for decoder in ("pyav", "decord"):
-        with pytest.raises(DecodeError, match=r"has the file changed|decord sees 10 frames where 30"):
+        with pytest.raises(
+            DecodeError, match=r"has the file changed|decord sees 10 frames where 30"
+        ):
             list(read_frames(str(tmp_path / "a.mp4"), decoder, times, [5, 20]))  # type: ignore[arg-type]
 
 
@@ -207,7 +237,9 @@ def test_bad_images_are_refused_in_words(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "flipped.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a.jpg", b"0123456789" * 500)
     packed = bytearray((tmp_path / "flipped.zip").read_bytes())
-    packed[35:45] = b"\xff" * 10  # the first bytes of the packed data, after a header of 30 and the name
+    packed[35:45] = (
+        b"\xff" * 10
+    )  # the first bytes of the packed data, after a header of 30 and the name
     (tmp_path / "flipped.zip").write_bytes(packed)
     bad = {
         "flipped.zip!a.jpg": "unreadable image",
@@ -223,9 +255,13 @@ def test_bad_images_are_refused_in_words(tmp_path: Path) -> None:
         with pytest.raises(DecodeError) as error:
             read_image(str(tmp_path), name)
         assert error.value.reason == reason, name
-    with IsolatedDecoder(stall_limit_s=60) as decoder:
-        got = decoder.read_images(str(tmp_path), ["whole.jpg", *bad, "whole.jpg"], short_side=32, size=None)
-    assert [isinstance(image, DecodeError) for image in got] == [False] + [True] * len(bad) + [False]
+    with SubprocessDecoder(stall_limit_s=60) as decoder:
+        got = decoder.read_images(
+            str(tmp_path), ["whole.jpg", *bad, "whole.jpg"], short_side=32, size=None
+        )
+    assert [isinstance(image, DecodeError) for image in got] == [False] + [True] * len(bad) + [
+        False
+    ]
     frame, size = got[0]  # type: ignore[misc]
     assert frame.shape == (32, 32, 3)
     assert size == (64, 64)
@@ -235,13 +271,15 @@ def test_bad_images_are_refused_in_words(tmp_path: Path) -> None:
 def test_a_decoder_that_hangs_is_stopped_and_the_next_file_is_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "hangs.mp4")  # opening it blocks for ever: nobody writes
     encode(tmp_path / "good.mp4")
-    with IsolatedDecoder(stall_limit_s=3) as decoder:
+    with SubprocessDecoder(stall_limit_s=3) as decoder:
         assert len(decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=True).timestamps) == 30
         with pytest.raises(DecodeError, match="gave nothing for 3 s") as error:
             decoder.scan(str(tmp_path / "hangs.mp4"), shot_cuts=True)
         assert error.value.reason == "decoder stalled"
         times = decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=True).timestamps
-        frames = decoder.read_video(str(tmp_path / "good.mp4"), "pyav", times, [3, 20], View.whole(96, 64, 48, 32))
+        frames = decoder.read_video(
+            str(tmp_path / "good.mp4"), "pyav", times, [3, 20], FrameTransform.whole(96, 64, 48, 32)
+        )
         assert [frame.shape for frame in frames] == [(32, 48, 3)] * 2
     assert not _decoders()
 
@@ -249,7 +287,7 @@ def test_a_decoder_that_hangs_is_stopped_and_the_next_file_is_read(tmp_path: Pat
 def test_a_decoder_that_crashes_is_named_and_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "crashes.mp4")
     encode(tmp_path / "good.mp4")
-    with IsolatedDecoder(stall_limit_s=60) as decoder:
+    with SubprocessDecoder(stall_limit_s=60) as decoder:
         killer = Thread(target=_crash_whoever_opens, args=(tmp_path / "crashes.mp4",))
         killer.start()
         with pytest.raises(DecodeError, match="was killed by SIGSEGV") as error:
@@ -267,4 +305,8 @@ def _crash_whoever_opens(fifo: Path) -> None:
 
 
 def _decoders() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "pipeline.decode.worker" in child.cmdline()]
+    return [
+        child
+        for child in psutil.Process().children()
+        if "pipeline.decode.worker" in child.cmdline()
+    ]

@@ -21,7 +21,7 @@ from manifests.receipt import list_receipts
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
 from pipeline.config import BuildSettings
-from pipeline.execution.build import Built, build
+from pipeline.execution.build import BuildResult, build
 from pipeline.execution.repair import repair
 from pipeline.execution.shard_runner import make_shards
 from pipeline.inspection.verify import verify_snapshot
@@ -31,7 +31,7 @@ from pipeline.planning.catalog import make_catalog
 from pipeline.planning.plan import Plan, make_plan
 from shards import jpeg
 from shards.errors import PretrackError
-from shards.files import TEMPORARY, read_whole
+from shards.files import TEMPORARY, read_file
 from shards.geometry import inside
 from shards.reader import iterate_shard
 from tests.helpers.panning import STEP, panning_frames, write_video
@@ -77,28 +77,46 @@ def plan(settings: BuildSettings) -> Plan:
 
 def contents(snapshot: Snapshot) -> dict[str, tuple[bytes, ...]]:
     """The bytes of every member of every clip, by key."""
-    clips = [clip for shard in snapshot.shards.column("shard").to_pylist() for clip in iterate_shard(snapshot.shard_path(shard))]
-    assert sorted(clip.info.key for clip in clips) == sorted(snapshot.clips.column("key").to_pylist())
-    return {clip.info.key: (clip.info.to_json(), clip.tracks.positions.tobytes(), *clip.jpegs) for clip in clips}
+    clips = [
+        clip
+        for shard in snapshot.shards.column("shard").to_pylist()
+        for clip in iterate_shard(snapshot.shard_path(shard))
+    ]
+    assert sorted(clip.info.key for clip in clips) == sorted(
+        snapshot.clips.column("key").to_pylist()
+    )
+    return {
+        clip.info.key: (clip.info.to_json(), clip.tracks.positions.tobytes(), *clip.jpegs)
+        for clip in clips
+    }
 
 
 @pytest.fixture(scope="module")
-def built(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[BuildSettings, Built]:
+def built(
+    videos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[BuildSettings, BuildResult]:
     settings = settings_for(videos, tmp_path_factory.mktemp("out"))
     return settings, build(settings, QUIET)
 
 
-def test_clips_are_what_the_videos_hold(built: tuple[BuildSettings, Built]) -> None:
+def test_clips_are_what_the_videos_hold(built: tuple[BuildSettings, BuildResult]) -> None:
     snapshot = built[1].snapshot
     rows = sorted((row["video_id"], row["frames"]) for row in snapshot.clips.to_pylist())
-    assert rows == [("a.mp4", 6), ("a.mp4", 10), ("a.mp4", 10), ("b.mp4", 10), ("b.mp4", 10), ("deep/c.mp4", 10)]
+    assert rows == [
+        ("a.mp4", 6),
+        ("a.mp4", 10),
+        ("a.mp4", 10),
+        ("b.mp4", 10),
+        ("b.mp4", 10),
+        ("deep/c.mp4", 10),
+    ]
     (left_out,) = snapshot.failures.to_pylist()
     assert (left_out["video_id"], left_out["reason"]) == ("d.mp4", "too short")
     assert "3 frames" in left_out["detail"]
     assert verify_snapshot(snapshot, QUIET) == []
 
 
-def test_tracks_follow_the_true_motion(built: tuple[BuildSettings, Built]) -> None:
+def test_tracks_follow_the_true_motion(built: tuple[BuildSettings, BuildResult]) -> None:
     snapshot = built[1].snapshot
     checked = 0
     for shard in snapshot.shards.column("shard").to_pylist():
@@ -117,49 +135,81 @@ def test_tracks_follow_the_true_motion(built: tuple[BuildSettings, Built]) -> No
     assert checked > 1000
 
 
-def test_descriptions_hold_source_frames_and_times(built: tuple[BuildSettings, Built]) -> None:
+def test_descriptions_hold_source_frames_and_times(
+    built: tuple[BuildSettings, BuildResult],
+) -> None:
     snapshot = built[1].snapshot
     clips = {
-        clip.info.key: clip for s in snapshot.shards.column("shard").to_pylist() for clip in iterate_shard(snapshot.shard_path(s))
+        clip.info.key: clip
+        for s in snapshot.shards.column("shard").to_pylist()
+        for clip in iterate_shard(snapshot.shard_path(s))
     }
-    (second,) = [clip.info for key, clip in clips.items() if "-b_mp4-" in key and key.endswith("-000010")]
+    (second,) = [
+        clip.info for key, clip in clips.items() if "-b_mp4-" in key and key.endswith("-000010")
+    ]
     assert second.frame_numbers == tuple(range(10, 20))
     assert second.timestamps == pytest.approx([i / 25 for i in range(10, 20)], abs=1e-3)
     assert (second.source_width, second.source_height, second.video_id) == (160, 120, "b.mp4")
 
 
-def test_a_second_build_does_nothing(built: tuple[BuildSettings, Built]) -> None:
+def test_a_second_build_does_nothing(built: tuple[BuildSettings, BuildResult]) -> None:
     settings, first = built
-    before = {path: path.stat().st_mtime_ns for path in folder(settings).rglob("*") if path.is_file() and path.name != "build.lock"}
+    before = {
+        path: path.stat().st_mtime_ns
+        for path in folder(settings).rglob("*")
+        if path.is_file() and path.name != "build.lock"
+    }
     again = build(settings, QUIET)
     assert (again.made, again.kept, again.snapshot.name) == (0, first.made, first.snapshot.name)
-    after = {path: path.stat().st_mtime_ns for path in folder(settings).rglob("*") if path.is_file() and path.name != "build.lock"}
+    after = {
+        path: path.stat().st_mtime_ns
+        for path in folder(settings).rglob("*")
+        if path.is_file() and path.name != "build.lock"
+    }
     assert after == before
 
 
-def test_plain_webdataset_reads_a_snapshot_by_its_list(built: tuple[BuildSettings, Built]) -> None:
+def test_plain_webdataset_reads_a_snapshot_by_its_list(
+    built: tuple[BuildSettings, BuildResult],
+) -> None:
     snapshot = built[1].snapshot
-    tars = [str(snapshot.out / line) for line in read_whole(snapshot.folder / "shards.txt").decode().split()]
+    tars = [
+        str(snapshot.out / line)
+        for line in read_file(snapshot.folder / "shards.txt").decode().split()
+    ]
     samples = list(webdataset.WebDataset(tars, shardshuffle=False))
-    assert sorted(sample["__key__"] for sample in samples) == sorted(snapshot.clips.column("key").to_pylist())
+    assert sorted(sample["__key__"] for sample in samples) == sorted(
+        snapshot.clips.column("key").to_pylist()
+    )
     for sample in samples:
-        frames = [jpeg.decode(sample[f"{i:03d}.jpg"]) for i in range(len(json.loads(sample["json"])["frame_numbers"]))]
+        frames = [
+            jpeg.decode(sample[f"{i:03d}.jpg"])
+            for i in range(len(json.loads(sample["json"])["frame_numbers"]))
+        ]
         assert {frame.shape for frame in frames} == {(96, 128, 3)}
 
 
-def test_status_tells_what_is_there(built: tuple[BuildSettings, Built]) -> None:
+def test_status_tells_what_is_there(built: tuple[BuildSettings, BuildResult]) -> None:
     shown = status(built[0].out)
     assert shown["build"]["state"] == "finished"
     assert shown["snapshot"]["clips"] == 6
-    assert shown["snapshot"]["failures"] == [{"stage": "catalog", "reason": "too short", "count": 1}]
+    assert shown["snapshot"]["failures"] == [
+        {"stage": "catalog", "reason": "too short", "count": 1}
+    ]
 
 
-def test_another_grid_retracks_stored_frames(videos: Path, tmp_path: Path, built: tuple[BuildSettings, Built]) -> None:
+def test_another_grid_retracks_stored_frames(
+    videos: Path, tmp_path: Path, built: tuple[BuildSettings, BuildResult]
+) -> None:
     shutil.copytree(folder(built[0]), tmp_path, dirs_exist_ok=True)
     settings, old = settings_for(videos, tmp_path), open_snapshot(tmp_path)
-    finer = settings_for(videos, tmp_path, tracks={"tracker": "lucas_kanade", "grid": 8, "anchors": [0, 5]})
+    finer = settings_for(
+        videos, tmp_path, tracks={"tracker": "lucas_kanade", "grid": 8, "anchors": [0, 5]}
+    )
     planned = plan(finer)
-    assert {(shard.action, shard.reason) for shard in planned.shards} == {("retrack", "tracks.grid 6 → 8")}
+    assert {(shard.action, shard.reason) for shard in planned.shards} == {
+        ("retrack", "tracks.grid 6 → 8")
+    }
     new = build(finer, QUIET).snapshot
     before, after = contents(old), contents(new)
     assert before.keys() == after.keys()
@@ -187,30 +237,51 @@ def test_only_shards_concerned_are_touched(videos: Path, tmp_path: Path) -> None
         ("keep", "nothing changed"),
     ]
     second = build(settings, QUIET).snapshot
-    assert set(first.shards.column("shard").to_pylist()) < set(second.shards.column("shard").to_pylist())
+    assert set(first.shards.column("shard").to_pylist()) < set(
+        second.shards.column("shard").to_pylist()
+    )
     (root / "deep/c.mp4").unlink()
     write_video(root / "b.mp4", panning_frames(17, 20))
     reasons = sorted(shard.reason for shard in plan(settings).shards if shard.action == "build")
-    assert reasons in (["1 video removed", "1 video replaced"], ["1 video removed, 1 video replaced", "1 video replaced"])
+    assert reasons in (
+        ["1 video removed", "1 video replaced"],
+        ["1 video removed, 1 video replaced", "1 video replaced"],
+    )
     third = build(settings, QUIET).snapshot
     assert "deep/c.mp4" not in third.clips.column("video_id").to_pylist()
     assert len(set(third.clips.column("key").to_pylist())) == len(third.clips) == 6
     assert verify_snapshot(third, QUIET) == []
 
 
-def test_other_frame_settings_build_anew(videos: Path, tmp_path: Path, built: tuple[BuildSettings, Built]) -> None:
+def test_other_frame_settings_build_anew(
+    videos: Path, tmp_path: Path, built: tuple[BuildSettings, BuildResult]
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder(built[0]), out)
-    frames = {"clip_frames": 10, "min_frames": 6, "short_side": 96, "decode_timeout_s": 20, "jpeg_quality": 70}
+    frames = {
+        "clip_frames": 10,
+        "min_frames": 6,
+        "short_side": 96,
+        "decode_timeout_s": 20,
+        "jpeg_quality": 70,
+    }
     planned = plan(settings_for(videos, out, frames=frames))
-    assert {(shard.action, shard.reason) for shard in planned.shards} == {("build", "frames.jpeg_quality 90 → 70")}
-    timeout = settings_for(videos, out, frames={**frames, "jpeg_quality": 90, "decode_timeout_s": 7})
-    assert {shard.action for shard in plan(timeout).shards} == {"keep"}, "a time limit changes no content"
+    assert {(shard.action, shard.reason) for shard in planned.shards} == {
+        ("build", "frames.jpeg_quality 90 → 70")
+    }
+    timeout = settings_for(
+        videos, out, frames={**frames, "jpeg_quality": 90, "decode_timeout_s": 7}
+    )
+    assert {shard.action for shard in plan(timeout).shards} == {"keep"}, (
+        "a time limit changes no content"
+    )
 
 
 @pytest.mark.slow
 def test_splits_go_by_sequence_and_never_share_a_shard(videos: Path, tmp_path: Path) -> None:
-    snapshot = build(settings_for(videos, tmp_path, split={"eval_fraction": 0.5, "salt": "a"}), QUIET).snapshot
+    snapshot = build(
+        settings_for(videos, tmp_path, split={"eval_fraction": 0.5, "salt": "a"}), QUIET
+    ).snapshot
     rows = snapshot.clips.to_pylist()
     assert {row["split"] for row in rows} == {"train", "eval"}
     for column in ("video_id", "shard"):
@@ -219,7 +290,10 @@ def test_splits_go_by_sequence_and_never_share_a_shard(videos: Path, tmp_path: P
 
 
 def test_too_many_failures_stop_the_build(videos: Path, tmp_path: Path) -> None:
-    with pytest.raises(PretrackError, match=r"1 of 4 videos yield no clip \(1 x too short\), more than max_failed_videos=0.1"):
+    with pytest.raises(
+        PretrackError,
+        match=r"1 of 4 videos yield no clip \(1 x too short\), more than max_failed_videos=0.1",
+    ):
         build(settings_for(videos, tmp_path, max_failed_videos=0.1), QUIET)
     assert list_snapshots(tmp_path) == []
 
@@ -227,7 +301,9 @@ def test_too_many_failures_stop_the_build(videos: Path, tmp_path: Path) -> None:
 def test_two_builds_of_one_folder_do_not_meet(videos: Path, tmp_path: Path) -> None:
     code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(tmp_path / "build.lock")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(PretrackError, match="another build is at work"):
@@ -243,7 +319,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(videos: Path, tmp_path:
 
 
 def test_a_damaged_receipt_makes_its_shard_again(
-    built: tuple[BuildSettings, Built], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    built: tuple[BuildSettings, BuildResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """As long as no snapshot names the shard."""
     out = tmp_path / "out"
@@ -271,21 +347,27 @@ def test_what_was_away_for_a_while_is_tried_again(videos: Path, tmp_path: Path) 
     (root / "b.mp4").rename(tmp_path / "away.mp4")
     make_shards(list(planned.shards), planned, settings, QUIET)
     (tmp_path / "away.mp4").rename(root / "b.mp4")
-    assert {(shard.action, shard.reason) for shard in plan(settings).shards} >= {("build", "1 failure may pass")}
+    assert {(shard.action, shard.reason) for shard in plan(settings).shards} >= {
+        ("build", "1 failure may pass")
+    }
     snapshot = build(settings, QUIET).snapshot
     assert snapshot.clips.num_rows == 6
     assert verify_snapshot(snapshot, QUIET) == []
     assert build(settings, QUIET).made == 0
 
 
-def test_a_shard_that_is_gone_is_made_again(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
+def test_a_shard_that_is_gone_is_made_again(
+    built: tuple[BuildSettings, BuildResult], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder(built[0]), out)
     settings = built[0].model_copy(update={"out": out})
     tars = sorted((out / "shards").iterdir())
     tars[0].unlink()
     tars[1].write_bytes(tars[1].read_bytes()[:-700])
-    reasons = [(shard.action, shard.reason) for shard in plan(settings).shards if shard.action != "keep"]
+    reasons = [
+        (shard.action, shard.reason) for shard in plan(settings).shards if shard.action != "keep"
+    ]
     assert reasons == [("build", "the shard is gone or damaged")] * 2
     again = build(settings, QUIET)
     assert (again.made, again.kept) == (2, 1)
@@ -313,10 +395,14 @@ def test_a_video_repaired_in_place_is_found_when_asked_for(videos: Path, tmp_pat
     assert again.made == 1
 
 
-def test_stored_frames_are_tracked_again_without_their_source(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
+def test_stored_frames_are_tracked_again_without_their_source(
+    built: tuple[BuildSettings, BuildResult], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder(built[0]), out)
-    finer = settings_for(tmp_path / "gone", out, tracks={"tracker": "lucas_kanade", "grid": 7, "anchors": [0, 5]})
+    finer = settings_for(
+        tmp_path / "gone", out, tracks={"tracker": "lucas_kanade", "grid": 7, "anchors": [0, 5]}
+    )
     with pytest.raises(PretrackError, match="gone does not exist"):
         build(finer, QUIET)
     again = build(finer, QUIET, stored=True)
@@ -324,14 +410,18 @@ def test_stored_frames_are_tracked_again_without_their_source(built: tuple[Build
     assert set(again.snapshot.clips.column("points").to_pylist()) == {49}
     assert again.snapshot.failures.equals(built[1].snapshot.failures)
     assert build(finer, QUIET, stored=True).made == 0
-    other = settings_for(tmp_path / "gone", out, frames={"clip_frames": 10, "min_frames": 6, "short_side": 64})
+    other = settings_for(
+        tmp_path / "gone", out, frames={"clip_frames": 10, "min_frames": 6, "short_side": 64}
+    )
     with pytest.raises(PretrackError, match=r"has to be built from its source .* leave it out"):
         build(other, QUIET, stored=True)
 
 
 @pytest.mark.slow
 def test_sources_whose_names_begin_alike_keep_apart(videos: Path, tmp_path: Path) -> None:
-    sources = [{"dataset": "video_folder", "name": name, "root": str(videos)} for name in ("a", "a-train")]
+    sources = [
+        {"dataset": "video_folder", "name": name, "root": str(videos)} for name in ("a", "a-train")
+    ]
     settings = settings_for(videos, tmp_path, sources=sources)
     snapshot = build(settings, QUIET).snapshot
     assert snapshot.clips.num_rows == len(set(snapshot.clips.column("key").to_pylist())) == 12
@@ -339,7 +429,9 @@ def test_sources_whose_names_begin_alike_keep_apart(videos: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_relative_output_folder_is_this_ones(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_output_folder_is_this_ones(
+    videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ray's workers run in another folder."""
     monkeypatch.chdir(tmp_path)
     snapshot = build(settings_for(videos, Path("made/here")), QUIET).snapshot
@@ -348,14 +440,18 @@ def test_a_relative_output_folder_is_this_ones(videos: Path, tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_a_killed_build_goes_on_where_it_was(videos: Path, tmp_path: Path, built: tuple[BuildSettings, Built]) -> None:
+def test_a_killed_build_goes_on_where_it_was(
+    videos: Path, tmp_path: Path, built: tuple[BuildSettings, BuildResult]
+) -> None:
     """The driver, and with it the whole local Ray, is killed with SIGKILL after its first shard."""
     out = tmp_path / "out"
     config = tmp_path / "config.yaml"
     settings = settings_for(videos, out, shards={"clips_per_shard": 1}, ray={"cpus": 1})
     config.write_text(settings.model_dump_json())
     command = [sys.executable, "-m", "pipeline", "build", str(config)]
-    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as running:
+    with subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as running:
         deadline = time.monotonic() + 90
         while not list_receipts(out) and time.monotonic() < deadline and running.poll() is None:
             time.sleep(0.005)
@@ -385,7 +481,11 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 200 kB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder], check=False, capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", folder],
+        check=False,
+        capture_output=True,
+    )
     if mounted.returncode:
         pytest.skip("a small file system cannot be mounted here (that needs root)")
     yield folder
@@ -393,7 +493,9 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(videos: Path, tiny_disk: Path) -> None:
+def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(
+    videos: Path, tiny_disk: Path
+) -> None:
     with pytest.raises(PretrackError, match=r"No space left on device.*what is done is kept"):
         build(settings_for(videos, tiny_disk / "out", shards={"clips_per_shard": 6}), QUIET)
     assert list_snapshots(tiny_disk / "out") == []
@@ -402,7 +504,9 @@ def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(videos: Pa
 
 def test_a_read_only_folder_is_one_sentence(videos: Path, tiny_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", tiny_disk], check=True)
-    with pytest.raises(PretrackError, match=r"output folder .*/out cannot be written \(Read-only file system\)"):
+    with pytest.raises(
+        PretrackError, match=r"output folder .*/out cannot be written \(Read-only file system\)"
+    ):
         build(settings_for(videos, tiny_disk / "out"), QUIET)
 
 
@@ -410,7 +514,7 @@ def test_a_read_only_folder_is_one_sentence(videos: Path, tiny_disk: Path) -> No
 def test_a_build_runs_in_a_notebook(videos: Path, tmp_path: Path) -> None:
     """There an event loop is running already."""
 
-    async def cell() -> Built:
+    async def cell() -> BuildResult:
         return build(settings_for(videos, tmp_path), QUIET)
 
     assert asyncio.run(cell()).made == 3
@@ -443,7 +547,9 @@ def test_repair_makes_what_is_damaged_again_and_nothing_else(videos: Path, tmp_p
     repaired = repair(snapshot, problems, QUIET).built
     assert (repaired.made, repaired.kept, repaired.snapshot.name) == (1, 0, snapshot.name)
     assert verify_snapshot(snapshot, QUIET) == []
-    assert contents(snapshot) == expected, "byte for byte, the clips of the video that is gone included"
+    assert contents(snapshot) == expected, (
+        "byte for byte, the clips of the video that is gone included"
+    )
 
 
 @pytest.mark.slow
@@ -455,13 +561,16 @@ def test_repair_refuses_a_video_that_has_changed(videos: Path, tmp_path: Path) -
     flip(out / "shards" / f"{row['shard']}.tar", row["tracks_offset"] + 20)
     write_video(root / "deep/c.mp4", panning_frames(17, 12))
     with pytest.raises(
-        PretrackError, match=r"1 video .* changed since they were built \(the first: deep/c.mp4\): run 'pretrack build'"
+        PretrackError,
+        match=r"1 video .* changed since they were built \(the first: deep/c.mp4\): run 'pretrack build'",
     ):
         repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET)
 
 
 @pytest.mark.slow
-def test_a_clip_whose_source_is_gone_is_reported_and_the_others_are_kept(videos: Path, tmp_path: Path) -> None:
+def test_a_clip_whose_source_is_gone_is_reported_and_the_others_are_kept(
+    videos: Path, tmp_path: Path
+) -> None:
     out, root = tmp_path / "out", tmp_path / "videos"
     shutil.copytree(videos, root)
     snapshot = build(settings_for(root, out, shards={"clips_per_shard": 6}), QUIET).snapshot
@@ -473,13 +582,17 @@ def test_a_clip_whose_source_is_gone_is_reported_and_the_others_are_kept(videos:
     assert outcome.why == "the file is gone"
     repaired = outcome.built.snapshot
     assert verify_snapshot(repaired, QUIET) == []
-    assert set(snapshot.clips["key"].to_pylist()) - set(repaired.clips["key"].to_pylist()) == {row["key"]}
+    assert set(snapshot.clips["key"].to_pylist()) - set(repaired.clips["key"].to_pylist()) == {
+        row["key"]
+    }
     assert (row["key"], "missing video") in zip(
         repaired.failures["clip"].to_pylist(), repaired.failures["reason"].to_pylist(), strict=True
     )
 
 
-def test_a_deleted_receipt_of_a_published_shard_changes_nothing(built: tuple[BuildSettings, Built], tmp_path: Path) -> None:
+def test_a_deleted_receipt_of_a_published_shard_changes_nothing(
+    built: tuple[BuildSettings, BuildResult], tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder(built[0]), out)
     for receipt in (out / "receipts").iterdir():

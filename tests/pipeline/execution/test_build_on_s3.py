@@ -21,7 +21,7 @@ from pipeline.monitoring.status import status
 from shards import bucket
 from shards.bucket import Url
 from shards.errors import PretrackError
-from shards.files import read_whole, size_of, sizes_in, write_whole
+from shards.files import atomic_write, read_file, size_of, sizes_in
 from shards.reader import iterate_shard
 from tests.helpers.object_store import BUCKET, Behaviour
 from tests.helpers.panning import panning_frames, write_video
@@ -59,7 +59,9 @@ def settings_for(videos: Path, out: str, grid: int = 6) -> BuildSettings:
     return check_settings(BuildSettings, values, "test")
 
 
-def test_a_build_on_a_bucket_is_one_on_a_disk(store: Behaviour, videos: Path, tmp_path: Path) -> None:
+def test_a_build_on_a_bucket_is_one_on_a_disk(
+    store: Behaviour, videos: Path, tmp_path: Path
+) -> None:
     store.fail_every, store.delay_s = 7, 0.01
     remote = settings_for(videos, f"s3://{BUCKET}/a")
     built = build(remote, QUIET)
@@ -68,7 +70,9 @@ def test_a_build_on_a_bucket_is_one_on_a_disk(store: Behaviour, videos: Path, tm
     assert (built.made, built.snapshot.clips.num_rows) == (2, 3)
     assert built.snapshot.clips.equals(local.snapshot.clips)
     for shard in local.snapshot.shards.column("shard").to_pylist():
-        assert read_whole(built.snapshot.shard_path(shard)) == read_whole(local.snapshot.shard_path(shard))
+        assert read_file(built.snapshot.shard_path(shard)) == read_file(
+            local.snapshot.shard_path(shard)
+        )
     assert verify_snapshot(built.snapshot, QUIET) == []
     assert build(remote, QUIET).made == 0
     again = build(settings_for(videos, f"s3://{BUCKET}/a", grid=8), QUIET, stored=True)
@@ -76,14 +80,18 @@ def test_a_build_on_a_bucket_is_one_on_a_disk(store: Behaviour, videos: Path, tm
     assert verify_snapshot(again.snapshot, QUIET) == []
     shown = status(Url(f"s3://{BUCKET}/a"))
     assert (shown["build"]["state"], shown["snapshot"]["name"]) == ("finished", "000002")
-    assert not [name for name in sizes_in(Url(f"s3://{BUCKET}/a")) if "lock" in name], "the lock is given back"
+    assert not [name for name in sizes_in(Url(f"s3://{BUCKET}/a")) if "lock" in name], (
+        "the lock is given back"
+    )
     store.fail_every, store.delay_s = 0, 0.0
 
 
 def test_damage_on_a_bucket_is_found(store: Behaviour, videos: Path) -> None:
     snapshot = build(settings_for(videos, f"s3://{BUCKET}/b"), QUIET).snapshot
-    first, second = (snapshot.shard_path(shard) for shard in snapshot.shards.column("shard").to_pylist())
-    write_whole(first, read_whole(first)[:-2000])
+    first, second = (
+        snapshot.shard_path(shard) for shard in snapshot.shards.column("shard").to_pylist()
+    )
+    atomic_write(first, read_file(first)[:-2000])
     bucket.delete(second)  # type: ignore[arg-type]
     problems = [str(problem) for problem in verify_snapshot(snapshot, QUIET)]
     assert any(first.name in problem and "should have" in problem for problem in problems)
@@ -93,14 +101,20 @@ def test_damage_on_a_bucket_is_found(store: Behaviour, videos: Path) -> None:
     assert len([clip for path in (first, second) for clip in iterate_shard(path)]) == 3
 
 
-def test_one_build_at_a_time(store: Behaviour, videos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_build_at_a_time(
+    store: Behaviour, videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = settings_for(videos, f"s3://{BUCKET}/c")
     lock = Url(f"s3://{BUCKET}/c/build.lock")
-    write_whole(lock, json.dumps({"host": "elsewhere", "process": 7}).encode())
-    with pytest.raises(PretrackError, match=r"another build is at work on s3://shards/c \(process 7 on elsewhere"):
+    atomic_write(lock, json.dumps({"host": "elsewhere", "process": 7}).encode())
+    with pytest.raises(
+        PretrackError, match=r"another build is at work on s3://shards/c \(process 7 on elsewhere"
+    ):
         build(settings, QUIET)
     monkeypatch.setattr(
-        pipeline.execution.lock, "DEAD_AFTER_S", (datetime.now(UTC) - bucket.read_stamped(lock).written).total_seconds() - 1
+        pipeline.execution.lock,
+        "DEAD_AFTER_S",
+        (datetime.now(UTC) - bucket.read_versioned(lock).written).total_seconds() - 1,
     )
     assert build(settings, QUIET).made == 2, "a dead build's lock is taken over"
     with pytest.raises(FileNotFoundError):
@@ -111,22 +125,29 @@ class Robbed(Progress):
     """Another build takes the lock as soon as anything happens."""
 
     def event(self, sentence: str, json_line: str, notable: bool) -> None:
-        write_whole(Url(f"s3://{BUCKET}/e/build.lock"), b"{}")
+        atomic_write(Url(f"s3://{BUCKET}/e/build.lock"), b"{}")
 
 
 def test_a_build_that_lost_its_lock_publishes_nothing(store: Behaviour, videos: Path) -> None:
     settings = settings_for(videos, f"s3://{BUCKET}/e")
-    with pytest.raises(PretrackError, match=r"e/build\.lock was taken by another build: this one stops, what is done is kept"):
+    with pytest.raises(
+        PretrackError,
+        match=r"e/build\.lock was taken by another build: this one stops, what is done is kept",
+    ):
         build(settings, Robbed(quiet=True))
     with pytest.raises(PretrackError, match="holds no finished build"):
         open_snapshot(settings.out)
     bucket.delete(Url(f"s3://{BUCKET}/e/build.lock"))
-    assert (build(settings, QUIET).made, build(settings, QUIET).kept) == (0, 2), "the shards were kept"
+    assert (build(settings, QUIET).made, build(settings, QUIET).kept) == (0, 2), (
+        "the shards were kept"
+    )
 
 
 def test_a_bucket_that_may_not_be_written_is_one_sentence(store: Behaviour, videos: Path) -> None:
     store.deny_writes = True
-    with pytest.raises(PretrackError, match=r"output folder s3://shards/d cannot be written \(access is denied"):
+    with pytest.raises(
+        PretrackError, match=r"output folder s3://shards/d cannot be written \(access is denied"
+    ):
         build(settings_for(videos, f"s3://{BUCKET}/d"), QUIET)
     store.deny_writes = False
     with pytest.raises(PretrackError, match=r"s3://nowhere/d holds no finished build"):

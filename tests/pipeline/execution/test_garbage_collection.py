@@ -55,13 +55,21 @@ def tars(out: Path) -> set[str]:
 
 
 def shards(out: Path, *names: str) -> set[str]:
-    return {shard for name in names for shard in open_snapshot(out, name).shards.column("shard").to_pylist()}
+    return {
+        shard
+        for name in names
+        for shard in open_snapshot(out, name).shards.column("shard").to_pylist()
+    }
 
 
 def test_snapshots_are_listed_with_what_changed(out: Path) -> None:
     first, second, third = summaries(out)
     assert [s.name for s in (first, second, third) if s.current] == ["000003"]
-    assert first.settings == ("tracks.tracker lucas_kanade", "tracks.grid 4", "tracks.anchors [0, 5]")
+    assert first.settings == (
+        "tracks.tracker lucas_kanade",
+        "tracks.grid 4",
+        "tracks.anchors [0, 5]",
+    )
     assert second.settings == ("tracks.grid 4 → 5",)
     assert {(s.clips, s.shards) for s in (first, second, third)} == {(3, 2)}
     assert first.published <= second.published <= third.published
@@ -92,7 +100,9 @@ def test_a_named_snapshot_and_the_current_one_stay(out: Path) -> None:
 
 
 def test_an_unfinished_builds_work_is_left_unless_asked(out: Path) -> None:
-    shutil.rmtree(out / "snapshots" / "000003")  # as if the third build had been killed before it published
+    shutil.rmtree(
+        out / "snapshots" / "000003"
+    )  # as if the third build had been killed before it published
     (out / "current.json").write_text('{"snapshot": "000002"}')
     (out / "shards" / "orphan.tar").write_bytes(b"killed between the tar and its receipt")
     garbage = collect(out, keep=1)
@@ -111,7 +121,10 @@ def test_a_damaged_table_does_not_lead_out_of_the_folder(out: Path) -> None:
     names = pa.array(["../../victim", *rows["shard"].to_pylist()[1:]])
     write_table(table, rows.set_column(rows.schema.get_field_index("shard"), "shard", names))
     before = tars(out)
-    with pytest.raises(PretrackError, match=rf"the tables in {out} are damaged: '\.\./\.\./victim' is no name of a shard"):
+    with pytest.raises(
+        PretrackError,
+        match=rf"the tables in {out} are damaged: '\.\./\.\./victim' is no name of a shard",
+    ):
         collect(out, keep=1)
     assert victim.read_bytes() == b"precious"
     assert tars(out) == before == set(list_receipts(out))
@@ -149,15 +162,30 @@ def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
         with pytest.raises(SystemExit):
             collect(out, keep=1)
     for name in list_snapshots(out):
-        assert verify_snapshot(open_snapshot(out, name), QUIET) == [], "what is still listed is still whole"
+        assert verify_snapshot(open_snapshot(out, name), QUIET) == [], (
+            "what is still listed is still whole"
+        )
     collect(out, keep=1)
-    assert [path.name for path in (out / "snapshots").iterdir()] == list_snapshots(out) == ["000003"]
+    assert (
+        [path.name for path in (out / "snapshots").iterdir()] == list_snapshots(out) == ["000003"]
+    )
     assert tars(out) == set(list_receipts(out)) == wanted
 
 
 def test_changed_settings_are_named_by_their_keys() -> None:
-    old = {"tracks": {"grid": 16, "tracker": "lucas_kanade"}, "sources": [{"root": "/a"}], "out": "x"}
-    new = {"tracks": {"grid": 24, "tracker": "lucas_kanade", "mode": None}, "sources": [{"root": "/b"}], "out": "x"}
-    assert [str(change) for change in changed_settings(old, new)] == ["tracks.grid 16 → 24", "sources.0.root /a → /b"]
+    old = {
+        "tracks": {"grid": 16, "tracker": "lucas_kanade"},
+        "sources": [{"root": "/a"}],
+        "out": "x",
+    }
+    new = {
+        "tracks": {"grid": 24, "tracker": "lucas_kanade", "mode": None},
+        "sources": [{"root": "/b"}],
+        "out": "x",
+    }
+    assert [str(change) for change in changed_settings(old, new)] == [
+        "tracks.grid 16 → 24",
+        "sources.0.root /a → /b",
+    ]
     more = changed_settings({"anchors": [0]}, {"anchors": [0, 8], "size": 1})
     assert [str(change) for change in more] == ["anchors [0] → [0, 8]", "size unset → 1"]

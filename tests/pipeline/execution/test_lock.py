@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 
 import pipeline.execution.lock
-from pipeline.execution.lock import _Holder, only_build
+from pipeline.execution.lock import _Holder, build_lock
 from shards.bucket import Url
 from shards.errors import PretrackError
-from shards.files import read_whole, sizes_in, write_whole
+from shards.files import atomic_write, read_file, sizes_in
 from tests.helpers.google_store import google_store
 from tests.helpers.object_store import BUCKET, Behaviour
 
 HOLDS = """
 import sys, time
-from pipeline.execution.lock import only_build
+from pipeline.execution.lock import build_lock
 from shards.files import location
 with only_build(location(sys.argv[1])):
     print("held", flush=True)
@@ -39,9 +39,15 @@ def out(request: pytest.FixtureRequest, store: Behaviour) -> Iterator[Url]:
 
 
 def test_a_lock_on_a_bucket_is_held_by_one_and_given_back(out: Url) -> None:
-    with only_build(out) as lock:
+    with build_lock(out) as lock:
         lock.check()
-        with pytest.raises(PretrackError, match=rf"another build is at work on {out} \(process {os.getpid()} on "), only_build(out):
+        with (
+            pytest.raises(
+                PretrackError,
+                match=rf"another build is at work on {out} \(process {os.getpid()} on ",
+            ),
+            build_lock(out),
+        ):
             pass
         lock.check()
         assert list(sizes_in(out)) == ["build.lock"]
@@ -51,7 +57,7 @@ def test_a_lock_on_a_bucket_is_held_by_one_and_given_back(out: Url) -> None:
 @pytest.mark.parametrize("answers", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_lock_is_held_though_answers_are_lost(out: Url, store: Behaviour, answers: int) -> None:
     store.lose_answers = answers
-    with only_build(out) as lock:
+    with build_lock(out) as lock:
         store.lose_answers = answers
         lock.check()
         store.lose_answers = answers
@@ -59,21 +65,25 @@ def test_a_lock_is_held_though_answers_are_lost(out: Url, store: Behaviour, answ
     assert sizes_in(out) == {}
 
 
-def test_a_lock_is_renewed_though_answers_are_lost(out: Url, store: Behaviour, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_renewed_though_answers_are_lost(
+    out: Url, store: Behaviour, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pipeline.execution.lock, "RENEWED_EVERY_S", 0.05)
-    with only_build(out):
+    with build_lock(out):
         store.lose_answers = 2
         for _ in range(3):
-            before, end = read_whole(out / "build.lock"), time.monotonic() + 20
-            while read_whole(out / "build.lock") == before:
+            before, end = read_file(out / "build.lock"), time.monotonic() + 20
+            while read_file(out / "build.lock") == before:
                 assert time.monotonic() < end, "it is not renewed any more"
                 time.sleep(0.02)
 
 
 def test_who_lost_the_lock_is_told_and_leaves_it_to_its_holder(out: Url) -> None:
-    with only_build(out) as lock:
-        write_whole(out / "build.lock", _Holder.me().data())
-        with pytest.raises(PretrackError, match=rf"the lock {out}/build.lock was taken by another build"):
+    with build_lock(out) as lock:
+        atomic_write(out / "build.lock", _Holder.me().data())
+        with pytest.raises(
+            PretrackError, match=rf"the lock {out}/build.lock was taken by another build"
+        ):
             lock.check()
         assert lock.lost
     assert list(sizes_in(out)) == ["build.lock"]
@@ -81,53 +91,68 @@ def test_who_lost_the_lock_is_told_and_leaves_it_to_its_holder(out: Url) -> None
 
 def test_another_containers_process_is_not_held_for_dead(out: Url) -> None:
     no_process = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
-    write_whole(out / "build.lock", json.dumps({"host": socket.gethostname(), "process": no_process}).encode())
-    with pytest.raises(PretrackError, match="another build is at work"), only_build(out):
+    atomic_write(
+        out / "build.lock",
+        json.dumps({"host": socket.gethostname(), "process": no_process}).encode(),
+    )
+    with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
         pass
     other = replace(_Holder.me(), process=no_process, machine="another boot pid:[1]")
-    write_whole(out / "build.lock", other.data())
-    with pytest.raises(PretrackError, match="another build is at work"), only_build(out):
+    atomic_write(out / "build.lock", other.data())
+    with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
         pass
 
 
 def test_a_killed_process_of_this_machine_loses_its_lock_at_once(out: Url) -> None:
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(PretrackError, match=rf"process {holder.pid} on {socket.gethostname()}"), only_build(out):
+        with (
+            pytest.raises(PretrackError, match=rf"process {holder.pid} on {socket.gethostname()}"),
+            build_lock(out),
+        ):
             pass
         holder.kill()
-    with only_build(out) as lock:
+    with build_lock(out) as lock:
         lock.check()
 
 
 def test_a_later_process_of_the_same_number_holds_nothing(out: Url) -> None:
-    write_whole(out / "build.lock", replace(_Holder.me(), started="1").data())
-    with only_build(out) as lock:
+    atomic_write(out / "build.lock", replace(_Holder.me(), started="1").data())
+    with build_lock(out) as lock:
         lock.check()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clock_s", [-3600.0, 3600.0])
-def test_a_lock_is_as_old_as_the_store_says(out: Url, store: Behaviour, clock_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_is_as_old_as_the_store_says(
+    out: Url, store: Behaviour, clock_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.clock_s = clock_s
-    write_whole(out / "build.lock", replace(_Holder.me(), machine="elsewhere").data())
-    with pytest.raises(PretrackError, match=r"last heard of [0-9] s ago"), only_build(out):
+    atomic_write(out / "build.lock", replace(_Holder.me(), machine="elsewhere").data())
+    with pytest.raises(PretrackError, match=r"last heard of [0-9] s ago"), build_lock(out):
         pass
     monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", 0.5)
     time.sleep(1.6)
-    with only_build(out) as lock:
+    with build_lock(out) as lock:
         lock.check()
     assert sizes_in(out) == {}
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff", b"{", b"[1]", b'{"what": 1}'])
-def test_garbage_is_a_lock_of_nobody_known(out: Url, garbage: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_whole(out / "build.lock", garbage)
-    with pytest.raises(PretrackError, match=r"another build is at work .*an unknown process"), only_build(out):
+def test_garbage_is_a_lock_of_nobody_known(
+    out: Url, garbage: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atomic_write(out / "build.lock", garbage)
+    with (
+        pytest.raises(PretrackError, match=r"another build is at work .*an unknown process"),
+        build_lock(out),
+    ):
         pass
     monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", -1.0)
-    with only_build(out) as lock:
+    with build_lock(out) as lock:
         lock.check()
     assert sizes_in(out) == {}
 
@@ -135,21 +160,21 @@ def test_garbage_is_a_lock_of_nobody_known(out: Url, garbage: bytes, monkeypatch
 def test_a_lock_on_googles_store_is_renewed_and_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     out = Url(f"gs://{BUCKET}/out")
     with google_store():
-        with only_build(out) as lock:
+        with build_lock(out) as lock:
             lock.check()
-            with pytest.raises(PretrackError, match="another build is at work"), only_build(out):
+            with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
                 pass
             lock.check()
-            write_whole(out / "build.lock", _Holder.me().data())
+            atomic_write(out / "build.lock", _Holder.me().data())
             with pytest.raises(PretrackError, match="was taken by another build"):
                 lock.check()
         monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", -1.0)
-        with only_build(out) as lock:
+        with build_lock(out) as lock:
             lock.check()
         with pytest.raises(FileNotFoundError):
-            read_whole(out / "build.lock")
+            read_file(out / "build.lock")
 
 
 def test_a_builds_own_blocking_error_is_not_another_build(tmp_path: Path) -> None:
-    with pytest.raises(BlockingIOError), only_build(tmp_path):
+    with pytest.raises(BlockingIOError), build_lock(tmp_path):
         raise BlockingIOError

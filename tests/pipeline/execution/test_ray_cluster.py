@@ -32,7 +32,9 @@ NODE = {"object_store_memory": 100_000_000}
 def cluster() -> Iterator[Any]:
     """A cluster with one node of two cores."""
     ray.shutdown()
-    running = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **NODE})
+    running = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, **NODE}
+    )
     ray.init(address=running.address, log_to_driver=False)
     yield running
     ray.shutdown()
@@ -44,7 +46,9 @@ def settings(tmp_path: Path) -> BuildSettings:
     """A build that takes some seconds."""
     for seed in range(CLIPS):
         write_video(tmp_path / "videos" / f"{seed}.mp4", panning_frames(seed, 10))
-    return with_tracker(settings_for(tmp_path / "videos", tmp_path / "out", shards={"clips_per_shard": 1}), Slow)
+    return with_tracker(
+        settings_for(tmp_path / "videos", tmp_path / "out", shards={"clips_per_shard": 1}), Slow
+    )
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -60,12 +64,20 @@ def undisturbed(settings: BuildSettings, out: Path) -> dict[str, tuple[bytes, ..
     return contents(build(settings.model_copy(update={"out": out}), QUIET).snapshot)
 
 
-def test_a_node_that_dies_takes_nothing_with_it(cluster: Any, settings: BuildSettings, tmp_path: Path) -> None:
+def test_a_node_that_dies_takes_nothing_with_it(
+    cluster: Any, settings: BuildSettings, tmp_path: Path
+) -> None:
     node = cluster.add_node(num_cpus=2, **NODE)
     out = tmp_path / "out"
     with ThreadPoolExecutor(1) as aside:
         building = aside.submit(build, settings, QUIET)
-        until(lambda: out.is_dir() and names_of(out).count("tracker ready") == 2 and len(list_receipts(out)) >= 2)
+        until(
+            lambda: (
+                out.is_dir()
+                and names_of(out).count("tracker ready") == 2
+                and len(list_receipts(out)) >= 2
+            )
+        )
         cluster.remove_node(node, allow_graceful=False)
         built = building.result(timeout=240)
     assert len(list_receipts(out)) == built.made == CLIPS
@@ -81,7 +93,9 @@ def test_a_build_waits_for_the_gpu_it_lost(
     monkeypatch.setattr(tracker_pool, "PATIENCE_S", 1.0)
     node = cluster.add_node(num_cpus=1, num_gpus=1, **NODE)
     out = tmp_path / "out"
-    on_gpu = settings.model_copy(update={"ray": settings.ray.model_copy(update={"tracker_gpus": 1.0})})
+    on_gpu = settings.model_copy(
+        update={"ray": settings.ray.model_copy(update={"tracker_gpus": 1.0})}
+    )
     with ThreadPoolExecutor(1) as aside:
         building = aside.submit(build, on_gpu, QUIET)
         until(lambda: out.is_dir() and len(list_receipts(out)) >= 2)

@@ -28,7 +28,11 @@ def test_all_datasets_in_one_build(shared_data: Path, tmp_path: Path) -> None:
             {"dataset": "co3d", "root": str(shared_data / "co3d_v2")},
             {"dataset": "dl3dv", "root": str(shared_data / "dl3dv")},
             {"dataset": "dl3dv", "name": "dl3dv_video", "root": str(shared_data / "dl3dv_video")},
-            {"dataset": "youtube_vos", "root": str(shared_data / "youtube_vos"), "split": "train_all_frames"},
+            {
+                "dataset": "youtube_vos",
+                "root": str(shared_data / "youtube_vos"),
+                "split": "train_all_frames",
+            },
             {"dataset": "video_folder", "root": str(shared_data / "videos")},
         ],
         "frames": {"clip_frames": 24, "min_frames": 5, "short_side": 128},
@@ -48,7 +52,13 @@ def test_all_datasets_in_one_build(shared_data: Path, tmp_path: Path) -> None:
     }
     assert len(clips) == len(first.snapshot.clips)
     infos = [clip.info for clip in clips.values()]
-    assert {info.source for info in infos} == {"co3d", "dl3dv", "dl3dv_video", "youtube_vos", "video_folder"}
+    assert {info.source for info in infos} == {
+        "co3d",
+        "dl3dv",
+        "dl3dv_video",
+        "youtube_vos",
+        "video_folder",
+    }
     assert all(info.terms for info in infos)
 
     (posed,) = [info for info in infos if info.video_id == "apple/189_20393_38136"]
@@ -56,13 +66,24 @@ def test_all_datasets_in_one_build(shared_data: Path, tmp_path: Path) -> None:
     assert posed.cameras is not None
     assert posed.timestamps is not None
     scale = posed.width / posed.source_width
-    assert all(camera is not None and 0 < camera.cx < posed.width and camera.fx * scale < 5000 for camera in posed.cameras)
-    bikes = sorted((info.frame_numbers[0], info.frame_numbers[-1]) for info in infos if info.video_id == "bikes.mp4")
+    assert all(
+        camera is not None and 0 < camera.cx < posed.width and camera.fx * scale < 5000
+        for camera in posed.cameras
+    )
+    bikes = sorted(
+        (info.frame_numbers[0], info.frame_numbers[-1])
+        for info in infos
+        if info.video_id == "bikes.mp4"
+    )
     cuts = (30, 76, 137, 187, 242)
     assert all(not any(start < cut <= end for cut in cuts) for start, end in bikes)
     assert bikes[-1] == (242, 249)
     reasons = Counter(first.snapshot.failures.column("reason").to_pylist())
-    assert reasons == {"poses missing": 2, "poses missing for some frames": 1, "mixed image sizes": 1}
+    assert reasons == {
+        "poses missing": 2,
+        "poses missing for some frames": 1,
+        "mixed image sizes": 1,
+    }
 
 
 def test_odd_videos_are_read_right_or_named(shared_data: Path, tmp_path: Path) -> None:
@@ -106,7 +127,11 @@ def test_bad_images_are_left_out_and_the_clip_goes_on(tmp_path: Path) -> None:
         "out": str(tmp_path / "out"),
     }
     snapshot = build(check_settings(BuildSettings, values, "test"), QUIET).snapshot
-    (clip,) = [clip for shard in snapshot.shards.column("shard").to_pylist() for clip in iterate_shard(snapshot.shard_path(shard))]
+    (clip,) = [
+        clip
+        for shard in snapshot.shards.column("shard").to_pylist()
+        for clip in iterate_shard(snapshot.shard_path(shard))
+    ]
     assert clip.info.frame_numbers == tuple(n for n in range(20) if n not in (3, 6, 9, 12, 15))
     reasons = Counter(snapshot.failures.column("reason").to_pylist())
     assert reasons == {"unreadable image": 3, "black image": 1}

@@ -11,8 +11,8 @@ import pytest
 from manifests.receipt import list_receipts
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
 from manifests.tables import write_table
-from pipeline.execution.build import build, carry_out
-from pipeline.execution.lock import only_build
+from pipeline.execution.build import build, execute_plan
+from pipeline.execution.lock import build_lock
 from pipeline.execution.repair import repair
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
@@ -30,7 +30,11 @@ FINER = {**TRACKS, "grid": 6}
 
 def frames_of(snapshot: Snapshot) -> dict[str, tuple[bytes, ...]]:
     shards = snapshot.shards["shard"].to_pylist()
-    return {clip.info.key: clip.jpegs for shard in shards for clip in iterate_shard(snapshot.shard_path(shard))}
+    return {
+        clip.info.key: clip.jpegs
+        for shard in shards
+        for clip in iterate_shard(snapshot.shard_path(shard))
+    }
 
 
 def flip(snapshot: Snapshot, video: str) -> str:
@@ -48,11 +52,16 @@ def test_a_retrack_does_not_take_over_damaged_frames(root: Path) -> None:
     old = open_snapshot(root / "out")
     expected = frames_of(old)
     flip(old, "b")
-    with pytest.raises(PretrackError, match=r"the frames of pans-train-000001-\w+ are damaged: build without '--stored'"):
+    with pytest.raises(
+        PretrackError,
+        match=r"the frames of pans-train-000001-\w+ are damaged: build without '--stored'",
+    ):
         build(settings_for(root, tracks=FINER), QUIET, stored=True)
     new = build(settings_for(root, tracks=FINER), QUIET).snapshot
     assert verify_snapshot(new, QUIET) == []
-    assert frames_of(new) == expected, "the damaged clip comes from its source, the others as they are"
+    assert frames_of(new) == expected, (
+        "the damaged clip comes from its source, the others as they are"
+    )
     assert set(new.clips["points"].to_pylist()) == {36}
 
 
@@ -66,8 +75,8 @@ def test_trying_again_never_makes_a_shard_worse(root: Path) -> None:
     undo()
     planned = make_plan(settings, make_catalog(settings, QUIET), retry_failed=True)
     (root / "videos" / "b").rename(root / "away")
-    with only_build(root / "out") as lock:
-        tried = carry_out(planned, settings, QUIET, lock).snapshot
+    with build_lock(root / "out") as lock:
+        tried = execute_plan(planned, settings, QUIET, lock).snapshot
     assert frames_of(tried) == frames_of(first)
     assert tried.failures["detail"].to_pylist() == first.failures["detail"].to_pylist()
     (root / "away").rename(root / "videos" / "b")
@@ -80,7 +89,10 @@ def test_repair_mends_a_table_that_contradicts_its_shard(root: Path) -> None:
     snapshot = open_snapshot(root / "out")
     table, good = snapshot.folder / "clips.parquet", snapshot.clips.sort_by("key")
     splits = pa.array(["eval", *snapshot.clips["split"].to_pylist()[1:]])
-    write_table(table, snapshot.clips.set_column(snapshot.clips.schema.get_field_index("split"), "split", splits))
+    write_table(
+        table,
+        snapshot.clips.set_column(snapshot.clips.schema.get_field_index("split"), "split", splits),
+    )
     spoilt = open_snapshot(root / "out")
     (problem,) = problems = verify_snapshot(spoilt, QUIET)
     assert "its 'split' is 'train', and the tables say 'eval'" in str(problem)
@@ -125,7 +137,9 @@ def test_going_back_to_an_old_split_finds_the_old_shards(root: Path) -> None:
 
 def test_stored_videos_follow_the_settings(root: Path) -> None:
     shutil.rmtree(root / "videos")
-    with pytest.raises(PretrackError, match=r"moved to another split\), which '--stored' does without"):
+    with pytest.raises(
+        PretrackError, match=r"moved to another split\), which '--stored' does without"
+    ):
         build(settings_for(root, split={"eval_fraction": 1.0}, tracks=FINER), QUIET, stored=True)
 
 
@@ -135,11 +149,23 @@ def test_a_failure_that_stays_does_not_keep_frames_from_being_tracked_again(root
     build(settings_for(root), QUIET)
     shutil.rmtree(root / "videos")
     again = build(settings_for(root, tracks=FINER), QUIET, stored=True).snapshot
-    assert (again.clips.num_rows, set(again.clips["points"].to_pylist()), again.failures.num_rows) == (6, {36}, 1)
+    assert (
+        again.clips.num_rows,
+        set(again.clips["points"].to_pylist()),
+        again.failures.num_rows,
+    ) == (6, {36}, 1)
 
 
 @pytest.mark.parametrize(
-    "file", ["videos.parquet", "clips.parquet", "shards.parquet", "failures.parquet", "settings.json", "shards.txt"]
+    "file",
+    [
+        "videos.parquet",
+        "clips.parquet",
+        "shards.parquet",
+        "failures.parquet",
+        "settings.json",
+        "shards.txt",
+    ],
 )
 def test_damaged_tables_are_found_and_made_anew_from_receipts(root: Path, file: str) -> None:
     snapshot = open_snapshot(root / "out")
@@ -157,7 +183,9 @@ def test_damaged_tables_are_found_and_made_anew_from_receipts(root: Path, file: 
     assert verify_snapshot(built.snapshot, QUIET) == []
 
 
-def test_an_old_snapshot_that_is_damaged_is_left_out(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_old_snapshot_that_is_damaged_is_left_out(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     build(settings_for(root, tracks=FINER), QUIET)
     shutil.rmtree(root / "videos" / "c")
     build(settings_for(root, tracks=FINER), QUIET)

@@ -20,13 +20,21 @@ import pytest
 import ray
 
 from pipeline.config import BuildSettings
-from pipeline.execution.build import Built, build
+from pipeline.execution.build import BuildResult, build
 from pipeline.execution.shard_runner import make_shards
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.status import status
-from pipeline.trackers.lucas_kanade import LucasKanade
+from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 from shards.errors import PretrackError
-from tests.helpers.brittle_tracker import DiesOfRed, DiesOnce, DiesWhileLoading, FailsAfterRed, Slow, WithoutWeights, with_tracker
+from tests.helpers.brittle_tracker import (
+    DiesOfRed,
+    DiesOnce,
+    DiesWhileLoading,
+    FailsAfterRed,
+    Slow,
+    WithoutWeights,
+    with_tracker,
+)
 from tests.helpers.panning import panning_frames, write_video
 from tests.pipeline.execution.test_build import QUIET, contents, plan, settings_for
 
@@ -52,7 +60,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Built:
+def undisturbed(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
     return build(in_small_shards(videos, tmp_path_factory.mktemp("out")), QUIET)
 
 
@@ -69,18 +77,22 @@ def names(out: Path) -> list[object]:
     return [event["event"] for event in events(out)]
 
 
-def without_red(built: Built) -> dict[str, tuple[bytes, ...]]:
+def without_red(built: BuildResult) -> dict[str, tuple[bytes, ...]]:
     return {key: clip for key, clip in contents(built.snapshot).items() if "red" not in key}
 
 
 @pytest.mark.parametrize("kind", [DiesOfRed, FailsAfterRed])
 def test_a_clip_that_kills_the_tracker_is_left_out_alone(
-    kind: type[LucasKanade], videos: Path, tmp_path: Path, undisturbed: Built
+    kind: type[LucasKanadeSettings], videos: Path, tmp_path: Path, undisturbed: BuildResult
 ) -> None:
     settings = with_tracker(in_small_shards(videos, tmp_path), kind)
     built = build(settings, QUIET)
     (failure,) = built.snapshot.failures.to_pylist()
-    assert (failure["video_id"], failure["stage"], failure["reason"]) == ("b-red.mp4", "track", "tracker crashed")
+    assert (failure["video_id"], failure["stage"], failure["reason"]) == (
+        "b-red.mp4",
+        "track",
+        "tracker crashed",
+    )
     assert contents(built.snapshot) == without_red(undisturbed)
     assert verify_snapshot(built.snapshot, QUIET) == []
     said = names(tmp_path)
@@ -88,14 +100,18 @@ def test_a_clip_that_kills_the_tracker_is_left_out_alone(
     assert said.count("shard isolated") == said.count("clip left out") == 1
     assert said[0] == "build started"
     assert said[-2:] == ["snapshot published", "build finished"]
-    assert status(tmp_path)["build"]["reasons"] == [{"stage": "track", "reason": "tracker crashed", "count": 1}]
+    assert status(tmp_path)["build"]["reasons"] == [
+        {"stage": "track", "reason": "tracker crashed", "count": 1}
+    ]
 
     healed = build(in_small_shards(videos, tmp_path), QUIET)
     assert healed.made == 1, "it may have been the machine, so the next build tries again"
     assert contents(healed.snapshot) == contents(undisturbed.snapshot)
 
 
-def test_a_tracker_that_dies_is_replaced(videos: Path, tmp_path: Path, undisturbed: Built) -> None:
+def test_a_tracker_that_dies_is_replaced(
+    videos: Path, tmp_path: Path, undisturbed: BuildResult
+) -> None:
     settings = with_tracker(in_small_shards(videos, tmp_path / "out"), DiesOnce)
     assert isinstance(settings.tracks, DiesOnce)
     settings.tracks._flag = tmp_path / "flag"
@@ -118,7 +134,9 @@ def kill_readers(video: Path, real: Path, ended: threading.Event, most: int) -> 
             pipe = os.open(video, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:  # nobody reads
             continue
-        while not (readers := readers_of(video)) and not ended.is_set():  # whoever opened it is just returning from its call
+        while (
+            not (readers := readers_of(video)) and not ended.is_set()
+        ):  # whoever opened it is just returning from its call
             time.sleep(0.01)
         if killed + 1 == most:
             os.link(real, video.with_suffix(".real"))
@@ -145,7 +163,9 @@ def readers_of(file: Path) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("deaths", [1, 3])
-def test_a_decoding_worker_that_is_killed(deaths: int, videos: Path, tmp_path: Path, undisturbed: Built) -> None:
+def test_a_decoding_worker_that_is_killed(
+    deaths: int, videos: Path, tmp_path: Path, undisturbed: BuildResult
+) -> None:
     """Once is bad luck; a clip whose worker dies even when it is decoded alone is left out."""
     root = tmp_path / "videos"
     root.mkdir()
@@ -176,20 +196,26 @@ def test_a_decoding_worker_that_is_killed(deaths: int, videos: Path, tmp_path: P
     assert contents(built.snapshot) == contents(undisturbed.snapshot)
 
 
-def test_a_tracker_that_cannot_be_loaded_stops_the_build_with_its_sentence(videos: Path, tmp_path: Path) -> None:
+def test_a_tracker_that_cannot_be_loaded_stops_the_build_with_its_sentence(
+    videos: Path, tmp_path: Path
+) -> None:
     with pytest.raises(PretrackError, match=r"^there are no weights at /not/there$"):
         build(with_tracker(in_small_shards(videos, tmp_path), WithoutWeights), QUIET)
     assert status(tmp_path)["build"]["state"] == "failed"
     assert not list(tmp_path.rglob("*.tar"))
 
 
-def test_a_tracker_that_always_dies_while_loading_stops_the_build(videos: Path, tmp_path: Path) -> None:
+def test_a_tracker_that_always_dies_while_loading_stops_the_build(
+    videos: Path, tmp_path: Path
+) -> None:
     with pytest.raises(PretrackError, match=r"every tracker dies while it is loaded"):
         build(with_tracker(in_small_shards(videos, tmp_path), DiesWhileLoading), QUIET)
 
 
 def test_status_of_a_build_that_runs(videos: Path, tmp_path: Path) -> None:
-    settings = with_tracker(settings_for(videos, tmp_path, shards={"clips_per_shard": 1}, ray={"trackers": 1}), Slow)
+    settings = with_tracker(
+        settings_for(videos, tmp_path, shards={"clips_per_shard": 1}, ray={"trackers": 1}), Slow
+    )
     seen = []
     with ThreadPoolExecutor(1) as aside:
         building = aside.submit(build, settings, QUIET)
@@ -198,16 +224,25 @@ def test_status_of_a_build_that_runs(videos: Path, tmp_path: Path) -> None:
                 seen.append(status(tmp_path)["build"])
             time.sleep(0.1)
         building.result()
-    halfway = next(state for state in seen if 2 <= state["shards_done"] < 5 and state["state"] == "running")
+    halfway = next(
+        state for state in seen if 2 <= state["shards_done"] < 5 and state["state"] == "running"
+    )
     done, left = halfway["shards_done"], halfway["shards_left"]
     assert done + halfway["shards_running"] + left == halfway["shards_total"] == 5
-    assert max(state["shards_running"] for state in seen) == 3, "one is tracked, one waits for its turn, one is decoded"
+    assert max(state["shards_running"] for state in seen) == 3, (
+        "one is tracked, one waits for its turn, one is decoded"
+    )
     assert halfway["clips_done"] == done
     assert halfway["seconds_left"] == pytest.approx((5 - done) / halfway["clips_per_s"])
     assert halfway["slowest_stage"] == "track"
     assert 0.2 < halfway["trackers_busy"] <= 1
     ended = status(tmp_path)["build"]
-    assert (ended["state"], ended["shards_done"], ended["shards_running"], ended["shards_left"]) == ("finished", 5, 0, 0)
+    assert (
+        ended["state"],
+        ended["shards_done"],
+        ended["shards_running"],
+        ended["shards_left"],
+    ) == ("finished", 5, 0, 0)
     assert ended["stage_seconds"]["track"] >= 5 * 0.5
 
 
@@ -223,7 +258,9 @@ def test_figures_are_on_rays_metrics_endpoint(videos: Path, tmp_path: Path) -> N
         time.sleep(0.5)
     assert found["ray_pretrack_clips_total"] == len(clips) == 4
     assert found["ray_pretrack_frames_total"] == sum(clip["frames"] for clip in clips)
-    assert found["ray_pretrack_bytes_total"] == sum(built.snapshot.shards.column("bytes").to_pylist())
+    assert found["ray_pretrack_bytes_total"] == sum(
+        built.snapshot.shards.column("bytes").to_pylist()
+    )
     assert found["ray_pretrack_failures_total"] == 1
     assert found["ray_pretrack_stage_seconds_count"] == 3 * built.made
     assert {"ray_pretrack_trackers", "ray_pretrack_trackers_busy"} <= exported("").keys()

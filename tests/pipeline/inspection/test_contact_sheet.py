@@ -22,12 +22,22 @@ CLIPS = (
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    clips = [grey_clip(key, video=video, source=source, step=(0.0, 0.0)) for key, video, source, _ in CLIPS]
-    return publish_clips(tmp_path_factory.mktemp("show") / "out", clips, motion=[motion for *_, motion in CLIPS])
+    clips = [
+        grey_clip(key, video=video, source=source, step=(0.0, 0.0))
+        for key, video, source, _ in CLIPS
+    ]
+    return publish_clips(
+        tmp_path_factory.mktemp("show") / "out", clips, motion=[motion for *_, motion in CLIPS]
+    )
 
 
-@pytest.mark.parametrize(("count", "keys"), [(1, ["a-0", "c-0"]), (2, ["a-0", "b-0", "c-0"]), (3, ["a-0", "b-0", "a-8", "c-0"])])
-def test_of_each_source_the_best_clip_of_every_video_comes_first(snapshot: Snapshot, count: int, keys: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("count", "keys"),
+    [(1, ["a-0", "c-0"]), (2, ["a-0", "b-0", "c-0"]), (3, ["a-0", "b-0", "a-8", "c-0"])],
+)
+def test_of_each_source_the_best_clip_of_every_video_comes_first(
+    snapshot: Snapshot, count: int, keys: list[str]
+) -> None:
     rows = best_clips(snapshot.clips, count)
     assert snapshot.clips["key"].take(rows).to_pylist() == keys
 

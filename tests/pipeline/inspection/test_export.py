@@ -19,7 +19,7 @@ from pipeline.inspection.export import export_clip
 from shards import jpeg
 from shards.clip import StoredClip
 from shards.errors import PretrackError
-from shards.geometry import View
+from shards.geometry import FrameTransform
 from tests.helpers.clips import make_clip
 from tests.helpers.published import publish_clips
 
@@ -28,7 +28,9 @@ KEYS = ("made-apple-00000000-000000", "made-apple-00000000-000001", "made-pear-0
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    return publish_clips(tmp_path_factory.mktemp("export"), [make_clip(key, seed) for seed, key in enumerate(KEYS)])
+    return publish_clips(
+        tmp_path_factory.mktemp("export"), [make_clip(key, seed) for seed, key in enumerate(KEYS)]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +38,40 @@ def clip(snapshot: Snapshot) -> StoredClip:
     return read_clip(snapshot, snapshot.clips.slice(2, 1).to_pylist()[0])
 
 
-def test_tapvid_arrays_say_what_the_shard_says(snapshot: Snapshot, clip: StoredClip, tmp_path: Path) -> None:
-    with np.load(export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz"), allow_pickle=False) as arrays:
-        video, points, occluded, asked = (arrays[name] for name in ("video", "points", "occluded", "query_points"))
+def test_tapvid_arrays_say_what_the_shard_says(
+    snapshot: Snapshot, clip: StoredClip, tmp_path: Path
+) -> None:
+    with np.load(
+        export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz"), allow_pickle=False
+    ) as arrays:
+        video, points, occluded, asked = (
+            arrays[name] for name in ("video", "points", "occluded", "query_points")
+        )
     assert [(a.dtype.name, a.shape) for a in (video, points, occluded, asked)] == [
         ("uint8", (6, 64, 96, 3)),
         ("float32", (18, 6, 2)),
         ("bool", (18, 6)),
         ("float32", (18, 3)),
     ]
-    assert all((frame == jpeg.decode(data)).all() for frame, data in zip(video, clip.jpegs, strict=True))
+    assert all(
+        (frame == jpeg.decode(data)).all() for frame, data in zip(video, clip.jpegs, strict=True)
+    )
     # Point 4 of the second anchor, frame 3, is row 9 + 4.
-    np.testing.assert_allclose(points[13] * (96, 64) - 0.5, clip.tracks.positions[1, :, 4], atol=1e-4)
+    np.testing.assert_allclose(
+        points[13] * (96, 64) - 0.5, clip.tracks.positions[1, :, 4], atol=1e-4
+    )
     assert (occluded[13] == (clip.tracks.visibility[1, :, 4] < 128)).all()
     t, y, x = asked[13]
     assert t == clip.tracks.anchors[1] == 3
     np.testing.assert_allclose((x - 0.5, y - 0.5), clip.tracks.positions[1, 3, 4], atol=1e-5)
 
 
-def test_tapvid_arrays_fit_the_reader_of_tapvid_davis_and_its_metrics(snapshot: Snapshot, clip: StoredClip, tmp_path: Path) -> None:
-    with np.load(export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz", anchor=0)) as arrays:
+def test_tapvid_arrays_fit_the_reader_of_tapvid_davis_and_its_metrics(
+    snapshot: Snapshot, clip: StoredClip, tmp_path: Path
+) -> None:
+    with np.load(
+        export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz", anchor=0)
+    ) as arrays:
         davis = {name: arrays[name] for name in ("video", "points", "occluded")}
     (tmp_path / "davis.pkl").write_bytes(pickle.dumps({"pear": davis}))
     (read,) = read_tap_davis(tmp_path / "davis.pkl")
@@ -63,8 +79,15 @@ def test_tapvid_arrays_fit_the_reader_of_tapvid_davis_and_its_metrics(snapshot: 
     assert (read.visible == (clip.tracks.visibility[0].T >= 128)).all()
     tracks, frames = queries(read.visible, "first")
     true = read.resized()
-    ours = View.whole(96, 64, 256, 256).points(clip.tracks.positions[0].swapaxes(0, 1))
-    said = tap_metrics(true.positions[tracks], true.visible[tracks], ours[tracks], true.visible[tracks], frames, "first")
+    ours = FrameTransform.whole(96, 64, 256, 256).points(clip.tracks.positions[0].swapaxes(0, 1))
+    said = tap_metrics(
+        true.positions[tracks],
+        true.visible[tracks],
+        ours[tracks],
+        true.visible[tracks],
+        frames,
+        "first",
+    )
     assert (said.average_jaccard, said.delta_avg, said.occlusion_accuracy) == (1, 1, 1)
 
 
@@ -78,24 +101,40 @@ def test_a_video_has_every_frame_and_its_name_by_default(
         assert sum(1 for _ in container.decode(video=0)) == 6
 
 
-def test_a_rerun_recording_holds_frames_points_and_cameras(snapshot: Snapshot, clip: StoredClip, tmp_path: Path) -> None:
-    chunk = pytest.importorskip("rerun.chunk", reason="needs a rerun-sdk that can read recordings: pip install 'pretrack[rerun]'")
+def test_a_rerun_recording_holds_frames_points_and_cameras(
+    snapshot: Snapshot, clip: StoredClip, tmp_path: Path
+) -> None:
+    chunk = pytest.importorskip(
+        "rerun.chunk",
+        reason="needs a rerun-sdk that can read recordings: pip install 'pretrack[rerun]'",
+    )
     path = export_clip(snapshot, "pear", "rerun", tmp_path / "pear.rrd")
     stored: dict[str, dict[str, list[Any]]] = {}
     for part in chunk.RrdReader(str(path)).stream():
         batch = part.to_record_batch()
         columns = stored.setdefault(part.entity_path, {})
-        for name in (name for name in batch.schema.names if ":" in name):  # the others are timelines and ids
+        for name in (
+            name for name in batch.schema.names if ":" in name
+        ):  # the others are timelines and ids
             columns.setdefault(name, []).extend(batch.column(name).to_pylist())
-    assert [bytes(frame[0]) for frame in stored["/camera/frame"]["EncodedImage:blob"]] == list(clip.jpegs)
-    for anchor, name, chosen in ((0, "visible", clip.tracks.visibility >= 128), (1, "hidden", clip.tracks.visibility < 128)):
+    assert [bytes(frame[0]) for frame in stored["/camera/frame"]["EncodedImage:blob"]] == list(
+        clip.jpegs
+    )
+    for anchor, name, chosen in (
+        (0, "visible", clip.tracks.visibility >= 128),
+        (1, "hidden", clip.tracks.visibility < 128),
+    ):
         points = stored[f"/camera/anchor_{anchor}/{name}"]
         for t in range(6):
             kept = chosen[anchor, t]
             # Rerun counts from the corner of the first pixel.
-            np.testing.assert_allclose(points["Points2D:positions"][t], clip.tracks.positions[anchor, t, kept] + 0.5)
+            np.testing.assert_allclose(
+                points["Points2D:positions"][t], clip.tracks.positions[anchor, t, kept] + 0.5
+            )
             assert points["Points2D:keypoint_ids"][t] == np.flatnonzero(kept).tolist()
-    assert len([camera for camera in stored["/camera"]["Pinhole:resolution"] if camera]) == 3, "every second frame has a camera"
+    assert len([camera for camera in stored["/camera"]["Pinhole:resolution"] if camera]) == 3, (
+        "every second frame has a camera"
+    )
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ class Gallery:
 
     def seek(self, frame: int) -> None:
         """Moves the slider of the player."""
-        self.page.locator("#frame").evaluate("(slider, t) => { slider.value = t; slider.dispatchEvent(new Event('input')) }", frame)
+        self.page.locator("#frame").evaluate(
+            "(slider, t) => { slider.value = t; slider.dispatchEvent(new Event('input')) }", frame
+        )
 
     def frame(self) -> int:
         """The frame that is shown."""
@@ -123,12 +125,18 @@ def opened(chromium: Any, folder: Path) -> Iterator[Gallery]:
     opened.page.context.close()
 
 
-def test_it_needs_nothing_from_elsewhere_and_loads_only_the_clip_that_is_open(opened: Gallery, folder: Path) -> None:
+def test_it_needs_nothing_from_elsewhere_and_loads_only_the_clip_that_is_open(
+    opened: Gallery, folder: Path
+) -> None:
     assert len(opened.cards()) == 4
     opened.open(1)
-    outside = [url for url in opened.requests if not url.startswith((folder.as_uri() + "/", "data:"))]
+    outside = [
+        url for url in opened.requests if not url.startswith((folder.as_uri() + "/", "data:"))
+    ]
     assert outside == []
-    assert [url.rsplit("/", 1)[1] for url in opened.requests if "/clips/" in url and url.endswith(".js")] == ["000001.js"]
+    assert [
+        url.rsplit("/", 1)[1] for url in opened.requests if "/clips/" in url and url.endswith(".js")
+    ] == ["000001.js"]
 
 
 def test_it_works_from_a_web_server_too(chromium: Any, folder: Path) -> None:
@@ -141,12 +149,18 @@ def test_it_works_from_a_web_server_too(chromium: Any, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_it_works_from_the_bucket_that_it_was_written_to(chromium: Any, snapshots: tuple[Snapshot, Snapshot]) -> None:
+def test_it_works_from_the_bucket_that_it_was_written_to(
+    chromium: Any, snapshots: tuple[Snapshot, Snapshot]
+) -> None:
     with s3_server() as port, s3_environment(port):
         made = write_gallery(snapshots[0], Url(f"s3://{BUCKET}/pictures"), QUIET)
         assert str(made.page) == f"s3://{BUCKET}/pictures/index.html"
         known = {"Authorization": "AWS key:signature"}  # the bucket is not open to everybody
-        opened = look(chromium, f"http://127.0.0.1:{port}/{BUCKET}/pictures/index.html", extra_http_headers=known)
+        opened = look(
+            chromium,
+            f"http://127.0.0.1:{port}/{BUCKET}/pictures/index.html",
+            extra_http_headers=known,
+        )
         opened.open(0)
         assert colourful(opened.pixel(grey_clip("pans-a-000000").tracks.positions[0, 4, 5]))
         assert opened.faults == []
@@ -253,7 +267,9 @@ def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: P
 
 @pytest.mark.slow
 def test_of_very_many_points_it_says_which_are_drawn(chromium: Any, tmp_path: Path) -> None:
-    page = write_gallery(publish_clips(tmp_path / "out", [grey_clip("many", grid=50)]), tmp_path / "gallery", QUIET).page
+    page = write_gallery(
+        publish_clips(tmp_path / "out", [grey_clip("many", grid=50)]), tmp_path / "gallery", QUIET
+    ).page
     assert isinstance(page, Path)
     opened = look(chromium, page.as_uri())
     opened.open(0)
@@ -284,7 +300,9 @@ def test_keys(opened: Gallery) -> None:
     page.wait_for_selector("canvas")
     began = opened.frame()
     page.keyboard.press("Space")
-    page.wait_for_function("began => document.getElementById('frame').value != began", arg=str(began))
+    page.wait_for_function(
+        "began => document.getElementById('frame').value != began", arg=str(began)
+    )
     page.keyboard.press("Space")
     assert page.locator("#play").get_attribute("aria-label") == "Play"
     page.keyboard.press("?")
@@ -310,7 +328,9 @@ def test_dark_and_light(chromium: Any, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Snapshot], tmp_path: Path) -> None:
+def test_two_snapshots_side_by_side(
+    chromium: Any, snapshots: tuple[Snapshot, Snapshot], tmp_path: Path
+) -> None:
     made = write_gallery(snapshots[0], tmp_path, QUIET, against=snapshots[1])
     assert isinstance(made.page, Path)
     opened = look(chromium, made.page.as_uri())
@@ -326,7 +346,9 @@ def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Sn
     fine, coarse = (grey_clip("any", grid=grid).tracks.positions[0, 2] for grid in (4, 2))
     assert colourful(opened.pixel(fine[5], view=0))
     assert not colourful(opened.pixel(fine[5], view=1))
-    assert all(colourful(opened.pixel(coarse[0], view=view)) for view in (0, 1)), "a corner of both grids"
+    assert all(colourful(opened.pixel(coarse[0], view=view)) for view in (0, 1)), (
+        "a corner of both grids"
+    )
     box = page.locator("canvas").first.bounding_box()
     x, y = ((fine[0] + 0.5) * box["width"] / WIDTH).tolist()
     page.mouse.click(box["x"] + x, box["y"] + y)
@@ -349,7 +371,11 @@ def test_two_snapshots_side_by_side(chromium: Any, snapshots: tuple[Snapshot, Sn
 @pytest.mark.slow
 def test_a_finger_scrubs_on_a_phone(chromium: Any, folder: Path) -> None:
     opened = look(
-        chromium, (folder / "index.html").as_uri(), viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True
+        chromium,
+        (folder / "index.html").as_uri(),
+        viewport={"width": 390, "height": 844},
+        has_touch=True,
+        is_mobile=True,
     )
     page = opened.page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -361,7 +387,12 @@ def test_a_finger_scrubs_on_a_phone(chromium: Any, folder: Path) -> None:
     assert box["width"] > 340, "the picture is as wide as the phone"
     touch = page.context.new_cdp_session(page)
     y = box["y"] + box["height"] / 2
-    for kind, part in (("touchStart", 0.1), ("touchMove", 0.3), ("touchMove", 0.6), ("touchEnd", None)):
+    for kind, part in (
+        ("touchStart", 0.1),
+        ("touchMove", 0.3),
+        ("touchMove", 0.6),
+        ("touchEnd", None),
+    ):
         points = [] if part is None else [{"x": box["x"] + part * box["width"], "y": y}]
         touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
     page.wait_for_function("document.getElementById('frame').value == '4'")  # half of 8 frames
@@ -371,7 +402,10 @@ def test_a_finger_scrubs_on_a_phone(chromium: Any, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_hundreds_of_clips_stay_light(chromium: Any, tmp_path: Path) -> None:
-    clips = [grey_clip(f"many-{number:04d}", frames=2, grid=2, anchors=(0,)) for number in range(MOST_CLIPS + 20)]
+    clips = [
+        grey_clip(f"many-{number:04d}", frames=2, grid=2, anchors=(0,))
+        for number in range(MOST_CLIPS + 20)
+    ]
     made = write_gallery(publish_clips(tmp_path / "out", clips), tmp_path / "gallery", QUIET)
     assert (made.clips, made.left_out) == (MOST_CLIPS, 20)
     assert isinstance(made.page, Path)
@@ -389,7 +423,9 @@ def test_hundreds_of_clips_stay_light(chromium: Any, tmp_path: Path) -> None:
     opened.page.context.close()
 
 
-def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(snapshots: tuple[Snapshot, Snapshot], tmp_path: Path) -> None:
+def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(
+    snapshots: tuple[Snapshot, Snapshot], tmp_path: Path
+) -> None:
     write_gallery(snapshots[0], tmp_path, QUIET)
     (tmp_path / "clips" / "mine.txt").write_text("kept")
     made = write_gallery(snapshots[0], tmp_path, QUIET, count=1)
@@ -416,28 +452,50 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path: Path) -> None:
     assert made.clips == 1
     assert len(made.damaged) == 1
     assert "clip made-b in" in made.damaged[0]
-    index = json.loads((tmp_path / "gallery" / "clips.js").read_text().removeprefix("pretrackGallery(").removesuffix(");\n"))
+    index = json.loads(
+        (tmp_path / "gallery" / "clips.js")
+        .read_text()
+        .removeprefix("pretrackGallery(")
+        .removesuffix(");\n")
+    )
     assert [entry["key"] for entry in index["clips"]] == ["made-a"]
     assert index["notes"] == [f"1 clip could not be read, the first being: {made.damaged[0]}"]
 
 
 def test_a_figure_that_is_no_number_is_a_question_mark(chromium: Any, tmp_path: Path) -> None:
-    snapshot = publish_clips(tmp_path / "out", [grey_clip("made-a"), grey_clip("made-b")], motion=[float("nan"), 0.1])
+    snapshot = publish_clips(
+        tmp_path / "out", [grey_clip("made-a"), grey_clip("made-b")], motion=[float("nan"), 0.1]
+    )
     page = write_gallery(snapshot, tmp_path / "gallery", QUIET).page
     assert isinstance(page, Path)
     opened = look(chromium, page.as_uri())
-    assert ["motion\u00a0?" in facts for facts in opened.page.locator(".facts").all_text_contents()] == [True, False]
+    assert [
+        "motion\u00a0?" in facts for facts in opened.page.locator(".facts").all_text_contents()
+    ] == [True, False]
     assert opened.faults == []
     opened.page.context.close()
 
 
 def pretrack(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    }
     command = [sys.executable, "-m", "pipeline", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment | variables)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env=environment | variables,
+    )
 
 
-def test_the_command_opens_a_browser_where_there_is_one(snapshots: tuple[Snapshot, Snapshot], tmp_path: Path) -> None:
+def test_the_command_opens_a_browser_where_there_is_one(
+    snapshots: tuple[Snapshot, Snapshot], tmp_path: Path
+) -> None:
     out = snapshots[0].out
     browser = tmp_path / "browser"
     browser.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/visited\n')
@@ -448,19 +506,29 @@ def test_the_command_opens_a_browser_where_there_is_one(snapshots: tuple[Snapsho
     assert done.stdout == f"3 clips: {page}\n"
     assert (tmp_path / "visited").read_text().strip() == page.as_uri()
     alone = pretrack("show", out, "--open", "--snapshot", "000001", "--clip", "walks", "--json")
-    assert json.loads(alone.stdout) == {"page": f"{out}/pictures/gallery/index.html", "clips": 1, "left_out": 0, "damaged": []}
+    assert json.loads(alone.stdout) == {
+        "page": f"{out}/pictures/gallery/index.html",
+        "clips": 1,
+        "left_out": 0,
+        "damaged": [],
+    }
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["--against", "000001"], "--against 000001 compares snapshots in a gallery: add --open"),
-        (["--open", "--snapshot", "000009"], "has no snapshot '000009' (there are: 000001, 000002)"),
+        (
+            ["--open", "--snapshot", "000009"],
+            "has no snapshot '000009' (there are: 000001, 000002)",
+        ),
         (["--open", "--clip", "nowhere"], "no clip of snapshot 000002 has 'nowhere' in its key"),
         (["--to", "s3://bucket/pictures"], "videos cannot be written to s3://bucket/pictures"),
     ],
 )
-def test_bad_input_is_one_sentence(snapshots: tuple[Snapshot, Snapshot], arguments: list[str], says: str) -> None:
+def test_bad_input_is_one_sentence(
+    snapshots: tuple[Snapshot, Snapshot], arguments: list[str], says: str
+) -> None:
     done = CliRunner().invoke(app, ["show", str(snapshots[0].out), *arguments])
     assert done.exit_code == 1
     assert done.stderr.startswith("pretrack: ")

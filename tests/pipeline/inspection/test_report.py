@@ -33,7 +33,13 @@ LOST = {
     "detail": "",
     "shard": "",
 }
-DROPPED = {**LOST, "video_id": "a.mp4", "clip": "pans-a-000016", "stage": "decode", "reason": HOSTILE}
+DROPPED = {
+    **LOST,
+    "video_id": "a.mp4",
+    "clip": "pans-a-000016",
+    "stage": "decode",
+    "reason": HOSTILE,
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +62,15 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def test_counts(snapshot: Snapshot) -> None:
     figures = measure(snapshot)
     assert (figures.clips, figures.frames, figures.shards) == (4, 36, 1)
-    groups = {(group.source, group.split): (group.videos, group.clips, group.frames) for group in figures.groups}
-    assert groups == {("pans", "train"): (1, 2, 20), ("pans", "eval"): (1, 1, 8), (HOSTILE, "train"): (1, 1, 8)}
+    groups = {
+        (group.source, group.split): (group.videos, group.clips, group.frames)
+        for group in figures.groups
+    }
+    assert groups == {
+        ("pans", "train"): (1, 2, 20),
+        ("pans", "eval"): (1, 1, 8),
+        (HOSTILE, "train"): (1, 1, 8),
+    }
     counts = dict(zip(figures.lengths.edges, figures.lengths.counts, strict=False))
     assert (counts[7.5], counts[11.5]) == (3, 1)
     assert sum(figures.visible.counts) == sum(figures.motion.counts) == 4
@@ -96,7 +109,9 @@ def test_points_that_come_home_have_no_error_and_others_have_theirs() -> None:
     strayed[1, 0] += (3.0, -4.0)  # what starts at frame 4 is at frame 0 where it does not belong
     back = cycle_errors(replace(tracks, positions=strayed))
     np.testing.assert_allclose(back[: len(back) // 2], 5.0, atol=1e-3)
-    one = Tracks(tracks.anchors[:1], tracks.positions[:1], tracks.visibility[:1], tracks.confidence[:1])
+    one = Tracks(
+        tracks.anchors[:1], tracks.positions[:1], tracks.visibility[:1], tracks.confidence[:1]
+    )
     assert len(cycle_errors(one)) == 0
 
 
@@ -106,7 +121,9 @@ def test_hidden_points_are_not_judged() -> None:
     assert len(cycle_errors(replace(tracks, visibility=hidden))) == 0
 
 
-def test_only_some_clips_are_read_and_always_the_same(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_some_clips_are_read_and_always_the_same(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(snapshot_figures, "SAMPLED", 2)
     first, again = measure(snapshot).sources, measure(snapshot).sources
     assert first == again
@@ -135,7 +152,10 @@ def test_the_page_in_a_browser(snapshot: Snapshot, tmp_path: Path) -> None:
     with chromium_browser() as browser:
         for width in (1280, 390):
             opened = visit(
-                browser, (tmp_path / "index.html").as_uri(), viewport={"width": width, "height": 800}, color_scheme="dark"
+                browser,
+                (tmp_path / "index.html").as_uri(),
+                viewport={"width": width, "height": 800},
+                color_scheme="dark",
             )
             page = opened.page
             assert page.locator("h1").text_content() == "Snapshot 000001"
@@ -145,7 +165,9 @@ def test_the_page_in_a_browser(snapshot: Snapshot, tmp_path: Path) -> None:
             dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
             page.locator("button").click()
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
-            assert [url for url in opened.requests if not url.startswith("data:")] == [(tmp_path / "index.html").as_uri()]
+            assert [url for url in opened.requests if not url.startswith("data:")] == [
+                (tmp_path / "index.html").as_uri()
+            ]
             assert opened.faults == []
             page.context.close()
 
@@ -161,13 +183,22 @@ def test_charts_are_pictures_too(snapshot: Snapshot, tmp_path: Path) -> None:
 
 
 def test_what_is_said_behind_a_bar_is_not_cut_off() -> None:
-    chart = charts.bars("Left out, and why", [charts.Bar("unreadable video", (1_234_567,), "1,234,567 at catalog")])
-    assert np.asarray(Image.open(BytesIO(charts.png(chart))))[:, -4:].min() == 255, "the picture ends in its ground"
+    chart = charts.bars(
+        "Left out, and why", [charts.Bar("unreadable video", (1_234_567,), "1,234,567 at catalog")]
+    )
+    assert np.asarray(Image.open(BytesIO(charts.png(chart))))[:, -4:].min() == 255, (
+        "the picture ends in its ground"
+    )
 
 
 def test_one_anchor_says_why_there_is_no_error(tmp_path: Path) -> None:
-    write_report(publish_clips(tmp_path / "out", [grey_clip("made-a", anchors=(0,))]), tmp_path / "report")
-    assert "Points cannot be followed there and back: that takes two anchors" in (tmp_path / "report" / "index.html").read_text()
+    write_report(
+        publish_clips(tmp_path / "out", [grey_clip("made-a", anchors=(0,))]), tmp_path / "report"
+    )
+    assert (
+        "Points cannot be followed there and back: that takes two anchors"
+        in (tmp_path / "report" / "index.html").read_text()
+    )
 
 
 def test_the_command(snapshot: Snapshot) -> None:

@@ -11,20 +11,31 @@ from typer.testing import CliRunner, Result
 
 from manifests.snapshot import open_snapshot
 from pipeline.cli import app
-from pipeline.inspection.sql import Questions
+from pipeline.inspection.sql import SnapshotQueries
 from shards.errors import PretrackError
 from tests.helpers.clips import make_clip
 from tests.helpers.published import publish_clips
 from tests.helpers.web_server import web_server
 
-LOST = {"source": "made", "video_id": "x", "clip": "", "stage": "scan", "reason": "unreadable video", "detail": "", "shard": ""}
+LOST = {
+    "source": "made",
+    "video_id": "x",
+    "clip": "",
+    "stage": "scan",
+    "reason": "unreadable video",
+    "detail": "",
+    "shard": "",
+}
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two snapshots: of three clips, and then of one."""
     folder = tmp_path_factory.mktemp("stats")
-    clips = [make_clip(f"made-{split}-00000000-{n:06d}", n, 6 + n, split) for n, split in enumerate(("train", "train", "eval"))]
+    clips = [
+        make_clip(f"made-{split}-00000000-{n:06d}", n, 6 + n, split)
+        for n, split in enumerate(("train", "train", "eval"))
+    ]
     publish_clips(folder, clips, motion=(0.0, 0.01, 0.02), failures=[LOST])
     publish_clips(folder, [make_clip("other-00000000-000000", 9)], failures=[LOST])
     return folder
@@ -51,11 +62,12 @@ def test_a_query_is_answered_as_a_table_as_json_and_as_csv(out: Path) -> None:
 
 
 def test_every_table_is_there_and_the_current_snapshot_is_asked_by_default(out: Path) -> None:
-    sql = (
-        "select (select count(*) from videos), (select count(*) from clips), (select sum(bytes) from shards), reason from failures"
-    )
+    sql = "select (select count(*) from videos), (select count(*) from clips), (select sum(bytes) from shards), reason from failures"
     (row,) = json.loads(stats(out, "--json", "--sql", sql).stdout)
-    (tar,) = [(out / "shards" / f"{name}.tar").stat().st_size for name in open_snapshot(out).shards["shard"].to_pylist()]
+    (tar,) = [
+        (out / "shards" / f"{name}.tar").stat().st_size
+        for name in open_snapshot(out).shards["shard"].to_pylist()
+    ]
     assert list(row.values()) == [1, 1, tar, "unreadable video"]
 
 
@@ -70,14 +82,19 @@ def test_figures_without_a_query(out: Path) -> None:
         ("train", 2, 13, 36),
         ("eval", 1, 8, 18),
     ]
-    assert figures["Left out"] == [{"source": "made", "stage": "scan", "reason": "unreadable video", "count": 1}]
+    assert figures["Left out"] == [
+        {"source": "made", "stage": "scan", "reason": "unreadable video", "count": 1}
+    ]
     assert figures["What moves and what is seen"][0]["motion_50"] == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize(
     ("sql", "says"),
     [
-        ("select datset from clips", 'Referenced column "datset" not found in FROM clause! Candidate bindings: "dataset"'),
+        (
+            "select datset from clips",
+            'Referenced column "datset" not found in FROM clause! Candidate bindings: "dataset"',
+        ),
         ("select * from clip", 'Table with name clip does not exist! Did you mean "clips"?'),
         ("selec", 'syntax error at or near "selec"'),
         ("", "the query is empty"),
@@ -94,7 +111,7 @@ def test_a_wrong_query_is_one_clear_sentence(out: Path, sql: str, says: str) -> 
 def test_a_query_reaches_no_file(out: Path, tmp_path: Path) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("a,b\n1,2\n")
-    questions = Questions(open_snapshot(out))
+    questions = SnapshotQueries(open_snapshot(out))
     for sql in (
         f"select * from '{secret}'",
         f"select * from read_csv('{secret}')",
@@ -109,7 +126,10 @@ def test_a_query_reaches_no_file(out: Path, tmp_path: Path) -> None:
 
 def test_what_else_is_wrong_is_said(out: Path, tmp_path: Path) -> None:
     assert "--csv goes with --sql" in stats(out, "--csv").stderr
-    assert "has no snapshot '000009' (there are: 000001, 000002)" in stats(out, "--snapshot", "000009").stderr
+    assert (
+        "has no snapshot '000009' (there are: 000001, 000002)"
+        in stats(out, "--snapshot", "000009").stderr
+    )
     assert "holds no finished build" in stats(tmp_path).stderr
 
 

@@ -16,12 +16,19 @@ from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
 from trainer.data.clip_table import Clip
 
-SHARDS: list[dict[str, Any]] = [{"shard": f"a-train-00000{n}-00", "bytes": n, "checksum": f"c{n}", "clips": 3} for n in range(4)]
+SHARDS: list[dict[str, Any]] = [
+    {"shard": f"a-train-00000{n}-00", "bytes": n, "checksum": f"c{n}", "clips": 3} for n in range(4)
+]
 
 
 def rows_of(shard: str) -> list[dict[str, Any]]:
-    values: dict[str, Any] = {field.name: [] if pa.types.is_list(field.type) else None for field in CLIPS}
-    return [{**values, "shard": shard, "key": f"{shard}-{clip}", "frame_offsets": [clip, 7]} for clip in range(3)]
+    values: dict[str, Any] = {
+        field.name: [] if pa.types.is_list(field.type) else None for field in CLIPS
+    }
+    return [
+        {**values, "shard": shard, "key": f"{shard}-{clip}", "frame_offsets": [clip, 7]}
+        for clip in range(3)
+    ]
 
 
 @pytest.fixture
@@ -88,7 +95,9 @@ def test_a_table_too_large_to_be_joined_is_checked(clips: pa.Table) -> None:
         ("points", 9),
     ],
 )
-def test_what_the_tables_say_of_a_clip_is_what_it_says_itself(tmp_path: Path, column: str, value: Any) -> None:
+def test_what_the_tables_say_of_a_clip_is_what_it_says_itself(
+    tmp_path: Path, column: str, value: Any
+) -> None:
     snapshot = publish_clips(tmp_path, [grey_clip("made-a")])
     shards, rows = snapshot.shards.to_pylist(), snapshot.clips.to_pylist()
     assert [_verify(task) for task in _tasks(snapshot, shards)] == [[]]
@@ -99,11 +108,17 @@ def test_what_the_tables_say_of_a_clip_is_what_it_says_itself(tmp_path: Path, co
 
 
 @pytest.mark.parametrize("changed", [[+1, -1], [0, +1], [0, None]], ids=["moved", "longer", "gone"])
-def test_where_each_anchors_tracks_lie_is_checked(tmp_path: Path, changed: list[int | None]) -> None:
+def test_where_each_anchors_tracks_lie_is_checked(
+    tmp_path: Path, changed: list[int | None]
+) -> None:
     snapshot = publish_clips(tmp_path, [grey_clip("made-a")])
     shards, (row,) = snapshot.shards.to_pylist(), snapshot.clips.to_pylist()
-    sizes = [size + by for size, by in zip(row["anchor_sizes"], changed, strict=True) if by is not None]
-    snapshot.__dict__["clips"] = pa.Table.from_pylist([{**row, "anchor_sizes": sizes}], schema=CLIPS)
+    sizes = [
+        size + by for size, by in zip(row["anchor_sizes"], changed, strict=True) if by is not None
+    ]
+    snapshot.__dict__["clips"] = pa.Table.from_pylist(
+        [{**row, "anchor_sizes": sizes}], schema=CLIPS
+    )
     ((problem,),) = [_verify(task) for task in _tasks(snapshot, shards)]
     assert "clip made-a: " in str(problem)
     assert "tracks" in str(problem)
@@ -111,4 +126,10 @@ def test_where_each_anchors_tracks_lie_is_checked(tmp_path: Path, changed: list[
 
 def test_every_column_that_a_trainer_goes_by_is_checked() -> None:
     elsewhere = {"shard", "folder"}  # by whose name rows are found; which snapshot they are of
-    assert {*Clip.__dataclass_fields__, "split", "dataset", "points", "checksum"} - elsewhere <= set(_COLUMNS)
+    assert {
+        *Clip.__dataclass_fields__,
+        "split",
+        "dataset",
+        "points",
+        "checksum",
+    } - elsewhere <= set(_COLUMNS)

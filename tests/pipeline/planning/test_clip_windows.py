@@ -17,7 +17,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.tables import VIDEOS
 from pipeline.config import FrameSettings
 from pipeline.planning.assignment import Assignment, frames_fingerprints
-from pipeline.planning.clip_windows import cut_clips, video_names, videos_of
+from pipeline.planning.clip_windows import plan_clips, video_names, videos_of
 from pipeline.sources.listing import SourceName
 from shards.reader import iterate_shard
 from tests.helpers.clips import make_clip, write_clips
@@ -38,26 +38,50 @@ def some_videos(draw: st.DrawFn) -> pa.Table:
     rows = []
     for number in range(draw(st.integers(0, 6))):
         frames = draw(st.integers(0, 120))
-        cuts = sorted(draw(st.sets(st.integers(1, max(1, frames - 1)), max_size=5))) if frames > 1 else []
+        cuts = (
+            sorted(draw(st.sets(st.integers(1, max(1, frames - 1)), max_size=5)))
+            if frames > 1
+            else []
+        )
         name = f"{draw(st.text(max_size=5))}/{number}"
-        rows.append({"source": "some", "video_id": name, "frames": frames, "cuts": draw(st.sampled_from([cuts, None]))})
+        rows.append(
+            {
+                "source": "some",
+                "video_id": name,
+                "frames": frames,
+                "cuts": draw(st.sampled_from([cuts, None])),
+            }
+        )
     return pa.Table.from_pylist(rows, schema=VIDEOS)
 
 
 @settings(max_examples=150, deadline=None)
 @given(some_videos(), st.integers(2, 30), st.integers(1, 5), st.integers(2, 30))
-def test_clips_are_those_of_a_plain_loop(videos: pa.Table, clip_frames: int, stride: int, min_frames: int) -> None:
-    assert_cut_as_by_hand(videos, FrameSettings(clip_frames=clip_frames, stride=stride, min_frames=min(min_frames, clip_frames)))
+def test_clips_are_those_of_a_plain_loop(
+    videos: pa.Table, clip_frames: int, stride: int, min_frames: int
+) -> None:
+    assert_cut_as_by_hand(
+        videos,
+        FrameSettings(
+            clip_frames=clip_frames, stride=stride, min_frames=min(min_frames, clip_frames)
+        ),
+    )
 
 
 @pytest.mark.parametrize("clip_frames", [24, 30])
 def test_starts_may_have_more_digits_than_keys_leave_room_for(clip_frames: int) -> None:
     rows = [
-        {"source": "some", "video_id": str(frames), "frames": frames, "cuts": [c for c in (999_999, 1_000_001) if c < frames]}
+        {
+            "source": "some",
+            "video_id": str(frames),
+            "frames": frames,
+            "cuts": [c for c in (999_999, 1_000_001) if c < frames],
+        }
         for frames in (999_998, 1_000_000, 1_000_100)
     ]
     assert_cut_as_by_hand(
-        pa.Table.from_pylist(rows, schema=VIDEOS), FrameSettings(clip_frames=clip_frames, stride=20, min_frames=2)
+        pa.Table.from_pylist(rows, schema=VIDEOS),
+        FrameSettings(clip_frames=clip_frames, stride=20, min_frames=2),
     )
 
 
@@ -69,26 +93,40 @@ def assert_cut_as_by_hand(videos: pa.Table, frames: FrameSettings) -> None:
         for number, row in enumerate(videos.to_pylist())
         for start, count in windows(row["frames"], row["cuts"] or [], frames)
     ]
-    clips = cut_clips(videos, names, frames)
+    clips = plan_clips(videos, names, frames)
     assert clips.to_pylist() == expected
-    assert videos_of(clips["key"]).to_pylist() == names.take(clips["video"].combine_chunks()).to_pylist()
+    assert (
+        videos_of(clips["key"]).to_pylist()
+        == names.take(clips["video"].combine_chunks()).to_pylist()
+    )
 
 
 def test_the_longest_key_fits_a_tars_header(tmp_path: Path) -> None:
     (most,) = get_args(SourceName)[1:]
-    video = pa.Table.from_pylist([{"source": "n" * most.max_length, "video_id": "v" * 80}], schema=VIDEOS)
+    video = pa.Table.from_pylist(
+        [{"source": "n" * most.max_length, "video_id": "v" * 80}], schema=VIDEOS
+    )
     key = f"{video_names(video)[0]}-99999999"
     write_clips(tmp_path / "s.tar", [make_clip(key)])
     assert [clip.info.key for clip in iterate_shard(tmp_path / "s.tar")] == [key]
 
 
-def test_fingerprints_are_those_of_the_lines_however_they_are_blocked(monkeypatch: pytest.MonkeyPatch) -> None:
-    clips = pa.table({"key": [f"clip-{i}" for i in range(12)], "video": [i // 2 for i in range(12)], "frames": range(12)})
+def test_fingerprints_are_those_of_the_lines_however_they_are_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clips = pa.table(
+        {
+            "key": [f"clip-{i}" for i in range(12)],
+            "video": [i // 2 for i in range(12)],
+            "frames": range(12),
+        }
+    )
     identities = pa.chunked_array([[f"file {i}" for i in range(4)], ["file 4", "file 5"]])
     bounds = [0, 1, 2, 9, 12]
     assigned = Assignment(clips, tuple("abcd"), pa.array(bounds).to_numpy())
     expected = [
-        fingerprint_lines(["{}", *(f"clip-{i} file {i // 2} {i}" for i in range(first, last))]) for first, last in pairwise(bounds)
+        fingerprint_lines(["{}", *(f"clip-{i} file {i // 2} {i}" for i in range(first, last))])
+        for first, last in pairwise(bounds)
     ]
     for block in (1, 4, 100):
         monkeypatch.setattr(pipeline.planning.assignment, "_BLOCK", block)

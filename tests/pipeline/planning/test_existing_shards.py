@@ -6,20 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.planning.existing_shards import known_shards
+from pipeline.planning.existing_shards import read_existing_shards
 from shards.errors import PretrackError
 from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
 
 
-def test_a_table_that_is_damaged_before_its_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_table_that_is_damaged_before_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for _ in range(2):
         publish_clips(tmp_path, [grey_clip("made-a-000000")])
-    old, current = (tmp_path / "snapshots" / name / "shards.parquet" for name in ("000001", "000002"))
+    old, current = (
+        tmp_path / "snapshots" / name / "shards.parquet" for name in ("000001", "000002")
+    )
     whole = old.read_bytes()
     damaged = whole[:4] + bytes(200) + whole[204:]
     old.write_bytes(damaged)
-    known = known_shards(tmp_path)
+    known = read_existing_shards(tmp_path)
     assert known.current is not None
     assert known.current.name == "000002"
     assert len(known.shards) == 1
@@ -27,4 +31,4 @@ def test_a_table_that_is_damaged_before_its_end(tmp_path: Path, caplog: pytest.L
     assert "left out" in caplog.text
     current.write_bytes(damaged)
     with pytest.raises(PretrackError, match=r"000002/shards\.parquet cannot be read"):
-        known_shards(tmp_path)
+        read_existing_shards(tmp_path)

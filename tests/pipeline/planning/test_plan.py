@@ -101,7 +101,12 @@ MOVED = ("1 video moved to another split", "2 videos moved to another split")
         (lose_a_tar, {}, {KEPT: 2, "build: the shard is gone or damaged": 1}),
     ],
 )  # fmt: skip
-def test_a_plan_says_why(root: Path, change: Callable[[Path], None], settings: dict[str, object], expected: dict[str, int]) -> None:
+def test_a_plan_says_why(
+    root: Path,
+    change: Callable[[Path], None],
+    settings: dict[str, object],
+    expected: dict[str, int],
+) -> None:
     change(root)
     assert says(plan(settings_for(root, **settings))) == expected
 
@@ -111,11 +116,18 @@ def test_the_first_plan_calls_everything_new(root: Path) -> None:
     planned = plan(settings_for(root))
     assert says(planned) == {"build: new": 3}
     costs = estimate(planned)
-    assert (costs.total.clips, costs.total.bytes, costs.total.seconds, costs.wall_seconds) == (6, None, None, None)
+    assert (costs.total.clips, costs.total.bytes, costs.total.seconds, costs.wall_seconds) == (
+        6,
+        None,
+        None,
+        None,
+    )
 
 
 def test_another_checkpoint_is_called_one() -> None:
-    old, new = (canonical_json({"tracker": "cotracker3", "weights": digest}) for digest in ("0a", "1b"))
+    old, new = (
+        canonical_json({"tracker": "cotracker3", "weights": digest}) for digest in ("0a", "1b")
+    )
     assert settings_changed("tracks", old, new) == "tracks.weights changed (another checkpoint)"
 
 
@@ -127,7 +139,10 @@ def test_costs_follow_from_earlier_shards(root: Path) -> None:
     assert added.bytes is not None
     assert kept.bytes == sum(path.stat().st_size for path in (root / "out" / "shards").iterdir())
     assert added.bytes == round(kept.bytes / 6)
-    spent = sum(shard.row.decode_seconds + shard.row.track_seconds + shard.row.write_seconds for shard in rows)
+    spent = sum(
+        shard.row.decode_seconds + shard.row.track_seconds + shard.row.write_seconds
+        for shard in rows
+    )
     assert costs.total.seconds == added.seconds == pytest.approx(spent / 6)
     assert costs.wall_seconds == pytest.approx(spent / 6 / costs.parallel)
     finer = estimate(plan(settings_for(root, tracks={**TRACKS, "grid": 8}))).lines[-1]
@@ -136,7 +151,9 @@ def test_costs_follow_from_earlier_shards(root: Path) -> None:
     tracking = 4 * sum(shard.row.track_seconds for shard in rows)
     assert finer.seconds == pytest.approx(tracking + sum(shard.row.write_seconds for shard in rows))
     other = estimate(plan(settings_for(root, tracks={**TRACKS, "tracker": "truth"}))).total
-    assert (other.bytes, other.seconds) == (kept.bytes + added.bytes, None), "that tracker was never timed"
+    assert (other.bytes, other.seconds) == (kept.bytes + added.bytes, None), (
+        "that tracker was never timed"
+    )
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"state": "running", "of": "another version"}'])
@@ -154,12 +171,16 @@ def test_a_shards_videos_are_taken_from_a_table_in_many_pieces(root: Path) -> No
     place = videos.schema.get_field_index("terms")
     large = videos.slice(0, 1).set_column(place, "terms", pa.array(["x" * (64 << 20)]))
     pieces = [videos.slice(n, 1) for n in range(videos.num_rows)]
-    table = pa.concat_tables([*pieces, *[large] * 33])  # 2 GiB of text cannot be joined to one column, and takes long
+    table = pa.concat_tables(
+        [*pieces, *[large] * 33]
+    )  # 2 GiB of text cannot be joined to one column, and takes long
     chunked = replace(planned, catalog=replace(planned.catalog, videos=table))
     for shard in planned.shards:
         task = _task(shard, chunked, settings)
         numbers = sorted({clip.video for clip in task.clips})
-        assert task.videos == dict(zip(numbers, videos.take(pa.array(numbers)).to_pylist(), strict=True))
+        assert task.videos == dict(
+            zip(numbers, videos.take(pa.array(numbers)).to_pylist(), strict=True)
+        )
         assert task.videos
 
 
@@ -171,7 +192,9 @@ def test_shards_are_called_by_their_content(root: Path) -> None:
     assert {path.name: path.read_bytes() for path in (root / "out" / "shards").iterdir()} == old
     for row in snapshot.shards.to_pylist():
         assert row["shard"] == f"{row['group']}-{row['checksum']}"
-    assert {path.stem for path in (root / "out" / "receipts").iterdir()} == set(snapshot.shards["shard"].to_pylist())
+    assert {path.stem for path in (root / "out" / "receipts").iterdir()} == set(
+        snapshot.shards["shard"].to_pylist()
+    )
 
 
 def damage(image: Path) -> Callable[[], None]:
@@ -191,7 +214,10 @@ def test_what_was_repaired_in_place_is_found_when_asked_for(root: Path) -> None:
     repair = damage(root / "videos" / "b" / "003.jpg")
     settings = settings_for(root)
     first = build(settings, QUIET).snapshot
-    assert first.failures.select(["clip", "shard"]).to_pylist()[0]["shard"] in first.shards["shard"].to_pylist()
+    assert (
+        first.failures.select(["clip", "shard"]).to_pylist()[0]["shard"]
+        in first.shards["shard"].to_pylist()
+    )
     repair()
     assert says(plan(settings)) == {KEPT: 3}, "nothing tells"
     assert says(plan(settings, retry_failed=True)) == {KEPT: 2, "build: 1 failure tried again": 1}
@@ -211,7 +237,9 @@ def test_tries_are_counted_and_end(root: Path) -> None:
         planned = plan(settings)
         heard.append(says(planned))
         image.rename(away)
-        make_shards([shard for shard in planned.shards if shard.action != "keep"], planned, settings, QUIET)
+        make_shards(
+            [shard for shard in planned.shards if shard.action != "keep"], planned, settings, QUIET
+        )
         away.rename(image)
     may_pass = {KEPT: 2, "build: 1 failure may pass": 1}
     assert heard == [{"build: new": 3}, may_pass, may_pass]
@@ -219,14 +247,23 @@ def test_tries_are_counted_and_end(root: Path) -> None:
     snapshot = build(settings, QUIET).snapshot
     assert sorted(snapshot.shards["tries"].to_pylist()) == [1, 1, 3]
     pretend_published_after_the_first_try(snapshot)
-    assert says(plan(settings)) == {KEPT: 2, "keep: 1 failure stayed in 3 tries": 1}, "the receipt tells more"
-    assert build(settings, QUIET).snapshot.name == snapshot.name, "how often it was tried changes no content"
+    assert says(plan(settings)) == {KEPT: 2, "keep: 1 failure stayed in 3 tries": 1}, (
+        "the receipt tells more"
+    )
+    assert build(settings, QUIET).snapshot.name == snapshot.name, (
+        "how often it was tried changes no content"
+    )
 
 
 def pretend_published_after_the_first_try(snapshot: Snapshot) -> None:
     file: Location = snapshot.folder / "shards.parquet"
     shards = read_table(file)
-    write_table(file, shards.set_column(shards.column_names.index("tries"), "tries", pa.array([1] * len(shards), pa.int32())))
+    write_table(
+        file,
+        shards.set_column(
+            shards.column_names.index("tries"), "tries", pa.array([1] * len(shards), pa.int32())
+        ),
+    )
 
 
 def test_receipts_are_not_needed_once_a_snapshot_names_their_shards(root: Path) -> None:
@@ -245,7 +282,9 @@ def test_a_folder_that_another_version_wrote_is_built_anew(root: Path) -> None:
     for receipt in (root / "out" / "receipts").iterdir():
         receipt.write_text(receipt.read_text().replace('"anchor_sizes"', '"sizes"'))
     (problem,) = verify_snapshot(Snapshot(old.out, old.name), QUIET)
-    assert str(problem).endswith("lacks anchor_sizes: another version of pretrack wrote it; a build makes its clips anew")
+    assert str(problem).endswith(
+        "lacks anchor_sizes: another version of pretrack wrote it; a build makes its clips anew"
+    )
     assert says(plan(settings_for(root))) == {"build: new": 3}
     built = build(settings_for(root), QUIET)
     assert (built.made, verify_snapshot(built.snapshot, QUIET)) == (3, [])
@@ -268,8 +307,18 @@ def test_a_difference_counts_what_changed(root: Path) -> None:
     tracked = asdict(compare(first, finer))
     assert tracked["settings"] == ({"key": "tracks.grid", "old": 4, "new": 5},)
     assert tracked["videos"] == {"added": 0, "removed": 0, "replaced": 0}
-    assert tracked["clips"] == {"added": 0, "removed": 0, "same": 0, "retracked": 6, "other_frames": 0}
-    assert (tracked["shards"]["shared"], tracked["shards"]["added"], tracked["shards"]["removed"]) == (0, 3, 3)
+    assert tracked["clips"] == {
+        "added": 0,
+        "removed": 0,
+        "same": 0,
+        "retracked": 6,
+        "other_frames": 0,
+    }
+    assert (
+        tracked["shards"]["shared"],
+        tracked["shards"]["added"],
+        tracked["shards"]["removed"],
+    ) == (0, 3, 3)
 
     add_one(root)
     remove_one(root)
@@ -278,8 +327,20 @@ def test_a_difference_counts_what_changed(root: Path) -> None:
     changed = asdict(compare(first, build(settings_for(root), QUIET).snapshot))
     assert changed["settings"] == ()
     assert changed["videos"] == {"added": 2, "removed": 1, "replaced": 1}
-    assert changed["clips"] == {"added": 1, "removed": 1, "same": 3, "retracked": 0, "other_frames": 2}
+    assert changed["clips"] == {
+        "added": 1,
+        "removed": 1,
+        "same": 3,
+        "retracked": 0,
+        "other_frames": 2,
+    }
     assert changed["failures"] == ({"stage": "catalog", "reason": "too short", "old": 0, "new": 1},)
-    assert (changed["shards"]["shared"], changed["shards"]["added"], changed["shards"]["removed"]) == (1, 3, 2)
-    (shared,) = (row["bytes"] for row in first.shards.to_pylist() if row["group"].endswith("-000000"))
+    assert (
+        changed["shards"]["shared"],
+        changed["shards"]["added"],
+        changed["shards"]["removed"],
+    ) == (1, 3, 2)
+    (shared,) = (
+        row["bytes"] for row in first.shards.to_pylist() if row["group"].endswith("-000000")
+    )
     assert changed["shards"]["shared_bytes"] == shared

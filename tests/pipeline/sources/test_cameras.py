@@ -35,7 +35,13 @@ def project(camera: Camera, point: tuple[float, ...]) -> tuple[float, float, flo
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (256, 256)])
 def test_co3d_camera_is_pytorch3ds_projection(form: str, width: int, height: int) -> None:
     r, t, focal, principal = rotation(1), [0.3, -0.2, 5.0], [2.1, 2.4], [0.15, -0.05]
-    viewpoint = {"R": r.tolist(), "T": t, "focal_length": focal, "principal_point": principal, "intrinsics_format": form}
+    viewpoint = {
+        "R": r.tolist(),
+        "T": t,
+        "focal_length": focal,
+        "principal_point": principal,
+        "intrinsics_format": form,
+    }
     camera = viewpoint_camera(viewpoint, width, height)
     assert camera is not None
     for point in POINTS:
@@ -43,13 +49,25 @@ def test_co3d_camera_is_pytorch3ds_projection(form: str, width: int, height: int
         left, up, depth = (sum(point[i] * r[i, j] for i in range(3)) + t[j] for j in range(3))
         ndc_x, ndc_y = focal[0] * left / depth + principal[0], focal[1] * up / depth + principal[1]
         # NDC 1 is the left (top) border; in isotropic NDC the longer side reaches beyond 1.
-        half_x, half_y = (1.0, 1.0) if form == "ndc_norm_image_bounds" else (max(width / height, 1.0), max(height / width, 1.0))
-        from_left, from_top = (half_x - ndc_x) / (2 * half_x) * width, (half_y - ndc_y) / (2 * half_y) * height
+        half_x, half_y = (
+            (1.0, 1.0)
+            if form == "ndc_norm_image_bounds"
+            else (max(width / height, 1.0), max(height / width, 1.0))
+        )
+        from_left, from_top = (
+            (half_x - ndc_x) / (2 * half_x) * width,
+            (half_y - ndc_y) / (2 * half_y) * height,
+        )
         assert project(camera, point) == pytest.approx((from_left - 0.5, from_top - 0.5, depth))
 
 
 def test_co3d_axis_points_right_and_down() -> None:
-    straight = {"R": np.eye(3).tolist(), "T": [0, 0, 4], "focal_length": [2, 2], "principal_point": [0, 0]}
+    straight = {
+        "R": np.eye(3).tolist(),
+        "T": [0, 0, 4],
+        "focal_length": [2, 2],
+        "principal_point": [0, 0],
+    }
     camera = viewpoint_camera(straight, 100, 50)  # v1 states no intrinsics_format
     assert camera is not None
     assert project(camera, (0, 0, 0))[:2] == (49.5, 24.5)
@@ -59,16 +77,34 @@ def test_co3d_axis_points_right_and_down() -> None:
 
 
 def test_co3d_camera_refuses_nonsense() -> None:
-    good: dict[str, Any] = {"R": np.eye(3).tolist(), "T": [0, 0, 4], "focal_length": [2, 2], "principal_point": [0, 0]}
+    good: dict[str, Any] = {
+        "R": np.eye(3).tolist(),
+        "T": [0, 0, 4],
+        "focal_length": [2, 2],
+        "principal_point": [0, 0],
+    }
     assert viewpoint_camera(good, 100, 50) is not None
-    for change in ({"T": [0, 0, math.nan]}, {"focal_length": [0, 2]}, {"R": [[1, 0, 0], [0, 1, 0], [0, 0, -1]]}, {"R": [[1]]}):
+    for change in (
+        {"T": [0, 0, math.nan]},
+        {"focal_length": [0, 2]},
+        {"R": [[1, 0, 0], [0, 1, 0], [0, 0, -1]]},
+        {"R": [[1]]},
+    ):
         assert viewpoint_camera({**good, **change}, 100, 50) is None
     with pytest.raises(ValueError, match="fisheye"):
         viewpoint_camera({**good, "intrinsics_format": "fisheye"}, 100, 50)
 
 
 def nerfstudio_frame(matrix: np.ndarray) -> dict[str, Any]:
-    return {"w": 3840, "h": 2160, "fl_x": 1750, "fl_y": 1760, "cx": 1900, "cy": 1100, "transform_matrix": matrix.tolist()}
+    return {
+        "w": 3840,
+        "h": 2160,
+        "fl_x": 1750,
+        "fl_y": 1760,
+        "cx": 1900,
+        "cy": 1100,
+        "transform_matrix": matrix.tolist(),
+    }
 
 
 def test_dl3dv_camera_is_nerfstudios_projection() -> None:
@@ -79,8 +115,13 @@ def test_dl3dv_camera_is_nerfstudios_projection() -> None:
     # Points made in the camera's own OpenGL axes (x right, y up, looking along -z), moved to the world, and back by the camera.
     for right, up, ahead in [(0.0, 0.0, 2.0), (0.6, 0.3, 2.5), (-0.4, -0.7, 4.0)]:
         world = matrix[:3, :3] @ np.array([right, up, -ahead]) + matrix[:3, 3]
-        full_x, full_y = 1900 + 1750 * right / ahead, 1100 - 1760 * up / ahead  # from the corner of the full-size image
-        assert project(camera, tuple(world)) == pytest.approx((full_x / 8 - 0.5, full_y / 8 - 0.5, ahead))
+        full_x, full_y = (
+            1900 + 1750 * right / ahead,
+            1100 - 1760 * up / ahead,
+        )  # from the corner of the full-size image
+        assert project(camera, tuple(world)) == pytest.approx(
+            (full_x / 8 - 0.5, full_y / 8 - 0.5, ahead)
+        )
 
 
 def test_dl3dv_camera_refuses_other_shapes_and_nonsense() -> None:
@@ -97,7 +138,15 @@ def test_missing_poses_are_counted() -> None:
     some, (failure,) = with_poses("s", "v", [camera, None, None], "no luck")
     assert some == (camera, None, None)
     assert (
-        Failure("s", "v", "", "catalog", "poses missing for some frames", "2 of 3 frames go on without a pose: no luck") == failure
+        Failure(
+            "s",
+            "v",
+            "",
+            "catalog",
+            "poses missing for some frames",
+            "2 of 3 frames go on without a pose: no luck",
+        )
+        == failure
     )
     none, (failure,) = with_poses("s", "v", [None], "no luck")
     assert none is None

@@ -21,7 +21,9 @@ SEQUENCE = "10_20_30"
 
 def find(root: Path, **options: Any) -> tuple[list[Video], list[Failure]]:
     found = list(Co3d(dataset="co3d", root=root, **options).find_videos())
-    return [item for item in found if isinstance(item, Video)], [item for item in found if isinstance(item, Failure)]
+    return [item for item in found if isinstance(item, Video)], [
+        item for item in found if isinstance(item, Failure)
+    ]
 
 
 def reasons(failures: list[Failure]) -> list[tuple[str, str]]:
@@ -41,15 +43,30 @@ def annotation(number: int, **change: Any) -> dict[str, Any]:
         "principal_point": [0.0, 0.0],
         "intrinsics_format": "ndc_isotropic",
     }
-    row = {"sequence_name": SEQUENCE, "frame_number": number - 1, "frame_timestamp": (number - 1) / 10}
-    return {**row, "image": {"path": image(number), "size": [200, 100]}, "mask": None, "viewpoint": viewpoint, **change}
+    row = {
+        "sequence_name": SEQUENCE,
+        "frame_number": number - 1,
+        "frame_timestamp": (number - 1) / 10,
+    }
+    return {
+        **row,
+        "image": {"path": image(number), "size": [200, 100]},
+        "mask": None,
+        "viewpoint": viewpoint,
+        **change,
+    }
 
 
 def packed(rows: list[Any]) -> bytes:
     return gzip.compress(json.dumps(rows).encode())
 
 
-def write(root: Path, *names: str, frames: list[Any] | None = None, scores: dict[str, float | None] | None = None) -> None:
+def write(
+    root: Path,
+    *names: str,
+    frames: list[Any] | None = None,
+    scores: dict[str, float | None] | None = None,
+) -> None:
     """Images and annotation files of the category apple."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +74,10 @@ def write(root: Path, *names: str, frames: list[Any] | None = None, scores: dict
     if frames is not None:
         (root / "apple/frame_annotations.jgz").write_bytes(packed(frames))
     if scores is not None:
-        rows = [{"sequence_name": name, "category": "apple", "viewpoint_quality_score": score} for name, score in scores.items()]
+        rows = [
+            {"sequence_name": name, "category": "apple", "viewpoint_quality_score": score}
+            for name, score in scores.items()
+        ]
         (root / "apple/sequence_annotations.jgz").write_bytes(packed(rows))
 
 
@@ -80,12 +100,20 @@ def test_annotations_give_numbers_times_and_cameras(tmp_path: Path) -> None:
     assert video.cameras is not None
     camera = video.cameras[0]
     assert camera is not None
-    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (100.0, 100.0, 49.5, 99.5)  # size is [H, W]
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (
+        100.0,
+        100.0,
+        49.5,
+        99.5,
+    )  # size is [H, W]
     assert "CC BY-NC 4.0" in video.terms
 
 
 def test_frame_numbers_are_the_annotations_own(tmp_path: Path) -> None:
-    rows = [annotation(1, frame_number=7, frame_timestamp=0.1), annotation(2, frame_number=4, frame_timestamp=0.0)]
+    rows = [
+        annotation(1, frame_number=7, frame_timestamp=0.1),
+        annotation(2, frame_number=4, frame_timestamp=0.0),
+    ]
     write(tmp_path, image(1), image(2), frames=rows)
     (video,), _ = find(tmp_path)
     assert (video.frame_numbers, video.image_files) == ((4, 7), (image(2), image(1)))
@@ -104,7 +132,14 @@ def test_without_annotations_the_files_are_the_frames(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b'[{"a": 1}]'), gzip.compress(b"[3]"), packed([annotation(1)])[:-20]],
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"{}"),
+        gzip.compress(b'[{"a": 1}]'),
+        gzip.compress(b"[3]"),
+        packed([annotation(1)])[:-20],
+    ],
     ids=["empty", "no gzip", "no list", "other fields", "no annotations", "cut short"],
 )
 def test_broken_annotations_are_named_and_the_files_go_on(tmp_path: Path, data: bytes) -> None:
@@ -122,7 +157,10 @@ def test_what_is_missing_on_either_side_is_counted(tmp_path: Path) -> None:
     ]
     write(tmp_path, *map(image, (2, 3, 8, 9)), frames=rows)
     (video,), (sequences, absent, extra) = find(tmp_path)
-    assert (video.image_files, video.frame_numbers) == ((image(2), image(3)), (1, 2))  # 2 is annotated twice
+    assert (video.image_files, video.frame_numbers) == (
+        (image(2), image(3)),
+        (1, 2),
+    )  # 2 is annotated twice
     assert (sequences.video_id, sequences.reason) == ("", "missing sequences")
     assert "first: 40_50_60" in sequences.detail
     assert (absent.video_id, absent.reason) == (video.video_id, "missing images")
@@ -149,7 +187,10 @@ def test_missing_viewpoints_and_times_are_named(tmp_path: Path) -> None:
     assert video.cameras is not None
     assert [camera is None for camera in video.cameras] == [False, True, False]
     assert video.timestamps is None
-    assert [reason for _, reason in reasons(failures)] == ["poses missing for some frames", "timestamps missing"]
+    assert [reason for _, reason in reasons(failures)] == [
+        "poses missing for some frames",
+        "timestamps missing",
+    ]
 
 
 def test_exploded_reconstructions_lose_their_cameras(tmp_path: Path) -> None:
@@ -178,9 +219,18 @@ def test_viewpoint_quality(tmp_path: Path) -> None:
 
 def test_frames_are_gathered_across_zips_and_folders(tmp_path: Path) -> None:
     write(tmp_path, image(1))
-    pack(tmp_path / "apple_000.zip", {image(1): b"other", image(2): b"2", f"apple/{SEQUENCE}/masks/frame000002.png": b"m"})
-    pack(tmp_path / "apple_001.zip", {image(3): b"3", "apple/frame_annotations.jgz": packed([annotation(i) for i in (1, 2, 3)])})
-    pack(tmp_path / "plant/plant_000.zip", {"1_1_1/images/frame000001.jpg": b"x", "frame_annotations.jgz": b"", "LICENSE": b""})
+    pack(
+        tmp_path / "apple_000.zip",
+        {image(1): b"other", image(2): b"2", f"apple/{SEQUENCE}/masks/frame000002.png": b"m"},
+    )
+    pack(
+        tmp_path / "apple_001.zip",
+        {image(3): b"3", "apple/frame_annotations.jgz": packed([annotation(i) for i in (1, 2, 3)])},
+    )
+    pack(
+        tmp_path / "plant/plant_000.zip",
+        {"1_1_1/images/frame000001.jpg": b"x", "frame_annotations.jgz": b"", "LICENSE": b""},
+    )
     (apple, plant), (failure,) = find(tmp_path)
     assert apple.image_files == (image(1), f"apple_000.zip!{image(2)}", f"apple_001.zip!{image(3)}")
     assert apple.frame_numbers == (0, 1, 2)
@@ -193,7 +243,10 @@ def test_annotations_may_lie_in_a_zip_of_their_own(tmp_path: Path) -> None:
     write(tmp_path, image(1))
     pack(
         tmp_path / "METADATA.zip",
-        {"apple/frame_annotations.jgz": packed([annotation(1)]), "car/frame_annotations.jgz": b"not read"},
+        {
+            "apple/frame_annotations.jgz": packed([annotation(1)]),
+            "car/frame_annotations.jgz": b"not read",
+        },
     )
     (video,), (failure,) = find(tmp_path)
     assert video.cameras is not None
@@ -222,8 +275,12 @@ def test_a_broken_zip_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
 def test_categories(tmp_path: Path) -> None:
     write(tmp_path, image(1), image(1, category="plant"))
     pack(tmp_path / "car_000.zip", {image(1, category="car"): b"1"})
-    assert [video.video_id for video in find(tmp_path)[0]] == [f"{name}/{SEQUENCE}" for name in ("apple", "car", "plant")]
-    assert [video.video_id for video in find(tmp_path, categories=["car"])[0]] == [f"car/{SEQUENCE}"]
+    assert [video.video_id for video in find(tmp_path)[0]] == [
+        f"{name}/{SEQUENCE}" for name in ("apple", "car", "plant")
+    ]
+    assert [video.video_id for video in find(tmp_path, categories=["car"])[0]] == [
+        f"car/{SEQUENCE}"
+    ]
     with pytest.raises(PretrackError, match="no category 'aple'"):
         find(tmp_path, categories=["aple"])
 
@@ -233,21 +290,29 @@ def test_real_layout(shared_data: Path, tmp_path: Path) -> None:
     assert [len(video.image_files) for video in (orbit, dense, plant)] == [20, 50, 10]
     assert orbit.frame_numbers[:2] == (6, 11)
     assert orbit.cameras is not None
-    for camera in orbit.cameras:  # the cameras turn around the apple: the world's origin is in every picture
+    for (
+        camera
+    ) in orbit.cameras:  # the cameras turn around the apple: the world's origin is in every picture
         assert camera is not None
         matrix = np.array(camera.world_to_camera).reshape(3, 4)
         x, y, z = matrix[:, 3]
         assert z > 0
         assert 0 < camera.fx * x / z + camera.cx < 1066
         assert 0 < camera.fy * y / z + camera.cy < 1896
-    assert reasons(failures) == [(dense.video_id, "poses missing"), (plant.video_id, "poses missing")]
+    assert reasons(failures) == [
+        (dense.video_id, "poses missing"),
+        (plant.video_id, "poses missing"),
+    ]
     _, failures = find(shared_data / "co3d_v2", min_viewpoint_quality=0.5)
     assert reasons(failures)[-1] == (plant.video_id, "low viewpoint quality")
 
     # The same from zips, with one sequence's frames in two of them.
     files = sorted(path for path in (shared_data / "co3d_v2").rglob("*") if path.is_file())
     for part in (0, 1):
-        members = {path.relative_to(shared_data / "co3d_v2").as_posix(): path.read_bytes() for path in files[part::2]}
+        members = {
+            path.relative_to(shared_data / "co3d_v2").as_posix(): path.read_bytes()
+            for path in files[part::2]
+        }
         pack(tmp_path / f"apple_{part:03d}.zip", members)
     zipped, _ = find(tmp_path)
     assert [video.video_id for video in zipped] == [orbit.video_id, dense.video_id, plant.video_id]

@@ -20,26 +20,39 @@ A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 def find(root: Path, **options: Any) -> tuple[list[Video], list[Failure]]:
     found = list(Dl3dv(dataset="dl3dv", root=root, **options).find_videos())
-    return [item for item in found if isinstance(item, Video)], [item for item in found if isinstance(item, Failure)]
+    return [item for item in found if isinstance(item, Video)], [
+        item for item in found if isinstance(item, Failure)
+    ]
 
 
-def scene(folder: Path, posed: int | None = 3, images: str = "images_8", size: tuple[int, int] = (96, 54)) -> None:
+def scene(
+    folder: Path, posed: int | None = 3, images: str = "images_8", size: tuple[int, int] = (96, 54)
+) -> None:
     """A scene of three frames, of which the first `posed` have a pose; None writes no transforms.json."""
     (folder / images).mkdir(parents=True)
     for i in range(1, 4):
         Image.new("RGB", size).save(folder / images / f"frame_{i:05d}.png")
     if posed is not None:
-        frames = [{"file_path": f"images/frame_{i:05d}.png", "transform_matrix": np.eye(4).tolist()} for i in range(1, posed + 1)]
+        frames = [
+            {"file_path": f"images/frame_{i:05d}.png", "transform_matrix": np.eye(4).tolist()}
+            for i in range(1, posed + 1)
+        ]
         intrinsics = {"w": 768, "h": 432, "fl_x": 400.0, "fl_y": 400.0, "cx": 384.0, "cy": 216.0}
         (folder / "transforms.json").write_text(json.dumps({**intrinsics, "frames": frames}))
 
 
-@pytest.mark.parametrize(("layout", "video_id"), [(f"1K/{A}", f"1K/{A}"), (A, A), (f"{A}/nerfstudio", A)])
+@pytest.mark.parametrize(
+    ("layout", "video_id"), [(f"1K/{A}", f"1K/{A}"), (A, A), (f"{A}/nerfstudio", A)]
+)
 def test_layouts(tmp_path: Path, layout: str, video_id: str) -> None:
     scene(tmp_path / layout)
     (video,), failures = find(tmp_path)
     assert failures == []
-    assert (video.video_id, video.sequence, video.frame_numbers) == (video_id, f"dl3dv/{A}", (1, 2, 3))
+    assert (video.video_id, video.sequence, video.frame_numbers) == (
+        video_id,
+        f"dl3dv/{A}",
+        (1, 2, 3),
+    )
     assert video.image_files[0] == f"{layout}/images_8/frame_00001.png"
     assert video.timestamps is None
     assert video.cameras is not None
@@ -57,7 +70,9 @@ def test_images_are_the_smallest_there_or_the_size_asked_for(tmp_path: Path) -> 
     ((small,), _), ((large,), _) = find(tmp_path), find(tmp_path, images="images_2")
     assert small.image_files[0].split("/")[2] == "images_4"
     assert large.image_files == (f"1K/{A}/images_2/frame_00001.png",)
-    assert [video.cameras[0].fx for video in (small, large) if video.cameras and video.cameras[0]] == [100, 200]
+    assert [
+        video.cameras[0].fx for video in (small, large) if video.cameras and video.cameras[0]
+    ] == [100, 200]
     videos, (failure,) = find(tmp_path, images="images_8")
     assert videos == []
     assert failure.reason == "no images"
@@ -84,7 +99,10 @@ def test_partial_absent_and_broken_poses_are_named_and_the_frames_go_on(tmp_path
     assert "cannot be read" in failures[2].detail
 
 
-@pytest.mark.parametrize("change", [{"w": 0}, {"frames": [{}]}, {"frames": 3}, {"frames": [{"file_path": 1}]}, {"fl_x": "a"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"w": 0}, {"frames": [{}]}, {"frames": 3}, {"frames": [{"file_path": 1}]}, {"fl_x": "a"}],
+)
 def test_odd_transforms_never_stop_the_listing(tmp_path: Path, change: dict[str, Any]) -> None:
     scene(tmp_path / A)
     path = tmp_path / A / "transforms.json"
@@ -126,7 +144,9 @@ def test_excluded_flagged_empty_and_packed_scenes(tmp_path: Path) -> None:
     for name in (A, "d" * 64):
         with zipfile.ZipFile(tmp_path / "1K" / f"{name}.zip", "w"):
             pass
-    (tmp_path / "DL3DV-valid.csv").write_text(f"hash,sensibility label,batch,duration\n{A},none,1K,2.5\n{B},none,problem,\n")
+    (tmp_path / "DL3DV-valid.csv").write_text(
+        f"hash,sensibility label,batch,duration\n{A},none,1K,2.5\n{B},none,problem,\n"
+    )
     (video,), failures = find(tmp_path)
     assert video.video_id == f"1K/{A}"
     assert [(failure.video_id, failure.reason) for failure in failures] == [

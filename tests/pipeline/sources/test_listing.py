@@ -29,11 +29,15 @@ def touch(path: Path, content: bytes = b"x") -> Path:
 
 def find(root: Path, **options: str) -> tuple[list[Video], list[Failure]]:
     found = list(VideoFolder(dataset="video_folder", root=root, **options).find_videos())
-    return [item for item in found if isinstance(item, Video)], [item for item in found if isinstance(item, Failure)]
+    return [item for item in found if isinstance(item, Video)], [
+        item for item in found if isinstance(item, Failure)
+    ]
 
 
 def order(*names: str) -> list[tuple[int, str]]:
-    return [(number, file.name) for number, file in numbered(ListedFile(name, 1, 1) for name in names)]
+    return [
+        (number, file.name) for number, file in numbered(ListedFile(name, 1, 1) for name in names)
+    ]
 
 
 def test_frames_are_ordered_by_number() -> None:
@@ -55,7 +59,10 @@ def test_a_number_must_fit_a_table() -> None:
 
 
 def test_identity_changes_with_name_size_and_stamp() -> None:
-    identities = {identity_of([ListedFile(*file)]) for file in (("a", 1, 1), ("b", 1, 1), ("a", 2, 1), ("a", 1, 2), ("a", 11, 0))}
+    identities = {
+        identity_of([ListedFile(*file)])
+        for file in (("a", 1, 1), ("b", 1, 1), ("a", 2, 1), ("a", 1, 2), ("a", 11, 0))
+    }
     assert len(identities) == 5
     assert identity_of([ListedFile("a", 1, 1)]) in identities
 
@@ -94,10 +101,19 @@ def test_videos_and_image_folders_are_found_at_any_depth(tmp_path: Path) -> None
     ):
         touch(tmp_path / name)
     videos, failures = find(tmp_path, terms="mine")
-    assert [video.video_id for video in videos] == ["b.MP4", "deep/er/a.mkv", "walk", "walk/clip.mov"]
+    assert [video.video_id for video in videos] == [
+        "b.MP4",
+        "deep/er/a.mkv",
+        "walk",
+        "walk/clip.mov",
+    ]
     assert failures == []
     walk = videos[2]
-    assert (walk.file, walk.image_files, walk.frame_numbers) == ("", ("walk/9.JPG", "walk/10.jpg"), (9, 10))
+    assert (walk.file, walk.image_files, walk.frame_numbers) == (
+        "",
+        ("walk/9.JPG", "walk/10.jpg"),
+        (9, 10),
+    )
     assert (videos[0].file, videos[0].image_files, videos[0].frame_numbers) == ("b.MP4", (), ())
     assert {video.terms for video in videos} == {"mine"}
     assert len({video.identity for video in videos}) == 4
@@ -128,7 +144,9 @@ def test_links_are_followed_once_and_broken_ones_named(tmp_path: Path) -> None:
     (tmp_path / "same.mp4").symlink_to("real/a.mp4")
     videos, failures = find(tmp_path)
     assert [video.video_id for video in videos] == ["real/a.mp4", "same.mp4"]
-    assert [(failure.video_id, failure.reason) for failure in failures] == [("gone.mp4", "unreadable file")]
+    assert [(failure.video_id, failure.reason) for failure in failures] == [
+        ("gone.mp4", "unreadable file")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +162,9 @@ def test_a_name_that_is_no_text_is_a_failure(tmp_path: Path, dataset: str, folde
     for name in ("good", os.fsdecode(b"b\xff")):
         for number in (1, 2):
             touch(tmp_path / folder.format(name) / f"frame{number:05d}.jpg")
-    settings = BuildSettings.model_validate({"sources": [{"dataset": dataset, "root": tmp_path}], "out": tmp_path / "out"})
+    settings = BuildSettings.model_validate(
+        {"sources": [{"dataset": dataset, "root": tmp_path}], "out": tmp_path / "out"}
+    )
     found = make_catalog(settings, Progress(quiet=True))
     (video_id,) = found.videos["video_id"].to_pylist()
     named = [row for row in found.failures.to_pylist() if row["reason"] == "unusable name"]
@@ -154,8 +174,12 @@ def test_a_name_that_is_no_text_is_a_failure(tmp_path: Path, dataset: str, folde
 
 def test_a_missing_or_empty_root_is_one_sentence(tmp_path: Path) -> None:
     for dataset in ("co3d", "dl3dv", "youtube_vos", "video_folder"):
-        source = TypeAdapter(Source).validate_python({"dataset": dataset, "root": tmp_path / "none"})
-        with pytest.raises(PretrackError, match=f"the {dataset} root .*none does not exist: set 'root'"):
+        source = TypeAdapter(Source).validate_python(
+            {"dataset": dataset, "root": tmp_path / "none"}
+        )
+        with pytest.raises(
+            PretrackError, match=f"the {dataset} root .*none does not exist: set 'root'"
+        ):
             list(source.find_videos())
         source = TypeAdapter(Source).validate_python({"dataset": dataset, "root": tmp_path})
         with pytest.raises(PretrackError, match=r"holds no .*expected"):

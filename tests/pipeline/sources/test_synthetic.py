@@ -22,10 +22,10 @@ from pipeline.sources import synthetic_scene as scenes
 from pipeline.sources.synthetic import Synthetic
 from pipeline.sources.synthetic_scene import Scene, SceneId, make_scene, render, true_tracks
 from pipeline.sources.video import Video
-from pipeline.trackers.ground_truth import Truth
-from pipeline.trackers.lucas_kanade import LucasKanade
+from pipeline.trackers.ground_truth import GroundTruthSettings
+from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 from shards.errors import PretrackError
-from shards.geometry import View, grid_points
+from shards.geometry import FrameTransform, grid_points
 from shards.reader import iterate_shard
 from tests.helpers.clips import make_clip
 
@@ -41,20 +41,30 @@ def intrinsics(scene: Scene, frame: int) -> NDArray[np.float64]:
 def bilinear(frame: NDArray[np.number], points: NDArray[np.floating]) -> NDArray[np.float32]:
     """Colours [N, 3] at points [N, 2]."""
     x, y = points.astype(np.float32).T
-    return cv2.remap(frame.astype(np.float32), x[None], y[None], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[0]
+    return cv2.remap(
+        frame.astype(np.float32),
+        x[None],
+        y[None],
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )[0]
 
 
 def test_an_id_is_read_as_it_is_written() -> None:
     assert str(SceneId(7, 3, 24, 320, 240)) == "v1-seed7-scene0003-24f-320x240"
     assert SceneId.parse("v1-seed7-scene0003-24f-320x240") == SceneId(7, 3, 24, 320, 240)
-    for wrong, why in (("apple/189", "is not the id of a synthetic scene"), ("v9-seed7-scene0003-24f-320x240", "version 9")):
+    for wrong, why in (
+        ("apple/189", "is not the id of a synthetic scene"),
+        ("v9-seed7-scene0003-24f-320x240", "version 9"),
+    ):
         with pytest.raises(PretrackError, match=why):
             SceneId.parse(wrong)
 
 
 def test_a_scene_follows_from_its_id() -> None:
     one, two, longer, other = (
-        make_scene(SceneId(7, number, frames, 160, 120)) for number, frames in ((1, 24), (1, 24), (1, 30), (2, 24))
+        make_scene(SceneId(7, number, frames, 160, 120))
+        for number, frames in ((1, 24), (1, 24), (1, 30), (2, 24))
     )
     assert (one.homographies == two.homographies).all()
     assert one.cameras == two.cameras
@@ -79,9 +89,13 @@ def test_surfaces_move_rigidly_and_rays_meet_them_where_they_lie() -> None:
     for frame in (0, 11, 23):
         rays = np.linalg.solve(intrinsics(scene, frame), np.stack([x, y, np.ones_like(x)])).T
         nearness = scene.nearness(frame, x, y)
-        for surface, homography, found in zip(scene.surfaces, scene.homographies[:, frame], nearness, strict=True):
+        for surface, homography, found in zip(
+            scene.surfaces, scene.homographies[:, frame], nearness, strict=True
+        ):
             across, down, centre = np.linalg.solve(intrinsics(scene, frame), homography).T
-            np.testing.assert_allclose([across @ across, down @ down, across @ down], [1, 1, 0], atol=1e-12)
+            np.testing.assert_allclose(
+                [across @ across, down @ down, across @ down], [1, 1, 0], atol=1e-12
+            )
             normal = np.cross(across, down)
             assert normal @ centre > 0  # seen from the front, not mirrored
             points = rays * ((normal @ centre) / (rays @ normal))[:, None]
@@ -99,7 +113,10 @@ def test_tracks_of_the_backdrop_are_what_the_cameras_project() -> None:
     of_backdrop = scene.nearness(5, *queries.T.astype(np.float64)).argmax(axis=0) == 0
     poses = [np.reshape(camera.world_to_camera, (3, 4)) for camera in scene.cameras]
     eye = -poses[5][:, :3].T @ poses[5][:, 3]
-    rays = np.linalg.solve(intrinsics(scene, 5), np.column_stack([queries, np.ones(len(queries))]).T).T @ poses[5][:, :3]
+    rays = (
+        np.linalg.solve(intrinsics(scene, 5), np.column_stack([queries, np.ones(len(queries))]).T).T
+        @ poses[5][:, :3]
+    )
     points = eye + rays * ((8.0 - eye[2]) / rays[:, 2:])
     assert of_backdrop.sum() > 30
     for frame in (0, 5, 23):
@@ -115,10 +132,14 @@ def test_frames_show_photographs_where_the_surfaces_lie() -> None:
     x, y = (axis.ravel() for axis in np.meshgrid(np.arange(2, 158.0), np.arange(2, 118.0)))
     owner = scene.nearness(3, x, y).argmax(axis=0)
     for number, surface in enumerate(scene.surfaces):
-        path = metadata.distribution("scikit-image").locate_file(f"skimage/data/{surface.photograph}")
+        path = metadata.distribution("scikit-image").locate_file(
+            f"skimage/data/{surface.photograph}"
+        )
         picture = np.asarray(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), np.float32)
         if surface.tiled:
-            picture = cv2.copyMakeBorder(picture, 0, picture.shape[0], 0, picture.shape[1], cv2.BORDER_REFLECT)
+            picture = cv2.copyMakeBorder(
+                picture, 0, picture.shape[0], 0, picture.shape[1], cv2.BORDER_REFLECT
+            )
         size = np.array([picture.shape[1], picture.shape[0]])
         texels_a_pixel = size[0] / surface.width * scene.homographies[number, 3, 2, 2] / 160
         blurred = cv2.GaussianBlur(picture, (0, 0), max(0.1, texels_a_pixel / 3))
@@ -126,7 +147,9 @@ def test_frames_show_photographs_where_the_surfaces_lie() -> None:
         for shift in ((0, 0), (0.25, 0), (-0.25, 0), (0, 0.25), (0, -0.25)):
             pixels = np.stack([x + shift[0], y + shift[1], np.ones_like(x)])[:, owner == number]
             u, v, w = np.linalg.solve(scene.homographies[number, 3], pixels)
-            texels = (np.stack([u / w / surface.width, v / w / surface.height], axis=-1) + 0.5) * size - 0.5
+            texels = (
+                np.stack([u / w / surface.width, v / w / surface.height], axis=-1) + 0.5
+            ) * size - 0.5
             shown = frame[y.astype(int), x.astype(int)][owner == number]
             error[shift] = float(np.abs(bilinear(blurred, texels) - shown).mean())
         assert (owner == number).sum() > 100
@@ -147,17 +170,23 @@ def test_pixels_move_as_the_tracks_say() -> None:
     assert 0.1 < hidden_in_frame[20].mean() < 0.6
     for frame, t in zip(frames[1:], range(4, 24, 4), strict=True):
         difference = {
-            shift: float(np.abs(bilinear(frame, positions[t] + shift) - start).mean(axis=-1)[seen[t]].mean())
+            shift: float(
+                np.abs(bilinear(frame, positions[t] + shift) - start).mean(axis=-1)[seen[t]].mean()
+            )
             for shift in ((0, 0), (0.5, 0), (-0.5, 0), (0, 0.5), (0, -0.5))
         }
         assert difference[0, 0] < 10
-        assert all(difference[0, 0] < 0.9 * difference[shift] for shift in difference if shift != (0, 0))
+        assert all(
+            difference[0, 0] < 0.9 * difference[shift] for shift in difference if shift != (0, 0)
+        )
         hidden = np.abs(bilinear(frame, positions[t]) - start).mean(axis=-1)[hidden_in_frame[t]]
         assert hidden.mean() > 3 * difference[0, 0]
 
 
 def test_the_source_renders_once_and_whole(tmp_path: Path) -> None:
-    settings = Synthetic(dataset="synthetic", root=tmp_path / "frames", videos=2, frames=3, width=48, height=32)
+    settings = Synthetic(
+        dataset="synthetic", root=tmp_path / "frames", videos=2, frames=3, width=48, height=32
+    )
     first = list(settings.find_videos())
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").rglob("*.png")}
     assert len(stamps) == 6
@@ -176,7 +205,9 @@ def test_the_source_renders_once_and_whole(tmp_path: Path) -> None:
     path.unlink()
     assert list(settings.find_videos()) == first
     assert path.read_bytes() == before
-    assert sorted(folder.name for folder in (tmp_path / "frames").iterdir()) == [f"v1-seed0-scene000{i}-3f-48x32" for i in (0, 1)]
+    assert sorted(folder.name for folder in (tmp_path / "frames").iterdir()) == [
+        f"v1-seed0-scene000{i}-3f-48x32" for i in (0, 1)
+    ]
 
 
 def test_the_source_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,15 +227,23 @@ def test_the_source_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_only_synthetic_clips_have_true_tracks() -> None:
     clip = make_clip()
-    tracker = Truth(tracker="truth").load()
-    with pytest.raises(PretrackError, match="of the dataset video_folder, and only synthetic clips have true tracks"):
-        tracker.track([np.zeros((6, 64, 96, 3), np.uint8)], [clip.info], [0], grid_points(2, 96, 64))
+    tracker = GroundTruthSettings(tracker="truth").load()
+    with pytest.raises(
+        PretrackError,
+        match="of the dataset video_folder, and only synthetic clips have true tracks",
+    ):
+        tracker.track(
+            [np.zeros((6, 64, 96, 3), np.uint8)], [clip.info], [0], grid_points(2, 96, 64)
+        )
 
 
 @pytest.mark.slow
 def test_lucas_kanade_follows_them_and_standing_still_does_not() -> None:
     for clip in synthetic_clips(2):
-        still, followed = (evaluate(tracker, clip, "first") for tracker in (StandingStill(), LucasKanade().load()))
+        still, followed = (
+            evaluate(tracker, clip, "first")
+            for tracker in (StandingStill(), LucasKanadeSettings().load())
+        )
         assert followed.delta_avg > 0.5
         assert followed.delta_avg > 2 * still.delta_avg
         assert followed.average_jaccard > 2 * still.average_jaccard
@@ -214,7 +253,15 @@ def test_lucas_kanade_follows_them_and_standing_still_does_not() -> None:
 def test_a_build_with_true_tracks(tmp_path: Path) -> None:
     """Clips begin in the middle of a video, skip frames, and are stored smaller than the scene."""
     values: dict[str, Any] = {
-        "sources": [{"dataset": "synthetic", "root": str(tmp_path / "frames"), "videos": 2, "width": 128, "height": 96}],
+        "sources": [
+            {
+                "dataset": "synthetic",
+                "root": str(tmp_path / "frames"),
+                "videos": 2,
+                "width": 128,
+                "height": 96,
+            }
+        ],
         "frames": {"clip_frames": 6, "stride": 2, "min_frames": 5, "short_side": 48},
         "tracks": {"tracker": "truth", "grid": 6, "anchors": [0, 4]},
         "out": str(tmp_path / "out"),
@@ -222,9 +269,13 @@ def test_a_build_with_true_tracks(tmp_path: Path) -> None:
     snapshot = build(check_settings(BuildSettings, values, "test"), QUIET).snapshot
     assert verify_snapshot(snapshot, QUIET) == []
     assert len(snapshot.failures) == 0
-    clips = [clip for shard in snapshot.shards.column("shard").to_pylist() for clip in iterate_shard(snapshot.shard_path(shard))]
+    clips = [
+        clip
+        for shard in snapshot.shards.column("shard").to_pylist()
+        for clip in iterate_shard(snapshot.shard_path(shard))
+    ]
     assert len(clips) == 4
-    view = View.whole(128, 96, 64, 48)
+    view = FrameTransform.whole(128, 96, 64, 48)
     for clip in clips:
         info, tracks = clip.info, clip.tracks
         scene = make_scene(SceneId.parse(info.video_id))
@@ -234,13 +285,22 @@ def test_a_build_with_true_tracks(tmp_path: Path) -> None:
         for camera, number in zip(info.cameras, numbers, strict=True):
             assert camera is not None
             expected = view.camera(scene.cameras[number])
-            assert (camera.fx, camera.fy, camera.cx, camera.cy) == (expected.fx, expected.fy, expected.cx, expected.cy)
+            assert (camera.fx, camera.fy, camera.cx, camera.cy) == (
+                expected.fx,
+                expected.fy,
+                expected.cx,
+                expected.cy,
+            )
             assert camera.world_to_camera == pytest.approx(expected.world_to_camera, abs=1e-6)
-        queries = View.whole(64, 48, 128, 96).points(grid_points(6, 64, 48))
+        queries = FrameTransform.whole(64, 48, 128, 96).points(grid_points(6, 64, 48))
         for row, anchor in enumerate((0, 4)):
             positions, seen = true_tracks(scene, numbers[anchor], queries)
-            near = np.abs(tracks.positions[row]).max(axis=-1) < 60  # far outside, positions are clipped
-            error = np.abs(tracks.positions[row] - view.points(positions.astype(np.float32))[numbers])
+            near = (
+                np.abs(tracks.positions[row]).max(axis=-1) < 60
+            )  # far outside, positions are clipped
+            error = np.abs(
+                tracks.positions[row] - view.points(positions.astype(np.float32))[numbers]
+            )
             assert error[near].max() < 1 / 60
             assert near.mean() > 0.8
             assert (tracks.visibility[row] == 255 * seen[numbers]).all()

@@ -14,7 +14,9 @@ from shards.errors import PretrackError
 
 def find(root: Path, split: str = "train") -> tuple[list[Video], list[Failure]]:
     found = list(YoutubeVos(dataset="youtube_vos", root=root, split=split).find_videos())
-    return [item for item in found if isinstance(item, Video)], [item for item in found if isinstance(item, Failure)]
+    return [item for item in found if isinstance(item, Video)], [
+        item for item in found if isinstance(item, Failure)
+    ]
 
 
 def frames(folder: Path, *names: str) -> None:
@@ -32,7 +34,9 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
     assert [video.video_id for video in videos] == ["a1", "b1"]
     video = videos[1]
     prefix = "" if layout == "." else f"{layout}/"
-    assert video.image_files == tuple(f"{prefix}JPEGImages/b1/{name}.jpg" for name in ("00005", "00015", "00110"))
+    assert video.image_files == tuple(
+        f"{prefix}JPEGImages/b1/{name}.jpg" for name in ("00005", "00015", "00110")
+    )
     assert video.frame_numbers == (5, 15, 110)
     assert video.timestamps == (5 / 30, 0.5, 110 / 30)
     assert (video.sequence, video.cameras, video.file) == ("youtube_vos/b1", None, "")
@@ -49,7 +53,9 @@ def test_all_frames_of_a_video_are_the_same_sequence(tmp_path: Path) -> None:
 
 def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
     frames(tmp_path / "valid/JPEGImages/a1", "00000.jpg")
-    with pytest.raises(PretrackError, match=r"no YouTube-VOS split 'train': expected .*there is valid"):
+    with pytest.raises(
+        PretrackError, match=r"no YouTube-VOS split 'train': expected .*there is valid"
+    ):
         find(tmp_path)
     (tmp_path / "test/JPEGImages").mkdir(parents=True)
     with pytest.raises(PretrackError, match="holds no videos"):
@@ -58,7 +64,10 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
 
 def test_what_meta_json_names_and_is_not_there(tmp_path: Path) -> None:
     frames(tmp_path / "train/JPEGImages/a1", "00000.jpg", "00005.jpg")
-    objects = {"1": {"category": "cat", "frames": ["00000", "00005"]}, "2": {"frames": ["00010", "00015"]}}
+    objects = {
+        "1": {"category": "cat", "frames": ["00000", "00005"]},
+        "2": {"frames": ["00010", "00015"]},
+    }
     meta = {"videos": {"a1": {"objects": objects}, "b1": {"objects": {}}, "c1": {"objects": {}}}}
     (tmp_path / "train/meta.json").write_text(json.dumps(meta))
     (video,), (videos, images) = find(tmp_path)
@@ -80,7 +89,15 @@ def test_a_broken_meta_json_is_named(tmp_path: Path, text: str) -> None:
 
 
 def test_odd_files_and_empty_folders_are_named(tmp_path: Path) -> None:
-    frames(tmp_path / "train/JPEGImages/a1", "00000.jpg", "00000.png", "cover.jpg", "00003.jpg", "._00003.jpg", "x.txt")
+    frames(
+        tmp_path / "train/JPEGImages/a1",
+        "00000.jpg",
+        "00000.png",
+        "cover.jpg",
+        "00003.jpg",
+        "._00003.jpg",
+        "x.txt",
+    )
     frames(tmp_path / "train/JPEGImages/b1")
     (video,), (odd, empty) = find(tmp_path)
     assert video.image_files == ("train/JPEGImages/a1/00000.jpg", "train/JPEGImages/a1/00003.jpg")
@@ -93,7 +110,10 @@ def test_real_layout(shared_data: Path) -> None:
     root = shared_data / "youtube_vos"
     videos, failures = find(root)
     assert failures == []
-    assert [(video.video_id, len(video.image_files)) for video in videos] == [("3f1c0a92be", 5), ("8b27d4e061", 4)]
+    assert [(video.video_id, len(video.image_files)) for video in videos] == [
+        ("3f1c0a92be", 5),
+        ("8b27d4e061", 4),
+    ]
     assert [len(video.image_files) for video in find(root, "train_all_frames")[0]] == [21, 16]
     ((valid,), _) = find(root, "valid")
     assert valid.frame_numbers == tuple(range(0, 81, 5))

@@ -15,9 +15,9 @@ from PIL import Image
 
 from shards import jpeg
 from shards.errors import ShardError
-from shards.geometry import View
+from shards.geometry import FrameTransform
 from trainer.config import ColourSettings, DataSettings
-from trainer.data.augment import change_colours, choose_views
+from trainer.data.augment import change_colours, choose_transforms
 from trainer.data.augment import show as show_into
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
@@ -27,7 +27,9 @@ def settings(**changes: object) -> DataSettings:
     return DataSettings.model_validate({"out": "x", "frames": 3, **changes})
 
 
-def show(views: list[View], images: list[bytes], size: tuple[int, int], reduce: bool) -> NDArray[np.uint8]:
+def show(
+    views: list[FrameTransform], images: list[bytes], size: tuple[int, int], reduce: bool
+) -> NDArray[np.uint8]:
     room = np.empty((len(views), 3, views[0].out_height, views[0].out_width), np.uint8)
     return show_into(views, images, size, reduce, room)
 
@@ -59,11 +61,23 @@ def centre_of(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
     seed=st.integers(0, 10_000),
 )
 def test_a_dot_is_where_its_track_says(
-    width: int, height: int, size: int, crop: str, scale: float, flip: float, per_frame: bool, place: tuple[float, float], seed: int
+    width: int,
+    height: int,
+    size: int,
+    crop: str,
+    scale: float,
+    flip: float,
+    per_frame: bool,
+    place: tuple[float, float],
+    seed: int,
 ) -> None:
     s = settings(size=size, crop=crop, crop_scale=scale, flip=flip, crop_per_frame=per_frame)
-    views = choose_views(width, height, s, np.random.default_rng(seed))
-    sigma = max(1.5, *(2 * view.width / view.out_width for view in views), *(2 * view.height / view.out_height for view in views))
+    views = choose_transforms(width, height, s, np.random.default_rng(seed))
+    sigma = max(
+        1.5,
+        *(2 * view.width / view.out_width for view in views),
+        *(2 * view.height / view.out_height for view in views),
+    )
     # Somewhere in the first view, so far from all borders that the dot is whole.
     box, margin = views[0], 3 * sigma
     assume(box.width > 2 * margin + 1 and box.height > 2 * margin + 1)
@@ -82,10 +96,15 @@ def test_a_dot_is_where_its_track_says(
 def test_a_frame_is_decoded_smaller_where_its_view_is_much_smaller() -> None:
     random = np.random.default_rng(3)
     reductions = {
-        choose_views(640, 360, settings(size=size), random)[0].reduction for size in (200, 100, 50, 25) for _ in range(30)
+        choose_transforms(640, 360, settings(size=size), random)[0].reduction
+        for size in (200, 100, 50, 25)
+        for _ in range(30)
     }
     assert reductions == {1, 2, 4, 8}
-    assert {choose_views(640, 360, settings(size=25, reduced_decoding=False), random)[0].reduction for _ in range(30)} != {8}
+    assert {
+        choose_transforms(640, 360, settings(size=25, reduced_decoding=False), random)[0].reduction
+        for _ in range(30)
+    } != {8}
 
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
@@ -93,36 +112,52 @@ def test_a_frame_is_decoded_smaller_where_its_view_is_much_smaller() -> None:
 def test_reduced_decoding_shows_the_same_picture(factor: int, width: int, height: int) -> None:
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (6, 8, 3), np.uint8)
-    picture = View.whole(8, 6, width, height).frame(coarse)
+    picture = FrameTransform.whole(8, 6, width, height).frame(coarse)
     image = jpeg.encode(picture, 95)
-    view = View(factor * 2, factor, 160, 128, 160 // factor - 3, 128 // factor - 2)
-    whole, reduced = (show([view], [image], (width, height), reduce)[0].astype(int) for reduce in (False, True))
+    view = FrameTransform(factor * 2, factor, 160, 128, 160 // factor - 3, 128 // factor - 2)
+    whole, reduced = (
+        show([view], [image], (width, height), reduce)[0].astype(int) for reduce in (False, True)
+    )
     assert view.reduction == factor
     assert np.abs(whole - reduced).mean() < 2
-    assert np.abs(whole[..., 1:] - reduced[..., :-1]).mean() > 2 * np.abs(whole - reduced).mean()  # a pixel aside it is another
+    assert (
+        np.abs(whole[..., 1:] - reduced[..., :-1]).mean() > 2 * np.abs(whole - reduced).mean()
+    )  # a pixel aside it is another
 
 
 def test_views_of_a_moment_differ_and_their_points_correspond(build: Path) -> None:
-    s = DataSettings.model_validate({"out": build, "size": 64, "step": 0, "crop_per_frame": True, "flip": 0.5, "anchor": "first"})
+    s = DataSettings.model_validate(
+        {
+            "out": build,
+            "size": 64,
+            "step": 0,
+            "crop_per_frame": True,
+            "flip": 0.5,
+            "anchor": "first",
+        }
+    )
     dataset = ClipDataset(open_snapshots(s), s, seed=1)
     sample = dataset[0, 0]
     stored = dataset.clips[0]
     assert not torch.equal(sample["frames"][0], sample["frames"][1])
     assert not torch.equal(sample["positions"][0], sample["positions"][1])
     views = choose_views_of(s, stored.width, stored.height)
-    grids = [unmapped(view, positions) for view, positions in zip(views, sample["positions"].numpy(), strict=True)]
+    grids = [
+        unmapped(view, positions)
+        for view, positions in zip(views, sample["positions"].numpy(), strict=True)
+    ]
     for grid in grids[1:]:
         np.testing.assert_allclose(grid, grids[0], atol=1e-3)
 
 
-def choose_views_of(s: DataSettings, width: int, height: int) -> list[View]:
+def choose_views_of(s: DataSettings, width: int, height: int) -> list[FrameTransform]:
     """The views of sample (0, 0) of seed 1: the anchor was drawn before them."""
     random = np.random.default_rng([1, 0, 0])
     random.integers(2)  # forward or backward
-    return choose_views(width, height, s, random)
+    return choose_transforms(width, height, s, random)
 
 
-def unmapped(view: View, points: NDArray[np.float32]) -> NDArray[np.float32]:
+def unmapped(view: FrameTransform, points: NDArray[np.float32]) -> NDArray[np.float32]:
     """Points of a view in the frame's pixels again."""
     x = view.out_width - 1 - points[:, 0] if view.flip else points[:, 0]
     scale = np.array([view.width / view.out_width, view.height / view.out_height], np.float32)
@@ -133,8 +168,10 @@ def unmapped(view: View, points: NDArray[np.float32]) -> NDArray[np.float32]:
 def test_frames_are_resized_as_published() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (90, 121, 3), np.uint8)
     image = jpeg.encode(picture, 90)
-    shown = show([View.whole(121, 90, 56, 56)], [image], (121, 90), False)[0].astype(int)
-    published = np.asarray(Image.fromarray(jpeg.decode(image)).resize((56, 56), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    shown = show([FrameTransform.whole(121, 90, 56, 56)], [image], (121, 90), False)[0].astype(int)
+    published = np.asarray(
+        Image.fromarray(jpeg.decode(image)).resize((56, 56), Image.Resampling.BILINEAR)
+    ).transpose(2, 0, 1)
     assert np.abs(shown - published).max() <= 1
 
 
@@ -142,23 +179,29 @@ def test_native_pixels_are_not_touched() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (90, 121, 3), np.uint8)
     image = jpeg.encode(picture, 90)
     s = settings(size=64, crop="native", flip=0.0)
-    shown = show(choose_views(121, 90, s, np.random.default_rng(0)), [image] * 3, (121, 90), True)
+    shown = show(
+        choose_transforms(121, 90, s, np.random.default_rng(0)), [image] * 3, (121, 90), True
+    )
     np.testing.assert_array_equal(shown[0], jpeg.decode(image)[13:77, 28:92].transpose(2, 0, 1))
 
 
 def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(ShardError, match="an image has 40x30 pixels and should have 41x30"):
-        show([View.whole(41, 30, 20, 20)], [dot(40, 30, 20, 15, 3)], (41, 30), False)
+        show([FrameTransform.whole(41, 30, 20, 20)], [dot(40, 30, 20, 15, 3)], (41, 30), False)
 
 
 @pytest.fixture
 def frames() -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), np.uint8)).repeat(3, 1, 1, 1)
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), np.uint8)
+    ).repeat(3, 1, 1, 1)
 
 
 @pytest.mark.parametrize("chance", ["jitter", "grey", "blur"])
 @pytest.mark.parametrize("per_frame", [False, True])
-def test_colours_change_for_the_clip_or_for_each_frame(frames: torch.Tensor, chance: str, per_frame: bool) -> None:
+def test_colours_change_for_the_clip_or_for_each_frame(
+    frames: torch.Tensor, chance: str, per_frame: bool
+) -> None:
     colour = ColourSettings.model_validate({chance: 1.0, "per_frame": per_frame})
     changed = change_colours(frames, colour, np.random.default_rng(1))
     assert changed.shape == frames.shape
@@ -173,7 +216,9 @@ def test_grey_has_no_colour_and_blur_is_smoother(frames: torch.Tensor) -> None:
     grey = change_colours(frames, ColourSettings(grey=1), np.random.default_rng(0))
     assert torch.equal(grey[:, 0], grey[:, 1])
     assert torch.equal(grey[:, 0], grey[:, 2])
-    blurred = change_colours(frames, ColourSettings(blur=1, blur_sigma=(1.5, 1.5)), np.random.default_rng(0))
+    blurred = change_colours(
+        frames, ColourSettings(blur=1, blur_sigma=(1.5, 1.5)), np.random.default_rng(0)
+    )
     assert blurred.float().std() < 0.4 * frames.float().std()
 
 
@@ -189,7 +234,9 @@ def test_the_teacher_may_see_its_own_colours(build: Path) -> None:
         ClipDataset(open_snapshots(s), s, seed=1)[0, 3]
         for s in (
             DataSettings.model_validate(plain),
-            DataSettings.model_validate(plain | {"colour": {"jitter": 1, "grey": 1, "student_only": True}}),
+            DataSettings.model_validate(
+                plain | {"colour": {"jitter": 1, "grey": 1, "student_only": True}}
+            ),
         )
     )
     assert "teacher_frame" not in clean

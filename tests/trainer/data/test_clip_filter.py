@@ -16,9 +16,12 @@ from trainer.data.dataset import ClipDataset
 
 EMPTY = {field.name: None for field in CLIPS}
 ROWS = [
-    EMPTY | {"key": "a", "dataset": "co3d", "motion": 0.0, "frames": 24, "width": 320, "height": 240},
-    EMPTY | {"key": "b", "dataset": "co3d", "motion": 0.2, "frames": 12, "width": 240, "height": 320},
-    EMPTY | {"key": "c", "dataset": "dl3dv", "motion": 0.4, "frames": 48, "width": 320, "height": 240},
+    EMPTY
+    | {"key": "a", "dataset": "co3d", "motion": 0.0, "frames": 24, "width": 320, "height": 240},
+    EMPTY
+    | {"key": "b", "dataset": "co3d", "motion": 0.2, "frames": 12, "width": 240, "height": 320},
+    EMPTY
+    | {"key": "c", "dataset": "dl3dv", "motion": 0.4, "frames": 48, "width": 320, "height": 240},
 ]
 
 
@@ -62,7 +65,9 @@ def test_what_is_not_understood_is_said(text: str, message: str) -> None:
 
 
 def test_a_run_trains_on_what_fits(build: Path, caplog: pytest.LogCaptureFixture) -> None:
-    s = DataSettings.model_validate({"out": build, "size": 64, "where": "key in ('made-01', 'made-04', 'made-12')"})
+    s = DataSettings.model_validate(
+        {"out": build, "size": 64, "where": "key in ('made-01', 'made-04', 'made-12')"}
+    )
     with caplog.at_level("INFO", "trainer.data.clip_table"):
         dataset = ClipDataset(open_snapshots(s), s, seed=0)
     assert [dataset.clips[i].key for i in range(len(dataset))] == ["made-01", "made-04"]

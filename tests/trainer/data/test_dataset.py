@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from shards.errors import PretrackError, ShardError
 from tests.helpers.clips import make_clip
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings, TrackSettings, TrainSettings
+from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
 from trainer.data.augment import choose_frames
-from trainer.data.batch import Sample, counted
+from trainer.data.batch import Sample, track_mask
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
-from trainer.data.sampler import ClipOrder
+from trainer.data.sampler import ClipSampler
 
 
 def data(*out: Path, **changes: object) -> DataSettings:
@@ -39,7 +39,9 @@ def dataset(settings: DataSettings, seed: int = 1) -> ClipDataset:
     direction=st.sampled_from(["both", "forward"]),
     seed=st.integers(0, 1000),
 )
-def test_frames_step_away_from_an_anchor(frames: int, anchors: list[int], step: int, direction: str, seed: int) -> None:
+def test_frames_step_away_from_an_anchor(
+    frames: int, anchors: list[int], step: int, direction: str, seed: int
+) -> None:
     anchors = sorted(a for a in anchors if a < frames) or [0]
     room = max(max(frames - 1 - a, a if direction == "both" else 0) for a in anchors)
     if room < 3:
@@ -75,15 +77,25 @@ def test_a_sample_has_its_shapes_and_types(build: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"crop": "squash", "flip": 0.0}, {"crop": "squash", "flip": 1.0}, {"crop": "random", "flip": 0.5}]
+    "changes",
+    [
+        {"crop": "squash", "flip": 0.0},
+        {"crop": "squash", "flip": 1.0},
+        {"crop": "random", "flip": 0.5},
+    ],
 )
-def test_points_stay_on_the_same_spot_of_the_picture(build: Path, changes: dict[str, object]) -> None:
+def test_points_stay_on_the_same_spot_of_the_picture(
+    build: Path, changes: dict[str, object]
+) -> None:
     clips = dataset(data(build, **changes))
     right, wrong = [], []
     for index in range(len(clips)):
         sample = clips[0, index]
         for frame in (1, 3):
-            both = counted(sample, TrackSettings())[0] & counted(sample, TrackSettings())[frame]
+            both = (
+                track_mask(sample, TrackFilterSettings())[0]
+                & track_mask(sample, TrackFilterSettings())[frame]
+            )
             here = colours(sample, frame, sample["positions"][frame, both])
             right.append((here - colours(sample, 0, sample["positions"][0, both])).abs().mean())
             wrong.append((here - colours(sample, 0, sample["positions"][frame, both])).abs().mean())
@@ -103,8 +115,12 @@ def test_a_sample_holds_what_is_stored_of_its_anchor(tmp_path: Path) -> None:
         stored = clip.tracks.positions[anchor, numbers]
         expected = np.stack([(stored[..., 0] + 0.5) * 64 / 96 - 0.5, stored[..., 1]], axis=-1)
         np.testing.assert_allclose(sample["positions"], expected, atol=1 / 64)
-        np.testing.assert_array_equal((sample["visibility"] * 255).round(), clip.tracks.visibility[anchor, numbers])
-        np.testing.assert_array_equal((sample["confidence"] * 255).round(), clip.tracks.confidence[anchor, numbers])
+        np.testing.assert_array_equal(
+            (sample["visibility"] * 255).round(), clip.tracks.visibility[anchor, numbers]
+        )
+        np.testing.assert_array_equal(
+            (sample["confidence"] * 255).round(), clip.tracks.confidence[anchor, numbers]
+        )
     assert anchors == {0, 1}
 
 
@@ -123,8 +139,8 @@ def test_points_that_leave_the_view_do_not_count(build: Path) -> None:
     sample = dataset(data(build, crop_scale=0.3, crop="random"))[0, 0]
     outside = ((sample["positions"] < -0.5) | (sample["positions"] > 63.5)).any(dim=-1)
     assert outside.any()
-    assert not counted(sample, TrackSettings())[outside].any()
-    assert counted(sample, TrackSettings(mask_outside=False))[0].all()
+    assert not track_mask(sample, TrackFilterSettings())[outside].any()
+    assert track_mask(sample, TrackFilterSettings(mask_outside=False))[0].all()
 
 
 def test_thresholds() -> None:
@@ -136,8 +152,8 @@ def test_thresholds() -> None:
         inside=torch.ones(2, 3, dtype=torch.bool),
         key="a",
     )
-    assert counted(sample, TrackSettings())[1].tolist() == [False, True, False]
-    assert counted(sample, TrackSettings(confidence=0))[1].tolist() == [False, True, True]
+    assert track_mask(sample, TrackFilterSettings())[1].tolist() == [False, True, False]
+    assert track_mask(sample, TrackFilterSettings(confidence=0))[1].tolist() == [False, True, True]
 
 
 def test_the_same_item_is_the_same_sample_and_epochs_differ(build: Path) -> None:
@@ -148,28 +164,30 @@ def test_the_same_item_is_the_same_sample_and_epochs_differ(build: Path) -> None
 
 def test_workers_change_nothing(build: Path) -> None:
     clips = dataset(data(build))
-    order = ClipOrder(len(clips), 4, seed=1)
+    order = ClipSampler(len(clips), 4, seed=1)
     alone = list(islice(Loader(clips, order), 5))
-    shared = list(islice(Loader(clips, ClipOrder(len(clips), 4, seed=1), workers=2), 5))
+    shared = list(islice(Loader(clips, ClipSampler(len(clips), 4, seed=1), workers=2), 5))
     for a, b in zip(alone, shared, strict=True):
         assert a["key"] == b["key"]
         assert torch.equal(a["frames"], b["frames"])
 
 
 def test_order_covers_an_epoch_and_goes_on_where_it_was() -> None:
-    whole = list(islice(ClipOrder(10, 3, seed=7), 9))
+    whole = list(islice(ClipSampler(10, 3, seed=7), 9))
     for epoch in range(3):
         seen = [index for batch in whole[3 * epoch : 3 * epoch + 3] for index in batch]
         assert len(set(seen)) == 9
         assert {e for e, _ in seen} == {epoch}
     assert whole[0] != whole[3]
-    assert list(islice(ClipOrder(10, 3, seed=7, start=5), 4)) == whole[5:]
+    assert list(islice(ClipSampler(10, 3, seed=7, start=5), 4)) == whole[5:]
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_ranks_share_every_batch(world: int) -> None:
-    whole = list(islice(ClipOrder(21, 4, seed=7), 12))
-    ranks = [list(islice(ClipOrder(21, 4, seed=7, rank=r, world=world), 12)) for r in range(world)]
+    whole = list(islice(ClipSampler(21, 4, seed=7), 12))
+    ranks = [
+        list(islice(ClipSampler(21, 4, seed=7, rank=r, world=world), 12)) for r in range(world)
+    ]
     for step, batch in enumerate(whole):
         parts = [rank[step] for rank in ranks]
         assert {len(part) for part in parts} == {4 // world}
@@ -177,10 +195,12 @@ def test_ranks_share_every_batch(world: int) -> None:
 
 
 def test_batches_that_cannot_be_made_are_refused() -> None:
-    with pytest.raises(PretrackError, match=r"'run.batch_size: 32' is more than the 10 clips there are"):
-        ClipOrder(10, 32, seed=0)
+    with pytest.raises(
+        PretrackError, match=r"'run.batch_size: 32' is more than the 10 clips there are"
+    ):
+        ClipSampler(10, 32, seed=0)
     with pytest.raises(PretrackError, match="cannot be shared by 3 ranks"):
-        ClipOrder(10, 4, seed=0, world=3)
+        ClipSampler(10, 4, seed=0, world=3)
 
 
 def test_filters_say_what_they_leave_out(build: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -188,7 +208,9 @@ def test_filters_say_what_they_leave_out(build: Path, caplog: pytest.LogCaptureF
         assert len(dataset(data(build))) == 10
     assert "4 clips left out: split other than 'train'" in caplog.text
     assert len(dataset(data(build, split="eval"))) == 4
-    with pytest.raises(PretrackError, match=r"no clip in .* fits: split 'train', 13 frames or more"):
+    with pytest.raises(
+        PretrackError, match=r"no clip in .* fits: split 'train', 13 frames or more"
+    ):
         dataset(data(build, frames=13))
     with pytest.raises(PretrackError, match="no clip"):
         dataset(data(build, where="dataset == 'co3d'"))
@@ -212,7 +234,7 @@ def test_a_damaged_clip_is_named(tmp_path: Path, workers: int) -> None:
         shard.seek(row["tracks_offset"])
         shard.write(bytes(row["tracks_size"]))
     with pytest.raises(ShardError, match=r"clip made-bad in .*made-000000.tar"):
-        next(iter(Loader(dataset(data(tmp_path)), ClipOrder(1, 1, seed=0), workers)))
+        next(iter(Loader(dataset(data(tmp_path)), ClipSampler(1, 1, seed=0), workers)))
 
 
 def test_a_snapshot_is_held(build: Path, settings: Callable[..., TrainSettings]) -> None:

@@ -31,7 +31,7 @@ from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
-from trainer.data.sampler import ClipOrder
+from trainer.data.sampler import ClipSampler
 
 REPOSITORY = Path(__file__).parents[3]
 STEPS, BATCH = 60, 6
@@ -39,9 +39,23 @@ STEPS, BATCH = 60, 6
 
 def reader(path: Path, data: dict[str, Any], **arguments: Any) -> subprocess.Popen[bytes]:
     """A rank in a process of its own; with its workers in a group that can be killed at once."""
-    given = {"steps": STEPS, "batch": BATCH, "rank": 0, "world": 1, "workers": 0, "state": None} | arguments
-    command = [sys.executable, "-m", "tests.helpers.reading", json.dumps({"path": str(path), "data": data} | given)]
-    return subprocess.Popen(command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    given = {
+        "steps": STEPS,
+        "batch": BATCH,
+        "rank": 0,
+        "world": 1,
+        "workers": 0,
+        "state": None,
+    } | arguments
+    command = [
+        sys.executable,
+        "-m",
+        "tests.helpers.reading",
+        json.dumps({"path": str(path), "data": data} | given),
+    ]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
+    )
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -69,7 +83,9 @@ def left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("left_behind")
 @pytest.mark.parametrize("mixed", [False, True], ids=["list", "mixed"])
-def test_killed_ranks_are_gone_on_with_by_other_ones(two_folders: list[str], mixed: bool, tmp_path: Path) -> None:
+def test_killed_ranks_are_gone_on_with_by_other_ones(
+    two_folders: list[str], mixed: bool, tmp_path: Path
+) -> None:
     data: dict[str, Any] = {"out": two_folders, "size": 32, "step": 2}
     if mixed:
         data |= {"weights": {two_folders[0]: 1, two_folders[1]: 1.5}, "shuffle_shards": 1}
@@ -79,7 +95,10 @@ def test_killed_ranks_are_gone_on_with_by_other_ones(two_folders: list[str], mix
 
     stop = random.Random(int(mixed)).randrange(5, 40)
     endless = 1_000_000  # or the rank that starts first might end before the other has begun
-    ranks = [reader(tmp_path / f"rank{r}", data, steps=endless, rank=r, world=2, workers=2) for r in (0, 1)]
+    ranks = [
+        reader(tmp_path / f"rank{r}", data, steps=endless, rank=r, world=2, workers=2)
+        for r in (0, 1)
+    ]
     while min(len(lines(tmp_path / f"rank{r}")) for r in (0, 1)) < stop:
         assert all(rank.poll() is None for rank in ranks)
         time.sleep(0.01)
@@ -89,11 +108,17 @@ def test_killed_ranks_are_gone_on_with_by_other_ones(two_folders: list[str], mix
     read = [lines(tmp_path / f"rank{r}") for r in (0, 1)]
     done = min(STEPS - 1, *(len(part) for part in read))
     for step in range(done):
-        assert sorted(read[0][step]["clips"] + read[1][step]["clips"]) == sorted(whole[step]["clips"])
+        assert sorted(read[0][step]["clips"] + read[1][step]["clips"]) == sorted(
+            whole[step]["clips"]
+        )
 
     state = read[0][done - 1]["state"]
-    assert reader(tmp_path / "resumed", data, workers=3, state=state, steps=STEPS - done).wait() == 0
-    assert [line["clips"] for line in lines(tmp_path / "resumed")] == [line["clips"] for line in whole[done:]]
+    assert (
+        reader(tmp_path / "resumed", data, workers=3, state=state, steps=STEPS - done).wait() == 0
+    )
+    assert [line["clips"] for line in lines(tmp_path / "resumed")] == [
+        line["clips"] for line in whole[done:]
+    ]
 
 
 def opened(out: Path, **changes: object) -> ClipDataset:
@@ -173,7 +198,9 @@ def test_a_batch_is_what_stacking_would_give(build: Path, workers: int) -> None:
         assert torch.equal(batch[name], value), name  # type: ignore[literal-required]
 
 
-def damaged(tmp_path: Path, bad: set[int], clips: int = 12, what: str = "tracks") -> tuple[Path, ClipDataset]:
+def damaged(
+    tmp_path: Path, bad: set[int], clips: int = 12, what: str = "tracks"
+) -> tuple[Path, ClipDataset]:
     """A build of which some clips' tracks or frames are overwritten."""
     snapshot = publish(tmp_path, [panning_clip(f"made-{i:02d}", i) for i in range(clips)])
     rows = snapshot.clips.to_pylist()
@@ -188,7 +215,10 @@ def damaged(tmp_path: Path, bad: set[int], clips: int = 12, what: str = "tracks"
 
 def test_workers_that_shared_memory_has_no_room_for_are_refused(build: Path) -> None:
     dataset = opened(build)
-    with pytest.raises(PretrackError, match=r"no room for the \d+ MB in which 1000000 workers .* or take fewer workers"):
+    with pytest.raises(
+        PretrackError,
+        match=r"no room for the \d+ MB in which 1000000 workers .* or take fewer workers",
+    ):
         Loader(dataset, dataset.order(BATCH), workers=1_000_000)
 
 
@@ -214,7 +244,9 @@ def test_places_that_an_error_or_a_new_beginning_left_are_not_mixed_up(tmp_path:
         step = loader.step
         try:
             for batch in islice(loader, 4):  # then anew, with more read than was taken
-                expected = opened(tmp_path).batch(next(iter(dataset.order(2, start=loader.step - 1))))
+                expected = opened(tmp_path).batch(
+                    next(iter(dataset.order(2, start=loader.step - 1)))
+                )
                 assert batch["key"] == expected["key"]
                 assert torch.equal(batch["frames"], expected["frames"])
                 read += 1
@@ -224,7 +256,9 @@ def test_places_that_an_error_or_a_new_beginning_left_are_not_mixed_up(tmp_path:
 
 
 @pytest.mark.parametrize(("workers", "what"), [(0, "tracks"), (2, "tracks"), (2, "frames")])
-def test_damaged_clips_are_left_out_and_counted(tmp_path: Path, workers: int, what: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_clips_are_left_out_and_counted(
+    tmp_path: Path, workers: int, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
     _, dataset = damaged(tmp_path, {2, 5}, what=what)
     batches = list(islice(Loader(dataset, dataset.order(4), 0), 3))
     loader = Loader(dataset, dataset.order(4), workers)
@@ -260,9 +294,14 @@ def test_a_mixture_fills_gaps_from_the_same_group(two_folders: list[str], tmp_pa
 def test_where_nothing_can_be_read_the_run_ends(tmp_path: Path) -> None:
     shard, dataset = damaged(tmp_path, set())
     shard.unlink()
-    with pytest.raises(ShardError, match=r"11 clips in a row could not be read, the last: clip made-.* cannot be read"):
+    with pytest.raises(
+        ShardError,
+        match=r"11 clips in a row could not be read, the last: clip made-.* cannot be read",
+    ):
         dataset[0, 0]
-    with pytest.raises(ShardError, match=r"clip made-00 in .*made-000000.tar: .*run 'pretrack verify'$"):
+    with pytest.raises(
+        ShardError, match=r"clip made-00 in .*made-000000.tar: .*run 'pretrack verify'$"
+    ):
         opened(tmp_path)[0, 0]
 
 
@@ -271,18 +310,24 @@ def test_clips_reach_other_processes_as_a_file(build: Path) -> None:
     dataset = opened(build)
     assert len(ForkingPickler.dumps(dataset)) < 10_000
     ours = {child.pid for child in psutil.Process().children()}
-    stream = iter(DataLoader(dataset, None, sampler=[(1, 2), (1, 3)], num_workers=1, multiprocessing_context="spawn"))  # type: ignore[arg-type]
+    stream = iter(
+        DataLoader(
+            dataset, None, sampler=[(1, 2), (1, 3)], num_workers=1, multiprocessing_context="spawn"
+        )
+    )  # type: ignore[arg-type]
     copied = next(stream)
     np.testing.assert_array_equal(copied["frames"], dataset[1, 2]["frames"])
     spawned = [child for child in psutil.Process().children() if child.pid not in ours]
-    assert any(Path(file.path).name == "clips.arrow" for child in spawned for file in child.memory_maps())
+    assert any(
+        Path(file.path).name == "clips.arrow" for child in spawned for file in child.memory_maps()
+    )
 
 
 @pytest.mark.slow
 def test_a_workers_memory_stays(build: Path) -> None:
     dataset = opened(build, size=224)
     others = {child.pid for child in psutil.Process().children()}
-    stream = iter(Loader(dataset, ClipOrder(len(dataset), 8, seed=1), workers=1))
+    stream = iter(Loader(dataset, ClipSampler(len(dataset), 8, seed=1), workers=1))
     next(stream)
     (worker,) = [child for child in psutil.Process().children() if child.pid not in others]
 
@@ -315,6 +360,13 @@ print([len(next(stream)["key"]) for stream in streams], flush=True)
 @pytest.mark.slow
 def test_a_process_ends_whose_readers_have_more_to_give(build: Path) -> None:
     command = [sys.executable, "-c", STILL_READING, str(build)]
-    run = subprocess.run(command, cwd=Path(__file__).parents[3], capture_output=True, text=True, check=False, timeout=100)
+    run = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "[2, 2]\n"

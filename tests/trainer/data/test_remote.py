@@ -18,7 +18,7 @@ import torch
 from manifests.snapshot import open_snapshot
 from shards.bucket import Url
 from shards.errors import PretrackError, ShardError
-from shards.files import location, write_whole
+from shards.files import atomic_write, location
 from tests.helpers.clips import make_tracks
 from tests.helpers.object_store import BUCKET, Behaviour
 from tests.helpers.web_server import Served, web_server
@@ -36,7 +36,9 @@ from trainer.data.sampler import Item
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """40 clips of 24 frames."""
     out = tmp_path_factory.mktemp("local")
-    publish(out, [panning_clip(f"made-{i:02d}", i, frames=24, anchors=(0, 8, 16)) for i in range(40)])
+    publish(
+        out, [panning_clip(f"made-{i:02d}", i, frames=24, anchors=(0, 8, 16)) for i in range(40)]
+    )
     return out
 
 
@@ -44,7 +46,9 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def s3(local: Path, store: Behaviour) -> tuple[str, Behaviour]:
     for path in local.rglob("*"):
         if path.is_file():
-            write_whole(location(f"s3://{BUCKET}/build/{path.relative_to(local)}"), path.read_bytes())
+            atomic_write(
+                location(f"s3://{BUCKET}/build/{path.relative_to(local)}"), path.read_bytes()
+            )
     return f"s3://{BUCKET}/build", store
 
 
@@ -80,7 +84,9 @@ def assert_alike(a: ClipDataset, b: ClipDataset, items: list[Item]) -> None:
         assert torch.equal(a[item]["positions"], b[item]["positions"])
 
 
-def test_samples_are_those_of_a_disk_and_little_more_is_fetched(local: Path, remote: tuple[str, Behaviour | Served]) -> None:
+def test_samples_are_those_of_a_disk_and_little_more_is_fetched(
+    local: Path, remote: tuple[str, Behaviour | Served]
+) -> None:
     url, counter = remote
     dataset = opened(url)
     items = [(0, i) for i in range(20)]
@@ -93,14 +99,25 @@ def test_samples_are_those_of_a_disk_and_little_more_is_fetched(local: Path, rem
 
 
 def test_only_the_tracks_of_the_anchor_that_is_shown_are_fetched(tmp_path: Path) -> None:
-    publish(tmp_path, [replace(panning_clip("made-00", 0, frames=24), tracks=make_tracks(0, (0, 8, 16), 24, 4000))])
+    publish(
+        tmp_path,
+        [
+            replace(
+                panning_clip("made-00", 0, frames=24), tracks=make_tracks(0, (0, 8, 16), 24, 4000)
+            )
+        ],
+    )
     with web_server(tmp_path) as served:
         dataset = opened(served.url, anchor="first", direction="forward")
         clip = dataset.clips[0]
         before = served.bytes_read
         dataset[0, 0]
         fetched = served.bytes_read - before
-    assert fetched <= 1.1 * (clip.anchor_sizes[0] + needed(dataset, (0, 0))) < 0.5 * clip.anchor_sizes.sum()
+    assert (
+        fetched
+        <= 1.1 * (clip.anchor_sizes[0] + needed(dataset, (0, 0)))
+        < 0.5 * clip.anchor_sizes.sum()
+    )
 
 
 def test_nothing_is_written_to_a_batch_that_failed(local: Path, tmp_path: Path) -> None:
@@ -125,7 +142,9 @@ def test_neighbouring_frames_are_one_request(web: tuple[str, Served]) -> None:
     dataset = opened(url, step=1, anchor="first", direction="forward")
     before = served.requests
     dataset[0, 0]
-    assert served.requests - before == 1  # the tracks lie near frame 0, and what is near is fetched together
+    assert (
+        served.requests - before == 1
+    )  # the tracks lie near frame 0, and what is near is fetched together
 
 
 @pytest.mark.slow
@@ -134,7 +153,9 @@ def test_workers_read_from_a_store(local: Path, remote: tuple[str, Behaviour | S
     dataset = opened(url)
     dataset[0, 0]  # the store's threads run in this process already
     keys = [batch["key"] for batch in islice(Loader(opened(local), dataset.order(4)), 6)]
-    assert [batch["key"] for batch in islice(Loader(dataset, dataset.order(4), workers=2), 6)] == keys
+    assert [
+        batch["key"] for batch in islice(Loader(dataset, dataset.order(4), workers=2), 6)
+    ] == keys
 
 
 @pytest.mark.slow
@@ -142,7 +163,9 @@ def test_readers_of_a_store_go_on_when_a_job_is_asked_to_stop(web: tuple[str, Se
     dataset = opened(web[0])
     batches = iter(Loader(dataset, dataset.order(4), workers=1))
     next(batches)
-    origins = [child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())]
+    origins = [
+        child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())
+    ]
     readers = [reader for origin in origins for reader in origin.children()]
     assert readers
     for process in [*origins, *readers]:
@@ -151,16 +174,24 @@ def test_readers_of_a_store_go_on_when_a_job_is_asked_to_stop(web: tuple[str, Se
     assert not ended
 
 
-def test_folders_here_and_there_are_mixed(local: Path, s3: tuple[str, Behaviour], web: tuple[str, Served]) -> None:
+def test_folders_here_and_there_are_mixed(
+    local: Path, s3: tuple[str, Behaviour], web: tuple[str, Served]
+) -> None:
     urls = [str(local), s3[0], web[0]]
     dataset = opened(urls, weights={url: i + 1 for i, url in enumerate(urls)})
-    drawn = [dataset.clips[index].folder for batch in islice(dataset.order(12), 10) for _, index in batch]
+    drawn = [
+        dataset.clips[index].folder for batch in islice(dataset.order(12), 10) for _, index in batch
+    ]
     assert [drawn.count(folder) for folder in range(3)] == [20, 40, 60]
-    assert len({dataset[0, i * 40]["frames"].numpy().tobytes() for i in range(3)}) == 3  # each its own box
+    assert (
+        len({dataset[0, i * 40]["frames"].numpy().tobytes() for i in range(3)}) == 3
+    )  # each its own box
     assert [dataset[0, i * 40]["key"] for i in range(3)] == ["made-00"] * 3
 
 
-def test_what_was_read_is_kept(local: Path, remote: tuple[str, Behaviour | Served], tmp_path: Path) -> None:
+def test_what_was_read_is_kept(
+    local: Path, remote: tuple[str, Behaviour | Served], tmp_path: Path
+) -> None:
     url, counter = remote
     dataset = opened(url, cache={"folder": tmp_path, "gb": 1})
     items = [(0, i) for i in range(6)]
@@ -171,7 +202,9 @@ def test_what_was_read_is_kept(local: Path, remote: tuple[str, Behaviour | Serve
     assert counter.bytes_read == before
 
 
-def test_a_cached_file_that_went_bad_is_fetched_again(local: Path, web: tuple[str, Served], tmp_path: Path) -> None:
+def test_a_cached_file_that_went_bad_is_fetched_again(
+    local: Path, web: tuple[str, Served], tmp_path: Path
+) -> None:
     dataset = opened(web[0], cache={"folder": tmp_path, "gb": 1})
     dataset[0, 0]
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
@@ -256,5 +289,7 @@ def test_what_is_not_there_is_named(web: tuple[str, Served], tmp_path: Path) -> 
     with web_server(tmp_path) as served:
         dataset = opened(served.url)
         next((tmp_path / "shards").iterdir()).unlink()
-        with pytest.raises(ShardError, match=r"clip made-0 in http://.*made-000000.tar.*run 'pretrack verify'"):
+        with pytest.raises(
+            ShardError, match=r"clip made-0 in http://.*made-000000.tar.*run 'pretrack verify'"
+        ):
             dataset[0, 0]

@@ -45,7 +45,9 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four tars of three clips each, and nothing else."""
     out = tmp_path_factory.mktemp("tars")
     for tar in range(4):
-        write_clips(out / f"{tar}.tar", [panning_clip(f"clip-{tar}-{i}", 3 * tar + i) for i in range(3)])
+        write_clips(
+            out / f"{tar}.tar", [panning_clip(f"clip-{tar}-{i}", 3 * tar + i) for i in range(3)]
+        )
     return out
 
 
@@ -66,7 +68,9 @@ def from_a_command(build: Path) -> str:
 
 
 @pytest.mark.parametrize("where", [from_a_folder, from_its_list, from_a_pattern, from_a_command])
-def test_samples_are_those_of_the_loader_that_reads_parts(build: Path, where: Callable[[Path], str]) -> None:
+def test_samples_are_those_of_the_loader_that_reads_parts(
+    build: Path, where: Callable[[Path], str]
+) -> None:
     settings = settings_for(build, **PLAIN)
     indexed = ClipDataset(open_snapshots(settings), settings, seed=1)
     expected = {sample["key"]: sample for sample in (indexed[0, i] for i in range(len(indexed)))}
@@ -79,16 +83,24 @@ def test_samples_are_those_of_the_loader_that_reads_parts(build: Path, where: Ca
 
 
 def test_what_is_drawn_follows_from_seed_pass_and_key(build: Path) -> None:
-    changes: dict[str, Any] = {"crop": "random", "flip": 0.5, "colour": {"jitter": 1.0, "student_only": True}}
+    changes: dict[str, Any] = {
+        "crop": "random",
+        "flip": 0.5,
+        "colour": {"jitter": 1.0, "student_only": True},
+    }
     once, again = (list(islice(streamed(str(build), buffer, **changes), 20)) for buffer in (256, 1))
-    assert [sample["key"] for sample in once] != [sample["key"] for sample in again], "the buffer shuffles"
+    assert [sample["key"] for sample in once] != [sample["key"] for sample in again], (
+        "the buffer shuffles"
+    )
     for first, last in ((0, 10), (10, 20)):  # a pass
         other = {sample["key"]: sample for sample in again[first:last]}
         for sample in once[first:last]:
             assert torch.equal(sample["frames"], other[sample["key"]]["frames"])
             assert not torch.equal(sample["frames"][0], sample["teacher_frame"])
     shown = {sample["key"]: sample["frames"] for sample in once[:10]}
-    assert not any(torch.equal(sample["frames"], shown[sample["key"]]) for sample in once[10:]), "each pass draws anew"
+    assert not any(torch.equal(sample["frames"], shown[sample["key"]]) for sample in once[10:]), (
+        "each pass draws anew"
+    )
 
 
 def test_a_server_that_sends_whole_files_only(build: Path) -> None:
@@ -120,7 +132,9 @@ def test_a_named_pipe_is_read_as_it_is_written(build: Path, tmp_path: Path) -> N
     assert isinstance(data, Path)
     writer = threading.Thread(target=(tmp_path / "pipe.tar").write_bytes, args=(data.read_bytes(),))
     writer.start()
-    assert sorted(keys(streamed(str(tmp_path / "pipe.tar")), 10)) == sorted(keys(streamed(str(data)), 10))
+    assert sorted(keys(streamed(str(tmp_path / "pipe.tar")), 10)) == sorted(
+        keys(streamed(str(data)), 10)
+    )
     writer.join()
 
 
@@ -133,7 +147,9 @@ def test_ranks_and_workers_share_the_tars(tars: Path, monkeypatch: pytest.Monkey
         monkeypatch.setenv("RANK", str(rank))
         batches = list(islice(clips.batches(3, workers=2), 4))  # two passes, each worker's in turn
         seen = [[set(batch["key"]) for batch in batches[worker::2]] for worker in (0, 1)]
-        assert all(len({key.rsplit("-", 1)[0] for key in batch}) == 1 for part in seen for batch in part), "a tar is one worker's"
+        assert all(
+            len({key.rsplit("-", 1)[0] for key in batch}) == 1 for part in seen for batch in part
+        ), "a tar is one worker's"
         read.append([seen[0][turn] | seen[1][turn] for turn in (0, 1)])
     for turn in (0, 1):
         assert len(read[0][turn]) == len(read[1][turn]) == 6
@@ -141,11 +157,16 @@ def test_ranks_and_workers_share_the_tars(tars: Path, monkeypatch: pytest.Monkey
 
 
 def test_more_readers_than_tars_are_refused(tars: Path) -> None:
-    with pytest.raises(PretrackError, match=r"^4 tars cannot be shared by 1 ranks with 5 readers each.*take fewer workers$"):
+    with pytest.raises(
+        PretrackError,
+        match=r"^4 tars cannot be shared by 1 ranks with 5 readers each.*take fewer workers$",
+    ):
         next(streamed(str(tars / "*.tar")).batches(2, workers=5))
 
 
-def test_damage_is_named_or_left_out(tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_is_named_or_left_out(
+    tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole = (tars / "0.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "whole.tar").write_bytes((tars / "1.tar").read_bytes())
@@ -165,12 +186,16 @@ def test_damage_is_named_or_left_out(tars: Path, tmp_path: Path, caplog: pytest.
 
 
 def test_a_command_that_fails_is_named(tars: Path) -> None:
-    with pytest.raises(ShardError, match=r"^the tar pipe:head -c 20000 .* cannot be read to its end"):
+    with pytest.raises(
+        ShardError, match=r"^the tar pipe:head -c 20000 .* cannot be read to its end"
+    ):
         keys(streamed(f"pipe:head -c 20000 {tars / '0.tar'}; exit 3"), 3)
 
 
 def test_where_nothing_fits_the_stream_ends(tars: Path) -> None:
-    with pytest.raises(PretrackError, match=r"^no clip in .* fits: split 'eval', 4 frames or more from an anchor$"):
+    with pytest.raises(
+        PretrackError, match=r"^no clip in .* fits: split 'eval', 4 frames or more from an anchor$"
+    ):
         next(iter(streamed(str(tars / "*.tar"), split="eval")))
     with pytest.raises(PretrackError, match=r"fits: split 'train', 13 frames"):
         next(iter(streamed(str(tars / "*.tar"), frames=13)))
@@ -185,5 +210,7 @@ def test_what_cannot_be_streamed_is_said_at_once(tmp_path: Path) -> None:
         listed_tars(str(tmp_path))
     publish(tmp_path, [panning_clip("made-0", 0)])
     (tmp_path / "snapshots" / "000001" / "shards.txt").unlink()
-    with pytest.raises(PretrackError, match=r"shards.txt cannot be read .*it should list a snapshot's tars$"):
+    with pytest.raises(
+        PretrackError, match=r"shards.txt cannot be read .*it should list a snapshot's tars$"
+    ):
         listed_tars(str(tmp_path))

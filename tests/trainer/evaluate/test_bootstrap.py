@@ -14,16 +14,24 @@ def test_differences_and_what_they_say() -> None:
     random = np.random.default_rng(0)
     base = random.uniform(0, 1, 40)
     spread = random.normal(0, 0.02, 40)
-    more, less = difference(base, base + 0.1 + spread, "higher"), difference(base, base - 0.1 + spread, "higher")
+    more, less = (
+        difference(base, base + 0.1 + spread, "higher"),
+        difference(base, base - 0.1 + spread, "higher"),
+    )
     assert (more.verdict, less.verdict) == ("better", "worse")
     assert more.gain == pytest.approx(0.1, abs=0.02)
     assert more.interval is not None
     assert more.interval[0] < more.gain < more.interval[1]
-    assert more.interval[1] - more.interval[0] == pytest.approx(2 * 1.96 * 0.02 / math.sqrt(40), rel=0.3)  # paired: base cancels
+    assert more.interval[1] - more.interval[0] == pytest.approx(
+        2 * 1.96 * 0.02 / math.sqrt(40), rel=0.3
+    )  # paired: base cancels
     assert difference(base, base + 0.1 + spread, "lower").verdict == "worse"
     assert difference(base, base + 0.1 + spread, "").verdict == "higher"
     assert difference(base, base, "higher").verdict == "not distinguishable from 0"
-    assert difference(base, base + spread - spread.mean(), "higher").verdict == "not distinguishable from 0"
+    assert (
+        difference(base, base + spread - spread.mean(), "higher").verdict
+        == "not distinguishable from 0"
+    )
     gappy = difference([0.1, math.nan, 0.2, *base], [0.3, 0.5, math.nan, *base], "higher")
     assert gappy.count == 41
     assert gappy.gain == pytest.approx(0.2 / 41)
@@ -47,14 +55,28 @@ def test_intervals_are_the_same_every_time_and_hold_the_truth_as_often_as_they_s
 
 def test_more_of_the_same_video_does_not_make_a_difference_surer() -> None:
     random = np.random.default_rng(2)
-    base, gains, videos = random.uniform(0, 1, 12), random.normal(0.1, 0.2, 12), [f"video {i}" for i in range(12)]
+    base, gains, videos = (
+        random.uniform(0, 1, 12),
+        random.normal(0.1, 0.2, 12),
+        [f"video {i}" for i in range(12)],
+    )
     once = difference(base, base + gains, "higher", videos)
-    often = difference(np.repeat(base, 5), np.repeat(base + gains, 5), "higher", [video for video in videos for _ in range(5)])
-    assert once == difference(base, base + gains, "higher")  # a clip of each: as if nothing were said of videos
+    often = difference(
+        np.repeat(base, 5),
+        np.repeat(base + gains, 5),
+        "higher",
+        [video for video in videos for _ in range(5)],
+    )
+    assert once == difference(
+        base, base + gains, "higher"
+    )  # a clip of each: as if nothing were said of videos
     assert once.interval is not None
     assert often.interval == pytest.approx(once.interval)
     assert (often.count, often.groups, often.verdict) == (60, 12, once.verdict)
-    assert difference([0.1] * 60, [0.9] * 60, "higher", [i % 5 for i in range(60)]).verdict == "too few to tell"
+    assert (
+        difference([0.1] * 60, [0.9] * 60, "higher", [i % 5 for i in range(60)]).verdict
+        == "too few to tell"
+    )
 
 
 def test_intervals_of_alike_items_hold_the_truth_as_often_as_they_say() -> None:
@@ -63,6 +85,8 @@ def test_intervals_of_alike_items_hold_the_truth_as_often_as_they_say() -> None:
     groups = np.repeat(np.arange(30), random.integers(1, 6, 30))
     values = random.normal(0, 1, (100, 30))[:, groups] + random.normal(0, 0.2, (100, len(groups)))
     held = [low < 0 < high for low, high in (interval(drawn, groups.tolist()) for drawn in values)]
-    taken_alone = [low < 0 < high for low, high in (interval(drawn, range(len(groups))) for drawn in values)]
+    taken_alone = [
+        low < 0 < high for low, high in (interval(drawn, range(len(groups))) for drawn in values)
+    ]
     assert 0.85 < np.mean(held) < 1
     assert np.mean(taken_alone) < 0.8

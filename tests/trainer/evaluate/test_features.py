@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from shards.errors import PretrackError, SettingsError
-from trainer.evaluate.evaluated_model import Subject
+from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.features import level_features, padding, patch_features
 from trainer.model.backbone import make_backbone, normalised_images
 
@@ -14,14 +14,16 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAMES = ["dino_small", "dinov2_reg_small", "dinov3_small"]
 
 
-def tiny(name: str, depth: int = 8) -> Subject:
+def tiny(name: str, depth: int = 8) -> EvaluatedModel:
     torch.manual_seed(0)
     backbone = make_backbone(name, None, {"depth": depth, "embed_dim": 48, "num_heads": 3}).eval()
-    return Subject("tiny", name, "tiny.pth", "", backbone, 224, MEAN, STD)
+    return EvaluatedModel("tiny", name, "tiny.pth", "", backbone, 224, MEAN, STD)
 
 
 def some_images(size: int) -> torch.Tensor:
-    return torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        0, 256, (2, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -58,15 +60,22 @@ def test_four_blocks_with_the_cls_token(name: str) -> None:
     assert [level.shape for level in levels] == [(2, 4, 4, 96)] * 4
     torch.testing.assert_close(levels[3][..., :48], patch_features(subject)(images))
     seen: list[torch.Tensor] = []
-    hook = subject.backbone.model.blocks[1].register_forward_hook(lambda block, given, tokens: seen.append(tokens))
+    hook = subject.backbone.model.blocks[1].register_forward_hook(
+        lambda block, given, tokens: seen.append(tokens)
+    )
     level_features(subject)(images)
     hook.remove()  # block 1 of 0..7 is the first quarter's last
     torch.testing.assert_close(levels[0][:, 2, 3, 48:], seen[0][:, 0])
-    torch.testing.assert_close(levels[0][..., :48].flatten(1, 2), seen[0][:, subject.backbone.model.num_prefix_tokens :])
+    torch.testing.assert_close(
+        levels[0][..., :48].flatten(1, 2), seen[0][:, subject.backbone.model.num_prefix_tokens :]
+    )
 
 
 def test_too_few_blocks() -> None:
-    with pytest.raises(SettingsError, match=r"reads four blocks and a CLS token, and vit_small_patch16_224.dino has not got them"):
+    with pytest.raises(
+        SettingsError,
+        match=r"reads four blocks and a CLS token, and vit_small_patch16_224.dino has not got them",
+    ):
         level_features(tiny("dino_small", depth=3))
 
 
@@ -76,6 +85,7 @@ def test_broken_weights() -> None:
         subject.backbone.model.blocks[2].mlp.fc1.weight[0, 0] = torch.nan
     for features in (patch_features(subject), level_features(subject)):
         with pytest.raises(
-            PretrackError, match=r"the model 'tiny' gives features that are not finite: its weights \(tiny.pth\) are broken"
+            PretrackError,
+            match=r"the model 'tiny' gives features that are not finite: its weights \(tiny.pth\) are broken",
         ):
             features(some_images(32))

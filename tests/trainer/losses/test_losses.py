@@ -23,7 +23,13 @@ from shards.errors import SettingsError
 from tests.helpers import plain_losses
 from tests.trainer.test_distributed import torchrun
 from tests.trainer.test_train import assert_same, last_state
-from trainer.config import ClusterSettings, InfoNCESettings, LossSettings, SmoothAPSettings, TrainSettings
+from trainer.config import (
+    ClusterSettings,
+    InfoNCESettings,
+    LossSettings,
+    SmoothAPSettings,
+    TrainSettings,
+)
 from trainer.losses.clusters import Clusters, sinkhorn
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
 from trainer.losses.info_nce import info_nce
@@ -38,12 +44,16 @@ CLIPS, FRAMES, TRACKS, WIDTH, REFERENCES, PATCHES = 3, 2, 9, 6, 2, 16
 EVERY = {"info_nce": {}, "smooth_ap": {}, "clusters": {"prototypes": 5}, "track_mean": {}}
 
 
-def a_batch(dtype: torch.dtype = torch.float64, clips: int = CLIPS, tracks: int = TRACKS, width: int = WIDTH) -> Embeddings:
+def a_batch(
+    dtype: torch.dtype = torch.float64, clips: int = CLIPS, tracks: int = TRACKS, width: int = WIDTH
+) -> Embeddings:
     """Tracks of which some count, some of them near each other; nothing counts in the last clip of several."""
     generator = torch.Generator().manual_seed(0)
 
     def units(*shape: int) -> Tensor:
-        return normalize(torch.randn(*shape, width, generator=generator, dtype=torch.float64), dim=-1).to(dtype)
+        return normalize(
+            torch.randn(*shape, width, generator=generator, dtype=torch.float64), dim=-1
+        ).to(dtype)
 
     weights = (torch.rand(clips, FRAMES, tracks, generator=generator) < 0.7).to(dtype)
     weights[:, :, 4] = 0  # a track that counts nowhere
@@ -53,14 +63,18 @@ def a_batch(dtype: torch.dtype = torch.float64, clips: int = CLIPS, tracks: int 
     anchors[:, 1] = anchors[:, 0] + 0.002
     anchors[:, 2] = anchors[:, 0] - 0.05
     anchors[:, 4] = anchors[:, 0] + 0.001
-    positions = torch.rand(clips, FRAMES, tracks, 2, generator=generator, dtype=torch.float64).to(dtype)
+    positions = torch.rand(clips, FRAMES, tracks, 2, generator=generator, dtype=torch.float64).to(
+        dtype
+    )
     return Embeddings(
         units(clips, FRAMES, tracks), units(clips, tracks), units(clips, REFERENCES, PATCHES), weights, positions, anchors,
         units(clips, FRAMES, tracks),
     )  # fmt: skip
 
 
-def clusters_of(soft: bool = False, prototypes: int = 5, width: int = WIDTH, dtype: torch.dtype = torch.float64) -> Clusters:
+def clusters_of(
+    soft: bool = False, prototypes: int = 5, width: int = WIDTH, dtype: torch.dtype = torch.float64
+) -> Clusters:
     torch.manual_seed(1)
     return Clusters(ClusterSettings(prototypes=prototypes, soft=soft), width).to(dtype)
 
@@ -88,7 +102,13 @@ def assert_value(ours: Tensor, plain: float) -> None:
 def test_info_nce_equals_its_formula(apart: float, other_clips: bool) -> None:
     e = a_batch()
     plain = plain_losses.info_nce(
-        e.student.numpy(), e.teacher.numpy(), e.weights.numpy(), e.anchor_positions.numpy(), 0.07, apart, other_clips
+        e.student.numpy(),
+        e.teacher.numpy(),
+        e.weights.numpy(),
+        e.anchor_positions.numpy(),
+        0.07,
+        apart,
+        other_clips,
     )
     assert_value(info_nce(e, InfoNCESettings(apart=apart, other_clips=other_clips)), plain)
 
@@ -98,7 +118,13 @@ def test_info_nce_equals_its_formula(apart: float, other_clips: bool) -> None:
 def test_smooth_ap_equals_its_formula(near: float, far: float, temperature: float) -> None:
     e = a_batch()
     plain = plain_losses.smooth_ap(
-        e.student.numpy(), e.teacher.numpy(), e.weights.numpy(), e.anchor_positions.numpy(), temperature, near, far
+        e.student.numpy(),
+        e.teacher.numpy(),
+        e.weights.numpy(),
+        e.anchor_positions.numpy(),
+        temperature,
+        near,
+        far,
     )
     assert_value(smooth_ap(e, SmoothAPSettings(near=near, far=far, temperature=temperature)), plain)
 
@@ -109,7 +135,14 @@ def test_clusters_equal_their_formula(soft: bool) -> None:
     with torch.no_grad():
         clusters.prototypes.mul_(torch.arange(1, 6)[:, None])  # their length means nothing
     plain = plain_losses.clusters(
-        e.student.numpy(), e.teacher.numpy(), e.weights.numpy(), clusters.prototypes.detach().numpy(), 0.1, 0.06, 3, soft
+        e.student.numpy(),
+        e.teacher.numpy(),
+        e.weights.numpy(),
+        clusters.prototypes.detach().numpy(),
+        0.1,
+        0.06,
+        3,
+        soft,
     )
     assert_value(clusters(e), plain)
 
@@ -117,7 +150,9 @@ def test_clusters_equal_their_formula(soft: bool) -> None:
 def test_track_mean_equals_its_formula() -> None:
     e = a_batch()
     assert e.teacher_frames is not None
-    plain = plain_losses.track_mean(e.student.numpy(), e.teacher.numpy(), e.weights.numpy(), e.teacher_frames.numpy())
+    plain = plain_losses.track_mean(
+        e.student.numpy(), e.teacher.numpy(), e.weights.numpy(), e.teacher_frames.numpy()
+    )
     assert_value(track_mean(e), plain)
 
 
@@ -125,7 +160,10 @@ def test_the_mean_is_the_sorting_losses_own() -> None:
     e, objective = a_batch(torch.float32), make_objective(LossSettings())
     losses = torch.stack(
         [
-            objective.loss(e.student[:, f] @ e.references[:, 0].mT, objective.teacher_order(e.teacher @ e.references[:, 0].mT))
+            objective.loss(
+                e.student[:, f] @ e.references[:, 0].mT,
+                objective.teacher_order(e.teacher @ e.references[:, 0].mT),
+            )
             for f in range(FRAMES)
         ],
         dim=1,
@@ -150,7 +188,9 @@ def test_gradient_of_prototypes_against_finite_differences() -> None:
     def of_prototypes(prototypes: Tensor) -> Tensor:
         return torch.func.functional_call(clusters, {"prototypes": prototypes}, (e,))  # type: ignore[no-any-return]
 
-    assert torch.autograd.gradcheck(of_prototypes, clusters.prototypes.detach().clone().requires_grad_())
+    assert torch.autograd.gradcheck(
+        of_prototypes, clusters.prototypes.detach().clone().requires_grad_()
+    )
 
 
 @EVERY_LOSS
@@ -167,8 +207,13 @@ def test_the_teacher_gets_no_gradient(name: str) -> None:
 def test_what_does_not_count_changes_nothing(name: str) -> None:
     e, loss = a_batch(), every_loss()[name]
     assert e.teacher_frames is not None
-    hidden, nowhere = (e.weights == 0)[..., None], ~e.counted[..., None]
-    noise = normalize(torch.randn(e.student.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64), dim=-1)
+    hidden, nowhere = (e.weights == 0)[..., None], ~e.valid_tracks[..., None]
+    noise = normalize(
+        torch.randn(
+            e.student.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+        ),
+        dim=-1,
+    )
     changed = replace(
         e,
         student=torch.where(hidden, noise, e.student),
@@ -195,8 +240,12 @@ def test_nothing_visible_is_zero_without_gradient(name: str, dtype: torch.dtype)
 
 def found(e: Embeddings) -> float:
     """The part of tracks whose likest anchor point, seen by the teacher, is their own or one near it; all that count."""
-    scores = (e.student @ e.teacher[:, None].mT).masked_fill(~e.counted[:, None, None], -1)
-    apart = e.anchor_distances[:, None].expand_as(scores).gather(-1, scores.argmax(dim=-1, keepdim=True))[..., 0]
+    scores = (e.student @ e.teacher[:, None].mT).masked_fill(~e.valid_tracks[:, None, None], -1)
+    apart = (
+        e.anchor_distances[:, None]
+        .expand_as(scores)
+        .gather(-1, scores.argmax(dim=-1, keepdim=True))[..., 0]
+    )
     return float(((apart < 0.1) * e.weights).sum() / e.weights.sum())
 
 
@@ -228,8 +277,12 @@ def test_descent_keeps_clusters_along_tracks() -> None:
 
     def kept() -> float:
         prototypes = normalize(clusters.prototypes, dim=-1)
-        assigned = sinkhorn((e.teacher @ prototypes.T).flatten(0, 1), e.counted.flatten(), 0.06, 3).argmax(dim=-1)
-        followed = (normalize(student, dim=-1) @ prototypes.T).argmax(dim=-1) == assigned.view(CLIPS, 1, TRACKS)
+        assigned = sinkhorn(
+            (e.teacher @ prototypes.T).flatten(0, 1), e.valid_tracks.flatten(), 0.06, 3
+        ).argmax(dim=-1)
+        followed = (normalize(student, dim=-1) @ prototypes.T).argmax(dim=-1) == assigned.view(
+            CLIPS, 1, TRACKS
+        )
         return float((followed * e.weights).sum() / e.weights.sum())
 
     assert kept() < 0.5
@@ -246,7 +299,10 @@ def test_descent_keeps_clusters_along_tracks() -> None:
 
 def scores_of(points: int, prototypes: int) -> Tensor:
     generator = torch.Generator().manual_seed(3)
-    a, b = (normalize(torch.randn(n, WIDTH, generator=generator, dtype=torch.float64), dim=-1) for n in (points, prototypes))
+    a, b = (
+        normalize(torch.randn(n, WIDTH, generator=generator, dtype=torch.float64), dim=-1)
+        for n in (points, prototypes)
+    )
     return a @ b.T
 
 
@@ -254,20 +310,33 @@ def test_sinkhorn_gives_every_point_once_and_every_prototype_the_same() -> None:
     counted = torch.arange(60) % 3 > 0
     mass = sinkhorn(scores_of(60, 8), counted, 0.06, 2000)
     torch.testing.assert_close(mass.sum(dim=1), counted.double())
-    torch.testing.assert_close(mass.sum(dim=0), torch.full((8,), 40 / 8, dtype=torch.float64), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        mass.sum(dim=0), torch.full((8,), 40 / 8, dtype=torch.float64), rtol=1e-4, atol=0
+    )
     few = sinkhorn(scores_of(60, 8), counted, 0.06, 3)
     torch.testing.assert_close(few.sum(dim=1), counted.double())
     assert (few.sum(dim=0) - 5).abs().max() < 2
 
 
 def test_sinkhorn_stays_finite_at_its_smallest_epsilon() -> None:
-    mass = sinkhorn(torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]]), torch.tensor([True, True, False]), 0.025, 3)
+    mass = sinkhorn(
+        torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]]),
+        torch.tensor([True, True, False]),
+        0.025,
+        3,
+    )
     torch.testing.assert_close(mass.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
 
 
 def part_of_sinkhorn(rank: int, meet: Path, part: slice) -> Tensor:
     """Sinkhorn of one of two processes with its part of 40 points."""
-    dist.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2, timeout=timedelta(seconds=120))
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{meet}",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=120),
+    )
     try:
         return sinkhorn(scores_of(40, 8)[part], (torch.arange(40) % 4 > 0)[part], 0.06, 3)
     finally:
@@ -287,7 +356,9 @@ def test_sinkhorn_of_two_processes_equals_one(tmp_path: Path) -> None:
     own = part_of_sinkhorn(0, tmp_path / "meet", slice(17))
     other.join(120)
     together = torch.cat([own, torch.load(tmp_path / "rest.pt")])
-    torch.testing.assert_close(together, sinkhorn(scores_of(40, 8), torch.arange(40) % 4 > 0, 0.06, 3), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        together, sinkhorn(scores_of(40, 8), torch.arange(40) % 4 > 0, 0.06, 3), rtol=1e-12, atol=0
+    )
 
 
 def made(**settings: Any) -> Losses:
@@ -297,11 +368,21 @@ def made(**settings: Any) -> Losses:
 
 def test_mixing_is_the_weighted_sum() -> None:
     e = a_batch(torch.float32)
-    weights = {"sorting": 0.5, "info_nce": 2.0, "smooth_ap": 3.0, "clusters": 0.25, "track_mean": 4.0}
-    losses = made(sorting=0.5, **{name: {**part, "weight": weights[name]} for name, part in EVERY.items()})
+    weights = {
+        "sorting": 0.5,
+        "info_nce": 2.0,
+        "smooth_ap": 3.0,
+        "clusters": 0.25,
+        "track_mean": 4.0,
+    }
+    losses = made(
+        sorting=0.5, **{name: {**part, "weight": weights[name]} for name, part in EVERY.items()}
+    )
     total, parts = losses(replace(e, student=e.student.requires_grad_()))
     assert list(parts) == list(weights)
-    torch.testing.assert_close(total, torch.stack([weights[name] * part for name, part in parts.items()]).sum())
+    torch.testing.assert_close(
+        total, torch.stack([weights[name] * part for name, part in parts.items()]).sum()
+    )
     assert total.requires_grad
     assert not any(part.requires_grad for part in parts.values())
     for name, part in EVERY.items():
@@ -314,7 +395,10 @@ def test_alone_the_sorting_loss_is_itself() -> None:
     e, settings = a_batch(torch.float32), LossSettings()
     losses = made()
     total, parts = losses(replace(e, teacher_frames=None))
-    assert torch.equal(total, sorting_loss(e.student, e.teacher, e.references, e.weights, make_objective(settings), True))
+    assert torch.equal(
+        total,
+        sorting_loss(e.student, e.teacher, e.references, e.weights, make_objective(settings), True),
+    )
     assert list(parts) == ["sorting"]
     assert not losses.needs_teacher_frames
     assert not list(losses.parameters())
@@ -345,11 +429,20 @@ def test_autocast_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sorting": 0}, "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above 0"),
+        (
+            {"sorting": 0},
+            "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above 0",
+        ),
         ({"sorting": 0, "clusters": {"weight": 0}}, "every loss has weight 0"),
         ({"smooth_ap": {"near": 0.2}}, "'near' should be no larger than 'far'"),
-        ({"info_nce": {"temperature": 0}}, "'info_nce.temperature': input should be greater than 0"),
-        ({"clusters": {"epsilon": 0.001}}, "'clusters.epsilon': input should be greater than or equal to 0.025"),
+        (
+            {"info_nce": {"temperature": 0}},
+            "'info_nce.temperature': input should be greater than 0",
+        ),
+        (
+            {"clusters": {"epsilon": 0.001}},
+            "'clusters.epsilon': input should be greater than or equal to 0.025",
+        ),
         ({"info_nse": {}}, "unknown key 'info_nse' .did you mean 'info_nce'"),
         ({"track_mean": {"wieght": 2}}, "unknown key 'track_mean.wieght' .did you mean 'weight'"),
     ],
@@ -365,9 +458,14 @@ MIX: dict[str, Any] = {"sorting": 0.5, **EVERY}
 
 
 @pytest.mark.slow
-def test_a_run_trains_prototypes_and_goes_on_with_them(settings: Callable[..., TrainSettings], tmp_path: Path) -> None:
+def test_a_run_trains_prototypes_and_goes_on_with_them(
+    settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
     whole = settings(loss=MIX, optim={"lr": 1e-3}, run={"steps": 4, "out": tmp_path / "whole"})
-    parts = [settings(loss=MIX, optim={"lr": 1e-3, "period": 4}, run={"steps": steps}) for steps in (2, 4)]
+    parts = [
+        settings(loss=MIX, optim={"lr": 1e-3, "period": 4}, run={"steps": steps})
+        for steps in (2, 4)
+    ]
     train(whole)
     states = []
     for part in parts:
@@ -381,13 +479,16 @@ def test_a_run_trains_prototypes_and_goes_on_with_them(settings: Callable[..., T
 
 
 @pytest.mark.slow
-def test_two_ranks_train_the_same_prototypes(settings: Callable[..., TrainSettings], tmp_path: Path) -> None:
+def test_two_ranks_train_the_same_prototypes(
+    settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(settings(loss=MIX, run={"steps": 3}).model_dump(mode="json")))
     run = torchrun(config)
     assert run.returncode == 0, run.stderr
     (student, _, losses), theirs = (
-        torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True)["weights"] for rank in (0, 1)
+        torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True)["weights"]
+        for rank in (0, 1)
     )
     assert [len(values) for values in losses.values()] == [5]
     assert_same([student, losses], [theirs[0], theirs[2]])

@@ -26,7 +26,9 @@ def test_maps_hold_the_normed_patch_tokens(name: str) -> None:
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     features = backbone(images)
     assert features.shape == (2, 4, 4, 48)
-    (expected,) = backbone.model.forward_intermediates(images, indices=1, norm=True, intermediates_only=True, output_fmt="NLC")
+    (expected,) = backbone.model.forward_intermediates(
+        images, indices=1, norm=True, intermediates_only=True, output_fmt="NLC"
+    )
     torch.testing.assert_close(features.flatten(1, 2), expected)
 
 
@@ -60,14 +62,20 @@ def test_only_the_last_blocks_are_trained(depth: int) -> None:
 def test_sizes_that_patches_do_not_fill_are_refused() -> None:
     backbone = make_backbone("dinov2_small", None, TINY)
     assert backbone.grid(224) == 16
-    with pytest.raises(SettingsError, match="patches of 14 pixels, which do not fill 'size: 256': take 252"):
+    with pytest.raises(
+        SettingsError, match="patches of 14 pixels, which do not fill 'size: 256': take 252"
+    ):
         backbone.grid(256)
 
 
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
     [
-        ("dinov2_reg_bas", "random", "there is no backbone 'dinov2_reg_bas' .did you mean 'dinov2_reg_base'"),
+        (
+            "dinov2_reg_bas",
+            "random",
+            "there is no backbone 'dinov2_reg_bas' .did you mean 'dinov2_reg_base'",
+        ),
         ("vit_tiny_patch16_22", "random", "did you mean 'vit_tiny_patch16_224'"),
         ("resnet18", "random", "'resnet18' is not a vision transformer|cannot be made"),
         ("dino_small", "nowhere/weights.pth", "there is no weight file nowhere/weights.pth"),
@@ -92,7 +100,9 @@ def test_weights_from_files(tmp_path: Path, wrapper: str) -> None:
     if wrapper == "safetensors":
         save_file(state, path)
     elif wrapper == "dino":
-        inner = {f"module.backbone.{name}": value for name, value in state.items()} | {"module.head.weight": torch.zeros(1)}
+        inner = {f"module.backbone.{name}": value for name, value in state.items()} | {
+            "module.head.weight": torch.zeros(1)
+        }
         torch.save({"student": {}, "teacher": inner, "epoch": 3}, path)
     else:
         torch.save({"teacher": state} if wrapper == "teacher" else state, path)
@@ -109,7 +119,10 @@ def test_positions_of_another_size_are_resampled(tmp_path: Path) -> None:
 
 
 def test_another_models_weights_are_refused(tmp_path: Path) -> None:
-    torch.save(make_backbone("dino_small", None, {**TINY, "embed_dim": 96}).model.state_dict(), tmp_path / "weights.pth")
+    torch.save(
+        make_backbone("dino_small", None, {**TINY, "embed_dim": 96}).model.state_dict(),
+        tmp_path / "weights.pth",
+    )
     with pytest.raises(SettingsError, match="cannot be made with weights"):
         make_backbone("dino_small", str(tmp_path / "weights.pth"), TINY)
 
@@ -120,8 +133,13 @@ def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, name: str) -
     state = make_backbone(name, None, TINY).model.state_dict()
     torch.save(state, tmp_path / "all.pth")
     make_backbone(name, str(tmp_path / "all.pth"), TINY)
-    torch.save({key: value for key, value in state.items() if "blocks.1." not in key}, tmp_path / "part.pth")
-    with pytest.raises(SettingsError, match=r"part\.pth lacks \d+ tensors of .* \(first: blocks\.1\."):
+    torch.save(
+        {key: value for key, value in state.items() if "blocks.1." not in key},
+        tmp_path / "part.pth",
+    )
+    with pytest.raises(
+        SettingsError, match=r"part\.pth lacks \d+ tensors of .* \(first: blocks\.1\."
+    ):
         make_backbone(name, str(tmp_path / "part.pth"), TINY)
 
 
@@ -156,7 +174,10 @@ def embedder() -> Embedder:
 def test_the_published_head() -> None:
     head = Projection(768, (1024, 1024, 512, 256))
     assert [type(layer).__name__ for layer in head] == ["Linear", "GELU"] * 3 + ["Linear"]
-    assert sum(layer.weight.numel() for layer in head if isinstance(layer, torch.nn.Linear)) == 2_490_368
+    assert (
+        sum(layer.weight.numel() for layer in head if isinstance(layer, torch.nn.Linear))
+        == 2_490_368
+    )
 
 
 @pytest.mark.parametrize("trained_only", [True, False])

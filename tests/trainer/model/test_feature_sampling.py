@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from shards.errors import SettingsError
-from trainer.model.feature_sampling import References, choose_references, crop_references, sample_points
+from trainer.model.feature_sampling import (
+    References,
+    choose_references,
+    crop_references,
+    sample_points,
+)
 
 SIZE, PATCH = 64, 8
 GRID = SIZE // PATCH
@@ -20,8 +25,13 @@ def position_map() -> torch.Tensor:
 
 
 def test_a_point_is_read_where_it_is() -> None:
-    points = torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * (SIZE - PATCH) + (PATCH - 1) / 2
-    torch.testing.assert_close(sample_points(position_map(), points, SIZE, align_corners=False), points)
+    points = (
+        torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * (SIZE - PATCH)
+        + (PATCH - 1) / 2
+    )
+    torch.testing.assert_close(
+        sample_points(position_map(), points, SIZE, align_corners=False), points
+    )
 
 
 def test_published_reading_is_off_most_at_the_border() -> None:
@@ -66,7 +76,8 @@ def test_references_are_other_clips_frames_and_one_of_the_own() -> None:
 
 def test_too_few_frames_for_references_is_said() -> None:
     with pytest.raises(
-        SettingsError, match=r"takes 4 frames of other clips, and where 1 go through the model together there are 0"
+        SettingsError,
+        match=r"takes 4 frames of other clips, and where 1 go through the model together there are 0",
     ):
         choose_references(1, 4, 5, GRID, 3, torch.Generator())
     alone = choose_references(1, 4, 1, GRID, 3, torch.Generator().manual_seed(0))
@@ -75,10 +86,16 @@ def test_too_few_frames_for_references_is_said() -> None:
 
 def test_crops_are_slices() -> None:
     features = torch.randn(6, GRID, GRID, 3, generator=torch.Generator().manual_seed(0))
-    references = References(torch.tensor([[4, 1], [0, 5]]), torch.tensor([[0, 5], [2, 3]]), torch.tensor([[1, 4], [5, 0]]))
+    references = References(
+        torch.tensor([[4, 1], [0, 5]]),
+        torch.tensor([[0, 5], [2, 3]]),
+        torch.tensor([[1, 4], [5, 0]]),
+    )
     crops = crop_references(features, references, 3)
     for b in range(2):
         for r in range(2):
-            frame, top, left = (int(t[b, r]) for t in (references.frame, references.top, references.left))
+            frame, top, left = (
+                int(t[b, r]) for t in (references.frame, references.top, references.left)
+            )
             expected = features[frame, top : top + 3, left : left + 3].reshape(9, 3)
             assert torch.equal(crops[b, r], expected)

@@ -48,7 +48,9 @@ def a_step(settings: TrainSettings, clips: int = 4) -> tuple[Step, Sample]:
     torch.manual_seed(0)
     model = make_step(settings, None, CPU)
     with torch.no_grad():
-        for ours, theirs in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+        for ours, theirs in zip(
+            model.teacher.parameters(), model.student.parameters(), strict=True
+        ):
             if theirs.requires_grad:
                 ours.add_(torch.randn_like(ours), alpha=0.01)
     dataset = ClipDataset(open_snapshots(settings.data), settings.data, seed=1)
@@ -75,24 +77,35 @@ def test_trunk_and_tail_are_the_backbone(name: str, trained: int) -> None:
     tokens = backbone.trunk(images)
     assert not tokens.values.requires_grad
     assert torch.equal(backbone.tail(tokens), backbone(images))
-    torch.testing.assert_close(backbone.tail(tokens[torch.tensor([2, 0])]), backbone(images[[2, 0]]))
+    torch.testing.assert_close(
+        backbone.tail(tokens[torch.tensor([2, 0])]), backbone(images[[2, 0]])
+    )
     backbone.tail(tokens).sum().backward()
     changed = {key.split(".")[2] for key, p in backbone.named_parameters() if p.grad is not None}
     assert changed == {str(i) for i in range(3 - trained, 3)}
 
 
 @pytest.mark.parametrize("compared", [[1, 2, 3], [3]])
-def test_embeddings_are_those_of_whole_passes_over_every_frame(settings: Make, compared: list[int]) -> None:
+def test_embeddings_are_those_of_whole_passes_over_every_frame(
+    settings: Make, compared: list[int]
+) -> None:
     s = settings()
     model, sample = a_step(s)
     references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
     lean = model.embed(batch_of(sample, s, CPU), compared, references, 4)
 
     images = normalised_images(sample["frames"], s.data.mean, s.data.std).flatten(0, 1)
-    features, teachers = model.student.backbone(images), model.teacher.backbone(images)  # each the whole transformer
+    features, teachers = (
+        model.student.backbone(images),
+        model.teacher.backbone(images),
+    )  # each the whole transformer
     points = sample["positions"].flatten(0, 1)
-    tracks = model.student.embed(sample_points(features, points, 64, False)).view(4, 4, 36, 16)[:, compared]
-    anchor = model.teacher.embed(sample_points(teachers, points, 64, False)).view(4, 4, 36, 16)[:, 0]
+    tracks = model.student.embed(sample_points(features, points, 64, False)).view(4, 4, 36, 16)[
+        :, compared
+    ]
+    anchor = model.teacher.embed(sample_points(teachers, points, 64, False)).view(4, 4, 36, 16)[
+        :, 0
+    ]
     crops = model.student.embed(crop_references(features, references, 4))
     for ours, plain in ((lean.student, tracks), (lean.teacher, anchor), (lean.references, crops)):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)
@@ -119,7 +132,9 @@ def test_a_teacher_averaged_in_all_weights_runs_its_own_trunk(settings: Make) ->
 def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
     s = settings(run={"accumulate": 2}, references={"count": 1})
     model, sample = a_step(s)
-    loss, parts_of_loss, _ = forward_backward(model, sample, [1, 2, 3], (8, 4), 0, s, Rank(0, 1, CPU))
+    loss, parts_of_loss, _ = forward_backward(
+        model, sample, [1, 2, 3], (8, 4), 0, s, Rank(0, 1, CPU)
+    )
     together = gradients(model)
     halves = []
     generator = torch.manual_seed(step_seed(s.run.seed, 0, 0))
@@ -133,7 +148,9 @@ def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
         total += value.item() / 2
     assert loss.item() == parts_of_loss["sorting"].item() == pytest.approx(total, abs=1e-6)
     for name, gradient in together.items():
-        torch.testing.assert_close(gradient, (halves[0][name] + halves[1][name]) / 2, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(
+            gradient, (halves[0][name] + halves[1][name]) / 2, rtol=1e-4, atol=1e-7
+        )
 
 
 @pytest.mark.slow
@@ -145,10 +162,20 @@ def test_a_run_in_parts_goes_through_and_odd_parts_are_refused(settings: Make) -
 
 @pytest.mark.slow
 def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_path: Path) -> None:
-    s = settings(references={"count": 4, "across_ranks": True}, run={"batch_size": 8, "accumulate": 2})
+    s = settings(
+        references={"count": 4, "across_ranks": True}, run={"batch_size": 8, "accumulate": 2}
+    )
     (tmp_path / "settings.json").write_text(s.model_dump_json())
     logs = f"--log-dir={tmp_path / 'logs'}"  # in /tmp otherwise, where they stay
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", logs, "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        logs,
+        "--nproc-per-node",
+        "2",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     run = subprocess.run(
         [*command, "-m", "tests.helpers.shared_references", str(tmp_path)],
@@ -172,7 +199,9 @@ def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_
     assert (ranks[0]["loss"] + ranks[1]["loss"]) / 2 == pytest.approx(total, abs=1e-5)
     for name, gradient in gradients(model).items():
         for rank in ranks:
-            torch.testing.assert_close(rank["gradients"][name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+            torch.testing.assert_close(
+                rank["gradients"][name], gradient, rtol=1e-3, atol=1e-6, msg=name
+            )
 
 
 def test_a_ranks_references_are_its_rows_of_all() -> None:
@@ -184,25 +213,40 @@ def test_a_ranks_references_are_its_rows_of_all() -> None:
     assert isinstance(own, References)
 
 
-@pytest.mark.parametrize("layers", [("qkv", "proj"), pytest.param(("fc1", "fc2"), marks=pytest.mark.slow)])
-def test_adapters_are_trained_alone_and_merged_into_what_is_exported(settings: Make, layers: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "layers", [("qkv", "proj"), pytest.param(("fc1", "fc2"), marks=pytest.mark.slow)]
+)
+def test_adapters_are_trained_alone_and_merged_into_what_is_exported(
+    settings: Make, layers: tuple[str, ...]
+) -> None:
     lora = {"rank": 2, "alpha": 4, "layers": layers}
     s = settings(model={"lora": lora}, optim={"lr": 0.1}, run={"steps": 2, "pictures": 1})
     weights = train(s)
     state = last_state(s)["student"]
-    start = make_backbone(s.model.backbone, str(weights.with_name("step_00000000.safetensors")), s.model.options)
+    start = make_backbone(
+        s.model.backbone, str(weights.with_name("step_00000000.safetensors")), s.model.options
+    )
     for name, value in start.model.state_dict().items():
         *parts, last = name.split(".")
-        stored = state.get(f"backbone.model.{name}", state.get(f"backbone.model.{'.'.join([*parts, 'base_layer', last])}"))
+        stored = state.get(
+            f"backbone.model.{name}",
+            state.get(f"backbone.model.{'.'.join([*parts, 'base_layer', last])}"),
+        )
         assert torch.equal(value, stored), name  # neither weights nor biases of the blocks moved
-    adapted = {name.split(".")[3] for name in state if "lora_B" in name and state[name].abs().max() > 0}
+    adapted = {
+        name.split(".")[3] for name in state if "lora_B" in name and state[name].abs().max() > 0
+    }
     assert adapted == {"1", "2"}
 
     torch.manual_seed(0)
     model = make_step(s, last_state(s), CPU).eval()
     description = json.loads(weights.with_suffix(".json").read_bytes())
     plain = timm.create_model(
-        description["timm_id"], pretrained=True, num_classes=0, pretrained_cfg_overlay={"file": str(weights)}, **s.model.options
+        description["timm_id"],
+        pretrained=True,
+        num_classes=0,
+        pretrained_cfg_overlay={"file": str(weights)},
+        **s.model.options,
     ).eval()
     images = torch.randn(2, 3, 224, 224)
     expected = model.student.backbone(images).flatten(1, 2)
@@ -215,7 +259,10 @@ def test_adapters_are_trained_alone_and_merged_into_what_is_exported(settings: M
 def test_layers_that_no_block_has_are_refused() -> None:
     backbone = make_backbone("vit_tiny_patch16_224", None, {"depth": 2})
     backbone.freeze(1, train_norm=False)
-    with pytest.raises(SettingsError, match=r"names 'query', and a block of vit_tiny_patch16_224 has attn.qkv, attn.proj, mlp.fc1"):
+    with pytest.raises(
+        SettingsError,
+        match=r"names 'query', and a block of vit_tiny_patch16_224 has attn.qkv, attn.proj, mlp.fc1",
+    ):
         add_adapters(backbone, LoraSettings(layers=("qkv", "query")))
 
 
@@ -224,12 +271,17 @@ def test_layers_are_adapted_by_their_whole_names() -> None:
     backbone.freeze(1, train_norm=False)
     add_adapters(backbone, LoraSettings(layers=("proj",)))
     trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
-    assert [name.split(".")[1:5] for name in trained] == [["blocks", "1", "attn", "proj"]] * 2  # and not q_proj, k_proj, v_proj
+    assert [name.split(".")[1:5] for name in trained] == [
+        ["blocks", "1", "attn", "proj"]
+    ] * 2  # and not q_proj, k_proj, v_proj
 
 
 def test_momentum_stays_or_goes_to_its_end() -> None:
     assert {teacher_momentum(step, 100, TeacherSettings()) for step in range(100)} == {0.99}
-    rising = [teacher_momentum(step, 101, TeacherSettings(momentum=0.9, final_momentum=1.0)) for step in range(101)]
+    rising = [
+        teacher_momentum(step, 101, TeacherSettings(momentum=0.9, final_momentum=1.0))
+        for step in range(101)
+    ]
     assert rising[0] == pytest.approx(0.9)
     assert rising[50] == pytest.approx(0.95)
     assert rising[100] == pytest.approx(1.0)
@@ -239,10 +291,14 @@ def test_momentum_stays_or_goes_to_its_end() -> None:
 def test_operations_are_counted_as_by_hand(settings: Make) -> None:
     model = make_step(settings(), None, CPU)
     n, d, patch = 8 * 8 + 1, 192, 8
-    block = 2 * (12 * d * d * n + 2 * n * n * d)  # 3DPoV's ViT: multiply and add, projections and attention
+    block = 2 * (
+        12 * d * d * n + 2 * n * n * d
+    )  # 3DPoV's ViT: multiply and add, projections and attention
     trunk = block + 2 * (n - 1) * 3 * patch * patch * d
     assert step_flops(model, 64) == pytest.approx(4 * trunk + 13 * 2 * block, rel=1e-6)
-    followed = make_step(settings(loss={"track_mean": {}}), None, CPU)  # here the teacher sees all 4 frames
+    followed = make_step(
+        settings(loss={"track_mean": {}}), None, CPU
+    )  # here the teacher sees all 4 frames
     assert step_flops(followed, 64) == pytest.approx(4 * trunk + 16 * 2 * block, rel=1e-6)
 
 
@@ -250,7 +306,9 @@ def test_operations_are_counted_as_by_hand(settings: Make) -> None:
 def test_compiled_blocks_give_the_same_run(settings: Make, tmp_path: Path) -> None:
     small = {"options": {"depth": 2, "patch_size": 8}, "trainable_blocks": 1}
     plain = settings(model=small, run={"steps": 2, "out": tmp_path / "plain"})
-    compiled = settings(model=small, run={"steps": 2, "out": tmp_path / "compiled", "compile": True})
+    compiled = settings(
+        model=small, run={"steps": 2, "out": tmp_path / "compiled", "compile": True}
+    )
     train(plain)
     train(compiled)
     ours, theirs = last_state(compiled)["student"], last_state(plain)["student"]
@@ -260,19 +318,30 @@ def test_compiled_blocks_give_the_same_run(settings: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_machine_that_cannot_compile_is_told_so(settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_machine_that_cannot_compile_is_told_so(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from torch._inductor import config
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
     without = config.patch({"cpp.cxx": (None, str(tmp_path / "no-compiler"))})
-    with without, pytest.raises(SettingsError, match=r"^'run\.compile' needs a C\+\+ compiler here.*: leave it out$"):
+    with (
+        without,
+        pytest.raises(
+            SettingsError, match=r"^'run\.compile' needs a C\+\+ compiler here.*: leave it out$"
+        ),
+    ):
         train(settings(run={"compile": True}))
 
 
 @pytest.mark.slow
-def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(settings: Make, tmp_path: Path) -> None:
-    assert torch.get_num_threads() == 1, "as in the process below: with others, sums are rounded in another way"
+def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
+    settings: Make, tmp_path: Path
+) -> None:
+    assert torch.get_num_threads() == 1, (
+        "as in the process below: with others, sums are rounded in another way"
+    )
     unbroken = settings(run={"steps": 12, "out": tmp_path / "unbroken", "workers": 1})
     train(unbroken)
     s = settings(run={"steps": 12, "out": tmp_path / "stopped", "workers": 1, "log_every": 1})
@@ -291,7 +360,9 @@ def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(settings: 
         for line in process.stdout:
             lines.append(line)
             if line.startswith("step 3/"):
-                os.killpg(process.pid, 15)  # all of a job's processes, the loader's too, as Slurm does
+                os.killpg(
+                    process.pid, 15
+                )  # all of a job's processes, the loader's too, as Slurm does
     assert process.returncode == 143
     assert "which is saved" in lines[-1], lines
     assert 3 <= last_state(s)["step"] < 12
@@ -300,7 +371,9 @@ def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(settings: 
         assert_same(last_state(s)[part], last_state(unbroken)[part], part)
 
 
-def test_figures_are_written_for_tensorboard_and_an_epoch_is_summed_up(settings: Make, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_are_written_for_tensorboard_and_an_epoch_is_summed_up(
+    settings: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     s = settings(run={"steps": 4, "pictures": 2})
@@ -308,10 +381,22 @@ def test_figures_are_written_for_tensorboard_and_an_epoch_is_summed_up(settings:
     events: Any = EventAccumulator(str(s.run.out / "tensorboard"))
     events.Reload()
     names = set(events.Tags()["scalars"])
-    assert {"loss", "excess", "student_entropy", "visible", "lr", "clips_per_second", "loader_wait", "momentum"} <= names
+    assert {
+        "loss",
+        "excess",
+        "student_entropy",
+        "visible",
+        "lr",
+        "clips_per_second",
+        "loader_wait",
+        "momentum",
+    } <= names
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert [event.step for event in events.Images("features/1")] == [0, 4]
-    drawn = cv2.imdecode(np.frombuffer(events.Images("features/1")[1].encoded_image_string, np.uint8), cv2.IMREAD_COLOR_RGB)
+    drawn = cv2.imdecode(
+        np.frombuffer(events.Images("features/1")[1].encoded_image_string, np.uint8),
+        cv2.IMREAD_COLOR_RGB,
+    )
     assert drawn is not None
     frames = ClipDataset(open_snapshots(s.data), s.data, seed=s.run.seed)[0, 1]["frames"]
     assert drawn.shape == (128, 4 * 64, 3)
@@ -330,8 +415,15 @@ def test_the_model_card_says_what_the_weights_are(settings: Make) -> None:
     card = weights.with_name("README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\nlicense: other\n")
     assert "snapshot `000001`" in card
-    assert "the losses 0.5 x `sorting` (objective `spearman`, sorter `torchsort`) + 1 x `track_mean`." in card
-    code = card.split("```python\n")[1].split("```")[0].replace(f'file="{weights.name}"', f'file="{weights}"')
+    assert (
+        "the losses 0.5 x `sorting` (objective `spearman`, sorter `torchsort`) + 1 x `track_mean`."
+        in card
+    )
+    code = (
+        card.split("```python\n")[1]
+        .split("```")[0]
+        .replace(f'file="{weights.name}"', f'file="{weights}"')
+    )
     images = torch.zeros(1, 3, 224, 224)
     found: dict[str, Any] = {"images": images}
     exec(code, found)

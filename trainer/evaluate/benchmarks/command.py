@@ -22,9 +22,14 @@ from trainer.evaluate.benchmarks.navi import NaviSettings, evaluate_navi
 from trainer.evaluate.benchmarks.navi_depth import ProbeSettings, evaluate_depth, evaluate_normals
 from trainer.evaluate.benchmarks.published_tables import beside
 from trainer.evaluate.benchmarks.spair import SpairSettings, evaluate_spair
-from trainer.evaluate.benchmarks.voc import ClusteringSettings, RetrievalSettings, evaluate_clustering, evaluate_retrieval
+from trainer.evaluate.benchmarks.voc import (
+    ClusteringSettings,
+    RetrievalSettings,
+    evaluate_clustering,
+    evaluate_retrieval,
+)
 from trainer.evaluate.bootstrap import Difference, difference
-from trainer.evaluate.evaluated_model import add_model_arguments, load_subjects
+from trainer.evaluate.evaluated_model import add_model_arguments, load_evaluated_models
 from trainer.evaluate.features import level_features, patch_features
 from trainer.evaluate.report import table_of_differences
 from trainer.evaluate.results import versions, write_results
@@ -58,12 +63,38 @@ class Benchmark:
 
 
 BENCHMARKS = (
-    Benchmark("spair", "keypoints of SPair-71k, found on other objects of their class", SpairSettings, evaluate_spair),
-    Benchmark("navi", "places on objects of NAVI, found in other photographs", NaviSettings, evaluate_navi),
-    Benchmark("navi-depth", "depth of NAVI's objects, by a DPT probe", ProbeSettings, evaluate_depth, levels=True),
-    Benchmark("navi-normals", "surface normals of NAVI's objects, by a DPT probe", ProbeSettings, evaluate_normals, levels=True),
-    Benchmark("voc-clusters", "PASCAL VOC's classes, by k-means", ClusteringSettings, evaluate_clustering),
-    Benchmark("voc-retrieval", "PASCAL VOC's classes, by the nearest labelled patches", RetrievalSettings, evaluate_retrieval),
+    Benchmark(
+        "spair",
+        "keypoints of SPair-71k, found on other objects of their class",
+        SpairSettings,
+        evaluate_spair,
+    ),
+    Benchmark(
+        "navi", "places on objects of NAVI, found in other photographs", NaviSettings, evaluate_navi
+    ),
+    Benchmark(
+        "navi-depth",
+        "depth of NAVI's objects, by a DPT probe",
+        ProbeSettings,
+        evaluate_depth,
+        levels=True,
+    ),
+    Benchmark(
+        "navi-normals",
+        "surface normals of NAVI's objects, by a DPT probe",
+        ProbeSettings,
+        evaluate_normals,
+        levels=True,
+    ),
+    Benchmark(
+        "voc-clusters", "PASCAL VOC's classes, by k-means", ClusteringSettings, evaluate_clustering
+    ),
+    Benchmark(
+        "voc-retrieval",
+        "PASCAL VOC's classes, by the nearest labelled patches",
+        RetrievalSettings,
+        evaluate_retrieval,
+    ),
 )
 
 
@@ -71,23 +102,33 @@ def add_command(commands: Any) -> None:
     """Adds all public benchmarks to the command line."""
     for benchmark in BENCHMARKS:
         parser = commands.add_parser(benchmark.name, help=benchmark.help, description=__doc__)
-        parser.add_argument("root", type=Path, metavar="ROOT", help="the folder that the dataset unpacks to")
+        parser.add_argument(
+            "root", type=Path, metavar="ROOT", help="the folder that the dataset unpacks to"
+        )
         add_model_arguments(parser)
         if not benchmark.levels:
             parser.add_argument(
-                "--final-norm", action="store_true", help="features after the final norm, as in training; Probe3D's are before it"
+                "--final-norm",
+                action="store_true",
+                help="features after the final norm, as in training; Probe3D's are before it",
             )
         for name, field in benchmark.settings.model_fields.items():
             about = " ".join((field.description or "").split()).replace("%", "%%")
-            parser.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{about} (default: {field.default})")
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                metavar="VALUE",
+                help=f"{about} (default: {field.default})",
+            )
         parser.set_defaults(run=partial(run, benchmark))
 
 
 def run(benchmark: Benchmark, a: argparse.Namespace) -> None:
     """The command: prints the tables and writes FOLDER/BENCHMARK.json. Raises PretrackError."""
     settings = given_settings(benchmark.settings, a)
-    subjects = load_subjects(a.model, a.device)
-    logging.getLogger("trainer.evaluate").setLevel(logging.INFO)  # a benchmark can take hours: tell how far it is
+    subjects = load_evaluated_models(a.model, a.device)
+    logging.getLogger("trainer.evaluate").setLevel(
+        logging.INFO
+    )  # a benchmark can take hours: tell how far it is
     normed = not benchmark.levels and a.final_norm
     results: dict[str, Result] = {}
     for s in subjects:
@@ -100,22 +141,33 @@ def run(benchmark: Benchmark, a: argparse.Namespace) -> None:
         if found:
             print(table_of_differences(f"{name} less {base}", found, ["of"], digits=3), end="\n\n")
     for table in results[base].paper_rows():
-        print(beside(table, {name: result.paper_rows()[table] for name, result in results.items()}), end="\n\n")
+        print(
+            beside(table, {name: result.paper_rows()[table] for name, result in results.items()}),
+            end="\n\n",
+        )
     values = {
         "settings": settings.model_dump(),
         "features": f"patch tokens {'after' if normed else 'before'} the final norm",
         "versions": versions(),
         "models": {subject.name: subject.described() for subject in subjects},
         "results": {name: result.to_json() for name, result in results.items()},
-        "differences": {name: {key: d.to_json() for key, d in found.items()} for name, found in compared.items()},
+        "differences": {
+            name: {key: d.to_json() for key, d in found.items()} for name, found in compared.items()
+        },
     }
     print(f"results: {write_results(a.out, benchmark.name, values)}")
 
 
 def given_settings(model: type[Settings], a: argparse.Namespace) -> Settings:
     """The options that were given, as settings. Raises SettingsError, in one sentence, for what does not fit."""
-    given: Mapping[str, str] = {name: getattr(a, name) for name in model.model_fields if getattr(a, name) is not None}
-    lists = {name: text.split(",") for name, text in given.items() if isinstance(model.model_fields[name].default, tuple)}
+    given: Mapping[str, str] = {
+        name: getattr(a, name) for name in model.model_fields if getattr(a, name) is not None
+    }
+    lists = {
+        name: text.split(",")
+        for name, text in given.items()
+        if isinstance(model.model_fields[name].default, tuple)
+    }
     return check_settings(model, {**given, **lists}, "options")
 
 

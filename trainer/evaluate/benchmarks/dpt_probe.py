@@ -30,7 +30,10 @@ class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.convolutions = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,11 +48,18 @@ class Dpt(nn.Module):
         self.enter = nn.ModuleList(nn.Conv2d(width, hidden, 1) for width in widths)
         self.skip = nn.ModuleList(_Residual(hidden) for _ in widths[:-1])
         self.refine = nn.ModuleList(_Residual(hidden) for _ in widths)
-        self.leave = nn.Sequential(nn.Conv2d(hidden, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, outputs, 3, padding=1))
+        self.leave = nn.Sequential(
+            nn.Conv2d(hidden, hidden, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(hidden, outputs, 3, padding=1),
+        )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
         """Late levels first, each added to what the next earlier one gives."""
-        maps = [_larger(enter(level.movedim(-1, 1)), 2) for enter, level in zip(self.enter, levels, strict=True)]
+        maps = [
+            _larger(enter(level.movedim(-1, 1)), 2)
+            for enter, level in zip(self.enter, levels, strict=True)
+        ]
         fused: Tensor = self.refine[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             fused = self.refine[level](self.skip[level](maps[level]) + fused)
@@ -147,10 +157,14 @@ def learning_rate(step: int, steps: int, warmup: float) -> float:
     return (1 - _LEAST) * math.cos(math.pi / 2 * (step - warmup) / (steps - warmup)) + _LEAST
 
 
-def train_probe(probe: nn.Module, losses: Callable[[], Iterable[Tensor]], steps: int, warmup: float, rate: float) -> list[float]:
+def train_probe(
+    probe: nn.Module, losses: Callable[[], Iterable[Tensor]], steps: int, warmup: float, rate: float
+) -> list[float]:
     """Trains with AdamW for so many steps; each loss of an epoch, that `losses()` gives, is one step. Returns the losses."""
     optimizer = torch.optim.AdamW(probe.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, steps, warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(step, steps, warmup)
+    )
     seen: list[float] = []
     while len(seen) < steps:
         for loss in losses():

@@ -56,7 +56,9 @@ def check_dataset(root: Path, dataset: Dataset) -> None:
     """Raises SettingsError, in one sentence, if `root` is not there or is not laid out as the dataset is."""
     told = f"{dataset.name} ({dataset.what}; {dataset.terms})"
     if not root.is_dir():
-        raise SettingsError(f"there is no folder {root}: fetch {told} from {dataset.home} and give the folder it unpacks to")
+        raise SettingsError(
+            f"there is no folder {root}: fetch {told} from {dataset.home} and give the folder it unpacks to"
+        )
     for part in dataset.holds:
         if not any(root.glob(part)):
             raise SettingsError(
@@ -72,7 +74,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise PretrackError(f"{path} is missing: unpack the dataset again") from error
     except (ValueError, RecursionError) as error:
-        raise PretrackError(f"{path} is not valid JSON ({error}): unpack the dataset again") from error
+        raise PretrackError(
+            f"{path} is not valid JSON ({error}): unpack the dataset again"
+        ) from error
 
 
 @contextmanager
@@ -80,8 +84,17 @@ def describing(what: str, path: Path) -> Iterator[None]:
     """Inside, values of a JSON file are taken to describe something: any that do not become a PretrackError, in one sentence."""
     try:
         yield
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise PretrackError(f"{path} does not describe {what} ({error!r}): unpack the dataset again") from error
+    except (
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        ZeroDivisionError,
+    ) as error:
+        raise PretrackError(
+            f"{path} does not describe {what} ({error!r}): unpack the dataset again"
+        ) from error
 
 
 def open_image(path: Path) -> Image.Image:
@@ -92,7 +105,9 @@ def open_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise PretrackError(f"{path} is missing: unpack the dataset again") from error
     except Exception as error:  # of damaged pixels Pillow raises an OSError, of damaged EXIF data whatever comes of them
-        raise PretrackError(f"{path} cannot be read as an image ({error}): unpack the dataset again") from error
+        raise PretrackError(
+            f"{path} cannot be read as an image ({error}): unpack the dataset again"
+        ) from error
 
 
 def as_tensor(image: Image.Image) -> Tensor:

@@ -31,7 +31,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
 from shards.errors import SettingsError
 from trainer.evaluate.benchmarks.image_datasets import NAVI
-from trainer.evaluate.benchmarks.navi_data import Crop, View, list_views, read_crop
+from trainer.evaluate.benchmarks.navi_data import Crop, Photograph, list_views, read_crop
 from trainer.evaluate.features import PatchFeatures, maps_of
 from trainer.evaluate.heldout.measures import angle_between
 from trainer.evaluate.report import Row, mean, table
@@ -108,31 +108,47 @@ class NaviResult:
 
     def recall(self, points: Points = "best", metres: float = 0.02) -> float:
         """Recall at a distance, over all pairs."""
-        return 100 * mean([getattr(pair, points).metres[METRES.index(metres)] for pair in self.pairs])
+        return 100 * mean(
+            [getattr(pair, points).metres[METRES.index(metres)] for pair in self.pairs]
+        )
 
     def pixel_recall(self, points: Points = "best", pixels: int = 25) -> float:
         """Recall at a distance in the second crop, over all pairs."""
-        return 100 * mean([getattr(pair, points).pixels[PIXELS.index(pixels)] for pair in self.pairs])
+        return 100 * mean(
+            [getattr(pair, points).pixels[PIXELS.index(pixels)] for pair in self.pairs]
+        )
 
     def within(self, low: float, high: float, light: Light | None = None) -> list[PairScore]:
         """The pairs of a bin of angle; with `light`, the third of them whose luminances differ least or most."""
-        inside = sorted((pair for pair in self.pairs if low <= pair.angle < high), key=lambda pair: (pair.light, pair.first))
+        inside = sorted(
+            (pair for pair in self.pairs if low <= pair.angle < high),
+            key=lambda pair: (pair.light, pair.first),
+        )
         third = len(inside) // 3
         if light is None:
             return inside
         return inside[:third] if light == "similar" else inside[len(inside) - third :]
 
-    def by_angle(self, edges: Sequence[float], points: Points = "best", light: Light | None = None) -> list[tuple[float, int]]:
+    def by_angle(
+        self, edges: Sequence[float], points: Points = "best", light: Light | None = None
+    ) -> list[tuple[float, int]]:
         """Recall at 2 cm and number of pairs in each bin; NaN for an empty bin."""
         bins = [self.within(low, high, light) for low, high in pairwise(edges)]
-        return [(100 * mean([getattr(pair, points).metres[METRES.index(0.02)] for pair in found]), len(found)) for found in bins]
+        return [
+            (
+                100 * mean([getattr(pair, points).metres[METRES.index(0.02)] for pair in found]),
+                len(found),
+            )
+            for found in bins
+        ]
 
     def by_item(self) -> dict[str, dict[str, float]]:
         """Recall at 2 cm of each pair, by bin of angle."""
         kinds: tuple[Points, ...] = ("best", "all")
         return {
             f"{points}, {low}-{high}°": {
-                f"{p.first} {p.second}": 100 * getattr(p, points).metres[1] for p in self.within(low, high)
+                f"{p.first} {p.second}": 100 * getattr(p, points).metres[1]
+                for p in self.within(low, high)
             }
             for points in kinds
             for low, high in pairwise(BINS["3DPoV"])
@@ -140,8 +156,15 @@ class NaviResult:
 
     def paper_rows(self) -> dict[str, list[float]]:
         """The published tables, and our rows of them."""
-        tables: dict[str, Light | None] = {"navi": None, "navi_less_lighting": "similar", "navi_intense_lighting": "different"}
-        return {name: [recall for recall, _ in self.by_angle(BINS["3DPoV"], "best", light)] for name, light in tables.items()}
+        tables: dict[str, Light | None] = {
+            "navi": None,
+            "navi_less_lighting": "similar",
+            "navi_intense_lighting": "different",
+        }
+        return {
+            name: [recall for recall, _ in self.by_angle(BINS["3DPoV"], "best", light)]
+            for name, light in tables.items()
+        }
 
     def rows(self, bins: str = "3DPoV") -> list[Row]:
         """Name, then recall at 2 cm in each bin of angle."""
@@ -152,7 +175,10 @@ class NaviResult:
             ("best, similar light", "best", "similar"),
             ("best, different light", "best", "different"),
         ]
-        return [[name, *(recall for recall, _ in self.by_angle(edges, points, light))] for name, points, light in kinds]
+        return [
+            [name, *(recall for recall, _ in self.by_angle(edges, points, light))]
+            for name, points, light in kinds
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """Settings, figures, and every pair."""
@@ -161,8 +187,13 @@ class NaviResult:
                 "dataset": NAVI.name,
                 "settings": self.settings.model_dump(),
                 "patch": self.patch,
-                "recall_metres": {kind: {m: self.recall(kind, m) for m in METRES} for kind in ("best", "all")},
-                "recall_pixels": {kind: {p: self.pixel_recall(kind, p) for p in PIXELS} for kind in ("best", "all")},
+                "recall_metres": {
+                    kind: {m: self.recall(kind, m) for m in METRES} for kind in ("best", "all")
+                },
+                "recall_pixels": {
+                    kind: {p: self.pixel_recall(kind, p) for p in PIXELS}
+                    for kind in ("best", "all")
+                },
                 "by_angle": {
                     name: {
                         "edges": edges,
@@ -180,21 +211,45 @@ class NaviResult:
 
     def __str__(self) -> str:
         lines = [f"NAVI wild_set: recall in % at {self.settings.size} px, patches of {self.patch}"]
-        kinds: list[tuple[str, Points]] = [(f"best {self.settings.matches} matches", "best"), ("all points", "all")]
-        overall: list[Row] = [
-            [name, *(self.recall(kind, m) for m in METRES), *(self.pixel_recall(kind, p) for p in PIXELS)] for name, kind in kinds
+        kinds: list[tuple[str, Points]] = [
+            (f"best {self.settings.matches} matches", "best"),
+            ("all points", "all"),
         ]
-        lines.append(table(("all angles", *(f"{m * 100:.0f} cm" for m in METRES), *(f"{p} px" for p in PIXELS)), overall))
+        overall: list[Row] = [
+            [
+                name,
+                *(self.recall(kind, m) for m in METRES),
+                *(self.pixel_recall(kind, p) for p in PIXELS),
+            ]
+            for name, kind in kinds
+        ]
+        lines.append(
+            table(
+                (
+                    "all angles",
+                    *(f"{m * 100:.0f} cm" for m in METRES),
+                    *(f"{p} px" for p in PIXELS),
+                ),
+                overall,
+            )
+        )
         for name, edges in BINS.items():
             header = (f"2 cm, bins of {name}", *(f"{low}-{high}°" for low, high in pairwise(edges)))
-            lines.append(table(header, [*self.rows(name), ["pairs", *(count for _, count in self.by_angle(edges))]]))
+            lines.append(
+                table(
+                    header,
+                    [*self.rows(name), ["pairs", *(count for _, count in self.by_angle(edges))]],
+                )
+            )
         lines.append(
             f"  {len(self.pairs)} pairs ({self.skipped} skipped), list {self.digest}; light: a third of a bin's pairs each"
         )
         return "\n".join(lines)
 
 
-def evaluate_navi(features: PatchFeatures, patch: int, root: Path, settings: NaviSettings | None = None) -> NaviResult:
+def evaluate_navi(
+    features: PatchFeatures, patch: int, root: Path, settings: NaviSettings | None = None
+) -> NaviResult:
     """Scores the features of `features`, whose patches are `patch` pixels, on NAVI in the folder `root`.
 
     Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
@@ -202,7 +257,9 @@ def evaluate_navi(features: PatchFeatures, patch: int, root: Path, settings: Nav
     settings = settings or NaviSettings()
     chosen, skipped = choose_pairs(list_views(root, "wild_set"), settings)
     if not chosen:
-        raise SettingsError(f"{root} has no two photographs of one object within {settings.farthest:g} degrees of each other")
+        raise SettingsError(
+            f"{root} has no two photographs of one object within {settings.farthest:g} degrees of each other"
+        )
     scores = []
     for first, second in chosen:
         crops = read_crop(first, settings.size), read_crop(second, settings.size)
@@ -216,20 +273,25 @@ def evaluate_navi(features: PatchFeatures, patch: int, root: Path, settings: Nav
     return NaviResult(settings, patch, found, skipped + len(scores) - len(found), digest)
 
 
-def choose_pairs(views: Sequence[View], settings: NaviSettings) -> tuple[list[tuple[View, View]], int]:
+def choose_pairs(
+    views: Sequence[Photograph], settings: NaviSettings
+) -> tuple[list[tuple[Photograph, Photograph]], int]:
     """Pairs of different photographs of one collection, and how many photographs found no partner.
 
     Every photograph draws one partner, uniformly from those within (0, `farthest`] degrees; then every so many are kept.
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    partners: list[tuple[View, View | None]] = []
+    partners: list[tuple[Photograph, Photograph | None]] = []
     for folder in sorted({view.folder for view in views}):
-        collection = sorted((view for view in views if view.folder == folder), key=lambda view: view.stem)
+        collection = sorted(
+            (view for view in views if view.folder == folder), key=lambda view: view.stem
+        )
         for view in collection:
             near = [
                 other
                 for other in collection
-                if other is not view and 0 < angle_between(view.rotation, other.rotation) <= settings.farthest
+                if other is not view
+                and 0 < angle_between(view.rotation, other.rotation) <= settings.farthest
             ]
             drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
             partners.append((view, near[int(drawn * len(near))] if near else None))
@@ -237,29 +299,43 @@ def choose_pairs(views: Sequence[View], settings: NaviSettings) -> tuple[list[tu
     pairs = [(view, partner) for view, partner in kept if partner is not None]
     skipped = len(kept) - len(pairs)
     if settings.pairs is not None and settings.pairs < len(pairs):
-        pairs = [pairs[i] for i in np.linspace(0, len(pairs) - 1, settings.pairs).round().astype(int)]
+        pairs = [
+            pairs[i] for i in np.linspace(0, len(pairs) - 1, settings.pairs).round().astype(int)
+        ]
     return pairs, skipped
 
 
-def _encoded(features: PatchFeatures, crops: tuple[Crop, Crop], patch: int, settings: NaviSettings) -> Tensor:
+def _encoded(
+    features: PatchFeatures, crops: tuple[Crop, Crop], patch: int, settings: NaviSettings
+) -> Tensor:
     """Features of both crops, upsampled to the grid of points: [2, D, grid, grid]."""
     maps = maps_of(features, torch.stack([crop.image for crop in crops]), patch)
     grid = -(-settings.size // settings.cell)
     return interpolate(maps.movedim(-1, 1), size=(grid, grid), mode="bicubic")
 
 
-def _score(pair: tuple[View, View], crops: tuple[Crop, Crop], maps: Tensor, settings: NaviSettings) -> PairScore | None:
+def _score(
+    pair: tuple[Photograph, Photograph],
+    crops: tuple[Crop, Crop],
+    maps: Tensor,
+    settings: NaviSettings,
+) -> PairScore | None:
     """Matches the first crop's points to the second's; None if one of them has less than two."""
     step = slice(None, None, settings.cell)
     points = [crop.points[step, step] for crop in crops]
     seen = [places[..., 2] > 0 for places in points]
     if min(int(mask.sum()) for mask in seen) < _FEWEST:
         return None
-    vectors = [normalize(m.movedim(0, -1)[mask.to(m.device)], dim=-1) for m, mask in zip(maps, seen, strict=True)]
+    vectors = [
+        normalize(m.movedim(0, -1)[mask.to(m.device)], dim=-1)
+        for m, mask in zip(maps, seen, strict=True)
+    ]
     indices, weights = (values.cpu() for values in nearest_with_ratio(vectors[0], vectors[1]))
     first, second = pair
     rotation = torch.from_numpy(second.rotation @ first.rotation.T)
-    translation = torch.from_numpy(second.translation) - rotation @ torch.from_numpy(first.translation)
+    translation = torch.from_numpy(second.translation) - rotation @ torch.from_numpy(
+        first.translation
+    )
     moved = points[0][seen[0]].double() @ rotation.T + translation
     found = points[1][seen[1]].double()[indices]
     apart = (moved - found).norm(dim=1)
@@ -306,7 +382,9 @@ def luminance_distance(first: Crop, second: Crop) -> float:
     """L1 distance, 0 to 2, between the histograms of the object's luminance (32 levels, each summing to one)."""
     histograms = []
     for crop in (first, second):
-        luma = (crop.image.double() * torch.tensor(_LUMA, dtype=torch.float64)[:, None, None]).sum(dim=0)[crop.depth > 0]
+        luma = (crop.image.double() * torch.tensor(_LUMA, dtype=torch.float64)[:, None, None]).sum(
+            dim=0
+        )[crop.depth > 0]
         levels = (luma * _LEVELS / 256).long().clamp(max=_LEVELS - 1)
         counts = torch.bincount(levels, minlength=_LEVELS).double()
         histograms.append(counts / counts.sum().clamp(min=1))

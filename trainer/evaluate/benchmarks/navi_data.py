@@ -14,7 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from shards.errors import PretrackError, SettingsError
-from trainer.evaluate.benchmarks.image_datasets import NAVI, as_tensor, check_dataset, describing, open_image, read_json
+from trainer.evaluate.benchmarks.image_datasets import (
+    NAVI,
+    as_tensor,
+    check_dataset,
+    describing,
+    open_image,
+    read_json,
+)
 
 Floats = NDArray[np.float64]
 
@@ -26,7 +33,7 @@ _DISPARITY = 65535 * 10  # of a depth image: value = this / mm
 
 
 @dataclass(frozen=True)
-class View:
+class Photograph:
     """A photograph with its camera: x_camera = rotation @ x_object + translation, in metres, camera looking along +z."""
 
     folder: Path
@@ -65,7 +72,7 @@ class Crop:
     corner: tuple[int, int]
 
 
-def list_views(root: Path, subset: Subset) -> list[View]:
+def list_views(root: Path, subset: Subset) -> list[Photograph]:
     """The photographs of a subset, sorted by name: `wild_set`, or all multiview collections of objects that have a wild set too.
 
     Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
@@ -73,15 +80,21 @@ def list_views(root: Path, subset: Subset) -> list[View]:
     check_dataset(root, NAVI)
     views = []
     for wild in sorted(root.glob("*/wild_set")):
-        folders = [wild] if subset == "wild_set" else sorted(p for p in wild.parent.glob("multiview[-_]*") if p.is_dir())
+        folders = (
+            [wild]
+            if subset == "wild_set"
+            else sorted(p for p in wild.parent.glob("multiview[-_]*") if p.is_dir())
+        )
         for folder in folders:
             views += _collection(folder)
     if not views:
-        raise SettingsError(f"{root} holds no {subset} photographs: expected OBJECT/{subset}…/annotations.json and images/")
+        raise SettingsError(
+            f"{root} holds no {subset} photographs: expected OBJECT/{subset}…/annotations.json and images/"
+        )
     return views
 
 
-def _collection(folder: Path) -> list[View]:
+def _collection(folder: Path) -> list[Photograph]:
     """The photographs of one collection, sorted."""
     file = folder / "annotations.json"
     listed = read_json(file)
@@ -89,12 +102,12 @@ def _collection(folder: Path) -> list[View]:
         return sorted((_as_view(folder, values) for values in listed), key=lambda view: view.stem)
 
 
-def _as_view(folder: Path, values: dict[str, Any]) -> View:
+def _as_view(folder: Path, values: dict[str, Any]) -> Photograph:
     camera = values["camera"]
     height, width = (int(side) for side in values["image_size"])
     if min(height, width) < 1:
         raise ValueError(f"a photograph of {width}x{height} pixels")
-    return View(
+    return Photograph(
         folder=folder,
         stem=values["filename"].split(".")[0],
         rotation=rotation_of(camera["q"]),
@@ -117,7 +130,7 @@ def rotation_of(quaternion: Sequence[float]) -> Floats:
     )
 
 
-def read_crop(view: View, size: int = 512) -> Crop:
+def read_crop(view: Photograph, size: int = 512) -> Crop:
     """A photograph as Probe3D shows it: the shorter side resized to `size`, the middle square cut out, then the square around the
     object, resized to `size` again. All but the first shrinking is by nearest neighbours, so that image and depth stay together.
 
@@ -126,10 +139,14 @@ def read_crop(view: View, size: int = 512) -> Crop:
     photograph = _shrunk(view.folder / "images", f"{view.stem}.jpg", Image.Resampling.BICUBIC)
     image = as_tensor(photograph)
     value = torch.from_numpy(
-        np.array(_shrunk(view.folder / "depth", f"{view.stem}.png", Image.Resampling.NEAREST)).astype(np.float32)
+        np.array(
+            _shrunk(view.folder / "depth", f"{view.stem}.png", Image.Resampling.NEAREST)
+        ).astype(np.float32)
     )
     if value.ndim != 2 or value.shape != image.shape[1:]:
-        raise PretrackError(f"depth and image of {view.name} are {tuple(value.shape)} and {tuple(image.shape[1:])}: unpack again")
+        raise PretrackError(
+            f"depth and image of {view.name} are {tuple(value.shape)} and {tuple(image.shape[1:])}: unpack again"
+        )
     depth = torch.where(value > 0, _DISPARITY / value.clamp(min=1) / 1000, 0.0)
     image, depth = _middle(image, size), _middle(depth, size)
     focal = view.focal * size / min(view.height, view.width)
@@ -153,7 +170,11 @@ def _shrunk(folder: Path, name: str, how: Image.Resampling) -> Image.Image:
         return open_image(folder / f"{_SHRUNK}{name}")
     image = open_image(folder / name)
     factor = _SHORT_SIDE / min(image.size)
-    return image if factor >= 1 else image.resize((int(image.width * factor), int(image.height * factor)), how)
+    return (
+        image
+        if factor >= 1
+        else image.resize((int(image.width * factor), int(image.height * factor)), how)
+    )
 
 
 def nearest(image: Tensor, height: int, width: int) -> Tensor:
@@ -174,7 +195,10 @@ def _middle(image: Tensor, size: int) -> Tensor:
 def unprojected(depth: Tensor, focal: float, principal: tuple[float, float]) -> Tensor:
     """Places [H, W, 3] in the camera's frame from depth along +z; a pixel (x, y) is seen at (x + 0.5, y + 0.5)."""
     y, x = (torch.arange(side, dtype=depth.dtype) + 0.5 for side in depth.shape)
-    return torch.stack([depth * (x - principal[0]) / focal, depth * ((y - principal[1]) / focal)[:, None], depth], dim=-1)
+    return torch.stack(
+        [depth * (x - principal[0]) / focal, depth * ((y - principal[1]) / focal)[:, None], depth],
+        dim=-1,
+    )
 
 
 def _square_around(mask: Tensor, name: str) -> tuple[slice, slice]:
@@ -184,7 +208,9 @@ def _square_around(mask: Tensor, name: str) -> tuple[slice, slice]:
     """
     found = mask.nonzero()
     if not len(found):
-        raise PretrackError(f"the middle of {name} shows no pixel of the object: its depth image is empty")
+        raise PretrackError(
+            f"the middle of {name} shows no pixel of the object: its depth image is empty"
+        )
     first, last = found.min(dim=0).values, found.max(dim=0).values
     side = int((last - first).max().clamp(min=1))
     missing = side - (last - first).clamp(max=side)

@@ -37,7 +37,14 @@ from trainer.evaluate.benchmarks.dpt_probe import (
     train_probe,
 )
 from trainer.evaluate.benchmarks.image_datasets import NAVI
-from trainer.evaluate.benchmarks.navi_data import Crop, View, list_views, nearest, read_crop, unprojected
+from trainer.evaluate.benchmarks.navi_data import (
+    Crop,
+    Photograph,
+    list_views,
+    nearest,
+    read_crop,
+    unprojected,
+)
 from trainer.evaluate.features import LevelFeatures
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
@@ -107,7 +114,9 @@ class ProbeResult:
     def by_item(self) -> dict[str, dict[str, float]]:
         """Every metric of each photograph."""
         return {
-            f"{kind}, {metric}": {name: values[kind][metric] for name, values in self.images.items()}
+            f"{kind}, {metric}": {
+                name: values[kind][metric] for name, values in self.images.items()
+            }
             for kind, metrics in self.figures.items()
             for metric in metrics
         }
@@ -118,15 +127,26 @@ class ProbeResult:
 
     def to_json(self) -> dict[str, Any]:
         """Settings, figures, and those of every photograph."""
-        found: dict[str, Any] = plain({"dataset": NAVI.name, **asdict(self), "settings": self.settings.model_dump()})
+        found: dict[str, Any] = plain(
+            {"dataset": NAVI.name, **asdict(self), "settings": self.settings.model_dump()}
+        )
         return found
 
     def __str__(self) -> str:
         s = self.settings
         metrics = next(iter(self.figures.values()))
-        kind = f", normals as {s.snorm_gt}" if self.task == "normals" else ", relative" if s.relative else ""
+        kind = (
+            f", normals as {s.snorm_gt}"
+            if self.task == "normals"
+            else ", relative"
+            if s.relative
+            else ""
+        )
         unit = "degrees" if self.task == "normals" else "metres"
-        header = ["", *(f"{name} ({unit})" if name == "rmse" else f"{name} (%)" for name in metrics)]
+        header = [
+            "",
+            *(f"{name} ({unit})" if name == "rmse" else f"{name} (%)" for name in metrics),
+        ]
         return (
             f"NAVI wild_set, {self.task} by a DPT probe{kind}, at {s.size} px, patches of {self.patch}\n"
             f"{table(header, self.rows(), 3)}\n"
@@ -144,13 +164,18 @@ class _Batch:
     valid: Tensor
 
     def to(self, device: torch.device) -> _Batch:
-        return _Batch(*(part.to(device, non_blocking=True) for part in (self.images, self.depth, self.normals, self.valid)))
+        return _Batch(
+            *(
+                part.to(device, non_blocking=True)
+                for part in (self.images, self.depth, self.normals, self.valid)
+            )
+        )
 
 
 class _Photographs(Dataset[tuple[Tensor, ...]]):
     """Photographs with depth and normals, colours jittered if they are for training."""
 
-    def __init__(self, views: Sequence[View], settings: ProbeSettings, train: bool) -> None:
+    def __init__(self, views: Sequence[Photograph], settings: ProbeSettings, train: bool) -> None:
         self.views, self.settings = views, settings
         self.jitter = _jitter if train and settings.jitter else None
 
@@ -172,7 +197,9 @@ def _jitter(image: Tensor) -> Tensor:
     return changed
 
 
-def evaluate_depth(features: LevelFeatures, patch: int, root: Path, settings: ProbeSettings | None = None) -> ProbeResult:
+def evaluate_depth(
+    features: LevelFeatures, patch: int, root: Path, settings: ProbeSettings | None = None
+) -> ProbeResult:
     """Depth on NAVI in the folder `root`, from four maps of features. `patch` is only told in the result.
 
     Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
@@ -180,18 +207,26 @@ def evaluate_depth(features: LevelFeatures, patch: int, root: Path, settings: Pr
     return _evaluate("depth", features, patch, root, settings or ProbeSettings())
 
 
-def evaluate_normals(features: LevelFeatures, patch: int, root: Path, settings: ProbeSettings | None = None) -> ProbeResult:
+def evaluate_normals(
+    features: LevelFeatures, patch: int, root: Path, settings: ProbeSettings | None = None
+) -> ProbeResult:
     """Surface normals on NAVI, as `evaluate_depth`."""
     return _evaluate("normals", features, patch, root, settings or ProbeSettings())
 
 
-def _evaluate(task: Task, features: LevelFeatures, patch: int, root: Path, settings: ProbeSettings) -> ProbeResult:
+def _evaluate(
+    task: Task, features: LevelFeatures, patch: int, root: Path, settings: ProbeSettings
+) -> ProbeResult:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        views = {name: list_views(root, name)[:: settings.every] for name in ("multiview", "wild_set")}  # type: ignore[arg-type]
+        views = {
+            name: list_views(root, name)[:: settings.every] for name in ("multiview", "wild_set")
+        }  # type: ignore[arg-type]
         train, test = (_Photographs(views[name], settings, name == "multiview") for name in views)
         levels = features(train[0][0][None])
-        probe = Dpt([level.shape[-1] for level in levels], BINS if task == "depth" else 4, settings.hidden).to(levels[0].device)
+        probe = Dpt(
+            [level.shape[-1] for level in levels], BINS if task == "depth" else 4, settings.hidden
+        ).to(levels[0].device)
         batches = math.ceil(len(train) / settings.batch)
         steps = settings.steps or math.ceil(settings.epochs * batches)
 
@@ -203,20 +238,30 @@ def _evaluate(task: Task, features: LevelFeatures, patch: int, root: Path, setti
                 else:
                     yield normals_loss(found, batch.normals, batch.valid)
 
-        seen = train_probe(probe, losses, steps, steps * settings.warmup / settings.epochs, settings.rate)
+        seen = train_probe(
+            probe, losses, steps, steps * settings.warmup / settings.epochs, settings.rate
+        )
         images = _tested(task, probe.eval(), features, test, settings, levels[0].device)
     kinds = next(iter(images.values()))
     figures = {
         kind: {name: mean([values[kind][name] for values in images.values()]) for name in metrics}
         for kind, metrics in kinds.items()
     }
-    digest = fingerprint_lines([f"{name} {view.name}" for name, listed in views.items() for view in listed])
+    digest = fingerprint_lines(
+        [f"{name} {view.name}" for name, listed in views.items() for view in listed]
+    )
     return ProbeResult(task, settings, patch, figures, images, tuple(seen), len(train), digest)
 
 
-def _batches(photographs: _Photographs, settings: ProbeSettings, device: torch.device, shuffled: bool) -> Iterator[_Batch]:
+def _batches(
+    photographs: _Photographs, settings: ProbeSettings, device: torch.device, shuffled: bool
+) -> Iterator[_Batch]:
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
-        photographs, settings.batch, shuffle=shuffled, num_workers=settings.workers, pin_memory=device.type == "cuda"
+        photographs,
+        settings.batch,
+        shuffle=shuffled,
+        num_workers=settings.workers,
+        pin_memory=device.type == "cuda",
     )
     for parts in loader:
         yield _Batch(*parts).to(device)
@@ -224,7 +269,12 @@ def _batches(photographs: _Photographs, settings: ProbeSettings, device: torch.d
 
 @torch.no_grad()
 def _tested(
-    task: Task, probe: Dpt, features: LevelFeatures, test: _Photographs, settings: ProbeSettings, device: torch.device
+    task: Task,
+    probe: Dpt,
+    features: LevelFeatures,
+    test: _Photographs,
+    settings: ProbeSettings,
+    device: torch.device,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """The figures of every photograph, by its name."""
     found: list[dict[str, dict[str, float]]] = []
@@ -233,12 +283,19 @@ def _tested(
         if task == "depth":
             kinds = {
                 "scale-aware": depth_metrics(said, batch.depth),
-                "scale-invariant": depth_metrics(fitted_scale_and_shift(said, batch.depth), batch.depth),
+                "scale-invariant": depth_metrics(
+                    fitted_scale_and_shift(said, batch.depth), batch.depth
+                ),
             }
         else:
             kinds = {"normals": normals_metrics(said[:, :3], batch.normals, batch.valid)}
         for i in range(len(said)):
-            found.append({kind: {name: _figure(name, values[i]) for name, values in m.items()} for kind, m in kinds.items()})
+            found.append(
+                {
+                    kind: {name: _figure(name, values[i]) for name, values in m.items()}
+                    for kind, m in kinds.items()
+                }
+            )
     return {view.name: values for view, values in zip(test.views, found, strict=True)}
 
 
@@ -251,7 +308,9 @@ def predict(task: Task, probe: Dpt, levels: Sequence[Tensor], settings: ProbeSet
     outputs, size = probe(levels), (settings.size, settings.size)
     if task == "normals":
         return interpolate(outputs, size, mode="bicubic", align_corners=True)
-    return interpolate(depth_of(outputs, settings.farthest)[:, None], size, mode="bilinear", align_corners=True)[:, 0]
+    return interpolate(
+        depth_of(outputs, settings.farthest)[:, None], size, mode="bilinear", align_corners=True
+    )[:, 0]
 
 
 def relative_depth(depth: Tensor) -> Tensor:
@@ -285,5 +344,7 @@ def surface_normals(depth: Tensor, focal: float, principal: tuple[float, float])
     above, below = places[:, :-2, 1:-1] - centre, places[:, 2:, 1:-1] - centre
     around = [(left, above), (above, right), (right, below), (below, left)]
     normals = torch.zeros_like(places)
-    normals[:, 1:-1, 1:-1] = torch.stack([torch.linalg.cross(a, b, dim=0) for a, b in around]).mean(dim=0)
+    normals[:, 1:-1, 1:-1] = torch.stack([torch.linalg.cross(a, b, dim=0) for a, b in around]).mean(
+        dim=0
+    )
     return (normalize(normals, dim=0, eps=1e-30) * (depth > 0)).float()

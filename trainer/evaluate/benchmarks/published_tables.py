@@ -21,7 +21,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTable:
     """A published table. `differs` says, in a sentence each, what keeps its rows from being ours."""
 
     title: str
@@ -36,12 +36,14 @@ _OCCLUDED = (
     "How views are occluded is not published: ours are seeded rectangles.",
     "The unoccluded baseline is lower (53.47 for all), so these are other points: compare within the table alone.",
 )
-_LIGHTING = ("How pairs are chosen by lighting is not published, and every bin is higher than over all pairs.",)
+_LIGHTING = (
+    "How pairs are chosen by lighting is not published, and every bin is higher than over all pairs.",
+)
 _VIEWPOINTS = ("small", "medium", "large", "all")
 _DEGREES = ("0-15", "15-30", "30-60", "60-120")
 
 PUBLISHED = {
-    "spair": Published(
+    "spair": PublishedTable(
         "SPair-71k keypoint recall, by viewpoint variation",
         _VIEWPOINTS,
         (_PROBE3D, _SAMPLING, "'all' is a draw of pairs of its own, not the mean of the others."),
@@ -60,10 +62,14 @@ PUBLISHED = {
             Row("3DPoV (DINOv3)", "ViT-B/16", (62.24, 48.56, 46.81, 55.84)),
         ),
     ),
-    "navi": Published(
+    "navi": PublishedTable(
         "NAVI correspondence recall at 2 cm, by relative rotation",
         _DEGREES,
-        (_PROBE3D, _SAMPLING, "Probe3D's own bins are 0-30-60-90-120 degrees; these are the ones that 3DPoV prints."),
+        (
+            _PROBE3D,
+            _SAMPLING,
+            "Probe3D's own bins are 0-30-60-90-120 degrees; these are the ones that 3DPoV prints.",
+        ),
         (
             Row("DINO", "ViT-S/16", (84.36, 55.17, 34.58, 20.48)),
             Row("TimeT", "ViT-S/16", (80.81, 52.61, 33.93, 19.96)),
@@ -79,7 +85,7 @@ PUBLISHED = {
             Row("3DPoV (DINOv3)", "ViT-B/16", (94.47, 74.74, 48.65, 31.36)),
         ),
     ),
-    "spair_one_occluded": Published(
+    "spair_one_occluded": PublishedTable(
         "SPair-71k keypoint recall, one view occluded",
         _VIEWPOINTS,
         _OCCLUDED,
@@ -88,7 +94,7 @@ PUBLISHED = {
             Row("3DPoV", "ViT-B/14", (62.04, 54.92, 57.65, 57.54)),
         ),
     ),
-    "spair_both_occluded": Published(
+    "spair_both_occluded": PublishedTable(
         "SPair-71k keypoint recall, both views occluded",
         _VIEWPOINTS,
         _OCCLUDED,
@@ -97,7 +103,7 @@ PUBLISHED = {
             Row("3DPoV", "ViT-B/14", (61.30, 54.11, 58.09, 56.98)),
         ),
     ),
-    "navi_less_lighting": Published(
+    "navi_less_lighting": PublishedTable(
         "NAVI correspondence recall at 2 cm, less difference in lighting",
         _DEGREES,
         _LIGHTING,
@@ -106,7 +112,7 @@ PUBLISHED = {
             Row("3DPoV", "ViT-B/14", (93.27, 68.85, 49.27, 33.52)),
         ),
     ),
-    "navi_intense_lighting": Published(
+    "navi_intense_lighting": PublishedTable(
         "NAVI correspondence recall at 2 cm, intense difference in lighting",
         _DEGREES,
         _LIGHTING,
@@ -126,7 +132,19 @@ def beside(name: str, own: dict[str, Sequence[float]]) -> str:
     """
     published = PUBLISHED[name]
     if any(len(values) != len(published.columns) for values in own.values()):
-        raise ValueError(f"a row of '{name}' has {len(published.columns)} figures: {', '.join(published.columns)}")
-    theirs: list[report.Row] = [[f"{row.method}, {row.backbone}", *row.values] for row in published.rows]
-    ours: list[report.Row] = [[f"{model} (this evaluation)", *values] for model, values in own.items()]
-    return "\n".join([f"{published.title}, %", report.table(("", *published.columns), [*theirs, *ours]), *published.differs])
+        raise ValueError(
+            f"a row of '{name}' has {len(published.columns)} figures: {', '.join(published.columns)}"
+        )
+    theirs: list[report.Row] = [
+        [f"{row.method}, {row.backbone}", *row.values] for row in published.rows
+    ]
+    ours: list[report.Row] = [
+        [f"{model} (this evaluation)", *values] for model, values in own.items()
+    ]
+    return "\n".join(
+        [
+            f"{published.title}, %",
+            report.table(("", *published.columns), [*theirs, *ours]),
+            *published.differs,
+        ]
+    )

@@ -31,9 +31,16 @@ from torch.nn.functional import grid_sample, normalize
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.settings import Settings
-from manifests.wording import counted
+from manifests.wording import pluralise
 from shards.errors import SettingsError
-from trainer.evaluate.benchmarks.image_datasets import SPAIR, as_tensor, check_dataset, describing, open_image, read_json
+from trainer.evaluate.benchmarks.image_datasets import (
+    SPAIR,
+    as_tensor,
+    check_dataset,
+    describing,
+    open_image,
+    read_json,
+)
 from trainer.evaluate.features import PatchFeatures, maps_of, padding
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
@@ -103,13 +110,20 @@ class SpairResult:
         keypoints in the images as they are."""
         if category is None:
             return mean([self.recall(which, name, clean) for name in self.categories])
-        scores = [self.pairs[name] for name in self.passes[which] if self.pairs[name].category == category]
+        scores = [
+            self.pairs[name] for name in self.passes[which] if self.pairs[name].category == category
+        ]
         errors = [error for score in scores for error in (score.clean if clean else score.errors)]
-        return 100 * sum(error < THRESHOLD for error in errors) / len(errors) if errors else math.nan
+        return (
+            100 * sum(error < THRESHOLD for error in errors) / len(errors) if errors else math.nan
+        )
 
     def by_item(self) -> dict[str, dict[str, float]]:
         """What each pair adds to the recall of its passes, so scaled that a pass's mean is its recall: for a bootstrap."""
-        return {f"recall, {which}": dict(zip(self.passes[which], self._shares(which), strict=True)) for which in PASSES}
+        return {
+            f"recall, {which}": dict(zip(self.passes[which], self._shares(which), strict=True))
+            for which in PASSES
+        }
 
     def _shares(self, which: str) -> list[float]:
         scores = [self.pairs[name] for name in self.passes[which]]
@@ -117,8 +131,13 @@ class SpairResult:
         for score in scores:
             keypoints[score.category] += len(score.errors)
         classes = sum(count > 0 for count in keypoints.values())
-        found = [(score.category, sum(error < THRESHOLD for error in score.errors)) for score in scores]
-        return [100 * n * len(scores) / (classes * keypoints[category]) if n else 0.0 for category, n in found]
+        found = [
+            (score.category, sum(error < THRESHOLD for error in score.errors)) for score in scores
+        ]
+        return [
+            100 * n * len(scores) / (classes * keypoints[category]) if n else 0.0
+            for category, n in found
+        ]
 
     def paper_rows(self) -> dict[str, list[float]]:
         """The published table of the same kind, and our row of it; none but for the test split."""
@@ -130,7 +149,10 @@ class SpairResult:
 
     def rows(self) -> list[Row]:
         """Name, then recall for S, M, L and All: the mean over classes, then each class."""
-        return [[name or "mean over classes", *(self.recall(which, name) for which in PASSES)] for name in (None, *self.categories)]
+        return [
+            [name or "mean over classes", *(self.recall(which, name) for which in PASSES)]
+            for name in (None, *self.categories)
+        ]
 
     def keypoints(self, which: str) -> int:
         """How many keypoints a pass has."""
@@ -138,8 +160,13 @@ class SpairResult:
 
     def to_json(self) -> dict[str, Any]:
         """Settings, figures, and what each pair gave."""
-        kinds = {"recall": False} | ({} if self.settings.occluded == "none" else {"clean_recall": True})
-        figures = {kind: {which: self.recall(which, clean=clean) for which in PASSES} for kind, clean in kinds.items()}
+        kinds = {"recall": False} | (
+            {} if self.settings.occluded == "none" else {"clean_recall": True}
+        )
+        figures = {
+            kind: {which: self.recall(which, clean=clean) for which in PASSES}
+            for kind, clean in kinds.items()
+        }
         listed = {
             name: {
                 "category": score.category,
@@ -156,7 +183,10 @@ class SpairResult:
                 "settings": self.settings.model_dump(),
                 "patch": self.patch,
                 **figures,
-                "classes": {name: {which: self.recall(which, name) for which in PASSES} for name in self.categories},
+                "classes": {
+                    name: {which: self.recall(which, name) for which in PASSES}
+                    for name in self.categories
+                },
                 "keypoints": {which: self.keypoints(which) for which in PASSES},
                 "images": self.images,
                 "digest": self.digest,
@@ -171,7 +201,9 @@ class SpairResult:
         rows = self.rows()
         if s.occluded != "none":
             clean = [self.recall(which, clean=True) for which in PASSES]
-            change = [self.recall(which) - value for which, value in zip(PASSES, clean, strict=True)]
+            change = [
+                self.recall(which) - value for which, value in zip(PASSES, clean, strict=True)
+            ]
             rows[1:1] = [["  the same keypoints, not occluded", *clean], ["  difference", *change]]
         rows += [
             ["pairs", *(len(self.passes[which]) for which in PASSES)],
@@ -185,7 +217,7 @@ class SpairResult:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ImagePair:
     """A pair of images of one class. Boxes are (left, top, right, bottom) in pixels of the image files."""
 
     name: str
@@ -198,7 +230,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class View:
+class AnnotatedImage:
     """An image as a square of `size` pixels [3, size, size], its keypoints [K, 2] there (NaN if not annotated), and the zoom."""
 
     image: Tensor
@@ -206,7 +238,9 @@ class View:
     zoom: float
 
 
-def evaluate_spair(features: PatchFeatures, patch: int, root: Path, settings: SpairSettings | None = None) -> SpairResult:
+def evaluate_spair(
+    features: PatchFeatures, patch: int, root: Path, settings: SpairSettings | None = None
+) -> SpairResult:
     """Scores the features of `features`, whose patches are `patch` pixels, on SPair-71k in the folder `root`.
 
     Features are kept in float32, so that they are what the backbone gave, for the images of one class at a time: a test class has
@@ -221,31 +255,46 @@ def evaluate_spair(features: PatchFeatures, patch: int, root: Path, settings: Sp
     images = 0
     for category in sorted({pair.category for pair in unique.values()}):
         pairs = [pair for pair in unique.values() if pair.category == category]
-        views = {name: _read_view(root, category, name, settings.size) for name in sorted({n for p in pairs for n in p.images})}
+        views = {
+            name: _read_view(root, category, name, settings.size)
+            for name in sorted({n for p in pairs for n in p.images})
+        }
         maps = _encoded(features, [view.image for view in views.values()], patch)
         encoded = dict(zip(views, maps, strict=True))
         images += len(views)
         for pair in pairs:
             scores[pair.name] = _score(pair, views, encoded, features, patch, settings)
-        log.info("%s: %s, %d of %d pairs done", category, counted(len(views), "image"), len(scores), len(unique))
+        log.info(
+            "%s: %s, %d of %d pairs done",
+            category,
+            pluralise(len(views), "image"),
+            len(scores),
+            len(unique),
+        )
     names = {which: tuple(pair.name for pair in chosen) for which, chosen in passes.items()}
-    digest = fingerprint_lines([f"{which} {name}" for which, listed in names.items() for name in listed])
+    digest = fingerprint_lines(
+        [f"{which} {name}" for which, listed in names.items() for name in listed]
+    )
     return SpairResult(settings, patch, names, scores, images, digest)
 
 
-def choose_pairs(pairs: Sequence[Pair], settings: SpairSettings) -> dict[str, list[Pair]]:
+def choose_pairs(pairs: Sequence[ImagePair], settings: SpairSettings) -> dict[str, list[ImagePair]]:
     """The pairs of each pass: for every class up to `settings.pairs`, from a seeded shuffle of the sorted list."""
     ordered = sorted(pairs, key=lambda pair: pair.name)
-    chosen: dict[str, list[Pair]] = {which: [] for which in PASSES}
+    chosen: dict[str, list[ImagePair]] = {which: [] for which in PASSES}
     for which, viewpoint in PASSES.items():
         for category in sorted({pair.category for pair in ordered}):
-            found = [pair for pair in ordered if pair.category == category and viewpoint in (None, pair.viewpoint)]
+            found = [
+                pair
+                for pair in ordered
+                if pair.category == category and viewpoint in (None, pair.viewpoint)
+            ]
             random.Random(settings.seed).shuffle(found)
             chosen[which] += found[: settings.pairs]
     return chosen
 
 
-def _read_pairs(root: Path, split: str) -> list[Pair]:
+def _read_pairs(root: Path, split: str) -> list[ImagePair]:
     """All pairs of a split. Raises SettingsError or PretrackError."""
     folder = root / "PairAnnotation" / split
     files = sorted(folder.glob("*.json"))
@@ -254,11 +303,11 @@ def _read_pairs(root: Path, split: str) -> list[Pair]:
     return [_as_pair(file, read_json(file)) for file in files]
 
 
-def _as_pair(file: Path, values: dict[str, Any]) -> Pair:
+def _as_pair(file: Path, values: dict[str, Any]) -> ImagePair:
     with describing(f"a pair of {SPAIR.name}", file):
         _, source, target = values["filename"].split(":")[0].split("-")
         left, top, right, bottom = values["trg_bndbox"]
-        return Pair(
+        return ImagePair(
             name=values["filename"],
             category=str(values["category"]),
             viewpoint=int(values["viewpoint_variation"]),
@@ -268,7 +317,7 @@ def _as_pair(file: Path, values: dict[str, Any]) -> Pair:
         )
 
 
-def _read_view(root: Path, category: str, name: str, size: int) -> View:
+def _read_view(root: Path, category: str, name: str, size: int) -> AnnotatedImage:
     """An image, filled up with white to a square on the right and below, then resized (bicubic, antialiased)."""
     picture = open_image(root / "JPEGImages" / category / f"{name}.jpg").convert("RGB")
     side = max(picture.size)
@@ -276,7 +325,9 @@ def _read_view(root: Path, category: str, name: str, size: int) -> View:
     square.paste(picture, (0, 0))
     zoom = size / side
     keypoints = _read_keypoints(root / "ImageAnnotation" / category / f"{name}.json") * zoom
-    return View(as_tensor(square.resize((size, size), Image.Resampling.BICUBIC)), keypoints, zoom)
+    return AnnotatedImage(
+        as_tensor(square.resize((size, size), Image.Resampling.BICUBIC)), keypoints, zoom
+    )
 
 
 def _read_keypoints(file: Path) -> Tensor:
@@ -292,12 +343,19 @@ def _encoded(features: PatchFeatures, images: Sequence[Tensor], patch: int) -> l
     """Unit features [h, w, D] of each image. Raises SettingsError if they are not a map of such patches."""
     maps: list[Tensor] = []
     for start in range(0, len(images), _BATCH):
-        maps += normalize(maps_of(features, torch.stack(list(images[start : start + _BATCH])), patch), dim=-1)
+        maps += normalize(
+            maps_of(features, torch.stack(list(images[start : start + _BATCH])), patch), dim=-1
+        )
     return maps
 
 
 def _score(
-    pair: Pair, views: dict[str, View], encoded: dict[str, Tensor], features: PatchFeatures, patch: int, settings: SpairSettings
+    pair: ImagePair,
+    views: dict[str, AnnotatedImage],
+    encoded: dict[str, Tensor],
+    features: PatchFeatures,
+    patch: int,
+    settings: SpairSettings,
 ) -> PairScore:
     """Looks for the keypoints of a pair."""
     both = [views[name] for name in pair.images]
@@ -323,10 +381,14 @@ def _score(
         return tuple(((found - goals).norm(dim=1) / pair.scale).tolist())
 
     changed = errors(shown[0], shown[1])
-    return PairScore(pair.category, pair.viewpoint, changed, errors(maps[0], maps[1]) if hidden else changed)
+    return PairScore(
+        pair.category, pair.viewpoint, changed, errors(maps[0], maps[1]) if hidden else changed
+    )
 
 
-def match(source: Tensor, target: Tensor, points: Tensor, size: int, patch: int, readout: Readout) -> Tensor:
+def match(
+    source: Tensor, target: Tensor, points: Tensor, size: int, patch: int, readout: Readout
+) -> Tensor:
     """Where points of one image are in another: [h, w, D], [h, w, D] unit features, [K, 2] → [K, 2].
 
     Points are (x, y) in pixels of the square of `size` that was encoded, found places in parts of it. A patch stands for a place as
@@ -337,7 +399,11 @@ def match(source: Tensor, target: Tensor, points: Tensor, size: int, patch: int,
     places = ((points.floor() if readout == "probe3d" else points) + before) / side
     grid = (2 * places - 1).to(source.device)[None, None]
     samples = grid_sample(
-        source.movedim(-1, 0)[None], grid, mode="bilinear", padding_mode="border", align_corners=readout == "probe3d"
+        source.movedim(-1, 0)[None],
+        grid,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=readout == "probe3d",
     )
     best = (samples[0, :, 0].T @ target.flatten(0, 1).T).argmax(dim=1).cpu()
     return patch_places(columns, size, patch, readout)[best]
@@ -357,8 +423,13 @@ def occluder(pair: str, view: int, box: Iterable[float]) -> tuple[int, int, int,
     """A rectangle (left, top, right, bottom) in whole pixels inside a box, of 10 to 30 % of its area, at most twice as long in one
     direction as the box is. It depends on the pair's name, the view and the box alone."""
     left, top, right, bottom = box
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(f"{pair} {view}".encode()).digest()[:8]))
+    rng = np.random.default_rng(
+        int.from_bytes(hashlib.sha256(f"{pair} {view}".encode()).digest()[:8])
+    )
     share, stretch = rng.uniform(*_COVERED), 2 ** rng.uniform(-0.5, 0.5)
     width, height = (right - left) * share**0.5 * stretch, (bottom - top) * share**0.5 / stretch
-    x, y = left + rng.uniform() * (right - left - width), top + rng.uniform() * (bottom - top - height)
+    x, y = (
+        left + rng.uniform() * (right - left - width),
+        top + rng.uniform() * (bottom - top - height),
+    )
     return round(x), round(y), round(x + width), round(y + height)

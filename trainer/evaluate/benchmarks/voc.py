@@ -116,7 +116,12 @@ class VocResult:
     def to_json(self) -> dict[str, Any]:
         """Settings and figures."""
         found: dict[str, Any] = plain(
-            {"dataset": VOC.name, "miou": self.miou, **asdict(self), "settings": self.settings.model_dump()}
+            {
+                "dataset": VOC.name,
+                "miou": self.miou,
+                **asdict(self),
+                "settings": self.settings.model_dump(),
+            }
         )
         return found
 
@@ -127,7 +132,9 @@ class VocResult:
         )
 
 
-def evaluate_clustering(features: PatchFeatures, patch: int, root: Path, settings: ClusteringSettings | None = None) -> VocResult:
+def evaluate_clustering(
+    features: PatchFeatures, patch: int, root: Path, settings: ClusteringSettings | None = None
+) -> VocResult:
     """Clusters the patch features of VOC's validation images in the folder `root` (VOC2012).
 
     Features of all images are held at once, in float32: 1.1 GB of a ViT-B. Raises SettingsError or PretrackError, in one
@@ -141,30 +148,44 @@ def evaluate_clustering(features: PatchFeatures, patch: int, root: Path, setting
     sample = _sampled(maps, s)
     iou = {}
     for k in s.clusters:
-        centres, _ = kmeans2(sample, min(k, len(sample)), iter=s.iterations, minit="++", rng=np.random.default_rng(s.seed))
+        centres, _ = kmeans2(
+            sample,
+            min(k, len(sample)),
+            iter=s.iterations,
+            minit="++",
+            rng=np.random.default_rng(s.seed),
+        )
         counts = np.zeros((k, len(CLASSES)), np.int64)
         for part, labels in zip(maps.split(_BATCH), truth.split(_BATCH), strict=True):
-            counts += _counts(_nearest(_enlarged(part, s.grid), torch.from_numpy(centres).float()), labels, k)
+            counts += _counts(
+                _nearest(_enlarged(part, s.grid), torch.from_numpy(centres).float()), labels, k
+            )
         alone = k == len(CLASSES)
         way = f"{k} clusters, {'one' if alone else 'many'} to one"
         iou[way] = _named((one_to_one if alone else many_to_one)(counts))
     return VocResult(s, patch, iou, len(names), fingerprint_lines(names))
 
 
-def evaluate_retrieval(features: PatchFeatures, patch: int, root: Path, settings: RetrievalSettings | None = None) -> VocResult:
+def evaluate_retrieval(
+    features: PatchFeatures, patch: int, root: Path, settings: RetrievalSettings | None = None
+) -> VocResult:
     """Segments VOC's validation images by the nearest patches of its training images, in the folder `root` (VOC2012).
 
     Errors as `evaluate_clustering`; also SettingsError for a size that patches do not fill.
     """
     s = settings or RetrievalSettings()
     if s.size % patch:
-        raise SettingsError(f"retrieval gives every patch labels of its own pixels, and patches of {patch} do not fill {s.size}")
+        raise SettingsError(
+            f"retrieval gives every patch labels of its own pixels, and patches of {patch} do not fill {s.size}"
+        )
     learnt, names = _listed(root, s.memory_split, s.images), _listed(root, "val", s.images)
     keys, values = _remembered(features, patch, root, learnt, s)
     counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for images, labels in _batches(root, "val", names, s.size):
         maps = normalize(maps_of(features, images, patch), dim=-1)
-        scores = retrieved(maps.flatten(0, 2), keys, values, s.neighbours, s.temperature).unflatten(0, maps.shape[:3])
+        scores = retrieved(maps.flatten(0, 2), keys, values, s.neighbours, s.temperature).unflatten(
+            0, maps.shape[:3]
+        )
         sharp = interpolate(scores.movedim(-1, 1), size=(s.size, s.size), mode="bilinear")
         counts += _counts(sharp.argmax(dim=1).cpu(), labels, len(CLASSES))
     iou = {f"retrieval from {len(keys)} patches of {s.memory_split}": _named(class_iou(counts))}
@@ -183,7 +204,10 @@ def one_to_one(counts: NDArray[np.int64]) -> list[float]:
     clusters, classes = linear_sum_assignment(shares, maximize=True)
     iou = np.zeros(counts.shape[1])
     iou[classes] = shares[clusters, classes]
-    return [float(v) if present else math.nan for v, present in zip(iou, counts.sum(axis=0) > 0, strict=True)]
+    return [
+        float(v) if present else math.nan
+        for v, present in zip(iou, counts.sum(axis=0) > 0, strict=True)
+    ]
 
 
 def many_to_one(counts: NDArray[np.int64]) -> list[float]:
@@ -197,16 +221,23 @@ def class_iou(counts: NDArray[np.int64]) -> list[float]:
     """IoU of every class from counts[found, true] of pixels; NaN for a class without pixels."""
     union = counts.sum(axis=1) + counts.sum(axis=0) - counts.diagonal()
     present = counts.sum(axis=0) > 0
-    return [float(i / u) if p else math.nan for i, u, p in zip(counts.diagonal(), union, present, strict=True)]
+    return [
+        float(i / u) if p else math.nan
+        for i, u, p in zip(counts.diagonal(), union, present, strict=True)
+    ]
 
 
-def retrieved(queries: Tensor, keys: Tensor, values: Tensor, neighbours: int, temperature: float) -> Tensor:
+def retrieved(
+    queries: Tensor, keys: Tensor, values: Tensor, neighbours: int, temperature: float
+) -> Tensor:
     """Of the unit vectors `queries` [N, D], `keys` [M, D]: the mean of the nearest keys' values [M, C], weighted by the softmax of
     their cosine similarities divided by the temperature: [N, C]. A few hundred queries at a time, so that memory is bounded."""
     found = []
     for part in queries.split(_CHUNK):
         similarity, index = (part @ keys.T).topk(min(neighbours, len(keys)), dim=1)
-        found.append(((similarity / temperature).softmax(dim=1)[..., None] * values[index]).sum(dim=1))
+        found.append(
+            ((similarity / temperature).softmax(dim=1)[..., None] * values[index]).sum(dim=1)
+        )
     return torch.cat(found)
 
 
@@ -220,7 +251,11 @@ def _listed(root: Path, split: Split, at_most: int | None) -> list[str]:
     file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
     missing = [path for path in (file, _masks(root, split)) if not path.exists()]
     if missing:
-        extra = "; it is no part of the dataset as released: add it, or use the split 'train'" if split == "trainaug" else ""
+        extra = (
+            "; it is no part of the dataset as released: add it, or use the split 'train'"
+            if split == "trainaug"
+            else ""
+        )
         raise SettingsError(f"{missing[0]} is missing{extra or ': unpack the dataset again'}")
     names = file.read_text().split()
     if not names:
@@ -234,12 +269,17 @@ def _masks(root: Path, split: Split) -> Path:
     return root / ("SegmentationClassAug" if split == "trainaug" else "SegmentationClass")
 
 
-def _batches(root: Path, split: Split, names: Sequence[str], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _batches(
+    root: Path, split: Split, names: Sequence[str], size: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Images uint8 [B, 3, size, size] and labels int64 [B, size, size], squashed to the square (labels by nearest neighbours)."""
     for start in range(0, len(names), _BATCH):
         chosen = names[start : start + _BATCH]
         images = [
-            open_image(root / "JPEGImages" / f"{name}.jpg").resize((size, size), Image.Resampling.BILINEAR) for name in chosen
+            open_image(root / "JPEGImages" / f"{name}.jpg").resize(
+                (size, size), Image.Resampling.BILINEAR
+            )
+            for name in chosen
         ]
         labels = [_read_labels(_masks(root, split) / f"{name}.png", size) for name in chosen]
         yield torch.stack([as_tensor(image) for image in images]), torch.stack(labels)
@@ -250,14 +290,22 @@ def _batches(root: Path, split: Split, names: Sequence[str], size: int) -> Itera
 
 def _read_labels(path: Path, size: int) -> Tensor:
     """int64 [size, size]. Raises PretrackError for an image that is broken or shows something else."""
-    labels = np.array(open_image(path).resize((size, size), Image.Resampling.NEAREST)).astype(np.int64)
+    labels = np.array(open_image(path).resize((size, size), Image.Resampling.NEAREST)).astype(
+        np.int64
+    )
     if labels.ndim != 2 or not np.isin(labels, [*range(len(CLASSES)), _NOTHING]).all():
-        raise PretrackError(f"{path} is no image of labels 0 to {len(CLASSES) - 1} and {_NOTHING}: unpack the dataset again")
+        raise PretrackError(
+            f"{path} is no image of labels 0 to {len(CLASSES) - 1} and {_NOTHING}: unpack the dataset again"
+        )
     return torch.from_numpy(labels)
 
 
 def _reduced(
-    features: PatchFeatures, patch: int, root: Path, names: Sequence[str], settings: ClusteringSettings
+    features: PatchFeatures,
+    patch: int,
+    root: Path,
+    names: Sequence[str],
+    settings: ClusteringSettings,
 ) -> tuple[Tensor, Tensor]:
     """Principal components of the features of all images [N, h, w, C], and their labels, uint8 [N, size, size]."""
     maps, masks = torch.empty(0), list[Tensor]()
@@ -272,14 +320,19 @@ def _reduced(
 def _principal(maps: Tensor, components: int) -> Tensor:
     """The first principal components of standardised features: [N, h, w, D] → [N, h, w, C], without a copy of all of them."""
     parts = maps.split(_BATCH)
-    centre = torch.stack([part.double().sum(dim=(0, 1, 2)) for part in parts]).sum(dim=0) / maps[..., 0].numel()
+    centre = (
+        torch.stack([part.double().sum(dim=(0, 1, 2)) for part in parts]).sum(dim=0)
+        / maps[..., 0].numel()
+    )
     covariance = torch.zeros(len(centre), len(centre), dtype=torch.float64)
     for part in parts:
         rows = (part - centre).flatten(0, 2)
         covariance += rows.T @ rows / maps[..., 0].numel()
     spread = covariance.diagonal().sqrt()
     spread = spread.where(spread > 1e-6, 1)  # a channel that never changes stays 0
-    axes = torch.linalg.eigh(covariance / torch.outer(spread, spread)).eigenvectors.flip(1)[:, :components]
+    axes = torch.linalg.eigh(covariance / torch.outer(spread, spread)).eigenvectors.flip(1)[
+        :, :components
+    ]
     return torch.cat([((part - centre) / spread @ axes).float() for part in parts])
 
 
@@ -293,7 +346,9 @@ def _sampled(maps: Tensor, settings: ClusteringSettings) -> NDArray[np.float32]:
     each = max(1, min(settings.grid**2, settings.points // len(maps)))
     generator = torch.Generator().manual_seed(settings.seed)
     chosen = [
-        _enlarged(part[None], settings.grid).flatten(0, 2)[torch.randperm(settings.grid**2, generator=generator)[:each]]
+        _enlarged(part[None], settings.grid).flatten(0, 2)[
+            torch.randperm(settings.grid**2, generator=generator)[:each]
+        ]
         for part in maps
     ]
     return torch.cat(chosen).numpy()
@@ -309,22 +364,32 @@ def _counts(found: Tensor, labels: Tensor, kinds: int) -> NDArray[np.int64]:
     found = interpolate(found[:, None].float(), size=labels.shape[1:], mode="nearest")[:, 0].long()
     counted = labels != _NOTHING
     pairs = found[counted] * len(CLASSES) + labels[counted]
-    counts: NDArray[np.int64] = torch.bincount(pairs, minlength=kinds * len(CLASSES)).view(kinds, len(CLASSES)).numpy()
+    counts: NDArray[np.int64] = (
+        torch.bincount(pairs, minlength=kinds * len(CLASSES)).view(kinds, len(CLASSES)).numpy()
+    )
     return counts
 
 
 def _remembered(
-    features: PatchFeatures, patch: int, root: Path, names: Sequence[str], settings: RetrievalSettings
+    features: PatchFeatures,
+    patch: int,
+    root: Path,
+    names: Sequence[str],
+    settings: RetrievalSettings,
 ) -> tuple[Tensor, Tensor]:
     """Unit features of training patches [M, D], and the shares of classes among their pixels [M, C]."""
     each = max(1, settings.memory // len(names))
     generator = torch.Generator().manual_seed(settings.seed)
     keys, values = [], []
     for images, labels in _batches(root, settings.memory_split, names, settings.size):
-        for vectors, mask in zip(normalize(maps_of(features, images, patch), dim=-1), labels, strict=True):
+        for vectors, mask in zip(
+            normalize(maps_of(features, images, patch), dim=-1), labels, strict=True
+        ):
             shares, known = patch_labels(mask, patch)
             (usable,) = known.flatten().nonzero(as_tuple=True)
-            kept = usable[torch.randperm(len(usable), generator=generator)[:each]].to(vectors.device)
+            kept = usable[torch.randperm(len(usable), generator=generator)[:each]].to(
+                vectors.device
+            )
             keys.append(vectors.flatten(0, 1)[kept])
             values.append(shares.flatten(0, 1).to(vectors.device)[kept])
     return torch.cat(keys), torch.cat(values)

@@ -17,13 +17,13 @@ from torch import Tensor
 from manifests.fingerprint import fingerprint_lines
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table
-from manifests.wording import counted as said
+from manifests.wording import pluralise as said
 from shards.clip import Camera, ClipInfo
 from shards.errors import PretrackError
 from shards.reader import read_members
-from trainer.config import DataSettings, TrackSettings
+from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.augment import choose_frames
-from trainer.data.batch import counted
+from trainer.data.batch import track_mask
 from trainer.data.dataset import ClipDataset
 from trainer.evaluate.heldout.measures import angle_between
 
@@ -37,7 +37,7 @@ class HeldOutClip:
     numbers: which of the stored frames these are
     images:  uint8 [T, 3, S, S] for each side S that a model wants
     places:  float32 [T, N, 2] (x, y) in parts of the image, 0 and 1 its borders
-    counted: bool [T, N]: visible, believed and inside
+    track_mask: bool [T, N]: visible, believed and inside
     angles:  float [T], degrees between the anchor's camera and each frame's; NaN where a pose is not known
     """
 
@@ -46,12 +46,12 @@ class HeldOutClip:
     numbers: tuple[int, ...]
     images: dict[int, Tensor]
     places: Tensor
-    counted: Tensor
+    track_mask: Tensor
     angles: NDArray[np.float64]
 
     def points(self, frame: int) -> tuple[Tensor, Tensor]:
         """Where the points that count in the anchor frame and in another one lie: [n, 2] each."""
-        both = self.counted[0] & self.counted[frame]
+        both = self.track_mask[0] & self.track_mask[frame]
         return self.places[0, both], self.places[frame, both]
 
 
@@ -61,7 +61,7 @@ class HeldOut:
 
     snapshot: Snapshot
     settings: DataSettings
-    tracks: TrackSettings
+    tracks: TrackFilterSettings
     clips: tuple[HeldOutClip, ...]
     trackers: tuple[str, ...]
 
@@ -77,7 +77,9 @@ class HeldOut:
 
     def described(self) -> dict[str, Any]:
         """What a result says of the data, to find it again."""
-        shown = self.settings.model_dump(mode="json", include={"split", "where", "frames", "step", "anchor", "direction", "crop"})
+        shown = self.settings.model_dump(
+            mode="json", include={"split", "where", "frames", "step", "anchor", "direction", "crop"}
+        )
         return {
             "out": str(self.snapshot.out),
             "snapshot": self.snapshot.name,
@@ -85,7 +87,9 @@ class HeldOut:
             "trackers": self.trackers,
             "exact_tracks": self.exact,
             **shown,
-            "tracks": self.tracks.model_dump(mode="json", include={"visibility", "confidence", "mask_outside"}),
+            "tracks": self.tracks.model_dump(
+                mode="json", include={"visibility", "confidence", "mask_outside"}
+            ),
         }
 
     def __str__(self) -> str:
@@ -102,22 +106,35 @@ class HeldOut:
 
 
 def read_held_out(
-    snapshot: Snapshot, settings: DataSettings, tracks: TrackSettings, sides: Sequence[int], most: int = 32
+    snapshot: Snapshot,
+    settings: DataSettings,
+    tracks: TrackFilterSettings,
+    sides: Sequence[int],
+    most: int = 32,
 ) -> HeldOut:
     """Up to `most` clips of a snapshot that fit the settings, evenly from its list, for images of these sides in pixels.
 
     Raises PretrackError if nothing fits, and ShardError for a clip that cannot be read.
     """
-    datasets = {side: ClipDataset([snapshot], settings.model_copy(update={"size": side}), seed=0) for side in sorted(set(sides))}
+    datasets = {
+        side: ClipDataset([snapshot], settings.model_copy(update={"size": side}), seed=0)
+        for side in sorted(set(sides))
+    }
     first = next(iter(datasets.values()))
-    indices = np.unique(np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int)).tolist()
+    indices = np.unique(
+        np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int)
+    ).tolist()
     rows = _rows(snapshot, [first.clips[i].key for i in indices])
     clips = []
     for index, row in zip(indices, rows, strict=True):
         clip = first.clips[index]
-        [data] = read_members(snapshot.shard_path(row["shard"]), [row["json_offset"]], [row["json_size"]])
+        [data] = read_members(
+            snapshot.shard_path(row["shard"]), [row["json_offset"]], [row["json_size"]]
+        )
         info = ClipInfo.from_json(data)
-        _, numbers = choose_frames(clip.frames, clip.anchors.tolist(), settings, np.random.default_rng(0))
+        _, numbers = choose_frames(
+            clip.frames, clip.anchors.tolist(), settings, np.random.default_rng(0)
+        )
         samples = {side: dataset[0, index] for side, dataset in datasets.items()}
         sample = samples[next(iter(datasets))]
         clips.append(
@@ -127,14 +144,22 @@ def read_held_out(
                 numbers=tuple(numbers),
                 images={side: sample["frames"] for side, sample in samples.items()},
                 places=(sample["positions"] + 0.5) / sample["frames"].shape[-1],
-                counted=counted(sample, tracks),
+                track_mask=track_mask(sample, tracks),
                 angles=_angles(info.cameras, numbers),
             )
         )
-    return HeldOut(snapshot, settings, tracks, tuple(clips), _trackers(snapshot, {row["shard"] for row in rows}))
+    return HeldOut(
+        snapshot,
+        settings,
+        tracks,
+        tuple(clips),
+        _trackers(snapshot, {row["shard"] for row in rows}),
+    )
 
 
-def still_settings(snapshot: Snapshot, split: str, where: str, frames: int, step: int) -> dict[str, Any]:
+def still_settings(
+    snapshot: Snapshot, split: str, where: str, frames: int, step: int
+) -> dict[str, Any]:
     """`DataSettings` that show a clip whole, the same every time: forward from its first anchor."""
     return {
         "out": [str(snapshot.out)],
@@ -157,24 +182,37 @@ def relative_rotation(a: Camera, b: Camera) -> float:
     return angle_between(first, second)
 
 
-def _angles(cameras: tuple[Camera | None, ...] | None, numbers: Sequence[int]) -> NDArray[np.float64]:
+def _angles(
+    cameras: tuple[Camera | None, ...] | None, numbers: Sequence[int]
+) -> NDArray[np.float64]:
     seen = [cameras[number] if cameras else None for number in numbers]
     anchor = seen[0]
-    return np.array([relative_rotation(anchor, camera) if anchor and camera else math.nan for camera in seen])
+    return np.array(
+        [relative_rotation(anchor, camera) if anchor and camera else math.nan for camera in seen]
+    )
 
 
 def _rows(snapshot: Snapshot, keys: list[str]) -> list[dict[str, Any]]:
     """The clips' rows of the snapshot's table, in the order of `keys`."""
     table = read_table(snapshot.folder / "clips.parquet", COLUMNS)
-    chosen = {row["key"]: row for row in table.filter(pc.is_in(table["key"], pa.array(keys))).to_pylist()}
+    chosen = {
+        row["key"]: row for row in table.filter(pc.is_in(table["key"], pa.array(keys))).to_pylist()
+    }
     return [chosen[key] for key in keys]
 
 
 def _trackers(snapshot: Snapshot, shards: set[str]) -> tuple[str, ...]:
     """Which trackers made the tracks of some shards, as the snapshot has it."""
     table = read_table(snapshot.folder / "shards.parquet", ["shard", "tracks_settings"])
-    used = table.filter(pc.is_in(table["shard"], pa.array(sorted(shards)))).column("tracks_settings").unique().to_pylist()
+    used = (
+        table.filter(pc.is_in(table["shard"], pa.array(sorted(shards))))
+        .column("tracks_settings")
+        .unique()
+        .to_pylist()
+    )
     try:
         return tuple(sorted({str(json.loads(text)["tracker"]) for text in used}))
     except (ValueError, KeyError, TypeError) as error:
-        raise PretrackError(f"the shards table of snapshot {snapshot.name} in {snapshot.out} is damaged ({error})") from error
+        raise PretrackError(
+            f"the shards table of snapshot {snapshot.name} in {snapshot.out} is damaged ({error})"
+        ) from error

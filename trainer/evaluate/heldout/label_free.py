@@ -31,15 +31,27 @@ from torch.nn.functional import normalize
 
 from manifests.settings import check_settings
 from manifests.snapshot import open_snapshot
-from manifests.wording import counted
+from manifests.wording import pluralise
 from shards.errors import SettingsError
-from trainer.config import DataSettings, TrackSettings
+from trainer.config import DataSettings, TrackFilterSettings
 from trainer.evaluate.bootstrap import RESAMPLES, Difference, difference
-from trainer.evaluate.evaluated_model import Subject, add_model_arguments, load_subjects
+from trainer.evaluate.evaluated_model import (
+    EvaluatedModel,
+    add_model_arguments,
+    load_evaluated_models,
+)
 from trainer.evaluate.features import patch_features
 from trainer.evaluate.heldout import measures, pictures
 from trainer.evaluate.heldout.clips import HeldOut, HeldOutClip, read_held_out, still_settings
-from trainer.evaluate.heldout.measures import METRICS, Measures, Metric, Pair, effective_rank, figure, mean_cosine
+from trainer.evaluate.heldout.measures import (
+    METRICS,
+    FramePair,
+    Measures,
+    Metric,
+    effective_rank,
+    figure,
+    mean_cosine,
+)
 from trainer.evaluate.report import mean, table_of_differences
 from trainer.evaluate.results import aligned, number, versions, write_results
 
@@ -65,7 +77,7 @@ class Scores:
     kept:                        by clip, its features [T, h, w, D], of the clips that are drawn
     """
 
-    pairs: list[Pair]
+    pairs: list[FramePair]
     effective_rank: float = float("nan")
     mean_cosine: float = float("nan")
     drift: float = float("nan")
@@ -74,16 +86,26 @@ class Scores:
 
 def add_command(commands: Any) -> None:
     """Adds `labelfree` to the command line."""
-    parser = commands.add_parser("labelfree", help="held-out clips of a build, no labels", description=__doc__)
+    parser = commands.add_parser(
+        "labelfree", help="held-out clips of a build, no labels", description=__doc__
+    )
     parser.add_argument("build", metavar="OUT", help="output folder of a build, or its URL")
     add_model_arguments(parser)
     parser.add_argument("--snapshot", help="which snapshot (default: the current one)")
     parser.add_argument("--split", default="eval", help="clips of which split (default: eval)")
-    parser.add_argument("--where", default="", help="only clips for which this holds, as in 'data.where'")
-    parser.add_argument("--clips", type=int, default=32, help="at most this many clips (default: 32)")
+    parser.add_argument(
+        "--where", default="", help="only clips for which this holds, as in 'data.where'"
+    )
+    parser.add_argument(
+        "--clips", type=int, default=32, help="at most this many clips (default: 32)"
+    )
     parser.add_argument("--frames", type=int, default=4, help="frames a clip (default: 4)")
-    parser.add_argument("--step", type=int, default=10, help="stored frames between two of them (default: 10)")
-    parser.add_argument("--grid", type=int, default=16, help="patches along a side of the image (default: 16)")
+    parser.add_argument(
+        "--step", type=int, default=10, help="stored frames between two of them (default: 10)"
+    )
+    parser.add_argument(
+        "--grid", type=int, default=16, help="patches along a side of the image (default: 16)"
+    )
     parser.add_argument("--pictures", type=int, default=3, help="clips that are drawn (default: 3)")
     parser.set_defaults(run=run)
 
@@ -93,10 +115,18 @@ def run(a: argparse.Namespace) -> None:
     for option, least in {"clips": 1, "step": 1, "grid": 2, "pictures": 0}.items():
         if getattr(a, option) < least:
             raise SettingsError(f"'--{option}' should be at least {least}")
-    base, *others = subjects = load_subjects(a.model, a.device)
+    base, *others = subjects = load_evaluated_models(a.model, a.device)
     snapshot = open_snapshot(a.build, a.snapshot)
-    settings = check_settings(DataSettings, still_settings(snapshot, a.split, a.where, a.frames, a.step), "options")
-    held = read_held_out(snapshot, settings, TrackSettings(), [a.grid * subject.patch for subject in subjects], a.clips)
+    settings = check_settings(
+        DataSettings, still_settings(snapshot, a.split, a.where, a.frames, a.step), "options"
+    )
+    held = read_held_out(
+        snapshot,
+        settings,
+        TrackFilterSettings(),
+        [a.grid * subject.patch for subject in subjects],
+        a.clips,
+    )
     drawn = clips_to_draw(held.clips, a.pictures)
     scores = score(held, subjects, a.grid, drawn)
     results = {
@@ -112,28 +142,46 @@ def run(a: argparse.Namespace) -> None:
             "metrics": [asdict(metric) for metric in METRICS],
         },
         "versions": versions(),
-        "models": {subject.name: subject.described() | {"shown_at": a.grid * subject.patch} for subject in subjects},
+        "models": {
+            subject.name: subject.described() | {"shown_at": a.grid * subject.patch}
+            for subject in subjects
+        },
         "figures": {name: _figures(found, held) for name, found in scores.items()},
         "differences": {
-            subject.name: {name: d.to_json() for name, d in differences(scores[base.name], scores[subject.name], held).items()}
+            subject.name: {
+                name: d.to_json()
+                for name, d in differences(scores[base.name], scores[subject.name], held).items()
+            }
             for subject in others
         },
     }
     images = dict(draw(held, subjects, scores, drawn))
     print(report(held, subjects, scores))
     written = write_results(a.out, "labelfree", results, images)
-    print(f"\nresults: {written}, and {counted(len(images), 'picture')} beside it")
+    print(f"\nresults: {written}, and {pluralise(len(images), 'picture')} beside it")
 
 
 def clips_to_draw(clips: Sequence[HeldOutClip], count: int) -> list[int]:
     """Some clips, evenly from those whose points move most of the way: the choice knows no model."""
-    moved = [sum(int(measures.moving(*clip.points(t)).sum()) for t in range(1, len(clip.numbers))) for clip in clips]
-    ranked = [i for i in np.argsort(moved, kind="stable")[::-1].tolist() if moved[i]] or list(range(len(clips)))
+    moved = [
+        sum(int(measures.moving(*clip.points(t)).sum()) for t in range(1, len(clip.numbers)))
+        for clip in clips
+    ]
+    ranked = [i for i in np.argsort(moved, kind="stable")[::-1].tolist() if moved[i]] or list(
+        range(len(clips))
+    )
     half = sorted(ranked[: max(count, -(-len(ranked) // 2))])
-    return [half[i] for i in np.unique(np.linspace(0, len(half) - 1, min(count, len(half))).round().astype(int)).tolist()]
+    return [
+        half[i]
+        for i in np.unique(
+            np.linspace(0, len(half) - 1, min(count, len(half))).round().astype(int)
+        ).tolist()
+    ]
 
 
-def score(held: HeldOut, subjects: Sequence[Subject], grid: int, keep: Sequence[int] = ()) -> dict[str, Scores]:
+def score(
+    held: HeldOut, subjects: Sequence[EvaluatedModel], grid: int, keep: Sequence[int] = ()
+) -> dict[str, Scores]:
     """What each model scores on the clips, by its name; then the answer "it has not moved", and chance.
 
     `keep` are clips whose features are wanted afterwards. Features of all clips of two models are held at a time: with what is
@@ -144,7 +192,9 @@ def score(held: HeldOut, subjects: Sequence[Subject], grid: int, keep: Sequence[
     for subject in subjects:
         encode = patch_features(subject, normed=True)
         shown = torch.cat([clip.images[grid * subject.patch] for clip in held.clips])
-        features = torch.cat([normalize(encode(images), dim=-1).cpu() for images in shown.split(FRAMES_AT_ONCE)])
+        features = torch.cat(
+            [normalize(encode(images), dim=-1).cpu() for images in shown.split(FRAMES_AT_ONCE)]
+        )
         features = features.unflatten(0, (len(held.clips), -1))
         base = features if base is None else base
         patches = features[:, 0].flatten(0, 2)
@@ -173,14 +223,24 @@ def _of_chance(grid: int, patches: int, i: int, t: int, starts: Tensor, goals: T
     return measures.measure_chance(goals, grid, grid, patches)
 
 
-def _pairs(held: HeldOut, measured: Callable[[int, int, Tensor, Tensor], Measures]) -> list[Pair]:
+def _pairs(
+    held: HeldOut, measured: Callable[[int, int, Tensor, Tensor], Measures]
+) -> list[FramePair]:
     """Every pair of frames with a point in common: frame t of clip i, with its points, goes to `measured`."""
     pairs = []
     for i, clip in enumerate(held.clips):
         for t in range(1, len(clip.numbers)):
             starts, goals = clip.points(t)
             if len(starts):
-                pairs.append(Pair(i, t, float(clip.angles[t]), measures.moving(starts, goals), measured(i, t, starts, goals)))
+                pairs.append(
+                    FramePair(
+                        i,
+                        t,
+                        float(clip.angles[t]),
+                        measures.moving(starts, goals),
+                        measured(i, t, starts, goals),
+                    )
+                )
     return pairs
 
 
@@ -193,10 +253,16 @@ def bank(features: Tensor, clip: int) -> Tensor:
     return anchors[_bank_places(len(anchors), anchors.shape[1], clip)]
 
 
-def _bank_places(clips: int, patches: int, clip: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _bank_places(
+    clips: int, patches: int, clip: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which clips' which patches a clip's bank is made of."""
     others = (clips - 1) * patches
-    chosen = np.random.default_rng(clip).choice(others, min(BANK, others), replace=False) if others else np.zeros(0, np.int64)
+    chosen = (
+        np.random.default_rng(clip).choice(others, min(BANK, others), replace=False)
+        if others
+        else np.zeros(0, np.int64)
+    )
     number = chosen // patches
     return number + (number >= clip), chosen % patches
 
@@ -211,7 +277,7 @@ def parts(held: HeldOut) -> dict[str, list[str]]:
     }
 
 
-def _part(held: HeldOut, pair: Pair, kind: str) -> str:
+def _part(held: HeldOut, pair: FramePair, kind: str) -> str:
     """The label of a pair, "" for none."""
     if kind == "gap":
         return str(pair.gap)
@@ -223,10 +289,16 @@ def _part(held: HeldOut, pair: Pair, kind: str) -> str:
 def _angle_label(angle: float) -> str:
     """Which bin an angle in degrees is in."""
     number = bisect_right(ANGLES, angle) - 1
-    return f"{ANGLES[number]}-{ANGLES[number + 1]}" if number + 1 < len(ANGLES) else f"{ANGLES[number]}+"
+    return (
+        f"{ANGLES[number]}-{ANGLES[number + 1]}"
+        if number + 1 < len(ANGLES)
+        else f"{ANGLES[number]}+"
+    )
 
 
-def by_clip(metric: Metric, scores: Scores, held: HeldOut, kind: str = "", label: str = "") -> NDArray[np.float64]:
+def by_clip(
+    metric: Metric, scores: Scores, held: HeldOut, kind: str = "", label: str = ""
+) -> NDArray[np.float64]:
     """A metric of each clip, over all its pairs or those of one part: [clips], NaN where there is no point."""
     pairs = defaultdict(list)
     for pair in scores.pairs:
@@ -237,17 +309,33 @@ def by_clip(metric: Metric, scores: Scores, held: HeldOut, kind: str = "", label
 
 def differences(base: Scores, model: Scores, held: HeldOut) -> dict[str, Difference]:
     """How a model differs from the base in every metric."""
-    return {m.name: difference(by_clip(m, base, held), by_clip(m, model, held), m.better, held.videos) for m in METRICS}
+    return {
+        m.name: difference(by_clip(m, base, held), by_clip(m, model, held), m.better, held.videos)
+        for m in METRICS
+    }
 
 
 def draw(
-    held: HeldOut, subjects: Sequence[Subject], scores: dict[str, Scores], drawn: Sequence[int]
+    held: HeldOut,
+    subjects: Sequence[EvaluatedModel],
+    scores: dict[str, Scores],
+    drawn: Sequence[int],
 ) -> Iterator[tuple[str, bytes]]:
     """All pictures, as (name, PNG): the headline by frame gap, and by viewpoint where poses are known; then of some clips."""
     for kind, words in {"gap": "by frame gap", "angle": "by degrees between the cameras"}.items():
         if labels := parts(held)[kind]:
-            curves = {name: [mean(by_clip(HEADLINE, s, held, kind, label)) for label in labels] for name, s in scores.items()}
-            yield f"recall-{kind}", pictures.png(pictures.plot(f"{HEADLINE.title}, {words}", labels, curves, plain=(STILL, CHANCE)))
+            curves = {
+                name: [mean(by_clip(HEADLINE, s, held, kind, label)) for label in labels]
+                for name, s in scores.items()
+            }
+            yield (
+                f"recall-{kind}",
+                pictures.png(
+                    pictures.plot(
+                        f"{HEADLINE.title}, {words}", labels, curves, plain=(STILL, CHANCE)
+                    )
+                ),
+            )
     for i in drawn:
         clip = held.clips[i]
         features = {subject.name: scores[subject.name].kept[i] for subject in subjects}
@@ -263,15 +351,21 @@ def _figures(scores: Scores, held: HeldOut) -> dict[str, Any]:
         values = by_clip(metric, scores, held)
         found[metric.name] = {**_summed(values), "by_clip": values}
         for kind, labels in parts(held).items():
-            found[metric.name][f"by_{kind}"] = {label: _summed(by_clip(metric, scores, held, kind, label)) for label in labels}
-    return found | {"effective_rank": scores.effective_rank, "mean_cosine": scores.mean_cosine, "drift": scores.drift}
+            found[metric.name][f"by_{kind}"] = {
+                label: _summed(by_clip(metric, scores, held, kind, label)) for label in labels
+            }
+    return found | {
+        "effective_rank": scores.effective_rank,
+        "mean_cosine": scores.mean_cosine,
+        "drift": scores.drift,
+    }
 
 
 def _summed(values: NDArray[np.float64]) -> dict[str, Any]:
     return {"mean": mean(values), "clips": int(np.isfinite(values).sum())}
 
 
-def _clip_list(held: HeldOut, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+def _clip_list(held: HeldOut, pairs: Sequence[FramePair]) -> list[dict[str, Any]]:
     """The clips by name, their frames, and how many points and moving points each pair of frames has."""
     points = {(pair.clip, pair.gap): pair.moving for pair in pairs}
     none = np.zeros(0, np.bool_)
@@ -283,27 +377,44 @@ def _clip_list(held: HeldOut, pairs: Sequence[Pair]) -> list[dict[str, Any]]:
             "xxh3_64": clip.checksum,
             "frames": clip.numbers,
             "points": [len(points.get((i, t), none)) for t in range(1, len(clip.numbers))],
-            "moving_points": [int(points.get((i, t), none).sum()) for t in range(1, len(clip.numbers))],
+            "moving_points": [
+                int(points.get((i, t), none).sum()) for t in range(1, len(clip.numbers))
+            ],
             "angles": clip.angles[1:],
         }
         for i, clip in enumerate(held.clips)
     ]
 
 
-def report(held: HeldOut, subjects: Sequence[Subject], scores: dict[str, Scores]) -> str:
+def report(held: HeldOut, subjects: Sequence[EvaluatedModel], scores: dict[str, Scores]) -> str:
     """The tables that the command prints."""
     base, *others = subjects
     points = [pair.moving for pair in scores[CHANCE].pairs]
     lines = [
         str(held),
-        f"{counted(sum(map(len, points)), 'point')} looked for, {sum(int(m.sum()) for m in points):,} of them moving",
+        f"{pluralise(sum(map(len, points)), 'point')} looked for, {sum(int(m.sum()) for m in points):,} of them moving",
         "",
     ]
     rows = [["", *scores]]
     for metric in METRICS:
-        rows.append([metric.title, *(number(mean(by_clip(metric, found, held))) for found in scores.values())])
-    rows.append(["effective rank of features", *(number(found.effective_rank, 1) for found in scores.values())])
-    rows.append(["mean cosine of different patches", *(number(found.mean_cosine) for found in scores.values())])
+        rows.append(
+            [
+                metric.title,
+                *(number(mean(by_clip(metric, found, held))) for found in scores.values()),
+            ]
+        )
+    rows.append(
+        [
+            "effective rank of features",
+            *(number(found.effective_rank, 1) for found in scores.values()),
+        ]
+    )
+    rows.append(
+        [
+            "mean cosine of different patches",
+            *(number(found.mean_cosine) for found in scores.values()),
+        ]
+    )
     rows.append([f"drift from {base.name}", *(number(found.drift) for found in scores.values())])
     lines += [*aligned(rows), ""]
 
@@ -312,39 +423,59 @@ def report(held: HeldOut, subjects: Sequence[Subject], scores: dict[str, Scores]
     for kind, labels in parts(held).items():
         for label in labels:
             values = [by_clip(HEADLINE, found, held, kind, label) for found in scores.values()]
-            rows.append([names[kind].format(label), *(number(mean(v)) for v in values), str(int(np.isfinite(values[0]).sum()))])
+            rows.append(
+                [
+                    names[kind].format(label),
+                    *(number(mean(v)) for v in values),
+                    str(int(np.isfinite(values[0]).sum())),
+                ]
+            )
     lines += aligned(rows)
 
     for subject in others:
         found = differences(scores[base.name], scores[subject.name], held)
         titled = {metric.title: found[metric.name] for metric in METRICS}
-        lines += ["", table_of_differences(f"{subject.name} less {base.name}", titled, ["clips", "videos"], digits=4)]
+        lines += [
+            "",
+            table_of_differences(
+                f"{subject.name} less {base.name}", titled, ["clips", "videos"], digits=4
+            ),
+        ]
         lines.append(_conclusion(found, scores, base, subject))
     return "\n".join([*lines, "", *_remarks(held, subjects)])
 
 
-def _conclusion(found: dict[str, Difference], scores: dict[str, Scores], base: Subject, model: Subject) -> str:
+def _conclusion(
+    found: dict[str, Difference],
+    scores: dict[str, Scores],
+    base: EvaluatedModel,
+    model: EvaluatedModel,
+) -> str:
     """Whether the model is better, which takes more than one figure."""
     missing = [
-        f"{metric.title}: {found[metric.name].verdict}" for metric in (HEADLINE, TRACK) if found[metric.name].verdict != "better"
+        f"{metric.title}: {found[metric.name].verdict}"
+        for metric in (HEADLINE, TRACK)
+        if found[metric.name].verdict != "better"
     ]
     part = scores[model.name].effective_rank / scores[base.name].effective_rank
     if not part >= LEAST_RANK:
         missing.append(f"the effective rank is {part:.2f} of {base.name}'s, less than {LEAST_RANK}")
     if found[HEADLINE.name].groups < FEW:
-        missing.append(f"{counted(found[HEADLINE.name].groups, 'video')} with moving points, where {FEW} are the least")
+        missing.append(
+            f"{pluralise(found[HEADLINE.name].groups, 'video')} with moving points, where {FEW} are the least"
+        )
     if missing:
         return f"{model.name} is not shown to be better than {base.name} ({'; '.join(missing)})"
     return f"{model.name} is better than {base.name}: at moving points and at tracks, with an effective rank of {part:.2f} of its"
 
 
-def _remarks(held: HeldOut, subjects: Sequence[Subject]) -> Iterator[str]:
+def _remarks(held: HeldOut, subjects: Sequence[EvaluatedModel]) -> Iterator[str]:
     if len(subjects) > 1:
         yield "Intervals are from resampling videos with all their clips; they say nothing of other data, or of training again."
     if not held.exact:
         yield "The points are a tracker's, not ground truth: a gain wants an independent check."
     if (videos := len(set(held.videos))) < FEW:
-        yield f"{counted(videos, 'video')} {'is' if videos == 1 else 'are'} few: intervals of so few are too narrow."
+        yield f"{pluralise(videos, 'video')} {'is' if videos == 1 else 'are'} few: intervals of so few are too narrow."
     for subject in subjects:
         if subject.file == "random":
             yield f"'{subject.name}' has random weights: good for trying the code out, not for results."

@@ -69,7 +69,7 @@ Measures = dict[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class FramePair:
     """A pair of frames of a clip: `gap` steps apart, `angle` degrees (NaN: not known), and what was measured at its points [n]."""
 
     clip: int
@@ -79,9 +79,14 @@ class Pair:
     measures: Measures
 
 
-def figure(metric: Metric, pairs: Sequence[Pair]) -> float:
+def figure(metric: Metric, pairs: Sequence[FramePair]) -> float:
     """A metric over all points of some pairs; NaN where there is none."""
-    parts = [pair.measures[metric.measure][pair.moving] if metric.moving else pair.measures[metric.measure] for pair in pairs]
+    parts = [
+        pair.measures[metric.measure][pair.moving]
+        if metric.moving
+        else pair.measures[metric.measure]
+        for pair in pairs
+    ]
     values = np.concatenate([*parts, np.zeros(0)])
     values = values[np.isfinite(values)]
     if not len(values):
@@ -141,7 +146,9 @@ def measure_chance(goals: Tensor, rows: int, columns: int, bank: int) -> Measure
             missed *= ((count - close - drawn) / (count - drawn)).clamp_min(0)
         measures[f"track@{k}"] = 1 - missed
     measures["rank_correlation"] = torch.full((len(goals),), 0.0 if bank > 1 else torch.nan)
-    measures["overlap@10"] = torch.full((len(goals),), min(OVERLAP, bank) / bank if bank else torch.nan)
+    measures["overlap@10"] = torch.full(
+        (len(goals),), min(OVERLAP, bank) / bank if bank else torch.nan
+    )
     measures["consistency"] = torch.zeros(len(goals))
     return {name: values.double().numpy() for name, values in measures.items()}
 
@@ -149,19 +156,29 @@ def measure_chance(goals: Tensor, rows: int, columns: int, bank: int) -> Measure
 def found_at(anchor: Tensor, later: Tensor, starts: Tensor) -> Tensor:
     """Where a model finds points of the anchor frame again: the most similar patches' centres, [n, 2] in parts of the image."""
     rows, columns = later.shape[:2]
-    return patch_centres(rows, columns)[(features_at(anchor, starts) @ later.flatten(0, 1).T).argmax(dim=1)]
+    return patch_centres(rows, columns)[
+        (features_at(anchor, starts) @ later.flatten(0, 1).T).argmax(dim=1)
+    ]
 
 
 def features_at(features: Tensor, places: Tensor) -> Tensor:
     """Unit features between patches: [h, w, D] at places [n, 2] (parts of the image) → [n, D]."""
     grid = (2 * places - 1)[None, None].to(features.dtype)
-    found = grid_sample(features.movedim(-1, 0)[None], grid, mode="bilinear", padding_mode="border", align_corners=False)
+    found = grid_sample(
+        features.movedim(-1, 0)[None],
+        grid,
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
     return normalize(found[0, :, 0].T, dim=-1)
 
 
 def patch_centres(rows: int, columns: int) -> Tensor:
     """(x, y) of each patch's centre in parts of the image, row by row: [rows * columns, 2]."""
-    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
+    y, x = torch.meshgrid(
+        (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
+    )
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
@@ -185,7 +202,10 @@ def ranked(first: Tensor, second: Tensor) -> dict[str, Tensor]:
     """How far two orders of the bank agree, of similarities [n, R] each; NaN where the bank is too small, or all of it alike."""
     count = first.shape[1]
     if count < 2:
-        return {name: torch.full((len(first),), torch.nan) for name in ("rank_correlation", "overlap@10")}
+        return {
+            name: torch.full((len(first),), torch.nan)
+            for name in ("rank_correlation", "overlap@10")
+        }
     a, b = (ranks - ranks.mean(dim=1, keepdim=True) for ranks in (_ranks(first), _ranks(second)))
     correlation = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))  # 0 / 0 is NaN
     k = min(OVERLAP, count)

@@ -43,13 +43,25 @@ def feature_maps(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image:
         colours = principal_colours(maps.double().numpy(), first)
         first = colours if first is None else first
         shown = [np.rint(255 * colour.clip(0, 1)).astype(np.uint8) for colour in colours]
-        rows.append([cv2.resize(colour, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).astype(np.uint8) for colour in shown])
+        rows.append(
+            [
+                cv2.resize(colour, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC).astype(np.uint8)
+                for colour in shown
+            ]
+        )
     ahead = [number - clip.numbers[0] for number in clip.numbers]
     titles = ["anchor frame", *(f"{frames:+d} frames" for frames in ahead[1:])]
-    return _sheet(rows, ["", *features], titles, f"{clip.info.key}\nfeatures as colours, chosen on the anchor frame")
+    return _sheet(
+        rows,
+        ["", *features],
+        titles,
+        f"{clip.info.key}\nfeatures as colours, chosen on the anchor frame",
+    )
 
 
-def principal_colours(features: NDArray[np.float64], like: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+def principal_colours(
+    features: NDArray[np.float64], like: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Features [T, h, w, D] → [T, h, w, 3], 0 and 1 the anchor frame's 1st and 99th percentile of each principal component.
 
     A component has no sign of its own: it gets the one in which it goes along with `like` [T, h, w, 3], if that is given.
@@ -59,7 +71,11 @@ def principal_colours(features: NDArray[np.float64], like: NDArray[np.float64] |
     axes = np.vstack([axes[:3], np.zeros((3, anchor.shape[1]))])[:3]
     places = (features - anchor.mean(axis=0)) @ axes.T
     for k in range(3):
-        along = places[..., k].sum() if like is None else ((like[..., k] - like[..., k].mean()) * places[..., k]).sum()
+        along = (
+            places[..., k].sum()
+            if like is None
+            else ((like[..., k] - like[..., k].mean()) * places[..., k]).sum()
+        )
         places[..., k] *= -1 if along < 0 else 1
     low, high = np.percentile(places[0].reshape(-1, 3), [1, 99], axis=0)
     return (places - low) / np.maximum(high - low, 1e-12)
@@ -94,7 +110,9 @@ def _spread(starts: Tensor, goals: Tensor) -> Tensor:
     return pool[torch.linspace(0, len(pool) - 1, min(LINES, len(pool))).round().long()]
 
 
-def _lines(left: Picture, right: Picture, starts: Tensor, places: Tensor, found: Sequence[bool]) -> Picture:
+def _lines(
+    left: Picture, right: Picture, starts: Tensor, places: Tensor, found: Sequence[bool]
+) -> Picture:
     """Two frames side by side, dimmed, with a line from each point to where it is found; the wrong ones lie below the others."""
     side = len(left)
     canvas = np.hstack([left, np.full((side, GAP, 3), 255, np.uint8), right])
@@ -110,7 +128,9 @@ def _lines(left: Picture, right: Picture, starts: Tensor, places: Tensor, found:
     return canvas
 
 
-def plot(title: str, labels: Sequence[str], curves: dict[str, list[float]], plain: Sequence[str] = ()) -> Image.Image:
+def plot(
+    title: str, labels: Sequence[str], curves: dict[str, list[float]], plain: Sequence[str] = ()
+) -> Image.Image:
     """Curves over named places, from 0 to 1; NaN is a gap. Those named in `plain` are thin and grey."""
     left, across, down, bottom = 56, 560, 272, 52
     legend = _legend(list(curves), across)
@@ -127,7 +147,10 @@ def plot(title: str, labels: Sequence[str], curves: dict[str, list[float]], plai
     for name, values in curves.items():
         colour, thick = styles[name]
         known = zip(ends, values, strict=True)
-        points = [_fixed(x, top + down * (1 - value)) if math.isfinite(value) else None for x, value in known]
+        points = [
+            _fixed(x, top + down * (1 - value)) if math.isfinite(value) else None
+            for x, value in known
+        ]
         for p, q in itertools.pairwise(points):
             if p and q:
                 cv2.line(canvas, p, q, colour, thick, cv2.LINE_AA, shift=4)
@@ -175,22 +198,35 @@ def _frames(clip: HeldOutClip, side: int = SIDE) -> list[Picture]:
     return [cv2.resize(image, (side, side), interpolation=how).astype(np.uint8) for image in images]
 
 
-def _sheet(rows: Sequence[Sequence[Picture]], labels: Sequence[str], titles: Sequence[str], title: str) -> Image.Image:
+def _sheet(
+    rows: Sequence[Sequence[Picture]], labels: Sequence[str], titles: Sequence[str], title: str
+) -> Image.Image:
     """Pictures in rows with a label each, and columns with a title each."""
     font = _font(14)
     probe = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    margin = GAP + max(round(probe.multiline_textbbox((0, 0), label, font)[2]) for label in labels) + GAP if any(labels) else GAP
+    margin = (
+        GAP + max(round(probe.multiline_textbbox((0, 0), label, font)[2]) for label in labels) + GAP
+        if any(labels)
+        else GAP
+    )
     high, wide = rows[0][0].shape[:2]
     top = 84 if any(titles) else 58
-    width = max(margin + len(rows[0]) * (wide + GAP), round(probe.multiline_textbbox((0, 0), title, font)[2]) + 2 * GAP)
+    width = max(
+        margin + len(rows[0]) * (wide + GAP),
+        round(probe.multiline_textbbox((0, 0), title, font)[2]) + 2 * GAP,
+    )
     sheet = Image.new("RGB", (width, top + len(rows) * (high + GAP)), PAPER)
     draw = ImageDraw.Draw(sheet)
     draw.multiline_text((GAP, GAP), title, INK, font)
     for column, text in enumerate(titles):
-        draw.text((margin + column * (wide + GAP) + wide / 2, top - 6), text, INK, font, anchor="ms")
+        draw.text(
+            (margin + column * (wide + GAP) + wide / 2, top - 6), text, INK, font, anchor="ms"
+        )
     for number, (row, label) in enumerate(zip(rows, labels, strict=True)):
         y = top + number * (high + GAP)
-        draw.multiline_text((margin - GAP, y + high / 2), label, INK, font, anchor="rm", align="right")
+        draw.multiline_text(
+            (margin - GAP, y + high / 2), label, INK, font, anchor="rm", align="right"
+        )
         for column, picture in enumerate(row):
             sheet.paste(Image.fromarray(picture), (margin + column * (wide + GAP), y))
     return sheet

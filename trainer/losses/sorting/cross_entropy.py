@@ -58,7 +58,10 @@ def sorting_cross_entropy(
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     sorts = Sort(network, x_steepness, distribution), Sort(network, y_steepness, distribution)
     wanted = tuple(values.requires_grad and torch.is_grad_enabled() for values in (x, y))
-    full = [values.expand(shape) if want else values for values, want in zip((x, y), wanted, strict=True)]
+    full = [
+        values.expand(shape) if want else values
+        for values, want in zip((x, y), wanted, strict=True)
+    ]
     rows = [values.reshape(-1, shape[-1]).to(dtype) for values in full]
     return _CrossEntropy.apply(*rows, sorts, epsilon, wanted).view(shape[:-1])
 
@@ -72,13 +75,23 @@ class Sort:
     distribution: Distribution
 
 
-Compute = Callable[[Tensor, Tensor, tuple[Sort, Sort], float, tuple[bool, bool]], tuple[Tensor, Tensor | None, Tensor | None]]
+Compute = Callable[
+    [Tensor, Tensor, tuple[Sort, Sort], float, tuple[bool, bool]],
+    tuple[Tensor, Tensor | None, Tensor | None],
+]
 """`cross_entropy_rows`, and what may stand in for it."""
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        sorts: tuple[Sort, Sort],
+        epsilon: float,
+        wanted: tuple[bool, bool],
+    ) -> Tensor:
         on_gpu = x.is_cuda and x.dtype == torch.float32 and len(x) > 0
         compute = gpu_kernel(sorts, x.shape[1], wanted, x.device) if on_gpu else cross_entropy_rows
         if compute is not cross_entropy_rows:  # a kernel makes both sides of every row
@@ -95,14 +108,20 @@ class _CrossEntropy(torch.autograd.Function):
 
 
 @lru_cache
-def gpu_kernel(sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], device: torch.device) -> Compute:
+def gpu_kernel(
+    sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], device: torch.device
+) -> Compute:
     """The Triton kernel, tried on one row; where it is missing or cannot be had for this, a warning and `cross_entropy_rows`."""
     try:
         kernel: Compute = import_module("trainer.losses.sorting.triton_kernel").cross_entropy_rows
         row = torch.zeros(1, n, device=device)
         kernel(row, row, sorts, 1e-6, wanted)
     except Exception as error:  # whatever it is, PyTorch does without
-        log.warning("the sorting loss on %s: PyTorch, several times slower (its Triton kernel does not work: %r)", device, error)
+        log.warning(
+            "the sorting loss on %s: PyTorch, several times slower (its Triton kernel does not work: %r)",
+            device,
+            error,
+        )
         return cross_entropy_rows
     return kernel
 
@@ -117,20 +136,24 @@ def cross_entropy_rows(
     n, rows = x.shape[1], min(len(x), len(y))
     runs = max(len(x), len(y)) // max(1, rows)
     values = x.new_empty(runs, rows)
-    gradients = [torch.empty_like(side) if want else None for side, want in zip((x, y), wanted, strict=True)]
+    gradients = [
+        torch.empty_like(side) if want else None for side, want in zip((x, y), wanted, strict=True)
+    ]
     chunk = max(1, (CPU_STATE if x.device.type == "cpu" else GPU_STATE) // n**2)
     for start in range(0, rows, chunk):
         part = min(chunk, rows - start)
         for run in range(runs):
             here = slice(run * rows + start, run * rows + start + part)
             if run == 0 or len(x) > rows:
-                p = Run(x[here], sorts[0], wanted[0])
+                p = NetworkPass(x[here], sorts[0], wanted[0])
             if run == 0 or len(y) > rows:
-                q = Run(y[here], sorts[1], wanted[1])
+                q = NetworkPass(y[here], sorts[1], wanted[1])
                 log_q = (q.state + epsilon).log_()
             if gradients[1] is not None:
                 gradients[1][here] = q.gradient((p.state / (q.state + epsilon)).div_(-n))
-            values[run, start : start + part] = (p.state * log_q)[p.first :, p.first :].sum(dim=(0, 1)) / -n
+            values[run, start : start + part] = (p.state * log_q)[p.first :, p.first :].sum(
+                dim=(0, 1)
+            ) / -n
             if gradients[0] is not None:
                 gradients[0][here] = p.gradient(log_q / -n)
     return values.flatten(), gradients[0], gradients[1]
@@ -152,11 +175,13 @@ class Layer:
 
     def pairs(self, wires: Tensor) -> tuple[Tensor, Tensor]:
         """The first and the second wires of its pairs, as views: [wires, ...] → twice [groups, distance, ...]."""
-        pairs = wires.narrow(0, self.start, 2 * self.groups * self.distance).unflatten(0, (self.groups, 2, self.distance))
+        pairs = wires.narrow(0, self.start, 2 * self.groups * self.distance).unflatten(
+            0, (self.groups, 2, self.distance)
+        )
         return pairs[:, 0], pairs[:, 1]
 
 
-class Run:
+class NetworkPass:
     """Rows [rows, n] on their way through a network. `state` [positions, items, rows] is its end, the soft permutation.
 
     A bitonic network has a power of two of wires; where n is none, the first ones, before `first`, meet no other.
@@ -181,7 +206,10 @@ class Run:
         """The derivative of <state, target> by the rows, [rows, n]; `target` is overwritten, and so is what was kept."""
         values = target.new_zeros(len(target), target.shape[2])
         while self.seen:
-            layer, (swap, slope, value_step, step) = self.layers[len(self.seen) - 1], self.seen.pop()
+            layer, (swap, slope, value_step, step) = (
+                self.layers[len(self.seen) - 1],
+                self.seen.pop(),
+            )
             target = narrowed(target, layer.width)
             value_step *= mixed(values, layer, swap)
             by_keep = step.mul_(mixed(target, layer, swap)).sum(dim=2).add_(value_step).mul_(slope)
@@ -225,7 +253,9 @@ def widened(state: Tensor, width: int) -> Tensor:
         return state
     runs = width // items
     wide = state.new_zeros(wires // width, runs, items, runs, items, rows)
-    wide.diagonal(dim1=1, dim2=3).copy_(state.view(-1, runs, items, items, rows).permute(0, 2, 3, 4, 1))
+    wide.diagonal(dim1=1, dim2=3).copy_(
+        state.view(-1, runs, items, items, rows).permute(0, 2, 3, 4, 1)
+    )
     return wide.view(wires, width, rows)
 
 
@@ -247,7 +277,11 @@ def layers(network: Network, n: int, device: torch.device) -> list[Layer]:
         one = torch.ones(1, 1, 1, device=device)
         return [Layer(start, 1, (n - start) // 2, n, one, None) for start in starts]
     depth = (n - 1).bit_length()
-    return [_bitonic_layer(n, 2**depth, block, 2**k, device) for block in range(depth) for k in range(block, -1, -1)]
+    return [
+        _bitonic_layer(n, 2**depth, block, 2**k, device)
+        for block in range(depth)
+        for k in range(block, -1, -1)
+    ]
 
 
 def _bitonic_layer(n: int, wires: int, block: int, distance: int, device: torch.device) -> Layer:

@@ -22,7 +22,9 @@ Network = Literal["bitonic", "odd_even"]
 Distribution = Literal["cauchy", "logistic"]
 
 
-def soft_permutation(x: Tensor, network: Network, steepness: float, distribution: Distribution = "cauchy") -> Tensor:
+def soft_permutation(
+    x: Tensor, network: Network, steepness: float, distribution: Distribution = "cauchy"
+) -> Tensor:
     """Sorts rows softly, ascending: [rows, n] → [rows, n (item), n (position)], rows and columns summing to 1.
 
     Entry [r, i, j] is the part of item i that ends at ascending position j; x @ P are the softly sorted values. Computed in float32
@@ -33,27 +35,43 @@ def soft_permutation(x: Tensor, network: Network, steepness: float, distribution
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     rows, n = x.shape
-    permutation = torch.eye(n, dtype=x.dtype, device=x.device).expand(rows, n, n)  # [rows, position, item]
+    permutation = torch.eye(n, dtype=x.dtype, device=x.device).expand(
+        rows, n, n
+    )  # [rows, position, item]
     for partner, sign in _layers(network, n, x.device):
         other = x.index_select(1, partner)
         keep = _distribution(steepness * sign * (other - x), distribution)
         x = torch.lerp(other, x, keep)
-        permutation = torch.lerp(permutation.index_select(1, partner), permutation, keep.unsqueeze(2))
+        permutation = torch.lerp(
+            permutation.index_select(1, partner), permutation, keep.unsqueeze(2)
+        )
     return permutation.transpose(1, 2)
 
 
-def expected_ranks(x: Tensor, network: Network, steepness: float, distribution: Distribution = "cauchy") -> Tensor:
+def expected_ranks(
+    x: Tensor, network: Network, steepness: float, distribution: Distribution = "cauchy"
+) -> Tensor:
     """Every item's expected ascending position, from 0 on: [..., n] → [..., n], `soft_permutation(x) @ arange(n)` without it.
 
     Positions go through the layers backwards, a layer being its own transpose. Backward works all out again from `x`, which alone
     is kept.
     """
     rows = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
-    ranks = checkpoint(_expected_ranks, rows, network, steepness, distribution, use_reentrant=False, preserve_rng_state=False)
+    ranks = checkpoint(
+        _expected_ranks,
+        rows,
+        network,
+        steepness,
+        distribution,
+        use_reentrant=False,
+        preserve_rng_state=False,
+    )
     return ranks.view(x.shape)  # type: ignore[no-any-return]
 
 
-def _expected_ranks(x: Tensor, network: Network, steepness: float, distribution: Distribution) -> Tensor:
+def _expected_ranks(
+    x: Tensor, network: Network, steepness: float, distribution: Distribution
+) -> Tensor:
     layers, keeps = _layers(network, x.shape[1], x.device), []
     ranks = torch.arange(x.shape[1], dtype=x.dtype, device=x.device).expand_as(x)
     for partner, sign in layers:
@@ -70,7 +88,11 @@ def network_layers(network: Network, n: int) -> list[tuple[list[int], list[int]]
     if network == "odd_even":
         return [_odd_even_layer(n, layer % 2) for layer in range(n)]
     blocks = (n - 1).bit_length()
-    return [_bitonic_layer(n, block, 2**distance) for block in range(blocks) for distance in range(block, -1, -1)]
+    return [
+        _bitonic_layer(n, block, 2**distance)
+        for block in range(blocks)
+        for distance in range(block, -1, -1)
+    ]
 
 
 def _bitonic_layer(n: int, block: int, distance: int) -> tuple[list[int], list[int]]:
@@ -95,7 +117,10 @@ def _odd_even_layer(n: int, start: int) -> tuple[list[int], list[int]]:
 
 @lru_cache(maxsize=16)
 def _layers(network: Network, n: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    return [(torch.tensor(p, device=device), torch.tensor(s, device=device)) for p, s in network_layers(network, n)]
+    return [
+        (torch.tensor(p, device=device), torch.tensor(s, device=device))
+        for p, s in network_layers(network, n)
+    ]
 
 
 def _distribution(x: Tensor, distribution: Distribution) -> Tensor:

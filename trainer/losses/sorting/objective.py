@@ -17,7 +17,13 @@ from trainer.config import LossSettings
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
 from trainer.losses.sorting.network import Distribution, Network, expected_ranks, soft_permutation
-from trainer.losses.sorting.soft_rank import correlation, hard_rank, soft_rank, spearman, standardised
+from trainer.losses.sorting.soft_rank import (
+    correlation,
+    hard_rank,
+    soft_rank,
+    spearman,
+    standardised,
+)
 
 
 class Objective(Protocol):
@@ -31,7 +37,7 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedObjective:
     """3DPoV as published: mean over items of -sum over positions of A log(Q + epsilon), A and Q the two soft permutations.
 
     A is the student's, Q the teacher's. The loss is linear in A: for a fixed Q it is least where A puts everything on Q's largest
@@ -51,7 +57,13 @@ class Published:
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
         """[F, B, N, P], [B, N, P] → [F, B, N]."""
         return sorting_cross_entropy(
-            similarities, order, self.network, self.student_steepness, self.teacher_steepness, self.distribution, self.epsilon
+            similarities,
+            order,
+            self.network,
+            self.student_steepness,
+            self.teacher_steepness,
+            self.distribution,
+            self.epsilon,
         )
 
 
@@ -72,7 +84,13 @@ class TeacherStudent:
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
         """[F, B, N, P], [B, N, P] → [F, B, N]."""
         return sorting_cross_entropy(
-            order, similarities, self.network, self.teacher_steepness, self.student_steepness, self.distribution, self.epsilon
+            order,
+            similarities,
+            self.network,
+            self.teacher_steepness,
+            self.student_steepness,
+            self.distribution,
+            self.epsilon,
         )
 
 
@@ -95,30 +113,48 @@ class Spearman:
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
         """[F, B, N, P], [B, N, P] → [F, B, N]."""
         if self.sorter is None:
-            ranks = soft_rank(standardised(similarities).flatten(0, -2), self.strength).view_as(similarities)
+            ranks = soft_rank(standardised(similarities).flatten(0, -2), self.strength).view_as(
+                similarities
+            )
         else:
-            ranks = expected_ranks(similarities, self.sorter, self.student_steepness, self.distribution)
+            ranks = expected_ranks(
+                similarities, self.sorter, self.student_steepness, self.distribution
+            )
         return 1 - correlation(ranks, order)
 
 
-def permutations(similarities: Tensor, network: Network, steepness: float, distribution: Distribution) -> Tensor:
+def permutations(
+    similarities: Tensor, network: Network, steepness: float, distribution: Distribution
+) -> Tensor:
     """Soft permutations over any leading axes: [..., P] → [..., P (item), P (position)]."""
     p = similarities.shape[-1]
-    return soft_permutation(similarities.reshape(-1, p), network, steepness, distribution).view(*similarities.shape, p)
+    return soft_permutation(similarities.reshape(-1, p), network, steepness, distribution).view(
+        *similarities.shape, p
+    )
 
 
 def make_objective(settings: LossSettings) -> Objective:
     """The objective that the settings name."""
     s = settings
     if s.objective == "spearman":
-        return Spearman(None if s.sorter == "torchsort" else s.sorter, s.distribution, s.student_steepness, s.strength)
+        return Spearman(
+            None if s.sorter == "torchsort" else s.sorter,
+            s.distribution,
+            s.student_steepness,
+            s.strength,
+        )
     assert s.sorter != "torchsort", "ruled out by the settings"
-    kind = Published if s.objective == "published" else TeacherStudent
+    kind = PublishedObjective if s.objective == "published" else TeacherStudent
     return kind(s.sorter, s.distribution, s.student_steepness, s.teacher_steepness, s.epsilon)
 
 
 def sorting_loss(
-    student: Tensor, teacher: Tensor, references: Tensor, weights: Tensor, objective: Objective, detach_teacher: bool
+    student: Tensor,
+    teacher: Tensor,
+    references: Tensor,
+    weights: Tensor,
+    objective: Objective,
+    detach_teacher: bool,
 ) -> Tensor:
     """The loss of a batch (3DPoV): a scalar.
 

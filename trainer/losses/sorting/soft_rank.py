@@ -35,7 +35,9 @@ def has_torchsort(device: str) -> bool:
         import_module("torchsort")
         import_module(f"torchsort.isotonic_{device}")
     except ImportError as error:
-        log.info("soft ranks on %s: PyTorch (torchsort's extension is not there: %s)", device, error)
+        log.info(
+            "soft ranks on %s: PyTorch (torchsort's extension is not there: %s)", device, error
+        )
         return False
     log.info("soft ranks on %s: torchsort", device)
     return True
@@ -69,7 +71,9 @@ def _blocks(y: Tensor) -> tuple[Tensor, Tensor]:
     length = index[None, :] - index[:, None] + 1
     means = (sums[:, None, 1:] - sums[:, :-1, None]) / length
     means.masked_fill_(length < 1, -torch.inf)  # [rows, j, k]
-    best, reversed_end = means.flip(2).cummax(dim=2)  # over k from the last down to i: now [rows, j, n - 1 - i]
+    best, reversed_end = means.flip(2).cummax(
+        dim=2
+    )  # over k from the last down to i: now [rows, j, n - 1 - i]
     best = best.flip(2).masked_fill_(length < 1, torch.inf)  # [rows, j, i], allowed where j <= i
     start = best.argmin(dim=1)
     end = (n - 1 - reversed_end.flip(2)).gather(1, start[:, None, :])[:, 0]
@@ -80,7 +84,11 @@ def hard_rank(values: Tensor) -> Tensor:
     """Ascending ranks 0..n-1 of the last axis, equal values in the order they stand: [..., n] → float, no gradient."""
     values = values.detach()
     order = values.argsort(dim=-1, stable=True)
-    ranks = torch.arange(values.shape[-1], device=values.device, dtype=torch.promote_types(values.dtype, torch.float32))
+    ranks = torch.arange(
+        values.shape[-1],
+        device=values.device,
+        dtype=torch.promote_types(values.dtype, torch.float32),
+    )
     return torch.empty_like(order, dtype=ranks.dtype).scatter_(-1, order, ranks.expand_as(order))
 
 
@@ -90,7 +98,9 @@ def standardised(values: Tensor) -> Tensor:
     Soft ranks depend on how far values are apart: at a spread of 0.1 any strength above 0.03 makes them affine in the values.
     """
     spread = values.detach().std(dim=-1, keepdim=True, correction=0)
-    return (values - values.mean(dim=-1, keepdim=True)) / spread.clamp_min(torch.finfo(values.dtype).tiny ** 0.5)
+    return (values - values.mean(dim=-1, keepdim=True)) / spread.clamp_min(
+        torch.finfo(values.dtype).tiny ** 0.5
+    )
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:

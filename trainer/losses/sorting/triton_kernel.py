@@ -74,7 +74,15 @@ def _compared(x, partner, scale, CAUCHY: tl.constexpr):
 
 @triton.jit
 def _forward(
-    x, state, partners, signs, steepness, LAYERS: tl.constexpr, ITEMS: tl.constexpr, WIRES: tl.constexpr, CAUCHY: tl.constexpr
+    x,
+    state,
+    partners,
+    signs,
+    steepness,
+    LAYERS: tl.constexpr,
+    ITEMS: tl.constexpr,
+    WIRES: tl.constexpr,
+    CAUCHY: tl.constexpr,
 ):
     """The state [items, wires] after all layers, and, for every layer, the values before it and the state's differences."""
     values, differences = (), ()
@@ -123,16 +131,40 @@ def _rows(
     for start in range(0, N, ITEMS):
         items = start + tl.arange(0, ITEMS)
         own = tl.where(items[:, None] == wires[None, :], 1.0, 0.0)
-        p, x_values, x_differences = _forward(x, own, partners, signs, x_steepness, LAYERS, ITEMS, WIRES, CAUCHY)
-        q, y_values, y_differences = _forward(y, own, partners, signs, y_steepness, LAYERS, ITEMS, WIRES, CAUCHY)
+        p, x_values, x_differences = _forward(
+            x, own, partners, signs, x_steepness, LAYERS, ITEMS, WIRES, CAUCHY
+        )
+        q, y_values, y_differences = _forward(
+            y, own, partners, signs, y_steepness, LAYERS, ITEMS, WIRES, CAUCHY
+        )
         log_q = tl.log(q + epsilon)
         value += tl.sum(tl.where(items[:, None] < N, p * log_q, 0.0), axis=0)
         if BY_Y:
             by_y += _gradient(
-                p / (q + epsilon), y_values, y_differences, partners, signs, y_steepness, LAYERS, ITEMS, WIRES, CAUCHY
+                p / (q + epsilon),
+                y_values,
+                y_differences,
+                partners,
+                signs,
+                y_steepness,
+                LAYERS,
+                ITEMS,
+                WIRES,
+                CAUCHY,
             )
         if BY_X:
-            by_x += _gradient(log_q, x_values, x_differences, partners, signs, x_steepness, LAYERS, ITEMS, WIRES, CAUCHY)
+            by_x += _gradient(
+                log_q,
+                x_values,
+                x_differences,
+                partners,
+                signs,
+                x_steepness,
+                LAYERS,
+                ITEMS,
+                WIRES,
+                CAUCHY,
+            )
     tl.store(values_at + row, tl.sum(value, axis=0) / -N)
     if BY_X:
         tl.store(by_x_at + row * N + wires, by_x / -N, mask=wires < N)
@@ -149,7 +181,10 @@ def cross_entropy_rows(
     if len(partners) > MOST_LAYERS:
         raise ValueError(f"a network of {len(partners)} layers is too deep to be unrolled")
     values = x.new_empty(len(x))
-    gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) if want else None for want in wanted]
+    gradients = [
+        torch.empty_like(x, memory_format=torch.contiguous_format) if want else None
+        for want in wanted
+    ]
     launches = [(True, False)] * wanted[0] + [(False, True)] * wanted[1] or [(False, False)]
     x_steepness, y_steepness = (sort.steepness for sort in sorts)
     with torch.cuda.device_of(x):
@@ -167,5 +202,9 @@ def _tables(network: Network, n: int, device: torch.device) -> tuple[Tensor, Ten
     layers = network_layers(network, n)
     wires = max(2, 1 << (n - 1).bit_length())
     own, one = list(range(n, wires)), [1] * (wires - n)
-    partners = torch.tensor([partner + own for partner, _ in layers], dtype=torch.int32, device=device)
-    return partners, torch.tensor([sign + one for _, sign in layers], dtype=torch.float32, device=device)
+    partners = torch.tensor(
+        [partner + own for partner, _ in layers], dtype=torch.int32, device=device
+    )
+    return partners, torch.tensor(
+        [sign + one for _, sign in layers], dtype=torch.float32, device=device
+    )

@@ -16,7 +16,14 @@ from PIL import Image
 
 from shards.errors import PretrackError, SettingsError
 from tests.helpers.changing import changed
-from tests.helpers.navi_files import ANGLES, DISTANCE, RADIUS, colour_features, random_features, write_navi
+from tests.helpers.navi_files import (
+    ANGLES,
+    DISTANCE,
+    RADIUS,
+    colour_features,
+    random_features,
+    write_navi,
+)
 from trainer.evaluate.benchmarks.navi import (
     BINS,
     NaviResult,
@@ -42,14 +49,20 @@ def navi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stem", ["000", "001", "004"])
 def test_places_seen_lie_on_the_object(navi: Path, stem: str) -> None:
     """Depth, focal length, centre and pose fit together: every pixel's place is on the ball, of 10 cm."""
-    view = next(view for view in list_views(navi, "wild_set") if view.name == f"orb/wild_set/{stem}")
+    view = next(
+        view for view in list_views(navi, "wild_set") if view.name == f"orb/wild_set/{stem}"
+    )
     crop = read_crop(view, 64)
     seen = crop.depth > 0
     on_object = (crop.points[seen].double().numpy() - view.translation) @ view.rotation
-    np.testing.assert_allclose(np.linalg.norm(on_object, axis=1), RADIUS, atol=5e-3)  # nearest neighbours: half a pixel is 1 mm
+    np.testing.assert_allclose(
+        np.linalg.norm(on_object, axis=1), RADIUS, atol=5e-3
+    )  # nearest neighbours: half a pixel is 1 mm
     assert 0.7 < seen.float().mean() < 0.9  # a disk fills 0.785 of its square
     colours = crop.image[:, seen].T.double().numpy()
-    np.testing.assert_allclose(np.median(np.abs(colours - (on_object / RADIUS * 100 + 127))), 0, atol=4)
+    np.testing.assert_allclose(
+        np.median(np.abs(colours - (on_object / RADIUS * 100 + 127))), 0, atol=4
+    )
 
 
 def test_metres_and_pixels(navi: Path) -> None:
@@ -60,7 +73,9 @@ def test_metres_and_pixels(navi: Path) -> None:
     assert crop.depth[32, 32].item() == pytest.approx(DISTANCE - RADIUS, abs=1e-3)
     ends = [crop.points[32, column] for column in (10, 50)]
     across = (crop.focal * (ends[1] / ends[1][2] - ends[0] / ends[0][2]))[0]
-    assert across.item() == pytest.approx(40, abs=1.5)  # the crop's focal length is in the crop's pixels
+    assert across.item() == pytest.approx(
+        40, abs=1.5
+    )  # the crop's focal length is in the crop's pixels
 
 
 def test_smaller_files_of_probe3d_are_used(navi: Path, tmp_path: Path) -> None:
@@ -93,10 +108,16 @@ def test_angles_are_those_of_the_quaternions() -> None:
     for first, second in rng.normal(size=(50, 2, 4)):
         unit = [q / np.linalg.norm(q) for q in (first, second)]
         expected = math.degrees(2 * math.acos(min(1.0, abs(float(unit[0] @ unit[1])))))
-        assert angle_between(rotation_of(first), rotation_of(second)) == pytest.approx(expected, abs=1e-5)
+        assert angle_between(rotation_of(first), rotation_of(second)) == pytest.approx(
+            expected, abs=1e-5
+        )
     turned = [rotation_of((math.cos(a / 2), 0, 0, math.sin(a / 2))) for a in np.radians([10, 75])]
     assert angle_between(*turned) == pytest.approx(65)
-    np.testing.assert_allclose(turned[0] @ [1, 0, 0], [math.cos(math.radians(10)), math.sin(math.radians(10)), 0], atol=1e-12)
+    np.testing.assert_allclose(
+        turned[0] @ [1, 0, 0],
+        [math.cos(math.radians(10)), math.sin(math.radians(10)), 0],
+        atol=1e-12,
+    )
 
 
 def test_pairs(navi: Path) -> None:
@@ -125,13 +146,16 @@ def test_features_that_know_the_place(navi: Path) -> None:
     assert near > 90
     assert far < middle
     assert [count for _, count in result.by_angle(BINS["3DPoV"])] == [
-        sum(low <= pair.angle < high for pair in result.pairs) for low, high in ((0, 15), (15, 30), (30, 60), (60, 120))
+        sum(low <= pair.angle < high for pair in result.pairs)
+        for low, high in ((0, 15), (15, 30), (30, 60), (60, 120))
     ]
 
 
 def test_features_that_know_nothing_are_at_chance(navi: Path) -> None:
     result = evaluate_navi(partial(random_features, patch=4), 4, navi, SMALL)
-    assert result.recall("all", 0.02) < 4  # a cap of 2 cm is 1 % of the ball and 2 % of the half that is seen
+    assert (
+        result.recall("all", 0.02) < 4
+    )  # a cap of 2 cm is 1 % of the ball and 2 % of the half that is seen
     assert result.recall("all", 0.05) < 20
 
 
@@ -144,11 +168,19 @@ def test_recall_is_that_of_plain_numpy(navi: Path) -> None:
         for score in scores:
             pair = [views[score.first], views[score.second]]
             crops = [read_crop(view, 64) for view in pair]
-            poses = [np.block([[v.rotation, v.translation[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]]) for v in pair]
+            poses = [
+                np.block(
+                    [[v.rotation, v.translation[:, None]], [np.zeros((1, 3)), np.ones((1, 1))]]
+                )
+                for v in pair
+            ]
             maps = [features(crop.image[None], 4)[0].double().numpy() for crop in crops]
             points = [crop.points[::4, ::4].double().numpy() for crop in crops]
             seen = [p[..., 2] > 0 for p in points]
-            vectors = [(m / np.linalg.norm(m, axis=-1, keepdims=True))[s] for m, s in zip(maps, seen, strict=True)]
+            vectors = [
+                (m / np.linalg.norm(m, axis=-1, keepdims=True))[s]
+                for m, s in zip(maps, seen, strict=True)
+            ]
             distances = 1 - vectors[0] @ vectors[1].T
             order = np.argsort(distances, axis=1)
             ordered = np.take_along_axis(distances, order, axis=1)
@@ -157,35 +189,66 @@ def test_recall_is_that_of_plain_numpy(navi: Path) -> None:
             moved = (poses[1] @ np.linalg.inv(poses[0]) @ there.T).T[:, :3]
             found = points[1][seen[1]][order[:, 0]]
             apart = np.linalg.norm(moved - found, axis=1)
-            pixels = np.linalg.norm((moved / moved[:, 2:] - found / found[:, 2:]) * crops[1].focal, axis=1)
+            pixels = np.linalg.norm(
+                (moved / moved[:, 2:] - found / found[:, 2:]) * crops[1].focal, axis=1
+            )
             assert score.points == len(apart)
-            np.testing.assert_allclose(score.all.metres, [(apart < m).mean() for m in (0.01, 0.02, 0.05)], atol=0.02)
-            np.testing.assert_allclose(score.all.pixels, [(pixels < p).mean() for p in (5, 25, 50)], atol=0.02)
+            np.testing.assert_allclose(
+                score.all.metres, [(apart < m).mean() for m in (0.01, 0.02, 0.05)], atol=0.02
+            )
+            np.testing.assert_allclose(
+                score.all.pixels, [(pixels < p).mean() for p in (5, 25, 50)], atol=0.02
+            )
             if features is random_features:  # the colours of a smooth ball have ties
-                np.testing.assert_allclose(score.all.metres, [(apart < m).mean() for m in (0.01, 0.02, 0.05)], atol=1e-9)
-                np.testing.assert_allclose(score.best.metres, [(apart[best] < m).mean() for m in (0.01, 0.02, 0.05)], atol=1e-9)
-                np.testing.assert_allclose(score.best.pixels, [(pixels[best] < p).mean() for p in (5, 25, 50)], atol=1e-9)
+                np.testing.assert_allclose(
+                    score.all.metres, [(apart < m).mean() for m in (0.01, 0.02, 0.05)], atol=1e-9
+                )
+                np.testing.assert_allclose(
+                    score.best.metres,
+                    [(apart[best] < m).mean() for m in (0.01, 0.02, 0.05)],
+                    atol=1e-9,
+                )
+                np.testing.assert_allclose(
+                    score.best.pixels, [(pixels[best] < p).mean() for p in (5, 25, 50)], atol=1e-9
+                )
 
 
 def test_nearest_with_ratio_in_parts() -> None:
     rng = torch.Generator().manual_seed(0)
-    queries, candidates = (torch.nn.functional.normalize(torch.randn(n, 8, generator=rng), dim=1) for n in (5000, 700))
+    queries, candidates = (
+        torch.nn.functional.normalize(torch.randn(n, 8, generator=rng), dim=1) for n in (5000, 700)
+    )
     indices, weights = nearest_with_ratio(queries, candidates)
     distances = (1 - queries.double() @ candidates.double().T).sort(dim=1)
     assert torch.equal(indices, distances.indices[:, 0])
-    torch.testing.assert_close(weights.double(), 1 - distances.values[:, 0] / distances.values[:, 1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        weights.double(), 1 - distances.values[:, 0] / distances.values[:, 1], atol=1e-4, rtol=0
+    )
 
 
 def test_patches_that_do_not_fill_the_image(navi: Path) -> None:
-    result = evaluate_navi(partial(colour_features, patch=14), 14, navi, SMALL)  # 64 px are filled up to 70
+    result = evaluate_navi(
+        partial(colour_features, patch=14), 14, navi, SMALL
+    )  # 64 px are filled up to 70
     assert result.by_angle(BINS["3DPoV"], "all")[0][0] > 70
-    with pytest.raises(SettingsError, match="16x16 features are no map of patches of 14 pixels of images of 64x64 pixels"):
+    with pytest.raises(
+        SettingsError,
+        match="16x16 features are no map of patches of 14 pixels of images of 64x64 pixels",
+    ):
         evaluate_navi(partial(colour_features, patch=4), 14, navi, SMALL)
 
 
 def made(angle: float, light: float, recall: float) -> PairScore:
     some = Recalls((0.0, recall, 1.0), (0.0, recall, 1.0))
-    return PairScore(f"a/{angle}-{light}", "b", angle, light, 9, some, replace(some, metres=(0.0, recall / 2, 1.0)))
+    return PairScore(
+        f"a/{angle}-{light}",
+        "b",
+        angle,
+        light,
+        9,
+        some,
+        replace(some, metres=(0.0, recall / 2, 1.0)),
+    )
 
 
 def test_bins_and_terciles() -> None:
@@ -202,8 +265,12 @@ def test_bins_and_terciles() -> None:
     assert [count for _, count in bins] == [0, 3, 1, 1]
     assert math.isnan(bins[0][0])
     assert [recall for recall, _ in bins[1:]] == pytest.approx([50, 100, 30])
-    assert [recall for recall, _ in result.by_angle(BINS["3DPoV"], "all")[1:]] == pytest.approx([25, 50, 15])
-    assert [recall for recall, _ in result.by_angle(BINS["Probe3D"])[:2]] == pytest.approx([50, 100])
+    assert [recall for recall, _ in result.by_angle(BINS["3DPoV"], "all")[1:]] == pytest.approx(
+        [25, 50, 15]
+    )
+    assert [recall for recall, _ in result.by_angle(BINS["Probe3D"])[:2]] == pytest.approx(
+        [50, 100]
+    )
     assert result.by_angle(BINS["3DPoV"], light="similar")[1] == (100, 1)
     assert result.by_angle(BINS["3DPoV"], light="different")[1] == (0, 1)
     assert result.recall("best") == pytest.approx(100 * np.mean([1, 0.5, 0, 1, 0.3, 0.9]))
@@ -219,12 +286,20 @@ def test_bins_and_terciles() -> None:
 
 def test_light(navi: Path) -> None:
     crop = read_crop(list_views(navi, "wild_set")[0], 64)
-    darker, dark = (replace(crop, image=(crop.image * gain).to(torch.uint8)) for gain in (0.95, 0.4))
+    darker, dark = (
+        replace(crop, image=(crop.image * gain).to(torch.uint8)) for gain in (0.95, 0.4)
+    )
     assert luminance_distance(crop, crop) == 0
     assert 0 < luminance_distance(crop, darker) < luminance_distance(crop, dark) <= 2
-    luma = (crop.image.numpy().transpose(1, 2, 0)[crop.depth.numpy() > 0] * (0.299, 0.587, 0.114)).sum(axis=1)
-    histograms = [np.histogram(luma * gain, bins=32, range=(0, 256))[0] / len(luma) for gain in (1, 0.4)]
-    assert luminance_distance(crop, dark) == pytest.approx(np.abs(histograms[0] - histograms[1]).sum(), abs=0.1)
+    luma = (
+        crop.image.numpy().transpose(1, 2, 0)[crop.depth.numpy() > 0] * (0.299, 0.587, 0.114)
+    ).sum(axis=1)
+    histograms = [
+        np.histogram(luma * gain, bins=32, range=(0, 256))[0] / len(luma) for gain in (1, 0.4)
+    ]
+    assert luminance_distance(crop, dark) == pytest.approx(
+        np.abs(histograms[0] - histograms[1]).sum(), abs=0.1
+    )
     background = replace(crop, image=torch.where(crop.depth > 0, crop.image, 0).to(torch.uint8))
     assert luminance_distance(crop, background) == 0
 
@@ -232,7 +307,10 @@ def test_light(navi: Path) -> None:
 def test_both_spellings_of_multiview(navi: Path, tmp_path: Path) -> None:
     old = write_navi(tmp_path / "old", joint="_")
     assert len(list_views(old, "multiview")) == len(list_views(navi, "multiview")) == 16
-    assert {view.folder.name for view in list_views(old, "multiview")} == {"multiview_00-pixel_5", "multiview_01-pixel_5"}
+    assert {view.folder.name for view in list_views(old, "multiview")} == {
+        "multiview_00-pixel_5",
+        "multiview_01-pixel_5",
+    }
 
 
 def test_what_is_missing_is_said_in_one_sentence(navi: Path, tmp_path: Path) -> None:
@@ -240,7 +318,9 @@ def test_what_is_missing_is_said_in_one_sentence(navi: Path, tmp_path: Path) -> 
         with pytest.raises(PretrackError, match=message):
             evaluate_navi(partial(colour_features, patch=4), 4, root, SMALL)
 
-    refused(tmp_path / "none", "there is no folder .*none: fetch NAVI .* from navidataset.github.io")
+    refused(
+        tmp_path / "none", "there is no folder .*none: fetch NAVI .* from navidataset.github.io"
+    )
     refused(tmp_path, r"is not NAVI as it unpacks: .*wild_set is missing")
     root = shutil.copytree(navi, tmp_path / "copy")
     depth = root / "ball" / "wild_set" / "depth" / "000.png"

@@ -35,7 +35,9 @@ from trainer.evaluate.benchmarks.navi_depth import (
     surface_normals,
 )
 
-QUICK = ProbeSettings(size=32, every=2, steps=40, batch=4, rate=1e-2, hidden=8, relative=True, jitter=False, workers=0)
+QUICK = ProbeSettings(
+    size=32, every=2, steps=40, batch=4, rate=1e-2, hidden=8, relative=True, jitter=False, workers=0
+)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +52,11 @@ def levels(images: Tensor) -> list[Tensor]:
 
 def some_depth(seed: int, holes: bool = False) -> Tensor:
     depth = 0.3 + torch.rand(3, 12, 10, generator=torch.Generator().manual_seed(seed))
-    return depth.where(torch.rand(depth.shape, generator=torch.Generator().manual_seed(9)) > 0.3, 0) if holes else depth
+    return (
+        depth.where(torch.rand(depth.shape, generator=torch.Generator().manual_seed(9)) > 0.3, 0)
+        if holes
+        else depth
+    )
 
 
 def test_depth_metrics_are_those_of_numpy() -> None:
@@ -59,7 +65,9 @@ def test_depth_metrics_are_those_of_numpy() -> None:
     for i in range(3):
         p, t = (x[i][truth[i] > 0].double().numpy() for x in (found, truth))
         ratio = np.maximum(p / t, t / p)
-        assert [metrics[f"d{k}"][i].item() for k in (1, 2, 3)] == pytest.approx([(ratio < 1.25**k).mean() for k in (1, 2, 3)])
+        assert [metrics[f"d{k}"][i].item() for k in (1, 2, 3)] == pytest.approx(
+            [(ratio < 1.25**k).mean() for k in (1, 2, 3)]
+        )
         assert metrics["rmse"][i].item() == pytest.approx(np.sqrt(np.mean((p - t) ** 2)), rel=1e-5)
     assert 0.1 < metrics["d1"].mean() < 0.9
     assert depth_metrics(found, torch.zeros_like(found))["d1"].isnan().all()
@@ -73,9 +81,13 @@ def test_scale_invariant_depth_is_a_least_squares_fit() -> None:
         p, t = (x[i].double().numpy()[valid] for x in (found, truth))
         (scale, shift), *_ = np.linalg.lstsq(np.stack([p, np.ones_like(p)], axis=1), t, rcond=None)
         np.testing.assert_allclose(fitted[i].numpy()[valid], scale * p + shift, atol=1e-5)
-    torch.testing.assert_close(fitted_scale_and_shift(3 * truth + 2, truth)[truth > 0], truth[truth > 0])
+    torch.testing.assert_close(
+        fitted_scale_and_shift(3 * truth + 2, truth)[truth > 0], truth[truth > 0]
+    )
     flat = torch.full_like(truth, 0.7)
-    assert torch.equal(fitted_scale_and_shift(flat, truth), flat)  # no scale can be told from a flat answer
+    assert torch.equal(
+        fitted_scale_and_shift(flat, truth), flat
+    )  # no scale can be told from a flat answer
 
 
 def test_normals_metrics_are_those_of_numpy() -> None:
@@ -86,29 +98,45 @@ def test_normals_metrics_are_those_of_numpy() -> None:
     metrics = normals_metrics(found, truth, valid)
     for i in range(3):
         p, t = (x[i].double().numpy()[:, valid[i].numpy()] for x in (found, truth))
-        off = np.degrees(np.arctan2(np.linalg.norm(np.cross(p, t, axis=0), axis=0), (p * t).sum(axis=0)))
+        off = np.degrees(
+            np.arctan2(np.linalg.norm(np.cross(p, t, axis=0), axis=0), (p * t).sum(axis=0))
+        )
         expected = [(off < degrees).mean() for degrees in (11.25, 22.5, 30)]
-        assert [metrics[name][i].item() for name in ("11.25°", "22.5°", "30°")] == pytest.approx(expected)
+        assert [metrics[name][i].item() for name in ("11.25°", "22.5°", "30°")] == pytest.approx(
+            expected
+        )
         assert metrics["rmse"][i].item() == pytest.approx(np.sqrt(np.mean(off**2)), rel=1e-4)
 
 
 def plane(tilt: float, focal: float, size: int = 64) -> tuple[Tensor, Tensor]:
     """Depth of a plane through (0, 0, 1), tilted about the image's diagonal, and its normal, away from the camera."""
     turn = math.radians(tilt)
-    normal = torch.tensor([math.sin(turn) / 2**0.5, math.sin(turn) / 2**0.5, math.cos(turn)], dtype=torch.float64)
+    normal = torch.tensor(
+        [math.sin(turn) / 2**0.5, math.sin(turn) / 2**0.5, math.cos(turn)], dtype=torch.float64
+    )
     rays = unprojected(torch.ones(size, size, dtype=torch.float64), focal, (size / 2, size / 2))
     return normal[2] / (rays @ normal), normal
 
 
 @pytest.mark.parametrize(
-    ("tilt", "focal", "off"), [(20, 2, 2.7), (45, 2, 12.1), (60, 2, 17.4), (20, 1.25, 4.6), (45, 1.25, 21.5), (60, 1.25, 29.3)]
+    ("tilt", "focal", "off"),
+    [
+        (20, 2, 2.7),
+        (45, 2, 12.1),
+        (60, 2, 17.4),
+        (20, 1.25, 4.6),
+        (45, 1.25, 21.5),
+        (60, 1.25, 29.3),
+    ],
 )
 def test_normals_of_a_tilted_plane(tilt: float, focal: float, off: float) -> None:
     """With the principal point in the middle they are the plane's; in the corner, as Probe3D has it, off by so many degrees."""
     depth, normal = plane(tilt, focal * 64)
     assert (depth > 0).all()
     true = surface_normals(depth, focal * 64, (32.0, 32.0))[:, 1:-1, 1:-1]
-    torch.testing.assert_close(true.double(), normal[:, None, None].expand(3, 62, 62), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        true.double(), normal[:, None, None].expand(3, 62, 62), atol=1e-4, rtol=0
+    )
     probe3d = surface_normals(depth, focal * 64, (0.0, 0.0))[:, 1:-1, 1:-1]
     angles = (probe3d * true).sum(dim=0).clamp(-1, 1).acos().rad2deg()
     assert angles.mean().item() == pytest.approx(off, abs=0.15)
@@ -119,7 +147,10 @@ def test_normals_of_the_ball(navi: Path) -> None:
     for view in list_views(navi, "wild_set")[:3]:
         crop = read_crop(view, 64)
         normals, valid = crop_normals(crop, 64, "true")
-        inward = normalize(torch.from_numpy(view.translation)[:, None, None] - crop.points.movedim(-1, 0).double(), dim=0)
+        inward = normalize(
+            torch.from_numpy(view.translation)[:, None, None] - crop.points.movedim(-1, 0).double(),
+            dim=0,
+        )
         off = (normals * inward).sum(dim=0).clamp(-1, 1).acos().rad2deg()
         assert off[valid].median() < 3
         assert valid.sum() < (crop.depth > 0).sum()
@@ -133,17 +164,27 @@ def test_losses_fall_to_nothing_at_the_truth() -> None:
     assert depth_loss(truth.where(truth > 0, 0.5), truth) < 1e-3
     assert depth_loss(some_depth(0), truth) > 1
     scaled = depth_loss(truth * 2, truth).item()
-    g = np.log((2 * truth + 0.001)[truth > 0].double()) - np.log((truth + 0.001)[truth > 0].double())
-    assert scaled == pytest.approx(10 * math.sqrt(float((g**2).mean() - 0.85 * g.mean() ** 2)), abs=0.02)  # nearly no gradient
+    g = np.log((2 * truth + 0.001)[truth > 0].double()) - np.log(
+        (truth + 0.001)[truth > 0].double()
+    )
+    assert scaled == pytest.approx(
+        10 * math.sqrt(float((g**2).mean() - 0.85 * g.mean() ** 2)), abs=0.02
+    )  # nearly no gradient
 
     normals = normalize(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     valid = torch.ones(2, 8, 8, dtype=torch.bool)
-    sure, unsure = (torch.cat([normals, torch.full((2, 1, 8, 8), kappa)], dim=1) for kappa in (5.0, -5.0))
+    sure, unsure = (
+        torch.cat([normals, torch.full((2, 1, 8, 8), kappa)], dim=1) for kappa in (5.0, -5.0)
+    )
     assert normals_loss(sure, normals, valid) < normals_loss(unsure, normals, valid)
     wrong = sure * torch.tensor([-1, -1, -1, 1])[:, None, None]
     assert normals_loss(wrong, normals, valid) > normals_loss(sure, normals, valid) + 10
     kappa = 6.01  # elu(5) + 1.01; the angle is cut at acos(1 - 1e-4)
-    expected = math.log(1 + math.exp(-kappa * math.pi)) - math.log(kappa**2 + 1) + kappa * math.acos(1 - 1e-4)
+    expected = (
+        math.log(1 + math.exp(-kappa * math.pi))
+        - math.log(kappa**2 + 1)
+        + kappa * math.acos(1 - 1e-4)
+    )
     assert normals_loss(sure, normals, valid).item() == pytest.approx(expected, abs=1e-3)
 
 
@@ -151,15 +192,21 @@ def test_the_gradient_loss_looks_at_neighbouring_pixels() -> None:
     """Errors strewn over the image cost more than the same ones side by side; other images of the batch have no say."""
     truth = torch.full((1, 24, 24), 0.5)
     halves = torch.where((torch.arange(24) < 12)[:, None], 0.6, 0.4).expand(1, 24, 24)
-    strewn = halves.flatten()[torch.randperm(576, generator=torch.Generator().manual_seed(0))].view(1, 24, 24)
+    strewn = halves.flatten()[torch.randperm(576, generator=torch.Generator().manual_seed(0))].view(
+        1, 24, 24
+    )
     assert depth_loss(strewn, truth) > depth_loss(halves, truth) + 0.2
     for found in (strewn, halves):
-        torch.testing.assert_close(depth_loss(found.repeat(3, 1, 1), truth.repeat(3, 1, 1)), depth_loss(found, truth))
+        torch.testing.assert_close(
+            depth_loss(found.repeat(3, 1, 1), truth.repeat(3, 1, 1)), depth_loss(found, truth)
+        )
 
 
 def test_depth_is_the_mean_of_the_bins() -> None:
     outputs = torch.full((1, 256, 2, 2), -3.0)
-    assert depth_of(outputs, 1.0).flatten().tolist() == pytest.approx([0.5005] * 4)  # even weights: the middle of 0.001 to 1
+    assert depth_of(outputs, 1.0).flatten().tolist() == pytest.approx(
+        [0.5005] * 4
+    )  # even weights: the middle of 0.001 to 1
     outputs[:, 255] = 1e9
     assert depth_of(outputs, 1.0).flatten().tolist() == pytest.approx([1.0] * 4)
 
@@ -226,10 +273,14 @@ def test_the_same_call_gives_the_same_result(navi: Path) -> None:
     assert evaluate_depth(levels, 16, navi, settings) == first
     assert evaluate_depth(levels, 16, navi, changed(settings, jitter=False)).losses != first.losses
     assert evaluate_depth(levels, 16, navi, changed(settings, seed=9)).losses != first.losses
-    assert len(evaluate_depth(levels, 16, navi, changed(settings, steps=None, epochs=2)).losses) == 4  # two batches an epoch
+    assert (
+        len(evaluate_depth(levels, 16, navi, changed(settings, steps=None, epochs=2)).losses) == 4
+    )  # two batches an epoch
 
 
 def test_workers_change_nothing_without_jitter(navi: Path) -> None:
     settings = changed(QUICK, steps=3)
-    alone, helped = (evaluate_depth(partial(levels), 16, navi, changed(settings, workers=n)) for n in (0, 2))
+    alone, helped = (
+        evaluate_depth(partial(levels), 16, navi, changed(settings, workers=n)) for n in (0, 2)
+    )
     assert alone.losses == helped.losses

@@ -16,7 +16,15 @@ from torch import Tensor
 
 from shards.errors import PretrackError, SettingsError
 from tests.helpers.spair_files import colour_features, noisy_features, random_features, write_spair
-from trainer.evaluate.benchmarks.spair import PASSES, Occluded, Readout, SpairSettings, evaluate_spair, occluder, patch_places
+from trainer.evaluate.benchmarks.spair import (
+    PASSES,
+    Occluded,
+    Readout,
+    SpairSettings,
+    evaluate_spair,
+    occluder,
+    patch_places,
+)
 from trainer.evaluate.features import padding
 
 SIZE = 100
@@ -29,7 +37,9 @@ def spair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("readout", ["probe3d", "centre"])
 def test_features_that_know_the_place_find_every_keypoint(spair: Path, readout: Readout) -> None:
-    result = evaluate_spair(partial(colour_features, patch=4), 4, spair, SpairSettings(size=SIZE, readout=readout))
+    result = evaluate_spair(
+        partial(colour_features, patch=4), 4, spair, SpairSettings(size=SIZE, readout=readout)
+    )
     assert [result.recall(which) for which in PASSES] == [100.0] * 4
     assert result.keypoints("All") > 50
 
@@ -39,7 +49,9 @@ def test_features_that_know_nothing_are_at_chance(spair: Path) -> None:
     assert 0 <= result.recall("All") < 10  # a disk of 0.08 of the image is 2 % of it
 
 
-@pytest.mark.parametrize(("readout", "patch"), [("probe3d", 4), ("centre", 4), ("probe3d", 14), ("centre", 14)])
+@pytest.mark.parametrize(
+    ("readout", "patch"), [("probe3d", 4), ("centre", 4), ("probe3d", 14), ("centre", 14)]
+)
 def test_recall_is_that_of_plain_numpy(spair: Path, readout: Readout, patch: int) -> None:
     features = partial(noisy_features, patch=patch)
     result = evaluate_spair(features, patch, spair, SpairSettings(size=SIZE, readout=readout))
@@ -49,15 +61,21 @@ def test_recall_is_that_of_plain_numpy(spair: Path, readout: Readout, patch: int
         errors = plain_errors(spair, pair, features, patch, readout)
         np.testing.assert_allclose(result.pairs[name].errors, errors, atol=2e-5)
         total[pair["category"]] += errors
-    recalls = {category: 100 * np.mean(np.array(errors) < 0.1) for category, errors in total.items()}
+    recalls = {
+        category: 100 * np.mean(np.array(errors) < 0.1) for category, errors in total.items()
+    }
     assert result.recall("All") == pytest.approx(np.mean(list(recalls.values())))
     assert result.recall("All", "cat") == pytest.approx(recalls["cat"])
     assert 5 < result.recall("All") < 95  # or else the comparison above compares nothing
     for which in PASSES:
-        assert np.mean(list(result.by_item()[f"recall, {which}"].values())) == pytest.approx(result.recall(which))
+        assert np.mean(list(result.by_item()[f"recall, {which}"].values())) == pytest.approx(
+            result.recall(which)
+        )
 
 
-def plain_errors(root: Path, pair: dict[str, object], features: object, patch: int, readout: Readout) -> list[float]:
+def plain_errors(
+    root: Path, pair: dict[str, object], features: object, patch: int, readout: Readout
+) -> list[float]:
     """The errors of a pair, from the definition: one keypoint, one patch at a time."""
     maps, points = [], []
     for image in str(pair["filename"]).split(":")[0].split("-")[1:]:
@@ -68,8 +86,15 @@ def plain_errors(root: Path, pair: dict[str, object], features: object, patch: i
         resized = np.array(Image.fromarray(square).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
         found = features(torch.from_numpy(resized).movedim(-1, 0)[None])[0].numpy()  # type: ignore[operator]
         maps.append(found / np.linalg.norm(found, axis=-1, keepdims=True))
-        kps = json.loads((root / "ImageAnnotation" / str(pair["category"]) / f"{image}.json").read_text())["kps"]
-        points.append([None if kps[str(i)] is None else np.array(kps[str(i)]) * SIZE / side for i in range(len(kps))])
+        kps = json.loads(
+            (root / "ImageAnnotation" / str(pair["category"]) / f"{image}.json").read_text()
+        )["kps"]
+        points.append(
+            [
+                None if kps[str(i)] is None else np.array(kps[str(i)]) * SIZE / side
+                for i in range(len(kps))
+            ]
+        )
     cells, before = maps[0].shape[0], (maps[0].shape[0] * patch - SIZE) // 2
     box, imsize = pair["trg_bndbox"], pair["trg_imsize"]
     scale = max(box[2] - box[0], box[3] - box[1]) / max(imsize[:2])  # type: ignore[index]
@@ -84,7 +109,9 @@ def plain_errors(root: Path, pair: dict[str, object], features: object, patch: i
         low = np.minimum(np.floor(at).astype(int), cells - 2)
         u, v = at - low
         m, (x, y) = maps[0], low
-        feature = (1 - v) * ((1 - u) * m[y, x] + u * m[y, x + 1]) + v * ((1 - u) * m[y + 1, x] + u * m[y + 1, x + 1])
+        feature = (1 - v) * ((1 - u) * m[y, x] + u * m[y, x + 1]) + v * (
+            (1 - u) * m[y + 1, x] + u * m[y + 1, x + 1]
+        )
         row, column = np.unravel_index(np.argmax(maps[1] @ feature), (cells, cells))
         cell = np.array([column, row])
         place = cell / cells if readout == "probe3d" else ((cell + 0.5) * patch - before) / SIZE
@@ -92,15 +119,22 @@ def plain_errors(root: Path, pair: dict[str, object], features: object, patch: i
     return errors
 
 
-@pytest.mark.parametrize(("patch", "corner", "centre", "ceiling"), [(16, 0.0153, 0.0076, math.pi / 4), (14, 0.0141, 0.0067, 0.824)])
-def test_a_perfect_matcher_has_a_ceiling(patch: int, corner: float, centre: float, ceiling: float) -> None:
+@pytest.mark.parametrize(
+    ("patch", "corner", "centre", "ceiling"),
+    [(16, 0.0153, 0.0076, math.pi / 4), (14, 0.0141, 0.0067, 0.824)],
+)
+def test_a_perfect_matcher_has_a_ceiling(
+    patch: int, corner: float, centre: float, ceiling: float
+) -> None:
     """At 800 px a perfect matcher is off by so much of the image, twice as much if a patch stands for its corner. With that it
     finds four keypoints of five on objects of a fifth of the image, and with centres all."""
     before, cells = padding(800, patch)[0], -(-800 // patch)
     points = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(0))
     column, row = ((points * 800 + before) / patch).long().unbind(1)
     off = {
-        readout: (patch_places(cells, 800, patch, readout)[row * cells + column] - points).norm(dim=1)
+        readout: (patch_places(cells, 800, patch, readout)[row * cells + column] - points).norm(
+            dim=1
+        )
         for readout in ("probe3d", "centre")
     }
     assert off["probe3d"].mean().item() == pytest.approx(corner, abs=1e-4)
@@ -115,27 +149,45 @@ def test_pairs_do_not_depend_on_the_file_system(spair: Path, tmp_path: Path) -> 
         (other / part.relative_to(spair)).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(part, other / part.relative_to(spair))
     settings = SpairSettings(size=SIZE, pairs=3)
-    first, second = (evaluate_spair(partial(colour_features, patch=20), 20, root, settings) for root in (spair, other))
+    first, second = (
+        evaluate_spair(partial(colour_features, patch=20), 20, root, settings)
+        for root in (spair, other)
+    )
     assert first == second
     assert [len(first.passes[which]) for which in PASSES] == [6, 6, 6, 6]  # three a class
-    assert evaluate_spair(partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, pairs=2)).digest != first.digest
+    assert (
+        evaluate_spair(
+            partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, pairs=2)
+        ).digest
+        != first.digest
+    )
     assert {first.pairs[name].viewpoint for name in first.passes["M"]} == {1}
     assert list(first.paper_rows()) == ["spair"]
-    val = evaluate_spair(partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, split="val"))
+    val = evaluate_spair(
+        partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, split="val")
+    )
     assert val.paper_rows() == {}  # papers report the test split
 
 
 def test_all_is_a_pass_of_its_own(spair: Path) -> None:
-    result = evaluate_spair(partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, pairs=4))
-    assert set(result.passes["All"]) != set(result.passes["S"]) | set(result.passes["M"]) | set(result.passes["L"])
+    result = evaluate_spair(
+        partial(colour_features, patch=20), 20, spair, SpairSettings(size=SIZE, pairs=4)
+    )
+    assert set(result.passes["All"]) != set(result.passes["S"]) | set(result.passes["M"]) | set(
+        result.passes["L"]
+    )
     assert set(result.pairs) == {name for which in PASSES for name in result.passes[which]}
 
 
 @pytest.mark.parametrize("occluded", ["one", "both"])
-def test_occlusion_is_scored_on_the_keypoints_that_stay_visible(spair: Path, occluded: Occluded) -> None:
+def test_occlusion_is_scored_on_the_keypoints_that_stay_visible(
+    spair: Path, occluded: Occluded
+) -> None:
     features = partial(noisy_features, patch=4, noise=0.02)
     settings = SpairSettings(size=SIZE, occluded=occluded)
-    clean, hidden = (evaluate_spair(features, 4, spair, s) for s in (SpairSettings(size=SIZE), settings))
+    clean, hidden = (
+        evaluate_spair(features, 4, spair, s) for s in (SpairSettings(size=SIZE), settings)
+    )
     assert clean.digest == hidden.digest
     assert 0.3 * clean.keypoints("All") < hidden.keypoints("All") < clean.keypoints("All")
     for name, score in hidden.pairs.items():
@@ -191,9 +243,14 @@ def test_a_class_without_keypoints_does_not_count(spair: Path, tmp_path: Path) -
 def test_what_is_missing_is_said_in_one_sentence(spair: Path, tmp_path: Path) -> None:
     def refused(root: Path, message: str, settings: SpairSettings | None = None) -> None:
         with pytest.raises(PretrackError, match=message):
-            evaluate_spair(partial(colour_features, patch=4), 4, root, settings or SpairSettings(size=SIZE))
+            evaluate_spair(
+                partial(colour_features, patch=4), 4, root, settings or SpairSettings(size=SIZE)
+            )
 
-    refused(tmp_path / "none", r"there is no folder .*none: fetch SPair-71k .*Flickr.* from cvlab.postech.ac.kr")
+    refused(
+        tmp_path / "none",
+        r"there is no folder .*none: fetch SPair-71k .*Flickr.* from cvlab.postech.ac.kr",
+    )
     refused(tmp_path, r"is not SPair-71k as it unpacks: .*JPEGImages is missing")
     root = shutil.copytree(spair, tmp_path / "copy")
     file = next((root / "PairAnnotation" / "test").glob("*.json"))
@@ -205,7 +262,13 @@ def test_what_is_missing_is_said_in_one_sentence(spair: Path, tmp_path: Path) ->
     refused(root, rf"{file.name} does not describe a pair")
     file.unlink()
     keypoints = root / "ImageAnnotation" / "cat" / "2008_000001.json"
-    for text in ("{}", "[]", '{"kps": {"1": [3, 4]}}', '{"kps": {"0": [3]}}', '{"kps": {"0": ["left", "top"]}}'):
+    for text in (
+        "{}",
+        "[]",
+        '{"kps": {"1": [3, 4]}}',
+        '{"kps": {"0": [3]}}',
+        '{"kps": {"0": ["left", "top"]}}',
+    ):
         keypoints.write_text(text)
         refused(root, r"2008_000001.json does not describe the keypoints of an image")
     (root / "JPEGImages" / "cat" / "2008_000001.jpg").unlink()
@@ -215,8 +278,13 @@ def test_what_is_missing_is_said_in_one_sentence(spair: Path, tmp_path: Path) ->
 
 
 def test_features_of_another_patch_are_refused(spair: Path) -> None:
-    with pytest.raises(SettingsError, match="25x25 features are no map of patches of 16 pixels of images of 100x100 pixels"):
-        evaluate_spair(lambda images: colour_features(images, 4), 16, spair, SpairSettings(size=SIZE))
+    with pytest.raises(
+        SettingsError,
+        match="25x25 features are no map of patches of 16 pixels of images of 100x100 pixels",
+    ):
+        evaluate_spair(
+            lambda images: colour_features(images, 4), 16, spair, SpairSettings(size=SIZE)
+        )
 
 
 def test_images_are_encoded_once(spair: Path) -> None:

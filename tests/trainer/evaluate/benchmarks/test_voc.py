@@ -65,13 +65,19 @@ def test_matching_is_the_best_there_is() -> None:
     for _ in range(20):
         counts = rng.integers(0, 50, (4, 4))
         iou = counts / (counts.sum(axis=1)[:, None] + counts.sum(axis=0)[None] - counts)
-        best = max(sum(iou[k, c] for c, k in enumerate(order)) for order in itertools.permutations(range(4)))
+        best = max(
+            sum(iou[k, c] for c, k in enumerate(order))
+            for order in itertools.permutations(range(4))
+        )
         assert sum(one_to_one(counts)) == pytest.approx(best)
     empty = one_to_one(np.array([[3, 0, 0], [0, 0, 1]]))
     assert empty[0] == 1
     assert math.isnan(empty[1])
     assert empty[2] == 1
-    assert one_to_one(np.array([[3, 2]])) == [pytest.approx(0.6), 0]  # no cluster is left for the second class
+    assert one_to_one(np.array([[3, 2]])) == [
+        pytest.approx(0.6),
+        0,
+    ]  # no cluster is left for the second class
 
 
 def test_iou_is_that_of_numpy_over_pixels() -> None:
@@ -82,7 +88,9 @@ def test_iou_is_that_of_numpy_over_pixels() -> None:
     np.add.at(counts, (clusters, truth), 1)
     to_class = [np.bincount(truth[clusters == k], minlength=4).argmax() for k in range(9)]
     found = np.array(to_class)[clusters]
-    expected = [((found == c) & (truth == c)).sum() / ((found == c) | (truth == c)).sum() for c in range(4)]
+    expected = [
+        ((found == c) & (truth == c)).sum() / ((found == c) | (truth == c)).sum() for c in range(4)
+    ]
     assert many_to_one(counts) == pytest.approx(expected)
     same = np.zeros((4, 4), np.int64)
     np.add.at(same, (found, truth), 1)
@@ -100,29 +108,41 @@ def test_labels_of_patches() -> None:
 
 def test_retrieval_is_a_softmax_over_neighbours() -> None:
     rng = torch.Generator().manual_seed(0)
-    queries, keys = (torch.nn.functional.normalize(torch.randn(n, 6, generator=rng), dim=1) for n in (600, 80))
+    queries, keys = (
+        torch.nn.functional.normalize(torch.randn(n, 6, generator=rng), dim=1) for n in (600, 80)
+    )
     values = torch.rand(80, 3, generator=rng)
     found = retrieved(queries, keys, values, 5, 0.02).double().numpy()
     similarity = queries.double().numpy() @ keys.double().numpy().T
     for query in range(0, 600, 37):
         nearest = np.argsort(-similarity[query])[:5]
         weights = np.exp((similarity[query, nearest] - similarity[query, nearest].max()) / 0.02)
-        np.testing.assert_allclose(found[query], weights @ values.double().numpy()[nearest] / weights.sum(), atol=1e-4)
+        np.testing.assert_allclose(
+            found[query], weights @ values.double().numpy()[nearest] / weights.sum(), atol=1e-4
+        )
 
 
 def test_the_same_call_gives_the_same_result(voc: Path) -> None:
     features = partial(random_features, patch=8)
-    clusters = [evaluate_clustering(features, 8, voc, changed(CLUSTER, seed=seed)).to_json() for seed in (0, 0, 1)]
+    clusters = [
+        evaluate_clustering(features, 8, voc, changed(CLUSTER, seed=seed)).to_json()
+        for seed in (0, 0, 1)
+    ]
     assert clusters[0] == clusters[1]
     assert clusters[0]["miou"] != clusters[2]["miou"]
     settings = changed(RETRIEVE, memory=50)
-    memories = [evaluate_retrieval(features, 8, voc, changed(settings, seed=seed)).to_json() for seed in (0, 0, 1)]
+    memories = [
+        evaluate_retrieval(features, 8, voc, changed(settings, seed=seed)).to_json()
+        for seed in (0, 0, 1)
+    ]
     assert memories[0] == memories[1]
     assert memories[0]["miou"] != memories[2]["miou"]
 
 
 def test_fewer_images_and_results(voc: Path) -> None:
-    result = evaluate_retrieval(partial(colour_features, patch=8), 8, voc, changed(RETRIEVE, images=3))
+    result = evaluate_retrieval(
+        partial(colour_features, patch=8), 8, voc, changed(RETRIEVE, images=3)
+    )
     assert result.images == 3
     assert "3 images" in str(result)
     stored = json.loads(json.dumps(result.to_json(), allow_nan=False))
@@ -135,13 +155,22 @@ def test_fewer_images_and_results(voc: Path) -> None:
 
 
 def test_what_is_missing_is_said_in_one_sentence(voc: Path, tmp_path: Path) -> None:
-    def refused(root: Path, message: str, settings: RetrievalSettings = RETRIEVE, patch: int = 4) -> None:
+    def refused(
+        root: Path, message: str, settings: RetrievalSettings = RETRIEVE, patch: int = 4
+    ) -> None:
         with pytest.raises(PretrackError, match=message):
             evaluate_retrieval(partial(colour_features, patch=4), patch, root, settings)
 
-    refused(tmp_path / "none", r"there is no folder .*none: fetch PASCAL VOC 2012 .*Flickr.* from host.robots.ox.ac.uk")
+    refused(
+        tmp_path / "none",
+        r"there is no folder .*none: fetch PASCAL VOC 2012 .*Flickr.* from host.robots.ox.ac.uk",
+    )
     refused(tmp_path, r"is not PASCAL VOC 2012 as it unpacks: .*JPEGImages is missing")
-    refused(voc, r"trainaug.txt is missing; it is no part of the dataset as released", changed(RETRIEVE, memory_split="trainaug"))
+    refused(
+        voc,
+        r"trainaug.txt is missing; it is no part of the dataset as released",
+        changed(RETRIEVE, memory_split="trainaug"),
+    )
     refused(voc, r"patches of 14 do not fill 64", patch=14)
     refused(voc, r"16x16 features are no map of patches of 8 pixels of images of 64x64", patch=8)
     root = shutil.copytree(voc, tmp_path / "copy")
@@ -161,15 +190,23 @@ def test_trainaug_masks_are_plain_images(voc: Path, tmp_path: Path) -> None:
     for name in ("2007_000001", "2008_000001"):
         labels = np.array(Image.open(root / "SegmentationClass" / f"{name}.png"))
         Image.fromarray(labels).save(root / "SegmentationClassAug" / f"{name}.png")
-    result = evaluate_retrieval(partial(colour_features, patch=4), 4, root, changed(RETRIEVE, memory_split="trainaug"))
+    result = evaluate_retrieval(
+        partial(colour_features, patch=4), 4, root, changed(RETRIEVE, memory_split="trainaug")
+    )
     assert "of trainaug" in next(iter(result.miou))
 
 
 def test_a_size_that_is_no_multiple_is_fine_for_clusters(voc: Path) -> None:
     padded = partial(colour_features, patch=10)
-    with pytest.raises(SettingsError, match="6x6 features are no map of patches of 10 pixels of images of 64x64 pixels"):
+    with pytest.raises(
+        SettingsError,
+        match="6x6 features are no map of patches of 10 pixels of images of 64x64 pixels",
+    ):
         evaluate_clustering(padded, 10, voc, CLUSTER)
     result = evaluate_clustering(
-        lambda images: padded(torch.nn.functional.pad(images, (3, 3, 3, 3))), 10, voc, changed(CLUSTER, clusters=(60,))
+        lambda images: padded(torch.nn.functional.pad(images, (3, 3, 3, 3))),
+        10,
+        voc,
+        changed(CLUSTER, clusters=(60,)),
     )
     assert result.miou["60 clusters, many to one"] > 20

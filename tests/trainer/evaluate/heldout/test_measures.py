@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from trainer.evaluate.heldout.measures import (
     METRICS,
-    Pair,
+    FramePair,
     consistency,
     drift,
     effective_rank,
@@ -34,7 +34,9 @@ def knowing_features(shift: float, grid: int = GRID) -> Tensor:
     """Patch features [h, w, D] that say where in a picture moved right by `shift` a patch lies: smooth bumps over the plane."""
     bumps = torch.cartesian_prod(torch.linspace(-0.5, 1.5, 35), torch.linspace(-0.1, 1.1, 20))
     there = patch_centres(grid, grid) - torch.tensor([shift, 0.0])
-    return normalize((-torch.cdist(there, bumps).square() / (2 * 0.06**2)).exp(), dim=-1).unflatten(0, (grid, grid))
+    return normalize((-torch.cdist(there, bumps).square() / (2 * 0.06**2)).exp(), dim=-1).unflatten(
+        0, (grid, grid)
+    )
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +46,9 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def somewhere(points: int, shift: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Points in the left of a picture, and where they are after it moved right."""
-    starts = torch.rand(points, 2, generator=torch.Generator().manual_seed(seed)) * torch.tensor([1 - shift, 1.0])
+    starts = torch.rand(points, 2, generator=torch.Generator().manual_seed(seed)) * torch.tensor(
+        [1 - shift, 1.0]
+    )
     return starts, starts + torch.tensor([shift, 0.0])
 
 
@@ -52,7 +56,9 @@ def test_features_that_know_the_answer_find_it() -> None:
     starts, goals = somewhere(200, 0.15)
     found = measure(knowing_features(0), knowing_features(0.15), starts, goals, noise(320, 700))
     assert found["pck@0.1"].mean() == 1
-    assert found["error"].max() < 0.75 / GRID  # half a patch's diagonal is 0.71 patches: the nearest one was taken
+    assert (
+        found["error"].max() < 0.75 / GRID
+    )  # half a patch's diagonal is 0.71 patches: the nearest one was taken
     assert found["track@1"].mean() > 0.98
     assert found["consistency"].mean() > 0.8
 
@@ -74,10 +80,20 @@ def test_noise_scores_what_chance_is_said_to_be() -> None:
     runs = []
     for seed in range(20):
         starts = torch.rand(len(goals), 2, generator=random)
-        runs.append(measure(noise(GRID, GRID, 64, seed=seed), noise(GRID, GRID, 64, seed=99 - seed), starts, goals, noise(320, 64)))
+        runs.append(
+            measure(
+                noise(GRID, GRID, 64, seed=seed),
+                noise(GRID, GRID, 64, seed=99 - seed),
+                starts,
+                goals,
+                noise(320, 64),
+            )
+        )
     for name, expected in chance.items():
         if name != "error":  # of chance it is a median at each point
-            assert np.mean([found[name].mean() for found in runs]) == pytest.approx(expected.mean(), abs=0.012), name
+            assert np.mean([found[name].mean() for found in runs]) == pytest.approx(
+                expected.mean(), abs=0.012
+            ), name
     assert chance["pck@0.05"].mean() == pytest.approx(1 / 256)
     assert chance["pck@0.1"].mean() == pytest.approx(0.031, abs=0.002)
     assert chance["pck@0.2"].mean() == pytest.approx(0.116, abs=0.005)
@@ -112,11 +128,15 @@ def test_measures_are_those_of_a_few_lines_of_numpy() -> None:
         close = [np.linalg.norm((q[m] - q[n]) * 8) < 1 for m in order]
         assert (found["track@1"][n], found["track@5"][n]) == (close[0], any(close[:5]))
         first, second = references @ from_a[n], references @ from_b[n]
-        assert found["rank_correlation"][n] == pytest.approx(spearmanr(first, second).statistic, abs=1e-5)
+        assert found["rank_correlation"][n] == pytest.approx(
+            spearmanr(first, second).statistic, abs=1e-5
+        )
         common = set(np.argsort(first)[-10:]) & set(np.argsort(second)[-10:])
         assert found["overlap@10"][n] == pytest.approx(len(common) / 10)
         others = [from_b[m] @ from_a[n] for m in range(len(q)) if m != n]
-        assert found["consistency"][n] == pytest.approx(from_b[n] @ from_a[n] - np.mean(others), abs=1e-5)
+        assert found["consistency"][n] == pytest.approx(
+            from_b[n] @ from_a[n] - np.mean(others), abs=1e-5
+        )
 
 
 def test_features_that_are_all_alike_have_no_order() -> None:
@@ -125,22 +145,25 @@ def test_features_that_are_all_alike_have_no_order() -> None:
     assert np.isnan(found["rank_correlation"]).all()
     assert found["consistency"] == pytest.approx(0)
     alone = measure(noise(4, 4, 8), noise(4, 4, 8), starts[:1], goals[:1], noise(0, 8))
-    assert [math.isnan(alone[name][0]) for name in ("rank_correlation", "overlap@10", "consistency", "track@1")] == [True] * 3 + [
-        False
-    ]
+    assert [
+        math.isnan(alone[name][0])
+        for name in ("rank_correlation", "overlap@10", "consistency", "track@1")
+    ] == [True] * 3 + [False]
     assert consistency(torch.eye(3)).tolist() == [1, 1, 1]
 
 
 def test_figures_count_the_points_that_they_speak_of() -> None:
     starts = torch.zeros(4, 2)
     goals = torch.tensor([[0.0, 0.0], [0.05, 0.0], [0.11, 0.0], [0.3, 0.0]])
-    measures = {metric.measure: np.array([1.0, 1.0, 0.0, 1.0]) for metric in METRICS} | {"error": np.array([0.1, 0.2, 0.4, 9.0])}
-    pair = Pair(0, 1, math.nan, moving(starts, goals), measures)
+    measures = {metric.measure: np.array([1.0, 1.0, 0.0, 1.0]) for metric in METRICS} | {
+        "error": np.array([0.1, 0.2, 0.4, 9.0])
+    }
+    pair = FramePair(0, 1, math.nan, moving(starts, goals), measures)
     named = {metric.name: figure(metric, [pair]) for metric in METRICS}
     assert named["moving_pck@0.1"] == 0.5
     assert named["pck@0.1"] == 0.75
     assert named["error"] == pytest.approx(0.3)
-    still = Pair(0, 2, math.nan, np.zeros(4, np.bool_), measures)
+    still = FramePair(0, 2, math.nan, np.zeros(4, np.bool_), measures)
     assert math.isnan(figure(METRICS[0], [still]))
     assert math.isnan(figure(METRICS[0], []))
 

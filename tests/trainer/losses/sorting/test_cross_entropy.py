@@ -14,19 +14,28 @@ from diffsort import DiffSortNet
 from torch import Tensor
 
 from trainer.losses.sorting import cross_entropy as sorting_loss
-from trainer.losses.sorting.cross_entropy import Run, Sort, cross_entropy_rows, gpu_kernel, sorting_cross_entropy
+from trainer.losses.sorting.cross_entropy import (
+    NetworkPass,
+    Sort,
+    cross_entropy_rows,
+    gpu_kernel,
+    sorting_cross_entropy,
+)
 from trainer.losses.sorting.network import Distribution, Network, expected_ranks, soft_permutation
 
 NETWORKS = pytest.mark.parametrize("network", ["bitonic", "odd_even"])
 DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["cauchy", "logistic"])
 PRECISIONS = pytest.mark.parametrize(
-    ("dtype", "tolerance", "gradient_tolerance"), [(torch.float64, 1e-13, 1e-12), (torch.float32, 1e-5, 5e-4)]
+    ("dtype", "tolerance", "gradient_tolerance"),
+    [(torch.float64, 1e-13, 1e-12), (torch.float32, 1e-5, 5e-4)],
 )
 X_STEEPNESS, Y_STEEPNESS, EPSILON = 20.0, 3.0, 1e-6
 
 
 def two_of_rows(n: int, dtype: torch.dtype, count: int = 6) -> tuple[Tensor, Tensor]:
-    x, y = 0.2 * torch.randn(2, count, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+    x, y = 0.2 * torch.randn(
+        2, count, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64
+    )
     return x.to(dtype).requires_grad_(), y.to(dtype).requires_grad_()
 
 
@@ -34,17 +43,30 @@ def formula(p: Tensor, q: Tensor) -> Tensor:
     return -(p * (q + EPSILON).log()).sum(dim=-1).mean(dim=-1)
 
 
-def plain(x: Tensor, y: Tensor, network: Network = "bitonic", distribution: Distribution = "cauchy") -> Tensor:
-    p, q = soft_permutation(x, network, X_STEEPNESS, distribution), soft_permutation(y, network, Y_STEEPNESS, distribution)
+def plain(
+    x: Tensor, y: Tensor, network: Network = "bitonic", distribution: Distribution = "cauchy"
+) -> Tensor:
+    p, q = (
+        soft_permutation(x, network, X_STEEPNESS, distribution),
+        soft_permutation(y, network, Y_STEEPNESS, distribution),
+    )
     return formula(p, q)
 
 
-def assert_equal(ours: Tensor, theirs: Tensor, inputs: tuple[Tensor, ...], tolerance: float, gradient_tolerance: float) -> None:
+def assert_equal(
+    ours: Tensor,
+    theirs: Tensor,
+    inputs: tuple[Tensor, ...],
+    tolerance: float,
+    gradient_tolerance: float,
+) -> None:
     """Values to `tolerance`, gradients (of a sum with unequal weights) to a part of their largest entry."""
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     weights = torch.linspace(0.5, 2, ours.numel(), dtype=ours.dtype).view_as(ours)
     for mine, other in zip(
-        torch.autograd.grad((ours * weights).sum(), inputs), torch.autograd.grad((theirs * weights).sum(), inputs), strict=True
+        torch.autograd.grad((ours * weights).sum(), inputs),
+        torch.autograd.grad((theirs * weights).sum(), inputs),
+        strict=True,
     ):
         assert (mine - other).abs().max() <= gradient_tolerance * other.abs().max()
 
@@ -54,7 +76,12 @@ def assert_equal(ours: Tensor, theirs: Tensor, inputs: tuple[Tensor, ...], toler
 @PRECISIONS
 @pytest.mark.parametrize("n", [2, 5, 8, 49, 64, 100])
 def test_equals_the_plain_network(
-    network: Network, distribution: Distribution, n: int, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
+    network: Network,
+    distribution: Distribution,
+    n: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    gradient_tolerance: float,
 ) -> None:
     x, y = two_of_rows(n, dtype)
     ours = sorting_cross_entropy(x, y, network, X_STEEPNESS, Y_STEEPNESS, distribution, EPSILON)
@@ -66,7 +93,12 @@ def test_equals_the_plain_network(
 @PRECISIONS
 @pytest.mark.parametrize("n", [8, 49])
 def test_equals_diffsort(
-    network: Network, distribution: Distribution, n: int, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
+    network: Network,
+    distribution: Distribution,
+    n: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    gradient_tolerance: float,
 ) -> None:
     x, y = two_of_rows(n, dtype)
     p = DiffSortNet(network, n, steepness=X_STEEPNESS, distribution=distribution)(x)[1]
@@ -78,7 +110,9 @@ def test_equals_diffsort(
 @NETWORKS
 @DISTRIBUTIONS
 @pytest.mark.parametrize("n", [8, pytest.param(49, marks=pytest.mark.slow)])
-def test_gradient_against_finite_differences(network: Network, distribution: Distribution, n: int) -> None:
+def test_gradient_against_finite_differences(
+    network: Network, distribution: Distribution, n: int
+) -> None:
     x, y = two_of_rows(n, torch.float64, count=1)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
@@ -116,18 +150,26 @@ def test_one_side_stands_for_all_frames_of_the_other(
     x, y = (few, many) if few_first else (many, few)
     full_x, full_y = (values.expand(many.shape).reshape(-1, n) for values in (x, y))
     theirs = plain(full_x, full_y, network).view(many.shape[:2])
-    assert_equal(sorting_cross_entropy(x, y, network), theirs, (many, few) if few_want else (many,), 1e-13, 1e-12)
+    assert_equal(
+        sorting_cross_entropy(x, y, network),
+        theirs,
+        (many, few) if few_want else (many,),
+        1e-13,
+        1e-12,
+    )
 
 
-def test_one_side_is_sorted_once_for_all_frames_of_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_side_is_sorted_once_for_all_frames_of_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     runs: list[tuple[int, float]] = []
-    original = Run.__init__
+    original = NetworkPass.__init__
 
-    def counting(self: Run, x: Tensor, sort: Sort, keep: bool) -> None:
+    def counting(self: NetworkPass, x: Tensor, sort: Sort, keep: bool) -> None:
         runs.append((len(x), sort.steepness))
         original(self, x, sort, keep)
 
-    monkeypatch.setattr(Run, "__init__", counting)
+    monkeypatch.setattr(NetworkPass, "__init__", counting)
     x, y = two_of_rows(16, torch.float64)
     sorting_cross_entropy(x.expand(3, -1, -1), y.detach())
     assert sorted(runs) == [(6, Y_STEEPNESS), (6, X_STEEPNESS), (6, X_STEEPNESS), (6, X_STEEPNESS)]
@@ -165,7 +207,10 @@ def saved_bytes(make: Callable[[], Tensor]) -> int:
 
 def test_keeps_a_hundredth_of_what_the_plain_network_keeps() -> None:
     x, y = two_of_rows(64, torch.float32, count=32)
-    ours, theirs = saved_bytes(lambda: sorting_cross_entropy(x, y)), saved_bytes(lambda: plain(x, y))
+    ours, theirs = (
+        saved_bytes(lambda: sorting_cross_entropy(x, y)),
+        saved_bytes(lambda: plain(x, y)),
+    )
     assert ours == 2 * 32 * 64 * 4
     assert ours <= theirs / 100
 
@@ -173,9 +218,13 @@ def test_keeps_a_hundredth_of_what_the_plain_network_keeps() -> None:
 @NETWORKS
 @DISTRIBUTIONS
 @pytest.mark.parametrize("n", [2, 8, 49, 100])
-def test_expected_ranks_equal_the_permutation_times_positions(network: Network, distribution: Distribution, n: int) -> None:
+def test_expected_ranks_equal_the_permutation_times_positions(
+    network: Network, distribution: Distribution, n: int
+) -> None:
     x, _ = two_of_rows(n, torch.float64)
-    theirs = soft_permutation(x, network, X_STEEPNESS, distribution) @ torch.arange(n, dtype=torch.float64)
+    theirs = soft_permutation(x, network, X_STEEPNESS, distribution) @ torch.arange(
+        n, dtype=torch.float64
+    )
     assert_equal(expected_ranks(x, network, X_STEEPNESS, distribution), theirs, (x,), 1e-11, 1e-11)
 
 
@@ -207,7 +256,13 @@ print("equal")
 def test_triton_kernel_equals_pytorch_in_the_interpreter(n: int) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-c", INTERPRETED, str(n)]
-    ran = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False)
+    ran = subprocess.run(
+        command,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert ran.stdout == "equal\n", ran.stderr
 
 
@@ -219,9 +274,17 @@ def test_cuda_equals_the_cpu(network: Network, distribution: Distribution, n: in
     x, y = two_of_rows(n, torch.float32)
     steepness = X_STEEPNESS, Y_STEEPNESS
     on_gpu = sorting_cross_entropy(x.cuda(), y.cuda(), network, *steepness, distribution, EPSILON)
-    assert_equal(on_gpu.cpu(), sorting_cross_entropy(x, y, network, *steepness, distribution, EPSILON), (x, y), 1e-5, 5e-4)
+    assert_equal(
+        on_gpu.cpu(),
+        sorting_cross_entropy(x, y, network, *steepness, distribution, EPSILON),
+        (x, y),
+        1e-5,
+        5e-4,
+    )
     frames = torch.stack([x, -x])
-    on_gpu = sorting_cross_entropy(frames.cuda(), y.detach().cuda(), network, *steepness, distribution, EPSILON)
+    on_gpu = sorting_cross_entropy(
+        frames.cuda(), y.detach().cuda(), network, *steepness, distribution, EPSILON
+    )
     on_cpu = sorting_cross_entropy(frames, y.detach(), network, *steepness, distribution, EPSILON)
     assert_equal(on_gpu.cpu(), on_cpu, (x,), 1e-5, 5e-4)
 
@@ -237,4 +300,9 @@ def test_pytorch_stands_in_where_the_kernel_does_not_run(caplog: pytest.LogCaptu
 @pytest.mark.slow
 def test_triton_is_imported_only_where_it_is_used() -> None:
     code = "import sys, trainer.losses.sorting.network, trainer.losses.sorting.cross_entropy, trainer.losses.sorting.objective; print('triton' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )

@@ -12,24 +12,39 @@ SIZES = [2, 5, 8, 11, 49, 64, pytest.param(100, marks=pytest.mark.slow)]
 
 
 def rows(n: int, count: int = 6, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return (torch.randn(count, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 0.2).to(dtype)
+    return (
+        torch.randn(count, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 0.2
+    ).to(dtype)
 
 
 @pytest.mark.parametrize("network", ["bitonic", "odd_even"])
 @pytest.mark.parametrize("distribution", ["cauchy", "logistic"])
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize(("dtype", "tolerance", "gradient_tolerance"), [(torch.float64, 1e-13, 1e-11), (torch.float32, 1e-5, 1e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "gradient_tolerance"),
+    [(torch.float64, 1e-13, 1e-11), (torch.float32, 1e-5, 1e-3)],
+)
 def test_equals_diffsort(
-    network: Network, distribution: Distribution, n: int, dtype: torch.dtype, tolerance: float, gradient_tolerance: float
+    network: Network,
+    distribution: Distribution,
+    n: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    gradient_tolerance: float,
 ) -> None:
-    x, target = rows(n, dtype=dtype).requires_grad_(), torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    x, target = (
+        rows(n, dtype=dtype).requires_grad_(),
+        torch.randn(n, n, dtype=dtype, generator=torch.Generator().manual_seed(1)),
+    )
     theirs = DiffSortNet(network, n, steepness=20.0, distribution=distribution)(x)[1]
     ours = soft_permutation(x, network, 20.0, distribution)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     (their_gradient,) = torch.autograd.grad((theirs * target).sum(), x)
     (our_gradient,) = torch.autograd.grad((ours * target).sum(), x)
     scale = their_gradient.abs().max().item()
-    torch.testing.assert_close(our_gradient / scale, their_gradient / scale, rtol=0, atol=gradient_tolerance)
+    torch.testing.assert_close(
+        our_gradient / scale, their_gradient / scale, rtol=0, atol=gradient_tolerance
+    )
 
 
 @pytest.mark.parametrize("network", ["bitonic", "odd_even"])
@@ -55,7 +70,9 @@ def test_hard_steepness_sorts(network: Network, n: int) -> None:
 
 
 def test_equal_values_are_spread_evenly() -> None:
-    torch.testing.assert_close(soft_permutation(torch.zeros(1, 64), "bitonic", 20.0), torch.full((1, 64, 64), 1 / 64))
+    torch.testing.assert_close(
+        soft_permutation(torch.zeros(1, 64), "bitonic", 20.0), torch.full((1, 64, 64), 1 / 64)
+    )
 
 
 def test_stays_in_float32_under_autocast() -> None:

@@ -13,7 +13,12 @@ from tests.helpers.plain_sorting_loss import plain_loss
 from trainer.config import LossSettings
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.sorting import objective as objectives
-from trainer.losses.sorting.objective import Published, diagnostics, make_objective, sorting_loss
+from trainer.losses.sorting.objective import (
+    PublishedObjective,
+    diagnostics,
+    make_objective,
+    sorting_loss,
+)
 from trainer.model.backbone import Tokens
 from trainer.model.feature_sampling import References, choose_references
 from trainer.model.student_teacher import Embedder, Projection, make_teacher
@@ -55,7 +60,9 @@ def a_batch(dtype: torch.dtype) -> tuple[Embedder, Embedder, Tensor, Tensor, Ten
         for weight in teacher.parameters():
             weight.add_(torch.randn(weight.shape, generator=generator, dtype=dtype), alpha=0.05)
     frames = torch.randn(CLIPS, FRAMES, 3, SIZE, SIZE, generator=generator, dtype=dtype)
-    points = torch.rand(CLIPS, FRAMES, POINTS, 2, generator=generator, dtype=dtype) * (SIZE + 10) - 5
+    points = (
+        torch.rand(CLIPS, FRAMES, POINTS, 2, generator=generator, dtype=dtype) * (SIZE + 10) - 5
+    )
     visible = (torch.rand(CLIPS, FRAMES, POINTS, generator=generator) < 0.7).to(dtype)
     visible[:, 0] = 1
     visible[2, 1:] = 0  # a clip in which nothing stays visible
@@ -75,7 +82,12 @@ def test_equals_the_plain_transcription(
     tracks, crops = student(untouched(frames), points, SIZE, compared, references, 4)
     weights = visible[:, :1] * visible[:, list(compared)]
     loss = sorting_loss(
-        tracks, teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE), crops, weights, make_objective(PUBLISHED), False
+        tracks,
+        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        crops,
+        weights,
+        make_objective(PUBLISHED),
+        False,
     )
     loss.backward()  # type: ignore[no-untyped-call]
 
@@ -87,7 +99,9 @@ def test_equals_the_plain_transcription(
     plain.backward()  # type: ignore[no-untyped-call]
 
     assert abs(loss.item() - plain.item()) < tolerance
-    for (name, ours), theirs in zip(student.named_parameters(), plain_student.parameters(), strict=True):
+    for (name, ours), theirs in zip(
+        student.named_parameters(), plain_student.parameters(), strict=True
+    ):
         assert ours.grad is not None
         assert theirs.grad is not None
         difference = (ours.grad - theirs.grad).abs().max().item()
@@ -98,13 +112,13 @@ def test_teacher_order_is_made_once_a_reference(monkeypatch: pytest.MonkeyPatch)
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     tracks, crops = student(untouched(frames), points, SIZE, (1, 2, 3), references, 4)
     calls: list[Tensor] = []
-    original = Published.teacher_order
+    original = PublishedObjective.teacher_order
 
-    def counted_order(self: Published, similarities: Tensor) -> Tensor:
+    def counted_order(self: PublishedObjective, similarities: Tensor) -> Tensor:
         calls.append(similarities)
         return original(self, similarities)
 
-    monkeypatch.setattr(Published, "teacher_order", counted_order)
+    monkeypatch.setattr(PublishedObjective, "teacher_order", counted_order)
     sorting_loss(
         tracks,
         teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
@@ -130,16 +144,30 @@ def test_every_objective_trains_the_student_alone(settings: LossSettings) -> Non
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     tracks, crops = student(untouched(frames), points, SIZE, (1, 2, 3), references, 4)
     loss = sorting_loss(
-        tracks, teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE), crops, visible[:, 1:], make_objective(settings), True
+        tracks,
+        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        crops,
+        visible[:, 1:],
+        make_objective(settings),
+        True,
     )
     loss.backward()  # type: ignore[no-untyped-call]
-    assert all(weight.grad is not None and torch.isfinite(weight.grad).all() for weight in student.parameters())
+    assert all(
+        weight.grad is not None and torch.isfinite(weight.grad).all()
+        for weight in student.parameters()
+    )
     assert all(weight.grad is None for weight in teacher.parameters())
 
 
-@pytest.mark.parametrize("settings", [s for s in ALL if s.objective != "published"], ids=lambda s: f"{s.objective}-{s.sorter}")
+@pytest.mark.parametrize(
+    "settings",
+    [s for s in ALL if s.objective != "published"],
+    ids=lambda s: f"{s.objective}-{s.sorter}",
+)
 def test_orders_that_agree_cost_least(settings: LossSettings) -> None:
-    objective = make_objective(settings.model_copy(update={"student_steepness": 100.0, "teacher_steepness": 100.0}))
+    objective = make_objective(
+        settings.model_copy(update={"student_steepness": 100.0, "teacher_steepness": 100.0})
+    )
     x = torch.randn(1, 40, 49, generator=torch.Generator().manual_seed(0))
     order = objective.teacher_order(x)
     same, other = objective.loss(x, order).mean(), objective.loss(x.flip(1), order).mean()
@@ -152,14 +180,18 @@ def test_orders_that_agree_cost_least(settings: LossSettings) -> None:
 def test_spearman_of_opposite_orders_is_two() -> None:
     objective = make_objective(LossSettings(strength=1e-4))
     x = torch.randn(1, 5, 49, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(objective.loss(-x, objective.teacher_order(x)), torch.full((1, 5), 2.0), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        objective.loss(-x, objective.teacher_order(x)), torch.full((1, 5), 2.0), rtol=0, atol=1e-3
+    )
 
 
 def test_spearman_does_not_depend_on_the_scale_of_similarities() -> None:
     objective = make_objective(LossSettings())
     x, y = torch.randn(2, 1, 5, 49, generator=torch.Generator().manual_seed(0))
     order = objective.teacher_order(y)
-    torch.testing.assert_close(objective.loss(x, order), objective.loss(0.01 * x + 0.5, order), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        objective.loss(x, order), objective.loss(0.01 * x + 0.5, order), rtol=0, atol=1e-3
+    )
 
 
 def test_published_teacher_gradient_is_a_switch() -> None:
@@ -169,7 +201,9 @@ def test_published_teacher_gradient_is_a_switch() -> None:
         student.zero_grad()
         tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
         anchor = teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE)
-        sorting_loss(tracks, anchor, crops, visible[:, 3:], make_objective(PUBLISHED), detach).backward()  # type: ignore[no-untyped-call]
+        sorting_loss(
+            tracks, anchor, crops, visible[:, 3:], make_objective(PUBLISHED), detach
+        ).backward()  # type: ignore[no-untyped-call]
         gradients.append(
             student.head[-1].weight.grad.clone()  # type: ignore[operator, union-attr]
         )
@@ -196,7 +230,9 @@ def test_diagnostics_are_the_same_in_every_mode(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = a_batch(torch.float32)
     tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
     anchor, places = teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE), points / SIZE
-    embeddings = Embeddings(tracks, anchor, crops, visible[:, 3:], places[:, 3:], places[:, 0], None)
+    embeddings = Embeddings(
+        tracks, anchor, crops, visible[:, 3:], places[:, 3:], places[:, 0], None
+    )
     values = diagnostics(embeddings, settings)
     assert set(values) == {
         "spearman",
@@ -207,7 +243,12 @@ def test_diagnostics_are_the_same_in_every_mode(settings: LossSettings) -> None:
         "excess",
         "visible",
     }
-    for name in ("spearman", "student_spread", "teacher_spread", "visible"):  # the others depend on how steep the sorter is
+    for name in (
+        "spearman",
+        "student_spread",
+        "teacher_spread",
+        "visible",
+    ):  # the others depend on how steep the sorter is
         assert values[name] == diagnostics(embeddings, PUBLISHED)[name], name
     assert values["visible"] == pytest.approx(visible[:, 3].mean().item())
     assert -1 <= values["spearman"] <= 1
@@ -218,4 +259,6 @@ def test_diagnostics_are_the_same_in_every_mode(settings: LossSettings) -> None:
 def test_entropy_of_equal_similarities_is_ln_p() -> None:
     zeros = torch.zeros(1, 2, 64)
     order = objectives.permutations(zeros, "bitonic", 20.0, "cauchy")
-    torch.testing.assert_close(torch.special.entr(order).sum(-1), torch.full((1, 2, 64), math.log(64)))
+    torch.testing.assert_close(
+        torch.special.entr(order).sum(-1), torch.full((1, 2, 64), math.log(64))
+    )

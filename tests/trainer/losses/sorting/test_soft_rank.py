@@ -33,12 +33,19 @@ def rows(n: int, count: int = 20) -> torch.Tensor:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-3)])
 def test_equals_torchsort(n: int, strength: float, dtype: torch.dtype, tolerance: float) -> None:
     x = standardised(rows(n)).to(dtype).requires_grad_()
-    target = torch.randn(20, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
-    theirs, ours = torchsort.soft_rank(x, regularization_strength=strength), soft_rank_torch(x, strength)
+    target = torch.randn(20, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(
+        dtype
+    )
+    theirs, ours = (
+        torchsort.soft_rank(x, regularization_strength=strength),
+        soft_rank_torch(x, strength),
+    )
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     (their_gradient,) = torch.autograd.grad((theirs * target).sum(), x)
     (our_gradient,) = torch.autograd.grad((ours * target).sum(), x)
-    torch.testing.assert_close(our_gradient * strength, their_gradient * strength, rtol=0, atol=tolerance)
+    torch.testing.assert_close(
+        our_gradient * strength, their_gradient * strength, rtol=0, atol=tolerance
+    )
 
 
 def test_gradient_against_finite_differences() -> None:
@@ -50,7 +57,9 @@ def test_gradient_against_finite_differences() -> None:
 def test_isotonic_regression_equals_scipy(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(soft_rank_module, "MEANS", together * 33**2)
     y = rows(33)
-    expected = torch.stack([torch.tensor(isotonic_regression(row.numpy(), increasing=False).x.copy()) for row in y])
+    expected = torch.stack(
+        [torch.tensor(isotonic_regression(row.numpy(), increasing=False).x.copy()) for row in y]
+    )
     torch.testing.assert_close(isotonic_decreasing(y), expected)
 
 
