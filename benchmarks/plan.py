@@ -185,7 +185,9 @@ def run_case(out: Path, case: str) -> dict[str, float]:
         if videos is not None:
             more = make_videos(videos.num_rows, videos.num_rows // 100)
             catalog = replace(
-                catalog, videos=pa.concat_tables([videos, more]), found=len(videos) + len(more)
+                catalog,
+                videos=pa.concat_tables([videos, more]),
+                videos_found=len(videos) + len(more),
             )
         plan = make_plan(settings, catalog)
         actions = {shard.action for shard in plan.shards}

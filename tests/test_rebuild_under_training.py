@@ -18,7 +18,7 @@ from manifests.settings import check_settings
 from manifests.snapshot import list_snapshots
 from pipeline.config import BuildSettings
 from pipeline.execution.build import build
-from pipeline.execution.garbage_collection import collect
+from pipeline.execution.garbage_collection import collect_garbage
 from pipeline.monitoring.progress import Progress
 from tests.helpers.panning import panning_frames, write_video
 
@@ -87,7 +87,7 @@ def test_a_trainer_streams_through_a_rebuild_and_garbage_collection(tmp_path: Pa
         assert any(line.startswith("step 3/") for line in running.stdout), "it trains"
         os.killpg(running.pid, signal.SIGSTOP)  # in the middle, whatever this machine's speed
         build(settings(videos, out, 7), QUIET)
-        collect(out)
+        collect_garbage(out)
         assert list_snapshots(out) == ["000002", "000003"], (
             "its snapshot is the one before the current one"
         )

@@ -197,7 +197,7 @@ def verify(
         repaired = mend(snapshot, problems, Progress())
         print(f"{pluralise(repaired.built.made, 'shard')} made again", file=sys.stderr)
         if lost_clips := bool(repaired.lost):
-            first = f"the first being {repaired.lost[0]}: {repaired.why}"
+            first = f"the first being {repaired.lost[0]}: {repaired.reason}"
             print(
                 f"{pluralise(len(repaired.lost), 'clip')} could not be had again and are left out, {first}",
                 file=sys.stderr,
@@ -238,9 +238,11 @@ def gc(
     as_json: AsJson = False,
 ) -> None:
     """Remove old snapshots, and the shards that only they name. Trainers that read them would fail: keep those in use."""
-    from pipeline.execution.garbage_collection import collect
+    from pipeline.execution.garbage_collection import collect_garbage
 
-    garbage = collect(out_of(where, overrides), keep, keep_snapshot or (), unpublished, dry_run)
+    garbage = collect_garbage(
+        out_of(where, overrides), keep, keep_snapshot or (), unpublished, dry_run
+    )
     if as_json:
         print_json({**asdict(garbage), "dry_run": dry_run})
         return

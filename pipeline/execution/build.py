@@ -169,8 +169,8 @@ def _check_failures(
 ) -> None:
     """Raises PretrackError if too many videos yield nothing: all but those in the rows `good`."""
     good = good.select(_NAMES).group_by(_NAMES).aggregate([])
-    bad = plan.catalog.found - good.num_rows
-    if bad > settings.max_failed_videos * plan.catalog.found:
+    bad = plan.catalog.videos_found - good.num_rows
+    if bad > settings.max_failed_videos * plan.catalog.videos_found:
         lost = (
             failures.filter(pc.not_equal(failures["video_id"], ""))
             .join(good, _NAMES, join_type="left anti")
@@ -186,7 +186,7 @@ def _check_failures(
         named = lost.slice(0, 1).to_pylist()
         first = f"{named[0]['video_id']}: {named[0]['detail']}" if named else "none is named"
         raise PretrackError(
-            f"{bad} of {pluralise(plan.catalog.found, 'video')} yield no clip ({reasons}), "
+            f"{bad} of {pluralise(plan.catalog.videos_found, 'video')} yield no clip ({reasons}), "
             f"more than max_failed_videos={settings.max_failed_videos} allows; the first: {first}"
         )
 
@@ -194,4 +194,4 @@ def _check_failures(
 def _nothing_to_build(plan: Plan) -> str:
     reasons = sorted(set(plan.failures.column("reason").to_pylist()))
     why = f" ({', '.join(reasons)})" if reasons else ""
-    return f"none of the {pluralise(plan.catalog.found, 'video')} found yields a clip{why}: 'pretrack catalog' lists them"
+    return f"none of the {pluralise(plan.catalog.videos_found, 'video')} found yields a clip{why}: 'pretrack catalog' lists them"

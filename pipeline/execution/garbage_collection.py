@@ -22,7 +22,7 @@ from shards.files import Location, delete, sizes_in
 
 
 @dataclass(frozen=True)
-class GarbageReport:
+class GarbageCollectionResult:
     """What is removed, or would be. `unpublished` counts shards of unfinished builds that are left for the next build to use."""
 
     kept: tuple[str, ...]
@@ -32,13 +32,13 @@ class GarbageReport:
     unpublished: int
 
 
-def collect(
+def collect_garbage(
     out: Location,
     keep: int = 2,
     named: Sequence[str] = (),
     unpublished: bool = False,
     dry_run: bool = False,
-) -> GarbageReport:
+) -> GarbageCollectionResult:
     """Keeps the current snapshot, the newest `keep` and those `named`; removes the others and every shard that none of them names.
 
     Shards that no snapshot names yet are an interrupted build's work: they go only with `unpublished`. Tars without a receipt are
@@ -55,7 +55,9 @@ def collect(
     return garbage
 
 
-def _find(out: Location, keep: int, named: Sequence[str], unpublished: bool) -> GarbageReport:
+def _find(
+    out: Location, keep: int, named: Sequence[str], unpublished: bool
+) -> GarbageCollectionResult:
     names = list_snapshots(out)
     if not names:
         raise PretrackError(f"{out} holds no finished build: there is nothing to collect")
@@ -83,7 +85,7 @@ def _find(out: Location, keep: int, named: Sequence[str], unpublished: bool) -> 
     loose = receipts - wanted - outdated
     orphans = sizes.keys() - receipts - wanted - outdated
     gone = outdated | orphans | (loose if unpublished else set())
-    return GarbageReport(
+    return GarbageCollectionResult(
         tuple(sorted(kept)),
         tuple(old),
         tuple(sorted(gone)),
@@ -100,7 +102,7 @@ def _shards(snapshot: Snapshot) -> list[str]:
     return names
 
 
-def _remove(out: Location, garbage: GarbageReport) -> None:
+def _remove(out: Location, garbage: GarbageCollectionResult) -> None:
     """Receipts first, so that a tar left over by a crash is an orphan; then the snapshots, and last the tars that they named."""
     receipts = [receipt_path(out, shard) for shard in garbage.shards]
     for receipt in receipts:

@@ -19,8 +19,8 @@ from shards.bucket import Tag, Url, VersionedObject
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, Location
 
-RENEWED_EVERY_S = 30.0
-DEAD_AFTER_S = 300.0
+RENEW_EVERY_S = 30.0
+EXPIRES_AFTER_S = 300.0
 """A lock on a bucket that was not renewed for so long belongs to a build that was killed, and is taken over."""
 
 
@@ -90,7 +90,7 @@ def _locked_object(url: Url) -> Iterator[Lock]:
 
 
 def _renew(lease: _Lease, ended: threading.Event) -> None:
-    while not lease.lost and not ended.wait(RENEWED_EVERY_S):
+    while not lease.lost and not ended.wait(RENEW_EVERY_S):
         with suppress(OSError):  # the next time may go better; long before it counts as dead
             lease.renew()
 
@@ -181,11 +181,11 @@ class _Lease(Lock):
         if other.token == self._holder.token:  # it was created after all, and the answer was lost
             return found.tag
         age = self._age(found)
-        if (other.gone() or age > DEAD_AFTER_S) and (tag := self._written_over(found.tag)):
+        if (other.gone() or age > EXPIRES_AFTER_S) and (tag := self._written_over(found.tag)):
             return tag
         raise PretrackError(
             f"another build is at work on {self._url.parent} ({other}, last heard of {age:.0f} s ago): "
-            f"wait for it or stop it; a dead one's lock ends in {DEAD_AFTER_S / 60:.0f} minutes"
+            f"wait for it or stop it; a dead one's lock ends in {EXPIRES_AFTER_S / 60:.0f} minutes"
         )
 
     def _written_over(self, tag: Tag) -> Tag | None:

@@ -19,17 +19,17 @@ from pipeline.inspection.verify import Problem
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import changed_videos, stored_catalog
 from pipeline.planning.plan import make_plan
-from pipeline.planning.reasons import settings_changed
+from pipeline.planning.reasons import describe_settings_change
 from shards.errors import PretrackError
 
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What a repair did. `lost` are the keys of clips that could not be had again, and `why` the first one's reason."""
+    """What a repair did. `lost` are the keys of clips that could not be had again, and `reason` the first one's reason."""
 
     built: BuildResult
     lost: tuple[str, ...]
-    why: str
+    reason: str
 
 
 def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) -> RepairResult:
@@ -76,7 +76,7 @@ def _check_settings(snapshot: Snapshot, damaged: Collection[str], settings: Buil
         pc.is_in(snapshot.shards["shard"], value_set=pa.array(list(damaged)))
     ).to_pylist():
         for part, text in now.items():
-            if changed := settings_changed(part, row[f"{part}_settings"], text):
+            if changed := describe_settings_change(part, row[f"{part}_settings"], text):
                 raise PretrackError(
                     f"{row['shard']} cannot be made again as it was ({changed}): run 'pretrack build'"
                 )

@@ -83,7 +83,7 @@ async def _make_shards(
     broken: dict[str, str] = {}
     made: dict[str, str] = {}
     try:
-        with progress.stage("making shards", total=clips, noun="clip") as stage:
+        with progress.task("making shards", total=clips, noun="clip") as stage:
             news = BuildMonitor(events, state, stage)
             async with aclosing(_chains(todo, plan, settings, pool, events, news)) as results:
                 async for shard, result in results:

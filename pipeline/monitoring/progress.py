@@ -102,7 +102,7 @@ class Progress:
             print(sentence, file=sys.stderr, flush=True)
 
     @contextmanager
-    def stage(self, name: str, noun: str, total: int | None = None) -> Iterator[ProgressTask]:
+    def task(self, name: str, noun: str, total: int | None = None) -> Iterator[ProgressTask]:
         """A stage that is under way while the block runs. Off a terminal it prints a line every ten seconds and one at its end."""
         if self._quiet or self._json_lines:
             yield _SilentTask(name, noun, total, None)

@@ -57,17 +57,17 @@ class ScanFailure:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All usable videos (table VIDEOS), and what could not be used (table FAILURES). `found` counts both kinds of video."""
+    """All usable videos (table VIDEOS), and what could not be used (table FAILURES). `videos_found` counts both kinds of video."""
 
     videos: pa.Table
     failures: pa.Table
-    found: int
+    videos_found: int
 
 
 def find_videos(settings: BuildSettings, progress: Progress) -> Iterator[Video | Failure]:
     """Lists all sources. Raises PretrackError where a source's root is missing, cannot be read or is not what it should be."""
     for source in settings.sources:
-        with progress.stage(f"listing {source.name}", noun="video") as stage:
+        with progress.task(f"listing {source.name}", noun="video") as stage:
             try:
                 for found in source.find_videos():
                     if isinstance(found, Video):
@@ -259,7 +259,7 @@ def _scans(
     missing = sorted(files.keys() - set(known["path"].to_pylist()))
     if missing:
         rows: list[dict[str, Any]] = []
-        with progress.stage("scanning video files", total=len(missing), noun="video") as stage:
+        with progress.task("scanning video files", total=len(missing), noun="video") as stage:
             for name, scan in _scan_all(missing, settings):
                 rows.append(_scan_row(name, files[name], wanted, scan))
                 stage.advance()

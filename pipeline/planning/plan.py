@@ -26,7 +26,7 @@ from pipeline.planning.assignment import assign_clips, frames_fingerprints
 from pipeline.planning.catalog import TOO_SHORT, Catalog
 from pipeline.planning.clip_windows import video_names
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards, read_existing_shards
-from pipeline.planning.reasons import ChangedShard, settings_changed, videos_changed
+from pipeline.planning.reasons import ChangedShard, describe_settings_change, describe_video_changes
 from pipeline.sources.video import Failure
 
 Action = Literal["keep", "retrack", "build"]
@@ -182,7 +182,7 @@ def _decide(
     for known in with_frames:
         settled = stored or not known.passing or known.row.tries >= _TRIES
         if known.holds_all_frames and settled and not (retry_failed and known.failures):
-            reason = gone or settings_changed(
+            reason = gone or describe_settings_change(
                 "tracks", known.row.tracks_settings, wanted.tracks_settings
             )
             return replace(
@@ -193,7 +193,7 @@ def _decide(
                 tries=known.row.tries,
             )
     if with_frames:
-        changed = gone or settings_changed(
+        changed = gone or describe_settings_change(
             "tracks", with_frames[0].row.tracks_settings, wanted.tracks_settings
         )
         left_out = f"{pluralise(with_frames[0].failures, 'failure')} tried again"
@@ -245,9 +245,11 @@ def _with_reasons(
         if other is None:
             reasons[number] = _NEW
             continue
-        frames = settings_changed("frames", other.row.frames_settings, shard.frames_settings)
+        frames = describe_settings_change(
+            "frames", other.row.frames_settings, shard.frames_settings
+        )
         tracks = (
-            settings_changed("tracks", other.row.tracks_settings, shard.tracks_settings)
+            describe_settings_change("tracks", other.row.tracks_settings, shard.tracks_settings)
             if own
             else ""
         )
@@ -256,7 +258,7 @@ def _with_reasons(
             rows = np.unique(clips["video"].slice(shard.first, shard.count).to_numpy())
             changed[number] = ChangedShard(shard.split, frozenset(rows.tolist()), own)
     if changed:
-        words = videos_changed(videos, names, known, list(changed.values()))
+        words = describe_video_changes(videos, names, known, list(changed.values()))
         for (number, replanned), what in zip(changed.items(), words, strict=True):
             why = what or ("source files changed" if replanned.known else _NEW)
             reasons[number] = ", ".join(filter(None, [why, reasons[number]]))

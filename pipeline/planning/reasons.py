@@ -28,7 +28,7 @@ _SAME, _ADDED, _MOVED, _REPLACED, _REMOVED = (
 )
 
 
-def settings_changed(what: str, old: str, new: str) -> str:
+def describe_settings_change(what: str, old: str, new: str) -> str:
     """Which settings (canonical JSON) differ: "tracks.grid 16 → 24", "" if none does."""
     changes = changed_settings({what: json.loads(old)}, {what: json.loads(new)})
     tracker = [change for change in changes if change.key == f"{what}.tracker"]
@@ -47,7 +47,7 @@ class ChangedShard:
     known: ExistingShard | None
 
 
-def videos_changed(
+def describe_video_changes(
     videos: pa.Table, names: pa.Array, known: ExistingShards, shards: Sequence[ChangedShard]
 ) -> list[str]:
     """What became of the videos of shards: "3 videos added, 1 video replaced"; "" where nothing tells."""

@@ -13,7 +13,7 @@ import pytest
 from manifests.receipt import receipt_path, shard_path
 from manifests.snapshot import current_snapshot, list_snapshots, open_snapshot
 from manifests.tables import read_table, write_table
-from pipeline.execution.garbage_collection import collect
+from pipeline.execution.garbage_collection import collect_garbage
 from pipeline.inspection.contact_sheet import read_clip, show_clips
 from pipeline.inspection.report_figures import measure
 from pipeline.inspection.verify import _tasks, _verify, verify_snapshot
@@ -147,7 +147,7 @@ def test_gc_deletes_nothing_outside(out: Path, tmp_path: Path, shard: str) -> No
         (tmp_path / name).write_text("mine")
     spoil(out, "shards", "000001", shard=shard)
     with pytest.raises(PretrackError, match="is no name of a shard"):
-        collect(out, keep=1)
+        collect_garbage(out, keep=1)
     for name in ("precious.tar", "precious.json"):
         assert (tmp_path / name).read_text() == "mine"
     assert list_snapshots(out) == ["000001", "000002"], "and nothing inside before that was seen"
@@ -157,14 +157,14 @@ def test_gc_follows_no_link(out: Path, tmp_path: Path) -> None:
     shutil.move(out / "snapshots" / "000001", tmp_path / "mine")
     (out / "snapshots" / "000001").symlink_to(tmp_path / "mine")
     with pytest.raises(PretrackError, match=r"000001 is a link, and nothing outside .* is deleted"):
-        collect(out, keep=1)
+        collect_garbage(out, keep=1)
     assert (tmp_path / "mine" / "settings.json").exists()
 
 
 def test_gc_of_linked_tars_removes_the_links(out: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.tar").write_text("mine")
     (out / "shards" / "made-000009-0123456789abcdef.tar").symlink_to(tmp_path / "precious.tar")
-    collect(out, keep=1)
+    collect_garbage(out, keep=1)
     assert not (out / "shards" / "made-000009-0123456789abcdef.tar").is_symlink()
     assert (tmp_path / "precious.tar").read_text() == "mine"
 

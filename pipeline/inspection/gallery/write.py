@@ -92,11 +92,11 @@ def write_gallery(
             return first_line(error)
 
     with (
-        progress.stage("writing the gallery", "clip", len(rows)) as stage,
+        progress.task("writing the gallery", "clip", len(rows)) as task,
         ThreadPoolExecutor(_AT_ONCE) as pool,
     ):
         for made in pool.map(make, enumerate(rows)):
-            stage.advance()
+            task.advance()
             if isinstance(made, str):
                 damaged.append(made)
             else:

@@ -579,7 +579,7 @@ def test_a_clip_whose_source_is_gone_is_reported_and_the_others_are_kept(
     (root / "deep/c.mp4").unlink()
     outcome = repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET)
     assert outcome.lost == (row["key"],)
-    assert outcome.why == "the file is gone"
+    assert outcome.reason == "the file is gone"
     repaired = outcome.built.snapshot
     assert verify_snapshot(repaired, QUIET) == []
     assert set(snapshot.clips["key"].to_pylist()) - set(repaired.clips["key"].to_pylist()) == {

@@ -113,7 +113,7 @@ def test_one_build_at_a_time(
         build(settings, QUIET)
     monkeypatch.setattr(
         pipeline.execution.lock,
-        "DEAD_AFTER_S",
+        "EXPIRES_AFTER_S",
         (datetime.now(UTC) - bucket.read_versioned(lock).written).total_seconds() - 1,
     )
     assert build(settings, QUIET).made == 2, "a dead build's lock is taken over"

@@ -16,7 +16,7 @@ from manifests.receipt import list_receipts
 from manifests.snapshot import list_snapshots, open_snapshot
 from manifests.tables import read_table, write_table
 from pipeline.execution.build import build
-from pipeline.execution.garbage_collection import collect
+from pipeline.execution.garbage_collection import collect_garbage
 from pipeline.inspection.history import summaries
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
@@ -77,9 +77,9 @@ def test_snapshots_are_listed_with_what_changed(out: Path) -> None:
 
 def test_old_snapshots_go_with_the_shards_that_only_they_name(out: Path) -> None:
     wanted, before = shards(out, "000002", "000003"), tars(out)
-    would = collect(out, keep=2, dry_run=True)
+    would = collect_garbage(out, keep=2, dry_run=True)
     assert tars(out) == before
-    garbage = collect(out, keep=2)
+    garbage = collect_garbage(out, keep=2)
     assert garbage == would
     assert (garbage.snapshots, garbage.kept) == (("000001",), ("000002", "000003"))
     assert set(garbage.shards) == before - wanted
@@ -87,16 +87,16 @@ def test_old_snapshots_go_with_the_shards_that_only_they_name(out: Path) -> None
     assert tars(out) == set(list_receipts(out)) == wanted
     for name in ("000002", "000003"):
         assert verify_snapshot(open_snapshot(out, name), QUIET) == []
-    assert collect(out, keep=2).shards == ()
+    assert collect_garbage(out, keep=2).shards == ()
 
 
 def test_a_named_snapshot_and_the_current_one_stay(out: Path) -> None:
-    collect(out, keep=1, named=["000001"])
+    collect_garbage(out, keep=1, named=["000001"])
     assert list_snapshots(out) == ["000001", "000003"]
     with pytest.raises(PretrackError, match=r"no snapshot '000002' \(there are: 000001, 000003\)"):
-        collect(out, keep=1, named=["000002"])
+        collect_garbage(out, keep=1, named=["000002"])
     with pytest.raises(PretrackError, match="at least 1"):
-        collect(out, keep=0)
+        collect_garbage(out, keep=0)
 
 
 def test_an_unfinished_builds_work_is_left_unless_asked(out: Path) -> None:
@@ -105,11 +105,11 @@ def test_an_unfinished_builds_work_is_left_unless_asked(out: Path) -> None:
     )  # as if the third build had been killed before it published
     (out / "current.json").write_text('{"snapshot": "000002"}')
     (out / "shards" / "orphan.tar").write_bytes(b"killed between the tar and its receipt")
-    garbage = collect(out, keep=1)
+    garbage = collect_garbage(out, keep=1)
     assert garbage.unpublished == 2
     assert "orphan" in garbage.shards
     assert len(tars(out)) == 4
-    assert collect(out, keep=1, unpublished=True).unpublished == 0
+    assert collect_garbage(out, keep=1, unpublished=True).unpublished == 0
     assert tars(out) == shards(out, "000002")
 
 
@@ -125,7 +125,7 @@ def test_a_damaged_table_does_not_lead_out_of_the_folder(out: Path) -> None:
         PretrackError,
         match=rf"the tables in {out} are damaged: '\.\./\.\./victim' is no name of a shard",
     ):
-        collect(out, keep=1)
+        collect_garbage(out, keep=1)
     assert victim.read_bytes() == b"precious"
     assert tars(out) == before == set(list_receipts(out))
 
@@ -134,7 +134,7 @@ def test_files_that_are_not_ours_stay(out: Path) -> None:
     strangers = [out / "shards" / "my copy.tar", out / "receipts" / "my copy.json"]
     for stranger in strangers:
         stranger.write_bytes(b"mine")
-    assert collect(out, keep=1, unpublished=True).snapshots == ("000001", "000002")
+    assert collect_garbage(out, keep=1, unpublished=True).snapshots == ("000001", "000002")
     assert all(stranger.exists() for stranger in strangers)
 
 
@@ -160,12 +160,12 @@ def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
         patch.setattr(pipeline.execution.garbage_collection, "delete", dies(delete))
         patch.setattr(manifests.snapshot, "delete_folder", dies(delete_folder))
         with pytest.raises(SystemExit):
-            collect(out, keep=1)
+            collect_garbage(out, keep=1)
     for name in list_snapshots(out):
         assert verify_snapshot(open_snapshot(out, name), QUIET) == [], (
             "what is still listed is still whole"
         )
-    collect(out, keep=1)
+    collect_garbage(out, keep=1)
     assert (
         [path.name for path in (out / "snapshots").iterdir()] == list_snapshots(out) == ["000003"]
     )

@@ -26,7 +26,7 @@ HOLDS = """
 import sys, time
 from pipeline.execution.lock import build_lock
 from shards.files import location
-with only_build(location(sys.argv[1])):
+with build_lock(location(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -68,7 +68,7 @@ def test_a_lock_is_held_though_answers_are_lost(out: Url, store: Behaviour, answ
 def test_a_lock_is_renewed_though_answers_are_lost(
     out: Url, store: Behaviour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.execution.lock, "RENEWED_EVERY_S", 0.05)
+    monkeypatch.setattr(pipeline.execution.lock, "RENEW_EVERY_S", 0.05)
     with build_lock(out):
         store.lose_answers = 2
         for _ in range(3):
@@ -134,7 +134,7 @@ def test_a_lock_is_as_old_as_the_store_says(
     atomic_write(out / "build.lock", replace(_Holder.me(), machine="elsewhere").data())
     with pytest.raises(PretrackError, match=r"last heard of [0-9] s ago"), build_lock(out):
         pass
-    monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", 0.5)
+    monkeypatch.setattr(pipeline.execution.lock, "EXPIRES_AFTER_S", 0.5)
     time.sleep(1.6)
     with build_lock(out) as lock:
         lock.check()
@@ -151,7 +151,7 @@ def test_garbage_is_a_lock_of_nobody_known(
         build_lock(out),
     ):
         pass
-    monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", -1.0)
+    monkeypatch.setattr(pipeline.execution.lock, "EXPIRES_AFTER_S", -1.0)
     with build_lock(out) as lock:
         lock.check()
     assert sizes_in(out) == {}
@@ -168,7 +168,7 @@ def test_a_lock_on_googles_store_is_renewed_and_taken_over(monkeypatch: pytest.M
             atomic_write(out / "build.lock", _Holder.me().data())
             with pytest.raises(PretrackError, match="was taken by another build"):
                 lock.check()
-        monkeypatch.setattr(pipeline.execution.lock, "DEAD_AFTER_S", -1.0)
+        monkeypatch.setattr(pipeline.execution.lock, "EXPIRES_AFTER_S", -1.0)
         with build_lock(out) as lock:
             lock.check()
         with pytest.raises(FileNotFoundError):

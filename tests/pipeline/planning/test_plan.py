@@ -24,7 +24,7 @@ from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import make_catalog
 from pipeline.planning.cost import estimate
 from pipeline.planning.plan import Plan, make_plan
-from pipeline.planning.reasons import settings_changed
+from pipeline.planning.reasons import describe_settings_change
 from shards.files import Location
 from tests.helpers.pictures import FRAMES, TRACKS, settings_for, write_images
 
@@ -128,7 +128,10 @@ def test_another_checkpoint_is_called_one() -> None:
     old, new = (
         canonical_json({"tracker": "cotracker3", "weights": digest}) for digest in ("0a", "1b")
     )
-    assert settings_changed("tracks", old, new) == "tracks.weights changed (another checkpoint)"
+    assert (
+        describe_settings_change("tracks", old, new)
+        == "tracks.weights changed (another checkpoint)"
+    )
 
 
 def test_costs_follow_from_earlier_shards(root: Path) -> None:

@@ -169,7 +169,7 @@ def test_a_name_that_is_no_text_is_a_failure(tmp_path: Path, dataset: str, folde
     (video_id,) = found.videos["video_id"].to_pylist()
     named = [row for row in found.failures.to_pylist() if row["reason"] == "unusable name"]
     assert [row["video_id"] for row in named] == [video_id.replace("good", "b\\udcff")]
-    assert found.found == 2
+    assert found.videos_found == 2
 
 
 def test_a_missing_or_empty_root_is_one_sentence(tmp_path: Path) -> None:
