@@ -61,7 +61,7 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
     problems: list[Problem] = []
     workers = max(1, min(len(shards), os.cpu_count() or 1))
     with (
-        progress.task("verifying", total=len(shards), noun="shard") as task,
+        progress.task("verifying", total=len(shards), noun="shard") as shown,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
         under_way: deque[Future[list[Problem]]] = deque()
@@ -70,11 +70,11 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
                 len(under_way) == 4 * workers
             ):  # tasks hold their clips' rows: not all of them at once
                 problems += under_way.popleft().result()
-                task.advance()
+                shown.advance()
             under_way.append(pool.submit(_verify, task))
         for running in under_way:
             problems += running.result()
-            task.advance()
+            shown.advance()
     counts = rows_by_shard(snapshot.clips)
     wanted = {row["shard"]: row["clips"] for row in shards}
     problems += [
