@@ -85,8 +85,12 @@ def main() -> None:
                 net = DiffSortNet(network, n, steepness=steepness)
                 shown = [
                     "{:.1e}, {:.1e}".format(
-                        *largest_differences(ours, lambda x, net=net: net(x)[1], rows(n, dtype))
-                    )  # type: ignore[misc]
+                        *largest_differences(
+                            ours,
+                            lambda x, net=net: net(x)[1],  # type: ignore[misc]
+                            rows(n, dtype),
+                        )
+                    )
                     for dtype in (torch.float64, torch.float32)
                 ]
                 print(f"{network:<10} n={n:<4} steepness={steepness:<14g}{'   '.join(shown)}")

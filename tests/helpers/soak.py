@@ -33,6 +33,7 @@ from manifests.snapshot import Snapshot, open_snapshot
 from pipeline.config import BuildSettings
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
+from shards.files import size_of
 from shards.reader import iterate_shard
 from tests.helpers.panning import panning_frames, write_video
 
@@ -149,9 +150,9 @@ def check_receipts(out: Path) -> None:
     """Every shard that has a receipt is whole."""
     for shard in list_receipts(out):
         row = read_receipt(out, shard).shard
-        assert shard_path(out, shard).stat().st_size == row.bytes, (
+        assert size_of(shard_path(out, shard)) == row.bytes, (
             f"{shard} has a receipt and is not whole"
-        )  # type: ignore[union-attr]
+        )
 
 
 def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> Counter[str]:
