@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from manifests.receipt import shard_path
+from manifests.rows import TrackSummary, clip_row
 from manifests.snapshot import publish_snapshot
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, TrackSummary, clip_row, table_of
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards import jpeg
 from shards.clip import ClipInfo, StoredClip, Tracks
 from shards.codec import encode_tracks

@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from manifests.tables import ClipRow, ShardRow
+from manifests.rows import ClipRow, Failure, ShardRow
 from shards.errors import PretrackError
 from shards.files import Location, atomic_write, read_file, sizes_in
 
@@ -25,7 +25,7 @@ class Receipt:
 
     shard: ShardRow
     clips: tuple[ClipRow, ...]
-    failures: tuple[dict[str, str], ...]
+    failures: tuple[Failure, ...]
     planned: tuple[str, ...]
 
 
@@ -74,7 +74,7 @@ def read_receipt(out: Location, shard: str) -> Receipt:
         return Receipt(
             shard=ShardRow(**fields["shard"]),
             clips=tuple(ClipRow(**row) for row in fields["clips"]),
-            failures=tuple(fields["failures"]),
+            failures=tuple(Failure(**row) for row in fields["failures"]),
             planned=tuple(fields["planned"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

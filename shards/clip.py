@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class Camera:
     fy: float
     cx: float
     cy: float
-    world_to_camera: tuple[float, ...]
+    world_to_camera: Annotated[tuple[float, ...], 12]
 
     @classmethod
     def read(cls, fields: dict[str, Any]) -> Camera:

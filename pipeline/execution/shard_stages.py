@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, shard_checksum, shard_name, shard_path, write_receipt
-from manifests.tables import ShardRow, TrackSummary, clip_row
+from manifests.rows import ShardRow, TrackSummary, clip_row
 from pipeline.config import BuildSettings
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.failures import DecodeError
@@ -239,7 +239,7 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
     )
     rows = tuple(clip_row(name, info, members, tracks[info.key].summary) for info, members in added)
     failures = tuple(
-        asdict(replace(failure, shard=name)) for failure in (*decoded.failures, *tracked.failures)
+        replace(failure, shard=name) for failure in (*decoded.failures, *tracked.failures)
     )
     receipt = Receipt(shard_row, rows, failures, tuple(clip.key for clip in task.clips))
     write_receipt(out, receipt)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from manifests.rows import members_of
 from manifests.snapshot import Snapshot
-from manifests.tables import members_of
 from manifests.wording import pluralise
 from pipeline.inspection.draw import write_sheet, write_video
 from shards.clip import ClipInfo, StoredClip

@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.rows import members_of
 from manifests.snapshot import TABLES, Snapshot
-from manifests.tables import members_of, rows_by_shard
+from manifests.tables import rows_by_shard
 from pipeline.monitoring.progress import Progress
 from shards.errors import FormatVersionError, PretrackError
 from shards.files import Location, read_file

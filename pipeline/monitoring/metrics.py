@@ -45,10 +45,9 @@ class BuildMetrics:
         ):
             if amount:  # a counter only takes what is more than nothing
                 counter.inc(amount, source)
-        for (stage, reason), count in Counted(
-            (f["stage"], f["reason"]) for f in receipt.failures
-        ).items():
-            self._failures.inc(count, {**source, "stage": stage, "reason": reason})
+        reasons = Counted((failure.stage, failure.reason) for failure in receipt.failures)
+        for (failed_stage, reason), count in reasons.items():
+            self._failures.inc(count, {**source, "stage": failed_stage, "reason": reason})
         for stage in STAGES:
             self._seconds.observe(getattr(shard, f"{stage}_seconds"), {**source, "stage": stage})
 

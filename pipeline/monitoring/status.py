@@ -89,7 +89,7 @@ class StateFile:
 
     def made(self, receipt: Receipt, clips: int) -> None:
         """A shard of so many planned clips was written."""
-        self._reasons.update((failure["stage"], failure["reason"]) for failure in receipt.failures)
+        self._reasons.update((failure.stage, failure.reason) for failure in receipt.failures)
         for stage in STAGES:
             self._seconds[stage] += getattr(receipt.shard, f"{stage}_seconds")
         self._change(

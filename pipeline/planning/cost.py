@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from manifests.tables import ShardRow
+from manifests.rows import ShardRow
 from pipeline.monitoring.status import read_state
 from pipeline.planning.existing_shards import ExistingShard
 from pipeline.planning.plan import Action, Plan, PlannedShard

@@ -17,14 +17,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.receipt import Receipt, list_receipts, read_receipt
+from manifests.rows import ShardRow, members_of
 from manifests.snapshot import Snapshot, current_snapshot, list_snapshots, open_snapshot
 from manifests.tables import (
     CLIPS,
     FAILURES,
     SHARDS,
-    ShardRow,
     columns_of,
-    members_of,
     read_table,
     rows_by_shard,
     table_of,

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from manifests.rows import Failure, FailureStage
 from shards.clip import Camera
 
-FailureStage = Literal["catalog", "scan", "decode", "track"]
+__all__ = ["Failure", "FailureStage", "Scan", "Video"]
 
 
 @dataclass(frozen=True)
@@ -39,24 +39,6 @@ class Video:
     cameras: tuple[Camera | None, ...] | None
     identity: str
     terms: str
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Something that was left out, and why.
-
-    reason: a short fixed phrase to count by ("unreadable image", "no shot is long enough")
-    detail: one sentence with what, where, and what to do where something can be done
-    shard:  the shard that goes without it, "" before there is one
-    """
-
-    source: str
-    video_id: str
-    clip: str
-    stage: FailureStage
-    reason: str
-    detail: str
-    shard: str = ""
 
 
 @dataclass(frozen=True)

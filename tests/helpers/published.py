@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from manifests.receipt import shard_name, shard_path
+from manifests.rows import ShardRow, TrackSummary, clip_row
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import (
-    CLIPS,
-    FAILURES,
-    SHARDS,
-    VIDEOS,
-    ShardRow,
-    TrackSummary,
-    clip_row,
-    table_of,
-)
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards.clip import StoredClip
 from tests.helpers.clips import write_clips
 

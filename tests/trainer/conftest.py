@@ -13,17 +13,9 @@ import pytest
 import torch
 
 from manifests.receipt import shard_path
+from manifests.rows import ShardRow, TrackSummary, clip_row
 from manifests.snapshot import Snapshot, publish_snapshot
-from manifests.tables import (
-    CLIPS,
-    FAILURES,
-    SHARDS,
-    VIDEOS,
-    ShardRow,
-    TrackSummary,
-    clip_row,
-    table_of,
-)
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards import jpeg
 from shards.clip import StoredClip, Tracks
 from shards.geometry import grid_points

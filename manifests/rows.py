@@ -1,0 +1,227 @@
+"""Define one dataclass per table row: a video, a stored clip, a shard, a failure.
+
+The columns of the Parquet tables are derived from these classes (`manifests.tables`), so each column is written down
+once, here. This module does not import pyarrow: dataset sources use it, and the command line imports them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from shards.clip import Camera, ClipInfo
+from shards.errors import PretrackError
+from shards.writer import ByteRange, ClipMembers
+
+Int32 = Annotated[int, "int32"]
+Int64 = Annotated[int, "int64"]
+Float32 = Annotated[float, "float32"]
+Float64 = Annotated[float, "float64"]
+
+FailureStage = Literal["catalog", "scan", "decode", "track"]
+
+
+@dataclass(frozen=True)
+class VideoRow:
+    """One usable video: a row of the `videos` table.
+
+    video_id:      unique within the source
+    sequence:      the name that the train/eval split hashes
+    split:         "train" or "eval"
+    root:          the source's folder; `file` and `image_files` are relative to it
+    file:          the video file, or "" for a sequence of images
+    image_files:   one per frame, or () for a video file
+    frame_numbers: the source's own number of each image; () for a video file, where the index counts
+    timestamps:    seconds from the start, one per frame, or None
+    cameras:       one per frame (None where there is no pose), in pixels of the source frame, or None
+    width, height: in pixels, in display orientation; 0 for images, whose size is known once one is opened
+    cuts:          indices of the frames that begin a new shot, never 0
+    frames:        number of frames that can be decoded
+    identity:      digest of everything in the source that the video's clips depend on
+    scan:          the scan settings that counted the frames; "" for images
+    terms:         what may be done with the footage, in one sentence
+    """
+
+    source: str
+    dataset: str
+    video_id: str
+    sequence: str
+    split: str
+    root: str
+    file: str
+    image_files: tuple[str, ...]
+    frame_numbers: tuple[Int64, ...]
+    timestamps: tuple[Float64, ...] | None
+    cameras: tuple[Annotated[Camera, "float32"] | None, ...] | None
+    width: Int32
+    height: Int32
+    cuts: tuple[Int32, ...]
+    frames: Int32
+    identity: str
+    scan: str
+    terms: str
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> VideoRow:
+        """Read a row given as plain data, such as an entry of `Table.to_pylist()`."""
+        lists = ("image_files", "frame_numbers", "cuts")
+        times, cameras = fields["timestamps"], fields["cameras"]
+        return cls(
+            **{
+                **fields,
+                **{name: tuple(fields[name] or ()) for name in lists},
+                "timestamps": None if times is None else tuple(times),
+                "cameras": None
+                if cameras is None
+                else tuple(camera and Camera.read(camera) for camera in cameras),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class TrackSummary:
+    """Describe a clip's tracks in its row.
+
+    anchors:          anchor frames, as indices within the clip
+    points:           number of points N per anchor
+    visible_fraction: mean visibility of all points over all anchors and frames, 0..1
+    motion:           median over tracks of the largest distance of a visible point from its anchor position, as a fraction
+                      of the frame's diagonal
+    """
+
+    anchors: tuple[int, ...]
+    points: int
+    visible_fraction: float
+    motion: float
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """One stored clip: a row of the `clips` table, with the byte offset and size of each member in the shard.
+
+    For `anchors`, `points`, `visible_fraction` and `motion` see `TrackSummary`. `anchor_sizes` has the bytes of each
+    anchor's part of the tracks member. `checksum` is that of `ClipMembers`.
+    """
+
+    key: str
+    source: str
+    dataset: str
+    video_id: str
+    sequence: str
+    split: str
+    shard: str
+    frames: Int32
+    width: Int32
+    height: Int32
+    anchors: list[Int32]
+    points: Int32
+    visible_fraction: Float32
+    motion: Float32
+    json_offset: Int64
+    json_size: Int64
+    tracks_offset: Int64
+    tracks_size: Int64
+    anchor_sizes: list[Int64]
+    frame_offsets: list[Int64]
+    frame_sizes: list[Int64]
+    checksum: str
+
+
+@dataclass(frozen=True)
+class ShardRow:
+    """One shard file: a row of the `shards` table.
+
+    group:            the shard's name without its content's checksum; it stays while settings change
+    clips, bytes:     number of clips; size of the tar file
+    checksum:         xxh3-64 of the tar file, hex
+    *_settings:       the settings behind each fingerprint, as canonical JSON
+    *_seconds:        seconds that the worker spent in each stage
+    tries:            how often it was built again in the hope that transient failures pass
+    """
+
+    shard: str
+    group: str
+    source: str
+    split: str
+    clips: Int32
+    bytes: Int64
+    checksum: str
+    frames_fingerprint: str
+    tracks_fingerprint: str
+    frames_settings: str
+    tracks_settings: str
+    decode_seconds: Float64
+    track_seconds: Float64
+    write_seconds: Float64
+    tries: Int32
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Something that was left out, and why: a row of the `failures` table.
+
+    video_id: "" where no single video is concerned
+    clip:     the clip's key, "" where the whole video is left out
+    reason:   a short fixed phrase to count by ("unreadable image", "no shot is long enough")
+    detail:   one sentence: what is wrong, where, and what to do if something can be done
+    shard:    the shard that lacks it, "" for failures before any shard
+
+    The clips that a shard was planned to hold are those of its rows in `clips` and of its failures.
+    """
+
+    source: str
+    video_id: str
+    clip: str
+    stage: FailureStage
+    reason: str
+    detail: str
+    shard: str = ""
+
+
+def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSummary) -> ClipRow:
+    """The clips table's row of a clip as it was stored in `shard`; `members_of` gives its members back."""
+    return ClipRow(
+        key=info.key,
+        source=info.source,
+        dataset=info.dataset,
+        video_id=info.video_id,
+        sequence=info.sequence,
+        split=info.split,
+        shard=shard,
+        frames=info.frames,
+        width=info.width,
+        height=info.height,
+        anchors=list(tracks.anchors),
+        points=tracks.points,
+        visible_fraction=tracks.visible_fraction,
+        motion=tracks.motion,
+        json_offset=members.info.offset,
+        json_size=members.info.size,
+        tracks_offset=members.tracks.offset,
+        tracks_size=members.tracks.size,
+        anchor_sizes=list(members.anchors),
+        frame_offsets=[span.offset for span in members.frames],
+        frame_sizes=[span.size for span in members.frames],
+        checksum=members.checksum,
+    )
+
+
+def members_of(row: dict[str, Any]) -> ClipMembers:
+    """Where the members of a clip lie, from its row of the clips table. Raises PretrackError for a row that contradicts itself."""
+    offsets, sizes, anchors = row["frame_offsets"], row["frame_sizes"], row["anchor_sizes"]
+    if any(values is None or None in values for values in (offsets, sizes, anchors)):
+        raise PretrackError(
+            f"the clips table is damaged: {row['key']} lacks places or sizes of its members"
+        )
+    if len(offsets) != len(sizes):
+        raise PretrackError(
+            f"the clips table is damaged: {row['key']} has {len(offsets)} offsets and {len(sizes)} sizes of frames"
+        )
+    return ClipMembers(
+        ByteRange(row["json_offset"], row["json_size"]),
+        ByteRange(row["tracks_offset"], row["tracks_size"]),
+        tuple(anchors),
+        tuple(ByteRange(*span) for span in zip(offsets, sizes, strict=True)),
+        row["checksum"],
+    )
