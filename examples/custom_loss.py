@@ -15,8 +15,9 @@ from torch import Tensor
 
 from manifests.settings import Settings
 from trainer.__main__ import main
-from trainer.config import LossSettings, TrainSettings
+from trainer.config import TrainSettings
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
+from trainer.losses.settings import LossSettings
 from trainer.losses.weighted_sum import Losses, make_losses
 
 

@@ -27,7 +27,8 @@ from pipeline.inspection.sql import SnapshotQueries
 from shards.clip import Camera, ClipInfo
 from tests.helpers.clips import make_clip
 from tests.helpers.published import publish_clips
-from trainer.config import DataSettings, LossSettings, TrainSettings
+from trainer.config import DataSettings, TrainSettings
+from trainer.losses.settings import LossSettings
 
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"

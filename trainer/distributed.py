@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from shards.errors import PretrackError
-from trainer.config import RunSettings
 
 T = TypeVar("T")
 
@@ -34,12 +33,12 @@ class Rank:
 
 
 @contextmanager
-def init_distributed(run: RunSettings) -> Iterator[Rank]:
+def init_distributed(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[Rank]:
     """This process's rank, as torchrun's environment says; joins and leaves the others where there are any."""
     number, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if run.device == "cuda" and not torch.cuda.is_available():
+    if wanted == "cuda" and not torch.cuda.is_available():
         raise PretrackError("'run.device: cuda' was asked for, and torch sees no CUDA device here")
-    cuda = run.device != "cpu" and torch.cuda.is_available()
+    cuda = wanted != "cpu" and torch.cuda.is_available()
     device = (
         torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if cuda

@@ -7,19 +7,16 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from shards.errors import SettingsError
 from trainer.config import RunSettings, TrainSettings
 from trainer.distributed import Rank, all_reduce_mean
-from trainer.evaluate.heldout.pictures import principal_colours
 
 PEAK = {
     "H100": 989e12,
@@ -170,20 +167,6 @@ class MetricWindow:
     def waiting(self) -> float:
         """The part of the time."""
         return self.waited / (time.perf_counter() - self.begun)
-
-
-def features_below(frames: Tensor, features: Tensor) -> NDArray[np.uint8]:
-    """Frames uint8 [T, 3, S, S] side by side, and below them their features [T, h, w, D] as colours: [2 S, T S, 3]."""
-    side = frames.shape[-1]
-    colours = np.rint(255 * principal_colours(features.double().numpy()).clip(0, 1)).astype(
-        np.uint8
-    )
-    below = [
-        cv2.resize(colour, (side, side), interpolation=cv2.INTER_NEAREST) for colour in colours
-    ]
-    return np.vstack(
-        [np.hstack(list(frames.permute(0, 2, 3, 1).numpy())), np.hstack(below)]
-    ).astype(np.uint8)
 
 
 def make_metric_logger(name: str, settings: TrainSettings, start: int) -> MetricLogger:

@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from trainer.config import LossSettings, OptimSettings, TeacherSettings
+from trainer.config import OptimSettings, TeacherSettings
+from trainer.losses.settings import LossSettings
 
 
 def learning_rate(step: int, steps: int, optim: OptimSettings) -> float:

@@ -44,9 +44,10 @@ from trainer.distributed import (
     init_distributed,
 )
 from trainer.export import export_weights, weights_path
+from trainer.feature_colours import frames_above_features
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.sorting.objective import diagnostics
-from trainer.metric_logging import TrainingMonitor, features_below
+from trainer.metric_logging import TrainingMonitor
 from trainer.model.backbone import Backbone, make_backbone, normalised_images
 from trainer.model.feature_sampling import check_references, choose_references, rank_references
 from trainer.model.lora import add_adapters
@@ -67,7 +68,7 @@ def train(settings: TrainSettings) -> Path:
     Raises PretrackError for settings that do not fit the data, and for a loss or gradient that is not finite; Stopped, after
     writing a checkpoint, if this process was sent SIGTERM.
     """
-    with init_distributed(settings.run) as rank, asked_to_stop() as asked:
+    with init_distributed(settings.run.device) as rank, asked_to_stop() as asked:
         run = TrainingRun(settings, rank)
         run.begin()
         with TrainingMonitor(
@@ -314,7 +315,9 @@ def draw_features(watch: TrainingMonitor, model: Step, dataset: ClipDataset, don
         sample = dataset[0, index]
         device = next(backbone.parameters()).device
         features = backbone(normalised_images(sample["frames"].to(device), data.mean, data.std))
-        watch.picture(done, f"features/{index}", features_below(sample["frames"], features.cpu()))
+        watch.picture(
+            done, f"features/{index}", frames_above_features(sample["frames"], features.cpu())
+        )
     model.student.train()
 
 

@@ -16,7 +16,7 @@ from trainer.train import forward_backward
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     settings = TrainSettings.model_validate_json((folder / "settings.json").read_bytes())
-    with init_distributed(settings.run) as rank:
+    with init_distributed(settings.run.device) as rank:
         model, sample = a_step(settings, clips=8)
         own = part_of(sample, list(range(4 * rank.number, 4 * rank.number + 4)))
         loss = forward_backward(

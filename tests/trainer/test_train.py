@@ -22,12 +22,13 @@ from tests.trainer.conftest import panning_clip, publish
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
-from trainer.config import LossSettings, OptimSettings, TrainSettings
+from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import track_mask
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.losses.embeddings import Embeddings
+from trainer.losses.settings import LossSettings
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
 from trainer.model.step import batch_of

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from trainer.config import LossSettings
 from trainer.losses.clusters import Clusters
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.info_nce import info_nce
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean
+
+if TYPE_CHECKING:
+    from trainer.losses.settings import LossSettings
 
 Loss = Callable[[Embeddings], Tensor]
 """A batch → a scalar."""

@@ -23,16 +23,16 @@ from shards.errors import SettingsError
 from tests.helpers import plain_losses
 from tests.trainer.test_distributed import torchrun
 from tests.trainer.test_train import assert_same, last_state
-from trainer.config import (
+from trainer.config import TrainSettings
+from trainer.losses.clusters import Clusters, sinkhorn
+from trainer.losses.embeddings import Embeddings, mean_over_tracks
+from trainer.losses.info_nce import info_nce
+from trainer.losses.settings import (
     ClusterSettings,
     InfoNCESettings,
     LossSettings,
     SmoothAPSettings,
-    TrainSettings,
 )
-from trainer.losses.clusters import Clusters, sinkhorn
-from trainer.losses.embeddings import Embeddings, mean_over_tracks
-from trainer.losses.info_nce import info_nce
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainer.evaluate.heldout.clips import HeldOutClip
 from trainer.evaluate.heldout.measures import MOVING, found_at
+from trainer.feature_colours import principal_colours
 
 Picture = NDArray[np.uint8]
 
@@ -57,28 +58,6 @@ def feature_maps(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image:
         titles,
         f"{clip.info.key}\nfeatures as colours, chosen on the anchor frame",
     )
-
-
-def principal_colours(
-    features: NDArray[np.float64], like: NDArray[np.float64] | None = None
-) -> NDArray[np.float64]:
-    """Features [T, h, w, D] → [T, h, w, 3], 0 and 1 the anchor frame's 1st and 99th percentile of each principal component.
-
-    A component has no sign of its own: it gets the one in which it goes along with `like` [T, h, w, 3], if that is given.
-    """
-    anchor = features[0].reshape(-1, features.shape[-1])
-    _, _, axes = np.linalg.svd(anchor - anchor.mean(axis=0), full_matrices=False)
-    axes = np.vstack([axes[:3], np.zeros((3, anchor.shape[1]))])[:3]
-    places = (features - anchor.mean(axis=0)) @ axes.T
-    for k in range(3):
-        along = (
-            places[..., k].sum()
-            if like is None
-            else ((like[..., k] - like[..., k].mean()) * places[..., k]).sum()
-        )
-        places[..., k] *= -1 if along < 0 else 1
-    low, high = np.percentile(places[0].reshape(-1, 3), [1, 99], axis=0)
-    return (places - low) / np.maximum(high - low, 1e-12)
 
 
 def matches(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image | None:

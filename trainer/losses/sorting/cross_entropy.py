@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trainer.losses.sorting.network import Distribution, Network
+from trainer.losses.sorting.network import Distribution, Network, Sort
 
 log = logging.getLogger(__name__)
 
@@ -64,15 +64,6 @@ def sorting_cross_entropy(
     ]
     rows = [values.reshape(-1, shape[-1]).to(dtype) for values in full]
     return _CrossEntropy.apply(*rows, sorts, epsilon, wanted).view(shape[:-1])
-
-
-@dataclass(frozen=True)
-class Sort:
-    """How a row is sorted."""
-
-    network: Network
-    steepness: float
-    distribution: Distribution
 
 
 Compute = Callable[

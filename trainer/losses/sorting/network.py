@@ -11,6 +11,7 @@ Seen from one wire: it keeps the part F(steepness * sign * (partner - self)) of 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -20,6 +21,15 @@ from torch.utils.checkpoint import checkpoint
 
 Network = Literal["bitonic", "odd_even"]
 Distribution = Literal["cauchy", "logistic"]
+
+
+@dataclass(frozen=True)
+class Sort:
+    """The soft sort of a row: which network, how steep, and with which distribution function."""
+
+    network: Network
+    steepness: float
+    distribution: Distribution
 
 
 def soft_permutation(

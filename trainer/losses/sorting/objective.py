@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
-from trainer.config import LossSettings
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
 from trainer.losses.sorting.network import Distribution, Network, expected_ranks, soft_permutation
@@ -24,6 +23,9 @@ from trainer.losses.sorting.soft_rank import (
     spearman,
     standardised,
 )
+
+if TYPE_CHECKING:
+    from trainer.losses.settings import LossSettings
 
 
 class Objective(Protocol):

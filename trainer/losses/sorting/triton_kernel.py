@@ -11,17 +11,13 @@ next to them. Each of the two gradients has its own launch, since those of both 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from trainer.losses.sorting.network import Network, network_layers
-
-if TYPE_CHECKING:
-    from trainer.losses.sorting.cross_entropy import Sort
+from trainer.losses.sorting.network import Network, Sort, network_layers
 
 ITEMS = 2
 """Items of a row that are worked on together."""

@@ -29,7 +29,7 @@ from trainer.evaluate.heldout import label_free as labelfree
 from trainer.evaluate.heldout.clips import HeldOut, read_held_out, relative_rotation, still_settings
 from trainer.evaluate.heldout.label_free import Scores, by_clip, clips_to_draw, score
 from trainer.evaluate.heldout.measures import METRICS
-from trainer.evaluate.heldout.pictures import plot, principal_colours
+from trainer.evaluate.heldout.pictures import plot
 from trainer.evaluate.report import mean
 from trainer.export import export_weights
 from trainer.model.backbone import Backbone, make_backbone
@@ -400,18 +400,6 @@ def test_clips_are_drawn_where_something_moves(scenic: Snapshot) -> None:
     assert clips_to_draw([still, *clips[1:3], still], 2) == [1, 2]
     assert clips_to_draw([still], 3) == [0]
     assert clips_to_draw(clips, 0) == []
-
-
-def test_the_first_components_colour_a_picture() -> None:
-    rng = np.random.default_rng(0)
-    x = np.tile(np.linspace(0, 1, 8), (2, 8, 1))
-    axis = rng.normal(size=6)
-    colours = principal_colours(x[..., None] * axis + 1e-4 * rng.normal(size=(2, 8, 8, 6)))
-    assert abs(np.corrcoef(colours[..., 0].ravel(), x.ravel())[0, 1]) > 0.99
-    mirrored = principal_colours(-x[..., None] * axis, like=colours)
-    assert np.corrcoef(colours[..., 0].ravel(), mirrored[..., 0].ravel())[0, 1] > 0.99
-    assert np.percentile(colours[0, ..., 0], [1, 99]) == pytest.approx([0, 1])
-    assert np.isfinite(principal_colours(np.ones((2, 4, 4, 2)))).all()
 
 
 def test_a_curve_has_a_gap_where_nothing_is_known() -> None:

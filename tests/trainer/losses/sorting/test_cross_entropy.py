@@ -16,12 +16,17 @@ from torch import Tensor
 from trainer.losses.sorting import cross_entropy as sorting_loss
 from trainer.losses.sorting.cross_entropy import (
     NetworkPass,
-    Sort,
     cross_entropy_rows,
     gpu_kernel,
     sorting_cross_entropy,
 )
-from trainer.losses.sorting.network import Distribution, Network, expected_ranks, soft_permutation
+from trainer.losses.sorting.network import (
+    Distribution,
+    Network,
+    Sort,
+    expected_ranks,
+    soft_permutation,
+)
 
 NETWORKS = pytest.mark.parametrize("network", ["bitonic", "odd_even"])
 DISTRIBUTIONS = pytest.mark.parametrize("distribution", ["cauchy", "logistic"])
@@ -232,7 +237,8 @@ INTERPRETED = """
 import sys
 import torch
 from trainer.losses.sorting import triton_kernel as sorting_triton
-from trainer.losses.sorting.cross_entropy import Sort, cross_entropy_rows
+from trainer.losses.sorting.cross_entropy import cross_entropy_rows
+from trainer.losses.sorting.network import Sort
 
 n = int(sys.argv[1])
 sorting_triton.MOST_LAYERS = n + 1  # nothing is compiled here

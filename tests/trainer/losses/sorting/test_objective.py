@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.helpers.plain_sorting_loss import plain_loss
-from trainer.config import LossSettings
 from trainer.losses.embeddings import Embeddings
+from trainer.losses.settings import LossSettings
 from trainer.losses.sorting import objective as objectives
 from trainer.losses.sorting.objective import (
     PublishedObjective,
