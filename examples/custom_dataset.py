@@ -17,13 +17,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from manifests.rows import Failure
 from manifests.settings import Settings, load_settings
 from pipeline.config import BuildSettings
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
 from pipeline.sources import Source
 from pipeline.sources.listing import Root, SourceName, check_root, identity_of, images_in, numbered
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
 TERMS = "DAVIS 2017: the terms on its home page; frames belong to their owners"
@@ -52,12 +53,11 @@ class Davis(Settings):
             folder = f"JPEGImages/480p/{sequence}"
             if not (self.root / folder).is_dir():  # what is missing is named, and the rest goes on
                 yield Failure(
-                    self.name,
-                    sequence,
-                    "",
-                    "catalog",
-                    "missing sequence",
-                    f"{self.root / folder} is not there",
+                    source=self.name,
+                    video_id=sequence,
+                    stage="catalog",
+                    reason="missing sequence",
+                    detail=f"{self.root / folder} is not there",
                 )
                 continue
             frames = numbered(images_in(self.root, folder))

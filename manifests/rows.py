@@ -157,13 +157,14 @@ class ShardRow:
     tries: Int32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Failure:
     """Something that was left out, and why: a row of the `failures` table.
 
     video_id: "" where no single video is concerned
     clip:     the clip's key, "" where the whole video is left out
-    reason:   a short fixed phrase to count by ("unreadable image", "no shot is long enough")
+    reason:   a short fixed phrase to count by, such as "unreadable image": a `pipeline.failures.Reason`,
+              or a phrase of a source that is not part of pretrack
     detail:   one sentence: what is wrong, where, and what to do if something can be done
     shard:    the shard that lacks it, "" for failures before any shard
 
@@ -172,7 +173,7 @@ class Failure:
 
     source: str
     video_id: str
-    clip: str
+    clip: str = ""
     stage: FailureStage
     reason: str
     detail: str

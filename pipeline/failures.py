@@ -1,25 +1,88 @@
-"""The error for footage that cannot be read."""
+"""Why a build leaves something out: the reasons, and the error that decoders raise."""
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from shards.errors import PretrackError
 
-TRANSIENT_REASONS = (
-    "decoder stalled",
-    "decoder crashed",
-    "tracker crashed",
-    "missing video",
-    "missing image",
-)
-"""Reasons that may be gone the next time: an overloaded machine, a file system that was away. Such failures are tried again.
 
-A crashed tracker is among them: from outside, a clip that crashes it looks like a machine that ran out of memory or was taken away.
-"""
+class Reason(StrEnum):
+    """Why something is left out: a short phrase to count by.
+
+    The phrases are stored in receipts and in the table `failures`. A changed phrase separates new
+    rows from old ones in every count, and changes which failures are retried.
+    """
+
+    # Listing a source and planning its clips (stage "catalog").
+    UNUSABLE_NAME = "unusable name"
+    TOO_SHORT = "too short"
+    UNREADABLE_FILE = "unreadable file"
+    UNREADABLE_FOLDER = "unreadable folder"
+    UNREADABLE_ZIP = "unreadable zip"
+    NOT_UNPACKED = "not unpacked"
+    MISSING_SEQUENCES = "missing sequences"
+    MISSING_VIDEOS = "missing videos"
+    MISSING_IMAGES = "missing images"
+    NO_IMAGES = "no images"
+    IMAGES_WITHOUT_ANNOTATION = "images without annotation"
+    IMAGES_WITHOUT_FRAME_NUMBER = "images without a frame number"
+    UNREADABLE_META_JSON = "unreadable meta.json"
+    TIMESTAMPS_MISSING = "timestamps missing"
+    POSES_MISSING = "poses missing"
+    POSES_MISSING_FOR_SOME_FRAMES = "poses missing for some frames"
+    LOW_VIEWPOINT_QUALITY = "low viewpoint quality"
+    FLAGGED_AS_A_PROBLEM = "flagged as a problem"
+
+    # Reading video files (stages "scan" and "decode").
+    MISSING_VIDEO = "missing video"
+    UNREADABLE_VIDEO = "unreadable video"
+    DAMAGED_VIDEO = "damaged video"
+    NO_VIDEO_STREAM = "no video stream"
+    NO_FRAMES = "no frames"
+    VIDEO_CHANGED = "video changed"
+    DECORD_MISCOUNTS = "decord miscounts"
+    TORCHCODEC_MISCOUNTS = "torchcodec miscounts"
+    DECODER_STALLED = "decoder stalled"
+    DECODER_CRASHED = "decoder crashed"
+    DECODER_FAILED = "decoder failed"
+
+    # Reading image files (stage "decode").
+    MISSING_IMAGE = "missing image"
+    UNREADABLE_IMAGE = "unreadable image"
+    IMAGE_TOO_LARGE = "image too large"
+    BLACK_IMAGE = "black image"
+    TOO_FEW_IMAGES = "too few images"
+    MIXED_IMAGE_SIZES = "mixed image sizes"
+
+    # Tracking (stage "track").
+    TRACKER_FAILED = "tracker failed"
+    TRACKER_CRASHED = "tracker crashed"
+
+    @property
+    def transient(self) -> bool:
+        """Whether the next build may succeed, and therefore retries: the machine was overloaded or
+        the file system unavailable.
+
+        A crashed tracker is transient: from outside, a clip that crashes the tracker cannot be told
+        from a machine that ran out of memory or was taken away.
+        """
+        return self in (
+            Reason.DECODER_STALLED,
+            Reason.DECODER_CRASHED,
+            Reason.TRACKER_CRASHED,
+            Reason.MISSING_VIDEO,
+            Reason.MISSING_IMAGE,
+        )
+
+
+TRANSIENT_REASONS = tuple(reason for reason in Reason if reason.transient)
+"""The transient reasons, to filter tables by."""
 
 
 class DecodeError(PretrackError):
-    """A video or an image cannot be read. `reason` is a short fixed phrase to count by, the message says what happened."""
+    """A video or an image cannot be read. The message says what happened, `reason` what to count."""
 
-    def __init__(self, message: str, reason: str = "unreadable video") -> None:
+    def __init__(self, message: str, reason: Reason = Reason.UNREADABLE_VIDEO) -> None:
         super().__init__(message)
         self.reason = reason

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import yaml
 
+from manifests.rows import Failure
 from manifests.settings import load_settings
 from manifests.snapshot import open_snapshot
 from pipeline.inspection.contact_sheet import read_clip
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.errors import SettingsError
 from shards.reader import iterate_shard
 from tests.helpers.clips import make_clip

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.failures import DecodeError
+from pipeline.failures import DecodeError, Reason
 
 
 def frames_at(
@@ -24,7 +24,7 @@ def frames_at(
         if len(reader) != len(timestamps):
             raise DecodeError(
                 f"decord sees {len(reader)} frames where {len(timestamps)} decode; set frames.decoder to pyav for this source",
-                "decord miscounts",
+                Reason.DECORD_MISCOUNTS,
             )
         for index in indices:
             yield reader[index].asnumpy()

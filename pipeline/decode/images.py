@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.failures import DecodeError
+from pipeline.failures import DecodeError, Reason
 
 LARGEST_FILE = 1 << 29
 """Bytes of an image file: no less than the pixels that Pillow takes, uncompressed."""
@@ -34,15 +34,17 @@ def read_image(root: str, name: str) -> NDArray[np.uint8]:
             with Image.open(BytesIO(_bytes(root, name))) as image:
                 pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
         except FileNotFoundError as error:
-            raise DecodeError("the file is missing", "missing image") from error
+            raise DecodeError("the file is missing", Reason.MISSING_IMAGE) from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DecodeError(f"the image is too large ({error})", "image too large") from error
+            raise DecodeError(
+                f"the image is too large ({error})", Reason.IMAGE_TOO_LARGE
+            ) from error
         except (OSError, ValueError, SyntaxError, EOFError) as error:
             raise DecodeError(
-                f"the image cannot be read ({_sentence(error)})", "unreadable image"
+                f"the image cannot be read ({_sentence(error)})", Reason.UNREADABLE_IMAGE
             ) from error
     if pixels.max() <= _BLACK:
-        raise DecodeError("the image is black all over", "black image")
+        raise DecodeError("the image is black all over", Reason.BLACK_IMAGE)
     return pixels
 
 
@@ -74,7 +76,7 @@ def _check_size(size: int) -> None:
     if size > LARGEST_FILE:
         raise DecodeError(
             f"the image is too large ({size} bytes, and {LARGEST_FILE} are allowed)",
-            "image too large",
+            Reason.IMAGE_TOO_LARGE,
         )
 
 

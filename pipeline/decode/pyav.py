@@ -11,7 +11,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.failures import DecodeError
+from pipeline.failures import DecodeError, Reason
 
 Frame = NDArray[np.uint8]
 
@@ -27,13 +27,13 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     try:
         container = av.open(path)
     except FileNotFoundError as error:
-        raise DecodeError("the file is gone", "missing video") from error
+        raise DecodeError("the file is gone", Reason.MISSING_VIDEO) from error
     except (av.FFmpegError, OSError, ValueError) as error:
         raise DecodeError(f"the file cannot be opened as a video ({_reason(error)})") from error
     with container:
         stream = container.streams.best("video")
         if stream is None:
-            raise DecodeError("the file has no video stream", "no video stream")
+            raise DecodeError("the file has no video stream", Reason.NO_VIDEO_STREAM)
         stream.codec_context.thread_count = 1
         yield container, stream
 
@@ -51,10 +51,10 @@ def decode(path: str) -> Iterator[Any]:
                 count += 1
         except av.FFmpegError as error:
             raise DecodeError(
-                f"decoding stopped after {count} frames ({_reason(error)})", "damaged video"
+                f"decoding stopped after {count} frames ({_reason(error)})", Reason.DAMAGED_VIDEO
             ) from error
     if count == 0:
-        raise DecodeError("no frame could be decoded", "no frames")
+        raise DecodeError("no frame could be decoded", Reason.NO_FRAMES)
 
 
 def upright(frame: Any) -> Frame:
@@ -98,7 +98,7 @@ def frames_at(
                     return
     raise DecodeError(
         f"frame {wanted[0]} is gone, which was there when the file was scanned: has the file changed?",
-        "video changed",
+        Reason.VIDEO_CHANGED,
     )
 
 

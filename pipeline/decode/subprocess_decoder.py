@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode.video import Decoder
-from pipeline.failures import DecodeError
+from pipeline.failures import DecodeError, Reason
 from pipeline.sources.video import Scan
 from shards.geometry import FrameTransform
 
@@ -52,7 +52,7 @@ class SubprocessDecoder:
         frames = list(self._ask("video", path, decoder, tuple(timestamps), tuple(indices), view))
         if len(frames) != len(indices):
             raise DecodeError(
-                f"the decoder gave {len(frames)} frames of {len(indices)}", "decoder failed"
+                f"the decoder gave {len(frames)} frames of {len(indices)}", Reason.DECODER_FAILED
             )
         return frames
 
@@ -94,7 +94,7 @@ class SubprocessDecoder:
                 if not pipe.poll(self.stall_limit_s):
                     raise DecodeError(
                         f"the decoder gave nothing for {self.stall_limit_s:g} s and was stopped (frames.decode_timeout_s)",
-                        "decoder stalled",
+                        Reason.DECODER_STALLED,
                     )
                 kind, *content = pipe.recv()
                 if kind == "end":
@@ -107,10 +107,10 @@ class SubprocessDecoder:
                     yield content[0]
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
             raise DecodeError(
-                f"the decoder process {self._how_it_died()}", "decoder crashed"
+                f"the decoder process {self._how_it_died()}", Reason.DECODER_CRASHED
             ) from error
         except DecodeError as error:
-            if error.reason == "decoder stalled":
+            if error.reason == Reason.DECODER_STALLED:
                 self.close()
             raise
         except BaseException:

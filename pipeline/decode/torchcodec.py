@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.failures import DecodeError
+from pipeline.failures import DecodeError, Reason
 
 
 def frames_at(
@@ -21,7 +21,7 @@ def frames_at(
         if len(reader) != len(timestamps):
             raise DecodeError(
                 f"torchcodec sees {len(reader)} frames where {len(timestamps)} decode; set frames.decoder to pyav for this source",
-                "torchcodec miscounts",
+                Reason.TORCHCODEC_MISCOUNTS,
             )
         for index in indices:
             yield reader.get_frame_at(index).data.numpy()

@@ -16,7 +16,7 @@ import cv2
 
 from pipeline.decode.images import read_image
 from pipeline.decode.video import Decoder, read_frames, scan
-from pipeline.failures import DecodeError
+from pipeline.failures import DecodeError, Reason
 from shards.geometry import FrameTransform, stored_transform
 
 _PR_SET_PDEATHSIG = 1
@@ -56,7 +56,7 @@ def answer_images(
                 (
                     "failed",
                     f"the image cannot be read ({type(error).__name__}: {error})",
-                    "unreadable image",
+                    Reason.UNREADABLE_IMAGE,
                 )
             )
         else:
@@ -97,7 +97,7 @@ def main(pipe: Connection, parent: int) -> None:
         except (
             Exception
         ) as error:  # one poisoned file must not end the job: it becomes that file's failure
-            pipe.send(("error", f"{type(error).__name__}: {error}", "decoder failed"))
+            pipe.send(("error", f"{type(error).__name__}: {error}", Reason.DECODER_FAILED))
 
 
 if __name__ == "__main__":

@@ -28,17 +28,18 @@ from ray.exceptions import (
 )
 
 from manifests.receipt import Receipt
+from manifests.rows import Failure, FailureStage
 from manifests.wording import pluralise
 from pipeline.config import BuildSettings
 from pipeline.execution import shard_stages as stages
 from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.tracker_pool import TrackerLost, TrackerPool
+from pipeline.failures import Reason
 from pipeline.monitoring.event_log import EventLog
 from pipeline.monitoring.progress import Progress
 from pipeline.monitoring.status import BuildState, StateFile
 from pipeline.planning.plan import Plan, PlannedShard
 from pipeline.ray_cluster import connect, resources, worker_decoder
-from pipeline.sources.video import Failure
 from shards.errors import PretrackError, ShardError, first_line
 from shards.files import is_permanent_error
 
@@ -254,7 +255,7 @@ class _Chain:
                     )
 
     def _crashed(
-        self, key: str, source: str, video_id: str, stage: str, error: BaseException
+        self, key: str, source: str, video_id: str, stage: FailureStage, error: BaseException
     ) -> Failure:
         """The failure of a clip that killed its worker by itself."""
         what = {"decode": "decoder", "track": "tracker"}[stage]
@@ -267,7 +268,15 @@ class _Chain:
             shard=self._task.shard.group,
             stage=stage,
         )
-        return Failure(source, video_id, key, stage, f"{what} crashed", detail)  # type: ignore[arg-type]
+        reason = Reason.DECODER_CRASHED if stage == "decode" else Reason.TRACKER_CRASHED
+        return Failure(
+            source=source,
+            video_id=video_id,
+            clip=key,
+            stage=stage,
+            reason=reason,
+            detail=detail,
+        )
 
     def _say_lost(self, what: str, error: Exception) -> None:
         said = f"a {what}'s worker was lost at {self._task.shard.group}, which is tried again: {first_line(error)}"

@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, shard_checksum, shard_name, shard_path, write_receipt
-from manifests.rows import ShardRow, TrackSummary, clip_row
+from manifests.rows import Failure, ShardRow, TrackSummary, clip_row
 from pipeline.config import BuildSettings
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
-from pipeline.failures import DecodeError
+from pipeline.failures import DecodeError, Reason
 from pipeline.planning.plan import PlannedClip, PlannedShard
-from pipeline.sources.video import Failure
 from pipeline.trackers.protocol import Tracker
 from shards import jpeg
 from shards.clip import VISIBLE, Camera, ClipInfo, Tracks
@@ -125,7 +124,12 @@ def _decode_from_source(
         return decode(planned, video, task, decoder, left_out), left_out
     except DecodeError as error:
         failure = Failure(
-            video["source"], video["video_id"], planned.key, "decode", error.reason, str(error)
+            source=video["source"],
+            video_id=video["video_id"],
+            clip=planned.key,
+            stage="decode",
+            reason=error.reason,
+            detail=str(error),
         )
         return None, [*left_out, failure]
 
@@ -194,12 +198,12 @@ def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings
                         info = clip.info
                         failures.append(
                             Failure(
-                                info.source,
-                                info.video_id,
-                                info.key,
-                                "track",
-                                "tracker failed",
-                                detail,
+                                source=info.source,
+                                video_id=info.video_id,
+                                clip=info.key,
+                                stage="track",
+                                reason=Reason.TRACKER_FAILED,
+                                detail=detail,
                             )
                         )
     return TrackedShard(tuple(clips), tuple(failures), time.monotonic() - started)
@@ -279,12 +283,12 @@ def _decode_from_images(
         if isinstance(image, DecodeError):
             failures.append(
                 Failure(
-                    video["source"],
-                    video["video_id"],
-                    planned.key,
-                    "decode",
-                    image.reason,
-                    f"{name}: {image}",
+                    source=video["source"],
+                    video_id=video["video_id"],
+                    clip=planned.key,
+                    stage="decode",
+                    reason=image.reason,
+                    detail=f"{name}: {image}",
                 )
             )
         else:
@@ -292,14 +296,14 @@ def _decode_from_images(
     if len(found) < frames.min_frames:
         raise DecodeError(
             f"{len(found)} of {len(names)} images are usable, and a clip needs {frames.min_frames} (frames.min_frames)",
-            "too few images",
+            Reason.TOO_FEW_IMAGES,
         )
     sizes = sorted({size for _, size in found.values()})
     if len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
         raise DecodeError(
             f"its images have {len(sizes)} different sizes ({shown}{' …' if len(sizes) > 4 else ''})",
-            "mixed image sizes",
+            Reason.MIXED_IMAGE_SIZES,
         )
     used = sorted(found)
     numbers = [video["frame_numbers"][i] for i in used]

@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.fingerprint import fingerprint_lines
+from manifests.rows import Failure
 from manifests.snapshot import open_snapshot
 from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
-from pipeline.failures import TRANSIENT_REASONS, DecodeError
+from pipeline.failures import TRANSIENT_REASONS, DecodeError, Reason
 from pipeline.monitoring.progress import Progress
 from pipeline.ray_cluster import bounded, connect, ray_task, worker_decoder
-from pipeline.sources.video import Failure, Scan, Video
+from pipeline.sources.video import Scan, Video
 from shards.errors import PretrackError
 from shards.files import Location, sizes_in
 
@@ -44,7 +45,6 @@ SCANS = pa.schema(
 )
 _SAVE_EVERY = 200
 _ROWS = 500
-TOO_SHORT = "too short"
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,13 @@ def _in_unicode(found: Video | Failure) -> Video | Failure:
         if isinstance(found, Failure):
             return replace(found, video_id=video_id, detail=_shown(found.detail))
         detail = f"{found.root}/{video_id}: its name, or that of a file in it, is not valid UTF-8: rename it"
-        return Failure(found.source, video_id, "", "catalog", "unusable name", detail)
+        return Failure(
+            source=found.source,
+            video_id=video_id,
+            stage="catalog",
+            reason=Reason.UNUSABLE_NAME,
+            detail=detail,
+        )
     return found
 
 
@@ -156,7 +162,13 @@ def _scanned(
         videos = videos.set_column(VIDEOS.get_field_index(name), VIDEOS.field(name), column)
     said = scans.select(["error", "reason"]).to_pylist()
     failures = [
-        Failure(video.source, video.video_id, "", "scan", scan["reason"], scan["error"])
+        Failure(
+            source=video.source,
+            video_id=video.video_id,
+            stage="scan",
+            reason=scan["reason"],
+            detail=scan["error"],
+        )
         for video, scan in zip(files, said, strict=True)
         if scan["error"]
     ]
@@ -178,7 +190,7 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
         pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"]))
     )
     failures = failures.filter(
-        pc.not_equal(failures["reason"], TOO_SHORT)
+        pc.not_equal(failures["reason"], Reason.TOO_SHORT)
     )  # the plan finds these anew
     failures = failures.filter(pc.is_in(failures["source"], value_set=sources))
     named = failures.filter(pc.not_equal(failures["video_id"], ""))

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.receipt import Receipt, list_receipts, read_receipt
-from manifests.rows import ShardRow, members_of
+from manifests.rows import Failure, ShardRow, members_of
 from manifests.snapshot import Snapshot, current_snapshot, list_snapshots, open_snapshot
 from manifests.tables import (
     CLIPS,
@@ -29,7 +29,6 @@ from manifests.tables import (
     table_of,
 )
 from pipeline.failures import TRANSIENT_REASONS
-from pipeline.sources.video import Failure
 from shards.errors import PretrackError
 from shards.files import Location, sizes_in
 from shards.writer import ClipMembers

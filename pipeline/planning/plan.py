@@ -19,15 +19,16 @@ import numpy as np
 import pyarrow as pa
 
 from manifests.fingerprint import canonical_json, fingerprint_lines
+from manifests.rows import Failure
 from manifests.tables import FAILURES, table_of
 from manifests.wording import pluralise
 from pipeline.config import BuildSettings, FrameSettings
+from pipeline.failures import Reason
 from pipeline.planning.assignment import assign_clips, frames_fingerprints
-from pipeline.planning.catalog import TOO_SHORT, Catalog
+from pipeline.planning.catalog import Catalog
 from pipeline.planning.clip_windows import video_names
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards, read_existing_shards
 from pipeline.planning.reasons import ChangedShard, describe_settings_change, describe_video_changes
-from pipeline.sources.video import Failure
 
 Action = Literal["keep", "retrack", "build"]
 
@@ -282,4 +283,10 @@ def _failure(video: dict[str, Any], settings: FrameSettings) -> Failure:
     shots = f" in {cuts + 1} shots" if cuts else ""
     need = f"a clip needs {settings.min_frames} frames, {settings.stride} apart, of one shot"
     detail = f"{pluralise(video['frames'], 'frame')}{shots}: {need} (frames.min_frames)"
-    return Failure(video["source"], video["video_id"], "", "catalog", TOO_SHORT, detail)
+    return Failure(
+        source=video["source"],
+        video_id=video["video_id"],
+        stage="catalog",
+        reason=Reason.TOO_SHORT,
+        detail=detail,
+    )

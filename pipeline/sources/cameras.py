@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.sources.video import Failure
+from manifests.rows import Failure
+from pipeline.failures import Reason
 from shards.clip import Camera
 
 
@@ -39,8 +40,10 @@ def with_poses(
     missing = sum(camera is None for camera in cameras)
     if not missing:
         return tuple(cameras), []
-    reason = "poses missing" if missing == len(cameras) else "poses missing for some frames"
+    reason = (
+        Reason.POSES_MISSING if missing == len(cameras) else Reason.POSES_MISSING_FOR_SOME_FRAMES
+    )
     detail = f"{missing} of {len(cameras)} frames go on without a pose: {why}"
     return (None if missing == len(cameras) else tuple(cameras)), [
-        Failure(source, video_id, "", "catalog", reason, detail)
+        Failure(source=source, video_id=video_id, stage="catalog", reason=reason, detail=detail)
     ]

@@ -16,7 +16,9 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from manifests.rows import Failure
 from manifests.settings import Settings
+from pipeline.failures import Reason
 from pipeline.sources.cameras import opencv_camera, with_poses
 from pipeline.sources.json_stream import items
 from pipeline.sources.listing import (
@@ -30,7 +32,7 @@ from pipeline.sources.listing import (
     is_image,
     numbered,
 )
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.clip import Camera
 from shards.errors import PretrackError
 
@@ -102,7 +104,7 @@ class Co3d(Settings):
             elif category.annotations:
                 yield self._failure(
                     "",
-                    "missing sequences",
+                    Reason.MISSING_SEQUENCES,
                     f"the category {name} has annotations but no images here",
                 )
         if not found:
@@ -126,7 +128,7 @@ class Co3d(Settings):
                 detail = (
                     f"{path} cannot be read ({error}): download it again, or finish the download"
                 )
-                failures.append(self._failure(name, "unreadable zip", detail))
+                failures.append(self._failure(name, Reason.UNREADABLE_ZIP, detail))
         return zips, failures
 
     def _category_names(self, zips: Mapping[str, set[str]]) -> list[str]:
@@ -176,7 +178,7 @@ class Co3d(Settings):
         )
         if missing := sorted(annotated.keys() - category.images.keys()):
             detail = f"{len(missing)} of {len(annotated)} sequences of {category.name} that {FRAMES_FILE} names have no images here"
-            yield self._failure("", "missing sequences", f"{detail} (first: {missing[0]})")
+            yield self._failure("", Reason.MISSING_SEQUENCES, f"{detail} (first: {missing[0]})")
         for sequence in sorted(category.images):
             score = scores.get(sequence, math.nan)
             if self.min_viewpoint_quality is not None and not score >= self.min_viewpoint_quality:
@@ -186,7 +188,9 @@ class Co3d(Settings):
                     else f"not known ({no_scores or 'it has none'})"
                 )
                 detail = f"its viewpoint_quality_score is {shown}, and min_viewpoint_quality asks for {self.min_viewpoint_quality:g}"
-                yield self._failure(f"{category.name}/{sequence}", "low viewpoint quality", detail)
+                yield self._failure(
+                    f"{category.name}/{sequence}", Reason.LOW_VIEWPOINT_QUALITY, detail
+                )
             elif sequence in annotated:
                 yield from self._annotated(category, sequence, annotated[sequence])
             else:
@@ -221,10 +225,10 @@ class Co3d(Settings):
         used = [frame for frame in ordered if frame.path in images]
         if absent := [frame.path for frame in ordered if frame.path not in images]:
             detail = f"{len(absent)} of {len(ordered)} annotated images are not there (first: {absent[0]})"
-            yield self._failure(video_id, "missing images", detail)
+            yield self._failure(video_id, Reason.MISSING_IMAGES, detail)
         if extra := sorted(images.keys() - {frame.path for frame in ordered}):
             detail = f"{len(extra)} images are left out: {FRAMES_FILE} gives them no frame of their own (first: {extra[0]})"
-            yield self._failure(video_id, "images without annotation", detail)
+            yield self._failure(video_id, Reason.IMAGES_WITHOUT_ANNOTATION, detail)
         if not used:
             return
         cameras, why = (
@@ -241,7 +245,7 @@ class Co3d(Settings):
         timestamps = _increasing([frame.timestamp for frame in used])
         if timestamps is None:
             detail = f"the times of its frames in {FRAMES_FILE} are absent or do not increase: it goes on without"
-            yield self._failure(video_id, "timestamps missing", detail)
+            yield self._failure(video_id, Reason.TIMESTAMPS_MISSING, detail)
         numbers = tuple(frame.number for frame in used)
         yield self._video(
             video_id, sequence, [images[frame.path] for frame in used], numbers, timestamps, known
@@ -290,8 +294,10 @@ class Co3d(Settings):
             terms=TERMS,
         )
 
-    def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
-        return Failure(self.name, video_id, "", "catalog", reason, detail)
+    def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
+        return Failure(
+            source=self.name, video_id=video_id, stage="catalog", reason=reason, detail=detail
+        )
 
 
 def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> Camera | None:

@@ -11,7 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from manifests.rows import Failure
 from manifests.settings import Settings
+from pipeline.failures import Reason
 from pipeline.sources.cameras import opencv_camera, with_poses
 from pipeline.sources.listing import (
     ListedFile,
@@ -25,7 +27,7 @@ from pipeline.sources.listing import (
     listed_file,
     numbered,
 )
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.clip import Camera
 from shards.errors import PretrackError
 
@@ -81,7 +83,9 @@ class Dl3dv(Settings):
             )
         for name in packed:
             yield self._failure(
-                name, "not unpacked", f"{name}.zip is not unpacked: unzip it in its batch folder"
+                name,
+                Reason.NOT_UNPACKED,
+                f"{name}.zip is not unpacked: unzip it in its batch folder",
             )
         problems = self._problems()
         for scene in scenes:
@@ -90,7 +94,7 @@ class Dl3dv(Settings):
             if scene.hash in problems:
                 yield self._failure(
                     scene.video_id,
-                    "flagged as a problem",
+                    Reason.FLAGGED_AS_A_PROBLEM,
                     "DL3DV-valid.csv puts this scene under 'problem'",
                 )
             elif "video.mp4" in scene.names and not scene.names.intersection(_SMALLEST_FIRST):
@@ -143,7 +147,7 @@ class Dl3dv(Settings):
         except OSError as error:
             return self._failure(
                 scene.video_id,
-                "unreadable file",
+                Reason.UNREADABLE_FILE,
                 f"{scene.folder}/video.mp4 cannot be opened ({error.strerror})",
             )
         return self._video(scene, [file], file.name, (), None)
@@ -227,12 +231,14 @@ class Dl3dv(Settings):
         hint = f"; there is {', '.join(there)} (see the option 'images')" if there else ""
         return self._failure(
             scene.video_id,
-            "no images",
+            Reason.NO_IMAGES,
             f"{scene.folder} holds no images in {self.images or 'images_8'}{hint}",
         )
 
-    def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
-        return Failure(self.name, video_id, "", "catalog", reason, detail)
+    def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
+        return Failure(
+            source=self.name, video_id=video_id, stage="catalog", reason=reason, detail=detail
+        )
 
 
 def scaled_camera(frame: dict[str, Any], width: int, height: int) -> Camera | None:

@@ -13,10 +13,11 @@ import cv2
 from pydantic import Field
 
 from manifests.fingerprint import fingerprint
+from manifests.rows import Failure
 from manifests.settings import Settings
 from pipeline.sources.listing import Root, SourceName
 from pipeline.sources.synthetic_scene import FRAMES_A_SECOND, Scene, SceneId, make_scene, render
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, atomic_write, sync_folder
 

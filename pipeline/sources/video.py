@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from manifests.rows import Failure, FailureStage
 from shards.clip import Camera
-
-__all__ = ["Failure", "FailureStage", "Scan", "Video"]
 
 
 @dataclass(frozen=True)

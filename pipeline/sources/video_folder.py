@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterator
 from typing import Literal
 
+from manifests.rows import Failure
 from manifests.settings import Settings
+from pipeline.failures import Reason
 from pipeline.sources.listing import (
     ListedFile,
     Root,
@@ -19,7 +21,7 @@ from pipeline.sources.listing import (
     listed,
     numbered,
 )
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v")
@@ -69,7 +71,7 @@ class VideoFolder(Settings):
         except OSError as error:
             yield self._failure(
                 folder or ".",
-                "unreadable folder",
+                Reason.UNREADABLE_FOLDER,
                 f"the folder cannot be listed ({error.strerror})",
             )
             return
@@ -83,7 +85,9 @@ class VideoFolder(Settings):
                     file = listed(entry, folder)
                 except OSError as error:
                     yield self._failure(
-                        name, "unreadable file", f"the file cannot be opened ({error.strerror})"
+                        name,
+                        Reason.UNREADABLE_FILE,
+                        f"the file cannot be opened ({error.strerror})",
                     )
                     continue
                 if is_image(entry.name):
@@ -117,7 +121,11 @@ class VideoFolder(Settings):
             terms=self.terms,
         )
 
-    def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
+    def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
         return Failure(
-            self.name, video_id, "", "catalog", reason, f"{self.root}/{video_id}: {detail}"
+            source=self.name,
+            video_id=video_id,
+            stage="catalog",
+            reason=reason,
+            detail=f"{self.root}/{video_id}: {detail}",
         )

@@ -9,7 +9,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from manifests.rows import Failure
 from manifests.settings import Settings
+from pipeline.failures import Reason
 from pipeline.sources.listing import (
     ListedFile,
     Root,
@@ -21,7 +23,7 @@ from pipeline.sources.listing import (
     joined,
     trailing_number,
 )
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
 TERMS = (
@@ -62,7 +64,7 @@ class YoutubeVos(Settings):
         missing = sorted(expected.keys() - {Path(video).name for video in videos})
         if missing:
             detail = f"{len(missing)} videos of {self.root / folder / 'meta.json'} have no folder in {frames} (first: {missing[0]})"
-            yield self._failure("", "missing videos", detail)
+            yield self._failure("", Reason.MISSING_VIDEOS, detail)
         for video in videos:
             yield from self._find(video, expected.get(Path(video).name, set()))
 
@@ -98,7 +100,7 @@ class YoutubeVos(Settings):
             }, []
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             detail = f"{path} cannot be read ({error}): the frames on disk are used as they are"
-            return {}, [self._failure("", "unreadable meta.json", detail)]
+            return {}, [self._failure("", Reason.UNREADABLE_META_JSON, detail)]
 
     def _find(self, folder: str, expected: set[int]) -> Iterator[Video | Failure]:
         """One video, and what of it is missing or odd."""
@@ -113,13 +115,13 @@ class YoutubeVos(Settings):
                 frames[number] = file
         if odd:
             detail = f"{len(odd)} images of {folder} have no frame number of their own in their name (first: {odd[0]})"
-            yield self._failure(video_id, "images without a frame number", detail)
+            yield self._failure(video_id, Reason.IMAGES_WITHOUT_FRAME_NUMBER, detail)
         if absent := sorted(expected - frames.keys()):
             detail = f"{len(absent)} frames of {video_id} in meta.json are not on disk (first: {absent[0]:05d})"
-            yield self._failure(video_id, "missing images", detail)
+            yield self._failure(video_id, Reason.MISSING_IMAGES, detail)
         if not frames:
             yield self._failure(
-                video_id, "no images", f"{self.root / folder} holds no numbered .jpg files"
+                video_id, Reason.NO_IMAGES, f"{self.root / folder} holds no numbered .jpg files"
             )
             return
         numbers = tuple(sorted(frames))
@@ -139,5 +141,7 @@ class YoutubeVos(Settings):
             terms=TERMS,
         )
 
-    def _failure(self, video_id: str, reason: str, detail: str) -> Failure:
-        return Failure(self.name, video_id, "", "catalog", reason, detail)
+    def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
+        return Failure(
+            source=self.name, video_id=video_id, stage="catalog", reason=reason, detail=detail
+        )

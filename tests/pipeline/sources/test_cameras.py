@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manifests.rows import Failure
 from pipeline.sources.cameras import opencv_camera, with_poses
 from pipeline.sources.co3d import viewpoint_camera
 from pipeline.sources.dl3dv import scaled_camera
-from pipeline.sources.video import Failure
 from shards.clip import Camera
 
 POINTS = [(0.0, 0.0, 0.0), (0.5, -0.25, 0.125), (-1.0, 0.75, 0.5)]
@@ -139,12 +139,11 @@ def test_missing_poses_are_counted() -> None:
     assert some == (camera, None, None)
     assert (
         Failure(
-            "s",
-            "v",
-            "",
-            "catalog",
-            "poses missing for some frames",
-            "2 of 3 frames go on without a pose: no luck",
+            source="s",
+            video_id="v",
+            stage="catalog",
+            reason="poses missing for some frames",
+            detail="2 of 3 frames go on without a pose: no luck",
         )
         == failure
     )

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from manifests.rows import Failure
 from pipeline.sources.co3d import Co3d
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
 SEQUENCE = "10_20_30"

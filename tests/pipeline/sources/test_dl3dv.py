@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from manifests.rows import Failure
 from pipeline.sources.dl3dv import Dl3dv
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64

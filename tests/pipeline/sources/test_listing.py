@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from manifests.rows import Failure
 from pipeline.config import BuildSettings
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import make_catalog
 from pipeline.sources import Source
 from pipeline.sources.json_stream import items
 from pipeline.sources.listing import ListedFile, identity_of, numbered, trailing_number
-from pipeline.sources.video import Failure, Video
+from pipeline.sources.video import Video
 from pipeline.sources.video_folder import VideoFolder
 from shards.errors import PretrackError
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.sources.video import Failure, Video
+from manifests.rows import Failure
+from pipeline.sources.video import Video
 from pipeline.sources.youtube_vos import YoutubeVos
 from shards.errors import PretrackError
 
