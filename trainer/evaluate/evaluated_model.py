@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,6 @@ from shards.errors import SettingsError
 from trainer.config import DataSettings
 from trainer.export import exported_weights, read_description
 from trainer.model.backbone import Backbone, make_backbone
-
-WHERE = """where a model comes from:
-  RUN                    a training run's folder: the weights after its last step
-  RUN:first              ... before its first step
-  FILE.safetensors       weights exported by a run, with their description beside them
-  BACKBONE:FILE          a backbone by name, such as dinov2_reg_base, with weights from a file
-  BACKBONE:hub           ... with timm's weights
-  BACKBONE:random        ... with random weights, always the same
-"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,26 +55,13 @@ class EvaluatedModel:
         }
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that every evaluation has; `load_evaluated_models` understands them."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = WHERE
-    parser.add_argument(
-        "--model",
-        action="append",
-        required=True,
-        metavar="NAME=WHERE",
-        help="a model, and a name for it; several times for several, which are compared with the first",
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help=f"where models run (default: {device})")
-    parser.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="where results and pictures go"
-    )
+def load_evaluated_models(models: Sequence[str], device: str | None) -> list[EvaluatedModel]:
+    """Load the models given as NAME=WHERE onto a device; None: CUDA if there is a GPU, else the CPU.
 
-
-def load_evaluated_models(models: list[str], device: str) -> list[EvaluatedModel]:
-    """The models of `--model`, on a device. Raises SettingsError, in one sentence, for what is none."""
+    Raises SettingsError, in one sentence, for a wrong device, a wrong name or no such model.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (

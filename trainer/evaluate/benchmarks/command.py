@@ -1,181 +1,152 @@
-"""Public benchmarks as commands: a table for each model, how sure the differences are, and what papers print.
-
-    python -m trainer.evaluate spair SPair-71k --model base=runs/a:first --model trained=runs/a --out runs/a/evaluation
-
-A first look takes minutes with fewer and smaller images: `--size 224 --pairs 20`. The first model is the base that the others are
-compared with, by a paired bootstrap over pairs of images, or over photographs. It takes these as independent; pairs that share a
-photograph, and photographs of one object, are not, so intervals are somewhat too narrow.
-"""
+"""The public benchmarks as commands. Their options are the fields of their settings; imports no torch."""
 
 from __future__ import annotations
 
-import argparse
-import logging
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, get_args
+
+import typer
+from pydantic.fields import FieldInfo
 
 from manifests.settings import Settings, check_settings
-from trainer.evaluate.benchmarks.navi import NaviSettings, evaluate_navi
-from trainer.evaluate.benchmarks.navi_depth import ProbeSettings, evaluate_depth, evaluate_normals
-from trainer.evaluate.benchmarks.published_tables import beside
-from trainer.evaluate.benchmarks.spair import SpairSettings, evaluate_spair
-from trainer.evaluate.benchmarks.voc import (
+from trainer.evaluate.benchmarks.settings import (
     ClusteringSettings,
+    NaviSettings,
+    ProbeSettings,
     RetrievalSettings,
-    evaluate_clustering,
-    evaluate_retrieval,
+    SpairSettings,
 )
-from trainer.evaluate.bootstrap import Difference, difference
-from trainer.evaluate.evaluated_model import add_model_arguments, load_evaluated_models
-from trainer.evaluate.features import level_features, patch_features
-from trainer.evaluate.report import table_of_differences
-from trainer.evaluate.results import versions, write_results
-
-
-class Result(Protocol):
-    """What a benchmark gives for a model; `str` of it is its table."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Settings, figures and what they are made of."""
-
-    def by_item(self) -> dict[str, dict[str, float]]:
-        """Figures that are means over pairs or photographs: the value of each, by its name."""
-
-    def paper_rows(self) -> dict[str, list[float]]:
-        """The published tables (`trainer.evaluate.benchmarks.published_tables`) that a row of ours fits, and that row."""
+from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark as a command: its name, what its settings are, and how it scores features of patches of so many pixels.
+    """What the command line knows of a benchmark; `benchmarks/run.py` has the function behind its name.
 
-    `levels`: it takes the features of four blocks, which are always from before the final norm.
+    dense: it takes the features of four blocks for a probe, which are always from before the final norm
     """
 
     name: str
     help: str
     settings: type[Settings]
-    evaluate: Callable[[Any, int, Path, Any], Result]
-    levels: bool = False
+    dense: bool = False
 
 
 BENCHMARKS = (
     Benchmark(
-        "spair",
-        "keypoints of SPair-71k, found on other objects of their class",
-        SpairSettings,
-        evaluate_spair,
+        "spair", "Keypoints of SPair-71k, found on other objects of their class.", SpairSettings
     ),
-    Benchmark(
-        "navi", "places on objects of NAVI, found in other photographs", NaviSettings, evaluate_navi
-    ),
-    Benchmark(
-        "navi-depth",
-        "depth of NAVI's objects, by a DPT probe",
-        ProbeSettings,
-        evaluate_depth,
-        levels=True,
-    ),
+    Benchmark("navi", "Points on objects of NAVI, found in other photographs.", NaviSettings),
+    Benchmark("navi-depth", "Depth of NAVI's objects, by a DPT probe.", ProbeSettings, dense=True),
     Benchmark(
         "navi-normals",
-        "surface normals of NAVI's objects, by a DPT probe",
+        "Surface normals of NAVI's objects, by a DPT probe.",
         ProbeSettings,
-        evaluate_normals,
-        levels=True,
+        dense=True,
     ),
+    Benchmark("voc-clusters", "PASCAL VOC's classes, by k-means.", ClusteringSettings),
     Benchmark(
-        "voc-clusters", "PASCAL VOC's classes, by k-means", ClusteringSettings, evaluate_clustering
-    ),
-    Benchmark(
-        "voc-retrieval",
-        "PASCAL VOC's classes, by the nearest labelled patches",
-        RetrievalSettings,
-        evaluate_retrieval,
+        "voc-retrieval", "PASCAL VOC's classes, by the nearest labelled patches.", RetrievalSettings
     ),
 )
 
+_DETAILS = """Prints a table per model, how sure the differences are, and what papers report.
 
-def add_command(commands: Any) -> None:
-    """Adds all public benchmarks to the command line."""
-    for benchmark in BENCHMARKS:
-        parser = commands.add_parser(benchmark.name, help=benchmark.help, description=__doc__)
-        parser.add_argument(
-            "root", type=Path, metavar="ROOT", help="the folder that the dataset unpacks to"
+A first look takes minutes with fewer and smaller images, such as --size 224 --pairs 20. The first
+model is the base that the others are compared with, by a paired bootstrap over image pairs or
+photographs. It takes these as independent; pairs that share a photograph, and photographs of one
+object, are not, so intervals are somewhat too narrow."""
+
+Root = Annotated[
+    Path, typer.Argument(metavar="ROOT", help="The folder that the dataset unpacks to.")
+]
+FinalNorm = Annotated[
+    bool,
+    typer.Option(
+        "--final-norm",
+        help="Take features after the final norm, as training does. Probe3D's are before it.",
+    ),
+]
+
+app = typer.Typer()
+
+
+def _command(benchmark: Benchmark) -> Callable[..., None]:
+    """The command of a benchmark: a function whose signature Typer reads its options from."""
+
+    def run(root: Path, model: list[str], out: Path, device: str | None, **options: Any) -> None:
+        final_norm = options.pop("final_norm", False)
+        settings = given_settings(benchmark.settings, options)
+        from trainer.evaluate.benchmarks.run import run_benchmark
+
+        run_benchmark(
+            benchmark.name, root, settings, model, device=device, out=out, final_norm=final_norm
         )
-        add_model_arguments(parser)
-        if not benchmark.levels:
-            parser.add_argument(
-                "--final-norm",
-                action="store_true",
-                help="features after the final norm, as in training; Probe3D's are before it",
-            )
-        for name, field in benchmark.settings.model_fields.items():
-            about = " ".join((field.description or "").split()).replace("%", "%%")
-            parser.add_argument(
-                f"--{name.replace('_', '-')}",
-                metavar="VALUE",
-                help=f"{about} (default: {field.default})",
-            )
-        parser.set_defaults(run=partial(run, benchmark))
+
+    shared = {"root": Root, "model": Models, "out": OutFolder}
+    optional: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
+    if not benchmark.dense:
+        optional["final_norm"] = (FinalNorm, False)
+    for name, field in benchmark.settings.model_fields.items():
+        optional[name] = (_option(name, field), _text(field.default))
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *(inspect.Parameter(name, keyword, annotation=kind) for name, kind in shared.items()),
+            *(
+                inspect.Parameter(name, keyword, annotation=kind, default=default)
+                for name, (kind, default) in optional.items()
+            ),
+        ]
+    )
+    run.__annotations__ = {}  # Typer would prefer the annotations above to those of the signature
+    return run
 
 
-def run(benchmark: Benchmark, a: argparse.Namespace) -> None:
-    """The command: prints the tables and writes FOLDER/BENCHMARK.json. Raises PretrackError."""
-    settings = given_settings(benchmark.settings, a)
-    subjects = load_evaluated_models(a.model, a.device)
-    logging.getLogger("trainer.evaluate").setLevel(
-        logging.INFO
-    )  # a benchmark can take hours: tell how far it is
-    normed = not benchmark.levels and a.final_norm
-    results: dict[str, Result] = {}
-    for s in subjects:
-        features = level_features(s) if benchmark.levels else patch_features(s, normed)
-        results[s.name] = benchmark.evaluate(features, s.patch, a.root, settings)
-        print(f"{s.name}: {results[s.name]}\n")
-    base, *others = results
-    compared = {name: differences(results[base], results[name]) for name in others}
-    for name, found in compared.items():
-        if found:
-            print(table_of_differences(f"{name} less {base}", found, ["of"], digits=3), end="\n\n")
-    for table in results[base].paper_rows():
-        print(
-            beside(table, {name: result.paper_rows()[table] for name, result in results.items()}),
-            end="\n\n",
-        )
-    values = {
-        "settings": settings.model_dump(),
-        "features": f"patch tokens {'after' if normed else 'before'} the final norm",
-        "versions": versions(),
-        "models": {subject.name: subject.described() for subject in subjects},
-        "results": {name: result.to_json() for name, result in results.items()},
-        "differences": {
-            name: {key: d.to_json() for key, d in found.items()} for name, found in compared.items()
-        },
-    }
-    print(f"results: {write_results(a.out, benchmark.name, values)}")
+def _option(name: str, field: FieldInfo) -> Any:
+    """A setting as an option. Values stay text: `check_settings` refuses wrong ones in a sentence."""
+    return Annotated[
+        str | None,
+        typer.Option(
+            f"--{name.replace('_', '-')}",
+            metavar=_metavar(field),
+            help=" ".join((field.description or "").split()),
+        ),
+    ]
 
 
-def given_settings(model: type[Settings], a: argparse.Namespace) -> Settings:
-    """The options that were given, as settings. Raises SettingsError, in one sentence, for what does not fit."""
-    given: Mapping[str, str] = {
-        name: getattr(a, name) for name in model.model_fields if getattr(a, name) is not None
-    }
-    lists = {
-        name: text.split(",")
-        for name, text in given.items()
-        if isinstance(model.model_fields[name].default, tuple)
-    }
-    return check_settings(model, {**given, **lists}, "options")
+def _metavar(field: FieldInfo) -> str:
+    """What a value looks like: `probe3d|centre`, `true|false`, `VALUE,...` or `VALUE`."""
+    if isinstance(field.default, bool):
+        return "true|false"
+    if isinstance(field.default, tuple):
+        return "VALUE,..."
+    choices = get_args(field.annotation) if isinstance(field.default, str) else ()
+    return "|".join(choices) or "VALUE"
 
 
-def differences(base: Result, model: Result) -> dict[str, Difference]:
-    """How a model differs from the base in every figure that is a mean over items, over those that both have."""
-    found, mine = {}, model.by_item()
-    for name, theirs in base.by_item().items():
-        both = [item for item in theirs if item in mine[name]]
-        better = "lower" if name.endswith("rmse") else "higher"
-        found[name] = difference([theirs[i] for i in both], [mine[name][i] for i in both], better)  # type: ignore[arg-type]
-    return found
+def _text(default: Any) -> str | None:
+    """A default as a user would write it; None where there is none."""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    if isinstance(default, bool):
+        return str(default).lower()
+    return None if default is None else str(default)
+
+
+def given_settings(model: type[Settings], options: dict[str, str | None]) -> Settings:
+    """Check the options' text. Raises SettingsError, in one sentence, for what does not fit."""
+    given: dict[str, Any] = {name: text for name, text in options.items() if text is not None}
+    for name, text in given.items():
+        if isinstance(model.model_fields[name].default, tuple):
+            given[name] = text.split(",")
+    return check_settings(model, given, "options")
+
+
+for _benchmark in BENCHMARKS:
+    app.command(_benchmark.name, help=unwrapped(f"{_benchmark.help}\n\n{_DETAILS}"), epilog=WHERE)(
+        _command(_benchmark)
+    )

@@ -23,15 +23,14 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from manifests.fingerprint import fingerprint_lines
-from manifests.settings import Settings
 from shards.errors import SettingsError
 from trainer.evaluate.benchmarks.image_datasets import NAVI
 from trainer.evaluate.benchmarks.navi_data import Crop, Photograph, list_views, read_crop
+from trainer.evaluate.benchmarks.settings import NaviSettings
 from trainer.evaluate.features import PatchFeatures, maps_of
 from trainer.evaluate.heldout.measures import angle_between
 from trainer.evaluate.report import Row, mean, table
@@ -51,25 +50,6 @@ _FEWEST = 2  # points a photograph needs for a second nearest
 
 Points = Literal["best", "all"]
 Light = Literal["similar", "different"]
-
-
-class NaviSettings(Settings):
-    """How points are looked for. The defaults are Probe3D's."""
-
-    size: int = Field(default=512, ge=16)
-    """Side in pixels of the square around the object."""
-    cell: int = Field(default=4, ge=1)
-    """Pixels between two points of the grid."""
-    matches: int = Field(default=1000, ge=1)
-    """How many matches of highest ratio count as `best`."""
-    every: int = Field(default=4, ge=1)
-    """Only every so many photographs start a pair."""
-    farthest: float = Field(default=120, gt=0)
-    """Largest angle of a pair in degrees."""
-    seed: int = 8
-    """Of the draw of partners."""
-    pairs: int | None = Field(default=None, ge=1)
-    """At most so many pairs, evenly from the list: for a quick look."""
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate, max_pool2d, normalize
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.fingerprint import fingerprint_lines
-from manifests.settings import Settings
 from trainer.evaluate.benchmarks.dpt_probe import (
     BINS,
     Dpt,
@@ -45,47 +43,14 @@ from trainer.evaluate.benchmarks.navi_data import (
     read_crop,
     unprojected,
 )
+from trainer.evaluate.benchmarks.settings import Normals, ProbeSettings
 from trainer.evaluate.features import LevelFeatures
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 
-Normals = Literal["probe3d", "true"]
 Task = Literal["depth", "normals"]
 
 _NOWHERE = 1e6  # metres: the depth Probe3D gives to pixels without one, for normals
-
-
-class ProbeSettings(Settings):
-    """How the probe is trained. The defaults are Probe3D's."""
-
-    size: int = Field(default=512, ge=16)
-    """Side in pixels of the square around the object."""
-    every: int = Field(default=4, ge=1)
-    """Only every so many photographs are used, in training and in testing."""
-    epochs: float = Field(default=10, gt=0)
-    """Passes over the photographs."""
-    warmup: float = Field(default=1.5, ge=0)
-    """Epochs over which the learning rate goes up."""
-    steps: int | None = Field(default=None, ge=1)
-    """So many steps in place of `epochs`, with the same part of them as warm-up: for a quick look."""
-    batch: int = Field(default=8, ge=1)
-    """Photographs a step."""
-    rate: float = Field(default=5e-4, gt=0)
-    """Highest learning rate."""
-    hidden: int = Field(default=512, ge=1)
-    """Channels of the probe."""
-    jitter: bool = True
-    """Brightness, contrast, saturation and hue by up to 0.2, for four images of five."""
-    farthest: float = Field(default=1.0, gt=0.001)
-    """Largest depth the probe can say, in metres."""
-    relative: bool = False
-    """Depth from 0.01 to 1 between the nearest and the farthest point of each object, in place of metres."""
-    snorm_gt: Normals = "probe3d"
-    """Which normals count as true: `probe3d` for its table, `true` for those of the object."""
-    seed: int = 8
-    """Of the probe's first weights, the order of photographs and the jitter."""
-    workers: int = Field(default=4, ge=0)
-    """Processes that read photographs."""
 
 
 @dataclass(frozen=True)

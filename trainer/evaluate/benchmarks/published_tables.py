@@ -5,7 +5,7 @@ All from 3DPoV's results (its page and paper), which measure the other methods t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trainer.evaluate import report
@@ -125,7 +125,7 @@ PUBLISHED = {
 """Published tables by the name of the evaluation that makes a row for them."""
 
 
-def beside(name: str, own: dict[str, Sequence[float]]) -> str:
+def beside(name: str, own: Mapping[str, Sequence[float]]) -> str:
     """A published table with rows of one's own below it, by name, and what differs. NaN is "-".
 
     Raises ValueError for a row that does not fit the columns.

@@ -20,17 +20,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
 from manifests.fingerprint import fingerprint_lines
-from manifests.settings import Settings
 from manifests.wording import pluralise
 from shards.errors import SettingsError
 from trainer.evaluate.benchmarks.image_datasets import (
@@ -41,14 +39,13 @@ from trainer.evaluate.benchmarks.image_datasets import (
     open_image,
     read_json,
 )
+from trainer.evaluate.benchmarks.settings import Readout, SpairSettings
 from trainer.evaluate.features import PatchFeatures, maps_of, padding
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
 
 log = logging.getLogger(__name__)
 
-Readout = Literal["probe3d", "centre"]
-Occluded = Literal["none", "one", "both"]
 
 PASSES = {"S": 0, "M": 1, "L": 2, "All": None}
 """The four passes and the difference of viewpoint each is for; None for any."""
@@ -56,24 +53,6 @@ THRESHOLD = 0.1
 _BATCH = 8
 _FILL = (124, 116, 104)  # ImageNet's mean
 _COVERED = (0.1, 0.3)  # of the bounding box
-
-
-class SpairSettings(Settings):
-    """How keypoints are looked for. The defaults are Probe3D's."""
-
-    split: Literal["trn", "val", "test"] = "test"
-    """Choose checkpoints on `val`; `test` is for reporting."""
-    size: int = Field(default=800, ge=16)
-    """Side in pixels of the square that images are shown at."""
-    pairs: int = Field(default=200, ge=1)
-    """At most this many pairs for each class and pass."""
-    seed: int = 20
-    """Of the shuffle that chooses pairs."""
-    readout: Readout = "probe3d"
-    """`probe3d`: a patch stands for its top left corner, and features are read as if the outermost patches' centres lay on the
-    border; its perfect matcher is off by 0.0153 of the image with 50 patches a side. `centre`: a patch lies where it is, 0.0076."""
-    occluded: Occluded = "none"
-    """Hides a part of the object in the target (`one`) or in source and target (`both`)."""
 
 
 @dataclass(frozen=True)

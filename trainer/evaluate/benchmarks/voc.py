@@ -14,20 +14,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize, one_hot
 
 from manifests.fingerprint import fingerprint_lines
-from manifests.settings import Settings
 from shards.errors import PretrackError, SettingsError
 from trainer.evaluate.benchmarks.image_datasets import VOC, as_tensor, check_dataset, open_image
+from trainer.evaluate.benchmarks.settings import ClusteringSettings, RetrievalSettings, Split
 from trainer.evaluate.features import PatchFeatures, maps_of
 from trainer.evaluate.report import Row, mean, table
 from trainer.evaluate.results import plain
@@ -42,48 +41,6 @@ _NOTHING = 255  # the label of pixels that do not count
 _BATCH = 16
 _TELL = 500  # images between two lines of progress
 _CHUNK = 256  # queries compared with the memory at once
-
-Split = Literal["train", "trainaug", "val"]
-
-
-class ClusteringSettings(Settings):
-    """How validation images are clustered. The defaults are MoSiC's and 3DPoV's."""
-
-    size: int = Field(default=224, ge=16)
-    """Side in pixels of the square that images are squashed to."""
-    grid: int = Field(default=56, ge=1)
-    """Cells a side that features are enlarged to, bilinearly."""
-    components: int = Field(default=50, ge=1)
-    """Principal components of the standardised features that are clustered."""
-    clusters: tuple[Annotated[int, Field(ge=1)], ...] = (21, 100)
-    """How many clusters, one after the other."""
-    iterations: int = Field(default=20, ge=1)
-    """Of k-means."""
-    points: int = Field(default=1_000_000, ge=1)
-    """Cells that the centres are fitted to, evenly from the images; all cells are then given one."""
-    seed: int = Field(default=0, ge=0)
-    """Of the sample and of k-means' first centres."""
-    images: int | None = Field(default=None, ge=1)
-    """At most so many images, evenly from the list: for a quick look."""
-
-
-class RetrievalSettings(Settings):
-    """How labels are retrieved. The defaults are hummingbird's, but for the memory's size."""
-
-    size: int = Field(default=224, ge=16)
-    """Side in pixels of the square that images are squashed to."""
-    memory: int = Field(default=300_000, ge=1)
-    """Patches remembered, evenly and at random from the training images: 0.9 GB of a ViT-B."""
-    memory_split: Split = "trainaug"
-    """`trainaug` has labels for 10 582 images and needs the folder SegmentationClassAug; `train` has 1464."""
-    neighbours: int = Field(default=30, ge=1)
-    """Patches of the memory that a patch takes its label from."""
-    temperature: float = Field(default=0.02, gt=0)
-    """Of the softmax that weights them."""
-    seed: int = 0
-    """Of the choice of patches."""
-    images: int | None = Field(default=None, ge=1)
-    """At most so many training and so many validation images: for a quick look."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ source `synthetic` have exact tracks.
 
 from __future__ import annotations
 
-import argparse
 import math
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,6 @@ from trainer.config import DataSettings, TrackFilterSettings
 from trainer.evaluate.bootstrap import RESAMPLES, Difference, difference
 from trainer.evaluate.evaluated_model import (
     EvaluatedModel,
-    add_model_arguments,
     load_evaluated_models,
 )
 from trainer.evaluate.features import patch_features
@@ -84,38 +83,43 @@ class Scores:
     kept: dict[int, Tensor] = field(default_factory=dict)
 
 
-def add_command(commands: Any) -> None:
-    """Adds `labelfree` to the command line."""
-    parser = commands.add_parser(
-        "labelfree", help="held-out clips of a build, no labels", description=__doc__
-    )
-    parser.add_argument("build", metavar="OUT", help="output folder of a build, or its URL")
-    add_model_arguments(parser)
-    parser.add_argument("--snapshot", help="which snapshot (default: the current one)")
-    parser.add_argument("--split", default="eval", help="clips of which split (default: eval)")
-    parser.add_argument(
-        "--where", default="", help="only clips for which this holds, as in 'data.where'"
-    )
-    parser.add_argument(
-        "--clips", type=int, default=32, help="at most this many clips (default: 32)"
-    )
-    parser.add_argument("--frames", type=int, default=4, help="frames a clip (default: 4)")
-    parser.add_argument(
-        "--step", type=int, default=10, help="stored frames between two of them (default: 10)"
-    )
-    parser.add_argument(
-        "--grid", type=int, default=16, help="patches along a side of the image (default: 16)"
-    )
-    parser.add_argument("--pictures", type=int, default=3, help="clips that are drawn (default: 3)")
-    parser.set_defaults(run=run)
+@dataclass(frozen=True)
+class LabelFreeOptions:
+    """What the command line of `labelfree` asks for. Raises SettingsError for a value that is too small.
+
+    build:    output folder of a build, or its URL
+    snapshot: a snapshot's name; None for the current one
+    split, where: only clips of this split, and for which this condition holds
+    clips:    at most this many clips
+    frames, step: frames per clip, and stored frames from one of them to the next
+    grid:     patches along a side of the image
+    pictures: clips to draw
+    """
+
+    build: str
+    snapshot: str | None = None
+    split: str = "eval"
+    where: str = ""
+    clips: int = 32
+    frames: int = 4
+    step: int = 10
+    grid: int = 16
+    pictures: int = 3
+
+    def __post_init__(self) -> None:
+        for option, least in {"clips": 1, "step": 1, "grid": 2, "pictures": 0}.items():
+            if getattr(self, option) < least:
+                raise SettingsError(f"'--{option}' should be at least {least}")
 
 
-def run(a: argparse.Namespace) -> None:
-    """The command: prints the tables and writes FOLDER/labelfree.json and pictures. Raises PretrackError."""
-    for option, least in {"clips": 1, "step": 1, "grid": 2, "pictures": 0}.items():
-        if getattr(a, option) < least:
-            raise SettingsError(f"'--{option}' should be at least {least}")
-    base, *others = subjects = load_evaluated_models(a.model, a.device)
+def evaluate_label_free(
+    a: LabelFreeOptions, models: Sequence[str], *, device: str | None, out: Path
+) -> None:
+    """Print the tables and write OUT/labelfree.json and pictures. Raises PretrackError.
+
+    models: the values of `--model`; the first is the base of the comparison
+    """
+    base, *others = subjects = load_evaluated_models(models, device)
     snapshot = open_snapshot(a.build, a.snapshot)
     settings = check_settings(
         DataSettings, still_settings(snapshot, a.split, a.where, a.frames, a.step), "options"
@@ -157,7 +161,7 @@ def run(a: argparse.Namespace) -> None:
     }
     images = dict(draw(held, subjects, scores, drawn))
     print(report(held, subjects, scores))
-    written = write_results(a.out, "labelfree", results, images)
+    written = write_results(out, "labelfree", results, images)
     print(f"\nresults: {written}, and {pluralise(len(images), 'picture')} beside it")
 
 

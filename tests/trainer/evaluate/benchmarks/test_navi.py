@@ -27,7 +27,6 @@ from tests.helpers.navi_files import (
 from trainer.evaluate.benchmarks.navi import (
     BINS,
     NaviResult,
-    NaviSettings,
     PairScore,
     Recalls,
     choose_pairs,
@@ -36,6 +35,7 @@ from trainer.evaluate.benchmarks.navi import (
     nearest_with_ratio,
 )
 from trainer.evaluate.benchmarks.navi_data import list_views, nearest, read_crop, rotation_of
+from trainer.evaluate.benchmarks.settings import NaviSettings
 from trainer.evaluate.heldout.measures import angle_between
 
 SMALL = NaviSettings(size=64, matches=40, every=1)

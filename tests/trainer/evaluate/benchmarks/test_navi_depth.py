@@ -27,13 +27,13 @@ from trainer.evaluate.benchmarks.dpt_probe import (
 )
 from trainer.evaluate.benchmarks.navi_data import list_views, read_crop, unprojected
 from trainer.evaluate.benchmarks.navi_depth import (
-    ProbeSettings,
     crop_normals,
     evaluate_depth,
     evaluate_normals,
     relative_depth,
     surface_normals,
 )
+from trainer.evaluate.benchmarks.settings import ProbeSettings
 
 QUICK = ProbeSettings(
     size=32, every=2, steps=40, batch=4, rate=1e-2, hidden=8, relative=True, jitter=False, workers=0

@@ -16,15 +16,8 @@ from torch import Tensor
 
 from shards.errors import PretrackError, SettingsError
 from tests.helpers.spair_files import colour_features, noisy_features, random_features, write_spair
-from trainer.evaluate.benchmarks.spair import (
-    PASSES,
-    Occluded,
-    Readout,
-    SpairSettings,
-    evaluate_spair,
-    occluder,
-    patch_places,
-)
+from trainer.evaluate.benchmarks.settings import Occluded, Readout, SpairSettings
+from trainer.evaluate.benchmarks.spair import PASSES, evaluate_spair, occluder, patch_places
 from trainer.evaluate.features import padding
 
 SIZE = 100

@@ -17,10 +17,9 @@ from PIL import Image
 from shards.errors import PretrackError, SettingsError
 from tests.helpers.changing import changed
 from tests.helpers.voc_files import colour_features, random_features, write_voc
+from trainer.evaluate.benchmarks.settings import ClusteringSettings, RetrievalSettings
 from trainer.evaluate.benchmarks.voc import (
     CLASSES,
-    ClusteringSettings,
-    RetrievalSettings,
     class_iou,
     evaluate_clustering,
     evaluate_retrieval,

@@ -20,9 +20,9 @@ from manifests.tables import SHARDS, table_of, write_table
 from shards import jpeg
 from shards.clip import Camera, StoredClip
 from shards.errors import PretrackError
+from tests.helpers.evaluation import evaluate
 from tests.trainer.conftest import HEIGHT, WIDTH, panning_clip, publish
 from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
-from trainer.evaluate.__main__ import main
 from trainer.evaluate.benchmarks import published_tables as papers
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_model
 from trainer.evaluate.heldout import label_free as labelfree
@@ -85,7 +85,7 @@ def arguments(build: Path, run: Path, out: Path, *more: str) -> list[str]:
 def test_two_models_side_by_side(
     build: Path, a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(arguments(build, a_run, tmp_path / "a", "--pictures", "2")) == 0
+    assert evaluate(arguments(build, a_run, tmp_path / "a", "--pictures", "2")) == 0
     text = capsys.readouterr().out
     assert "4 clips of 4 videos" in text
     assert "4 videos are few" in text
@@ -132,7 +132,7 @@ def test_two_models_side_by_side(
         with Image.open(path) as picture:
             assert len(picture.getcolors(2**24) or ()) > 8, path  # something is drawn
 
-    assert main(arguments(build, a_run, tmp_path / "b", "--pictures", "0")) == 0
+    assert evaluate(arguments(build, a_run, tmp_path / "b", "--pictures", "0")) == 0
     again = json.loads((tmp_path / "b" / "labelfree.json").read_text())
     assert again == found
     assert not list((tmp_path / "b").glob("*features*"))
@@ -154,7 +154,10 @@ def test_a_model_against_itself_differs_in_nothing(
         "--pictures",
         "0",
     ]
-    assert main(["labelfree", str(build), "--out", str(tmp_path), "--split", "train", *models]) == 0
+    assert (
+        evaluate(["labelfree", str(build), "--out", str(tmp_path), "--split", "train", *models])
+        == 0
+    )
     found = json.loads((tmp_path / "labelfree.json").read_text())
     assert {d["verdict"] for d in found["differences"]["b"].values()} == {
         "not distinguishable from 0"
@@ -179,7 +182,7 @@ def test_what_is_no_model_is_said(
     build: Path, model: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        main(
+        evaluate(
             [
                 "labelfree",
                 str(build),
@@ -213,14 +216,16 @@ def test_what_else_cannot_be_done_is_said(
         ),
     }
     for message, more in tries.items():
-        assert main(arguments(build, a_run, tmp_path / "out", *more)) == 1
+        assert evaluate(arguments(build, a_run, tmp_path / "out", *more)) == 1
         assert message in capsys.readouterr().err
     for device in ("cuda:99", "gpu", ""):
-        assert main(arguments(build, a_run, tmp_path / "out", "--device", device)) == 1
+        assert evaluate(arguments(build, a_run, tmp_path / "out", "--device", device)) == 1
         error = capsys.readouterr().err
         assert f"'--device {device}' is none that torch sees here" in error
         assert error.count("\n") == 1
-    assert main(["labelfree", str(tmp_path), *arguments(build, a_run, tmp_path / "out")[2:]]) == 1
+    assert (
+        evaluate(["labelfree", str(tmp_path), *arguments(build, a_run, tmp_path / "out")[2:]]) == 1
+    )
     assert "holds no finished build" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -460,7 +465,7 @@ def test_a_training_run_is_compared_with_its_start(
 
     s = settings(run={"steps": 2})
     train(s)
-    assert main(arguments(build, s.run.out, tmp_path / "evaluation")) == 0
+    assert evaluate(arguments(build, s.run.out, tmp_path / "evaluation")) == 0
     found = json.loads((tmp_path / "evaluation" / "labelfree.json").read_text())
     assert found["models"]["trained"]["weights"].endswith("step_00000002.safetensors")
     assert 0 < found["figures"]["trained"]["drift"] < 0.5

@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.helpers.evaluation import evaluate
 from tests.helpers.navi_files import write_navi
 from tests.helpers.spair_files import colour_features, noisy_features, write_spair
 from tests.helpers.voc_files import write_voc
-from trainer.evaluate.__main__ import main
-from trainer.evaluate.benchmarks.command import differences
-from trainer.evaluate.benchmarks.spair import PASSES, SpairSettings, evaluate_spair
+from trainer.evaluate.benchmarks.run import differences
+from trainer.evaluate.benchmarks.settings import SpairSettings
+from trainer.evaluate.benchmarks.spair import PASSES, evaluate_spair
 from trainer.model.backbone import make_backbone
 
 OPTIONS = {"depth": 4, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
@@ -47,7 +48,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(name: str, root: Path, models: list[str], out: Path, *more: str) -> dict[str, Any]:
-    assert main([name, str(root), *models, "--out", str(out), *more]) == 0
+    assert evaluate([name, str(root), *models, "--out", str(out), *more]) == 0
     stored: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
     return stored
 
@@ -166,7 +167,7 @@ def test_options_that_do_not_fit(
     root = write_spair(tmp_path / "spair")
 
     def refused(*arguments: str) -> str:
-        assert main([*arguments, *models, "--out", str(tmp_path / "out")]) == 1
+        assert evaluate([*arguments, *models, "--out", str(tmp_path / "out")]) == 1
         return capsys.readouterr().err
 
     assert "options: 'pairs': input should be greater than or equal to 1 (got '0')" in refused(

@@ -1,0 +1,112 @@
+"""Run a benchmark: a table per model, how sure the differences are, and what papers report."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from manifests.settings import Settings
+from trainer.evaluate.benchmarks.navi import evaluate_navi
+from trainer.evaluate.benchmarks.navi_depth import evaluate_depth, evaluate_normals
+from trainer.evaluate.benchmarks.published_tables import beside
+from trainer.evaluate.benchmarks.spair import evaluate_spair
+from trainer.evaluate.benchmarks.voc import evaluate_clustering, evaluate_retrieval
+from trainer.evaluate.bootstrap import Difference, difference
+from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
+from trainer.evaluate.features import level_features, patch_features
+from trainer.evaluate.report import table_of_differences
+from trainer.evaluate.results import versions, write_results
+
+
+class Result(Protocol):
+    """The result of a benchmark for one model; `str` of it is its table."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Settings, metrics and what they were computed from."""
+
+    def by_item(self) -> dict[str, dict[str, float]]:
+        """Metrics that are means over image pairs or photographs: metric → item → value."""
+
+    def paper_rows(self) -> dict[str, list[float]]:
+        """Names of published tables (`published_tables.py`) that this result fits, each with its row."""
+
+
+DENSE: dict[str, Callable[[Any, int, Path, Any], Result]] = {
+    "navi-depth": evaluate_depth,
+    "navi-normals": evaluate_normals,
+}
+"""Benchmarks that train a probe on the features of four blocks."""
+PATCHES: dict[str, Callable[[Any, int, Path, Any], Result]] = {
+    "spair": evaluate_spair,
+    "navi": evaluate_navi,
+    "voc-clusters": evaluate_clustering,
+    "voc-retrieval": evaluate_retrieval,
+}
+"""Benchmarks on the patch features of the last block. All take features, patch size, root, settings."""
+
+
+def run_benchmark(
+    name: str,
+    root: Path,
+    settings: Settings,
+    models: Sequence[str],
+    *,
+    device: str | None,
+    out: Path,
+    final_norm: bool = False,
+) -> None:
+    """Print the tables of a benchmark and write OUT/NAME.json. Raises PretrackError.
+
+    root:       the dataset's folder
+    models:     the values of `--model`; the first is the base of the comparison
+    final_norm: take patch features after the final norm; no effect on `DENSE` benchmarks
+    """
+    evaluated = load_evaluated_models(models, device)
+    # A benchmark can take hours: log the progress.
+    logging.getLogger("trainer.evaluate").setLevel(logging.INFO)
+    results: dict[str, Result] = {}
+    for model in evaluated:
+        results[model.name] = _evaluate(name, model, root, settings, final_norm)
+        print(f"{model.name}: {results[model.name]}\n")
+    base, *others = results
+    compared = {other: differences(results[base], results[other]) for other in others}
+    for other, by_metric in compared.items():
+        if by_metric:
+            print(table_of_differences(f"{other} less {base}", by_metric, ["of"], digits=3))
+            print()
+    for table in results[base].paper_rows():
+        rows = {model: result.paper_rows()[table] for model, result in results.items()}
+        print(beside(table, rows), end="\n\n")
+    normed = final_norm and name not in DENSE
+    values = {
+        "settings": settings.model_dump(),
+        "features": f"patch tokens {'after' if normed else 'before'} the final norm",
+        "versions": versions(),
+        "models": {model.name: model.described() for model in evaluated},
+        "results": {model: result.to_json() for model, result in results.items()},
+        "differences": {
+            other: {metric: d.to_json() for metric, d in by_metric.items()}
+            for other, by_metric in compared.items()
+        },
+    }
+    print(f"results: {write_results(out, name, values)}")
+
+
+def _evaluate(
+    name: str, model: EvaluatedModel, root: Path, settings: Settings, final_norm: bool
+) -> Result:
+    if name in DENSE:
+        return DENSE[name](level_features(model), model.patch, root, settings)
+    return PATCHES[name](patch_features(model, final_norm), model.patch, root, settings)
+
+
+def differences(base: Result, model: Result) -> dict[str, Difference]:
+    """How a model differs from the base in every figure that is a mean over items, over those that both have."""
+    found, mine = {}, model.by_item()
+    for name, theirs in base.by_item().items():
+        both = [item for item in theirs if item in mine[name]]
+        better = "lower" if name.endswith("rmse") else "higher"
+        found[name] = difference([theirs[i] for i in both], [mine[name][i] for i in both], better)  # type: ignore[arg-type]
+    return found

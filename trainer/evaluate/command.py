@@ -1,0 +1,132 @@
+"""The command `evaluate`: judge one or several backbones side by side.
+
+`labelfree` is defined here, the public benchmarks in `benchmarks/command.py`. Neither this module nor
+`--help` imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from shards.errors import PretrackError, describe_os_error
+from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
+
+_TRAIN_EXTRA = {"PIL", "safetensors", "scipy", "timm", "torch", "torchvision"}
+"""Modules that `pip install pretrack` leaves out and evaluations import."""
+
+
+class EvaluateGroup(TyperGroup):
+    """The group of evaluations: adds the benchmarks on demand and turns errors into one sentence.
+
+    A benchmark's options are made from its settings class, which needs pydantic. Programs that mount
+    this group should not wait for that, so benchmarks are listed when somebody asks for them.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of all evaluations, in the order of the help page."""
+        return [*super().list_commands(ctx), *_benchmark_commands()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of an evaluation, or None."""
+        return super().get_command(ctx, cmd_name) or _benchmark_commands().get(cmd_name)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run an evaluation. Errors that a user can act on become one sentence and exit status 1."""
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        try:
+            return super().invoke(ctx)
+        except PretrackError as error:
+            message = str(error)
+        except OSError as error:
+            message = describe_os_error(error)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] not in _TRAIN_EXTRA:
+                raise
+            message = f"evaluations need the package {error.name}: pip install 'pretrack[train]'"
+        print(f"trainer: {message}", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _benchmark_commands() -> Mapping[str, Any]:
+    """Commands of the public benchmarks by name."""
+    from trainer.evaluate.benchmarks.command import app as benchmarks
+
+    return typer.main.get_group(benchmarks).commands
+
+
+app = typer.Typer(
+    cls=EvaluateGroup,
+    help="Judge backbones side by side: on held-out clips without labels, and on public benchmarks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `labelfree` a subcommand: Typer makes the only command of an app the app itself."""
+
+
+_LABEL_FREE = """Do features follow the tracked points of held-out clips? Needs a build and no labels.
+
+Every model sees the same frames and the same points, at the image size that gives it the same grid
+of patches: with --grid 16, 224 pixels for patches of 14 and 256 for patches of 16. Metrics are means
+over clips; they are also given by frame gap, by viewpoint where poses are stored, and by source.
+
+The first model is the base. The others are compared with it by a paired bootstrap over videos, each
+with all its clips. Two more columns say what these clips are worth: the answer "it has not moved",
+and chance.
+
+The tracks are a tracker's, and training on the same tracker's tracks may learn its mistakes: confirm
+a gain by another evaluation. Clips of the source `synthetic` have exact tracks.
+"""
+
+
+@app.command(help=unwrapped(_LABEL_FREE), epilog=WHERE)
+def labelfree(
+    build: Annotated[
+        str, typer.Argument(metavar="OUT", help="Output folder of a build, or its URL.")
+    ],
+    model: Models,
+    out: OutFolder,
+    device: Device = None,
+    snapshot: Annotated[
+        str | None,
+        typer.Option(help="A snapshot, such as 000001.", show_default="the current one"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Take clips of this split.")] = "eval",
+    where: Annotated[
+        str, typer.Option(help="Take only clips for which this holds, as in 'data.where'.")
+    ] = "",
+    clips: Annotated[int, typer.Option(help="Take at most this many clips.")] = 32,
+    frames: Annotated[int, typer.Option(help="Frames per clip.")] = 4,
+    step: Annotated[int, typer.Option(help="Stored frames from one of them to the next.")] = 10,
+    grid: Annotated[int, typer.Option(help="Patches along a side of the image.")] = 16,
+    pictures: Annotated[int, typer.Option(help="Clips to draw.")] = 3,
+) -> None:
+    """Score models on held-out clips: `_LABEL_FREE` is the help page."""
+    from trainer.evaluate.heldout.label_free import LabelFreeOptions, evaluate_label_free
+
+    evaluate_label_free(
+        LabelFreeOptions(
+            build=build,
+            snapshot=snapshot,
+            split=split,
+            where=where,
+            clips=clips,
+            frames=frames,
+            step=step,
+            grid=grid,
+            pictures=pictures,
+        ),
+        model,
+        device=device,
+        out=out,
+    )

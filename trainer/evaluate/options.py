@@ -1,0 +1,49 @@
+"""The arguments and options that every evaluation has. Imports nothing heavy, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Models = Annotated[
+    list[str],
+    typer.Option(
+        "--model",
+        metavar="NAME=WHERE",
+        help="A model and a name for it. May be given several times: the others are compared with "
+        "the first. WHERE is explained below.",
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where models run, such as cpu or cuda:1.",
+        show_default="cuda if there is a GPU, otherwise cpu",
+    ),
+]
+OutFolder = Annotated[
+    Path, typer.Option("--out", metavar="FOLDER", help="Folder for the results and pictures.")
+]
+
+WHERE = """WHERE is one of:
+
+RUN: a training run's folder; its weights after the last step.
+
+RUN:first: its weights before the first step.
+
+FILE.safetensors: weights exported by a run, with their description beside them.
+
+BACKBONE:FILE: a backbone by name, such as dinov2_reg_base, with weights from a file.
+
+BACKBONE:hub: a backbone with timm's weights.
+
+BACKBONE:random: a backbone with random weights, the same every time.
+"""
+"""Epilog of every command. Typer joins the lines of a paragraph, hence the empty lines."""
+
+
+def unwrapped(text: str) -> str:
+    """Join the lines of each paragraph: Typer would keep the line breaks of all but the first."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
