@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.real_clips import VIDEOS_USED, shipped
 from shards import jpeg
+from shards.errors import first_line
 from shards.geometry import stored_transform
 
 FRAMES, ROUNDS = 64, 15
@@ -98,7 +99,7 @@ def available() -> Iterator[tuple[str, Decode, bool]]:
         try:
             yield load()
         except (ImportError, RuntimeError, OSError) as error:
-            print(f"left out: {load.__name__} ({str(error).splitlines()[0]})")
+            print(f"left out: {load.__name__} ({first_line(error)})")
 
 
 def stored_frames(short_side: int) -> list[bytes]:

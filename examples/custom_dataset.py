@@ -23,7 +23,14 @@ from pipeline.config import BuildSettings
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
 from pipeline.sources import Source
-from pipeline.sources.listing import Root, SourceName, check_root, identity_of, images_in, numbered
+from pipeline.sources.listing import (
+    Root,
+    SourceName,
+    check_root,
+    identity_of,
+    images_in,
+    number_frames,
+)
 from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
@@ -60,7 +67,7 @@ class Davis(Settings):
                     detail=f"{self.root / folder} is not there",
                 )
                 continue
-            frames = numbered(images_in(self.root, folder))
+            frames = number_frames(images_in(self.root, folder))
             yield Video(
                 source=self.name,
                 dataset=self.dataset,

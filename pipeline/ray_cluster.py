@@ -1,4 +1,4 @@
-"""Ray, as little of it as is needed: connecting, a bounded number of tasks in flight, and a decoder process a worker."""
+"""The little of Ray that builds need: connect, limit the tasks in flight, keep a decoder per worker."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cluster:
-    """What there is to work with."""
+    """What the cluster offers: CPU cores and GPUs, over all its nodes."""
 
     cpus: int
     gpus: int
 
 
 def connect(settings: RaySettings) -> Cluster:
-    """Joins the cluster at `settings.address`, or starts Ray on this machine; does nothing if that was done before.
+    """Connect to the cluster at `settings.address`, or start Ray on this machine.
 
-    Raises PretrackError if no cluster answers at the address, or Ray does not start.
+    Does nothing if this process is connected already. Returns what the cluster offers. Raises
+    PretrackError if no cluster answers at the address or Ray does not start.
     """
     if not ray.is_initialized():
+        # Otherwise Ray empties CUDA_VISIBLE_DEVICES for workers that reserve no GPU (num_gpus=0).
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        os.environ.setdefault(
-            "RAY_IGNORE_UNHANDLED_ERRORS", "1"
-        )  # errors are looked at in their order
+        # The build handles every task's error in turn; until then Ray would print it as unhandled.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         options: dict[str, Any] = {
             "address": "local",
             "logging_level": logging.ERROR,
@@ -48,41 +49,44 @@ def connect(settings: RaySettings) -> Cluster:
             options["num_cpus"] = settings.cpus
         try:
             ray.init(**options)
-        except Exception as error:  # Ray raises just that where it starts too slowly
-            where = (
+        except Exception as error:  # a plain Exception is what Ray raises if it starts too slowly
+            problem = (
                 f"no Ray cluster answers at ray.address '{settings.address}'"
                 if settings.address
                 else "Ray did not start here"
             )
-            raise PretrackError(f"{where} ({' '.join(str(error).split())})") from error
+            raise PretrackError(f"{problem} ({' '.join(str(error).split())})") from error
     return resources()
 
 
 def resources() -> Cluster:
-    """What the cluster has now: nodes come and go."""
-    found = ray.cluster_resources()
-    return Cluster(int(found.get("CPU", 0)), int(found.get("GPU", 0)))
+    """Return what the cluster offers at this moment; nodes may join and leave during a build."""
+    totals = ray.cluster_resources()
+    return Cluster(int(totals.get("CPU", 0)), int(totals.get("GPU", 0)))
 
 
 def ray_task(function: Callable[..., Any]) -> Any:
-    """A function as a Ray task of one core, tried again if its worker or node dies."""
+    """Make a function a Ray task of one core, retried up to three times if its worker or node dies."""
     return ray.remote(num_cpus=1, max_retries=3)(function)
 
 
-def bounded(submissions: Iterable[Callable[[], Any]], limit: int) -> Iterator[Any]:
-    """Submits tasks while no more than `limit` are in flight, and yields their results as they come. Their errors are raised."""
-    waiting: list[Any] = []
+def results_as_completed(submissions: Iterable[Callable[[], Any]], limit: int) -> Iterator[Any]:
+    """Submit tasks and yield their results as they complete, with at most `limit` tasks in flight.
+
+    Each submission starts one task and returns its object reference. Raises what a task raises.
+    """
+    in_flight: list[Any] = []
     for submit in submissions:
-        if len(waiting) >= limit:
-            done, waiting = ray.wait(waiting, num_returns=1)
+        if len(in_flight) >= limit:
+            done, in_flight = ray.wait(in_flight, num_returns=1)
             yield from ray.get(done)
-        waiting.append(submit())
-    while waiting:
-        done, waiting = ray.wait(waiting, num_returns=1)
+        in_flight.append(submit())
+    while in_flight:
+        done, in_flight = ray.wait(in_flight, num_returns=1)
         yield from ray.get(done)
 
 
 @cache
-def worker_decoder(stall_limit_s: float) -> SubprocessDecoder:
-    """This worker's decoder process; it lives on from task to task, and dies with the worker."""
+def decoder_of_this_worker(stall_limit_s: float) -> SubprocessDecoder:
+    """Return the decoder of this Ray worker: it is kept between tasks and ends with the worker."""
     return SubprocessDecoder(stall_limit_s)

@@ -28,8 +28,9 @@ def describe_os_error(error: OSError) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without the rest of a long message; its kind if it says nothing."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the first line of an error's message that is not blank, or the error's type if there is none."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 class ShardError(PretrackError):

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.failures import DecodeError, Reason
+from shards.errors import first_line
 
 
 def frames_at(
@@ -30,13 +31,10 @@ def frames_at(
             yield reader[index].asnumpy()
     except (decord.DECORDError, IndexError) as error:
         raise DecodeError(
-            f"decord cannot read it ({_first_line(error)}): set frames.decoder to pyav"
+            f"decord cannot read it ({_message(error)}): set frames.decoder to pyav"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    """What decord says, without the time and the place in its source."""
-    first = next(
-        (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-    )
-    return re.sub(r"^\[[\d:]+\] \S+: ", "", first)
+def _message(error: Exception) -> str:
+    """Return the first line of decord's message without its prefix: the time and the place in decord's source code."""
+    return re.sub(r"^\[[\d:]+\] \S+: ", "", first_line(error))

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.failures import DecodeError, Reason
+from shards.errors import first_line
 
 
 def frames_at(
@@ -26,4 +27,4 @@ def frames_at(
         for index in indices:
             yield reader.get_frame_at(index).data.numpy()
     except (RuntimeError, ValueError, IndexError) as error:
-        raise DecodeError(f"torchcodec cannot read it ({str(error).splitlines()[0]})") from error
+        raise DecodeError(f"torchcodec cannot read it ({first_line(error)})") from error

@@ -18,7 +18,7 @@ from pipeline.decode import pyav as with_pyav
 from pipeline.decode import torchcodec as with_torchcodec
 from pipeline.decode.shots import ShotDetector
 from pipeline.sources.video import Scan
-from shards.errors import PretrackError
+from shards.errors import PretrackError, first_line
 
 Decoder = Literal["pyav", "decord", "torchcodec"]
 
@@ -36,7 +36,7 @@ def check_decoder(decoder: Decoder) -> None:
             "torchcodec": "pip install 'pretrack[torchcodec]' and FFmpeg from the system's packages",
         }[decoder]
         raise PretrackError(
-            f"frames.decoder {decoder} cannot be loaded here ({str(error).splitlines()[0]}): {fix}, or choose pyav"
+            f"frames.decoder {decoder} cannot be loaded here ({first_line(error)}): {fix}, or choose pyav"
         ) from error
 
 

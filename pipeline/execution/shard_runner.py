@@ -39,7 +39,7 @@ from pipeline.monitoring.event_log import EventLog
 from pipeline.monitoring.progress import Progress
 from pipeline.monitoring.status import BuildState, StateFile
 from pipeline.planning.plan import Plan, PlannedShard
-from pipeline.ray_cluster import connect, resources, worker_decoder
+from pipeline.ray_cluster import connect, decoder_of_this_worker, resources
 from shards.errors import PretrackError, ShardError, first_line
 from shards.files import is_permanent_error
 
@@ -294,7 +294,9 @@ class _Chain:
 
 
 def _decode(task: stages.ShardTask) -> tuple[stages.DecodedShard, Names]:
-    return _named(stages.decode_shard(task, worker_decoder(task.settings.frames.decode_timeout_s)))
+    return _named(
+        stages.decode_shard(task, decoder_of_this_worker(task.settings.frames.decode_timeout_s))
+    )
 
 
 def _load(task: stages.ShardTask) -> tuple[stages.DecodedShard, Names]:

@@ -25,7 +25,7 @@ from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
 from pipeline.failures import TRANSIENT_REASONS, DecodeError, Reason
 from pipeline.monitoring.progress import Progress
-from pipeline.ray_cluster import bounded, connect, ray_task, worker_decoder
+from pipeline.ray_cluster import connect, decoder_of_this_worker, ray_task, results_as_completed
 from pipeline.sources.video import Scan, Video
 from shards.errors import PretrackError
 from shards.files import Location, sizes_in
@@ -317,7 +317,7 @@ def _scan_all(
     """Scans files on Ray's workers, yielding each as it is done."""
     cluster = connect(settings.ray)
     task = ray_task(_scan_one)
-    yield from bounded(
+    yield from results_as_completed(
         (partial(task.remote, path, settings.frames) for path in paths), limit=2 * cluster.cpus
     )
 
@@ -325,7 +325,7 @@ def _scan_all(
 def _scan_one(path: str, frames: FrameSettings) -> tuple[str, Scan | ScanFailure]:
     """Runs on a worker."""
     try:
-        return path, worker_decoder(frames.decode_timeout_s).scan(path, frames.shot_cuts)
+        return path, decoder_of_this_worker(frames.decode_timeout_s).scan(path, frames.shot_cuts)
     except DecodeError as error:
         return path, ScanFailure(error.reason, str(error))
 

@@ -30,7 +30,7 @@ from pipeline.sources.listing import (
     identity_of,
     images_in,
     is_image,
-    numbered,
+    number_frames,
 )
 from pipeline.sources.video import Video
 from shards.clip import Camera
@@ -255,7 +255,7 @@ class Co3d(Settings):
         """A sequence as its files list it."""
         video_id, frames = (
             f"{category.name}/{sequence}",
-            numbered(category.images[sequence].values()),
+            number_frames(category.images[sequence].values()),
         )
         _, failures = with_poses(
             self.name, video_id, [None] * len(frames), f"{why}; their times are not known either"

@@ -20,12 +20,12 @@ from pipeline.sources.listing import (
     Root,
     SourceName,
     check_root,
+    file_at,
     folders_in,
     identity_of,
     images_in,
-    joined,
-    listed_file,
-    numbered,
+    join_path,
+    number_frames,
 )
 from pipeline.sources.video import Video
 from shards.clip import Camera
@@ -106,7 +106,7 @@ class Dl3dv(Settings):
         """The scenes in a folder and in those `depth` levels below it."""
         for inner in folders_in(self.root, folder):
             path = (
-                joined(inner, "nerfstudio")
+                join_path(inner, "nerfstudio")
                 if (self.root / inner / "nerfstudio").is_dir()
                 else inner
             )
@@ -143,7 +143,7 @@ class Dl3dv(Settings):
         if self.images is not None:
             return self._no_images(scene)
         try:
-            file = listed_file(self.root, joined(scene.folder, "video.mp4"))
+            file = file_at(self.root, join_path(scene.folder, "video.mp4"))
         except OSError as error:
             return self._failure(
                 scene.video_id,
@@ -158,14 +158,14 @@ class Dl3dv(Settings):
             (name for name in _SMALLEST_FIRST if name in scene.names), None
         )
         files = (
-            images_in(self.root, joined(scene.folder, folder))
+            images_in(self.root, join_path(scene.folder, folder))
             if folder in scene.names and folder
             else []
         )
         if not files:
             yield self._no_images(scene)
             return
-        frames = numbered(files)
+        frames = number_frames(files)
         ordered = [file for _, file in frames]
         cameras, why = self._cameras(scene, ordered)
         known, failures = with_poses(self.name, scene.video_id, cameras, why)

@@ -56,19 +56,19 @@ def check_root(root: Path, dataset: str) -> None:
         )
 
 
-def listed(entry: os.DirEntry[str], folder: str) -> ListedFile:
+def file_of_entry(entry: os.DirEntry[str], folder: str) -> ListedFile:
     """The file behind a directory entry of `folder` (relative to the root, "" for the root). Raises OSError if it is gone."""
     stat = entry.stat()
-    return ListedFile(joined(folder, entry.name), stat.st_size, stat.st_mtime_ns)
+    return ListedFile(join_path(folder, entry.name), stat.st_size, stat.st_mtime_ns)
 
 
-def listed_file(root: Path, name: str) -> ListedFile:
+def file_at(root: Path, name: str) -> ListedFile:
     """The file `name` of a source. Raises OSError if it is gone."""
     stat = os.stat(root / name)
     return ListedFile(name, stat.st_size, stat.st_mtime_ns)
 
 
-def joined(folder: str, name: str) -> str:
+def join_path(folder: str, name: str) -> str:
     """A relative path in `folder`, which may be "" for the root."""
     return f"{folder}/{name}" if folder else name
 
@@ -77,7 +77,7 @@ def folders_in(root: Path, folder: str = "") -> list[str]:
     """The relative paths of the folders directly in `folder`, sorted; hidden ones are left out."""
     with os.scandir(root / folder) as entries:
         return sorted(
-            joined(folder, entry.name)
+            join_path(folder, entry.name)
             for entry in entries
             if is_folder(entry) and not entry.name.startswith(".")
         )
@@ -99,7 +99,7 @@ def images_in(root: Path, folder: str) -> list[ListedFile]:
             if is_image(entry.name):
                 with suppress(OSError):
                     if entry.is_file():
-                        files.append(listed(entry, folder))
+                        files.append(file_of_entry(entry, folder))
     return files
 
 
@@ -118,7 +118,7 @@ def trailing_number(stem: str) -> int | None:
     )
 
 
-def numbered(files: Iterable[ListedFile]) -> list[tuple[int, ListedFile]]:
+def number_frames(files: Iterable[ListedFile]) -> list[tuple[int, ListedFile]]:
     """Files in order, each with its frame number: the number its name ends in, or its place in natural order ("2" before "10")
     where some have no number or two have the same."""
     ordered = sorted(files, key=lambda file: _natural(file.name))

@@ -14,12 +14,12 @@ from pipeline.sources.listing import (
     Root,
     SourceName,
     check_root,
+    file_of_entry,
     identity_of,
     is_folder,
     is_image,
-    joined,
-    listed,
-    numbered,
+    join_path,
+    number_frames,
 )
 from pipeline.sources.video import Video
 from shards.errors import PretrackError
@@ -77,12 +77,12 @@ class VideoFolder(Settings):
             return
         images = []
         for entry in entries:
-            name = joined(folder, entry.name)
+            name = join_path(folder, entry.name)
             if is_folder(entry):
                 yield from self._walk(name, seen)
             elif entry.name.lower().endswith(VIDEO_SUFFIXES) or is_image(entry.name):
                 try:
-                    file = listed(entry, folder)
+                    file = file_of_entry(entry, folder)
                 except OSError as error:
                     yield self._failure(
                         name,
@@ -95,7 +95,7 @@ class VideoFolder(Settings):
                 else:
                     yield self._video(name, [file], name, ())
         if len(images) >= 2:
-            frames = numbered(images)
+            frames = number_frames(images)
             yield self._video(
                 folder or ".",
                 [file for _, file in frames],

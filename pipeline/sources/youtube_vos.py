@@ -20,7 +20,7 @@ from pipeline.sources.listing import (
     folders_in,
     identity_of,
     images_in,
-    joined,
+    join_path,
     trailing_number,
 )
 from pipeline.sources.video import Video
@@ -53,7 +53,7 @@ class YoutubeVos(Settings):
         """The split's videos, sorted by id. Raises PretrackError if the root or the split is not there, or the split is empty."""
         check_root(self.root, "youtube_vos")
         folder = self._split_folder()
-        frames = joined(folder, "JPEGImages")
+        frames = join_path(folder, "JPEGImages")
         videos = folders_in(self.root, frames)
         if not videos:
             raise PretrackError(

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from pipeline.cotracker3.weights import RANDOM, WINDOWS, load_model, weights_digest
 from pipeline.trackers.protocol import Tracker, TrackerSettings, clamp_to_frame
 from shards.clip import ClipInfo, Tracks
-from shards.errors import PretrackError
+from shards.errors import PretrackError, first_line
 
 if TYPE_CHECKING:
     from pipeline.cotracker3.model import CoTracker3 as Network
@@ -129,10 +129,9 @@ class CoTracker3Tracker:
         )
 
     def _do_without_compilation(self, error: Exception) -> None:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         log.warning(
             "torch.compile does not work here (%s): going on without, as with tracks.compile=false",
-            reason,
+            first_line(error),
         )
         self._compiled = False
         self._model = load_network(self._settings, self._device)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.tables import CLIPS
-from shards.errors import SettingsError
+from shards.errors import SettingsError, first_line
 
 COLUMNS = [
     field.name
@@ -32,7 +32,7 @@ def parse_filter(text: str) -> pc.Expression:
         CLIPS.empty_table().filter(expression)
     except (pa.ArrowException, TypeError) as error:
         raise SettingsError(
-            f"'{text}' compares things of different kinds ({str(error).strip().splitlines()[0]})"
+            f"'{text}' compares things of different kinds ({first_line(error)})"
         ) from error
     except (SyntaxError, ValueError, RecursionError) as error:
         raise SettingsError(

@@ -16,7 +16,7 @@ from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import make_catalog
 from pipeline.sources import Source
 from pipeline.sources.json_stream import items
-from pipeline.sources.listing import ListedFile, identity_of, numbered, trailing_number
+from pipeline.sources.listing import ListedFile, identity_of, number_frames, trailing_number
 from pipeline.sources.video import Video
 from pipeline.sources.video_folder import VideoFolder
 from shards.errors import PretrackError
@@ -37,7 +37,8 @@ def find(root: Path, **options: str) -> tuple[list[Video], list[Failure]]:
 
 def order(*names: str) -> list[tuple[int, str]]:
     return [
-        (number, file.name) for number, file in numbered(ListedFile(name, 1, 1) for name in names)
+        (number, file.name)
+        for number, file in number_frames(ListedFile(name, 1, 1) for name in names)
     ]
 
 
