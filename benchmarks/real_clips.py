@@ -18,9 +18,10 @@ from manifests.rows import TrackSummary, clip_row
 from manifests.snapshot import publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards import jpeg
-from shards.clip import ClipInfo, StoredClip, Tracks
+from shards.clip import ClipInfo, Tracks
 from shards.codec import encode_tracks
 from shards.geometry import grid_points, stored_transform
+from shards.stored_clip import StoredClip
 from shards.writer import open_shard
 
 CLIPS_MADE, SHARDS_MADE, SHORT_SIDE = 96, 8, 256

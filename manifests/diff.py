@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from manifests.changes import SettingChange, changed_settings
 from manifests.snapshot import Snapshot
-from manifests.tables import failure_counts, read_table, videos_named
+from manifests.tables import failure_counts, read_table, video_identifiers
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def _videos(old: Snapshot, new: Snapshot) -> VideoChanges:
         read_table(it.folder / "videos.parquet", ["source", "video_id", "identity"])
         for it in (old, new)
     )
-    place, removed = _matched(videos_named(before), videos_named(after))
+    place, removed = _matched(video_identifiers(before), video_identifiers(after))
     common = place >= 0
     same = pc.equal(after["identity"].filter(common), before["identity"].take(place[common]))
     return VideoChanges(

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, Val
 
 from shards.bucket import Url
 from shards.errors import PretrackError, SettingsError
-from shards.files import Location, absolute, location
+from shards.files import Location, absolute, parse_location
 
 
 class Settings(BaseModel):
@@ -28,12 +28,12 @@ def _place(value: Any) -> Location:
     if not isinstance(value, str | Path | Url) or not str(value) or value == Path():
         raise ValueError("should name a folder")
     try:
-        return absolute(location(value))
+        return absolute(parse_location(value))
     except PretrackError as error:
         raise ValueError(str(error)) from error
 
 
-Place = Annotated[Path | Url, PlainValidator(_place), PlainSerializer(str)]
+LocationSetting = Annotated[Path | Url, PlainValidator(_place), PlainSerializer(str)]
 """A folder on this machine (made absolute, since workers have another current folder) or on a bucket, as a setting."""
 
 S = TypeVar("S", bound=Settings)

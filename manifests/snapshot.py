@@ -25,7 +25,7 @@ from shards.files import (
     atomic_write,
     delete_folder,
     folders_in,
-    location,
+    parse_location,
     read_file,
     size_of,
     sizes_in,
@@ -33,7 +33,7 @@ from shards.files import (
 )
 
 TABLES = ("videos", "clips", "shards", "failures")
-LAST = "settings.json"
+COMMIT_FILE = "settings.json"
 """What is written last into a snapshot's folder: one without it is not whole, and does not count."""
 
 
@@ -72,7 +72,7 @@ class Snapshot:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings it was built with. Raises PretrackError if their file is damaged."""
-        file = self.folder / LAST
+        file = self.folder / COMMIT_FILE
         try:
             return dict(json.loads(read_file(file)))
         except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -85,7 +85,7 @@ class Snapshot:
 
 def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
     """The current snapshot of an output folder (a path or a URL), or the one named. Raises PretrackError where there is none."""
-    out = location(where)
+    out = parse_location(where)
     if name is None:
         name = current_snapshot(out)
         if name is None:
@@ -96,7 +96,7 @@ def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
     try:
         if not _is_name(name):  # it is a part of paths
             raise FileNotFoundError
-        size_of(snapshot.folder / LAST)
+        size_of(snapshot.folder / COMMIT_FILE)
     except FileNotFoundError:
         raise PretrackError(f"{out} has no snapshot '{name}' (there are: {_known(out)})") from None
     return snapshot
@@ -138,7 +138,9 @@ def list_snapshots(out: Location) -> list[str]:
     """Names of all whole snapshots, oldest first."""
     folder = out / "snapshots"
     return [
-        name for name in folders_in(folder) if _is_name(name) and LAST in sizes_in(folder / name)
+        name
+        for name in folders_in(folder)
+        if _is_name(name) and COMMIT_FILE in sizes_in(folder / name)
     ]
 
 
@@ -159,7 +161,7 @@ def publish_snapshot(
             f"shards/{shard}.tar\n" for shard in tables["shards"].column("shard").to_pylist()
         )
         atomic_write(folder / "shards.txt", tars.encode())
-        atomic_write(folder / LAST, json.dumps(settings, sort_keys=True, indent=1).encode())
+        atomic_write(folder / COMMIT_FILE, json.dumps(settings, sort_keys=True, indent=1).encode())
     except BaseException:
         with suppress(OSError):
             delete_folder(folder)

@@ -23,7 +23,7 @@ SHARDS = schema_of(ShardRow)
 FAILURES = schema_of(Failure)
 
 
-def videos_named(rows: pa.Table) -> pa.ChunkedArray:
+def video_identifiers(rows: pa.Table) -> pa.ChunkedArray:
     """What tells the video of each row from all others: its source and its id, in one text."""
     return pc.binary_join_element_wise(rows["source"], rows["video_id"], "\n")
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manifests.settings import Place, Settings
+from manifests.settings import LocationSetting, Settings
 from pipeline.sources import Source
 from pipeline.trackers.cotracker3 import CoTracker3Settings
 from pipeline.trackers.ground_truth import GroundTruthSettings
@@ -112,7 +112,7 @@ class BuildSettings(Settings):
     """Which videos are held out."""
     ray: RaySettings = RaySettings()
     """Where the work is done."""
-    out: Place
+    out: LocationSetting
     """The output folder, on a disk that all workers see or on a bucket (s3://bucket/folder)."""
     max_failed_videos: float = Field(0.2, ge=0, le=1)
     """If more than this part of all videos yields nothing, the build stops without publishing."""

@@ -60,7 +60,7 @@ class Url:
 
 
 @dataclass(frozen=True)
-class Tag:
+class ObjectTag:
     """What tells whether an object is still the same: S3 and Azure compare `e_tag`, Google's store compares `version`."""
 
     e_tag: str | None
@@ -72,8 +72,8 @@ class VersionedObject:
     """An object's content with its tag, and when it was written, by the store's clock."""
 
     data: bytes
-    tag: Tag
-    written: datetime
+    tag: ObjectTag
+    written_at: datetime
 
 
 def read(url: Url) -> bytes:
@@ -137,7 +137,7 @@ class _Stream(io.RawIOBase):
 
 
 @contextmanager
-def fetched(url: Url) -> Iterator[BinaryIO]:
+def download(url: Url) -> Iterator[BinaryIO]:
     """The object in a temporary file, got by one plain request: for servers that send no parts of files. Raises OSError."""
     store, path = _at(url)
     with TemporaryFile(prefix="pretrack-") as file:
@@ -184,7 +184,7 @@ def write(url: Url, data: bytes | BinaryIO) -> None:
     _asked(url, lambda: obstore.put(store, path, data, attributes=attributes))
 
 
-def create(url: Url, data: bytes) -> Tag | None:
+def create(url: Url, data: bytes) -> ObjectTag | None:
     """Puts an object only if there is none: its tag, or None if there was one. Raises OSError."""
     store, path = _at(url)
     try:
@@ -193,7 +193,7 @@ def create(url: Url, data: bytes) -> Tag | None:
         return None
 
 
-def replace(url: Url, data: bytes, tag: Tag) -> Tag | None:
+def replace(url: Url, data: bytes, tag: ObjectTag) -> ObjectTag | None:
     """Puts an object only if the one there has this tag: the new tag, or None if it was changed meanwhile. Raises OSError."""
     store, path = _at(url)
     known: Any = {name: value for name, value in asdict(tag).items() if value is not None}
@@ -203,12 +203,12 @@ def replace(url: Url, data: bytes, tag: Tag) -> Tag | None:
         return None
 
 
-def _tag(meta: Any) -> Tag:
-    return Tag(meta["e_tag"], meta["version"])
+def _tag(meta: Any) -> ObjectTag:
+    return ObjectTag(meta["e_tag"], meta["version"])
 
 
 @contextmanager
-def written(folder: Url, name: Callable[[], str]) -> Iterator[BinaryIO]:
+def open_atomic_as(folder: Url, name: Callable[[], str]) -> Iterator[BinaryIO]:
     """A local file that becomes the object `name()` of a folder when the block ends well. Raises OSError."""
     with TemporaryFile(prefix="pretrack-") as file:
         yield file  # type: ignore[misc]

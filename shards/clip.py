@@ -21,7 +21,7 @@ FORMAT_VERSION = 1
 LARGEST_DESCRIPTION = 1 << 26
 """Bytes of a description a reader accepts: hundreds of times that of a long clip with cameras."""
 
-VISIBLE = 128
+VISIBLE_THRESHOLD = 128
 """The visibility from which on a point is drawn and counted as visible; who trains chooses another as needed."""
 
 _LONGEST_KEY = 100
@@ -190,18 +190,3 @@ class Tracks:
                 f"tracks disagree in shape: anchors {self.anchors.shape}, positions {self.positions.shape}, "
                 f"visibility {self.visibility.shape}, confidence {self.confidence.shape}"
             )
-
-
-@dataclass(frozen=True, eq=False)
-class StoredClip:
-    """One clip as it is in a shard: description, tracks and the JPEG bytes of its frames in order."""
-
-    info: ClipInfo
-    tracks: Tracks
-    jpegs: tuple[bytes, ...]
-
-    def _repr_html_(self) -> str:
-        """What a notebook shows: a few frames with tracks over them."""
-        from shards.picture import clip_html
-
-        return clip_html(self)

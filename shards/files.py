@@ -23,7 +23,7 @@ TEMPORARY = ".tmp-"
 """What a file's name holds until it is whole. Nothing that lists a folder of ours looks at such names."""
 
 
-def location(where: str | Location) -> Location:
+def parse_location(where: str | Location) -> Location:
     """A URL ("s3://bucket/folder") or a path on this machine. Raises PretrackError for a scheme that is not known, and for a folder
     of a bucket that cannot be written as a URL."""
     if isinstance(where, Path | Url):
@@ -120,12 +120,14 @@ def open_atomic(file: Location) -> AbstractContextManager[BinaryIO]:
 def open_atomic_as(folder: Location, name: Callable[[], str]) -> AbstractContextManager[BinaryIO]:
     """`open_atomic` for a file whose name is only known when it has been written."""
     return (
-        bucket.written(folder, name) if isinstance(folder, Url) else _written_to_disk(folder, name)
+        bucket.open_atomic_as(folder, name)
+        if isinstance(folder, Url)
+        else _open_atomic_on_disk(folder, name)
     )
 
 
 @contextmanager
-def _written_to_disk(folder: Path, name: Callable[[], str]) -> Iterator[BinaryIO]:
+def _open_atomic_on_disk(folder: Path, name: Callable[[], str]) -> Iterator[BinaryIO]:
     """Written in `folder`, synced, renamed; then the folder is synced, so that the name survives too."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{TEMPORARY}{secrets.token_hex(6)}"

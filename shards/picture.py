@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import colorsys
 import html
+from collections.abc import Sequence
 from math import isqrt
 
 import numpy as np
 
-from shards.clip import VISIBLE, StoredClip
+from shards.clip import VISIBLE_THRESHOLD, ClipInfo, Tracks
 
 _FRAMES = 4
 _MOST_POINTS = 100
@@ -17,38 +18,35 @@ _TAIL = 6
 _SHOWN_SHORT_SIDE = 160
 
 
-def clip_html(clip: StoredClip, anchor: int = 0) -> str:
-    """Up to four frames spread over a clip, with the tracks of its `anchor`-th anchor as SVG over the JPEGs as they are stored.
+def clip_html(info: ClipInfo, tracks: Tracks, jpegs: Sequence[bytes], anchor: int = 0) -> str:
+    """Draw up to four frames, spread over a clip, with the tracks of its `anchor`-th anchor as SVG over the stored JPEGs.
 
-    A filled dot is a visible point, its tail where it was; a ring is a hidden one. Of many points only every second or third row
-    and column is shown. Raises IndexError if there is no such anchor.
+    A filled dot is a visible point with a tail of its last positions; a ring is a hidden point. Of a dense grid only every
+    second or third row and column is drawn. Raises IndexError if there is no such anchor.
     """
-    info, tracks = clip.info, clip.tracks
-    times = sorted(
-        set(np.linspace(0, info.frames - 1, min(_FRAMES, info.frames)).round().astype(int).tolist())
-    )
+    shown_frames = min(_FRAMES, info.frames)
+    times = sorted(set(np.linspace(0, info.frames - 1, shown_frames).round().astype(int).tolist()))
     a, _, n = tracks.visibility.shape
-    begin = int(tracks.anchors[anchor])
-    said = (
+    caption = (
         f"{info.source} · {info.split} · {info.video_id} · {info.frames} frames of {info.width}x{info.height} · "
-        f"{a} x {n} points, shown from frame {begin}"
+        f"{a} x {n} points, shown from frame {tracks.anchors[anchor]}"
     )
-    pictures = "".join(_picture(clip, anchor, t) for t in times)
+    pictures = "".join(_frame_svg(info, tracks, jpegs[t], anchor=anchor, t=t) for t in times)
     return (
-        f'<figure style="margin:0"><figcaption><b>{html.escape(info.key)}</b><br>{html.escape(said)}</figcaption>'
+        f'<figure style="margin:0"><figcaption><b>{html.escape(info.key)}</b><br>{html.escape(caption)}</figcaption>'
         f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin-top:6px">{pictures}</div></figure>'
     )
 
 
-def _picture(clip: StoredClip, anchor: int, t: int) -> str:
-    """One frame. SVG has the corner of the top-left pixel at (0, 0), tracks have its centre there."""
-    info, tracks = clip.info, clip.tracks
+def _frame_svg(info: ClipInfo, tracks: Tracks, picture: bytes, *, anchor: int, t: int) -> str:
+    """Draw frame `t` and the points in it."""
+    # SVG has the corner of the top-left pixel at (0, 0); tracks have its centre there.
     positions = tracks.positions[anchor] + 0.5
-    visible = tracks.visibility[anchor] >= VISIBLE
+    visible = tracks.visibility[anchor] >= VISIBLE_THRESHOLD
     scale = _SHOWN_SHORT_SIDE / min(info.width, info.height)
     radius = 2.5 / scale
     shapes = []
-    shown = thinned(positions.shape[1], _MOST_POINTS)
+    shown = thin_grid(positions.shape[1], _MOST_POINTS)
     for number, n in enumerate(shown):
         red, green, blue = (
             round(255 * part) for part in colorsys.hsv_to_rgb(0.9 * number / len(shown), 0.85, 1.0)
@@ -64,14 +62,14 @@ def _picture(clip: StoredClip, anchor: int, t: int) -> str:
         else:
             ring = f'fill="none" stroke="{colour}" stroke-width="{radius / 3:.2f}"'
             shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius * 0.8:.2f}" {ring}/>')
-    data = base64.b64encode(clip.jpegs[t]).decode()
+    data = base64.b64encode(picture).decode()
     return (
         f'<svg viewBox="0 0 {info.width} {info.height}" width="{info.width * scale:.0f}" role="img" aria-label="frame {t}">'
         f'<image width="{info.width}" height="{info.height}" href="data:image/jpeg;base64,{data}"/>{"".join(shapes)}</svg>'
     )
 
 
-def thinned(points: int, most: int) -> list[int]:
+def thin_grid(points: int, most: int) -> list[int]:
     """Which points are drawn of a square grid, row by row: all, or those of every second or third row and column, `most` at most.
     A number that is no square is taken for a grid that lacks its end."""
     side = isqrt(max(points, 1) - 1) + 1

@@ -8,10 +8,11 @@ from typing import BinaryIO
 
 import xxhash
 
-from shards.clip import ClipInfo, StoredClip
+from shards.clip import ClipInfo
 from shards.codec import decode_tracks
 from shards.errors import ShardError
-from shards.files import Location, location, open_stream, read_ranges
+from shards.files import Location, open_stream, parse_location, read_ranges
+from shards.stored_clip import StoredClip
 from shards.writer import ClipMembers
 
 _LARGEST_FILE = 1 << 62
@@ -23,7 +24,7 @@ def read_members(
     shard: str | Location, offsets: Sequence[int], sizes: Sequence[int]
 ) -> list[bytes]:
     """The bytes of members of a shard, in the order asked, reading nothing else. Raises ShardError if it is missing or short."""
-    path = location(shard)
+    path = parse_location(shard)
     if min(*offsets, *sizes, 0) < 0 or any(
         sum(span) > _LARGEST_FILE for span in zip(offsets, sizes, strict=True)
     ):
@@ -44,7 +45,9 @@ def read_members(
 def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes]:
     """All members of a clip: description, tracks, then frames in order. Raises ShardError if they are not as they were written."""
     data = read_members(
-        shard, [span.offset for span in members.spans], [span.size for span in members.spans]
+        shard,
+        [span.offset for span in members.byte_ranges],
+        [span.size for span in members.byte_ranges],
     )
     members.check(data)
     return data
@@ -55,7 +58,7 @@ def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterato
 
     With its `checksum` (xxh3-64, hex) damage of any kind is found, at the latest after the last clip.
     """
-    path = location(shard)
+    path = parse_location(shard)
     for key, members in _samples(path, checksum):
         try:
             info = ClipInfo.from_json(members["json"])
@@ -75,7 +78,7 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
     key, members = "", dict[str, bytes]()
     try:
         with open_stream(path) as stream:
-            tail = Tail(stream)
+            tail = ChecksumStream(stream)
             for member, data in read_tar(tail):
                 name, _, kind = member.partition(".")
                 if name != key and members:
@@ -93,7 +96,7 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
         yield key, members
 
 
-def read_tar(stream: BinaryIO | Tail) -> Iterator[tuple[str, bytes]]:
+def read_tar(stream: BinaryIO | ChecksumStream) -> Iterator[tuple[str, bytes]]:
     """The names and bytes of a plain tar's files, in order. Links, folders and devices are passed over: nothing is unpacked.
 
     Raises tarfile.TarError for damage, for a tar that is compressed, and for a member that takes more memory than the tar has bytes
@@ -122,7 +125,7 @@ def read_tar(stream: BinaryIO | Tail) -> Iterator[tuple[str, bytes]]:
         raise tarfile.ReadError(f"a header of it is damaged ({error})") from error
 
 
-class Tail:
+class ChecksumStream:
     """A stream that remembers its end: a tar that was cut between two members would otherwise seem whole."""
 
     def __init__(self, stream: BinaryIO) -> None:

@@ -96,7 +96,7 @@ class _Reader:
 def _verify_clip(
     reader: _Reader, key: str, members: ClipMembers, tabled: Mapping[str, Any] | None
 ) -> None:
-    data = [reader.member(span) for span in members.spans]
+    data = [reader.member(span) for span in members.byte_ranges]
     members.check(data)
     info = ClipInfo.from_json(data[0])
     if info.key != key or info.frames != len(members.frames):

@@ -39,7 +39,7 @@ class ClipMembers:
     checksum: str
 
     @property
-    def spans(self) -> tuple[ByteRange, ...]:
+    def byte_ranges(self) -> tuple[ByteRange, ...]:
         """All of them, in their order."""
         return self.info, self.tracks, *self.frames
 

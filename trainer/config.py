@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from manifests.settings import Place, Settings
+from manifests.settings import LocationSetting, Settings
 from shards.errors import SettingsError
 from trainer.data.clip_filter import parse_filter
 from trainer.losses.settings import LossSettings
@@ -87,7 +87,7 @@ class CacheSettings(Settings):
 class DataSettings(Settings):
     """Which clips, which of their frames, and how they are shown to the backbone."""
 
-    out: tuple[Place, ...] = Field(min_length=1)
+    out: tuple[LocationSetting, ...] = Field(min_length=1)
     """Output folders of finished builds, or their URLs. Without `weights` their clips are one list, each with the same chance."""
     snapshot: str | None = None
     """The snapshot to train on, where there is one folder; otherwise each folder's current one. A resumed run keeps its own."""

@@ -178,7 +178,7 @@ def show(
 ) -> None:
     """Draw tracks over frames: a contact sheet (PNG) and a video (MP4) for each clip; with --open a gallery to look through."""
     from manifests.snapshot import open_snapshot
-    from shards.files import location
+    from shards.files import parse_location
 
     out = out_of(where, overrides)
     shown = open_snapshot(out, snapshot)
@@ -190,11 +190,11 @@ def show(
             clip or [],
             count,
             anchor,
-            location(to) if to else _pictures(out) / "gallery",
+            parse_location(to) if to else _pictures(out) / "gallery",
             as_json,
         )
         return
-    folder = location(to) if to else _pictures(out)
+    folder = parse_location(to) if to else _pictures(out)
     if against:
         raise PretrackError(f"--against {against} compares snapshots in a gallery: add --open")
     if not isinstance(folder, Path):
@@ -254,11 +254,11 @@ def report(
     """Say on a page what a snapshot holds, to decide whether to train on it: counts, motion, tracks, failures, sizes, speed."""
     from manifests.snapshot import open_snapshot
     from pipeline.inspection.report import write_report
-    from shards.files import location
+    from shards.files import parse_location
 
     out = out_of(where, overrides)
     figures, files = write_report(
-        open_snapshot(out, snapshot), location(to) if to else _pictures(out) / "report"
+        open_snapshot(out, snapshot), parse_location(to) if to else _pictures(out) / "report"
     )
     if as_json:
         print_json({**asdict(figures), "files": [str(file) for file in files]})

@@ -51,9 +51,9 @@ def settings_of(config: Path, overrides: list[str] | None) -> BuildSettings:
 
 def out_of(where: str, overrides: list[str] | None = None) -> Location:
     """The output folder meant by a config or by itself. Raises PretrackError."""
-    from shards.files import location
+    from shards.files import parse_location
 
-    place = location(where)
+    place = parse_location(where)
     if isinstance(place, Path) and not place.is_dir():
         return settings_of(place, overrides).out
     if overrides:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from manifests.receipt import is_shard_name, list_receipts, receipt_path, shard_path
 from manifests.snapshot import (
-    LAST,
+    COMMIT_FILE,
     Snapshot,
     current_snapshot,
     list_snapshots,
@@ -108,7 +108,7 @@ def _remove(out: Location, garbage: GarbageCollectionResult) -> None:
     for receipt in receipts:
         delete(receipt)
     for name in garbage.snapshots:
-        delete(out / "snapshots" / name / LAST)
+        delete(out / "snapshots" / name / COMMIT_FILE)
     remove_unfinished_snapshots(out)
     for shard in garbage.shards:
         delete(shard_path(out, shard))

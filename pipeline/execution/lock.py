@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pipeline.monitoring.process import began, is_gone, this_machine
 from shards import bucket
-from shards.bucket import Tag, Url, VersionedObject
+from shards.bucket import ObjectTag, Url, VersionedObject
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, Location
 
@@ -169,7 +169,7 @@ class _Lease(Lock):
         if not self.lost:
             bucket.delete(self._url)
 
-    def _taken(self) -> Tag:
+    def _taken(self) -> ObjectTag:
         """The tag of the lock, taken where there is none or a dead build's. Raises PretrackError where a build holds it."""
         if tag := bucket.create(self._url, self._holder.data()):
             return tag
@@ -188,7 +188,7 @@ class _Lease(Lock):
             f"wait for it or stop it; a dead one's lock ends in {EXPIRES_AFTER_S / 60:.0f} minutes"
         )
 
-    def _written_over(self, tag: Tag) -> Tag | None:
+    def _written_over(self, tag: ObjectTag) -> ObjectTag | None:
         """The tag after writing over the object that has this one; None if somebody else did meanwhile."""
         for _ in range(3):
             if new := bucket.replace(self._url, self._holder.data(), tag):
@@ -208,6 +208,6 @@ class _Lease(Lock):
         probe = self._url.parent / f"{TEMPORARY}{self._holder.token}"
         bucket.write(probe, b"")
         try:
-            return (bucket.written_at(probe) - found.written).total_seconds()
+            return (bucket.written_at(probe) - found.written_at).total_seconds()
         finally:
             bucket.delete(probe)

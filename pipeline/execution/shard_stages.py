@@ -21,7 +21,7 @@ from pipeline.failures import DecodeError, Reason
 from pipeline.planning.plan import PlannedClip, PlannedShard
 from pipeline.trackers.protocol import Tracker
 from shards import jpeg
-from shards.clip import VISIBLE, Camera, ClipInfo, Tracks
+from shards.clip import VISIBLE_THRESHOLD, Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
 from shards.geometry import FrameTransform, grid_points, stored_transform
@@ -402,5 +402,5 @@ def _motion(tracks: Tracks, info: ClipInfo) -> float:
     rows = np.arange(len(tracks.anchors))
     start = tracks.positions[rows, tracks.anchors][:, None]
     distance = np.linalg.norm(tracks.positions - start, axis=-1)
-    farthest = np.where(tracks.visibility >= VISIBLE, distance, 0.0).max(axis=1)
+    farthest = np.where(tracks.visibility >= VISIBLE_THRESHOLD, distance, 0.0).max(axis=1)
     return float(np.median(farthest) / np.hypot(info.width, info.height))

@@ -15,10 +15,11 @@ from manifests.rows import members_of
 from manifests.snapshot import Snapshot
 from manifests.wording import pluralise
 from pipeline.inspection.draw import write_sheet, write_video
-from shards.clip import ClipInfo, StoredClip
+from shards.clip import ClipInfo
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, ShardError
 from shards.reader import read_clip_members
+from shards.stored_clip import StoredClip
 
 
 def show_clips(

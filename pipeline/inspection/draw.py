@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards import jpeg
-from shards.clip import VISIBLE, StoredClip
+from shards.clip import VISIBLE_THRESHOLD
 from shards.files import TEMPORARY, atomic_write
-from shards.picture import thinned
+from shards.picture import thin_grid
+from shards.stored_clip import StoredClip
 
 Picture = NDArray[np.uint8]
 
@@ -46,11 +47,11 @@ def thumbnail(clip: StoredClip, anchor: int = 0, width: int = 320) -> bytes:
 def _drawn(clip: StoredClip, anchor: int, times: Iterable[int]) -> Iterator[Picture]:
     """The frames at some times, with tracks and without a caption."""
     tracks = clip.tracks
-    shown = thinned(tracks.positions.shape[2], _MOST_POINTS)
+    shown = thin_grid(tracks.positions.shape[2], _MOST_POINTS)
     scale = max(1, round(_SHOWN_SHORT_SIDE / min(clip.info.width, clip.info.height)))
     colours = [colour(number, len(shown)) for number in range(len(shown))]
     positions = (tracks.positions[anchor][:, shown] + 0.5) * scale - 0.5
-    visible = tracks.visibility[anchor][:, shown] >= VISIBLE
+    visible = tracks.visibility[anchor][:, shown] >= VISIBLE_THRESHOLD
     for t in times:
         frame = cv2.resize(
             jpeg.decode(clip.jpegs[t]), None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC

@@ -14,9 +14,10 @@ from manifests.wording import pluralise
 from pipeline.inspection.contact_sheet import clips_named, read_clip
 from pipeline.inspection.draw import colour, write_video
 from shards import jpeg
-from shards.clip import VISIBLE, Camera, StoredClip
+from shards.clip import VISIBLE_THRESHOLD, Camera
 from shards.errors import PretrackError
 from shards.files import atomic_write, open_atomic
+from shards.stored_clip import StoredClip
 
 FORMS = {"mp4": ".mp4", "rerun": ".rrd", "tapvid": ".npz"}
 """What a clip can be written as, with the suffix of the file."""
@@ -93,7 +94,7 @@ def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> Non
     arrays = {
         "video": np.stack([jpeg.decode(data) for data in clip.jpegs]),
         "points": _by_point(corners / size),
-        "occluded": _by_point(tracks.visibility[chosen] < VISIBLE),
+        "occluded": _by_point(tracks.visibility[chosen] < VISIBLE_THRESHOLD),
         "query_points": np.column_stack([frames, starts[:, ::-1]]),
     }
     with open_atomic(path) as opened:
@@ -137,7 +138,7 @@ def _record(recording: Any, rr: Any, clip: StoredClip, anchor: int | None) -> No
             _log_camera(recording, rr, camera, info.width, info.height)
         recording.log("camera/frame", rr.EncodedImage(contents=data, media_type="image/jpeg"))
         for index in _chosen(clip, anchor):
-            visible = tracks.visibility[index, t] >= VISIBLE
+            visible = tracks.visibility[index, t] >= VISIBLE_THRESHOLD
             for name, these, radius in (("visible", visible, 1.5), ("hidden", ~visible, 0.75)):
                 points = rr.Points2D(
                     tracks.positions[index, t, these] + 0.5,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from manifests.changes import changed_settings
-from manifests.snapshot import LAST, Snapshot, current_snapshot, list_snapshots
+from manifests.snapshot import COMMIT_FILE, Snapshot, current_snapshot, list_snapshots
 from manifests.tables import read_table
 from shards.errors import PretrackError
 from shards.files import Location, written_at
@@ -57,7 +57,7 @@ def _summary(snapshot: Snapshot, before: Snapshot | None, current: str | None) -
     return SnapshotSummary(
         snapshot.name,
         snapshot.name == current,
-        written_at(snapshot.folder / LAST),
+        written_at(snapshot.folder / COMMIT_FILE),
         sum(sizes["clips"].to_pylist()),
         len(sizes),
         sum(sizes["bytes"].to_pylist()),

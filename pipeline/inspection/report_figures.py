@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
-from manifests.tables import failure_counts, videos_named
+from manifests.tables import failure_counts, video_identifiers
 from manifests.wording import pluralise
 from pipeline.monitoring.status import STAGES
-from shards.clip import VISIBLE, Tracks
+from shards.clip import VISIBLE_THRESHOLD, Tracks
 from shards.codec import decode_tracks
 from shards.errors import ShardError
 from shards.reader import read_members
@@ -163,7 +163,7 @@ def cycle_errors(tracks: Tracks) -> NDArray[np.float32]:
     for a, start in enumerate(tracks.anchors):
         for b, turn in enumerate(tracks.anchors):
             if a != b and side > 1 and side * side == tracks.positions.shape[2]:
-                seen = tracks.visibility[a, turn] >= VISIBLE
+                seen = tracks.visibility[a, turn] >= VISIBLE_THRESHOLD
                 home, known = _carried(tracks, b, int(start), tracks.positions[a, turn], side)
                 found.append(
                     np.linalg.norm(home - tracks.positions[a, start], axis=-1)[seen & known]
@@ -177,7 +177,7 @@ def _carried(
     """Where points [N, 2] of an anchor's frame are in frame `t`, by the grid around them: [N, 2], and whether that is known [N]."""
     grid = tracks.positions[anchor, tracks.anchors[anchor]].reshape(side, side, 2)
     moved = (tracks.positions[anchor, t] - grid.reshape(-1, 2)).reshape(side, side, 2)
-    visible = (tracks.visibility[anchor, t] >= VISIBLE).reshape(side, side)
+    visible = (tracks.visibility[anchor, t] >= VISIBLE_THRESHOLD).reshape(side, side)
     xs, ys = grid[0, :, 0], grid[:, 0, 1]
     inside = (
         (points[:, 0] >= xs[0])
@@ -202,7 +202,7 @@ def _carried(
 
 def _videos_lost(failures: pa.Table, clips: pa.Table) -> int:
     """How many videos are named by a failure and have no clip."""
-    named, having = (pc.unique(videos_named(rows)) for rows in (failures, clips))
+    named, having = (pc.unique(video_identifiers(rows)) for rows in (failures, clips))
     return len(named) - (pc.sum(pc.is_in(named, value_set=having)).as_py() or 0)
 
 

@@ -8,10 +8,11 @@ import cv2
 import numpy as np
 
 from shards import jpeg
-from shards.clip import Camera, ClipInfo, StoredClip, Tracks
+from shards.clip import Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
 from shards.files import Location
 from shards.geometry import grid_points, inside
+from shards.stored_clip import StoredClip
 from shards.writer import ClipMembers, open_shard
 
 WIDTH, HEIGHT = 96, 64

@@ -10,7 +10,7 @@ from manifests.receipt import shard_name, shard_path
 from manifests.rows import ShardRow, TrackSummary, clip_row
 from manifests.snapshot import Snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
-from shards.clip import StoredClip
+from shards.stored_clip import StoredClip
 from tests.helpers.clips import write_clips
 
 

@@ -15,9 +15,9 @@ from shards.files import (
     delete,
     delete_folder,
     folders_in,
-    location,
     open_atomic,
     open_stream,
+    parse_location,
     read_file,
     read_ranges,
     size_of,
@@ -109,4 +109,4 @@ def test_ranges_that_lie_close_are_fetched_together(folder: Url, store: Behaviou
 
 def test_other_schemes_are_named() -> None:
     with pytest.raises(PretrackError, match="'ftp://' is not known; use a path, or one of s3://"):
-        location("ftp://server/x")
+        parse_location("ftp://server/x")

@@ -10,7 +10,7 @@ import pytest
 
 from shards.bucket import Url
 from shards.errors import PretrackError
-from shards.files import location, sizes_in
+from shards.files import parse_location, sizes_in
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
@@ -20,12 +20,12 @@ def test_a_folder_that_a_url_would_cut_is_refused(scheme: str, path: str) -> Non
         PretrackError,
         match=rf"^{scheme}://bucket.* a folder on a bucket cannot have '#' or '\?' in its name$",
     ):
-        location(f"{scheme}://{path}")
+        parse_location(f"{scheme}://{path}")
 
 
 def test_other_places_may_have_such_names() -> None:
-    assert location("runs/run#1?") == Path("runs/run#1?")
-    assert location("https://host/a?token=1") == Url("https://host/a?token=1")
+    assert parse_location("runs/run#1?") == Path("runs/run#1?")
+    assert parse_location("https://host/a?token=1") == Url("https://host/a?token=1")
 
 
 def test_files_that_vanish_do_not_hide_the_others(tmp_path: Path) -> None:

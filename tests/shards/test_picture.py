@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.inspection.draw import draw_clip
-from shards.clip import StoredClip
-from shards.picture import thinned
+from shards.picture import thin_grid
+from shards.stored_clip import StoredClip
 from tests.helpers.clips import make_clip
 
 
@@ -56,7 +56,7 @@ def test_names_are_only_text() -> None:
     ("points", "most"), [(0, 9), (1, 9), (5, 9), (8, 9), (9, 9), (16, 9), (17, 9), (1024, 100)]
 )
 def test_of_any_number_of_points_some_are_drawn(points: int, most: int) -> None:
-    places = thinned(points, most)
+    places = thin_grid(points, most)
     assert len(places) <= most
     assert places == sorted({place for place in places if place < points})
     assert len(places) == points or points > most

@@ -17,8 +17,9 @@ from manifests.rows import ShardRow, TrackSummary, clip_row
 from manifests.snapshot import Snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards import jpeg
-from shards.clip import StoredClip, Tracks
+from shards.clip import Tracks
 from shards.geometry import grid_points
+from shards.stored_clip import StoredClip
 from tests.helpers.clips import make_clip, write_clips
 from trainer.config import TrainSettings
 

@@ -20,7 +20,7 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.snapshot import Snapshot, open_snapshot
 from manifests.tables import CLIPS, read_table
 from shards.errors import PretrackError
-from shards.files import absolute, location
+from shards.files import absolute, parse_location
 from trainer.config import DataSettings
 from trainer.data.clip_filter import parse_filter
 from trainer.data.sampler import ClipGroup
@@ -191,7 +191,9 @@ def mixed_groups(
     groups = []
     for name, weight in weights.items():
         numbers = [
-            i for i, snapshot in enumerate(snapshots) if snapshot.out == absolute(location(name))
+            i
+            for i, snapshot in enumerate(snapshots)
+            if snapshot.out == absolute(parse_location(name))
         ]
         chosen = np.isin(folder, numbers) if numbers else pc.equal(datasets, name).to_numpy()
         if not chosen.any():

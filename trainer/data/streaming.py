@@ -30,13 +30,13 @@ from webdataset.tariterators import group_by_keys
 from webdataset.utils import pytorch_worker_info
 
 from manifests.snapshot import open_snapshot
-from shards.bucket import Url, fetched
+from shards.bucket import Url, download
 from shards.clip import ClipInfo, Tracks
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
-from shards.files import location, read_file
+from shards.files import parse_location, read_file
 from shards.geometry import FrameTransform
-from shards.reader import Tail, read_tar
+from shards.reader import ChecksumStream, read_tar
 from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.batch import PackedBatch, Sample, first_of
@@ -62,7 +62,7 @@ def listed_tars(where: str) -> list[str]:
             ]  # a file's name is never a command
         raise PretrackError(f"no file fits {where}")
     listed = (
-        location(where)
+        parse_location(where)
         if where.endswith("shards.txt")
         else open_snapshot(where).folder / "shards.txt"
     )
@@ -263,7 +263,7 @@ def _samples(tar: str) -> Iterator[dict[str, Any]]:
     """The clips of a tar as webdataset groups them: members by the end of their names, and `__key__`. Raises _BadTarError."""
     try:
         with _opened(tar) as stream:
-            tail = Tail(stream)
+            tail = ChecksumStream(stream)
             yield from group_by_keys(
                 {"fname": name, "data": data, "__url__": tar} for name, data in read_tar(tail)
             )
@@ -282,8 +282,8 @@ def _opened(tar: str) -> AbstractContextManager[BinaryIO]:
     """A tar to be read once, from front to back. Raises OSError."""
     if tar.startswith(PIPE):
         return cast(AbstractContextManager[BinaryIO], webdataset.gopen(tar))
-    place = location(tar)
-    return fetched(place) if isinstance(place, Url) else open(place, "rb")
+    place = parse_location(tar)
+    return download(place) if isinstance(place, Url) else open(place, "rb")
 
 
 def _fits(info: ClipInfo, tracks: Tracks, settings: DataSettings) -> bool:

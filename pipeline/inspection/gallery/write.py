@@ -35,9 +35,9 @@ from manifests.wording import pluralise
 from pipeline.inspection.contact_sheet import best_clips, clips_named, read_clip
 from pipeline.inspection.draw import thumbnail
 from pipeline.monitoring.progress import Progress
-from shards.clip import StoredClip
 from shards.errors import PretrackError, ShardError, first_line
-from shards.files import Location, atomic_write, delete, location, sizes_in
+from shards.files import Location, atomic_write, delete, parse_location, sizes_in
+from shards.stored_clip import StoredClip
 
 MOST_CLIPS = 300
 """How many clips a gallery shows where nothing else is asked for."""
@@ -269,6 +269,6 @@ def _call(function: str, *values: Any) -> bytes:
 
 def _drop_older(folder: Location, written: set[str]) -> None:
     """Removes the clips of an older gallery in the same folder."""
-    for name in sizes_in(location(folder / "clips")):
+    for name in sizes_in(parse_location(folder / "clips")):
         if _OF_A_CLIP.fullmatch(name) and name not in written:
             delete(folder / "clips" / name)

@@ -114,7 +114,7 @@ def test_one_build_at_a_time(
     monkeypatch.setattr(
         pipeline.execution.lock,
         "EXPIRES_AFTER_S",
-        (datetime.now(UTC) - bucket.read_versioned(lock).written).total_seconds() - 1,
+        (datetime.now(UTC) - bucket.read_versioned(lock).written_at).total_seconds() - 1,
     )
     assert build(settings, QUIET).made == 2, "a dead build's lock is taken over"
     with pytest.raises(FileNotFoundError):

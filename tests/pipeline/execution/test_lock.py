@@ -25,8 +25,8 @@ from tests.helpers.object_store import BUCKET, Behaviour
 HOLDS = """
 import sys, time
 from pipeline.execution.lock import build_lock
-from shards.files import location
-with build_lock(location(sys.argv[1])):
+from shards.files import parse_location
+with build_lock(parse_location(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

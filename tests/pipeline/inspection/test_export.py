@@ -17,9 +17,9 @@ from manifests.snapshot import Snapshot
 from pipeline.inspection.contact_sheet import read_clip
 from pipeline.inspection.export import export_clip
 from shards import jpeg
-from shards.clip import StoredClip
 from shards.errors import PretrackError
 from shards.geometry import FrameTransform
+from shards.stored_clip import StoredClip
 from tests.helpers.clips import make_clip
 from tests.helpers.published import publish_clips
 

@@ -18,7 +18,7 @@ import torch
 from manifests.snapshot import open_snapshot
 from shards.bucket import Url
 from shards.errors import PretrackError, ShardError
-from shards.files import atomic_write, location
+from shards.files import atomic_write, parse_location
 from tests.helpers.clips import make_tracks
 from tests.helpers.object_store import BUCKET, Behaviour
 from tests.helpers.web_server import Served, web_server
@@ -47,7 +47,7 @@ def s3(local: Path, store: Behaviour) -> tuple[str, Behaviour]:
     for path in local.rglob("*"):
         if path.is_file():
             atomic_write(
-                location(f"s3://{BUCKET}/build/{path.relative_to(local)}"), path.read_bytes()
+                parse_location(f"s3://{BUCKET}/build/{path.relative_to(local)}"), path.read_bytes()
             )
     return f"s3://{BUCKET}/build", store
 

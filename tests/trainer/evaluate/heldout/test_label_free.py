@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from manifests.snapshot import Snapshot, open_snapshot
 from manifests.tables import SHARDS, table_of, write_table
 from shards import jpeg
-from shards.clip import Camera, StoredClip
+from shards.clip import Camera
 from shards.errors import PretrackError
+from shards.stored_clip import StoredClip
 from tests.helpers.evaluation import evaluate
 from tests.trainer.conftest import HEIGHT, WIDTH, panning_clip, publish
 from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
