@@ -30,8 +30,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline.cotracker3.model import HEIGHT, WIDTH, CoTracker3
-from pipeline.cotracker3.tracking import Tracked, encode, track
+from pipeline.cotracker3.model import MODEL_HEIGHT, MODEL_WIDTH, CoTracker3
+from pipeline.cotracker3.tracking import PredictedTracks, encode, track
 from pipeline.cotracker3.weights import load_model
 from pipeline.decode.video import read_frames, scan
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render
@@ -55,10 +55,10 @@ def published(
 
 def exact(
     model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
-) -> Tracked:
+) -> PredictedTracks:
     """All anchors and directions of a clip from one encoding."""
     parts = [track(model, clip[None], grid=grid, anchors=anchors, memory=memory) for clip in video]
-    return Tracked(
+    return PredictedTracks(
         *(
             torch.cat([getattr(part, name) for part in parts])
             for name in ("positions", "visibility", "confidence")
@@ -68,7 +68,7 @@ def exact(
 
 def fast(
     model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
-) -> Tracked:
+) -> PredictedTracks:
     """All anchors and directions of all clips."""
     return track(model, video, grid=grid, anchors=anchors, fast=True, memory=memory)
 
@@ -78,7 +78,9 @@ WAYS: dict[str, Way] = {"published": published, "exact": exact, "fast": fast, "c
 
 def scenes(clips: int, frames: int) -> Tensor:
     """Rendered photographs in motion: [clips, frames, 3, 384, 512] uint8."""
-    made = [make_scene(SceneId(0, number, frames, WIDTH, HEIGHT)) for number in range(clips)]
+    made = [
+        make_scene(SceneId(0, number, frames, MODEL_WIDTH, MODEL_HEIGHT)) for number in range(clips)
+    ]
     return stacked([render(scene, frame) for scene in made for frame in range(frames)], clips)
 
 
@@ -89,7 +91,7 @@ def of_file(path: str, clips: int, frames: int) -> Tensor:
         raise PretrackError(
             f"{path} has {len(found.timestamps)} frames, and {clips} clips of {frames} were asked for"
         )
-    view = FrameTransform.whole(found.width, found.height, WIDTH, HEIGHT)
+    view = FrameTransform.whole(found.width, found.height, MODEL_WIDTH, MODEL_HEIGHT)
     return stacked(
         [view.frame(f) for f in read_frames(path, "pyav", found.timestamps, range(clips * frames))],
         clips,
@@ -144,7 +146,7 @@ def in_fresh_process(work: Callable[[], int]) -> int:
         return pool.submit(work).result()
 
 
-def deviation(exact: Tracked, fast: Tracked) -> str:
+def deviation(exact: PredictedTracks, fast: PredictedTracks) -> str:
     """How far two ways of tracking the same are apart."""
     pixels = (exact.positions - fast.positions).norm(dim=-1).flatten().float()
     flips = ((exact.visibility > 0.5) != (fast.visibility > 0.5)).float().mean().item()
@@ -193,10 +195,10 @@ def compare(a: argparse.Namespace, video: Tensor, anchors: tuple[int, ...]) -> N
         speed = f"{a.clips * a.frames / taken:8.2f} frames/s  {base / taken:5.2f}x  {min(times):.1f} to {max(times):.1f} s"
         print(f"  {way:<10} {speed}  peak {peaks[way] / 1e9:.2f} GB", flush=True)
     reference = results["exact"]
-    assert isinstance(reference, Tracked)
+    assert isinstance(reference, PredictedTracks)
     for way in ways[2:]:
         result = results[way]
-        assert isinstance(result, Tracked)
+        assert isinstance(result, PredictedTracks)
         print(f"  {way} from exact: {deviation(reference, result)}")
     with FlopCounterMode(display=False) as counter:
         works["fast"]()

@@ -1,2 +1,5 @@
-"""CoTracker3 for inference, usable on its own: `weights.load_model`, then `tracking.track`. Needs torch
-(`pip install 'pretrack[cotracker3]'`); importing this package, or `weights`, does not load it."""
+"""CoTracker3 for inference: `weights.load_model`, then `tracking.track`.
+
+Video → encoder (feature maps) → model with its transformer (track estimates) → tracking (tracks).
+Usable on its own. Needs torch (`pip install 'pretrack[cotracker3]'`), but importing this package or
+`weights` does not load it."""

@@ -1,4 +1,4 @@
-"""The image encoder: one frame → one feature map at a quarter of its size (CoTracker3, section 3)."""
+"""The image encoder: a feature map at a quarter of a frame's size (CoTracker3, section 3)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,35 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-STRIDE = 4
-CHANNELS = 128
+FEATURE_STRIDE = 4
+"""Frame pixels per feature-map pixel."""
+FEATURE_CHANNELS = 128
 
 
 def instance_norm(x: Tensor) -> Tensor:
-    """Every channel of every frame [F, C, h, w] at mean 0 and variance 1: as groups, which keep channels last on a CPU."""
-    with torch.autocast(x.device.type, enabled=False):  # which would give float32 on a GPU
+    """Normalise every channel of every frame [F, C, h, w] to mean 0 and variance 1.
+
+    Computed as a group norm with one channel per group, which keeps channels last on a CPU.
+    """
+    # Autocast would return float32 on a GPU.
+    with torch.autocast(x.device.type, enabled=False):
         return F.group_norm(x, x.shape[1])
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with instance norm, and the input on top."""
+    """Two 3x3 convolutions with instance norm and a residual connection."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        # A list, so that its convolution is called downsample.0 as in the checkpoints.
+        # A list, so that the convolution's key is downsample.0, as in the checkpoints.
         self.downsample = nn.ModuleList(
             [nn.Conv2d(inputs, outputs, 1, stride=stride)] if stride > 1 else []
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[F, inputs, h, w] → [F, outputs, h / stride, w / stride]."""
+        """Map [F, inputs, h, w] to [F, outputs, h / stride, w / stride]."""
         y = F.relu(instance_norm(self.conv1(x)))
         y = F.relu(instance_norm(self.conv2(y)))
         for convolution in self.downsample:
@@ -40,7 +45,7 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Four stages at 1/2, 1/4, 1/8 and 1/16 of the size, brought to 1/4, put side by side and mixed."""
+    """Four stages at 1/2, 1/4, 1/8 and 1/16 scale, resized to 1/4, concatenated and fused."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,12 +57,12 @@ class Encoder(nn.Module):
                 ResidualBlock(outputs, outputs, 1),
             )
             self.add_module(f"layer{number}", stage)
-        self.conv2 = nn.Conv2d(sum(widths[1:]), 2 * CHANNELS, 3, padding=1)
-        self.conv3 = nn.Conv2d(2 * CHANNELS, CHANNELS, 1)
+        self.conv2 = nn.Conv2d(sum(widths[1:]), 2 * FEATURE_CHANNELS, 3, padding=1)
+        self.conv3 = nn.Conv2d(2 * FEATURE_CHANNELS, FEATURE_CHANNELS, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [F, 3, H, W] in -1..1 → features [F, 128, H / 4, W / 4]."""
-        size = (images.shape[-2] // STRIDE, images.shape[-1] // STRIDE)
+        """Map images [F, 3, H, W] in -1..1 to features [F, 128, H / 4, W / 4]."""
+        size = (images.shape[-2] // FEATURE_STRIDE, images.shape[-1] // FEATURE_STRIDE)
         x = F.relu(instance_norm(self.conv1(images)))
         stages = []
         for number in range(1, 5):

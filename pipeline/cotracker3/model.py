@@ -1,10 +1,18 @@
-"""CoTracker3 (Karaev et al., arXiv 2410.11831), written from the paper; takes the official checkpoints as they are.
+"""The CoTracker3 network (Karaev et al., arXiv 2410.11831), written from the paper.
 
-Everything here is at the model's own resolution: frames of 384x512, positions in pixels of the feature maps, which are a quarter of
-that. `pipeline.cotracker3.tracking.track` is the front door.
+It loads the official checkpoints as they are. Users call `pipeline.cotracker3.tracking.track`.
 
-Maps of all frames lie in one tensor, and a *run* (one set of queries followed in one direction) names the frames it sees by their
-index. So several anchors, both directions and overlapping windows share one encoding.
+Everything here is at the model's own resolution: frames of 384x512 pixels, and positions in pixels
+of the feature maps, which have a quarter of that size.
+
+The feature maps of all frames lie in one tensor, and a query set (N queries followed in one
+direction) refers to its frames by index. So several anchors, both directions and overlapping
+windows share one encoding of the frames.
+
+Shapes are written with these letters:
+
+    R  query sets       T  frames of a window       N  points per query set
+    F  encoded frames   h, w  height and width of a feature map   C  feature channels (128)
 """
 
 from __future__ import annotations
@@ -17,85 +25,116 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.cotracker3.encoder import STRIDE, Encoder
+from pipeline.cotracker3.encoder import FEATURE_STRIDE, Encoder
 from pipeline.cotracker3.transformer import Transformer
 
-HEIGHT, WIDTH = 384, 512
-LEVELS = 4
-RADIUS = 3
-SIDE = 2 * RADIUS + 1
-CORRELATION = 256
-SCALES = 10
-TOKEN = 2 + LEVELS * CORRELATION + 4 * (1 + 2 * SCALES)
-ITERATIONS = 6
+MODEL_HEIGHT, MODEL_WIDTH = 384, 512
+PYRAMID_LEVELS = 4
+CORRELATION_RADIUS = 3
+NEIGHBOURHOOD_SIDE = 2 * CORRELATION_RADIUS + 1
+"""A point's neighbourhood is 7x7 pixels of each pyramid level."""
+CORRELATION_WIDTH = 256
+"""Correlation features per pyramid level."""
+ENCODING_SCALES = 10
+"""Frequencies of the displacement encoding: 2^0 to 2^9."""
+# Visibility and confidence, correlation features, and the encoding of 4 displacements: 1110.
+TOKEN_WIDTH = 2 + PYRAMID_LEVELS * CORRELATION_WIDTH + 4 * (1 + 2 * ENCODING_SCALES)
+DEFAULT_ITERATIONS = 6
 
 
 @dataclass(frozen=True, eq=False)
-class State:
-    """What is known of R runs' tracks. positions: [R, T, N, 2] in map pixels; visibility, confidence: [R, T, N] logits."""
+class TrackEstimates:
+    """Current estimates of R * N tracks in a window, refined by each iteration.
+
+    positions:  [R, T, N, 2] in map pixels
+    visibility: [R, T, N] logits
+    confidence: [R, T, N] logits
+    """
 
     positions: Tensor
     visibility: Tensor
     confidence: Tensor
 
 
-class Correlation(nn.Module):
-    """How every track's neighbourhood in every frame resembles that of its query: 49 x 49 numbers a level, then 256."""
+class CorrelationFeatures(nn.Module):
+    """Correlate each track's neighbourhood in every frame with that of its query.
+
+    Each pyramid level gives 49 x 49 dot products, which an MLP reduces to 256 features. The paper
+    calls them 4D correlation features.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(SIDE**4, 384)
-        self.fc2 = nn.Linear(384, CORRELATION)
+        self.fc1 = nn.Linear(NEIGHBOURHOOD_SIDE**4, 384)
+        self.fc2 = nn.Linear(384, CORRELATION_WIDTH)
 
     def forward(
         self, maps: Sequence[Tensor], frames: Tensor, support: Sequence[Tensor], positions: Tensor
     ) -> Tensor:
-        """Maps, frames [R, T], support and positions [R, T, N, 2] as in `CoTracker3.refine` → [R, T, N, 4 * 256]."""
+        """Return correlation features [R, T, N, 4 * 256].
+
+        maps, frames and support are those of `CoTracker3.refine`; positions: [R, T, N, 2].
+        """
         index = frames[:, :, None].expand(-1, -1, positions.shape[2])
         levels = []
-        for number, (level, queries) in enumerate(zip(maps, support, strict=True)):
-            here = neighbourhoods(level, index, positions / 2**number)
-            volume = torch.einsum("rtnac,rnbc->rtnab", here, queries.to(here.dtype))
+        for number, (level, at_query) in enumerate(zip(maps, support, strict=True)):
+            current = neighbourhoods(level, index, positions / 2**number)
+            # a: offsets around the current position; b: offsets around the query; c: channels.
+            volume = torch.einsum("rtnac,rnbc->rtnab", current, at_query.to(current.dtype))
             levels.append(self.fc2(F.gelu(self.fc1(volume.flatten(3)))).float())
         return torch.cat(levels, dim=-1)
 
 
 class CoTracker3(nn.Module):
-    """The network. `window` is how many frames it was trained on: 60 for the offline checkpoints, 16 for the online ones."""
+    """The network. `window` is its trained window length in frames.
+
+    Offline checkpoints have 60, online ones 16. Attributes that hold weights are named as in the
+    official checkpoints.
+    """
 
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
         self.fnet = Encoder()
-        self.corr_mlp = Correlation()
-        self.updateformer = Transformer(TOKEN)
-        self.time_emb = nn.Parameter(time_table(window), requires_grad=False)
+        self.corr_mlp = CorrelationFeatures()
+        self.updateformer = Transformer(TOKEN_WIDTH)
+        self.time_emb = nn.Parameter(sinusoidal_time_embedding(window), requires_grad=False)
 
     def compile_parts(self) -> None:
-        """Has `torch.compile` make kernels of the three parts that hold the weights, at their first use.
+        """Compile the three parts that hold the weights with `torch.compile`, at their first use.
 
-        Its default mode: autotuning takes minutes to choose among kernels that do the same. Shapes are taken as they come; a size
-        that changes (clips, points, frames) costs one compilation more, and is free from then on.
+        Compilation uses the default mode: autotuning takes minutes to choose among kernels of
+        equal speed. A size that changes (clips, points, frames) costs one recompilation, after
+        which it is dynamic.
         """
         for part in (self.fnet, self.corr_mlp, self.updateformer):
             part.compile()
 
     def encode(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
-        """Frames [F, 3, 384, 512] in -1..1 → maps at four levels, [F, h, w, 128] each, channels last, stored as `dtype`."""
-        if (
-            dtype == torch.bfloat16
-        ):  # its convolutions are faster so, on a CPU as well; in float32 they are not
+        """Encode frames [F, 3, 384, 512] in -1..1 into a pyramid of feature maps [F, h, w, C].
+
+        There is one map per level, stored as `dtype` with channels last.
+        """
+        # With channels last, convolutions are faster in bfloat16, on a CPU too; in float32 not.
+        if dtype == torch.bfloat16:
             frames = frames.contiguous(memory_format=torch.channels_last)
         features = self.fnet(frames).float()
+        # Unit vectors: a dot product of two features is their cosine similarity.
         features = features * features.square().sum(dim=1, keepdim=True).clamp_min(1e-12).rsqrt()
         maps = []
-        for _ in range(LEVELS):
+        for _ in range(PYRAMID_LEVELS):
             maps.append(features.permute(0, 2, 3, 1).to(dtype).contiguous())
             features = F.avg_pool2d(features, 2)
         return maps
 
-    def support(self, maps: Sequence[Tensor], frame: Tensor, position: Tensor) -> list[Tensor]:
-        """The queries' own neighbourhoods: frame index [R, N] and position [R, N, 2] → [R, N, 49, 128] at each level."""
+    def support_features(
+        self, maps: Sequence[Tensor], frame: Tensor, position: Tensor
+    ) -> list[Tensor]:
+        """Sample the neighbourhood of each query in its own frame: [R, N, 49, C] per level.
+
+        frame:    [R, N] index into the maps
+        position: [R, N, 2] in map pixels
+        """
         return [
             neighbourhoods(level, frame, position / 2**number) for number, level in enumerate(maps)
         ]
@@ -105,32 +144,34 @@ class CoTracker3(nn.Module):
         maps: Sequence[Tensor],
         frames: Tensor,
         support: Sequence[Tensor],
-        state: State,
+        estimates: TrackEstimates,
         iterations: int,
-    ) -> State:
-        """Improves tracks in a window by a number of iterations.
+    ) -> TrackEstimates:
+        """Refine the tracks of a window by a number of iterations.
 
-        maps:    from `encode`
-        frames:  [R, T] index of each run's frames in the maps
-        support: from `support`
-        state:   where to begin
+        maps:      from `encode`
+        frames:    [R, T] index of each query set's frames in the maps
+        support:   from `support_features`
+        estimates: where to start from
         """
-        times = self.time_embedding(state.positions.shape[1])
-        positions, seen = state.positions, torch.stack([state.visibility, state.confidence], dim=-1)
+        positions = estimates.positions
+        logits = torch.stack([estimates.visibility, estimates.confidence], dim=-1)
+        times = self.time_embedding(positions.shape[1])
         for _ in range(iterations):
-            tokens = torch.cat(
-                [seen, self.corr_mlp(maps, frames, support, positions), motion(positions)], dim=-1
-            )
+            correlation = self.corr_mlp(maps, frames, support, positions)
+            tokens = torch.cat([logits, correlation, displacement_encoding(positions)], dim=-1)
             tokens = tokens + times[:, :, None]
-            move, change = self.updateformer(tokens.transpose(1, 2))
-            positions, seen = (
-                positions + move.float().transpose(1, 2),
-                seen + change.float().transpose(1, 2),
-            )
-        return State(positions, seen[..., 0], seen[..., 1])
+            position_update, logit_update = self.updateformer(tokens.transpose(1, 2))
+            # Positions and logits stay in float32, whatever the transformer computes in.
+            positions = positions + position_update.float().transpose(1, 2)
+            logits = logits + logit_update.float().transpose(1, 2)
+        return TrackEstimates(positions, logits[..., 0], logits[..., 1])
 
     def time_embedding(self, frames: int) -> Tensor:
-        """The embedding of each frame of a window: [1, frames, 1110], stretched where the window is not the trained one."""
+        """Return the time embedding of a window: [1, frames, 1110].
+
+        It is interpolated linearly if the window has another length than the trained one.
+        """
         if frames == self.window:
             return self.time_emb
         return F.interpolate(self.time_emb.transpose(1, 2), size=frames, mode="linear").transpose(
@@ -139,46 +180,55 @@ class CoTracker3(nn.Module):
 
 
 def neighbourhoods(level: Tensor, frame: Tensor, position: Tensor) -> Tensor:
-    """Bilinear samples of 7x7 pixels around positions: [F, h, w, C], [...], [..., 2] → [..., 49, C].
+    """Sample 7x7 pixels around each position bilinearly: [..., 49, C].
 
-    Offset i * 7 + j is (x + i - 3, y + j - 3): the first axis moves x. Beyond the border the border's value goes on. All 49 share
-    their fractions, so 8x8 pixels are read once and mixed along x, then along y.
+    level:    [F, h, w, C]
+    frame:    [...] index into the level
+    position: [..., 2] (x, y) in pixels of the level
+
+    Offset i * 7 + j is (x + i - 3, y + j - 3): the first axis moves x. Pixels beyond the border
+    repeat the border.
     """
     _, height, width, channels = level.shape
+    # All 49 samples share their fractions: read 8x8 pixels once, then blend along x and along y.
     corner = position.floor()
     fraction = (position - corner).to(level.dtype)
-    steps = torch.arange(-RADIUS, RADIUS + 2, device=level.device)
+    steps = torch.arange(-CORRELATION_RADIUS, CORRELATION_RADIUS + 2, device=level.device)
+    # The clamp to +-1e6 keeps points that were lost far away convertible to integers.
     columns = (corner[..., 0, None].clamp(-1e6, 1e6).long() + steps).clamp(0, width - 1)
     rows = (corner[..., 1, None].clamp(-1e6, 1e6).long() + steps).clamp(0, height - 1)
-    index = (frame[..., None, None] * height + rows[..., None, :]) * width + columns[
-        ..., :, None
-    ]  # [..., 8 (x), 8 (y)]
+    first_row = frame[..., None, None] * height
+    index = (first_row + rows[..., None, :]) * width + columns[..., :, None]  # [..., 8 (x), 8 (y)]
     patch = level.view(-1, channels)[index.flatten()].view(*index.shape, channels)
     x, y = fraction[..., 0, None, None, None], fraction[..., 1, None, None, None]
     patch = torch.lerp(patch[..., :-1, :, :], patch[..., 1:, :, :], x)
     return torch.lerp(patch[..., :-1, :], patch[..., 1:, :], y).flatten(-3, -2)
 
 
-def motion(positions: Tensor) -> Tensor:
-    """How each track moves to the next and from the last frame, in sines: [R, T, N, 2] → [R, T, N, 84]."""
+def displacement_encoding(positions: Tensor) -> Tensor:
+    """Encode each track's displacements between frames by sinusoids: [R, T, N, 2] → [R, T, N, 84].
+
+    The displacements are those from the next frame (0 in the last frame) and from the previous one
+    (0 in the first), as parts of the map's width and height. Each of the 4 numbers is kept and
+    joined by its sine and cosine at 10 frequencies.
+    """
     step = positions[:, :-1] - positions[:, 1:]
-    onward, back = F.pad(step, (0, 0, 0, 0, 0, 1)), F.pad(-step, (0, 0, 0, 0, 1, 0))
-    extent = positions.new_tensor([WIDTH / STRIDE, HEIGHT / STRIDE])
-    relative = torch.cat([onward / extent, back / extent], dim=-1)
-    scaled = (
-        relative[..., None, :] * 2.0 ** torch.arange(SCALES, device=relative.device)[:, None]
-    ).flatten(-2)
+    from_next, from_previous = F.pad(step, (0, 0, 0, 0, 0, 1)), F.pad(-step, (0, 0, 0, 0, 1, 0))
+    extent = positions.new_tensor([MODEL_WIDTH / FEATURE_STRIDE, MODEL_HEIGHT / FEATURE_STRIDE])
+    relative = torch.cat([from_next / extent, from_previous / extent], dim=-1)
+    scales = 2.0 ** torch.arange(ENCODING_SCALES, device=relative.device)[:, None]
+    scaled = (relative[..., None, :] * scales).flatten(-2)
     return torch.cat([relative, scaled.sin(), (scaled + math.pi / 2).sin()], dim=-1)
 
 
-def time_table(frames: int) -> Tensor:
-    """Sines and cosines of the frame number at 555 frequencies: [1, frames, 1110]."""
-    half = TOKEN // 2
+def sinusoidal_time_embedding(frames: int) -> Tensor:
+    """Return sines and cosines of the frame number at 555 frequencies: [1, frames, 1110]."""
+    half = TOKEN_WIDTH // 2
     angles = torch.arange(frames)[:, None] * 10000.0 ** (-torch.arange(half) / half)
     return torch.cat([angles.sin(), angles.cos()], dim=1)[None]
 
 
-def start(positions: Tensor, frames: int) -> State:
-    """Tracks that stand still at their queries [R, N, 2], for `frames` frames."""
+def initial_estimates(positions: Tensor, frames: int) -> TrackEstimates:
+    """Let tracks stand still at their queries [R, N, 2] for `frames` frames, with logits 0."""
     still = positions[:, None].expand(-1, frames, -1, -1)
-    return State(still, torch.zeros_like(still[..., 0]), torch.zeros_like(still[..., 0]))
+    return TrackEstimates(still, torch.zeros_like(still[..., 0]), torch.zeros_like(still[..., 0]))

@@ -1,13 +1,20 @@
-"""Tracking points through videos with CoTracker3: the functions to call.
+"""Track points through videos with CoTracker3.
 
     from pipeline.cotracker3.tracking import track
     from pipeline.cotracker3.weights import load_model
 
     model = load_model("scaled_offline.pth", device="cuda", compiled=True)
-    tracked = track(model, video, grid=16, anchors=(0, 8, 16), fast=True)
+    predicted = track(model, video, grid=16, anchors=(0, 8, 16), fast=True)
 
-A model with the offline weights sees all frames at once; one with the online weights slides a window of 16 frames over them, 8 at a
-time, and so takes videos of any length. Positions are (x, y) in pixels of the video given, pixel centres at integers.
+A model with the offline weights sees all frames at once. One with the online weights slides a
+window of 16 frames over them, 8 frames at a time, so it takes videos of any length. Positions are
+(x, y) in pixels of the video given, with pixel centres at integers.
+
+Shapes are written with these letters:
+
+    B  clips              A  anchor frames        T  frames             N  points per query set
+    R  query sets: N queries of one clip, followed in one direction (R = B, or B * A for a grid)
+    h, w  height and width of a feature map                             C  feature channels (128)
 """
 
 from __future__ import annotations
@@ -19,37 +26,39 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.cotracker3.encoder import CHANNELS, STRIDE
+from pipeline.cotracker3.encoder import FEATURE_CHANNELS, FEATURE_STRIDE
 from pipeline.cotracker3.model import (
-    HEIGHT,
-    ITERATIONS,
-    LEVELS,
-    SIDE,
-    WIDTH,
+    DEFAULT_ITERATIONS,
+    MODEL_HEIGHT,
+    MODEL_WIDTH,
+    NEIGHBOURHOOD_SIDE,
     CoTracker3,
-    State,
-    start,
+    TrackEstimates,
+    initial_estimates,
 )
-from pipeline.cotracker3.weights import WINDOWS
+from pipeline.cotracker3.weights import WINDOW_FRAMES
 from shards.errors import PretrackError
 from shards.geometry import grid_points
 
-ONLINE_STEP = 8
+WINDOW_STEP = 8
+"""Frames by which the sliding window advances: half the window."""
 SUPPORT_GRID = 6
-"""Explicit queries are joined by a grid of so many points a side in the first frame, as published: few points alone track worse."""
-_ENCODED_AT_ONCE = 16
-"""Frames: enough to keep a GPU busy. On a CPU, whose memory is 0 by default, it is one, which fits its caches."""
+"""Points per side of the support grid that joins explicit queries in the first frame, as published:
+a few points alone are tracked worse."""
+_MAX_ENCODED_FRAMES = 16
+"""Frames encoded at once on a GPU: enough to keep it busy. On a CPU, where `memory` is 0 by
+default, it is one frame, which fits the caches."""
 _ENCODER_BYTES = 64 << 20
-"""What the encoder's intermediate results of one frame take together, in float32."""
+"""Bytes of the encoder's intermediate results per frame, in float32."""
 
 
 @dataclass(frozen=True, eq=False)
-class Tracked:
-    """Tracks of B clips. With queries X is empty, with a grid it is A, the anchors.
+class PredictedTracks:
+    """Predicted tracks of B clips. The dimension A is there for a grid only, not for queries.
 
-    positions:  float32 [B, X, T, N, 2]  (x, y) in pixels of the video; may lie outside it
-    visibility: float32 [B, X, T, N]     probability of being visible
-    confidence: float32 [B, X, T, N]     probability that the position is right
+    positions:  float32 [B, A, T, N, 2]  (x, y) in pixels of the video; may lie outside it
+    visibility: float32 [B, A, T, N]     probability of being visible
+    confidence: float32 [B, A, T, N]     probability that the position is right
     """
 
     positions: Tensor
@@ -58,9 +67,27 @@ class Tracked:
 
 
 @dataclass(frozen=True, eq=False)
-class _Runs:
-    """R sets of N queries to follow forward through T frames. frames: [R, T] index into the maps; times: [R, N] query frames,
-    counted in the run; positions: [R, N, 2] in map pixels."""
+class _Queries:
+    """Queries in pixels of the video.
+
+    points:  float32 [R, N, 3]  (t, x, y)
+    clips:   int64 [R]          index of the clip that each query set belongs to
+    support: how many of the N points, the last ones, are the support grid
+    """
+
+    points: Tensor
+    clips: Tensor
+    support: int
+
+
+@dataclass(frozen=True, eq=False)
+class _QueryBatch:
+    """R query sets to follow forward through T frames. A reversed `frames` follows them backward.
+
+    frames:    int64 [R, T]         index of each frame in the feature maps
+    times:     int64 [R, N]         frame of each query, as an index into the row of `frames`
+    positions: float32 [R, N, 2]    in pixels of the feature maps
+    """
 
     frames: Tensor
     times: Tensor
@@ -77,140 +104,189 @@ def track(
     anchors: Sequence[int] = (0,),
     backward: bool = True,
     fast: bool = False,
-    iterations: int = ITERATIONS,
+    iterations: int = DEFAULT_ITERATIONS,
     memory: int | None = None,
-) -> Tracked:
-    """Follows points through videos.
+) -> PredictedTracks:
+    """Track points through videos, from explicit queries or from a grid in every anchor frame.
 
-    video:    [B, T, 3, H, W] RGB, 0..255 (uint8 or float)
-    queries:  [B, N, 3] (t, x, y): a frame and a position in it. Or instead
-    grid:     that many points a side, in every anchor frame (CoTracker3's own grid: `shards.geometry.grid_points`); or points
-              [N, 2] to be used as one
-    anchors:  the frames that the grid is put in; all share one encoding of the frames
-    backward: follow points to the frames before their own too; without it those hold what the model guesses, as published
-    fast:     bfloat16 where it is safe: in the convolutions and the transformer, never for positions
-    memory:   bytes that the largest intermediate result may take: more tracks more anchors and clips at once. By default 4 GB on
-              a GPU; on a CPU one frame, anchor and direction at a time, which is faster there
+    video:      [B, T, 3, H, W] RGB, 0..255 (uint8 or float)
+    queries:    [B, N, 3] (t, x, y): a frame and a position in it; give either queries or a grid
+    grid:       points per side of CoTracker3's own grid (`shards.geometry.grid_points`), or points
+                [N, 2]; they are queried in every anchor frame
+    anchors:    frames that the grid is queried in; all share one encoding of the frames
+    backward:   also track to the frames before a query's own; without it those frames hold what
+                the model predicts for them, as published
+    fast:       use bfloat16 where it is safe: in the convolutions and the transformer, never for
+                positions
+    iterations: refinements per window
+    memory:     bytes that the largest intermediate result may take; a larger value tracks more
+                anchors and clips at once. By default 4 GB on a GPU; on a CPU one frame, anchor and
+                direction at a time, which is faster there
 
-    In its own frame a point is where its query says, visible and certain. Raises PretrackError for queries or anchors that are not
-    in the video, and for a video the model cannot take.
+    In its own frame a point is exactly at its query, with visibility and confidence 1. Raises
+    PretrackError for queries or anchors outside the video, and for a video the model cannot take.
     """
-    clips, frames = _check(video, queries, grid, anchors, iterations)
+    clips, frames = _check(
+        video, queries=queries, grid=grid, anchors=anchors, iterations=iterations
+    )
     if memory is None:
         memory = 0 if video.device.type == "cpu" else 4 << 30
-    height, width = video.shape[-2:]
-    scale = (
-        video.new_tensor(
-            [(WIDTH - 1) / max(1, width - 1), (HEIGHT - 1) / max(1, height - 1)],
-            dtype=torch.float32,
-        )
-        / STRIDE
-    )
     if grid is not None:
-        points = (
-            grid if isinstance(grid, Tensor) else torch.from_numpy(grid_points(grid, width, height))
-        )
-        points = points.to(video.device, torch.float32)
-        placed = torch.cat([points.new_zeros(len(points), 1), points], dim=1)
-        at = placed.new_tensor([list(anchors)]).T[:, :, None] * placed.new_tensor([1.0, 0.0, 0.0])
-        asked = (placed + at).repeat(clips, 1, 1)  # [B * A, N, 3]
-        owners = torch.arange(clips, device=video.device).repeat_interleave(len(anchors))
-        extra = 0
+        asked = _grid_queries(video, grid, anchors)
     else:
         assert queries is not None
-        asked, owners, extra = (
-            queries.to(video.device, torch.float32),
-            torch.arange(clips, device=video.device),
-            0,
-        )
-        if model.window == WINDOWS["offline"]:
-            support = torch.from_numpy(grid_points(SUPPORT_GRID, width, height)).to(video.device)
-            extra = len(support)
-            asked = torch.cat([asked, F.pad(support, (1, 0)).expand(clips, -1, -1)], dim=1)
+        asked = _explicit_queries(video, queries, model.window == WINDOW_FRAMES["offline"])
+    scale = _map_scale(video)
     with torch.autocast(video.device.type, torch.bfloat16, enabled=fast):
         maps = encode(model, video, torch.bfloat16 if fast else torch.float32, memory)
-        state = _follow(model, maps, asked, owners, frames, scale, backward, iterations, memory)
-    positions, visibility, confidence = (
-        value[:, :, : value.shape[2] - extra]
-        for value in (
-            state.positions / scale,
-            state.visibility.sigmoid(),
-            state.confidence.sigmoid(),
+        estimates = _track_both_ways(
+            model,
+            maps,
+            asked,
+            scale,
+            frames=frames,
+            backward=backward,
+            iterations=iterations,
+            memory=memory,
+        )
+    predicted = _in_video_pixels(estimates, asked, scale)
+    if grid is None:
+        return predicted
+    return PredictedTracks(
+        *(
+            value.unflatten(0, (clips, -1))
+            for value in (predicted.positions, predicted.visibility, predicted.confidence)
         )
     )
-    asked = asked[:, : asked.shape[1] - extra]
-    own = torch.arange(frames, device=video.device)[None, :, None] == asked[:, None, :, 0]
-    positions = torch.where(own[..., None], asked[:, None, :, 1:], positions)
-    visibility, confidence = visibility.masked_fill(own, 1.0), confidence.masked_fill(own, 1.0)
-    if grid is not None:
-        return Tracked(
-            *(value.unflatten(0, (clips, -1)) for value in (positions, visibility, confidence))
-        )
-    return Tracked(positions, visibility, confidence)
 
 
 def encode(
     model: CoTracker3, video: Tensor, dtype: torch.dtype = torch.float32, memory: int = 0
 ) -> list[Tensor]:
-    """The maps of all frames of [B, T, 3, H, W], clip after clip: [B * T, h, w, 128] at each of four levels.
+    """Encode the frames of [B, T, 3, H, W] into feature maps [B * T, h, w, C], one per level.
 
-    `memory` is that of `track`: it decides how many frames are encoded at once.
+    Frames lie clip after clip. `memory` is that of `track`: it decides how many frames are encoded
+    at once.
     """
     images = video.flatten(0, 1)
     parts = []
-    for chunk in images.split(min(_ENCODED_AT_ONCE, max(1, memory // _ENCODER_BYTES))):
-        resized = F.interpolate(chunk.float(), (HEIGHT, WIDTH), mode="bilinear", align_corners=True)
+    for chunk in images.split(min(_MAX_ENCODED_FRAMES, max(1, memory // _ENCODER_BYTES))):
+        resized = F.interpolate(
+            chunk.float(), (MODEL_HEIGHT, MODEL_WIDTH), mode="bilinear", align_corners=True
+        )
         parts.append(model.encode(2 * resized / 255 - 1, dtype))
     return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
-def _follow(
+def _map_scale(video: Tensor) -> Tensor:
+    """Return the factors [2] from video pixels (x, y) to feature-map pixels."""
+    height, width = video.shape[-2:]
+    # Frames are resized with align_corners=True, which maps corner pixel centres onto each other.
+    corners = [(MODEL_WIDTH - 1) / max(1, width - 1), (MODEL_HEIGHT - 1) / max(1, height - 1)]
+    return video.new_tensor(corners, dtype=torch.float32) / FEATURE_STRIDE
+
+
+def _grid_queries(video: Tensor, grid: int | Tensor, anchors: Sequence[int]) -> _Queries:
+    """Query the same grid in every anchor frame of every clip: B * A query sets."""
+    clips, (height, width) = len(video), video.shape[-2:]
+    points = (
+        grid if isinstance(grid, Tensor) else torch.from_numpy(grid_points(grid, width, height))
+    )
+    points = points.to(video.device, torch.float32)
+    in_first_frame = torch.cat([points.new_zeros(len(points), 1), points], dim=1)  # [N, 3]
+    offsets = points.new_tensor([list(anchors)]).T[:, :, None] * points.new_tensor([1.0, 0.0, 0.0])
+    return _Queries(
+        points=(in_first_frame + offsets).repeat(clips, 1, 1),
+        clips=torch.arange(clips, device=video.device).repeat_interleave(len(anchors)),
+        support=0,
+    )
+
+
+def _explicit_queries(video: Tensor, queries: Tensor, with_support: bool) -> _Queries:
+    """Take one query set per clip, joined by the support grid in the first frame if wanted."""
+    points, support_points = queries.to(video.device, torch.float32), 0
+    if with_support:
+        height, width = video.shape[-2:]
+        support = torch.from_numpy(grid_points(SUPPORT_GRID, width, height)).to(video.device)
+        support_points = len(support)
+        points = torch.cat([points, F.pad(support, (1, 0)).expand(len(video), -1, -1)], dim=1)
+    return _Queries(points, torch.arange(len(video), device=video.device), support_points)
+
+
+def _track_both_ways(
     model: CoTracker3,
     maps: list[Tensor],
-    asked: Tensor,
-    owners: Tensor,
-    frames: int,
+    queries: _Queries,
     scale: Tensor,
+    *,
+    frames: int,
     backward: bool,
     iterations: int,
     memory: int,
-) -> State:
-    """Tracks of queries [R, N, 3] of the clips `owners` [R], forward and, if wanted, backward, over all frames."""
-    order = torch.arange(frames, device=asked.device)
-    times = asked[..., 0].long()
-    placed = asked[..., 1:] * scale
-    runs = _Runs(owners[:, None] * frames + order, times, placed)
-    forward = _in_parts(model, maps, runs, iterations, memory)
+) -> TrackEstimates:
+    """Track queries over all frames, forward and, if wanted, backward from each query's frame."""
+    order = torch.arange(frames, device=queries.points.device)
+    times = queries.points[..., 0].long()
+    positions = queries.points[..., 1:] * scale
+    ahead = _QueryBatch(queries.clips[:, None] * frames + order, times, positions)
+    forward = _track_in_parts(model, maps, ahead, iterations=iterations, memory=memory)
     if not backward or not times.any():
         return forward
-    flipped = _Runs(runs.frames.flip(1), frames - 1 - times, placed)
-    before = _in_parts(model, maps, flipped, iterations, memory)
+    # Backward tracking is forward tracking of the frames in reverse order.
+    reverse = _QueryBatch(ahead.frames.flip(1), frames - 1 - times, positions)
+    before = _track_in_parts(model, maps, reverse, iterations=iterations, memory=memory)
     earlier = order[None, :, None] < times[:, None]
-    return State(
+    return TrackEstimates(
         torch.where(earlier[..., None], before.positions.flip(1), forward.positions),
         torch.where(earlier, before.visibility.flip(1), forward.visibility),
         torch.where(earlier, before.confidence.flip(1), forward.confidence),
     )
 
 
-def _in_parts(
-    model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int, memory: int
-) -> State:
-    """Follows as many runs at once as `memory` allows, at least one."""
-    step, window = (
-        (_whole, runs.frames.shape[1])
-        if model.window == WINDOWS["offline"]
-        else (_sliding, model.window)
+def _in_video_pixels(
+    estimates: TrackEstimates, queries: _Queries, scale: Tensor
+) -> PredictedTracks:
+    """Convert estimates to pixels and probabilities, and put each query into its own frame."""
+    count = queries.points.shape[1] - queries.support
+    positions, visibility, confidence = (
+        value[:, :, :count]
+        for value in (
+            estimates.positions / scale,
+            estimates.visibility.sigmoid(),
+            estimates.confidence.sigmoid(),
+        )
     )
-    one = window * runs.times.shape[1] * (SIDE + 1) ** 2 * CHANNELS * 4
-    size = max(1, memory // one)
+    points = queries.points[:, None, :count]  # [R, 1, N, 3]
+    frames = torch.arange(positions.shape[1], device=points.device)
+    own_frame = frames[None, :, None] == points[..., 0]  # [R, T, N]
+    return PredictedTracks(
+        torch.where(own_frame[..., None], points[..., 1:], positions),
+        visibility.masked_fill(own_frame, 1.0),
+        confidence.masked_fill(own_frame, 1.0),
+    )
+
+
+def _track_in_parts(
+    model: CoTracker3, maps: list[Tensor], batch: _QueryBatch, *, iterations: int, memory: int
+) -> TrackEstimates:
+    """Track as many query sets at once as `memory` allows, at least one."""
+    track_part, window = (
+        (_track_whole, batch.frames.shape[1])
+        if model.window == WINDOW_FRAMES["offline"]
+        else (_track_sliding, model.window)
+    )
+    # The largest intermediate: neighbourhoods of all points before they are interpolated, float32.
+    points = batch.times.shape[1]
+    set_bytes = window * points * (NEIGHBOURHOOD_SIDE + 1) ** 2 * FEATURE_CHANNELS * 4
+    size = max(1, memory // set_bytes)
     parts = [
-        step(model, maps, _Runs(*part), iterations)
+        track_part(model, maps, _QueryBatch(*part), iterations)
         for part in zip(
-            *(value.split(size) for value in (runs.frames, runs.times, runs.positions)), strict=True
+            *(value.split(size) for value in (batch.frames, batch.times, batch.positions)),
+            strict=True,
         )
     ]
-    return State(
+    return TrackEstimates(
         *(
             torch.cat([getattr(part, name) for part in parts])
             for name in ("positions", "visibility", "confidence")
@@ -218,72 +294,88 @@ def _in_parts(
     )
 
 
-def _whole(model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int) -> State:
-    """All frames as one window."""
-    support = model.support(maps, runs.frames.gather(1, runs.times), runs.positions)
-    return model.refine(
-        maps, runs.frames, support, start(runs.positions, runs.frames.shape[1]), iterations
+def _track_whole(
+    model: CoTracker3, maps: list[Tensor], batch: _QueryBatch, iterations: int
+) -> TrackEstimates:
+    """Track through all frames as one window."""
+    support = model.support_features(maps, batch.frames.gather(1, batch.times), batch.positions)
+    initial = initial_estimates(batch.positions, batch.frames.shape[1])
+    return model.refine(maps, batch.frames, support, initial, iterations)
+
+
+def _track_sliding(
+    model: CoTracker3, maps: list[Tensor], batch: _QueryBatch, iterations: int
+) -> TrackEstimates:
+    """Track through windows that overlap by half; each starts from the result of the last one."""
+    frames, window = batch.frames.shape[1], model.window
+    initial = initial_estimates(batch.positions, frames)
+    result = TrackEstimates(
+        initial.positions.clone(), initial.visibility.clone(), initial.confidence.clone()
+    )
+    at_queries = model.support_features(maps, batch.frames.gather(1, batch.times), batch.positions)
+    # As published, a query has no support features before a window has reached its frame.
+    support = [torch.zeros_like(level) for level in at_queries]
+    for first in _window_starts(frames, window):
+        # The last window is filled up by repeating the video's last frame.
+        index = torch.arange(first, first + window, device=batch.frames.device)
+        index = index.clamp(max=frames - 1)
+        reached = batch.times < first + window
+        tracked = batch.times < (first + WINDOW_STEP if first else 0)
+        support = [
+            torch.where((reached & ~tracked)[..., None, None], new, old)
+            for new, old in zip(at_queries, support, strict=True)
+        ]
+        estimates = _continue_estimates(
+            result, batch.positions, tracked, first=first, window=window
+        )
+        estimates = model.refine(maps, batch.frames[:, index], support, estimates, iterations)
+        end = min(first + window, frames)
+        for name in ("positions", "visibility", "confidence"):
+            getattr(result, name)[:, first:end] = getattr(estimates, name)[:, : end - first]
+    return result
+
+
+def _continue_estimates(
+    result: TrackEstimates, queries: Tensor, tracked: Tensor, *, first: int, window: int
+) -> TrackEstimates:
+    """Start a window from the last one's result, and points it did not track from their queries.
+
+    result:  estimates of the windows before, for all frames of the video
+    queries: [R, N, 2] positions in map pixels
+    tracked: [R, N] whether the last window tracked this point
+    first:   first frame of this window
+    window:  frames per window
+    """
+    frames = result.positions.shape[1]
+    # The half that the last window has not seen starts from the last frame that it has seen.
+    last_seen = min(first + window - WINDOW_STEP, frames) - 1
+    index = torch.arange(first, first + window, device=queries.device).clamp(max=last_seen)
+    initial = initial_estimates(queries, window)
+    return TrackEstimates(
+        torch.where(tracked[:, None, :, None], result.positions[:, index], initial.positions),
+        torch.where(tracked[:, None], result.visibility[:, index], initial.visibility),
+        torch.where(tracked[:, None], result.confidence[:, index], initial.confidence),
     )
 
 
-def _sliding(model: CoTracker3, maps: list[Tensor], runs: _Runs, iterations: int) -> State:
-    """Windows that overlap by half, each beginning with what the last one found."""
-    frames, window = runs.frames.shape[1], model.window
-    whole = start(runs.positions, frames)
-    found = State(whole.positions.clone(), whole.visibility.clone(), whole.confidence.clone())
-    count = runs.times.shape[1]
-    support = [maps[0].new_zeros(len(runs.frames), count, SIDE**2, CHANNELS) for _ in range(LEVELS)]
-    for begin in _windows(frames, window):
-        index = torch.arange(begin, begin + window, device=runs.frames.device).clamp(max=frames - 1)
-        begun = (
-            runs.times < begin + ONLINE_STEP
-            if begin
-            else torch.zeros_like(runs.times, dtype=torch.bool)
-        )
-        new = (
-            ~begun
-            & (runs.times < begin + window)
-            & (runs.times >= (begin + ONLINE_STEP if begin else 0))
-        )
-        taken = model.support(maps, runs.frames.gather(1, runs.times), runs.positions)
-        support = [
-            torch.where(new[..., None, None], fresh, known)
-            for fresh, known in zip(taken, support, strict=True)
-        ]
-        # The half that the last window has not seen repeats the last frame that it has.
-        last = torch.arange(begin, begin + window, device=index.device).clamp(
-            max=min(begin + window - ONLINE_STEP, frames) - 1
-        )
-        still = start(runs.positions, window)
-        state = State(
-            torch.where(begun[:, None, :, None], found.positions[:, last], still.positions),
-            torch.where(begun[:, None], found.visibility[:, last], still.visibility),
-            torch.where(begun[:, None], found.confidence[:, last], still.confidence),
-        )
-        state = model.refine(maps, runs.frames[:, index], support, state, iterations)
-        end = min(begin + window, frames)
-        for name in ("positions", "visibility", "confidence"):
-            getattr(found, name)[:, begin:end] = getattr(state, name)[:, : end - begin]
-    return found
-
-
-def _windows(frames: int, window: int) -> Iterator[int]:
-    """First frames of the windows that cover a video."""
+def _window_starts(frames: int, window: int) -> Iterator[int]:
+    """Yield the first frame of each window that covers a video."""
     yield 0
-    begin = ONLINE_STEP
-    while begin + window - ONLINE_STEP < frames:
-        yield begin
-        begin += ONLINE_STEP
+    first = WINDOW_STEP
+    while first + window - WINDOW_STEP < frames:
+        yield first
+        first += WINDOW_STEP
 
 
 def _check(
     video: Tensor,
+    *,
     queries: Tensor | None,
     grid: int | Tensor | None,
     anchors: Sequence[int],
     iterations: int,
 ) -> tuple[int, int]:
-    """(B, T) of a video that can be tracked; raises PretrackError otherwise."""
+    """Return (B, T) of the video. Raises PretrackError for arguments that cannot be tracked."""
     if video.ndim != 5 or video.shape[2] != 3:
         raise PretrackError(
             f"a video to track has the shape [B, T, 3, H, W], not {list(video.shape)}"
@@ -291,34 +383,36 @@ def _check(
     clips, frames, _, height, width = video.shape
     if min(clips, height, width) < 1 or frames < 2:
         raise PretrackError(
-            f"a video to track has at least one clip, at least 2 frames, and frames of at least 1x1 pixels: not {list(video.shape)}"
+            "a video to track has at least one clip, at least 2 frames, and frames of at least 1x1 "
+            f"pixels: not {list(video.shape)}"
         )
     if video.is_floating_point() and not torch.isfinite(video).all():
-        raise PretrackError("the video to track holds values that are not finite")
+        raise PretrackError("the video to track has values that are not finite")
     if iterations < 1:
         raise PretrackError(f"tracking takes at least 1 iteration, not {iterations}")
     if (queries is None) == (grid is None):
-        raise PretrackError("tracking takes either queries or a grid")
+        raise PretrackError("tracking takes either queries or a grid: give one of the two")
     if queries is not None:
         _check_queries(queries, clips, frames)
-        _check_points(queries[..., 1:], width, height, "the queries")
+        _check_inside(queries[..., 1:], width, height, "the queries")
     elif not anchors or min(anchors) < 0 or max(anchors) >= frames:
         raise PretrackError(
-            f"the anchors {list(anchors)} are not all frames of a video of {frames} (0 to {frames - 1})"
+            f"the anchors {list(anchors)} are not all frames of a video of {frames} "
+            f"(0 to {frames - 1})"
         )
     if isinstance(grid, int) and grid < 1:
-        raise PretrackError(f"a grid has at least 1 point a side, not {grid}")
+        raise PretrackError(f"a grid has at least 1 point per side, not {grid}")
     if isinstance(grid, Tensor):
         if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
             raise PretrackError(
                 f"the points of a grid have the shape [N, 2], not {list(grid.shape)}"
             )
-        _check_points(grid, width, height, "the points of a grid")
+        _check_inside(grid, width, height, "the points of a grid")
     return clips, frames
 
 
 def _check_queries(queries: Tensor, clips: int, frames: int) -> None:
-    """Raises PretrackError unless they are [clips, N, 3] and name frames that there are."""
+    """Raise PretrackError unless queries are [B, N, 3] and name frames of the video."""
     if (
         queries.ndim != 3
         or queries.shape[0] != clips
@@ -330,17 +424,18 @@ def _check_queries(queries: Tensor, clips: int, frames: int) -> None:
         )
     times = queries[..., 0]
     if not torch.isfinite(times).all():
-        raise PretrackError("the queries hold frames that are not finite")
+        raise PretrackError("the queries have frames that are not finite")
     if (times != times.round()).any() or times.min() < 0 or times.max() >= frames:
         raise PretrackError(
-            f"queries name frames that a video of {frames} does not have (0 to {frames - 1}, whole numbers)"
+            f"queries name frames that a video of {frames} does not have "
+            f"(0 to {frames - 1}, whole numbers)"
         )
 
 
-def _check_points(points: Tensor, width: int, height: int, what: str) -> None:
-    """Raises PretrackError unless points [..., 2] lie in a frame."""
+def _check_inside(points: Tensor, width: int, height: int, subject: str) -> None:
+    """Raise PretrackError, about the `subject`, unless points [..., 2] lie in the frame."""
     if not torch.isfinite(points).all():
-        raise PretrackError(f"{what} hold positions that are not finite")
+        raise PretrackError(f"{subject} have positions that are not finite")
     x, y = points[..., 0], points[..., 1]
     if min(x.min(), y.min()) < -0.5 or x.max() > width - 0.5 or y.max() > height - 0.5:
-        raise PretrackError(f"{what} lie outside their frame of {width}x{height} pixels")
+        raise PretrackError(f"{subject} lie outside their frame of {width}x{height} pixels")

@@ -1,0 +1,3 @@
+"""Trackers behind one interface: frames as stored, with query points → tracks of each clip.
+
+`protocol.Tracker` is the interface; the settings of each tracker load it."""

@@ -1,4 +1,7 @@
-"""CoTracker3 in a build: many clips at once on a GPU. The network and its functions are in `pipeline.cotracker3`."""
+"""CoTracker3 as a tracker of a build, which tracks many clips at once on a GPU.
+
+The network itself and its tracking functions are in `pipeline.cotracker3`.
+"""
 
 from __future__ import annotations
 
@@ -10,49 +13,53 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from pipeline.cotracker3.weights import RANDOM, WINDOWS, load_model, weights_digest
+from pipeline.cotracker3.weights import RANDOM_WEIGHTS, WINDOW_FRAMES, load_model, weights_digest
 from pipeline.trackers.protocol import Tracker, TrackerSettings, clamp_to_frame
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError, first_line
 
 if TYPE_CHECKING:
-    from pipeline.cotracker3.model import CoTracker3 as Network
-    from pipeline.cotracker3.tracking import Tracked
+    from pipeline.cotracker3.model import CoTracker3
+    from pipeline.cotracker3.tracking import PredictedTracks
 
 log = logging.getLogger(__name__)
 
-_LEAST_MEMORY = 64 << 20
-"""Bytes. With less, nothing but single frames, anchors and clips fits; that is what 0 stands for."""
+_MIN_MEMORY = 64 << 20
+"""Bytes. Below this only single frames, anchors and clips fit, which a memory of 0 stands for."""
 
 
 class CoTracker3Settings(TrackerSettings):
     """Settings of CoTracker3. Its official weights are CC BY-NC 4.0: not for commercial use."""
 
     tracker: Literal["cotracker3"]
-    """Which tracker follows the points."""
+    """The tracker: CoTracker3."""
     version: Literal[1] = 1
-    """Raised by hand when the code's results change, so that old tracks are made again."""
+    """Incremented by hand when the code's results change, so that stored tracks are recomputed."""
     weights: str = "scaled_offline"
-    """A checkpoint file; or an official name (scaled_offline, scaled_online, baseline_offline, baseline_online), looked up in the
-    Hugging Face cache; or random_offline, random_online, which track nothing and show that everything runs."""
+    """A checkpoint file; or an official name (scaled_offline, scaled_online, baseline_offline,
+    baseline_online), looked up in the Hugging Face cache; or random_offline or random_online, which
+    track nothing and only show that everything runs."""
     mode: Literal["offline", "sliding"] = "offline"
-    """`offline` sees all frames of a clip at once; `sliding` moves a window of 16 frames, for clips too long for that. Each has its
-    own weights."""
+    """`offline` sees all frames of a clip at once; `sliding` moves a window of 16 frames over clips
+    that are too long for that. Each mode has its own weights."""
     precision: Literal["fast", "exact"] = "fast"
     """`fast` computes in bfloat16 where that is safe, `exact` in float32 throughout."""
     iterations: int = Field(6, ge=1, le=16)
-    """How often a window's tracks are refined."""
+    """Refinement iterations per window."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes CUDA if the worker has a GPU (ray.tracker_gpus)."""
+    """`auto` uses CUDA if the worker has a GPU (ray.tracker_gpus)."""
     memory_gb: float = Field(4.0, gt=0)
-    """What the largest intermediate result may take on a GPU: more tracks more clips at once. Halved where memory runs out."""
+    """GPU memory for the largest intermediate result. A larger value tracks more clips at once.
+    It is halved when the GPU runs out of memory."""
     compile: bool = True
-    """Have `torch.compile` make kernels, which every worker waits for at its first clips. Only for `precision: fast` on CUDA."""
+    """Use `torch.compile`. Every worker waits for the compilation at its first clips. It applies
+    only to `precision: fast` on CUDA."""
 
     @model_validator(mode="before")
     @classmethod
     def _accept_earlier_backend(cls, values: Any) -> Any:
-        # Snapshots built by earlier versions store `backend: pretrack`; the published package was the other choice.
+        # Snapshots of earlier versions store `backend: pretrack`; the other value was the
+        # published package.
         if isinstance(values, dict) and "backend" in values:
             if values["backend"] != "pretrack":
                 raise ValueError("backend has only one value left, pretrack: leave it out")
@@ -60,30 +67,34 @@ class CoTracker3Settings(TrackerSettings):
         return values
 
     def of_content(self) -> dict[str, Any]:
-        """The settings that decide what the tracks are; the weights by their digest, wherever they lie.
+        """Return the settings that decide the tracks' content, with weights given by their digest.
 
-        Where and how they are computed is left out: device, memory and compilation change roundings only.
+        Device, memory and compilation are left out: they change nothing but rounding. Raises
+        PretrackError if the weights are missing or damaged.
         """
         computing = {"device", "memory_gb", "compile"}
         content = self.model_dump(mode="json", exclude={*computing, "weights"})
-        # `backend` is no longer a setting, but part of the fingerprint of all tracks stored so far.
+        # `backend` is no longer a setting, but is part of the fingerprint of all stored tracks.
         return {**content, "backend": "pretrack", "weights": weights_digest(self.weights)}
 
     def load(self) -> Tracker:
-        """The tracker itself. Raises PretrackError if weights, mode and device do not go together, or a package is missing."""
+        """Load the tracker.
+
+        Raises PretrackError if weights, mode and device do not fit each other, or torch is missing.
+        """
         return CoTracker3Tracker(self)
 
 
 class CoTracker3Tracker:
-    """Holds the network on its device."""
+    """Tracks clips with the network on its device."""
 
     def __init__(self, settings: CoTracker3Settings) -> None:
         self._settings = settings
-        self._device = find_device(settings)
+        self._device = _choose_device(settings)
         self._compiled = (
             settings.compile and settings.precision == "fast" and self._device == "cuda"
         )
-        self._model = load_network(settings, self._device, self._compiled)
+        self._model = _load_model_for_mode(settings, self._device, self._compiled)
         self._memory = int(settings.memory_gb * (1 << 30)) if self._device == "cuda" else 0
 
     def track(
@@ -93,9 +104,10 @@ class CoTracker3Tracker:
         anchors: Sequence[int],
         queries: NDArray[np.float32],
     ) -> list[Tracks]:
-        """See `Tracker.track`. Where a GPU runs out of memory, fewer are tracked at once from then on, and a warning says so.
+        """Track points through clips, as many at once as fit the memory. See `Tracker.track`.
 
-        Raises PretrackError if not even one anchor of one clip fits.
+        When the GPU runs out of memory, a warning is logged and fewer clips are tracked at once
+        from then on. Raises PretrackError if not even one anchor of one clip fits.
         """
         import torch
 
@@ -108,36 +120,42 @@ class CoTracker3Tracker:
                     for tracks in self._track(clips[first : first + size], anchors, queries)
                 ]
             except torch.cuda.OutOfMemoryError as error:
-                self._take_less(error)
+                self._halve_memory(error)
                 torch.cuda.empty_cache()
-            except RuntimeError as error:  # which all errors of compilation are
+            except RuntimeError as error:  # all errors of torch.compile are RuntimeErrors
                 if not self._compiled:
                     raise
-                self._do_without_compilation(error)
+                self._disable_compilation(error)
 
-    def _take_less(self, error: Exception) -> None:
-        """Halves the memory to use. Raises PretrackError if there is nothing left to halve."""
+    def _halve_memory(self, error: Exception) -> None:
+        """Halve the memory to use. Raises PretrackError if it cannot be lowered further."""
         if self._memory == 0:
             raise PretrackError(
-                "the GPU's memory is too small even for one anchor of one clip: lower frames.clip_frames or tracks.grid, give a "
-                "worker more of the GPU (ray.tracker_gpus=1), or set tracks.mode=sliding and its weights"
+                "the GPU's memory is too small even for one anchor of one clip: lower "
+                "frames.clip_frames or tracks.grid, give a worker more of the GPU "
+                "(ray.tracker_gpus=1), or set tracks.mode=sliding and its weights"
             ) from error
-        self._memory = self._memory // 2 if self._memory > _LEAST_MEMORY else 0
+        self._memory = self._memory // 2 if self._memory > _MIN_MEMORY else 0
         log.warning(
-            "out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=%.3g)",
+            "out of GPU memory: tracking fewer clips at once from now on (tracks.memory_gb=%.3g)",
             self._memory / (1 << 30),
         )
 
-    def _do_without_compilation(self, error: Exception) -> None:
+    def _disable_compilation(self, error: Exception) -> None:
+        """Load the network again without compilation, and log why."""
         log.warning(
-            "torch.compile does not work here (%s): going on without, as with tracks.compile=false",
+            "torch.compile does not work here (%s): continuing as with tracks.compile=false",
             first_line(error),
         )
         self._compiled = False
-        self._model = load_network(self._settings, self._device)
+        self._model = _load_model_for_mode(self._settings, self._device)
 
     def _clips_at_once(self, clip: NDArray[np.uint8], anchors: int, points: int) -> int:
-        """How many clips fit: their maps take 8 MB a frame in float32, and so do 256 points' neighbourhoods."""
+        """Return how many clips fit the memory; 0 if not even one does.
+
+        In float32, the feature maps take 8 MB per frame, and the neighbourhoods of 256 points take
+        as much.
+        """
         return int(self._memory / (len(clip) * 8e6 * max(1, points * anchors / 256)))
 
     def _track(
@@ -146,12 +164,13 @@ class CoTracker3Tracker:
         anchors: Sequence[int],
         queries: NDArray[np.float32],
     ) -> list[Tracks]:
+        """Track clips of one shape in one call of the network."""
         import torch
 
         from pipeline.cotracker3.tracking import track
 
         video = torch.from_numpy(np.stack(clips)).to(self._device).permute(0, 1, 4, 2, 3)
-        tracked = track(
+        predicted = track(
             self._model,
             video,
             grid=torch.from_numpy(queries),
@@ -161,13 +180,16 @@ class CoTracker3Tracker:
             memory=self._memory,
         )
         return [
-            as_tracks(tracked, clip, anchors, video.shape[-1], video.shape[-2])
+            _stored_tracks(predicted, clip, anchors, (video.shape[-1], video.shape[-2]))
             for clip in range(len(clips))
         ]
 
 
-def find_device(settings: CoTracker3Settings) -> str:
-    """`cuda` or `cpu`. Raises PretrackError if torch is missing, or a GPU that the settings want."""
+def _choose_device(settings: CoTracker3Settings) -> str:
+    """Return `cuda` or `cpu`.
+
+    Raises PretrackError if torch is missing, or if the settings ask for a GPU and there is none.
+    """
     try:
         import torch
     except ImportError as error:
@@ -176,33 +198,44 @@ def find_device(settings: CoTracker3Settings) -> str:
         ) from error
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise PretrackError(
-            "tracks.device is cuda, and this worker sees no GPU: set ray.tracker_gpus=1, or tracks.device=auto"
+            "tracks.device is cuda, and this worker sees no GPU: "
+            "set ray.tracker_gpus=1, or tracks.device=auto"
         )
     return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def load_network(settings: CoTracker3Settings, device: str, compiled: bool = False) -> Network:
-    """The network with its weights. Raises PretrackError if there are none, or they are not made for the settings' mode."""
-    network = load_model(settings.weights, device, compiled)
-    if network.window != WINDOWS[settings.mode]:
-        kind = {window: mode for mode, window in WINDOWS.items()}.get(network.window, "another")
+def _load_model_for_mode(
+    settings: CoTracker3Settings, device: str, compiled: bool = False
+) -> CoTracker3:
+    """Load the network, and check that its weights are made for the settings' mode.
+
+    Raises PretrackError if they are not, or if there are no such weights.
+    """
+    model = load_model(settings.weights, device, compiled)
+    if model.window != WINDOW_FRAMES[settings.mode]:
+        kind = {frames: mode for mode, frames in WINDOW_FRAMES.items()}.get(model.window, "another")
         raise PretrackError(
-            f"the weights {settings.weights} are of the {kind} kind, and tracks.mode is {settings.mode}: change one"
+            f"the weights {settings.weights} are of the {kind} kind, "
+            f"and tracks.mode is {settings.mode}: change one"
         )
-    if settings.weights in RANDOM:
+    if settings.weights in RANDOM_WEIGHTS:
         log.warning(
-            "CoTracker3 has random weights: its tracks are meaningless, and only show that everything runs"
+            "CoTracker3 has random weights: its tracks are meaningless, "
+            "and only show that everything runs"
         )
-    return network
+    return model
 
 
-def as_tracks(
-    tracked: Tracked, clip: int, anchors: Sequence[int], width: int, height: int
+def _stored_tracks(
+    predicted: PredictedTracks, clip: int, anchors: Sequence[int], size: tuple[int, int]
 ) -> Tracks:
-    """What was found in a clip (its index), as it is stored."""
-    positions = clamp_to_frame(tracked.positions[clip].cpu().numpy(), width, height)
+    """Convert the tracks of the clip with this index to their stored form.
+
+    Positions are clamped to the frame of `size` (width, height); probabilities become 8 bits.
+    """
+    positions = clamp_to_frame(predicted.positions[clip].cpu().numpy(), *size)
     visibility, confidence = (
         np.rint(value[clip].cpu().numpy() * 255).astype(np.uint8)
-        for value in (tracked.visibility, tracked.confidence)
+        for value in (predicted.visibility, predicted.confidence)
     )
     return Tracks(np.asarray(anchors, np.int32), positions, visibility, confidence)

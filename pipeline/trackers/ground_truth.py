@@ -1,4 +1,4 @@
-"""No tracker but the truth: the exact tracks of clips of the source `synthetic`, from the geometry that made their frames."""
+"""Exact tracks of synthetic clips, computed from the geometry that rendered their frames."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from shards.geometry import FrameTransform
 
 
 class GroundTruthSettings(TrackerSettings):
-    """Settings of the exact tracks. They have no errors to allow for, so only the points can be chosen."""
+    """Settings of the exact tracks. Only the points can be chosen."""
 
     tracker: Literal["truth"]
-    """Which tracker follows the points."""
+    """The tracker: exact tracks of the source `synthetic`."""
     version: Literal[1] = 1
-    """Raised by hand when the code's results change, so that old tracks are made again."""
+    """Incremented by hand when the code's results change, so that stored tracks are recomputed."""
 
     def load(self) -> GroundTruthTracker:
-        """The tracker itself."""
+        """Make the tracker."""
         return GroundTruthTracker()
 
 
 class GroundTruthTracker:
-    """Looks at no frame: a clip's description names its scene."""
+    """Returns exact tracks without looking at frames: a clip's description names its scene."""
 
     def track(
         self,
@@ -38,35 +38,40 @@ class GroundTruthTracker:
         anchors: Sequence[int],
         queries: NDArray[np.float32],
     ) -> list[Tracks]:
-        """See `Tracker.track`. Visibility is 0 or 255, and confidence 255 everywhere.
+        """Return the exact tracks: visibility 0 or 255, confidence 255. See `Tracker.track`.
 
-        Raises PretrackError for a clip that does not come from the source `synthetic`.
+        Raises PretrackError for a clip that is not from the source `synthetic`.
         """
         return [_track(info, anchors, queries) for info in infos]
 
 
 def _track(info: ClipInfo, anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:
-    """The tracks of a clip, in pixels of its stored size."""
+    """Return the exact tracks of a clip, in pixels of its stored size."""
     if info.dataset != "synthetic":
         raise PretrackError(
-            f"the clip {info.key} is of the dataset {info.dataset}, and only synthetic clips have true tracks"
+            f"the clip {info.key} is of the dataset {info.dataset}, "
+            "and only synthetic clips have true tracks"
         )
     scene_id = SceneId.parse(info.video_id)
     if (scene_id.width, scene_id.height) != (info.source_width, info.source_height):
         raise PretrackError(
-            f"the clip {info.key} came from frames of {info.source_width}x{info.source_height}, and its scene {scene_id} has others"
+            f"the clip {info.key} came from frames of {info.source_width}x{info.source_height}, "
+            f"and its scene {scene_id} has another size"
         )
     scene = make_scene(scene_id)
-    stored = FrameTransform.whole(info.source_width, info.source_height, info.width, info.height)
-    source = FrameTransform.whole(info.width, info.height, info.source_width, info.source_height)
+    # Scenes are defined in pixels of the source; queries and tracks are in pixels of stored frames.
+    to_stored = FrameTransform.whole(info.source_width, info.source_height, info.width, info.height)
+    to_source = FrameTransform.whole(info.width, info.height, info.source_width, info.source_height)
+    scene_queries, frames = to_source.points(queries), list(info.frame_numbers)
     shape = (len(anchors), info.frames, len(queries))
     positions, visibility = np.empty((*shape, 2), np.float32), np.empty(shape, np.uint8)
     for row, anchor in enumerate(anchors):
-        true, seen = true_tracks(scene, info.frame_numbers[anchor], source.points(queries))
-        positions[row] = clamp_to_frame(
-            stored.points(true.astype(np.float32)), info.width, info.height
-        )[list(info.frame_numbers)]
-        visibility[row] = np.where(seen, 255, 0)[list(info.frame_numbers)]
+        # Tracks of all frames of the scene, of which the clip has some.
+        scene_positions, visible = true_tracks(scene, info.frame_numbers[anchor], scene_queries)
+        stored_positions = to_stored.points(scene_positions.astype(np.float32))
+        positions[row] = clamp_to_frame(stored_positions, info.width, info.height)[frames]
+        visibility[row] = np.where(visible, 255, 0)[frames]
+        # Rounding must not move a point off its query.
         positions[row, anchor] = queries
         visibility[row, anchor] = 255
     return Tracks(

@@ -1,4 +1,7 @@
-"""What a tracker is. Another one is one new file beside this, and its settings' name in `pipeline.config`."""
+"""The interface of trackers and the settings that all of them have.
+
+To add a tracker, add one file beside this one, and its settings class to `pipeline.config`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from shards.clip import ClipInfo, Tracks
 
 
 class Tracker(Protocol):
-    """Follows points through a clip. Made once a worker, by its settings' `load()`, and then called for every clip."""
+    """Tracks points through clips. Each worker loads one by its settings' `load()`."""
 
     def track(
         self,
@@ -23,37 +26,40 @@ class Tracker(Protocol):
         anchors: Sequence[int],
         queries: NDArray[np.float32],
     ) -> list[Tracks]:
-        """Follows the same query points from each anchor frame through whole clips, forward and backward.
+        """Track the same query points from each anchor frame through whole clips, both ways.
 
         clips:   [T, H, W, 3] each, RGB as stored, all of one shape
-        infos:   what is known of each clip
+        infos:   the description of each clip
         anchors: A frame indices, 0 <= a < T
-        queries: [N, 2] (x, y) in pixels of the frame, centres at integers; their position in every anchor frame
+        queries: [N, 2] (x, y) in pixels of the frame, pixel centres at integers; the same positions
+                 are queried in every anchor frame
 
-        In its own anchor frame a point is at its query, visible and certain.
+        Returns the tracks of each clip. In its own anchor frame a point is exactly at its query,
+        with visibility and confidence 255.
         """
         ...
 
 
 def clamp_to_frame(positions: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
-    """Positions [..., 2] in pixels of a frame; those of lost points, which may fly off, moved to within a frame's size of it.
+    """Clamp positions [..., 2] in pixels to at most one frame size outside the frame.
 
-    There they are harmless to store: `pretrack verify` takes what is much farther away for damage.
+    Lost points may drift far away. `pretrack verify` reports positions much farther out as damage.
     """
     limit = np.array([width, height], np.float32)
     return np.clip(positions, -limit, 2 * limit)
 
 
 class TrackerSettings(Settings):
-    """Settings that every tracker has."""
+    """Settings of every tracker."""
 
     grid: int = Field(16, ge=1, le=128)
-    """Points a side: grid x grid points are followed from each anchor frame."""
+    """Points per side: grid x grid points are tracked from each anchor frame."""
     anchors: tuple[int, ...] = (0, 8, 16)
-    """Frames of a clip from which a grid of points is followed. A clip too short for one of them goes without it."""
+    """Anchor frames: frames of a clip from which a grid of points is tracked. Anchors beyond the
+    end of a short clip are left out."""
 
     def of_content(self) -> dict[str, Any]:
-        """The settings that decide what the tracks are."""
+        """Return the settings that decide the tracks' content; they go into the fingerprint."""
         return self.model_dump(mode="json")
 
     @field_validator("anchors")
@@ -61,6 +67,7 @@ class TrackerSettings(Settings):
     def _check_anchors(cls, anchors: tuple[int, ...]) -> tuple[int, ...]:
         if not anchors or list(anchors) != sorted(set(anchors)) or anchors[0] < 0:
             raise ValueError(
-                "should be one or more different frame indices in increasing order, such as [0, 8, 16]"
+                "should be one or more different frame indices in increasing order, "
+                "such as [0, 8, 16]"
             )
         return anchors

@@ -1,7 +1,11 @@
-"""CoTracker3 against outputs of the published model under weights that anyone can make again, and what it refuses."""
+"""Compare CoTracker3 with outputs of the published model, and test what it refuses.
+
+The outputs were made with random weights that anyone can make again (`golden_weights`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import shutil
@@ -19,9 +23,15 @@ from torch.nn import functional as F
 
 from manifests.settings import check_settings
 from pipeline.config import BuildSettings
-from pipeline.cotracker3.encoder import STRIDE
-from pipeline.cotracker3.model import CoTracker3, neighbourhoods, start
-from pipeline.cotracker3.tracking import Tracked, encode, track
+from pipeline.cotracker3.encoder import FEATURE_STRIDE
+from pipeline.cotracker3.model import (
+    CoTracker3,
+    displacement_encoding,
+    initial_estimates,
+    neighbourhoods,
+    sinusoidal_time_embedding,
+)
+from pipeline.cotracker3.tracking import PredictedTracks, _window_starts, encode, track
 from pipeline.cotracker3.weights import find_weights, load_model
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
@@ -48,7 +58,7 @@ def two_threads() -> Iterator[None]:
 
 
 def golden_weights(kind: str) -> dict[str, Tensor]:
-    """The weights that the golden outputs were made with: random numbers that follow from each key, and the table of times."""
+    """Make the weights of the golden outputs: random numbers seeded by each key, and time_emb."""
     shapes: dict[str, list[int]] = json.loads((GOLDEN / f"state_dict_{kind}.json").read_text())
     weights = {}
     for key, shape in shapes.items():
@@ -110,15 +120,15 @@ def test_network_equals_golden_after_one_and_six_iterations(
     maps = offline.encode(video)
     times, positions = (
         golden["raw_queries"][None, :, 0].long(),
-        golden["raw_queries"][None, :, 1:] / STRIDE,
+        golden["raw_queries"][None, :, 1:] / FEATURE_STRIDE,
     )
-    support = offline.support(maps, times, positions)
+    support = offline.support_features(maps, times, positions)
     for iterations in (1, 6):
         state = offline.refine(
-            maps, torch.arange(10)[None], support, start(positions, 10), iterations
+            maps, torch.arange(10)[None], support, initial_estimates(positions, 10), iterations
         )
         for name, ours, tolerance in (
-            ("coords", state.positions * STRIDE, PIXELS),
+            ("coords", state.positions * FEATURE_STRIDE, PIXELS),
             ("vis", state.visibility.sigmoid(), PROBABILITY),
             ("conf", state.confidence.sigmoid(), PROBABILITY),
         ):
@@ -154,9 +164,8 @@ def test_sliding_tracks_equal_golden(online: CoTracker3) -> None:
     grid = torch.cat([torch.zeros(25, 1), torch.from_numpy(grid_points(5, 128, 96))], dim=1)
     for name, queries in (("grid", grid), ("query", golden["queries"])):
         tracked = track(online, video, queries=queries[None], backward=False)
-        own = (
-            torch.arange(28)[:, None] == queries[None, :, 0]
-        )  # published, a point's own frame holds a guess; here, the query
+        # In a point's own frame the published model returns a prediction; ours returns the query.
+        own = torch.arange(28)[:, None] == queries[None, :, 0]
         torch.testing.assert_close(
             tracked.positions[0][~own], golden[f"{name}_tracks"][~own], rtol=0, atol=PIXELS
         )
@@ -179,14 +188,46 @@ def test_neighbourhoods_equal_grid_sample() -> None:
     torch.testing.assert_close(got[0], expected)
 
 
-def a_video(clips: int = 2, frames: int = 6) -> Tensor:
+def test_displacements_are_relative_to_the_map_and_encoded_component_by_component() -> None:
+    """A point moves by (64, 24) of 128 x 96 map pixels: 1/2 of the width and 1/4 of the height."""
+    positions = torch.tensor([[0.0, 0.0], [64.0, 24.0]]).view(1, 2, 1, 2)
+    first, second = displacement_encoding(positions)[0, :, 0]
+    assert first[:4].tolist() == [-0.5, -0.25, 0, 0]
+    assert second[:4].tolist() == [0, 0, 0.5, 0.25]
+    # Scale 2^1 comes after the four components at 2^0; cosines come after all sines.
+    sines, cosines = second[4:44], second[44:]
+    assert sines[[2, 3, 6, 7]].tolist() == pytest.approx(np.sin([0.5, 0.25, 1.0, 0.5]).tolist())
+    assert cosines[[0, 2, 6]].tolist() == pytest.approx(np.cos([0.0, 0.5, 1.0]).tolist())
+    assert sines[39].item() == pytest.approx(np.sin(0.25 * 2**9), abs=1e-4)
+
+
+def test_the_time_embedding_has_sines_then_cosines() -> None:
+    table = sinusoidal_time_embedding(3)[0]
+    assert table.shape == (3, 1110)
+    assert table[0].tolist() == [0.0] * 555 + [1.0] * 555
+    last = 2 * 10000 ** (-554 / 555)
+    assert table[2, [0, 554]].tolist() == pytest.approx([np.sin(2), np.sin(last)], rel=1e-4)
+    assert table[2, [555, 1109]].tolist() == pytest.approx([np.cos(2), np.cos(last)], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("frames", "starts"),
+    [(2, [0]), (16, [0]), (17, [0, 8]), (24, [0, 8]), (25, [0, 8, 16]), (28, [0, 8, 16])],
+)
+def test_windows_overlap_by_half_until_the_last_frame_is_seen(
+    frames: int, starts: list[int]
+) -> None:
+    assert list(_window_starts(frames, 16)) == starts
+
+
+def make_video(clips: int = 2, frames: int = 6) -> Tensor:
     made = [np.stack(panning_frames(seed, frames, 64, 48)) for seed in range(clips)]
     return torch.from_numpy(np.stack(made)).permute(0, 1, 4, 2, 3)
 
 
 @pytest.mark.slow
 def test_clips_anchors_and_memory_do_not_change_tracks(offline: CoTracker3) -> None:
-    video = a_video(2, 3)
+    video = make_video(2, 3)
     together = track(offline, video, grid=3, anchors=(0, 2), iterations=2)
     alone = [
         track(offline, video[b : b + 1], grid=3, anchors=(a,), iterations=2, memory=1)
@@ -200,8 +241,8 @@ def test_clips_anchors_and_memory_do_not_change_tracks(offline: CoTracker3) -> N
 
 @pytest.mark.slow
 def test_points_before_their_anchor_are_tracked_backward(offline: CoTracker3) -> None:
-    """As the frames before an anchor see them, a video and its mirror in time are the same."""
-    video = a_video(1, 4)
+    """Tracking backward equals tracking forward through the reversed video."""
+    video = make_video(1, 4)
     forward = track(offline, video.flip(1), grid=3, anchors=(1,), iterations=2)
     backward = track(offline, video, grid=3, anchors=(2,), iterations=2)
     torch.testing.assert_close(
@@ -211,8 +252,8 @@ def test_points_before_their_anchor_are_tracked_backward(offline: CoTracker3) ->
 
 @pytest.mark.slow
 def test_fast_stays_near_exact(offline: CoTracker3) -> None:
-    """With one iteration: random weights magnify a rounding error at each further one, which trained ones do not."""
-    video = a_video(1)
+    """With one iteration: with random weights, unlike trained ones, each one magnifies rounding."""
+    video = make_video(1)
     exact, fast = (
         track(offline, video, grid=4, anchors=(2,), iterations=1, fast=fast)
         for fast in (False, True)
@@ -225,12 +266,12 @@ def test_fast_stays_near_exact(offline: CoTracker3) -> None:
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
 @pytest.mark.parametrize("fast", [False, True])
 def test_compiled_equals_uncompiled(fast: bool) -> None:
-    """In bfloat16 as far as roundings go: fused kernels skip some, and random weights magnify them."""
+    """In bfloat16 up to rounding: fused kernels skip some, and random weights magnify it."""
     plain, compiled = (
         load_model("random_offline", compiled=compiled) for compiled in (False, True)
     )
-    for frames in (3, 4):  # the second size has them compiled again
-        video = a_video(1, frames)
+    for frames in (3, 4):  # the second size is compiled again
+        video = make_video(1, frames)
         expected, got = (
             track(model, video, grid=3, anchors=(1,), iterations=1, fast=fast)
             for model in (plain, compiled)
@@ -276,7 +317,7 @@ QUERY = torch.tensor([[[0.0, 5.0, 5.0]]])
             {"video": VIDEO, "queries": QUERY - torch.tensor([0, 0, 6.0])},
             "outside their frame of 64x48",
         ),
-        ({"video": VIDEO, "grid": 0}, "a grid has at least 1 point a side"),
+        ({"video": VIDEO, "grid": 0}, "a grid has at least 1 point per side"),
         ({"video": VIDEO, "grid": torch.zeros(4, 3)}, r"points of a grid have the shape \[N, 2\]"),
         (
             {"video": VIDEO, "grid": torch.full((4, 2), float("nan"))},
@@ -299,7 +340,7 @@ def test_bad_input_is_named(offline: CoTracker3, arguments: dict[str, object], s
 @pytest.mark.slow
 def test_odd_sizes_are_tracked(offline: CoTracker3) -> None:
     tracked = track(offline, torch.full((1, 2, 3, 33, 71), 99, dtype=torch.uint8), grid=2)
-    assert isinstance(tracked, Tracked)
+    assert isinstance(tracked, PredictedTracks)
     assert tracked.positions.shape == (1, 1, 2, 4, 2)
     assert len(encode(offline, VIDEO)) == 4
 
@@ -334,6 +375,24 @@ def test_checkpoints_that_cannot_be_used_are_named(
         ).load()
 
 
+def test_a_damaged_file_of_the_hugging_face_cache_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache links a name to a file that is named by its own SHA-256."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cache = tmp_path / "models--facebook--cotracker3"
+    for folder in ("blobs", "refs", "snapshots/abc"):
+        (cache / folder).mkdir(parents=True)
+    (cache / "refs" / "main").write_text("abc")
+    blob = cache / "blobs" / hashlib.sha256(b"whole").hexdigest()
+    blob.write_bytes(b"whole")
+    (cache / "snapshots" / "abc" / "scaled_offline.pth").symlink_to(blob)
+    assert find_weights("scaled_offline") == blob
+    blob.write_bytes(b"not whole")
+    with pytest.raises(PretrackError, match=r"is damaged: delete it and run 'hf download"):
+        find_weights("scaled_offline")
+
+
 def test_moving_a_checkpoint_or_its_memory_changes_no_fingerprint(tmp_path: Path) -> None:
     torch.save(golden_weights("online"), tmp_path / "a.pth")
     (tmp_path / "b.pth").write_bytes((tmp_path / "a.pth").read_bytes())
@@ -356,7 +415,7 @@ def test_moving_a_checkpoint_or_its_memory_changes_no_fingerprint(tmp_path: Path
 
 
 def test_snapshots_that_name_the_backend_keep_their_tracks() -> None:
-    """Earlier versions stored `backend: pretrack`; such settings are read, and mean the same tracks."""
+    """Earlier versions stored `backend: pretrack`; such settings still mean the same tracks."""
     values: dict[str, Any] = {"tracker": "cotracker3", "weights": "random_offline"}
     now = check_settings(CoTracker3Settings, values, "test")
     before = check_settings(CoTracker3Settings, {**values, "backend": "pretrack"}, "test")
@@ -380,12 +439,12 @@ def small_tracker() -> CoTracker3Tracker:
 
 
 def track_two_clips(tracker: CoTracker3Tracker) -> list[Tracks]:
-    clips = [clip.permute(0, 2, 3, 1).numpy() for clip in a_video(2, 2)]
+    clips = [clip.permute(0, 2, 3, 1).numpy() for clip in make_video(2, 2)]
     return tracker.track(clips, [make_clip().info] * 2, (0, 1), grid_points(2, 64, 48))
 
 
 def out_of_memory_beyond(rows: int) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
-    """A hook for a module, whose error of CUDA's cannot be provoked without a GPU. `rows` is what it takes at once."""
+    """Make a module hook that raises CUDA's error for more than `rows` inputs, without a GPU."""
 
     def check(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0].shape[0] > rows:
@@ -406,13 +465,13 @@ def test_running_out_of_memory_takes_fewer_at_once(
         got = track_two_clips(small_tracker)
     assert (
         caplog.messages[0]
-        == "out of GPU memory: tracking fewer at once from now on (tracks.memory_gb=0.5)"
+        == "out of GPU memory: tracking fewer clips at once from now on (tracks.memory_gb=0.5)"
     )
     for ours, theirs in zip(got, expected, strict=True):
         np.testing.assert_allclose(ours.positions, theirs.positions, atol=1e-3)
         np.testing.assert_array_less(np.abs(ours.visibility.astype(int) - theirs.visibility), 2)
     caplog.clear()
-    track_two_clips(small_tracker)  # it has learned
+    track_two_clips(small_tracker)  # the lower limit is kept
     assert not caplog.records
 
 

@@ -1,11 +1,13 @@
-"""The Lucas-Kanade tracker on frames whose true motion is known."""
+"""Track frames with known motion by Lucas-Kanade, and work its probabilities out by hand."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pipeline.trackers.lucas_kanade import LucasKanadeSettings
+from pipeline.trackers.lucas_kanade import LucasKanadeSettings, LucasKanadeTracker
 from shards.geometry import grid_points, inside
 from tests.helpers.clips import make_clip
 from tests.helpers.panning import STEP, panning_frames, texture
@@ -17,13 +19,13 @@ INFO = make_clip().info
 
 
 def truth(anchor: int) -> np.ndarray:
-    """True positions [T, N, 2] of points that lie on the grid in the anchor frame."""
+    """Return true positions [T, N, 2] of points that lie on the grid in the anchor frame."""
     steps = np.arange(len(FRAMES))[:, None, None] - anchor
     return QUERIES + steps * np.array(STEP)
 
 
 @pytest.mark.parametrize("anchor", [0, 5, 11])
-def test_points_are_followed_both_ways(anchor: int) -> None:
+def test_points_are_tracked_both_ways(anchor: int) -> None:
     tracks = LucasKanadeSettings().load().track([FRAMES], [INFO], [anchor], QUERIES)[0]
     seen = (
         inside(truth(anchor), *SIZE)
@@ -83,3 +85,91 @@ def test_the_same_frames_give_the_same_tracks() -> None:
     )
     assert (one.positions == two.positions).all()
     assert (one.visibility == two.visibility).all()
+
+
+class KnownErrors(LucasKanadeTracker):
+    """The tracker with optical flow that moves points by 1 px and has given errors per step.
+
+    A step is (forward-backward error in px, grey difference, found, found again).
+    """
+
+    def __init__(self, steps: list[tuple[float, float, bool, bool]], **settings: float) -> None:
+        super().__init__(LucasKanadeSettings.model_validate(settings))
+        self.flows = iter(
+            [
+                flow
+                for error, difference, found, found_again in steps
+                for flow in ((1.0, found, difference), (error - 1.0, found_again, 0.0))
+            ]
+        )
+
+    def _flow(self, current: Any, following: Any, start: Any) -> Any:
+        move, found, difference = next(self.flows)
+        n = len(start)
+        return start + np.float32([move, 0]), np.full(n, found), np.full(n, difference)
+
+
+def probabilities(
+    steps: list[tuple[float, float, bool, bool]], x: float = 50.0, **settings: float
+) -> tuple[list[int], list[int]]:
+    """Return (visibility, confidence) of one point in each frame, tracked from the first frame."""
+    frames = np.zeros((len(steps) + 1, *SIZE[::-1], 3), np.uint8)
+    queries = np.array([[x, 60.0]], np.float32)
+    tracks = KnownErrors(steps, **settings).track([frames], [INFO], [0], queries)[0]
+    return tracks.visibility[0, :, 0].tolist(), tracks.confidence[0, :, 0].tolist()
+
+
+def test_visibility_is_the_worst_step_and_confidence_the_product_of_steps() -> None:
+    """With error_px = 1, errors of 0.5, 2 and 0.5 px give p = 1 / (1 + e^2) = 0.8, 0.2 and 0.8."""
+    visibility, confidence = probabilities([(e, 0, True, True) for e in (0.5, 2, 0.5)])
+    assert visibility == [255, 204, 51, 51]
+    assert confidence == [255, 204, 41, 33]  # 0.8, 0.16 and 0.128 of 255
+
+
+@pytest.mark.parametrize(
+    ("error", "difference", "settings", "p"),
+    [
+        (1.0, 0.0, {}, 1 / 2),
+        (2.0, 0.0, {"error_px": 4.0}, 1 / (1 + 1 / 4)),
+        (0.0, 15.0, {}, 1 / 2),
+        (0.0, 30.0, {}, 1 / 17),
+        (0.0, 10.0, {"difference": 20.0}, 1 / (1 + 1 / 16)),
+        (1.0, 15.0, {}, 1 / 3),
+    ],
+)
+def test_a_step_at_both_thresholds_has_the_probability_of_the_formula(
+    error: float, difference: float, settings: dict[str, float], p: float
+) -> None:
+    visibility, confidence = probabilities([(error, difference, True, True)], **settings)
+    assert visibility[1] == confidence[1] == round(p * 255)
+
+
+@pytest.mark.parametrize(
+    ("step", "x"),
+    [
+        ((0, 0, False, True), 50.0),  # lost forward
+        ((0, 0, True, False), 50.0),  # lost on the way back
+        ((0, 0, True, True), SIZE[0] - 1.0),  # moves out of the frame
+    ],
+)
+def test_a_point_that_was_lost_once_stays_lost(
+    step: tuple[float, float, bool, bool], x: float
+) -> None:
+    fine = (0.0, 0.0, True, True)
+    assert probabilities([step, fine], x) == ([255, 0, 0], [255, 0, 0])
+    assert probabilities([fine, fine])[0] == [255, 255, 255]
+
+
+@pytest.mark.parametrize(("difference", "visibility"), [(15.0, 128), (30.0, 240)])
+def test_a_scene_that_brightens_by_15_grey_levels_is_as_visible_as_the_setting_says(
+    difference: float, visibility: int
+) -> None:
+    """Nothing moves, so the forward-backward error is 0: p = 1 / (1 + (15 / difference)^4).
+
+    The tracker lowers the difference a little by moving points by a fraction of a pixel.
+    """
+    frame = np.clip(texture(3, *SIZE), 0, 240)
+    queries = np.array([[60.0, 60.0], [80.0, 50.0]], np.float32)
+    settings = LucasKanadeSettings(difference=difference)
+    tracks = settings.load().track([np.stack([frame, frame + 15])], [INFO], [0], queries)[0]
+    assert np.abs(tracks.visibility[0, 1].astype(int) - visibility).max() <= 16
