@@ -106,7 +106,7 @@ class KnownErrors(LucasKanadeTracker):
     def _flow(self, current: Any, following: Any, start: Any) -> Any:
         move, found, difference = next(self.flows)
         n = len(start)
-        return start + np.float32([move, 0]), np.full(n, found), np.full(n, difference)
+        return start + np.array([move, 0], np.float32), np.full(n, found), np.full(n, difference)
 
 
 def probabilities(
