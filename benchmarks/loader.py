@@ -40,11 +40,12 @@ from shards.geometry import FrameTransform, inside
 from shards.reader import iterate_shard
 from tests.helpers.web_server import web_server
 from trainer.config import DataSettings
-from trainer.data.augment import show
-from trainer.data.batch import empty_memory
+from trainer.data.augment import decode_and_transform
 from trainer.data.dataset import ClipDataset
+from trainer.data.encoded_clip import copy_tracks
 from trainer.data.loader import Loader
-from trainer.data.sampler import ClipSampler, Item
+from trainer.data.packed_batch import PackedBatch, empty_memory
+from trainer.data.sampler import ClipSampler, SampleIndex
 
 BATCH, SIZE = 8, 224
 ROUNDS = 7
@@ -57,8 +58,12 @@ def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictur
     """What every reader makes of a clip's bytes."""
     width, height = jpeg.size(images[0])
     into = np.empty((4, 3, SIZE, SIZE), np.uint8)
-    frames = show(
-        [FrameTransform.whole(width, height, SIZE, SIZE)] * 4, images, (width, height), False, into
+    frames = decode_and_transform(
+        images,
+        [FrameTransform.whole(width, height, SIZE, SIZE)] * 4,
+        size=(width, height),
+        reduce=False,
+        into=into,
     )
     return {"frames": torch.from_numpy(frames)} | tracks_of(packed, wanted, width, height)
 
@@ -136,7 +141,7 @@ def ours(data: Data, processes: int) -> Iterator[Any]:
     dataset = dataset_of(data)
 
     class OneEpoch(ClipSampler):
-        def __iter__(self) -> Iterator[list[Item]]:  # type: ignore[override]
+        def __iter__(self) -> Iterator[list[SampleIndex]]:  # type: ignore[override]
             return islice(super().__iter__(), self.steps_per_epoch)
 
     return iter(
@@ -147,12 +152,13 @@ def ours(data: Data, processes: int) -> Iterator[Any]:
 def undecoded(data: Data) -> float:
     """Our seconds for all clips but for their images: what is left to workers where something else decodes."""
     dataset = dataset_of(data)
-    memory = empty_memory(dataset.memory_of(BATCH))
+    shape = dataset.batch_shape(BATCH)
+    memory = empty_memory(shape.num_bytes)
     begun = time.process_time()
-    for items in islice(dataset.order(BATCH), CLIPS_MADE // BATCH):
-        batch = dataset.empty(BATCH, memory)
-        for clip in [dataset.fill(batch, place, item) for place, item in enumerate(items)]:
-            next(clip)
+    for indices in islice(dataset.sampler(BATCH), CLIPS_MADE // BATCH):
+        batch = PackedBatch.empty(shape, memory)
+        for slot, index in enumerate(indices):
+            copy_tracks(dataset.read(index), batch, slot)
     return time.process_time() - begun
 
 
@@ -315,12 +321,12 @@ def floor(clips: list[list[bytes]]) -> None:
     into = np.empty((4, 3, SIZE, SIZE), np.uint8)
     for images in clips:
         width, height = jpeg.size(images[0])
-        show(
-            [FrameTransform.whole(width, height, SIZE, SIZE)] * 4,
+        decode_and_transform(
             images,
-            (width, height),
-            False,
-            into,
+            [FrameTransform.whole(width, height, SIZE, SIZE)] * 4,
+            size=(width, height),
+            reduce=False,
+            into=into,
         )
 
 
@@ -386,7 +392,7 @@ def watch_memory(data: Data, minutes: float) -> None:
     """Prints what memory two workers have at the start, at a quarter, at half and at the end of the time."""
     dataset = dataset_of(data)
     others = {child.pid for child in psutil.Process().children()}
-    stream = iter(Loader(dataset, dataset.order(BATCH), workers=2))
+    stream = iter(Loader(dataset, dataset.sampler(BATCH), workers=2))
     read = sum(
         len(batch["key"]) for batch in islice(stream, 16)
     )  # by then each worker has done all that it ever does

@@ -24,6 +24,7 @@ from torch import Tensor
 from pipeline.cotracker3.tracking import track
 from pipeline.cotracker3.weights import load_model
 from trainer.config import TrainSettings
+from trainer.data.batch import Batch, to_device, track_mask
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.weighted_sum import make_losses
 from trainer.model.backbone import make_backbone, normalised_images
@@ -33,7 +34,7 @@ from trainer.model.feature_sampling import (
     crop_references,
     sample_points,
 )
-from trainer.model.step import Batch, Step
+from trainer.model.step import Step
 from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
 
 FRAMES, POINTS, REFERENCES = 4, 256, 5
@@ -64,17 +65,18 @@ def plain_step(
     side: int,
 ) -> Tensor:
     """The published loss, with every transformer whole."""
-    (b, t), size = batch.frames.shape[:2], batch.frames.shape[-1]
+    frames, points = batch["frames"], batch["positions"]
+    (b, t), size = frames.shape[:2], frames.shape[-1]
     if plain.tracker:
-        plain.tracker(batch.frames)
+        plain.tracker(frames)
     data = model.settings.data
-    images = normalised_images(batch.frames, data.mean, data.std).flatten(0, 1)
+    images = normalised_images(frames, data.mean, data.std).flatten(0, 1)
     student, teacher = model.student, model.teacher
     features = student.backbone(images)
     with torch.no_grad():
         taught = teacher.backbone(images[::t] if plain.anchors_only else images)
         anchor = teacher.embed(
-            sample_points(taught[:: 1 if plain.anchors_only else t], batch.points[:, 0], size, True)
+            sample_points(taught[:: 1 if plain.anchors_only else t], points[:, 0], size, True)
         )
     if plain.references_by_index:
         crops = crop_references(features, references, side)
@@ -86,10 +88,11 @@ def plain_step(
             side,
         )
     crops = student.embed(crops)
-    tracks = student.embed(sample_points(features, batch.points.flatten(0, 1), size, True)).view(
+    tracks = student.embed(sample_points(features, points.flatten(0, 1), size, True)).view(
         b, t, POINTS, -1
     )[:, list(compared)]
-    weights = batch.visible[:, :1] * batch.visible[:, list(compared)]
+    mask = track_mask(batch, model.settings.tracks).float()
+    weights = mask[:, :1] * mask[:, list(compared)]
     if plain.operator:
         return sorting_loss(
             tracks, anchor, crops, weights, make_objective(model.settings.loss), False
@@ -152,7 +155,15 @@ def make_batch(clips: int, size: int, device: str) -> Batch:
     points = points + torch.randn(clips, FRAMES, POINTS, 2, generator=generator) * 5
     visible = (torch.rand(clips, FRAMES, POINTS, generator=generator) < 0.8).float()
     visible[:, 0] = 1
-    return Batch(frames.to(device), None, points.to(device), visible.to(device))
+    batch = Batch(
+        frames=frames,
+        positions=points,
+        visibility=visible,
+        confidence=torch.ones_like(visible),
+        inside=torch.ones_like(visible, dtype=torch.bool),
+        key=[""] * clips,
+    )
+    return to_device(batch, torch.device(device))
 
 
 def rows(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
@@ -193,7 +204,7 @@ def timed(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...
     update_teacher(
         model.teacher, model.student, 1.0, True
     )  # which moves nothing, so that all rows see the same teacher
-    if arguments[0].frames.is_cuda:  # type: ignore[attr-defined]
+    if next(model.parameters()).is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - begun
 

@@ -32,7 +32,7 @@ from trainer.checkpoint import (
     save_checkpoint,
 )
 from trainer.config import OptimSettings, TrainSettings
-from trainer.data.batch import Sample
+from trainer.data.batch import Batch, slice_batch, to_device
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
@@ -51,7 +51,7 @@ from trainer.metric_logging import TrainingMonitor
 from trainer.model.backbone import Backbone, make_backbone, normalised_images
 from trainer.model.feature_sampling import check_references, choose_references, rank_references
 from trainer.model.lora import add_adapters
-from trainer.model.step import Step, batch_of, step_flops
+from trainer.model.step import Step, step_flops
 from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
 from trainer.schedule import compared_frames, learning_rate, step_seed, teacher_momentum
 
@@ -110,7 +110,7 @@ class TrainingRun:
                 f"{folders} holds other clips than those this run was begun with: take another 'run.out', or, with several nodes, "
                 "the same build on each of them"
             )
-        self.order = self.dataset.order(run.batch_size, rank.number, rank.world, self.done)
+        self.order = self.dataset.sampler(run.batch_size, rank.number, rank.world, self.done)
         check_parts(s, rank.world)
         self.steps = run.steps or max(1, round((run.epochs or 0) * self.order.steps_per_epoch))
         self.loader = Loader(self.dataset, self.order, run.workers, pin=rank.device.type == "cuda")
@@ -162,9 +162,9 @@ class TrainingRun:
             draw_features(watch, self.model, self.dataset, 0)
         while self.done < self.steps:
             begun = time.perf_counter()
-            sample = next(stream)
+            batch = next(stream)
             waited = time.perf_counter() - begun
-            trained = self.step(sample)
+            trained = self.step(batch)
             (stopped,) = all_reduce_any(torch.tensor([asked.is_set()]), self.rank)
             last = self.done == self.steps or stopped
             watch.step(self.done, trained.loss.item(), waited)
@@ -179,15 +179,15 @@ class TrainingRun:
                     f"stopped after step {self.done} of {self.steps}, which is saved: the same command goes on from there"
                 )
 
-    def step(self, sample: Sample) -> StepResult:
+    def step(self, batch: Batch) -> StepResult:
         """Takes a step on this rank's clips. Raises PretrackError where the loss or the gradient is not finite."""
         s, step = self.settings, self.done
         compared = compared_frames(step, s.data.frames, s.loss)
         loss, parts, embeddings = forward_backward(
-            self.forward, sample, compared, self.patches, step, s, self.rank
+            self.forward, batch, compared, self.patches, step, s, self.rank
         )
         norm = nn.utils.clip_grad_norm_(self.trained, s.optim.clip_norm or math.inf)
-        check_finite(loss, norm, step, sample)
+        check_finite(loss, norm, step, batch)
 
         rate = learning_rate(step, self.steps, s.optim)
         for group in self.optimizer.param_groups:
@@ -268,7 +268,7 @@ def check_parts(settings: TrainSettings, world: int) -> None:
 
 def forward_backward(
     forward: nn.Module,
-    sample: Sample,
+    batch: Batch,
     compared: list[int],
     patches: tuple[int, int],
     step: int,
@@ -285,7 +285,7 @@ def forward_backward(
     )  # for whatever else is random, too
     if across:  # the same draw on every rank
         generator = torch.Generator().manual_seed(step_seed(settings.run.seed, step, 0))
-    clips = len(sample["frames"]) // count
+    clips = len(batch["frames"]) // count
     total, means = torch.zeros((), device=rank.device), dict[str, Tensor]()
     for part in range(count):
         drawn = choose_references(
@@ -296,10 +296,11 @@ def forward_backward(
             generator,
         )
         references = rank_references(drawn, clips, rank.number) if across else drawn
-        batch = batch_of(sample, settings, rank.device, slice(part * clips, (part + 1) * clips))
+        part_of_batch = slice_batch(batch, slice(part * clips, (part + 1) * clips))
+        part_of_batch = to_device(part_of_batch, rank.device)
         waiting = isinstance(forward, DistributedDataParallel) and part < count - 1
         with forward.no_sync() if waiting else nullcontext():  # type: ignore[operator]
-            loss, losses, embeddings = forward(batch, compared, references, patches[1])
+            loss, losses, embeddings = forward(part_of_batch, compared, references, patches[1])
             (loss / count).backward()
         total += loss.detach() / count
         means = {name: means.get(name, 0) + value / count for name, value in losses.items()}
@@ -422,11 +423,11 @@ def make_optimizer(model: Step, optim: OptimSettings) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
 
 
-def check_finite(loss: Tensor, norm: Tensor, step: int, sample: Sample) -> None:
+def check_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch) -> None:
     """Raises PretrackError, naming the batch's clips, if the loss or the gradient's norm is not finite."""
     if not torch.isfinite(loss + norm):
         raise PretrackError(
             f"step {step + 1}: the loss is {loss.item():.3g} and the gradient's norm {norm.item():.3g}; "
-            f"the clips of this rank were {', '.join(sample['key'])}: lower 'optim.lr', set 'optim.clip_norm', or leave bad "
+            f"the clips of this rank were {', '.join(batch['key'])}: lower 'optim.lr', set 'optim.clip_norm', or leave bad "
             "ones out with 'data.where'"
         )

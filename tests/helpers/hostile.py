@@ -18,7 +18,7 @@ def streamed(tar: Path) -> list[str]:
     settings = DataSettings.model_validate(
         {"out": "not-looked-at", "size": 64, "step": 1, "frames": 2}
     )
-    return [sample["key"] for sample in islice(StreamedClips(str(tar), settings, seed=0), 1)]
+    return [str(sample["key"]) for sample in islice(StreamedClips(str(tar), settings, seed=0), 1)]
 
 
 def track_bomb() -> bytes:

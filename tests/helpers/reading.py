@@ -35,7 +35,7 @@ def read(
     torch.set_num_threads(1)
     settings = DataSettings.model_validate(data)
     dataset = ClipDataset(open_snapshots(settings), settings, seed=7)
-    loader = Loader(dataset, dataset.order(batch, rank, world), workers)
+    loader = Loader(dataset, dataset.sampler(batch, rank, world), workers)
     if state:
         loader.load_state_dict(state)
     with path.open("a") as file:

@@ -124,7 +124,7 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
 def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_path: Path) -> None:
     snapshot = publish(tmp_path / "build", [panning_clip(f"made-{i}", i) for i in range(10)])
     data = {"out": str(tmp_path / "build"), "on_error": "skip"}
-    order = ClipDataset([snapshot], settings(data=data).data, seed=1).order(4, rank=1, world=2)
+    order = ClipDataset([snapshot], settings(data=data).data, seed=1).sampler(4, rank=1, world=2)
     damaged = snapshot.clips.to_pylist()[
         next(iter(order))[0][1]
     ]  # one that the second rank reads first

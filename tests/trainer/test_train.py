@@ -31,7 +31,6 @@ from trainer.losses.embeddings import Embeddings
 from trainer.losses.settings import LossSettings
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
-from trainer.model.step import batch_of
 from trainer.schedule import compared_frames, learning_rate, step_seed
 from trainer.train import train
 
@@ -66,7 +65,7 @@ def embedded(settings: TrainSettings, batch: Any) -> Embeddings:
     torch.manual_seed(0)
     model = training.make_step(settings, None, torch.device("cpu"))
     references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
-    return model.embed(batch_of(batch, settings, torch.device("cpu")), [2, 3], references, 4)
+    return model.embed(batch, [2, 3], references, 4)
 
 
 @pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
@@ -171,7 +170,7 @@ def test_the_teacher_follows_and_the_backbone_learns_slower(settings: Make) -> N
 def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
     s = settings()
     dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
-    batch = next(iter(Loader(dataset, dataset.order(4))))
+    batch = next(iter(Loader(dataset, dataset.sampler(4))))
     seen_as = embedded(s, batch)
     assert seen_as.student.shape == (4, 2, 36, 16)
     assert seen_as.teacher.shape == (4, 36, 16)
@@ -190,7 +189,7 @@ def test_the_teacher_sees_the_anchor_in_its_own_colours(settings: Make) -> None:
     both = []
     for s in (plain, coloured):
         dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
-        both.append(embedded(s, next(iter(Loader(dataset, dataset.order(4))))))
+        both.append(embedded(s, next(iter(Loader(dataset, dataset.sampler(4))))))
     torch.testing.assert_close(both[0].teacher, both[1].teacher)
     assert not torch.allclose(both[0].student, both[1].student, atol=1e-3)
 

@@ -98,9 +98,10 @@ def _on_coarse_pixels(view: FrameTransform) -> FrameTransform:
     return view
 
 
-def show(
-    views: Sequence[FrameTransform],
+def decode_and_transform(
     images: Sequence[bytes],
+    transforms: Sequence[FrameTransform],
+    *,
     size: tuple[int, int],
     reduce: bool,
     into: NDArray[np.uint8],
@@ -116,15 +117,17 @@ def show(
                 "an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size)
             )
     memory = np.empty(3 * size[0] * size[1], np.uint8)  # for one image after the other
-    for view, image, shown in zip(views, images, into, strict=True):
+    for view, image, shown in zip(transforms, images, into, strict=True):
         factor = view.reduction if reduce else 1
-        _see(
+        _apply_transform(
             view.reduced(factor) if factor > 1 else view, jpeg.decode(image, factor, memory), shown
         )
     return into
 
 
-def _see(view: FrameTransform, frame: NDArray[np.uint8], into: NDArray[np.uint8]) -> None:
+def _apply_transform(
+    view: FrameTransform, frame: NDArray[np.uint8], into: NDArray[np.uint8]
+) -> None:
     """Puts the view of a frame, as `FrameTransform.frame` defines it, but by torch's antialiased bilinear filter, `into` [3, S, S].
 
     That is the published transforms' filter (Pillow's), and far faster than averaging areas.
@@ -143,7 +146,9 @@ def _see(view: FrameTransform, frame: NDArray[np.uint8], into: NDArray[np.uint8]
     cv2.split(cv2.flip(box, 1) if view.flip else box, list(into))
 
 
-def seen_by(views: Sequence[FrameTransform], points: NDArray[np.float32]) -> NDArray[np.float32]:
+def transform_points(
+    views: Sequence[FrameTransform], points: NDArray[np.float32]
+) -> NDArray[np.float32]:
     """Points of the T frames in pixels of what is shown of each: [T, N, 2] both."""
     if all(view is views[0] for view in views):
         return views[0].points(points)

@@ -1,4 +1,8 @@
-"""Clips of a snapshot as training samples: a sample follows from (snapshot, seed, pass, index) alone, a place from a count."""
+"""Clips of snapshots as training samples: select, read, decode.
+
+A sample follows from (snapshot, seed, pass, clip) alone, and a position in a run from a count of
+batches.
+"""
 
 from __future__ import annotations
 
@@ -14,30 +18,34 @@ from torch.utils.data import Dataset
 
 from manifests.snapshot import Snapshot
 from shards.bucket import Url
-from shards.codec import decode_frames
 from shards.errors import ShardError
-from shards.files import Location
 from shards.reader import read_members
 from trainer.config import DataSettings
-from trainer.data.augment import choose_frames, choose_transforms
-from trainer.data.batch import PackedBatch, Sample, first_of
-from trainer.data.clip_table import Clip, choose_clips, mixed_groups
+from trainer.data.batch import Batch, first_item
+from trainer.data.clip_reader import named_clip, read_clip
+from trainer.data.clip_selection import choose_clips, mixed_groups
+from trainer.data.encoded_clip import EncodedClip, decode_clip
 from trainer.data.member_cache import MemberCache
-from trainer.data.sampler import ClipSampler, Item
+from trainer.data.packed_batch import BatchShape, PackedBatch
+from trainer.data.sampler import ClipSampler, SampleIndex
 
 logger = logging.getLogger(__name__)
 
 SUBSTITUTES = 10
-"""With `on_error: skip`: clips in a row that may be unreadable before the data as a whole is held to be at fault."""
+"""With `on_error: skip`: clips that are tried in place of an unreadable one before reading fails.
+That many failures in a row mean that the dataset is at fault, not a clip."""
 REQUESTS = 8
 """Clips of a batch that a worker reads from a bucket at the same time."""
 
 
-class ClipDataset(Dataset[Sample]):
-    """The clips of one or more snapshots that fit the settings. Indexed by (pass, index); the same item is always the same sample.
+class ClipDataset(Dataset[Batch]):
+    """The clips of one or more snapshots that fit the settings.
 
-    Raises PretrackError if nothing fits, or if clips differ in their number of points. A clip that cannot be read raises ShardError
-    with its key when it is asked for, or gives another one, as `on_error` says.
+    Indexed by (pass, clip), see `SampleIndex`; the same index always gives the same sample, as a
+    `Batch` without the axis B. `Loader` reads whole batches.
+
+    Raises PretrackError if no clip fits, or if clips differ in their number of points. Reading an
+    unreadable clip raises ShardError with its key, or replaces the clip, as `on_error` says.
     """
 
     def __init__(self, snapshots: Sequence[Snapshot], settings: DataSettings, seed: int) -> None:
@@ -45,9 +53,8 @@ class ClipDataset(Dataset[Sample]):
         self.clips = choose_clips(snapshots, settings)
         self.points: int = self.clips.table["points"][0].as_py()
         self.groups = mixed_groups(self.clips, snapshots, settings.weights)
-        self.snapshots = [
-            Snapshot(s.out, s.name) for s in snapshots
-        ]  # without the tables that they have read
+        # Opened again, since those passed keep the tables that they have read in memory.
+        self.snapshots = [Snapshot(s.out, s.name) for s in snapshots]
         self.remote = any(isinstance(s.out, Url) for s in snapshots)
         self._cache = (
             MemberCache(settings.cache.folder, settings.cache.gb)
@@ -57,13 +64,17 @@ class ClipDataset(Dataset[Sample]):
 
     @cached_property
     def identity(self) -> str:
-        """A digest of which clips these are, and in what order."""
+        """A digest of the clips and their order."""
         return self.clips.identity
 
-    def order(self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0) -> ClipSampler:
-        """The order in which a rank trains on them, mixed and shuffled as the settings say. Raises PretrackError."""
+    def sampler(
+        self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0
+    ) -> ClipSampler:
+        """Make the batch sampler of a rank, mixed and shuffled as the settings say.
+
+        Raises PretrackError if ranks cannot share a batch, or if it is larger than the dataset.
+        """
         window = self.settings.shuffle_shards
-        shards = self.clips.shards if window else None
         return ClipSampler(
             len(self),
             batch_size,
@@ -72,142 +83,144 @@ class ClipDataset(Dataset[Sample]):
             world,
             start,
             groups=self.groups,
-            shards=shards,
+            shards=self.clips.shards if window else None,
             window=window,
         )
 
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, item: Item) -> Sample:
-        batch = self.batch([item])
-        for sentence in batch.pop(
-            "left_out", ()
-        ):  # other loaders would not know what to do with it
+    def __getitem__(self, index: SampleIndex) -> Batch:
+        batch = self.batch([index])
+        # Other loaders would fail to stack lists of different lengths: log them here.
+        for sentence in batch.pop("left_out", ()):
             logger.warning("left out: %s", sentence)
-        return first_of(batch)
+        return first_item(batch)
 
-    def __getitems__(self, items: list[Item]) -> list[Sample]:
-        return [self[item] for item in items]
+    def __getitems__(self, indices: list[SampleIndex]) -> list[Batch]:
+        return [self[index] for index in indices]
 
-    def batch(self, items: Sequence[Item]) -> Sample:
-        """The samples of items, together. Raises ShardError."""
-        return self.decode(items).sample(self.settings)
+    def batch(self, indices: Sequence[SampleIndex]) -> Batch:
+        """Read and decode the samples of `indices` as one batch. Raises ShardError."""
+        return self.load(indices).unpack(self.settings)
 
-    def decode(self, items: Sequence[Item], memory: Tensor | None = None) -> PackedBatch:
-        """The samples of items as they come from the shards, in `memory` (uint8, `memory_of(len(items))` of it) if that is given.
+    def load(self, indices: Sequence[SampleIndex], memory: Tensor | None = None) -> PackedBatch:
+        """Read and decode the samples of `indices`.
+
+        memory: uint8, at least `batch_shape(len(indices)).num_bytes`; None allocates it.
 
         Raises ShardError.
         """
-        batch = self.empty(len(items), memory)
-        clips = [self.fill(batch, place, item) for place, item in enumerate(items)]
-        if self.remote:  # several at a time: most of it is waiting
-            running = [self._threads.submit(_to_the_end, clip) for clip in clips]
-            wait(running)  # also where one fails: the others write to the batch's memory
-            for future in running:
+        batch = PackedBatch.empty(self.batch_shape(len(indices)), memory)
+        candidates = [self._candidates(index) for index in indices]
+        if self.remote:
+            # Reading is mostly waiting for a server, so several clips are read at the same time.
+            futures = [
+                self._threads.submit(self._load_clip, batch, slot, clips)
+                for slot, clips in enumerate(candidates)
+            ]
+            # Also where one fails: the other threads still write to the batch's memory.
+            wait(futures)
+            for future in futures:
                 future.result()
             return batch
-        for clip in clips:  # all are read, then all are decoded, each step with what it needs in the processor's caches
-            next(clip, None)
-        for clip in clips:
-            _to_the_end(clip)
+        # Read all clips, then decode all: each phase keeps its working set in the CPU's caches.
+        encoded = [
+            self._read_first(clips, batch.left_out[slot]) for slot, clips in enumerate(candidates)
+        ]
+        for slot, (clip, clips) in enumerate(zip(encoded, candidates, strict=True)):
+            self._decode_first(clip, clips, batch, slot)
         return batch
 
-    def empty(self, clips: int, memory: Tensor | None = None) -> PackedBatch:
-        """A batch of so many clips to be filled."""
+    def batch_shape(self, clips: int) -> BatchShape:
+        """Return the sizes of a batch of `clips` clips."""
         s = self.settings
-        return PackedBatch.empty(
-            clips, s.frames, s.size, self.points, s.colour.student_only, memory
+        return BatchShape(
+            clips=clips,
+            frames=s.frames,
+            size=s.size,
+            points=self.points,
+            teacher_frames=s.colour.student_only,
         )
 
-    def memory_of(self, clips: int) -> int:
-        """Bytes that a decoded batch of so many clips takes."""
-        s = self.settings
-        return PackedBatch.bytes_of(clips, s.frames, s.size, self.points, s.colour.student_only)
-
-    def fill(self, batch: PackedBatch, place: int, item: Item) -> Iterator[None]:
-        """Puts an item's clip, or one in its stead, in its place, in two steps: read it and unpack its tracks; decode its images.
-
-        Raises ShardError on the way.
-        """
-        turn, index = item
-        if self.settings.on_error == "stop":
-            yield from self._read(batch, place, turn, index)
-            return
-        for candidate in self._candidates(turn, index):
-            try:
-                yield from self._read(batch, place, turn, candidate)
-                return
-            except ShardError as error:
-                batch.left_out[place].append(str(error))
-        failed = batch.left_out[place]
-        raise ShardError(f"{len(failed)} clips in a row could not be read, the last: {failed[-1]}")
-
-    def _candidates(self, turn: int, index: int) -> Iterator[int]:
-        """The clip itself, then some drawn from its group, or from all where there are none."""
-        yield index
-        group = next(
-            (group.clips for group in self.groups if index in group.clips), np.arange(len(self))
-        )
-        yield from (
-            np.random.default_rng([self.seed, turn, index, 2]).choice(group, SUBSTITUTES).tolist()
-        )
-
-    def _read(self, batch: PackedBatch, place: int, turn: int, index: int) -> Iterator[None]:
-        clip = self.clips[index]
-        path = self.snapshots[clip.folder].shard_path(clip.shard)
-        random = np.random.default_rng([self.seed, turn, index])
-        try:
-            yield from self._decode(batch, place, clip, path, random)
-        except ShardError as error:
-            hint = "" if "pretrack verify" in str(error) else ": run 'pretrack verify'"
-            raise ShardError(f"clip {clip.key} in {path}: {error}{hint}") from error
-
-    def _decode(
-        self,
-        batch: PackedBatch,
-        place: int,
-        clip: Clip,
-        path: Location,
-        random: np.random.Generator,
-    ) -> Iterator[None]:
-        s = self.settings
-        anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), s, random)
-        views = choose_transforms(clip.width, clip.height, s, random)
-        packed, *images = self._members(clip, path, anchor, numbers)
-        batch.follow(
-            place,
-            views,
-            *decode_frames(packed, int(clip.anchors[anchor]), numbers, (clip.frames, self.points)),
-        )
-        yield
-        batch.show(place, views, images, (clip.width, clip.height), s, random)
-        batch.keys[place] = clip.key
-
-    def _members(self, clip: Clip, path: Location, anchor: int, numbers: list[int]) -> list[bytes]:
-        """The packed tracks of an anchor and the images of frames; a frame that is wanted several times is read once."""
-        frames = sorted(set(numbers))
-        last = min(len(clip.frame_offsets), len(clip.frame_sizes)) - 1
-        if frames[0] < 0 or frames[-1] > last:
-            raise ShardError(f"the tables do not tell where frames {frames} lie")
-        if len(clip.anchor_sizes) != len(clip.anchors):
-            raise ShardError(
-                f"the tables tell where the tracks of {len(clip.anchor_sizes)} of {len(clip.anchors)} anchors lie"
+    def read(self, index: SampleIndex) -> EncodedClip:
+        """Read a sample's frames and tracks, without decoding its frames. Raises ShardError."""
+        pass_number, clip_index = index
+        clip = self.clips[clip_index]
+        shard = self.snapshots[clip.folder].shard_path(clip.shard)
+        with named_clip(clip.key, str(shard)):
+            return read_clip(
+                clip,
+                shard,
+                self.settings,
+                np.random.default_rng([self.seed, pass_number, clip_index]),
+                points=self.points,
+                read_members=self._cache.read if self._cache else read_members,
             )
-        *before, size = clip.anchor_sizes[: anchor + 1].tolist()
-        offsets = [clip.tracks_offset + sum(before), *clip.frame_offsets[frames].tolist()]
-        sizes = [size, *clip.frame_sizes[frames].tolist()]
-        packed, *images = (self._cache.read if self._cache else read_members)(path, offsets, sizes)
-        return [packed, *(images[frames.index(number)] for number in numbers)]
+
+    def _candidates(self, index: SampleIndex) -> Iterator[SampleIndex]:
+        """Yield the sample itself, then with `on_error: skip` the samples to try in its place.
+
+        Those are drawn from the clip's group, or from all clips without weights.
+        """
+        yield index
+        if self.settings.on_error == "stop":
+            return
+        pass_number, clip_index = index
+        group = next(
+            (group.clips for group in self.groups if clip_index in group.clips),
+            np.arange(len(self)),
+        )
+        random = np.random.default_rng([self.seed, pass_number, clip_index, 2])
+        for substitute in random.choice(group, SUBSTITUTES).tolist():
+            yield pass_number, substitute
+
+    def _load_clip(self, batch: PackedBatch, slot: int, candidates: Iterator[SampleIndex]) -> None:
+        """Read and decode the first intact candidate into a slot. Raises ShardError."""
+        clip = self._read_first(candidates, batch.left_out[slot])
+        self._decode_first(clip, candidates, batch, slot)
+
+    def _read_first(self, candidates: Iterator[SampleIndex], left_out: list[str]) -> EncodedClip:
+        """Read the first candidate that can be read; add the errors of others to `left_out`.
+
+        Raises ShardError at once with `on_error: stop`, else if no candidate can be read.
+        """
+        for index in candidates:
+            try:
+                return self.read(index)
+            except ShardError as error:
+                if self.settings.on_error == "stop":
+                    raise
+                left_out.append(str(error))
+        raise ShardError(
+            f"{len(left_out)} clips in a row could not be read, the last: {left_out[-1]}"
+        )
+
+    def _decode_first(
+        self,
+        clip: EncodedClip,
+        candidates: Iterator[SampleIndex],
+        batch: PackedBatch,
+        slot: int,
+    ) -> None:
+        """Decode a clip into a slot, or else the first of the remaining candidates.
+
+        Raises ShardError as `_read_first` does.
+        """
+        while True:
+            try:
+                with named_clip(clip.key, clip.shard):
+                    return decode_clip(clip, batch, slot, self.settings)
+            except ShardError as error:
+                if self.settings.on_error == "stop":
+                    raise
+                batch.left_out[slot].append(str(error))
+            clip = self._read_first(candidates, batch.left_out[slot])
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(REQUESTS)
 
     def __getstate__(self) -> dict[str, Any]:
+        # Threads cannot be sent to workers.
         return {name: value for name, value in self.__dict__.items() if name != "_threads"}
-
-
-def _to_the_end(steps: Iterator[None]) -> None:
-    for _ in steps:
-        pass

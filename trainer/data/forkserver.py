@@ -1,13 +1,13 @@
-"""What the process imports that readers of a store are forked from (`trainer.data.loader.clean_processes`); nothing else should.
+"""Preloaded by the fork server of workers (`trainer.data.loader.forkserver_context`), only there.
 
-SIGTERM is sent to all of a job's processes, and the run means to finish its step: readers end with the process they come from, and
-so do their batches.
+A job's SIGTERM reaches all of its processes, and the run still finishes its step. Workers die with
+the fork server, and their batches with them, so the fork server ignores SIGTERM.
 """
 
 from __future__ import annotations
 
 import signal
 
-import trainer.data.loader  # noqa: F401  (what readers need, once for all of them)
+import trainer.data.loader  # noqa: F401  (what workers need, imported once for all of them)
 
 signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Reads a rank's batches, in workers if it has any, and keeps the place reached."""
+"""Infinite, resumable loading of one rank's batches, in worker processes if it has any."""
 
 from __future__ import annotations
 
@@ -21,193 +21,220 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from shards.errors import PretrackError
-from trainer.data.batch import PackedBatch, Sample, empty_memory
+from trainer.data.batch import Batch
 from trainer.data.dataset import ClipDataset
-from trainer.data.sampler import ClipSampler, Item
+from trainer.data.packed_batch import BatchShape, PackedBatch, empty_memory
+from trainer.data.sampler import ClipSampler, SampleIndex
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 4
-"""Batches that a worker reads ahead of those handed out."""
+PREFETCH = 4
+"""Batches that each worker reads ahead (torch's `prefetch_factor`)."""
+SLOTS = PREFETCH + 1
+"""Shared-memory slots per worker: torch requests at most PREFETCH batches from a worker beyond the
+one that is being copied out."""
 SECONDS_TO_STOP = 30
-"""How long a worker that was sent SIGTERM goes on, for a run that means to finish its step: as long as Slurm waits by default."""
+"""Seconds that a worker goes on after SIGTERM, so that the run can finish its step: as long as
+Slurm waits by default between SIGTERM and SIGKILL."""
 
 
 class Loader:
-    """Batches of a rank, without end, read by `workers` processes (0: by this one), and the place reached in them.
+    """Infinite iterator over the batches of one rank, read by `workers` processes (0: this one).
 
-    Iterating goes on from that place, with the same workers; so does another loader that was given its `state_dict()`, whatever its
-    number of workers and ranks. `skipped` counts the clips that were left out because they could not be read. With `pin` batches
-    lie in pinned memory where there is a CUDA device. Raises PretrackError where shared memory has no room for the workers.
+    Iterating again continues after the last batch, with the same workers. So does another loader
+    after `load_state_dict`, with any number of workers and ranks.
+
+    skipped: clips so far that were replaced because they could not be read
+    pin:     batches are in pinned memory where there is a CUDA device
+
+    Raises PretrackError if shared memory is too small for the workers.
     """
 
     def __init__(
-        self, dataset: ClipDataset, order: ClipSampler, workers: int = 0, pin: bool = False
+        self, dataset: ClipDataset, sampler: ClipSampler, workers: int = 0, pin: bool = False
     ) -> None:
-        self.dataset, self.order, self.step, self.skipped = dataset, order, order.start, 0
+        self.dataset, self.sampler = dataset, sampler
+        self.step, self.skipped = sampler.start, 0
         self._pin = pin and torch.cuda.is_available()
-        self._slots = (
-            _shared(workers, dataset.memory_of(order.batch_size // order.world))
-            if workers
-            else None
-        )
-        self._loader: DataLoader[PackedBatch | _Shared] = DataLoader(
+        shape = dataset.batch_shape(sampler.batch_size // sampler.world)
+        self._slots = shared_memory_slots(workers, shape.num_bytes) if workers else None
+        self._loader: DataLoader[PackedBatch | _SharedBatch] = DataLoader(
             _Batches(dataset, self._slots),
-            batch_sampler=order,
+            batch_sampler=sampler,
             num_workers=workers,
-            collate_fn=_as_it_is,
-            worker_init_fn=partial(begin_worker, dict(os.environ)),
-            prefetch_factor=AHEAD if workers else None,
+            collate_fn=_not_collated,
+            worker_init_fn=partial(init_worker, dict(os.environ)),
+            prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
-            multiprocessing_context=clean_processes() if workers and dataset.remote else None,
+            multiprocessing_context=forkserver_context() if workers and dataset.remote else None,
         )
-        end_with_process(self._loader)
-        # while all of it is there: torch waits long for workers that the collector of cycles takes apart
-        weakref.finalize(self, end_workers, self._loader).atexit = False
+        shut_down_at_exit(self._loader)
+        # Shut workers down while the torch loader is still whole: if the garbage collector of
+        # cycles clears its parts first, torch waits for each worker until a timeout.
+        weakref.finalize(self, shut_down_workers, self._loader).atexit = False
 
-    def __iter__(self) -> Iterator[Sample]:
-        """Raises ShardError for a clip that cannot be read."""
-        self.order.start = self.step
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches from the current position on. Raises ShardError for an unreadable clip."""
+        self.sampler.start = self.step
         try:
-            for read in self._loader:
+            for received in self._loader:
                 self.step += 1
-                batch = self._taken(read).sample(self.dataset.settings)
-                self._report(batch)
+                batch = self._copy_out(received).unpack(self.dataset.settings)
+                self._log_left_out(batch)
                 yield batch
         except PretrackError as error:
-            raise unwrapped(error) from error
+            raise unwrap_worker_error(error) from error
 
-    def _taken(self, read: PackedBatch | _Shared) -> PackedBatch:
-        """A batch in memory that is the receiver's: a worker's own goes round."""
-        if isinstance(read, PackedBatch):
-            return (
-                PackedBatch(read.memory.pin_memory(), read.shape, read.keys, read.left_out)
-                if self._pin
-                else read
+    def _copy_out(self, received: PackedBatch | _SharedBatch) -> PackedBatch:
+        """Return a batch in memory of its own, so that the worker can reuse its slot."""
+        if isinstance(received, PackedBatch):  # read by this process
+            if not self._pin:
+                return received
+            return PackedBatch(
+                received.memory.pin_memory(), received.shape, received.keys, received.left_out
             )
         assert self._slots is not None
-        shared = self._slots[read.worker, read.slot, : read.size]
+        size = received.shape.num_bytes
+        slot = self._slots[received.worker, received.slot, :size]
         memory = (
-            torch.empty(read.size, dtype=torch.uint8, pin_memory=True)
+            torch.empty(size, dtype=torch.uint8, pin_memory=True)
             if self._pin
-            else empty_memory(read.size)
+            else empty_memory(size)
         )
-        return PackedBatch(memory.copy_(shared), read.shape, read.keys, read.left_out)
+        return PackedBatch(memory.copy_(slot), received.shape, received.keys, received.left_out)
 
     def state_dict(self) -> dict[str, Any]:
-        """The place reached: how many batches were handed out since the beginning, to every rank, and what they are made of."""
+        """Return the position: global batches yielded so far, and what identifies their order."""
         return {
             "step": self.step,
-            "batch_size": self.order.batch_size,
-            "seed": self.order.seed,
+            "batch_size": self.sampler.batch_size,
+            "seed": self.sampler.seed,
             "clips": self.dataset.identity,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a place. Raises PretrackError if it is one among other batches. Iterate anew afterwards."""
+        """Move to a saved position; iterate again afterwards.
+
+        Raises PretrackError if it was saved with another batch size, seed or list of clips.
+        """
         ours = self.state_dict()
         if changed := [
             name for name in ("batch_size", "seed", "clips") if ours[name] != state.get(name)
         ]:
             raise PretrackError(
-                f"this place was reached among other batches ({', '.join(changed)} differ)"
+                f"the saved position counts other batches ({', '.join(changed)} differ): resume "
+                "with the settings and snapshots that it was saved with"
             )
         self.step = int(state["step"])
 
-    def _report(self, batch: Sample) -> None:
+    def _log_left_out(self, batch: Batch) -> None:
         for sentence in batch.pop("left_out", ()):
             self.skipped += 1
             logger.warning("left out (%d so far): %s", self.skipped, sentence)
 
 
 @dataclass(frozen=True)
-class _Shared:
-    """A batch that lies in shared memory."""
+class _SharedBatch:
+    """What a worker sends for a batch that it has put into one of its shared-memory slots."""
 
     worker: int
     slot: int
-    size: int
-    shape: tuple[int, int, int, int]
+    shape: BatchShape
     keys: list[str]
     left_out: list[list[str]]
 
 
-def _shared(workers: int, size: int) -> Tensor:
-    """Memory for all batches of up to `size` bytes that workers have in their hands: [workers, AHEAD + 1, size or a bit more].
+def shared_memory_slots(workers: int, size: int) -> Tensor:
+    """Allocate shared memory for in-flight batches: uint8 [workers, SLOTS, size rounded up].
 
-    A worker goes round in its part, and what it has read is copied out: the system takes far longer to find and clear memory
-    for each batch anew. Torch asks a worker for at most AHEAD batches beyond the one that is being copied, so AHEAD + 1
-    slots are enough. Raises PretrackError where there is no room.
+    Each worker uses its slots as a ring buffer, and the receiving process copies each batch out.
+    Raises PretrackError if shared memory is too small.
     """
-    size = -(-size // 64) * 64  # so that numbers in it lie where numbers may
-    count = workers * (AHEAD + 1) * size
+    # The ring is allocated once: the kernel takes far longer to find and clear new shared memory
+    # for every batch. Slots start at multiples of 64 bytes, for the alignment of float32 views.
+    size = -(-size // 64) * 64
+    total = workers * SLOTS * size
     try:
-        storage = torch.UntypedStorage._new_shared(count)
+        storage = torch.UntypedStorage._new_shared(total)
     except RuntimeError as error:
         raise PretrackError(
-            f"shared memory has no room for the {count / 1e6:.0f} MB in which {workers} workers hand over batches of "
-            f"{size / 1e6:.1f} MB: give it more ('docker run --shm-size', or /dev/shm), or take fewer workers or smaller batches"
+            f"shared memory has no room for {total / 1e6:.0f} MB: {workers} workers with {SLOTS} "
+            f"batches of {size / 1e6:.1f} MB each. Enlarge it ('docker run --shm-size', or "
+            "/dev/shm), or take fewer workers or smaller batches"
         ) from error
     memory = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[call-overload]
-    return memory.view(workers, AHEAD + 1, size)
+    return memory.view(workers, SLOTS, size)
 
 
-class _Batches(Dataset["PackedBatch | _Shared"]):
-    """A dataset that gives torch's loader whole batches, in a worker by way of the memory that it shares."""
+class _Batches(Dataset["PackedBatch | _SharedBatch"]):
+    """Dataset that gives torch's loader whole batches; workers put them into shared memory."""
 
     def __init__(self, dataset: ClipDataset, slots: Tensor | None) -> None:
-        self.dataset, self.slots, self.asked = dataset, slots, 0
+        self.dataset, self.slots, self.batches_read = dataset, slots, 0
 
-    def __getitems__(self, items: list[Item]) -> PackedBatch | _Shared:
+    def __getitems__(self, indices: list[SampleIndex]) -> PackedBatch | _SharedBatch:
         worker = get_worker_info()
         if worker is None or self.slots is None:
-            return self.dataset.decode(items)
-        slot = self.asked % (AHEAD + 1)
-        self.asked += 1
-        batch = self.dataset.decode(items, self.slots[worker.id, slot])
-        return _Shared(
-            worker.id, slot, batch.memory.numel(), batch.shape, batch.keys, batch.left_out
-        )
+            return self.dataset.load(indices)
+        # Count before reading, so that a batch that fails uses up its slot like any other.
+        slot = self.batches_read % SLOTS
+        self.batches_read += 1
+        batch = self.dataset.load(indices, self.slots[worker.id, slot])
+        return _SharedBatch(worker.id, slot, batch.shape, batch.keys, batch.left_out)
 
 
-def end_with_process(loader: DataLoader[Any]) -> None:
-    """Lets a loader's workers go when this process ends: the SIGTERM that Python sends them then, they would put off."""
-    watched = weakref.ref(loader)
-    atexit.register(lambda: end_workers(watched()))
+def _not_collated(batch: Any) -> Any:
+    """Pass a batch on: it is already one (the loader's collate_fn)."""
+    return batch
 
 
-def end_workers(loader: DataLoader[Any] | None) -> None:
-    """Ends a loader's workers, if it is there and has any."""
+def shut_down_at_exit(loader: DataLoader[Any]) -> None:
+    """Shut the loader's workers down when this process exits.
+
+    Without it Python sends them SIGTERM at exit and waits, and they defer SIGTERM.
+    """
+    reference = weakref.ref(loader)
+    atexit.register(lambda: shut_down_workers(reference()))
+
+
+def shut_down_workers(loader: DataLoader[Any] | None) -> None:
+    """Shut the workers of a loader down, if the loader still exists and has any."""
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:
         iterator._shutdown_workers()
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def unwrap_worker_error(error: PretrackError) -> PretrackError:
+    """Return an error with its original message.
 
-
-def unwrapped(error: PretrackError) -> PretrackError:
-    """An error as it was raised: from a worker it comes wrapped in that worker's traceback, whose last line is the sentence."""
+    torch replaces the message of an error from a worker by the worker's traceback. Its last line
+    is the type and the message, which is one line for every PretrackError.
+    """
     kind = type(error)
     return kind(
         str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
     )
 
 
-def clean_processes() -> BaseContext:
-    """Where workers come from that read a store, whose threads do not survive a fork of this process: forks of one that has none.
+def forkserver_context() -> BaseContext:
+    """Return the context that starts workers which read an object store.
 
-    They share the memory of what that one has imported; workers that start from nothing take 360 MB each.
+    The store's client runs threads, which do not survive a fork of this process. A fork server has
+    no threads; workers forked from it share the memory of its imports, while spawned workers would
+    take 360 MB each.
     """
     context = get_context("forkserver")
     context.set_forkserver_preload(["trainer.data.forkserver"])
     return context
 
 
-def begin_worker(environment: dict[str, str], worker: int) -> None:
-    """Makes a worker ready. Its environment may be that of an earlier loader, with other credentials."""
-    gc.freeze()  # what the process that it was forked from has thrown away is not to be taken apart here a second time
+def init_worker(environment: dict[str, str], worker: int) -> None:
+    """Set a worker process up (the loader's worker_init_fn)."""
+    # Objects inherited from the parent process are never collected here: touching them would copy
+    # their memory pages, and the parent's garbage would be finalised a second time.
+    gc.freeze()
+    # The fork server may have been started for an earlier loader, with other credentials.
     os.environ.update(environment)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_STOP))  # which ends it
+    # Defer SIGTERM: SIGALRM ends the worker after this time.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_STOP))
     cv2.setNumThreads(0)

@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 
 from shards.errors import PretrackError
 
-Item = tuple[int, int]
+SampleIndex = tuple[int, int]
 """(pass, index of the clip): what a sample is made from. Each clip is shown once a pass; without weights a pass is an epoch."""
 
 
@@ -24,7 +24,7 @@ class ClipGroup:
     weight: float
 
 
-class ClipSampler(Sampler[list[Item]]):
+class ClipSampler(Sampler[list[SampleIndex]]):
     """Which clips a rank reads, batch by batch and without end, from batch `start` on.
 
     An epoch has as many clips as there are, cut into global batches of `batch_size`; a rank takes every world-th clip of each,
@@ -83,7 +83,7 @@ class ClipSampler(Sampler[list[Item]]):
         if not self.groups:
             order = self._permutation(np.arange(self.clips), epoch)[:size]
             return np.stack([np.full(size, epoch), order], axis=1)
-        quotas = shares([group.weight for group in self.groups], size)
+        quotas = split_by_weight([group.weight for group in self.groups], size)
         turns = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(
             np.repeat(np.arange(len(quotas)), quotas)
         )
@@ -112,7 +112,7 @@ class ClipSampler(Sampler[list[Item]]):
         return clips[np.lexsort((random.random(len(clips)), windows))]
 
 
-class ClipSamplerIterator(Iterator[list[Item]]):
+class ClipSamplerIterator(Iterator[list[SampleIndex]]):
     """A place in the order. Its `state_dict` is what torchdata's StatefulDataLoader keeps of it."""
 
     def __init__(self, order: ClipSampler) -> None:
@@ -122,7 +122,7 @@ class ClipSamplerIterator(Iterator[list[Item]]):
     def __iter__(self) -> ClipSamplerIterator:
         return self
 
-    def __next__(self) -> list[Item]:
+    def __next__(self) -> list[SampleIndex]:
         order = self._order
         epoch, batch = divmod(self._step, order.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
@@ -141,7 +141,7 @@ class ClipSamplerIterator(Iterator[list[Item]]):
         self._step = int(state["step"])
 
 
-def shares(weights: Sequence[float], total: int) -> list[int]:
+def split_by_weight(weights: Sequence[float], total: int) -> list[int]:
     """`total` split in proportion to weights, each within one of its exact part; rounding favours the largest rests."""
     exact = np.array(weights, np.float64) / sum(weights) * total
     parts = np.floor(exact).astype(np.int64)

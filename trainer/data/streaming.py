@@ -1,8 +1,9 @@
-"""Clips from tars that are read from front to back: where parts of files cannot be had, or where there are tars and no tables.
+"""Clips from tars that are read front to back: for servers without ranges, and for bare tars.
 
-`trainer.data.dataset` is the better way wherever it works. Here every byte of a tar is read, most of them for frames that are not shown;
-clips are shuffled by whole tars and within a buffer only; there is no place to go on from; and what only the tables know (`where`,
-`weights`, `shuffle_shards`) is not to be had.
+Prefer `trainer.data.dataset` wherever it works. Here every byte of a tar is read, most of them for
+frames that are not shown; clips are shuffled by whole tars and within a buffer only; there is no
+position to resume from; and what only the tables know (`where`, `weights`, `shuffle_shards`) is not
+supported.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from glob import glob
 from itertools import count
@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import webdataset
 import xxhash
-from numpy.typing import NDArray
 from torch.utils.data import DataLoader, IterableDataset
 from webdataset.tariterators import group_by_keys
 from webdataset.utils import pytorch_worker_info
@@ -35,90 +34,86 @@ from shards.clip import ClipInfo, Tracks
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
 from shards.files import parse_location, read_file
-from shards.geometry import FrameTransform
 from shards.reader import ChecksumStream, read_tar
 from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
-from trainer.data.batch import PackedBatch, Sample, first_of
-from trainer.data.clip_table import least_room, room
-from trainer.data.loader import begin_worker, clean_processes, end_with_process, unwrapped
+from trainer.data.batch import Batch, first_item
+from trainer.data.clip_selection import frames_available, frames_needed
+from trainer.data.encoded_clip import EncodedClip, decode_clip
+from trainer.data.loader import (
+    forkserver_context,
+    init_worker,
+    shut_down_at_exit,
+    unwrap_worker_error,
+)
+from trainer.data.packed_batch import BatchShape, PackedBatch
 
 logger = logging.getLogger(__name__)
 
-_LISTED = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
+_TAR_OF_SNAPSHOT = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
 PIPE = "pipe:"
-"""What begins the name of a tar that a shell command writes to its output, as in webdataset: `pipe:ssh host cat x.tar`."""
+"""Prefix of a "tar" that a shell command writes to stdout, as in webdataset:
+`pipe:ssh host cat x.tar`."""
 
 
-def listed_tars(where: str) -> list[str]:
-    """The tars that are meant by: an output folder or its URL (its current snapshot's), a snapshot's `shards.txt`, a pattern of
-    local files (`data/*.tar`), or one tar: a path, a URL, or `pipe:COMMAND`. Raises PretrackError if there are none."""
-    if where.startswith(PIPE) or (where.endswith(".tar") and not any(c in where for c in "*?[")):
-        return [where]
-    if where.endswith(".tar"):
-        if tars := sorted(glob(where)):
-            return [
-                f"./{tar}" if tar.startswith(PIPE) else tar for tar in tars
-            ]  # a file's name is never a command
-        raise PretrackError(f"no file fits {where}")
-    listed = (
-        parse_location(where)
-        if where.endswith("shards.txt")
-        else open_snapshot(where).folder / "shards.txt"
+def listed_tars(source: str) -> list[str]:
+    """Return the paths, URLs or commands of the tars that `source` stands for.
+
+    source: an output folder or its URL (the tars of its current snapshot), a snapshot's
+    `shards.txt`, a pattern of local files (`data/*.tar`), or one tar: a path, a URL, or
+    `pipe:COMMAND`.
+
+    Raises PretrackError if there are none.
+    """
+    is_pattern = any(character in source for character in "*?[")
+    if source.startswith(PIPE) or (source.endswith(".tar") and not is_pattern):
+        return [source]
+    if source.endswith(".tar"):
+        if tars := sorted(glob(source)):
+            # A file whose name begins with "pipe:" must not be run as a command.
+            return [f"./{tar}" if tar.startswith(PIPE) else tar for tar in tars]
+        raise PretrackError(f"no file matches {source}")
+    list_file = (
+        parse_location(source)
+        if source.endswith("shards.txt")
+        else open_snapshot(source).folder / "shards.txt"
     )
     try:
-        names = read_file(listed).decode().split()
+        names = read_file(list_file).decode().split()
     except (OSError, UnicodeDecodeError) as error:
         raise PretrackError(
-            f"{listed} cannot be read ({error}): it should list a snapshot's tars"
+            f"{list_file} cannot be read ({error}): it should list a snapshot's tars"
         ) from error
     if not names:
-        raise PretrackError(f"{listed} lists no tar")
-    if strange := [
-        name for name in names if not _LISTED.fullmatch(name)
-    ]:  # a command, say, or a way out of the folder
+        raise PretrackError(f"{list_file} lists no tar")
+    # The list comes from others: a name could be a command, or a path out of the folder.
+    if unexpected := [name for name in names if not _TAR_OF_SNAPSHOT.fullmatch(name)]:
         raise PretrackError(
-            f"{listed} lists {strange[0]!r:.120}, which is no tar of a snapshot such as shards/NAME.tar"
+            f"{list_file} lists {unexpected[0]!r:.120}, which is no tar of a snapshot such as "
+            "shards/NAME.tar"
         )
-    out = listed.parent.parent.parent
+    out = list_file.parent.parent.parent
     return [str(out / name) for name in names]
 
 
-@dataclass(frozen=True, eq=False)
-class _Clip:
-    """Of a clip what will be seen of it, not yet decoded, so that a buffer of them stays small.
+class StreamedClips(IterableDataset[Batch]):
+    """Infinite stream of the samples of `ClipDataset`, from tars that are read front to back.
 
-    `size` is (width, height); JPEGs [T]; positions as stored [T, N, 2], visibility and confidence [T, N]; `random` draws colours.
-    """
+    tars:     one or several sources, see `listed_tars`
+    settings: as for `ClipDataset`; `out`, `snapshot` and `cache` are ignored
+    seed:     all randomness follows from it
+    buffer:   size of each worker's shuffle buffer, in clips
 
-    key: str
-    tar: str
-    size: tuple[int, int]
-    views: list[FrameTransform]
-    images: list[bytes]
-    positions: NDArray[np.float32]
-    visibility: NDArray[np.uint8]
-    confidence: NDArray[np.uint8]
-    random: np.random.Generator
+    Yields a `Batch` without the axis B per clip; `batches` yields batches.
 
-    @property
-    def points(self) -> int:
-        """The number of points, N."""
-        return self.positions.shape[1]
+    In each pass over the tars their order is drawn from (seed, pass) alone, and every rank (RANK
+    and WORLD_SIZE, as torchrun sets them) and worker reads its own part of them. What a sample
+    shows of its clip follows from (seed, pass, the clip's key). The stream is infinite because
+    parts differ in their number of clips: every rank can take the same number of steps.
 
-
-class StreamedClips(IterableDataset[Sample]):
-    """The samples of `ClipDataset`, from tars that are read from front to back, without end.
-
-    tars: what `listed_tars` takes, one or several. settings: as for `ClipDataset`; `out`, `snapshot` and `cache` are not looked at.
-    buffer: clips that a worker shuffles among each other.
-
-    In each pass over the tars their order is drawn from (seed, pass) alone, and every rank (RANK and WORLD_SIZE, as torchrun sets
-    them) and worker reads its own part of them. Without end, since parts differ in their number of clips: so all ranks take as many
-    steps as they are asked for. What a clip shows follows from (seed, pass, its key).
-
-    Raises SettingsError for settings that need tables. Reading raises PretrackError if there are fewer tars than readers, or if no
-    clip fits; and ShardError for damage, unless `on_error` is `skip`: then the clip or the rest of its tar is left out and logged.
+    Raises SettingsError for settings that need tables. Reading raises PretrackError if there are
+    fewer tars than workers, or if no clip fits; and ShardError for damage, unless `on_error` is
+    `skip`: then the clip, or the rest of its tar, is left out and logged.
     """
 
     def __init__(
@@ -127,78 +122,84 @@ class StreamedClips(IterableDataset[Sample]):
         for name in ("where", "weights", "shuffle_shards"):
             if getattr(settings, name):
                 raise SettingsError(
-                    f"'data.{name}' needs a build's tables, and streamed tars have none: name the tars that you want"
+                    f"'data.{name}' needs a build's tables, and streamed tars have none: leave it "
+                    "out, and name the tars to read"
                 )
-        self.tars = [
-            tar
-            for where in ([tars] if isinstance(tars, str) else tars)
-            for tar in listed_tars(where)
-        ]
+        sources = [tars] if isinstance(tars, str) else tars
+        self.tars = [tar for source in sources for tar in listed_tars(source)]
         self.settings, self.seed, self.buffer = settings, seed, buffer
 
-    def batches(self, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Sample]:
-        """Batches without end, read by `workers` processes (0: by this one). Raises as reading does."""
-        self._share(pytorch_worker_info()[1], max(1, workers))
+    def batches(self, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
+        """Yield batches without end, read by `workers` processes (0: this one).
+
+        Raises as reading does.
+        """
+        self._check_enough_tars(pytorch_worker_info()[1], max(1, workers))
         remote = any("://" in tar and not tar.startswith(PIPE) for tar in self.tars)
-        loader: DataLoader[Sample] = DataLoader(
+        loader: DataLoader[Batch] = DataLoader(
             self,
             batch_size,
             num_workers=workers,
             pin_memory=pin,
-            worker_init_fn=partial(begin_worker, dict(os.environ)),
-            multiprocessing_context=clean_processes() if workers and remote else None,
+            worker_init_fn=partial(init_worker, dict(os.environ)),
+            multiprocessing_context=forkserver_context() if workers and remote else None,
             persistent_workers=workers > 0,
         )
-        end_with_process(loader)
+        shut_down_at_exit(loader)
         try:
             yield from loader
         except PretrackError as error:
-            raise unwrapped(error) from error
+            raise unwrap_worker_error(error) from error
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Batch]:
         rank, world, worker, workers = pytorch_worker_info()
-        self._share(world, workers)
-        points, barren = 0, set[str]()
-        for turn in count():
-            order = np.random.default_rng([self.seed, turn]).permutation(len(self.tars))
-            mine = list(
+        self._check_enough_tars(world, workers)
+        points = 0
+        # Tars of this worker that were read since it last yielded a sample.
+        barren = set[str]()
+        for pass_number in count():
+            order = np.random.default_rng([self.seed, pass_number]).permutation(len(self.tars))
+            tars = list(
                 webdataset.split_by_worker(
                     webdataset.split_by_node(self.tars[number] for number in order)
                 )
             )
-            random = Random(f"{self.seed} {turn} {rank} {worker}")
-            barren.update(mine)
-            for clip in webdataset.shuffle(self.buffer, initial=self.buffer, rng=random)(
-                self._clips(mine, turn)
-            ):
+            random = Random(f"{self.seed} {pass_number} {rank} {worker}")
+            shuffle = webdataset.shuffle(self.buffer, initial=self.buffer, rng=random)
+            barren.update(tars)
+            for clip in shuffle(self._read_clips(tars, pass_number)):
                 points = points or clip.points
                 if clip.points != points:
                     raise PretrackError(
-                        f"clip {clip.key} in {clip.tar} has {clip.points} points and others have {points}"
+                        f"clip {clip.key} in {clip.shard} has {clip.points} points and others have "
+                        f"{points}"
                     )
-                if sample := self._decoded(clip):
+                if item := self._decode(clip):
                     barren.clear()
-                    yield sample
+                    yield item
+            # A worker gets other tars in each pass: only after all of them is it certain that
+            # none has a clip to show.
             if len(barren) == len(self.tars):
                 s = self.settings
                 raise PretrackError(
-                    f"no clip in {self.tars[0]} … fits: split '{s.split}', {s.frames} frames or more from an anchor"
+                    f"no clip in {self.tars[0]} … fits: split '{s.split}', {s.frames} frames or "
+                    "more from an anchor"
                 )
 
-    def _share(self, world: int, workers: int) -> None:
+    def _check_enough_tars(self, world: int, workers: int) -> None:
         if len(self.tars) < world * workers:
             raise PretrackError(
-                f"{len(self.tars)} tars cannot be shared by {world} ranks with {workers} readers each: every reader has tars of "
-                "its own, so take fewer workers"
+                f"{len(self.tars)} tars cannot be shared by {world} ranks with {workers} workers "
+                "each: every worker reads tars of its own, so take fewer workers"
             )
 
-    def _clips(self, tars: Sequence[str], turn: int) -> Iterator[_Clip]:
-        """The clips of tars in the order they lie in, as far as they fit the settings and can be read."""
+    def _read_clips(self, tars: Sequence[str], pass_number: int) -> Iterator[EncodedClip]:
+        """Yield the clips of tars that fit the settings and can be read, in the order stored."""
         for tar in tars:
             try:
                 for members in _samples(tar):
                     try:
-                        clip = self._choose(members, tar, turn)
+                        clip = self._encoded_clip(members, tar, pass_number)
                     except ShardError as error:
                         self._leave_out(f"clip {members['__key__']} in {tar}: {error}", error)
                         continue
@@ -207,8 +208,13 @@ class StreamedClips(IterableDataset[Sample]):
             except _BadTarError as error:
                 self._leave_out(str(error), error)
 
-    def _choose(self, members: dict[str, Any], tar: str, turn: int) -> _Clip | None:
-        """What will be seen of a clip, if it fits the settings. Raises ShardError."""
+    def _encoded_clip(
+        self, members: dict[str, Any], tar: str, pass_number: int
+    ) -> EncodedClip | None:
+        """Draw what a sample shows of a clip; None if it does not fit the settings.
+
+        Raises ShardError.
+        """
         s = self.settings
         try:
             info = ClipInfo.from_json(members["json"])
@@ -216,18 +222,18 @@ class StreamedClips(IterableDataset[Sample]):
             if not _fits(info, tracks, s):
                 return None
             random = np.random.default_rng(
-                [self.seed, turn, xxhash.xxh3_64_intdigest(info.key.encode())]
+                [self.seed, pass_number, xxhash.xxh3_64_intdigest(info.key.encode())]
             )
             anchor, numbers = choose_frames(info.frames, tracks.anchors.tolist(), s, random)
-            views = choose_transforms(info.width, info.height, s, random)
+            transforms = choose_transforms(info.width, info.height, s, random)
             images = [members[f"{number:03d}.jpg"] for number in numbers]
         except KeyError as error:
             raise ShardError(f"it lacks its member {error.args[0]}") from error
-        return _Clip(
+        return EncodedClip(
             key=info.key,
-            tar=tar,
+            shard=tar,
             size=(info.width, info.height),
-            views=views,
+            transforms=transforms,
             images=images,
             positions=tracks.positions[anchor, numbers],
             visibility=tracks.visibility[anchor, numbers],
@@ -235,21 +241,22 @@ class StreamedClips(IterableDataset[Sample]):
             random=random,
         )
 
-    def _decoded(self, clip: _Clip) -> Sample | None:
+    def _decode(self, clip: EncodedClip) -> Batch | None:
+        """Decode a clip; None if an image is damaged and `on_error` is `skip`."""
         s = self.settings
-        batch = PackedBatch.empty(1, s.frames, s.size, clip.points, s.colour.student_only)
+        shape = BatchShape(1, s.frames, s.size, clip.points, s.colour.student_only)
+        packed = PackedBatch.empty(shape)
         try:
-            batch.show(0, clip.views, clip.images, clip.size, s, clip.random)
+            decode_clip(clip, packed, 0, s)
         except ShardError as error:
-            self._leave_out(f"clip {clip.key} in {clip.tar}: {error}", error)
+            self._leave_out(f"clip {clip.key} in {clip.shard}: {error}", error)
             return None
-        batch.follow(0, clip.views, clip.positions, clip.visibility, clip.confidence)
-        batch.keys[0] = clip.key
-        sample = batch.sample(s)
-        sample.pop("left_out", None)
-        return first_of(sample)
+        batch = packed.unpack(s)
+        batch.pop("left_out", None)
+        return first_item(batch)
 
     def _leave_out(self, sentence: str, error: ShardError) -> None:
+        """Log what is left out, or raise ShardError with `on_error: stop`."""
         if self.settings.on_error == "stop":
             raise ShardError(sentence) from error
         logger.warning("left out: %s", sentence)
@@ -260,38 +267,37 @@ class _BadTarError(ShardError):
 
 
 def _samples(tar: str) -> Iterator[dict[str, Any]]:
-    """The clips of a tar as webdataset groups them: members by the end of their names, and `__key__`. Raises _BadTarError."""
+    """Yield the members of each clip of a tar as webdataset groups them, and its `__key__`.
+
+    Members are named by their suffix, such as `000.jpg`. Raises _BadTarError.
+    """
     try:
         with _opened(tar) as stream:
-            tail = ChecksumStream(stream)
+            checked = ChecksumStream(stream)
             yield from group_by_keys(
-                {"fname": name, "data": data, "__url__": tar} for name, data in read_tar(tail)
+                {"fname": name, "data": data, "__url__": tar} for name, data in read_tar(checked)
             )
-            tail.check_end()
-    except (
-        OSError,
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-    ) as error:  # webdataset adds to what their `args` say
-        said = getattr(error, "strerror", None) or str(error.args[0]).split(" @ ")[0]
-        raise _BadTarError(f"the tar {tar} cannot be read to its end ({said})") from error
+            checked.check_end()
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
+        # webdataset appends " @ URL" to the first of an error's `args`.
+        reason = getattr(error, "strerror", None) or str(error.args[0]).split(" @ ")[0]
+        raise _BadTarError(f"the tar {tar} cannot be read to its end ({reason})") from error
 
 
 def _opened(tar: str) -> AbstractContextManager[BinaryIO]:
-    """A tar to be read once, from front to back. Raises OSError."""
+    """Open a tar to be read once, front to back. Raises OSError."""
     if tar.startswith(PIPE):
         return cast(AbstractContextManager[BinaryIO], webdataset.gopen(tar))
-    place = parse_location(tar)
-    return download(place) if isinstance(place, Url) else open(place, "rb")
+    path = parse_location(tar)
+    return download(path) if isinstance(path, Url) else open(path, "rb")
 
 
 def _fits(info: ClipInfo, tracks: Tracks, settings: DataSettings) -> bool:
-    """Whether a clip is one that `trainer.data.clip_table.choose_clips` would take."""
+    """Return whether `trainer.data.clip_selection.choose_clips` would select a clip."""
     frames = pa.table({"anchors": [tracks.anchors.tolist()], "frames": [info.frames]})
-    large = settings.crop != "native" or min(info.width, info.height) >= settings.size
+    large_enough = settings.crop != "native" or min(info.width, info.height) >= settings.size
     return (
         info.split == settings.split
-        and large
-        and bool(room(frames, settings)[0] >= least_room(settings))
+        and large_enough
+        and bool(frames_available(frames, settings)[0] >= frames_needed(settings))
     )

@@ -1,20 +1,20 @@
-"""One step, without what a step does not need; 3DPoV's numbers stay.
+"""One training step without redundant forward passes; same results as 3DPoV.
 
-The frozen blocks see every frame once, for student and teacher together. The student's own blocks see the frames that are compared
-or that hold a reference, the teacher's only the anchor frames. References are cut from the student's features of the same batch.
+The frozen blocks see every frame once, for student and teacher together. The student's trained
+blocks see only the frames that are compared or that hold a reference, the teacher's only the anchor
+frames. References are cropped from the student's features of the same batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import TrainSettings
-from trainer.data.batch import Sample, track_mask
+from trainer.data.batch import Batch, track_mask
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.weighted_sum import Losses
 from trainer.model.backbone import Tokens, normalised_images
@@ -22,37 +22,8 @@ from trainer.model.feature_sampling import References, frames_of_clips
 from trainer.model.student_teacher import Embedder
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Clips on the device that trains.
-
-    frames:  [B, T, 3, S, S] uint8, RGB; frame 0 is the anchor
-    own:     [B, 3, S, S] uint8, the anchor frame as the teacher sees it, or None where that is the same
-    points:  [B, T, N, 2] in pixels of the frames
-    visible: [B, T, N] float32, 1 where a point counts
-    """
-
-    frames: Tensor
-    own: Tensor | None
-    points: Tensor
-    visible: Tensor
-
-
-def batch_of(
-    sample: Sample, settings: TrainSettings, device: torch.device, clips: slice = slice(None)
-) -> Batch:
-    """Some of a sample's clips, on a device."""
-    own = sample.get("teacher_frame")
-    return Batch(
-        sample["frames"][clips].to(device, non_blocking=True),
-        None if own is None else own[clips].to(device, non_blocking=True),
-        sample["positions"][clips].to(device, non_blocking=True),
-        track_mask(sample, settings.tracks)[clips].to(device, torch.float32, non_blocking=True),
-    )
-
-
 class Step(nn.Module):
-    """Student, teacher and losses: from clips to a loss. What DistributedDataParallel wraps."""
+    """Student, teacher and losses: from a batch to a loss. DistributedDataParallel wraps it."""
 
     def __init__(
         self, student: Embedder, teacher: Embedder, losses: Losses, settings: TrainSettings
@@ -66,78 +37,94 @@ class Step(nn.Module):
     def forward(
         self, batch: Batch, compared: Sequence[int], references: References, side: int
     ) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
-        """Compares F frames of every clip with its anchor frame → the loss, its parts by name, and what was compared.
+        """Compare F frames of every clip with its anchor frame.
 
-        Transformers run in the settings' precision, and the losses in float32.
+        batch:      on this module's device
+        compared:   frame indices [F]
+        references: the reference crops; `side`: their side in patches
+
+        Returns the loss, its parts by name, and the embeddings that were compared. Transformers
+        run in the settings' precision, losses in float32.
         """
-        device = batch.frames.device.type
-        half = self.settings.run.precision == "bfloat16" and device == "cuda"
-        with torch.autocast(device, torch.bfloat16, enabled=half):
+        device = batch["frames"].device.type
+        bfloat16 = self.settings.run.precision == "bfloat16" and device == "cuda"
+        with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
             embeddings = self.embed(batch, list(compared), references, side)
         return *self.losses(embeddings), embeddings
 
     def embed(
         self, batch: Batch, compared: list[int], references: References, side: int
     ) -> Embeddings:
-        """The embeddings that are compared, float32 whatever the transformers' precision."""
-        (b, t), size = batch.frames.shape[:2], batch.frames.shape[-1]
-        tokens, anchors = self.trunks(batch)
-        tracks, crops = self.student(tokens, batch.points, size, compared, references, side)
+        """Return the embeddings to compare, float32 whatever the transformers' precision."""
+        positions = batch["positions"]
+        (b, t), size = batch["frames"].shape[:2], batch["frames"].shape[-1]
+        tokens, anchor_tokens = self.trunks(batch)
+        tracks, crops = self.student(tokens, positions, size, compared, references, side)
         with torch.no_grad():
-            anchor = self.teacher.tracks(anchors, batch.points[:, 0], size)
-            others = None
+            anchors = self.teacher.tracks(anchor_tokens, positions[:, 0], size)
+            teacher_frames = None
             if self.losses.needs_teacher_frames:
                 chosen = frames_of_clips(b, t, compared).to(tokens.values.device)
-                others = self.teacher.tracks(
-                    tokens[chosen], batch.points[:, compared].flatten(0, 1), size
+                teacher_frames = self.teacher.tracks(
+                    tokens[chosen], positions[:, compared].flatten(0, 1), size
                 ).view_as(tracks)
-        places = (batch.points + 0.5) / size
+        mask = track_mask(batch, self.settings.tracks).to(torch.float32)
+        # From pixels (centres at integers) to fractions of the side (centre of pixel 0 at 0.5 / S).
+        fractions = (positions + 0.5) / size
         return Embeddings(
             student=tracks,
-            teacher=anchor,
+            teacher=anchors,
             references=crops,
-            weights=batch.visible[:, :1] * batch.visible[:, compared],
-            positions=places[:, compared],
-            anchor_positions=places[:, 0],
-            teacher_frames=others,
+            # A track counts in a frame if it is visible there and in the anchor frame.
+            weights=mask[:, :1] * mask[:, compared],
+            positions=fractions[:, compared],
+            anchor_positions=fractions[:, 0],
+            teacher_frames=teacher_frames,
         )
 
     def trunks(self, batch: Batch) -> tuple[Tokens, Tokens]:
-        """What the frozen blocks make of all B * T frames, and of the B anchor frames that the teacher goes on with.
+        """Run the frozen blocks: tokens of all B * T frames, and of the teacher's B anchor frames.
 
-        The teacher has its own trunk only where its frozen weights are averaged too, and so differ by rounding.
+        The teacher has a trunk of its own only if its frozen weights are averaged too, and so
+        differ from the student's by rounding.
         """
         data = self.settings.data
-        frames = normalised_images(batch.frames, data.mean, data.std)
-        own = (
-            frames[:, 0] if batch.own is None else normalised_images(batch.own, data.mean, data.std)
+        frames = normalised_images(batch["frames"], data.mean, data.std)
+        teacher_frame = batch.get("teacher_frame")
+        anchors = (
+            frames[:, 0]
+            if teacher_frame is None
+            else normalised_images(teacher_frame, data.mean, data.std)
         )
-        images, clips = frames.flatten(0, 1), len(own)
+        images, clips = frames.flatten(0, 1), len(anchors)
         if self.settings.teacher.average == "all":
-            return self.student.backbone.trunk(images), self.teacher.backbone.trunk(own)
-        if batch.own is None:
+            return self.student.backbone.trunk(images), self.teacher.backbone.trunk(anchors)
+        if teacher_frame is None:
+            # Frame 0 of every clip has been through the shared trunk already.
             tokens = self.student.backbone.trunk(images)
             return tokens, tokens[:: frames.shape[1]]
-        tokens = self.student.backbone.trunk(torch.cat([images, own]))
+        tokens = self.student.backbone.trunk(torch.cat([images, anchors]))
         return tokens[:-clips], tokens[-clips:]
 
 
 def step_flops(model: Step, size: int) -> float:
-    """Floating-point operations of the transformers for one clip of a step, as torch counts them; heads and losses are left out.
+    """Return the transformers' floating-point operations per clip and step, as torch counts them.
 
-    All frames are taken to be compared, and each weight of the tail to be trained.
+    Heads and losses are not counted. All frames are assumed to be compared, and all weights of the
+    tail to be trained.
     """
     t, teacher = model.settings.data.frames, model.teacher.backbone
-    shared = (
+    trunk_is_shared = (
         model.settings.teacher.average == "trained" and not model.settings.data.colour.student_only
     )
-    followed = t if model.losses.needs_teacher_frames else 1
+    trunk_frames = t if trunk_is_shared else t + 1
+    teacher_frames = t if model.losses.needs_teacher_frames else 1
     image = torch.zeros(1, 3, size, size, device=next(model.parameters()).device)
     with torch.no_grad():
         with FlopCounterMode(display=False) as trunk:
             tokens = teacher.trunk(image)
         with FlopCounterMode(display=False) as tail:
             teacher.tail(tokens)
-    return trunk.get_total_flops() * (t if shared else t + 1) + tail.get_total_flops() * (
-        3 * t + followed
-    )  # backward is two forwards
+    # The student's backward pass costs two forward passes.
+    tail_passes = 3 * t + teacher_frames
+    return trunk.get_total_flops() * trunk_frames + tail.get_total_flops() * tail_passes

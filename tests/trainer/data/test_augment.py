@@ -17,8 +17,7 @@ from shards import jpeg
 from shards.errors import ShardError
 from shards.geometry import FrameTransform
 from trainer.config import ColourSettings, DataSettings
-from trainer.data.augment import change_colours, choose_transforms
-from trainer.data.augment import show as show_into
+from trainer.data.augment import change_colours, choose_transforms, decode_and_transform
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 
@@ -30,8 +29,8 @@ def settings(**changes: object) -> DataSettings:
 def show(
     views: list[FrameTransform], images: list[bytes], size: tuple[int, int], reduce: bool
 ) -> NDArray[np.uint8]:
-    room = np.empty((len(views), 3, views[0].out_height, views[0].out_width), np.uint8)
-    return show_into(views, images, size, reduce, room)
+    into = np.empty((len(views), 3, views[0].out_height, views[0].out_width), np.uint8)
+    return decode_and_transform(images, views, size=size, reduce=reduce, into=into)
 
 
 def dot(width: int, height: int, x: float, y: float, sigma: float) -> bytes:

@@ -68,7 +68,7 @@ def test_a_run_trains_on_what_fits(build: Path, caplog: pytest.LogCaptureFixture
     s = DataSettings.model_validate(
         {"out": build, "size": 64, "where": "key in ('made-01', 'made-04', 'made-12')"}
     )
-    with caplog.at_level("INFO", "trainer.data.clip_table"):
+    with caplog.at_level("INFO", "trainer.data.clip_selection"):
         dataset = ClipDataset(open_snapshots(s), s, seed=0)
     assert [dataset.clips[i].key for i in range(len(dataset))] == ["made-01", "made-04"]
     assert "8 clips left out: not key in" in caplog.text

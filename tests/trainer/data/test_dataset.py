@@ -17,7 +17,7 @@ from tests.helpers.clips import make_clip
 from tests.trainer.conftest import panning_clip, publish
 from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
 from trainer.data.augment import choose_frames
-from trainer.data.batch import Sample, track_mask
+from trainer.data.batch import Batch, track_mask
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
@@ -124,7 +124,7 @@ def test_a_sample_holds_what_is_stored_of_its_anchor(tmp_path: Path) -> None:
     assert anchors == {0, 1}
 
 
-def colours(sample: Sample, frame: int, points: torch.Tensor) -> torch.Tensor:
+def colours(sample: Batch, frame: int, points: torch.Tensor) -> torch.Tensor:
     """Bilinear pixel values at points [n, 2]: [n, 3], written out."""
     image = sample["frames"][frame].float()
     low = points.floor().clamp(0, 62).long()
@@ -144,7 +144,7 @@ def test_points_that_leave_the_view_do_not_count(build: Path) -> None:
 
 
 def test_thresholds() -> None:
-    sample = Sample(
+    sample = Batch(
         frames=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
         positions=torch.zeros(2, 3, 2),
         visibility=torch.tensor([[0.0, 0.0, 0.0], [0.9, 0.95, 0.95]]),
@@ -204,7 +204,7 @@ def test_batches_that_cannot_be_made_are_refused() -> None:
 
 
 def test_filters_say_what_they_leave_out(build: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "trainer.data.clip_table"):
+    with caplog.at_level("INFO", "trainer.data.clip_selection"):
         assert len(dataset(data(build))) == 10
     assert "4 clips left out: split other than 'train'" in caplog.text
     assert len(dataset(data(build, split="eval"))) == 4

@@ -128,25 +128,25 @@ def opened(out: Path, **changes: object) -> ClipDataset:
 
 def test_a_place_is_kept_and_found(build: Path) -> None:
     dataset = opened(build)
-    loader = Loader(dataset, dataset.order(4))
+    loader = Loader(dataset, dataset.sampler(4))
     keys = [batch["key"] for batch in islice(loader, 5)]
-    other = Loader(dataset, dataset.order(4))
+    other = Loader(dataset, dataset.sampler(4))
     stream = iter(other)
     assert [next(stream)["key"] for _ in range(2)] == keys[:2]
     state = json.loads(json.dumps(other.state_dict()))
-    fresh = Loader(dataset, dataset.order(4))
+    fresh = Loader(dataset, dataset.sampler(4))
     fresh.load_state_dict(state)
     assert [batch["key"] for batch in islice(fresh, 3)] == keys[2:]
-    with pytest.raises(PretrackError, match=r"among other batches \(batch_size differ\)"):
-        Loader(dataset, dataset.order(5)).load_state_dict(state)
-    with pytest.raises(PretrackError, match=r"among other batches \(clips differ\)"):
-        Loader(opened(build, split="eval"), dataset.order(4)).load_state_dict(state)
+    with pytest.raises(PretrackError, match=r"counts other batches \(batch_size differ\)"):
+        Loader(dataset, dataset.sampler(5)).load_state_dict(state)
+    with pytest.raises(PretrackError, match=r"counts other batches \(clips differ\)"):
+        Loader(opened(build, split="eval"), dataset.sampler(4)).load_state_dict(state)
 
 
 def test_workers_live_on_when_iterating_anew(build: Path) -> None:
     dataset = opened(build)
-    unbroken = [batch["key"] for batch in islice(Loader(dataset, dataset.order(2)), 12)]
-    loader = Loader(dataset, dataset.order(2), workers=2)
+    unbroken = [batch["key"] for batch in islice(Loader(dataset, dataset.sampler(2)), 12)]
+    loader = Loader(dataset, dataset.sampler(2), workers=2)
     first = [batch["key"] for batch in islice(loader, 7)]
     workers = {child.pid for child in psutil.Process().children()}
     second = [batch["key"] for batch in islice(loader, 5)]
@@ -158,7 +158,7 @@ def test_a_loader_that_only_a_cycle_holds_goes_with_its_workers(build: Path) -> 
     """As after an error whose traceback holds it. Taken apart piece by piece, each worker would be waited for, 20 s in all."""
     dataset = opened(build)
     before = set(psutil.Process().children())
-    loader = Loader(dataset, dataset.order(2), workers=2)
+    loader = Loader(dataset, dataset.sampler(2), workers=2)
     held: list[Any] = [loader, iter(loader)]
     next(held[1])
     workers = set(psutil.Process().children()) - before
@@ -176,9 +176,9 @@ def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
     dataset = opened(build)
 
     def stateful() -> Any:
-        return StatefulDataLoader(dataset, batch_sampler=dataset.order(2), num_workers=workers)
+        return StatefulDataLoader(dataset, batch_sampler=dataset.sampler(2), num_workers=workers)
 
-    keys = [batch["key"] for batch in islice(Loader(dataset, dataset.order(2)), 9)]
+    keys = [batch["key"] for batch in islice(Loader(dataset, dataset.sampler(2)), 9)]
     loader = stateful()
     assert [batch["key"] for batch in islice(loader, 4)] == keys[:4]
     resumed = stateful()
@@ -189,9 +189,9 @@ def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_batch_is_what_stacking_would_give(build: Path, workers: int) -> None:
     dataset = opened(build, colour={"jitter": 1, "student_only": True})
-    items = next(iter(dataset.order(4)))
+    items = next(iter(dataset.sampler(4)))
     stacked = default_collate([dataset[item] for item in items])
-    batch = next(iter(Loader(dataset, dataset.order(4), workers)))
+    batch = next(iter(Loader(dataset, dataset.sampler(4), workers)))
     assert batch.keys() == stacked.keys()
     assert batch["key"] == stacked.pop("key")
     for name, value in stacked.items():
@@ -217,17 +217,17 @@ def test_workers_that_shared_memory_has_no_room_for_are_refused(build: Path) -> 
     dataset = opened(build)
     with pytest.raises(
         PretrackError,
-        match=r"no room for the \d+ MB in which 1000000 workers .* or take fewer workers",
+        match=r"no room for \d+ MB: 1000000 workers .* or take fewer workers",
     ):
-        Loader(dataset, dataset.order(BATCH), workers=1_000_000)
+        Loader(dataset, dataset.sampler(BATCH), workers=1_000_000)
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.05], ids=["at once", "late"])
 def test_a_batch_stays_what_it_was_while_workers_read_on(build: Path, slow: float) -> None:
     dataset = opened(build)
-    expected = list(islice(Loader(dataset, dataset.order(2)), 24))
+    expected = list(islice(Loader(dataset, dataset.sampler(2)), 24))
     kept = []
-    for batch in islice(Loader(dataset, dataset.order(2), workers=2), 24):
+    for batch in islice(Loader(dataset, dataset.sampler(2), workers=2), 24):
         kept.append(batch)
         time.sleep(slow)  # workers are as far ahead as they can get
     for batch, other in zip(kept, expected, strict=True):
@@ -238,14 +238,14 @@ def test_a_batch_stays_what_it_was_while_workers_read_on(build: Path, slow: floa
 
 def test_places_that_an_error_or_a_new_beginning_left_are_not_mixed_up(tmp_path: Path) -> None:
     _, dataset = damaged(tmp_path, {3})
-    loader = Loader(opened(tmp_path), dataset.order(2), workers=2)
+    loader = Loader(opened(tmp_path), dataset.sampler(2), workers=2)
     failures = read = 0
     while failures < 3 or read < 24:
         step = loader.step
         try:
             for batch in islice(loader, 4):  # then anew, with more read than was taken
                 expected = opened(tmp_path).batch(
-                    next(iter(dataset.order(2, start=loader.step - 1)))
+                    next(iter(dataset.sampler(2, start=loader.step - 1)))
                 )
                 assert batch["key"] == expected["key"]
                 assert torch.equal(batch["frames"], expected["frames"])
@@ -260,8 +260,8 @@ def test_damaged_clips_are_left_out_and_counted(
     tmp_path: Path, workers: int, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, dataset = damaged(tmp_path, {2, 5}, what=what)
-    batches = list(islice(Loader(dataset, dataset.order(4), 0), 3))
-    loader = Loader(dataset, dataset.order(4), workers)
+    batches = list(islice(Loader(dataset, dataset.sampler(4), 0), 3))
+    loader = Loader(dataset, dataset.sampler(4), workers)
     caplog.clear()
     again = list(islice(loader, 3))
     assert [batch["key"] for batch in again] == [batch["key"] for batch in batches]
@@ -286,7 +286,9 @@ def test_a_mixture_fills_gaps_from_the_same_group(two_folders: list[str], tmp_pa
         file.seek(row["tracks_offset"])
         file.write(bytes(row["tracks_size"]))
     dataset = ClipDataset(snapshots, settings, seed=1)
-    keys = [key for batch in islice(Loader(dataset, dataset.order(6)), 12) for key in batch["key"]]
+    keys = [
+        key for batch in islice(Loader(dataset, dataset.sampler(6)), 12) for key in batch["key"]
+    ]
     assert sum(key.startswith("b") for key in keys) == 36
     assert "b-03" not in keys
 
@@ -352,7 +354,7 @@ from trainer.data.streaming import StreamedClips
 
 settings = DataSettings(out=[sys.argv[1]], size=64, step=2)
 dataset = ClipDataset(open_snapshots(settings), settings, seed=1)
-streams = [iter(Loader(dataset, dataset.order(2), workers=1)), StreamedClips(sys.argv[1], settings, seed=1).batches(2, workers=1)]
+streams = [iter(Loader(dataset, dataset.sampler(2), workers=1)), StreamedClips(sys.argv[1], settings, seed=1).batches(2, workers=1)]
 print([len(next(stream)["key"]) for stream in streams], flush=True)
 """
 

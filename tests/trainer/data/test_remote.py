@@ -29,7 +29,7 @@ from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.data.member_cache import MemberCache
-from trainer.data.sampler import Item
+from trainer.data.sampler import SampleIndex
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def opened(out: object, **changes: object) -> ClipDataset:
     return ClipDataset(open_snapshots(settings), settings, seed=1)
 
 
-def needed(dataset: ClipDataset, item: Item) -> int:
+def needed(dataset: ClipDataset, item: SampleIndex) -> int:
     """The bytes of the frames that a sample shows."""
     clip = dataset.clips[item[1]]
     random = np.random.default_rng([dataset.seed, *item])
@@ -78,7 +78,7 @@ def needed(dataset: ClipDataset, item: Item) -> int:
     return int(clip.frame_sizes[numbers].sum())
 
 
-def assert_alike(a: ClipDataset, b: ClipDataset, items: list[Item]) -> None:
+def assert_alike(a: ClipDataset, b: ClipDataset, items: list[SampleIndex]) -> None:
     for item in items:
         assert torch.equal(a[item]["frames"], b[item]["frames"])
         assert torch.equal(a[item]["positions"], b[item]["positions"])
@@ -129,9 +129,9 @@ def test_nothing_is_written_to_a_batch_that_failed(local: Path, tmp_path: Path) 
         file.write(bytes(row["tracks_size"]))
     with web_server(tmp_path / "build") as served:
         dataset = opened(served.url)
-        memory = torch.zeros(dataset.memory_of(12), dtype=torch.uint8)
+        memory = torch.zeros(dataset.batch_shape(12).num_bytes, dtype=torch.uint8)
         with pytest.raises(ShardError, match="made-00"):
-            dataset.decode([(0, i) for i in range(12)], memory)
+            dataset.load([(0, i) for i in range(12)], memory)
         left = memory.clone()
         dataset._threads.shutdown()  # waits for them
         assert torch.equal(memory, left)
@@ -152,16 +152,16 @@ def test_workers_read_from_a_store(local: Path, remote: tuple[str, Behaviour | S
     url, _ = remote
     dataset = opened(url)
     dataset[0, 0]  # the store's threads run in this process already
-    keys = [batch["key"] for batch in islice(Loader(opened(local), dataset.order(4)), 6)]
+    keys = [batch["key"] for batch in islice(Loader(opened(local), dataset.sampler(4)), 6)]
     assert [
-        batch["key"] for batch in islice(Loader(dataset, dataset.order(4), workers=2), 6)
+        batch["key"] for batch in islice(Loader(dataset, dataset.sampler(4), workers=2), 6)
     ] == keys
 
 
 @pytest.mark.slow
 def test_readers_of_a_store_go_on_when_a_job_is_asked_to_stop(web: tuple[str, Served]) -> None:
     dataset = opened(web[0])
-    batches = iter(Loader(dataset, dataset.order(4), workers=1))
+    batches = iter(Loader(dataset, dataset.sampler(4), workers=1))
     next(batches)
     origins = [
         child for child in psutil.Process().children() if "forkserver" in " ".join(child.cmdline())
@@ -180,7 +180,9 @@ def test_folders_here_and_there_are_mixed(
     urls = [str(local), s3[0], web[0]]
     dataset = opened(urls, weights={url: i + 1 for i, url in enumerate(urls)})
     drawn = [
-        dataset.clips[index].folder for batch in islice(dataset.order(12), 10) for _, index in batch
+        dataset.clips[index].folder
+        for batch in islice(dataset.sampler(12), 10)
+        for _, index in batch
     ]
     assert [drawn.count(folder) for folder in range(3)] == [20, 40, 60]
     assert (

@@ -17,7 +17,7 @@ from tests.trainer.conftest import panning_clip, publish
 from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
-from trainer.data.sampler import ClipGroup, ClipSampler, shares
+from trainer.data.sampler import ClipGroup, ClipSampler, split_by_weight
 
 
 def grouped(*sizes_and_weights: tuple[int, float]) -> list[ClipGroup]:
@@ -55,8 +55,8 @@ def test_every_clip_of_a_group_comes_before_one_comes_again() -> None:
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 10_000))
-def test_shares_add_up_and_are_within_one(weights: list[float], total: int) -> None:
-    parts = shares(weights, total)
+def test_split_by_weight_add_up_and_are_within_one(weights: list[float], total: int) -> None:
+    parts = split_by_weight(weights, total)
     assert sum(parts) == total
     assert all(
         abs(part - total * weight / sum(weights)) < 1 + 1e-6
@@ -119,7 +119,7 @@ def mixed(tmp_path: Path, **weights: float) -> ClipDataset:
 
 def test_folders_are_mixed_by_their_weights(tmp_path: Path) -> None:
     dataset = mixed(tmp_path, a=1, b=3)
-    items = [item for batch in islice(dataset.order(4), 20) for item in batch]
+    items = [item for batch in islice(dataset.sampler(4), 20) for item in batch]
     assert len(items) == 80
     keys = Counter(dataset[item]["key"][0] for item in items)
     assert keys == {"a": 20, "b": 60}

@@ -37,7 +37,7 @@ def streamed(tars: str | list[str], buffer: int = 256, **changes: object) -> Str
 
 
 def keys(clips: StreamedClips, count: int) -> list[str]:
-    return [sample["key"] for sample in islice(clips, count)]
+    return [str(sample["key"]) for sample in islice(clips, count)]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_workers_and_a_server_that_sends_whole_files_only(build: Path) -> None:
         settings = settings_for(served.url, on_error="skip")
         dataset = ClipDataset(open_snapshots(settings), settings, seed=1)
         with pytest.raises(PretrackError, match=WHOLE_FILES):
-            next(iter(Loader(dataset, dataset.order(2), workers=1)))
+            next(iter(Loader(dataset, dataset.sampler(2), workers=1)))
         (batch,) = islice(streamed(served.url).batches(10, workers=1), 1)
         assert sorted(batch["key"]) == sorted(keys(streamed(str(build)), 10))
 
@@ -159,7 +159,7 @@ def test_ranks_and_workers_share_the_tars(tars: Path, monkeypatch: pytest.Monkey
 def test_more_readers_than_tars_are_refused(tars: Path) -> None:
     with pytest.raises(
         PretrackError,
-        match=r"^4 tars cannot be shared by 1 ranks with 5 readers each.*take fewer workers$",
+        match=r"^4 tars cannot be shared by 1 ranks with 5 workers each.*take fewer workers$",
     ):
         next(streamed(str(tars / "*.tar")).batches(2, workers=5))
 
@@ -204,7 +204,7 @@ def test_where_nothing_fits_the_stream_ends(tars: Path) -> None:
 def test_what_cannot_be_streamed_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^'data.where' needs a build's tables"):
         streamed(str(tmp_path / "0.tar"), where="motion > 0.1")
-    with pytest.raises(PretrackError, match=r"^no file fits .*none-\*.tar$"):
+    with pytest.raises(PretrackError, match=r"^no file matches .*none-\*.tar$"):
         listed_tars(str(tmp_path / "none-*.tar"))
     with pytest.raises(PretrackError, match="holds no finished build"):
         listed_tars(str(tmp_path))

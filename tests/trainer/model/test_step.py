@@ -20,7 +20,7 @@ from torch import Tensor
 from shards.errors import PretrackError, SettingsError
 from tests.trainer.test_train import REPOSITORY, assert_same, last_state
 from trainer.config import LoraSettings, TeacherSettings, TrainSettings
-from trainer.data.batch import Sample
+from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
@@ -35,7 +35,7 @@ from trainer.model.feature_sampling import (
     sample_points,
 )
 from trainer.model.lora import add_adapters
-from trainer.model.step import Step, batch_of, step_flops
+from trainer.model.step import Step, step_flops
 from trainer.schedule import step_seed, teacher_momentum
 from trainer.train import forward_backward, make_step, train
 
@@ -43,7 +43,7 @@ Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")
 
 
-def a_step(settings: TrainSettings, clips: int = 4) -> tuple[Step, Sample]:
+def a_step(settings: TrainSettings, clips: int = 4) -> tuple[Step, Batch]:
     """A model whose teacher has moved away from its student, and some clips."""
     torch.manual_seed(0)
     model = make_step(settings, None, CPU)
@@ -54,13 +54,13 @@ def a_step(settings: TrainSettings, clips: int = 4) -> tuple[Step, Sample]:
             if theirs.requires_grad:
                 ours.add_(torch.randn_like(ours), alpha=0.01)
     dataset = ClipDataset(open_snapshots(settings.data), settings.data, seed=1)
-    return model, next(iter(Loader(dataset, dataset.order(clips))))
+    return model, next(iter(Loader(dataset, dataset.sampler(clips))))
 
 
-def part_of(sample: Sample, clips: list[int]) -> Sample:
+def part_of(sample: Batch, clips: list[int]) -> Batch:
     """Some clips of a sample."""
     parts = {name: value[clips] for name, value in sample.items() if isinstance(value, Tensor)}
-    return cast(Sample, parts | {"key": [sample["key"][clip] for clip in clips]})
+    return cast(Batch, parts | {"key": [sample["key"][clip] for clip in clips]})
 
 
 def gradients(model: Step) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ def test_embeddings_are_those_of_whole_passes_over_every_frame(
     s = settings()
     model, sample = a_step(s)
     references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
-    lean = model.embed(batch_of(sample, s, CPU), compared, references, 4)
+    lean = model.embed(sample, compared, references, 4)
 
     images = normalised_images(sample["frames"], s.data.mean, s.data.std).flatten(0, 1)
     features, teachers = (
@@ -122,10 +122,11 @@ def test_a_teacher_averaged_in_all_weights_runs_its_own_trunk(settings: Make) ->
     model, sample = a_step(settings("upstream"))
     with torch.no_grad():
         model.teacher.backbone.model.blocks[0].mlp.fc1.weight.mul_(1.5)
-    batch = batch_of(sample, model.settings, CPU)
-    tokens, anchors = model.trunks(batch)
+    tokens, anchors = model.trunks(sample)
     assert not torch.allclose(tokens.values[::4], anchors.values, atol=1e-3)
-    own = normalised_images(batch.frames[:, 0], model.settings.data.mean, model.settings.data.std)
+    own = normalised_images(
+        sample["frames"][:, 0], model.settings.data.mean, model.settings.data.std
+    )
     assert torch.equal(anchors.values, model.teacher.backbone.trunk(own).values)
 
 
@@ -142,7 +143,7 @@ def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
     for part in (slice(0, 2), slice(2, 4)):
         model.zero_grad()
         references = choose_references(2, 4, 1, 8, 4, generator)
-        value, _, _ = model(batch_of(sample, s, CPU, part), [1, 2, 3], references, 4)
+        value, _, _ = model(slice_batch(sample, part), [1, 2, 3], references, 4)
         value.backward()
         halves.append(gradients(model))
         total += value.item() / 2
@@ -193,7 +194,7 @@ def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_
     total = 0.0
     for clips in ([0, 1, 4, 5], [2, 3, 6, 7]):
         references = choose_references(4, 4, 4, 8, 4, generator)
-        loss, _, _ = model(batch_of(part_of(sample, clips), s, CPU), [1, 2, 3], references, 4)
+        loss, _, _ = model(part_of(sample, clips), [1, 2, 3], references, 4)
         (loss / 2).backward()
         total += loss.item() / 2
     assert (ranks[0]["loss"] + ranks[1]["loss"]) / 2 == pytest.approx(total, abs=1e-5)

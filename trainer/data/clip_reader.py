@@ -1,0 +1,86 @@
+"""Reading of one clip: draw which frames it shows, and read their bytes from its shard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from shards.codec import decode_frames
+from shards.errors import ShardError
+from shards.files import Location
+from trainer.config import DataSettings
+from trainer.data.augment import choose_frames, choose_transforms
+from trainer.data.clip_table import Clip
+from trainer.data.encoded_clip import EncodedClip
+
+ReadMembers = Callable[[Location, Sequence[int], Sequence[int]], list[bytes]]
+"""(shard, offsets, sizes) → the bytes of each member, as `shards.reader.read_members`."""
+
+
+def read_clip(
+    clip: Clip,
+    shard: Location,
+    settings: DataSettings,
+    random: np.random.Generator,
+    *,
+    points: int,
+    read_members: ReadMembers,
+) -> EncodedClip:
+    """Read the frames and tracks that `random` draws of a clip with N = `points`.
+
+    Raises ShardError for members that cannot be read, for damaged tracks, and for tables that do
+    not fit the clip.
+    """
+    anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), settings, random)
+    transforms = choose_transforms(clip.width, clip.height, settings, random)
+    offsets, sizes = _tracks_member(clip, anchor)
+    # With a short step a frame can appear several times in a sample: it is read once.
+    frames = sorted(set(numbers))
+    _check_frames(clip, frames)
+    offsets += clip.frame_offsets[frames].tolist()
+    sizes += clip.frame_sizes[frames].tolist()
+    tracks, *images = read_members(shard, offsets, sizes)
+    positions, visibility, confidence = decode_frames(
+        tracks, int(clip.anchors[anchor]), numbers, (clip.frames, points)
+    )
+    return EncodedClip(
+        key=clip.key,
+        shard=str(shard),
+        size=(clip.width, clip.height),
+        transforms=transforms,
+        images=[images[frames.index(number)] for number in numbers],
+        positions=positions,
+        visibility=visibility,
+        confidence=confidence,
+        random=random,
+    )
+
+
+@contextmanager
+def named_clip(key: str, shard: str) -> Iterator[None]:
+    """Add the clip's key, its shard and what to run to the message of a ShardError."""
+    try:
+        yield
+    except ShardError as error:
+        hint = "" if "pretrack verify" in str(error) else ": run 'pretrack verify'"
+        raise ShardError(f"clip {key} in {shard}: {error}{hint}") from error
+
+
+def _check_frames(clip: Clip, frames: list[int]) -> None:
+    last = min(len(clip.frame_offsets), len(clip.frame_sizes)) - 1
+    if frames[0] < 0 or frames[-1] > last:
+        raise ShardError(f"the clips table has no offsets and sizes for all of the frames {frames}")
+
+
+def _tracks_member(clip: Clip, anchor: int) -> tuple[list[int], list[int]]:
+    """Return offset and size of the part of the tracks member that holds one anchor's tracks."""
+    if len(clip.anchor_sizes) != len(clip.anchors):
+        raise ShardError(
+            f"the clips table has track sizes for {len(clip.anchor_sizes)} anchors, and the clip "
+            f"has {len(clip.anchors)}"
+        )
+    # The anchors' tracks lie in the member one after the other.
+    *before, size = clip.anchor_sizes[: anchor + 1].tolist()
+    return [clip.tracks_offset + sum(before)], [size]

@@ -1,0 +1,67 @@
+"""A clip between reading and decoding: its JPEGs and tracks, and what was drawn for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from shards.geometry import FrameTransform
+from trainer.config import DataSettings
+from trainer.data.augment import change_colours, decode_and_transform, transform_points
+from trainer.data.packed_batch import PackedBatch
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedClip:
+    """T frames of a clip, not yet decoded, so that many of them can be held in memory.
+
+    shard:      the path or URL of the tar that it was read from
+    size:       (width, height) of the stored frames
+    transforms: crop, resize and flip per frame [T]
+    images:     JPEGs [T]
+    positions:  float32 [T, N, 2] in stored pixels; visibility and confidence uint8 [T, N]
+    random:     the clip's generator, from which its colours are still to be drawn
+    """
+
+    key: str
+    shard: str
+    size: tuple[int, int]
+    transforms: list[FrameTransform]
+    images: list[bytes]
+    positions: NDArray[np.float32]
+    visibility: NDArray[np.uint8]
+    confidence: NDArray[np.uint8]
+    random: np.random.Generator
+
+    @property
+    def points(self) -> int:
+        """Number of tracked points, N."""
+        return self.positions.shape[1]
+
+
+def decode_clip(clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings) -> None:
+    """Decode a clip into a slot of a batch. Raises ShardError for a damaged image."""
+    copy_tracks(clip, batch, slot)
+    frames = batch.frames[slot]
+    decode_and_transform(
+        clip.images,
+        clip.transforms,
+        size=clip.size,
+        reduce=settings.reduced_decoding,
+        into=frames.numpy(),
+    )
+    if settings.colour.student_only:
+        batch.teacher_frame[slot] = frames[0]
+    if settings.colour.changes:
+        frames[:] = change_colours(frames, settings.colour, clip.random)
+    batch.keys[slot] = clip.key
+
+
+def copy_tracks(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:
+    """Copy a clip's tracks into a slot of a batch, in pixels of the transformed frames."""
+    batch.positions[slot] = torch.from_numpy(transform_points(clip.transforms, clip.positions))
+    batch.visibility[slot] = torch.from_numpy(clip.visibility)
+    batch.confidence[slot] = torch.from_numpy(clip.confidence)
