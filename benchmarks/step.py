@@ -95,7 +95,12 @@ def plain_step(
     weights = mask[:, :1] * mask[:, list(compared)]
     if plain.operator:
         return sorting_loss(
-            tracks, anchor, crops, weights, make_objective(model.settings.loss), False
+            tracks,
+            anchor,
+            crops,
+            weights,
+            objective=make_objective(model.settings.loss),
+            detach_teacher=False,
         )
     return dense_loss(tracks, anchor, crops, weights, plain.orders_once)
 

@@ -1,1 +1,4 @@
-"""Losses on the tracks of a batch, one a file: the sorting loss (`trainer.losses.sorting.objective`) and what may be added to it."""
+"""Losses on the tracks of a batch: one file per loss, their settings in `settings.py`.
+
+`Embeddings` (embeddings.py) go into every loss; `weighted_sum.py` adds the losses up to one scalar.
+"""

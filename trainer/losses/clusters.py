@@ -1,4 +1,4 @@
-"""Clusters carried along tracks (MoSiC): the teacher assigns points of the anchor frame, the student is to follow."""
+"""Clustering along tracks (MoSiC): a track must keep the prototype the teacher assigns to it."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Clusters(nn.Module):
-    """Prototypes, and the cross-entropy of the student's clusters with the teacher's.
+    """Trained prototypes, and the cross-entropy of the student's assignments with the teacher's.
 
-    `prototypes` [K, E] is trained beside the student, by the student's scores alone. Its rows are normalised whenever they are
-    used, so that their length means nothing and nothing is to be done after a step.
+    `prototypes` [K, E] get gradients from the student's scores only. Rows are normalised on every
+    use, so their length has no effect and they need no normalisation after an optimiser step.
     """
 
     def __init__(self, settings: ClusterSettings, width: int) -> None:
@@ -28,15 +28,16 @@ class Clusters(nn.Module):
         self.prototypes = nn.Parameter(normalize(torch.randn(settings.prototypes, width), dim=-1))
 
     def forward(self, e: Embeddings) -> Tensor:
-        """The mean over tracks that count: a scalar (MoSiC, Salehi et al., 2025).
+        """Return the cross-entropy, averaged over tracks: a scalar (MoSiC, Salehi et al., 2025).
 
-        For the track n in the frame f, with q_n the teacher's assignment of n in the anchor frame by Sinkhorn (without gradient),
-        or, unless `soft`, 1 at its largest entry and 0 elsewhere,
+        For track n in frame f, with q_n the teacher's Sinkhorn assignment of n in the anchor frame
+        (without gradient) or, unless `soft`, 1 at its largest entry and 0 elsewhere,
 
-            -sum over prototypes k of q_n[k] log_softmax(student[f, n] . prototypes / temperature)[k]
+            -sum over k of q_n[k] log_softmax(student[f, n] . prototypes / temperature)[k]
 
-        MoSiC labels a frame further on and compares the anchor; tracks are the same in both, and here the anchor is the teacher's.
-        Sinkhorn balances over the tracks of all ranks, each of which must call this.
+        MoSiC assigns in a later frame and compares the anchor frame. Tracks are the same in both
+        directions, and here the teacher sees the anchor frame. Sinkhorn balances over the tracks
+        of all ranks, so every rank must call this.
         """
         prototypes = normalize(self.prototypes, dim=-1)
         with torch.no_grad():
@@ -56,17 +57,20 @@ class Clusters(nn.Module):
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, valid: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Assigns points to prototypes, the same mass to each (Cuturi, 2013, as in SwAV): cosines [M, K], [M] → [M, K].
+    """Assign points to prototypes with equal mass per prototype: cosines [M, K], [M] → [M, K].
 
-    exp(scores / epsilon) is scaled by turns so that every prototype has the same part of all points, and every point is given once.
-    The last turn is the points': rows of points that count sum to 1, those of others are 0 and have no part in anything. Columns
-    are equal only as far as `iterations` went.
+    Sinkhorn-Knopp (Cuturi, 2013, as in SwAV): alternately scale exp(scores / epsilon) so that all
+    prototypes have the same mass and every point has mass 1. The points come last: rows of valid
+    points sum to 1, rows of others are 0 and affect nothing. Column sums are equal only up to
+    the convergence reached in `iterations`.
 
-    Where torch.distributed is initialised, the points are those of all ranks: every rank calls this, with as many prototypes.
+    Where torch.distributed is initialised, the balance is over the points of all ranks: every rank
+    must call this, with the same number of prototypes.
     """
     points = valid.to(scores.dtype)[:, None]
     tiny = torch.finfo(scores.dtype).tiny
-    mass = torch.exp((scores - 1) / epsilon) * points  # cosines: the largest is 1
+    # subtracting 1, the largest possible cosine, keeps exp from overflowing; the scale cancels
+    mass = torch.exp((scores - 1) / epsilon) * points
     for _ in range(iterations):
         mass = mass / all_reduce_sum(mass.sum(dim=0)).clamp_min(tiny)
         mass = mass / mass.sum(dim=1, keepdim=True).clamp_min(tiny)

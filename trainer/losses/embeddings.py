@@ -1,4 +1,4 @@
-"""What every loss is computed from, and the mean that all of them take."""
+"""The input of every loss, and the mean over tracks that all losses take."""
 
 from __future__ import annotations
 
@@ -10,42 +10,47 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A batch of B clips with N tracks each, seen in F compared frames and in the anchor frame. Unit vectors [..., E], float32."""
+    """Unit vectors [..., E], float32, of a batch of B clips with N tracks each.
+
+    Every track is embedded in F compared frames and in the anchor frame.
+    """
 
     student: Tensor
     """[B, F, N, E]: the tracks in the compared frames, by the student."""
     teacher: Tensor
     """[B, N, E]: the same tracks in the anchor frame, by the teacher."""
     references: Tensor
-    """[B, R, P, E]: the patches of the reference crops, by the student."""
+    """[B, R, P, E]: the P patches of each of the R reference crops, by the student."""
     weights: Tensor
-    """[B, F, N]: 1 where a track counts, 0 where not. One that counts anywhere is visible in the anchor frame, too."""
+    """[B, F, N]: 1 where a track counts, else 0. A track that counts in any frame is also visible
+    in the anchor frame."""
     positions: Tensor
-    """[B, F, N, 2]: (x, y) of the tracks in the compared frames, in parts of the frame's side, 0..1."""
+    """[B, F, N, 2]: (x, y) of the tracks in the compared frames, as fractions 0..1 of the frame's
+    side."""
     anchor_positions: Tensor
-    """[B, N, 2]: likewise in the anchor frame."""
+    """[B, N, 2]: the same in the anchor frame."""
     teacher_frames: Tensor | None = None
-    """[B, F, N, E]: the tracks in the compared frames, by the teacher; only where a loss asks for them."""
+    """[B, F, N, E]: the tracks in the compared frames, by the teacher; None unless a loss needs
+    them."""
 
     @property
     def valid_tracks(self) -> Tensor:
-        """[B, N]: whether a track counts in any compared frame."""
+        """[B, N] bool: whether a track counts in at least one compared frame."""
         return (self.weights > 0).any(dim=1)
 
     @property
     def anchor_distances(self) -> Tensor:
-        """[B, N, N]: how far tracks are from each other in the anchor frame, in parts of the frame's side."""
+        """[B, N, N]: distances between tracks in the anchor frame, as fractions of its side."""
         points = self.anchor_positions.detach()
-        return torch.cdist(
-            points, points, compute_mode="donot_use_mm_for_euclid_dist"
-        )  # products lose small distances
+        # the matrix-product form of cdist loses small distances to rounding
+        return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def mean_over_tracks(losses: Tensor, weights: Tensor) -> Tensor:
-    """The weighted mean of losses [B, F, N], as the sorting loss takes it: a scalar.
+    """Return the weighted mean of losses [B, F, N], as the sorting loss takes it: a scalar.
 
-    For every clip and frame sum(w loss) / (sum(w) + 1e-6), then the mean over frames and clips. A clip without a track that counts
-    adds 0 and still counts as a clip.
+    For every clip and frame sum(w loss) / (sum(w) + 1e-6), then the mean over frames and clips. A
+    clip in which no track counts adds 0 and still counts as a clip.
     """
-    share = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
-    return (losses * share).sum(dim=-1).mean()
+    normalised = weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)
+    return (losses * normalised).sum(dim=-1).mean()

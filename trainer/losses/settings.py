@@ -1,7 +1,7 @@
 """Settings of the losses: the `loss` part of a training config.
 
-Cheap to import: the losses themselves, and torch with them, are imported by `LossSettings.make`
-alone. They read these settings but never import them at run time, so no import circle closes.
+Cheap to import: only `LossSettings.make` imports the losses, and torch with them. The losses read
+these settings but import them for type checking only, so there is no import circle.
 """
 
 from __future__ import annotations
@@ -17,103 +17,123 @@ if TYPE_CHECKING:
 
 
 class InfoNCESettings(Settings):
-    """`trainer.losses.info_nce`: a track is to be told from the clip's others."""
+    """`trainer.losses.info_nce`: distinguishes a track from the other tracks of its clip."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Its part in the sum of all losses; 0 leaves it out."""
+    """Weight in the sum of all losses; 0 disables the loss."""
     temperature: float = Field(default=0.07, gt=0)
-    """Cosines are divided by this: smaller looks at the likest negatives alone."""
+    """Cosines are divided by this. A smaller value concentrates on the hardest negatives."""
     apart: float = Field(default=0.1, ge=0)
-    """Tracks nearer than this in the anchor frame, in parts of its side, are no negatives of each other."""
+    """Tracks nearer than this in the anchor frame, as a fraction of its side, are not used as
+    negatives of each other."""
     other_clips: bool = False
-    """Whether the tracks of the other clips in the rank's batch are negatives, too."""
+    """Whether tracks of the other clips in the rank's batch are negatives as well."""
 
 
 class SmoothAPSettings(Settings):
-    """`trainer.losses.smooth_ap`: a smooth average precision of finding a track's point among the clip's (3DCorrEnhance)."""
+    """`trainer.losses.smooth_ap`: smooth average precision of retrieving a track's anchor point
+    among those of its clip (3DCorrEnhance)."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Its part in the sum of all losses; 0 leaves it out."""
+    """Weight in the sum of all losses; 0 disables the loss."""
     temperature: float = Field(default=0.01, gt=0)
-    """Of the sigmoid that stands for "is ranked above": smaller is nearer to true ranks, and has gradients in fewer places."""
+    """Temperature of the sigmoid that replaces "is ranked above". A smaller value is nearer to true
+    ranks, but gradients vanish for more pairs."""
     near: float = Field(default=0.005, gt=0)
-    """Tracks nearer than this in the anchor frame, in parts of its side, are at the same point: all of them are to be found."""
+    """Tracks nearer than this in the anchor frame, as a fraction of its side, are positives: they
+    count as the same point."""
     far: float = Field(default=0.1, gt=0)
-    """Tracks further than this are wrong finds; those between the two count as neither."""
+    """Tracks further than this are negatives. Tracks between `near` and `far` are neither."""
 
     @model_validator(mode="after")
-    def _near_is_nearer(self) -> SmoothAPSettings:
+    def _check_distances(self) -> SmoothAPSettings:
         if self.near > self.far:
             raise ValueError(
-                "'near' should be no larger than 'far': a track would be at the same point and a wrong find at once"
+                "'near' should be no larger than 'far': "
+                "a track would be a positive and a negative at once"
             )
         return self
 
 
 class ClusterSettings(Settings):
-    """`trainer.losses.clusters`: a track keeps the cluster that the teacher puts it in in the anchor frame (MoSiC)."""
+    """`trainer.losses.clusters`: a track keeps the prototype that the teacher assigns to it in the
+    anchor frame (MoSiC)."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Its part in the sum of all losses; 0 leaves it out."""
+    """Weight in the sum of all losses; 0 disables the loss."""
     prototypes: int = Field(default=200, ge=2)
-    """Clusters, each with a trained unit vector."""
+    """Number of prototypes, which are trained unit vectors."""
     temperature: float = Field(default=0.1, gt=0)
-    """The student's cosines with the prototypes are divided by this."""
+    """The student's cosines with the prototypes are divided by this before the softmax."""
     epsilon: float = Field(default=0.06, ge=0.025)
-    """Sinkhorn's entropy: smaller makes harder assignments, and below the limit float32 no longer holds them."""
+    """Weight of the entropy in Sinkhorn-Knopp: a smaller value makes harder assignments. Below
+    0.025 float32 underflows."""
     iterations: int = Field(default=3, ge=1)
-    """Sinkhorn's rounds."""
+    """Iterations of Sinkhorn-Knopp."""
     soft: bool = False
-    """The target is the teacher's whole assignment. False: its largest entry alone."""
+    """Whether the target is the teacher's whole assignment. False: only its largest entry."""
 
 
 class TrackMeanSettings(Settings):
-    """`trainer.losses.track_mean`: a track's embedding is to be the teacher's mean along it. The teacher sees every frame then."""
+    """`trainer.losses.track_mean`: moves a track's embeddings towards the teacher's mean along it.
+
+    The teacher then runs on every compared frame, not on the anchor frame alone."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Its part in the sum of all losses; 0 leaves it out."""
+    """Weight in the sum of all losses; 0 disables the loss."""
 
 
 class LossSettings(Settings):
-    """What is done with the student's and the teacher's similarities to a reference's patches, and which losses are added to it."""
+    """The sorting loss, which compares the student's and the teacher's similarities to the patches
+    of reference crops, and the losses that are added to it."""
 
     sorting: float = Field(default=1.0, ge=0)
-    """The sorting loss's part in the sum of all losses; 0 leaves it out. The fields down to `detach_teacher` are its own."""
+    """Weight of the sorting loss in the sum of all losses; 0 disables it. The fields down to
+    `detach_teacher` belong to this loss."""
     objective: Literal["spearman", "teacher_student", "published"] = "spearman"
-    """`published`: -sum student * log teacher over soft permutations, linear in the student. `teacher_student`: the other way round
-    (NeCo's), -sum teacher * log student. `spearman`: 1 - correlation of the student's soft ranks with the teacher's ranks. In the
-    last two the teacher's order is a constant, whatever `detach_teacher` says."""
+    """`published`: -sum student * log teacher over soft permutations, linear in the student.
+    `teacher_student`: the reverse, as in NeCo, -sum teacher * log student. `spearman`:
+    1 - correlation of the student's soft ranks with the teacher's ranks. In the last two the
+    teacher's order is a constant, whatever the value of `detach_teacher`."""
     sorter: Literal["torchsort", "bitonic", "odd_even"] = "torchsort"
-    """Where soft permutations or soft ranks come from. `torchsort` makes ranks only, so it goes with `spearman`."""
+    """What computes soft permutations or soft ranks. `torchsort` computes ranks only and requires
+    `objective: spearman`; `bitonic` and `odd_even` are differentiable sorting networks."""
     distribution: Literal["cauchy", "logistic"] = "cauchy"
-    """The networks' soft comparison."""
+    """Distribution function of the sorting networks' soft comparators."""
     student_steepness: float = Field(default=20.0, gt=0)
-    """Steepness of the student's network: how hard it sorts."""
+    """Steepness of the student's sorting network: a larger value sorts harder."""
     teacher_steepness: float = Field(default=3.0, gt=0)
-    """Steepness of the teacher's network."""
+    """Steepness of the teacher's sorting network."""
     epsilon: float = Field(default=1e-6, gt=0)
     """Added to probabilities inside the logarithm."""
     strength: float = Field(default=0.03, gt=0)
-    """torchsort's regularisation, of similarities standardised over each row: smaller is nearer to hard ranks."""
+    """torchsort's regularisation strength, for similarities standardised per row: a smaller value
+    is nearer to hard ranks."""
     detach_teacher: bool = True
-    """Published: false, gradients also reach the references (features of the student) through the teacher's ordering."""
+    """Whether the teacher's order is a constant. Published: false, so gradients also reach the
+    references, which are features of the student, through the teacher's similarities."""
     frames: Literal["all", "curriculum"] = "all"
-    """Which frames are compared with the anchor. Published: `curriculum`: all at step 0, then one fewer, the nearest first, and one
-    more fewer every `curriculum_steps`, down to the last frame alone."""
+    """Which frames are compared with the anchor frame. Published: `curriculum`, which compares all
+    at step 0, drops the nearest frame at step 1 and another one every `curriculum_steps` after
+    that, until only the last frame is left."""
     curriculum_steps: int = Field(default=1085, ge=1)
-    """Steps between two changes of the curriculum."""
+    """Steps between two changes of `frames: curriculum`."""
     info_nce: InfoNCESettings | None = None
-    """Adds InfoNCE on correspondences: `{}` with its defaults. This one and those below: null leaves it out."""
+    """Adds InfoNCE on correspondences. For this loss and those below, `{}` uses the defaults, and
+    null disables the loss."""
     smooth_ap: SmoothAPSettings | None = None
-    """Adds SmoothAP."""
+    """Adds SmoothAP, a smooth average precision."""
     clusters: ClusterSettings | None = None
-    """Adds clusters carried along tracks."""
+    """Adds clustering along tracks."""
     track_mean: TrackMeanSettings | None = None
-    """Adds the distance from the teacher's mean along a track."""
+    """Adds the cosine distance from the teacher's mean along a track."""
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weights of the losses that are used, by name: of every field that has a `weight`, also of a subclass's."""
+        """Weights above 0 by loss name, of `sorting` and of every field with a `weight`.
+
+        This includes fields that a subclass adds.
+        """
         added = {
             name: part.weight
             for name in type(self).model_fields
@@ -126,27 +146,31 @@ class LossSettings(Settings):
         }
 
     def make(self, width: int) -> Losses:
-        """These losses, of embeddings [..., width]. A subclass with losses of its own passes them to `make_losses`."""
-        from trainer.losses.weighted_sum import (
-            make_losses,  # torch takes seconds to import; a wrong key should not
-        )
+        """Make these losses for embeddings of `width` numbers.
+
+        A subclass that adds losses overrides this and passes them to `make_losses`.
+        """
+        # torch takes seconds to import; reporting a mistyped key should not
+        from trainer.losses.weighted_sum import make_losses
 
         return make_losses(self, width)
 
     @model_validator(mode="after")
-    def _any_loss(self) -> LossSettings:
+    def _check_weights(self) -> LossSettings:
         if not self.weights:
             raise ValueError(
-                "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above 0, or the 'weight' of "
-                "'loss.info_nce', 'loss.smooth_ap', 'loss.clusters' or 'loss.track_mean'"
+                "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above "
+                "0, or the 'weight' of 'loss.info_nce', 'loss.smooth_ap', 'loss.clusters' or "
+                "'loss.track_mean'"
             )
         return self
 
     @model_validator(mode="after")
-    def _fits(self) -> LossSettings:
+    def _check_sorter(self) -> LossSettings:
         if self.sorter == "torchsort" and self.objective != "spearman":
             raise ValueError(
-                f"the sorter 'torchsort' makes ranks and no permutation, which the objective '{self.objective}' needs: "
-                "choose the sorter 'bitonic' or 'odd_even', or the objective 'spearman'"
+                "the sorter 'torchsort' makes ranks and no permutation, which the objective "
+                f"'{self.objective}' needs: choose the sorter 'bitonic' or 'odd_even', or the "
+                "objective 'spearman'"
             )
         return self

@@ -1,4 +1,4 @@
-"""SmoothAP on tracks: how high a point of the anchor frame ranks among all of them, seen from a compared frame."""
+"""SmoothAP on tracks: a track's own anchor point must rank above all points far from it."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ if TYPE_CHECKING:
 
 
 def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:
-    """1 - SmoothAP (Brown et al., 2020; on correspondences as in 3DCorrEnhance), the mean over tracks that count: a scalar.
+    """Return 1 - SmoothAP (Brown et al., 2020), averaged over tracks: a scalar.
 
-    The student's track n in a frame is the query, the teacher's anchor embeddings (without gradient) are what is ranked, by the
-    cosine s. With G(x) = sigmoid(x / temperature)
+    As 3DCorrEnhance does on correspondences: the query is the student's track n in a frame, and
+    the teacher's anchor embeddings (without gradient) are ranked by their cosine s with it. With
+    G(x) = sigmoid(x / temperature), positives P and negatives N,
 
         AP = mean over i in P of  (1 + sum over j in P, j != i, of G(s_j - s_i))
-                                / (1 + sum over j in P, j != i, of G(s_j - s_i) + sum over j in N of G(s_j - s_i))
+                                / (1 + sum over j in P, j != i, of G(s_j - s_i)
+                                     + sum over j in N of G(s_j - s_i))
 
-    P are n itself and the tracks nearer than `near` to it in the anchor frame, N those further than `far`, both of the same clip
-    and only where they count in any compared frame. 3DCorrEnhance measures in three dimensions, on objects; the image's plane
-    stands in for them.
+    P is n itself and the tracks nearer than `near` to it in the anchor frame, N the tracks
+    further than `far`; both are of the same clip, and only tracks that count in any compared
+    frame. 3DCorrEnhance measures distances in three dimensions, on objects; here they are measured
+    in the image plane.
     """
     clips, frames, tracks, _ = e.student.shape
     distances, valid = e.anchor_distances, e.valid_tracks[:, None]
@@ -33,17 +36,18 @@ def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:
     negative = (distances > settings.far) & valid
     scores = torch.einsum("bfne,bme->bnfm", e.student, e.teacher.detach())
 
-    clip, query, item = positive.nonzero(
-        as_tuple=True
-    )  # pairs, K of them: few more than there are tracks
-    rows = scores[clip, query]  # [K, F, N]
-    above = torch.sigmoid((rows - scores[clip, query, :, item][..., None]) / settings.temperature)
-    # the item against itself is the sigmoid's half, and counts 1
-    among = (above * positive[clip, query][:, None]).sum(dim=-1) + 0.5
-    precision = among / (among + (above * negative[clip, query][:, None]).sum(dim=-1))
-    sums = scores.new_zeros(clips, tracks, frames).index_put(
-        (clip, query), precision, accumulate=True
-    )
-    return mean_over_tracks(
-        1 - (sums / positive.sum(dim=-1, keepdim=True)).transpose(1, 2), e.weights
-    )
+    # K (query, positive) pairs: little more than one per track, so no [N, N, N] tensor is needed
+    clip, query, item = positive.nonzero(as_tuple=True)
+    rows = scores[clip, query]  # [K, F, N]: all scores of the pair's query
+    item_scores = scores[clip, query, :, item][..., None]
+    above = torch.sigmoid((rows - item_scores) / settings.temperature)
+    # an item compared with itself gives G(0) = 0.5 in this sum, where the formula has 1: add 0.5
+    positives_above = (above * positive[clip, query][:, None]).sum(dim=-1) + 0.5
+    negatives_above = (above * negative[clip, query][:, None]).sum(dim=-1)
+    precision = positives_above / (positives_above + negatives_above)
+
+    # add up the pairs of each query, then divide by their number
+    sums = scores.new_zeros(clips, tracks, frames)
+    sums = sums.index_put((clip, query), precision, accumulate=True)
+    average_precision = (sums / positive.sum(dim=-1, keepdim=True)).transpose(1, 2)
+    return mean_over_tracks(1 - average_precision, e.weights)

@@ -1,4 +1,4 @@
-"""The weighted sum of the losses that the settings name."""
+"""The training loss: the weighted sum of the losses that the settings name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
     from trainer.losses.settings import LossSettings
 
 Loss = Callable[[Embeddings], Tensor]
-"""A batch → a scalar."""
+"""The embeddings of a batch → a scalar."""
 
 
 class Losses(nn.Module):
-    """The losses of a run by name, with their weights. Parameters of losses that are modules are trained with the student's."""
+    """The losses of a run by name, with their weights.
+
+    Losses that are modules (those with parameters) are registered as submodules, so their
+    parameters are trained, saved and resumed together with the student's.
+    """
 
     def __init__(self, losses: dict[str, Loss], weights: dict[str, float]) -> None:
         super().__init__()
@@ -35,13 +39,13 @@ class Losses(nn.Module):
 
     @property
     def needs_teacher_frames(self) -> bool:
-        """Whether `Embeddings.teacher_frames` must be there."""
+        """Whether a loss needs `Embeddings.teacher_frames`."""
         return "track_mean" in self.losses
 
     def forward(self, e: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum over losses of weight times loss, and the losses themselves by name, without gradient.
+        """Return sum(weight * loss), and each unweighted loss by name, detached.
 
-        In the embeddings' own float32, whatever autocast says.
+        Computed in the embeddings' float32, also inside an autocast region.
         """
         with torch.autocast(e.student.device.type, enabled=False):
             parts = {name: loss(e) for name, loss in self.losses.items()}
@@ -49,19 +53,25 @@ class Losses(nn.Module):
         return total, {name: part.detach() for name, part in parts.items()}
 
 
-def make_losses(settings: LossSettings, width: int, **own: Loss) -> Losses:
-    """The losses whose weight is above 0, of embeddings [..., width]. Prototypes are drawn from torch's own generator.
+def make_losses(settings: LossSettings, width: int, **custom: Loss) -> Losses:
+    """Make the losses with a weight above 0, for embeddings of `width` numbers.
 
-    `own` are losses beyond pretrack's, by the names that they have in the settings.
+    `custom` are losses from outside pretrack, by the name of their field in the settings.
+    Prototypes are drawn from torch's default generator.
     """
     s, objective = settings, make_objective(settings)
 
     def sorting(e: Embeddings) -> Tensor:
         return sorting_loss(
-            e.student, e.teacher, e.references, e.weights, objective, s.detach_teacher
+            e.student,
+            e.teacher,
+            e.references,
+            e.weights,
+            objective=objective,
+            detach_teacher=s.detach_teacher,
         )
 
-    losses: dict[str, Loss] = {"sorting": sorting, **own}
+    losses: dict[str, Loss] = {"sorting": sorting, **custom}
     if s.info_nce:
         losses["info_nce"] = partial(info_nce, settings=s.info_nce)
     if s.smooth_ap:

@@ -168,7 +168,14 @@ def test_the_mean_is_the_sorting_losses_own() -> None:
         ],
         dim=1,
     )
-    theirs = sorting_loss(e.student, e.teacher, e.references[:, :1], e.weights, objective, True)
+    theirs = sorting_loss(
+        e.student,
+        e.teacher,
+        e.references[:, :1],
+        e.weights,
+        objective=objective,
+        detach_teacher=True,
+    )
     torch.testing.assert_close(mean_over_tracks(losses, e.weights), theirs)
 
 
@@ -397,7 +404,14 @@ def test_alone_the_sorting_loss_is_itself() -> None:
     total, parts = losses(replace(e, teacher_frames=None))
     assert torch.equal(
         total,
-        sorting_loss(e.student, e.teacher, e.references, e.weights, make_objective(settings), True),
+        sorting_loss(
+            e.student,
+            e.teacher,
+            e.references,
+            e.weights,
+            objective=make_objective(settings),
+            detach_teacher=True,
+        ),
     )
     assert list(parts) == ["sorting"]
     assert not losses.needs_teacher_frames

@@ -1,14 +1,19 @@
-"""The cross-entropy of two soft permutations as one operator: value and gradient together, next to nothing kept for backward.
+"""The cross-entropy of two soft permutations: one operator computes value and gradient together.
 
-The value of a row is linear in P(x) and depends on nothing but that row, so its gradient is worked out beside it, a few rows at a
-time, and only that, n numbers a row, waits for backward. It is had in adjoint form. With P = M1 ... ML, one symmetric matrix a
-layer, a layer that keeps the part c of its wires a and b adds to the derivative of <P, T> by c the sum over items of
-(X_a - X_b) (Y_a - Y_b), where X = M1 ... Ml is the state before that layer and Y = T ML ... M(l+2) the one after it, seen from T.
+The value of a row is linear in P(x) and depends on that row alone. Its gradient is therefore
+computed in the forward pass, for a few rows at a time, and only the gradient, n numbers per row, is
+stored for backward.
 
-On CUDA a Triton kernel does this (`trainer.losses.sorting.triton_kernel`). In PyTorch a state is [wires, items, rows]: a layer's pairs are a
-reshape of the first axis, and every operation runs along rows, which lie side by side. After a block of the bitonic network only
-wires within its runs of 2^k have met: the state is then [wires, 2^k, rows], each wire's items being those of its run, which halves
-the work.
+Computed by the adjoint method. P = M1 ... ML has one symmetric matrix per layer. Let a layer keep
+the fraction c of its wires a and b. Its contribution to the derivative of <P, T> by c is the sum
+over items of (X_a - X_b) (Y_a - Y_b), where X = M1 ... Ml is the state before the layer and
+Y = T ML ... M(l+2) is the adjoint state after it.
+
+On CUDA, `trainer.losses.sorting.triton_kernel` computes this. In PyTorch a state is
+[wires, items, rows]: the pairs of a layer are a reshape of the first axis, and every operation runs
+along rows, which are contiguous. After a block of the bitonic network, only wires within its runs
+of 2^k have been compared: the state is then [wires, 2^k, rows], where a wire's items are those of
+its run. This halves the work.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from trainer.losses.sorting.network import Distribution, Network, Sort
 log = logging.getLogger(__name__)
 
 CPU_STATE, GPU_STATE = 2**20, 2**25
-"""Numbers in a state of the rows that are worked on together: few enough for a cache, and enough to keep a device busy."""
+"""Numbers in the state of a chunk of rows: few enough for a cache, enough to occupy the device."""
 
 
 def sorting_cross_entropy(
@@ -42,18 +47,21 @@ def sorting_cross_entropy(
     distribution: Distribution = "cauchy",
     epsilon: float = 1e-6,
 ) -> Tensor:
-    """Mean over items of -sum over positions of P(x) log(P(y) + epsilon), P as `soft_permutation`: [..., n], [..., n] → [...].
+    """Return the mean over items of -sum over positions of P(x) log(P(y) + epsilon).
 
-    3DPoV's loss is that of the student's similarities x and the teacher's y; NeCo's is that of the teacher's x and the student's y.
-    Either may lack leading axes of the other, such as y those of the frames that x has. Without gradient, and on the CPU, its
-    permutations are then made once for all of them.
+    [..., n], [..., n] → [...], with P as `soft_permutation`. For 3DPoV's loss x are the student's
+    similarities and y the teacher's; for NeCo's x are the teacher's and y the student's. Either may
+    lack leading axes of the other, for example y the axis of frames that x has. On the CPU its
+    permutations are then computed once for all of them, unless it needs a gradient.
 
-    Differentiable once, in both. Computed in float32 (or float64 for such input), whatever autocast says.
+    Differentiable once, in both inputs. Computed in float32 (float64 for float64 input), also under
+    autocast. Raises ValueError for shapes that differ in more than leading axes.
     """
     shape = max(x.shape, y.shape, key=len)
     if any(values.shape != shape[-values.ndim :] for values in (x, y)):
         raise ValueError(
-            f"x and y should have the same shape, not {tuple(x.shape)} and {tuple(y.shape)}; only leading axes may be missing"
+            f"x and y should have the same shape, not {tuple(x.shape)} and {tuple(y.shape)}; "
+            "only leading axes may be missing"
         )
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     sorts = Sort(network, x_steepness, distribution), Sort(network, y_steepness, distribution)
@@ -70,7 +78,7 @@ Compute = Callable[
     [Tensor, Tensor, tuple[Sort, Sort], float, tuple[bool, bool]],
     tuple[Tensor, Tensor | None, Tensor | None],
 ]
-"""`cross_entropy_rows`, and what may stand in for it."""
+"""The signature of `cross_entropy_rows` and of the Triton kernel."""
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -85,7 +93,8 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         on_gpu = x.is_cuda and x.dtype == torch.float32 and len(x) > 0
         compute = gpu_kernel(sorts, x.shape[1], wanted, x.device) if on_gpu else cross_entropy_rows
-        if compute is not cross_entropy_rows:  # a kernel makes both sides of every row
+        if compute is not cross_entropy_rows:
+            # the kernel takes both sides of every row: repeat the side that has fewer rows
             x, y = x.repeat(max(1, len(y) // len(x)), 1), y.repeat(max(1, len(x) // len(y)), 1)
         values, *gradients = compute(x, y, sorts, epsilon, wanted)
         ctx.save_for_backward(*gradients)
@@ -102,14 +111,18 @@ class _CrossEntropy(torch.autograd.Function):
 def gpu_kernel(
     sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], device: torch.device
 ) -> Compute:
-    """The Triton kernel, tried on one row; where it is missing or cannot be had for this, a warning and `cross_entropy_rows`."""
+    """Return the Triton kernel after trying it on one row.
+
+    Logs a warning and returns `cross_entropy_rows` if Triton is missing or the kernel fails.
+    """
     try:
         kernel: Compute = import_module("trainer.losses.sorting.triton_kernel").cross_entropy_rows
         row = torch.zeros(1, n, device=device)
         kernel(row, row, sorts, 1e-6, wanted)
-    except Exception as error:  # whatever it is, PyTorch does without
+    except Exception as error:  # any failure to import, compile or launch: PyTorch takes over
         log.warning(
-            "the sorting loss on %s: PyTorch, several times slower (its Triton kernel does not work: %r)",
+            "the sorting loss on %s: PyTorch, several times slower "
+            "(its Triton kernel does not work: %r)",
             device,
             error,
         )
@@ -120,9 +133,10 @@ def gpu_kernel(
 def cross_entropy_rows(
     x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Of x, y [rows, n] the values [rows] and, where `wanted`, their gradients by x and by y [rows, n]: PyTorch, any device.
+    """Return values [rows] and, where `wanted`, gradients by x and by y [rows, n]; on any device.
 
-    One of them, if its gradient is not wanted, may have fewer rows, which then come round: the same for every run of them.
+    x, y: [rows, n]. One side may have fewer rows if its gradient is not wanted; the other then has
+    a multiple of them, in `runs` that each pair with the same rows.
     """
     n, rows = x.shape[1], min(len(x), len(y))
     runs = max(len(x), len(y)) // max(1, rows)
@@ -134,55 +148,65 @@ def cross_entropy_rows(
     for start in range(0, rows, chunk):
         part = min(chunk, rows - start)
         for run in range(runs):
-            here = slice(run * rows + start, run * rows + start + part)
+            chunk_rows = slice(run * rows + start, run * rows + start + part)
             if run == 0 or len(x) > rows:
-                p = NetworkPass(x[here], sorts[0], wanted[0])
+                p = NetworkPass(x[chunk_rows], sorts[0], wanted[0])
             if run == 0 or len(y) > rows:
-                q = NetworkPass(y[here], sorts[1], wanted[1])
+                q = NetworkPass(y[chunk_rows], sorts[1], wanted[1])
                 log_q = (q.state + epsilon).log_()
             if gradients[1] is not None:
-                gradients[1][here] = q.gradient((p.state / (q.state + epsilon)).div_(-n))
+                # d value / dQ = -P / (Q + epsilon) / n
+                gradients[1][chunk_rows] = q.gradient((p.state / (q.state + epsilon)).div_(-n))
             values[run, start : start + part] = (p.state * log_q)[p.first :, p.first :].sum(
                 dim=(0, 1)
             ) / -n
             if gradients[0] is not None:
-                gradients[0][here] = p.gradient(log_q / -n)
+                # d value / dP = -log(Q + epsilon) / n
+                gradients[0][chunk_rows] = p.gradient(log_q / -n)
     return values.flatten(), gradients[0], gradients[1]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Comparators of wires `start + 2 distance group + k` and those `distance` further, k below `distance`, in all `groups`."""
+    """A layer of comparators at one distance.
+
+    In each of the `groups`, wires `start + 2 distance group + k` with k < distance are compared
+    with the wires `distance` further on.
+    """
 
     start: int
     distance: int
     groups: int
     width: int
-    """Neighbouring wires that have met when it is done."""
+    """Length of the runs of wires that have exchanged values after this layer."""
     signs: Tensor
-    """[groups, 1, 1]: +1 to take the smaller to the first wire, -1 the larger."""
+    """[groups, 1, 1]: +1 if the first wire receives the smaller value, -1 if the larger."""
     missing: Tensor | None
-    """[groups, distance, 1]: pairs that are left out."""
+    """[groups, distance, 1] bool: pairs without a comparator."""
 
     def pairs(self, wires: Tensor) -> tuple[Tensor, Tensor]:
-        """The first and the second wires of its pairs, as views: [wires, ...] → twice [groups, distance, ...]."""
-        pairs = wires.narrow(0, self.start, 2 * self.groups * self.distance).unflatten(
-            0, (self.groups, 2, self.distance)
-        )
+        """Return the first and the second wire of every pair, as views.
+
+        [wires, ...] → twice [groups, distance, ...].
+        """
+        used = wires.narrow(0, self.start, 2 * self.groups * self.distance)
+        pairs = used.unflatten(0, (self.groups, 2, self.distance))
         return pairs[:, 0], pairs[:, 1]
 
 
 class NetworkPass:
-    """Rows [rows, n] on their way through a network. `state` [positions, items, rows] is its end, the soft permutation.
+    """A forward pass of rows [rows, n] through a network, and with `keep` its adjoint pass.
 
-    A bitonic network has a power of two of wires; where n is none, the first ones, before `first`, meet no other.
+    `state` [positions, items, rows] is the soft permutation. The wires of a bitonic network are a
+    power of two; if n is not, the wires before `first` have no comparators.
     """
 
     def __init__(self, x: Tensor, sort: Sort, keep: bool) -> None:
         n = x.shape[1]
         self.layers = layers(sort.network, n, x.device)
         self.first = (2 ** (n - 1).bit_length() - n) if sort.network == "bitonic" else 0
-        self.seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        # per layer: exchanged fraction, its derivative, and second - first of values and state
+        self.saved: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         values = torch.nn.functional.pad(x, (self.first, 0)).T.contiguous()
         state = values.new_ones(len(values), 1, len(x))
         for layer in self.layers:
@@ -190,28 +214,35 @@ class NetworkPass:
             swap, slope = compared(values, layer, sort)
             steps = [mixed(t, layer, swap) for t in (values, state)]
             if keep:
-                self.seen.append((swap, slope, *steps))  # type: ignore[arg-type]
+                self.saved.append((swap, slope, *steps))  # type: ignore[arg-type]
         self.state = state if self.layers else values.new_ones(n, n, len(x))
 
     def gradient(self, target: Tensor) -> Tensor:
-        """The derivative of <state, target> by the rows, [rows, n]; `target` is overwritten, and so is what was kept."""
-        values = target.new_zeros(len(target), target.shape[2])
-        while self.seen:
-            layer, (swap, slope, value_step, step) = (
-                self.layers[len(self.seen) - 1],
-                self.seen.pop(),
-            )
+        """Return the derivative of <state, target> by the rows, [rows, n].
+
+        Overwrites `target` and consumes the saved layers: call it once.
+        """
+        # `adjoint` [wires, rows] is the derivative by the values, taken back layer by layer
+        adjoint = target.new_zeros(len(target), target.shape[2])
+        while self.saved:
+            layer = self.layers[len(self.saved) - 1]
+            swap, slope, value_step, step = self.saved.pop()
             target = narrowed(target, layer.width)
-            value_step *= mixed(values, layer, swap)
+            # the mixing matrix is symmetric: the same `mixed` takes the adjoint states back
+            value_step *= mixed(adjoint, layer, swap)
             by_keep = step.mul_(mixed(target, layer, swap)).sum(dim=2).add_(value_step).mul_(slope)
-            first, second = layer.pairs(values)
+            # the kept fraction depends on second - first
+            first, second = layer.pairs(adjoint)
             first -= by_keep
             second += by_keep
-        return values[self.first :].T
+        return adjoint[self.first :].T
 
 
 def compared(values: Tensor, layer: Layer, sort: Sort) -> tuple[Tensor, Tensor]:
-    """The part that pairs exchange and the derivative of the part they keep by second - first: twice [groups, distance, rows]."""
+    """Return the fraction that each pair exchanges, and the derivative of the kept fraction.
+
+    The derivative is by second - first. Both are [groups, distance, rows].
+    """
     first, second = layer.pairs(values)
     scale = layer.signs * sort.steepness
     difference = (second - first) * scale
@@ -228,7 +259,7 @@ def compared(values: Tensor, layer: Layer, sort: Sort) -> tuple[Tensor, Tensor]:
 
 
 def mixed(wires: Tensor, layer: Layer, swap: Tensor) -> Tensor:
-    """Takes wires [wires, ..., rows] through a layer in place; returns what second - first was."""
+    """Apply a layer to wires [wires, ..., rows] in place; return second - first from before."""
     first, second = layer.pairs(wires)
     difference = second - first
     swap = swap if wires.ndim == 2 else swap.unsqueeze(2)
@@ -238,7 +269,10 @@ def mixed(wires: Tensor, layer: Layer, swap: Tensor) -> Tensor:
 
 
 def widened(state: Tensor, width: int) -> Tensor:
-    """Gives wires [wires, items, rows] the items of all `width` wires of their run, which they have no part of yet."""
+    """Extend a state [wires, items, rows] with zeros to the items of runs of `width` wires.
+
+    Returns [wires, width, rows]. A wire holds nothing yet of the items it gains.
+    """
     wires, items, rows = state.shape
     if items == width:
         return state
@@ -251,7 +285,7 @@ def widened(state: Tensor, width: int) -> Tensor:
 
 
 def narrowed(state: Tensor, width: int) -> Tensor:
-    """The other way: of [wires, items, rows] only the items of each wire's own run of `width` wires."""
+    """Undo `widened`: keep only the items of each wire's own run of `width` wires."""
     wires, items, rows = state.shape
     if items == width:
         return state
@@ -262,7 +296,10 @@ def narrowed(state: Tensor, width: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def layers(network: Network, n: int, device: torch.device) -> list[Layer]:
-    """The layers of a network of n wires, or, for `bitonic`, of the next power of two (`trainer.losses.sorting.network.network_layers`)."""
+    """Return the layers of a network of n wires; for `bitonic`, of the next power of two.
+
+    The same networks as `trainer.losses.sorting.network.network_layers`, as reshapes of the wires.
+    """
     if network == "odd_even":
         starts = [layer % 2 for layer in range(n)]
         one = torch.ones(1, 1, 1, device=device)

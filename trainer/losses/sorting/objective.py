@@ -1,7 +1,8 @@
-"""Objectives: how far the student's order of a reference's patches is from the teacher's. One interface, three of them.
+"""Sorting objectives: how far the student's order of a reference's patches is from the teacher's.
 
-Similarities are cosines of a track's embedding with the P patches of a reference crop. The teacher's, of a (clip, reference), are
-computed once and compared with the student's in every frame.
+Similarities are cosines of a track's embedding with the P patches of a reference crop. The
+teacher's similarities are computed once per clip and reference, and compared with the student's in
+every frame. Three objectives share one interface, `Objective`.
 """
 
 from __future__ import annotations
@@ -29,21 +30,24 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """What is minimised, a track at a time."""
+    """A loss per track."""
 
     def teacher_order(self, similarities: Tensor) -> Tensor:
-        """The order of the teacher's similarities [B, N, P], in whatever form `loss` takes it: [B, N, ...]."""
+        """Return the order of the teacher's similarities [B, N, P], in the form `loss` takes."""
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """The loss of every track in all frames: the student's similarities [F, B, N, P], the teacher's order → [F, B, N]."""
+        """Return the loss of every track in every frame, [F, B, N].
+
+        similarities: [F, B, N, P], the student's; order: from `teacher_order`.
+        """
 
 
 @dataclass(frozen=True)
 class PublishedObjective:
-    """3DPoV as published: mean over items of -sum over positions of A log(Q + epsilon), A and Q the two soft permutations.
+    """3DPoV as published: mean over items of -sum over positions of A log(Q + epsilon).
 
-    A is the student's, Q the teacher's. The loss is linear in A: for a fixed Q it is least where A puts everything on Q's largest
-    entries, not where A equals Q.
+    A is the student's soft permutation, Q the teacher's. The loss is linear in A: for a fixed Q its
+    minimum puts all of A's mass on Q's largest entries; it is not at A = Q.
     """
 
     network: Network
@@ -53,25 +57,29 @@ class PublishedObjective:
     epsilon: float
 
     def teacher_order(self, similarities: Tensor) -> Tensor:
-        """The similarities as they are, [B, N, P]: Q is made beside A, and neither is kept."""
+        """Return the similarities unchanged, [B, N, P]: `loss` computes Q and stores none of it."""
         return similarities
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[F, B, N, P], [B, N, P] → [F, B, N]."""
+        """Return the loss per frame and track: [F, B, N, P], [B, N, P] → [F, B, N]."""
         return sorting_cross_entropy(
             similarities,
             order,
-            self.network,
-            self.student_steepness,
-            self.teacher_steepness,
-            self.distribution,
-            self.epsilon,
+            network=self.network,
+            x_steepness=self.student_steepness,
+            y_steepness=self.teacher_steepness,
+            distribution=self.distribution,
+            epsilon=self.epsilon,
         )
 
 
 @dataclass(frozen=True)
-class TeacherStudent:
-    """Cross-entropy in NeCo's direction, mean over items of -sum over positions of Q log(A + epsilon); Q is a constant."""
+class TeacherStudentObjective:
+    """Cross-entropy in NeCo's direction, with the teacher's soft permutation as the target.
+
+    Mean over items of -sum over positions of Q log(A + epsilon). A is the student's soft
+    permutation; Q, the teacher's, is a constant.
+    """
 
     network: Network
     distribution: Distribution
@@ -80,27 +88,28 @@ class TeacherStudent:
     epsilon: float
 
     def teacher_order(self, similarities: Tensor) -> Tensor:
-        """The similarities as they are, [B, N, P], without gradient."""
+        """Return the similarities [B, N, P], detached."""
         return similarities.detach()
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[F, B, N, P], [B, N, P] → [F, B, N]."""
+        """Return the loss per frame and track: [F, B, N, P], [B, N, P] → [F, B, N]."""
         return sorting_cross_entropy(
             order,
             similarities,
-            self.network,
-            self.teacher_steepness,
-            self.student_steepness,
-            self.distribution,
-            self.epsilon,
+            network=self.network,
+            x_steepness=self.teacher_steepness,
+            y_steepness=self.student_steepness,
+            distribution=self.distribution,
+            epsilon=self.epsilon,
         )
 
 
 @dataclass(frozen=True)
-class Spearman:
-    """1 - correlation of the student's soft ranks with the teacher's ranks: in [0, 2], and 0 only where the orders agree.
+class SpearmanObjective:
+    """1 - correlation of the student's soft ranks with the teacher's ranks.
 
-    Soft ranks are torchsort's of standardised rows, or, with a network, the expected position of every item.
+    In [0, 2]; 0 only where the orders agree. Soft ranks are torchsort's of standardised rows
+    (`sorter` None), or each item's expected position in a sorting network.
     """
 
     sorter: Network | None
@@ -109,15 +118,14 @@ class Spearman:
     strength: float
 
     def teacher_order(self, similarities: Tensor) -> Tensor:
-        """Ranks: [B, N, P], without gradient."""
+        """Return hard ranks: [B, N, P], without gradient."""
         return hard_rank(similarities)
 
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
-        """[F, B, N, P], [B, N, P] → [F, B, N]."""
+        """Return the loss per frame and track: [F, B, N, P], [B, N, P] → [F, B, N]."""
         if self.sorter is None:
-            ranks = soft_rank(standardised(similarities).flatten(0, -2), self.strength).view_as(
-                similarities
-            )
+            rows = standardised(similarities).flatten(0, -2)
+            ranks = soft_rank(rows, self.strength).view_as(similarities)
         else:
             ranks = expected_ranks(
                 similarities, self.sorter, self.student_steepness, self.distribution
@@ -128,26 +136,31 @@ class Spearman:
 def permutations(
     similarities: Tensor, network: Network, steepness: float, distribution: Distribution
 ) -> Tensor:
-    """Soft permutations over any leading axes: [..., P] → [..., P (item), P (position)]."""
-    p = similarities.shape[-1]
-    return soft_permutation(similarities.reshape(-1, p), network, steepness, distribution).view(
-        *similarities.shape, p
-    )
+    """Sort softly over any leading axes: [..., P] → [..., P (item), P (position)]."""
+    rows = similarities.reshape(-1, similarities.shape[-1])
+    sorted_softly = soft_permutation(rows, network, steepness, distribution)
+    return sorted_softly.view(*similarities.shape, similarities.shape[-1])
 
 
 def make_objective(settings: LossSettings) -> Objective:
-    """The objective that the settings name."""
+    """Make the objective that the settings name."""
     s = settings
     if s.objective == "spearman":
-        return Spearman(
-            None if s.sorter == "torchsort" else s.sorter,
-            s.distribution,
-            s.student_steepness,
-            s.strength,
+        return SpearmanObjective(
+            sorter=None if s.sorter == "torchsort" else s.sorter,
+            distribution=s.distribution,
+            student_steepness=s.student_steepness,
+            strength=s.strength,
         )
-    assert s.sorter != "torchsort", "ruled out by the settings"
-    kind = PublishedObjective if s.objective == "published" else TeacherStudent
-    return kind(s.sorter, s.distribution, s.student_steepness, s.teacher_steepness, s.epsilon)
+    assert s.sorter != "torchsort", "the settings refuse torchsort with this objective"
+    kind = PublishedObjective if s.objective == "published" else TeacherStudentObjective
+    return kind(
+        network=s.sorter,
+        distribution=s.distribution,
+        student_steepness=s.student_steepness,
+        teacher_steepness=s.teacher_steepness,
+        epsilon=s.epsilon,
+    )
 
 
 def sorting_loss(
@@ -155,63 +168,76 @@ def sorting_loss(
     teacher: Tensor,
     references: Tensor,
     weights: Tensor,
+    *,
     objective: Objective,
     detach_teacher: bool,
 ) -> Tensor:
-    """The loss of a batch (3DPoV): a scalar.
+    """Return the sorting loss of a batch (3DPoV): a scalar.
 
     student:    [B, F, N, E]  unit embeddings of the tracks in the F compared frames
     teacher:    [B, N, E]     unit embeddings of the tracks in the anchor frame, by the teacher
-    references: [B, R, P, E]  unit embeddings of the reference crops' patches
-    weights:    [B, F, N]     1 where a track counts, 0 where not
+    references: [B, R, P, E]  unit embeddings of the reference crops' patches, by the student
+    weights:    [B, F, N]     1 where a track counts, else 0
 
-    For every clip, frame and reference the mean over the tracks that count, sum(w loss) / (sum(w) + 1e-6); then the mean over
-    references, frames and clips. A clip without any visible track adds 0 and still counts as a clip.
+    For every clip, frame and reference the mean over the tracks that count,
+    sum(w loss) / (sum(w) + 1e-6); then the mean over references, frames and clips. A clip without
+    a visible track adds 0 and still counts as a clip. Without `detach_teacher`, gradients also
+    reach the references through the teacher's similarities.
     """
     count = references.shape[1]
-    share = (weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)).transpose(0, 1)
+    normalised = (weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)).transpose(0, 1)
     total = student.new_zeros(())
+    # one reference at a time: similarities of all at once would take R times the memory
     for r in range(count):
         patches = references[:, r].transpose(1, 2)
         order = objective.teacher_order(teacher @ (patches.detach() if detach_teacher else patches))
         similarities = student.transpose(0, 1) @ patches  # [F, B, N, P]
-        total = total + (objective.loss(similarities, order) * share).sum(dim=-1).mean()
+        total = total + (objective.loss(similarities, order) * normalised).sum(dim=-1).mean()
     return total / count
 
 
 @torch.no_grad()
 def diagnostics(embeddings: Embeddings, settings: LossSettings) -> dict[str, float]:
-    """What to watch beside the loss, the same in every mode, for the last frame and first reference.
+    """Return metrics to log beside the loss, for the last frame and the first reference.
 
-    spearman:                  correlation of the student's order with the teacher's; a falling loss alone proves nothing
-    student/teacher_spread:    standard deviation of similarities along a row
-    student/teacher_entropy:   of the soft permutations' rows at the settings' steepness (at most ln P)
-    excess:                    the published loss minus ln P, its value where all positions are equally likely
-    visible:                   the part of all tracks, in all compared frames, that counts
+    They mean the same with every objective. Values are means over the tracks that count.
+
+    spearman:                 rank correlation of the student's similarities with the teacher's;
+                              a falling loss alone proves nothing
+    student/teacher_spread:   standard deviation of the P similarities of a track
+    student/teacher_entropy:  of the soft permutations' rows at the settings' steepness; at most
+                              ln P
+    excess:                   the published loss minus ln P, its value where all positions are
+                              equally likely: below 0 is better than that
+    visible:                  fraction of tracks that count, over all compared frames
     """
     patches, weights = embeddings.references[:, 0].transpose(1, 2), embeddings.weights
-    a, q, share = (
-        embeddings.student[:, -1] @ patches,
-        embeddings.teacher @ patches,
-        weights[:, -1] / weights[:, -1].sum().clamp_min(1),
-    )
+    student = embeddings.student[:, -1] @ patches  # similarities [B, N, P]
+    teacher = embeddings.teacher @ patches
+    normalised = weights[:, -1] / weights[:, -1].sum().clamp_min(1)
+    # torchsort makes no permutations: entropies and excess are then those of the bitonic network
     network: Network = "bitonic" if settings.sorter == "torchsort" else settings.sorter
-    a_order = permutations(a, network, settings.student_steepness, settings.distribution)
-    q_order = permutations(q, network, settings.teacher_steepness, settings.distribution)
+    student_order = permutations(
+        student, network, settings.student_steepness, settings.distribution
+    )
+    teacher_order = permutations(
+        teacher, network, settings.teacher_steepness, settings.distribution
+    )
 
     def mean(values: Tensor) -> float:
-        return float((values * share).sum())
+        return float((values * normalised).sum())
 
     def entropy(order: Tensor) -> Tensor:
         return torch.special.entr(order).sum(dim=-1).mean(dim=-1)
 
-    published = -(a_order * (q_order + settings.epsilon).log()).sum(dim=-1).mean(dim=-1)
+    log_teacher = (teacher_order + settings.epsilon).log()
+    published = -(student_order * log_teacher).sum(dim=-1).mean(dim=-1)
     return {
-        "spearman": mean(spearman(a, q)),
-        "student_spread": mean(a.std(dim=-1, correction=0)),
-        "teacher_spread": mean(q.std(dim=-1, correction=0)),
-        "student_entropy": mean(entropy(a_order)),
-        "teacher_entropy": mean(entropy(q_order)),
-        "excess": mean(published - log(a.shape[-1])),
+        "spearman": mean(spearman(student, teacher)),
+        "student_spread": mean(student.std(dim=-1, correction=0)),
+        "teacher_spread": mean(teacher.std(dim=-1, correction=0)),
+        "student_entropy": mean(entropy(student_order)),
+        "teacher_entropy": mean(entropy(teacher_order)),
+        "excess": mean(published - log(student.shape[-1])),
         "visible": float(weights.mean()),
     }

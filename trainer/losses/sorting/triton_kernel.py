@@ -1,9 +1,13 @@
-"""The cross-entropy of two soft permutations and its gradients on a GPU: `trainer.losses.sorting.cross_entropy` says how; imported only there.
+"""Triton kernel for the cross-entropy of two soft permutations and its gradients.
 
-A program, one warp, is a row. It takes a few of the row's items at a time through the whole computation, since items meet only in
-the gradient's sums: their parts of all wires, [items, wires], lie in registers, and a layer fetches each wire's partner from
-another lane. Layers are unrolled, so that the differences that the gradient needs stay in registers, too, or spill to the cache
-next to them. Each of the two gradients has its own launch, since those of both networks together would not fit there.
+The method is that of `trainer.losses.sorting.cross_entropy`, the only module that imports this one.
+
+One program, of one warp, computes one row. It takes a few of the row's items at a time through the
+whole computation, since items interact only in the sums of the gradient. The state [items, wires]
+of these items is in registers, and a layer fetches each wire's partner from another lane. Layers
+are unrolled, so the differences that the gradient needs also stay in registers or spill to the
+nearest cache. Each of the two gradients has its own launch: registers do not hold the differences
+of both networks.
 """
 
 # mypy: disable-error-code="no-untyped-def,untyped-decorator,assignment"
@@ -20,14 +24,15 @@ from torch import Tensor
 from trainer.losses.sorting.network import Network, Sort, network_layers
 
 ITEMS = 2
-"""Items of a row that are worked on together."""
+"""Items of a row per pass."""
 MOST_LAYERS = 28
-"""Deepest network, the bitonic one of 128 wires, which compiles in about a minute; one of 64 layers takes more than six."""
+"""Depth of the deepest network: the bitonic one of 128 wires compiles in about a minute; 64 layers
+take more than six minutes."""
 
 
 @triton.jit
 def _atan(v):
-    """Abramowitz and Stegun 4.4.49, to 2e-8."""
+    """Arctangent by Abramowitz and Stegun 4.4.49, to 2e-8."""
     size = tl.abs(v)
     z = tl.where(size > 1, 1 / tl.maximum(size, 1.0), size)
     s = z * z
@@ -56,7 +61,7 @@ def _partner(state, partner, ITEMS: tl.constexpr, WIRES: tl.constexpr):
 
 @triton.jit
 def _compared(x, partner, scale, CAUCHY: tl.constexpr):
-    """Each wire's partner minus itself, the part that it keeps, and that part's derivative by the difference."""
+    """Return per wire: partner - self, the kept fraction, and its derivative by the difference."""
     difference = tl.gather(x, partner, 0) - x
     v = scale * difference
     if CAUCHY:
@@ -80,7 +85,10 @@ def _forward(
     WIRES: tl.constexpr,
     CAUCHY: tl.constexpr,
 ):
-    """The state [items, wires] after all layers, and, for every layer, the values before it and the state's differences."""
+    """Return the state [items, wires] after all layers.
+
+    Also returns, per layer, the values before it and the state's differences partner - self.
+    """
     values, differences = (), ()
     for layer in tl.static_range(LAYERS):
         partner, sign = _layer(partners, signs, layer, WIRES)
@@ -98,7 +106,7 @@ def _gradient(
     target, values, differences, partners, signs, steepness,
     LAYERS: tl.constexpr, ITEMS: tl.constexpr, WIRES: tl.constexpr, CAUCHY: tl.constexpr,
 ):  # fmt: skip
-    """The derivative of <state, target> by the row [wires]."""
+    """Return the derivative of <state, target> by the row: [wires]."""
     by_x = tl.zeros((WIRES,), tl.float32)
     for layer in tl.static_range(LAYERS - 1, -1, -1):
         partner, sign = _layer(partners, signs, layer, WIRES)
@@ -126,12 +134,12 @@ def _rows(
     value = tl.zeros((WIRES,), tl.float32)
     for start in range(0, N, ITEMS):
         items = start + tl.arange(0, ITEMS)
-        own = tl.where(items[:, None] == wires[None, :], 1.0, 0.0)
+        identity = tl.where(items[:, None] == wires[None, :], 1.0, 0.0)
         p, x_values, x_differences = _forward(
-            x, own, partners, signs, x_steepness, LAYERS, ITEMS, WIRES, CAUCHY
+            x, identity, partners, signs, x_steepness, LAYERS, ITEMS, WIRES, CAUCHY
         )
         q, y_values, y_differences = _forward(
-            y, own, partners, signs, y_steepness, LAYERS, ITEMS, WIRES, CAUCHY
+            y, identity, partners, signs, y_steepness, LAYERS, ITEMS, WIRES, CAUCHY
         )
         log_q = tl.log(q + epsilon)
         value += tl.sum(tl.where(items[:, None] < N, p * log_q, 0.0), axis=0)
@@ -171,7 +179,11 @@ def _rows(
 def cross_entropy_rows(
     x: Tensor, y: Tensor, sorts: tuple[Sort, Sort], epsilon: float, wanted: tuple[bool, bool]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """As `trainer.losses.sorting.cross_entropy.cross_entropy_rows`, of float32 rows, at least one. `ValueError`: the network is too deep."""
+    """Compute the same as `trainer.losses.sorting.cross_entropy.cross_entropy_rows` on a GPU.
+
+    x, y: float32 [rows, n], at least one row, the same number in both. Raises ValueError if the
+    network is too deep.
+    """
     n = x.shape[1]
     partners, signs = _tables(sorts[0].network, n, x.device)
     if len(partners) > MOST_LAYERS:
@@ -181,26 +193,32 @@ def cross_entropy_rows(
         torch.empty_like(x, memory_format=torch.contiguous_format) if want else None
         for want in wanted
     ]
+    # (gradient by x, gradient by y) per launch; without gradients one launch for the values
     launches = [(True, False)] * wanted[0] + [(False, True)] * wanted[1] or [(False, False)]
     x_steepness, y_steepness = (sort.steepness for sort in sorts)
     with torch.cuda.device_of(x):
         for by_x, by_y in launches:
             _rows[(len(x),)](
-                x.contiguous(), y.contiguous(), values, *gradients, partners, signs, x_steepness, y_steepness, epsilon,
-                n, len(partners), ITEMS, partners.shape[1], sorts[0].distribution == "cauchy", by_x, by_y, num_warps=1,
+                x.contiguous(), y.contiguous(), values, *gradients,
+                partners, signs, x_steepness, y_steepness, epsilon,
+                N=n, LAYERS=len(partners), ITEMS=ITEMS, WIRES=partners.shape[1],
+                CAUCHY=sorts[0].distribution == "cauchy", BY_X=by_x, BY_Y=by_y, num_warps=1,
             )  # fmt: skip
     return values, gradients[0], gradients[1]
 
 
 @lru_cache(maxsize=16)
 def _tables(network: Network, n: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Partner and sign of every wire, [layers, wires], with wires up to a power of two that are partners of themselves."""
+    """Return each wire's partner and sign, [layers, wires] each.
+
+    Wires are padded to a power of two by wires that are their own partners.
+    """
     layers = network_layers(network, n)
     wires = max(2, 1 << (n - 1).bit_length())
-    own, one = list(range(n, wires)), [1] * (wires - n)
-    partners = torch.tensor(
-        [partner + own for partner, _ in layers], dtype=torch.int32, device=device
-    )
-    return partners, torch.tensor(
-        [sign + one for _, sign in layers], dtype=torch.float32, device=device
+    padding, ones = list(range(n, wires)), [1] * (wires - n)
+    partners = [partner + padding for partner, _ in layers]
+    signs = [sign + ones for _, sign in layers]
+    return (
+        torch.tensor(partners, dtype=torch.int32, device=device),
+        torch.tensor(signs, dtype=torch.float32, device=device),
     )

@@ -86,8 +86,8 @@ def test_equals_the_plain_transcription(
         teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
         crops,
         weights,
-        make_objective(PUBLISHED),
-        False,
+        objective=make_objective(PUBLISHED),
+        detach_teacher=False,
     )
     loss.backward()  # type: ignore[no-untyped-call]
 
@@ -124,8 +124,8 @@ def test_teacher_order_is_made_once_a_reference(monkeypatch: pytest.MonkeyPatch)
         teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
         crops,
         visible[:, 1:],
-        make_objective(PUBLISHED),
-        False,
+        objective=make_objective(PUBLISHED),
+        detach_teacher=False,
     )
     assert len(calls) == 5
 
@@ -148,8 +148,8 @@ def test_every_objective_trains_the_student_alone(settings: LossSettings) -> Non
         teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
         crops,
         visible[:, 1:],
-        make_objective(settings),
-        True,
+        objective=make_objective(settings),
+        detach_teacher=True,
     )
     loss.backward()  # type: ignore[no-untyped-call]
     assert all(
@@ -202,7 +202,12 @@ def test_published_teacher_gradient_is_a_switch() -> None:
         tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
         anchor = teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE)
         sorting_loss(
-            tracks, anchor, crops, visible[:, 3:], make_objective(PUBLISHED), detach
+            tracks,
+            anchor,
+            crops,
+            visible[:, 3:],
+            objective=make_objective(PUBLISHED),
+            detach_teacher=detach,
         ).backward()  # type: ignore[no-untyped-call]
         gradients.append(
             student.head[-1].weight.grad.clone()  # type: ignore[operator, union-attr]
@@ -218,8 +223,8 @@ def test_nothing_visible_is_zero_and_finite() -> None:
         teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
         crops,
         0 * visible[:, 3:],
-        make_objective(PUBLISHED),
-        False,
+        objective=make_objective(PUBLISHED),
+        detach_teacher=False,
     )
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
