@@ -81,7 +81,7 @@ TRANSIENT_REASONS = tuple(reason for reason in Reason if reason.transient)
 
 
 class DecodeError(PretrackError):
-    """A video or an image cannot be read. The message says what happened, `reason` what to count."""
+    """A video or an image cannot be read. `reason` is what to count by."""
 
     def __init__(self, message: str, reason: Reason = Reason.UNREADABLE_VIDEO) -> None:
         super().__init__(message)

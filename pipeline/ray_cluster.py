@@ -1,4 +1,4 @@
-"""The little of Ray that builds need: connect, limit the tasks in flight, keep a decoder per worker."""
+"""Use Ray: connect, limit the number of tasks in flight, keep one decoder per worker."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def resources() -> Cluster:
 
 
 def ray_task(function: Callable[..., Any]) -> Any:
-    """Make a function a Ray task of one core, retried up to three times if its worker or node dies."""
+    """Make a function a Ray task of one core, retried three times if its worker or node dies."""
     return ray.remote(num_cpus=1, max_retries=3)(function)
 
 

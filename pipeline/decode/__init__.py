@@ -1,1 +1,4 @@
-"""Frames out of video files and image files, in processes that can be stopped."""
+"""Decode video files and image files to frames, in child processes that can be killed.
+
+`subprocess_decoder` (parent) → `messages` → `worker` (child) → `video`, `images` → frames back.
+"""

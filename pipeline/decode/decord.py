@@ -1,4 +1,7 @@
-"""Video files through decord: the fastest where frames are shrunk, but it believes the count that a file declares."""
+"""Read video files with decord: the fastest decoder where frames are shrunk.
+
+It trusts the frame count that a file declares, so a file whose count is wrong is refused.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,21 @@ from shards.errors import first_line
 def frames_at(
     path: str, timestamps: Sequence[float], indices: Sequence[int]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Frames [H, W, 3] at increasing `indices`. Raises DecodeError where decord's count is not the true one (`timestamps`')."""
+    """Yield the frames [H, W, 3] at increasing `indices`.
+
+    `timestamps` are those of all frames, from the file's scan. Raises DecodeError if decord cannot
+    read the file, or counts another number of frames than the scan did.
+    """
     import decord
 
     decord.logging.set_level(decord.logging.FATAL)
     try:
-        # The reader must not outlive this call: an idle open one goes on decoding and fills the memory.
+        # The reader must not outlive this call: an idle open one keeps decoding and fills memory.
         reader = decord.VideoReader(path, num_threads=1)
         if len(reader) != len(timestamps):
             raise DecodeError(
-                f"decord sees {len(reader)} frames where {len(timestamps)} decode; set frames.decoder to pyav for this source",
+                f"decord sees {len(reader)} frames where {len(timestamps)} decode; "
+                "set frames.decoder to pyav for this source",
                 Reason.DECORD_MISCOUNTS,
             )
         for index in indices:
@@ -36,5 +44,5 @@ def frames_at(
 
 
 def _message(error: Exception) -> str:
-    """Return the first line of decord's message without its prefix: the time and the place in decord's source code."""
+    """Return the first line of decord's message, without its prefix "[time] file:line: "."""
     return re.sub(r"^\[[\d:]+\] \S+: ", "", first_line(error))

@@ -1,4 +1,4 @@
-"""Where one shot ends and the next begins."""
+"""Find shot cuts: where one shot ends and the next begins."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from scenedetect.detectors import ContentDetector
 from scenedetect.stats_manager import StatsManager
 
 _SHORT_SIDE = 128
-_LARGE = 25.0
-_RATIO = 2.0
+"""Frames are judged at a size of about this many pixels on the short side, for speed."""
+_LEAST_CHANGE = 25.0
+"""The least change into a frame (PySceneDetect's content value, 0 to 255) that can be a cut."""
+_LEAST_RATIO = 2.0
+"""A cut's change is at least this many times the mean change of its neighbours."""
 _WINDOW = 2
+"""Neighbours on each side."""
 
 
 class ShotDetector:
-    """Finds hard cuts, one frame after the other.
+    """Finds hard cuts, frame by frame.
 
-    PySceneDetect's content detector says how much each frame changes. A cut is a change that is large, and large beside the changes
-    of the two frames before and after it, so that a fast pan is not one. This is the rule of its adaptive detector, which does not
-    judge the first and the last two frames; its ratio of 3 is lowered to 2, since here a cut too many costs a few frames, and one
-    too few makes tracks that are wrong.
+    PySceneDetect's content detector measures how much each frame changes. A cut is a change that is
+    large, and large compared with the changes of the two frames before and the two after it, so
+    that a fast pan is no cut. This is the rule of PySceneDetect's adaptive detector, except that
+    the adaptive detector does not judge the first two and the last two frames, and that its ratio
+    of 3 is lowered to 2: a false cut costs a few frames, a missed one gives wrong tracks.
     """
 
     def __init__(self) -> None:
@@ -31,7 +36,8 @@ class ShotDetector:
         self._count = 0
 
     def add(self, frame: Any) -> None:
-        """Takes the next frame of the video, an `av.VideoFrame`; it is judged at a small size, unrotated."""
+        """Add the next frame of the video, an `av.VideoFrame`, in order."""
+        # Judge it at a small size and unrotated: neither matters to cuts.
         shrink = max(1, min(frame.width, frame.height) // _SHORT_SIDE)
         small = frame.reformat(
             width=frame.width // shrink, height=frame.height // shrink, format="bgr24"
@@ -40,29 +46,28 @@ class ShotDetector:
         self._count += 1
 
     def cuts(self) -> list[int]:
-        """Indices of the frames that begin a new shot, once the last frame was added."""
-        changes = np.zeros(
-            max(1, self._count)
-        )  # into the frame of that index; nothing changes into the first
+        """Return the indices of the frames that begin a new shot, once all frames were added."""
+        # changes[i] is the change from frame i - 1 to frame i; there is none into frame 0.
+        changes = np.zeros(max(1, self._count))
         for index in range(1, self._count):
             (changes[index],) = self._changes.get_metrics(
                 _time(index), [ContentDetector.FRAME_SCORE_KEY]
             )
         return [
             int(index)
-            for index in np.flatnonzero(changes >= _LARGE)
-            if changes[index] >= _RATIO * _around(changes, int(index))
+            for index in np.flatnonzero(changes >= _LEAST_CHANGE)
+            if changes[index] >= _LEAST_RATIO * _neighbours_mean(changes, int(index))
         ]
 
 
-def _around(changes: np.ndarray, index: int) -> float:
-    """The mean change of the frames beside one; 0 if there are none."""
-    beside = np.concatenate(
+def _neighbours_mean(changes: np.ndarray, index: int) -> float:
+    """Return the mean change of up to _WINDOW frames on each side of one; 0 if there are none."""
+    neighbours = np.concatenate(
         [changes[max(1, index - _WINDOW) : index], changes[index + 1 : index + 1 + _WINDOW]]
     )
-    return float(beside.mean()) if len(beside) else 0.0
+    return float(neighbours.mean()) if len(neighbours) else 0.0
 
 
 def _time(index: int) -> FrameTimecode:
-    """The rate does not matter: times are only counted, one a frame."""
+    """Convert a frame's index for PySceneDetect. The rate is arbitrary: only the order matters."""
     return FrameTimecode(index, 25.0)

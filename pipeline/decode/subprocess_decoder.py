@@ -1,4 +1,4 @@
-"""Decoding in a process that can be stopped."""
+"""Decode in a child process that can be killed: the parent's side (`worker` is the child's)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decode.messages import (
+    Answer,
+    ImagesRequest,
+    ItemFailed,
+    Progress,
+    Request,
+    RequestDone,
+    RequestFailed,
+    Result,
+    ScanRequest,
+    VideoRequest,
+)
 from pipeline.decode.video import Decoder
 from pipeline.failures import DecodeError, Reason
 from pipeline.sources.video import Scan
 from shards.geometry import FrameTransform
 
-Frame = NDArray[np.uint8]
-
 
 class SubprocessDecoder:
-    """Decodes in a child process, which is started when needed and killed when it gives nothing for `stall_limit_s` seconds.
+    """Decodes in a child process, which is killed if it sends nothing for `stall_limit_s` seconds.
 
-    Native decoders can spin for ever without letting Python run; then only SIGKILL helps. The next call starts a new child. The
-    child dies with the thread that started it, so a decoder belongs to one thread.
+    Native decoders can loop forever without returning to Python; then only SIGKILL helps. The child
+    is started by the first request, kept for the next ones, and replaced after it died. Linux kills
+    the child when the *thread* that started it ends, so a decoder belongs to one thread.
     """
 
     def __init__(self, stall_limit_s: float) -> None:
@@ -36,20 +47,31 @@ class SubprocessDecoder:
         self._pipe: Connection | None = None
 
     def scan(self, path: str, shot_cuts: bool) -> Scan:
-        """Decodes a video file from end to end. Raises DecodeError."""
-        (found,) = self._ask("scan", path, shot_cuts)
+        """Decode a video file from end to end. Raises DecodeError."""
+        (found,) = self._ask(ScanRequest(path, shot_cuts))
         return found  # type: ignore[no-any-return]
 
     def read_video(
         self,
         path: str,
+        *,
         decoder: Decoder,
         timestamps: Sequence[float],
         indices: Sequence[int],
-        view: FrameTransform,
-    ) -> list[Frame]:
-        """Frames of a video file at increasing `indices`, resized by `view`. Raises DecodeError."""
-        frames = list(self._ask("video", path, decoder, tuple(timestamps), tuple(indices), view))
+        transform: FrameTransform,
+    ) -> list[NDArray[np.uint8]]:
+        """Read the frames [h, w, 3] of a video file at increasing `indices`, each transformed.
+
+        `timestamps` are those of all frames, from the file's scan. Raises DecodeError.
+        """
+        request = VideoRequest(
+            path=path,
+            decoder=decoder,
+            timestamps=tuple(timestamps),
+            indices=tuple(indices),
+            transform=transform,
+        )
+        frames = list(self._ask(request))
         if len(frames) != len(indices):
             raise DecodeError(
                 f"the decoder gave {len(frames)} frames of {len(indices)}", Reason.DECODER_FAILED
@@ -57,16 +79,18 @@ class SubprocessDecoder:
         return frames
 
     def read_images(
-        self, root: str, names: Sequence[str], short_side: int, size: tuple[int, int] | None
-    ) -> list[tuple[Frame, tuple[int, int]] | DecodeError]:
-        """For each image its frame, resized as stored, and the (width, height) it had; or why it cannot be used.
+        self, root: str, names: Sequence[str], *, short_side: int, size: tuple[int, int] | None
+    ) -> list[tuple[NDArray[np.uint8], tuple[int, int]] | DecodeError]:
+        """Read image files: for each its frame and original (width, height), or why it is unusable.
 
-        Raises DecodeError if the process itself was stopped or died.
+        Frames [h, w, 3] are resized as they are stored. Raises DecodeError if the child was killed
+        or died.
         """
-        return list(self._ask("images", root, tuple(names), short_side, size))
+        request = ImagesRequest(root=root, names=tuple(names), short_side=short_side, size=size)
+        return list(self._ask(request))
 
     def close(self) -> None:
-        """Ends the child. The decoder can still be used, and then starts another."""
+        """Kill the child. The decoder stays usable: the next request starts another child."""
         if self._pipe:
             self._pipe.close()
         if self._child:
@@ -85,57 +109,75 @@ class SubprocessDecoder:
     ) -> None:
         self.close()
 
-    def _ask(self, *request: Any) -> Iterator[Any]:
-        """Sends a request and yields what comes back."""
+    def _ask(self, request: Request) -> Iterator[Any]:
+        """Send a request and yield its results; a failed item is yielded as a DecodeError.
+
+        Raises DecodeError if the request failed, or the child stalled (it is killed) or died.
+        """
         pipe = self._start()
         try:
             pipe.send(request)
             while True:
-                if not pipe.poll(self.stall_limit_s):
-                    raise DecodeError(
-                        f"the decoder gave nothing for {self.stall_limit_s:g} s and was stopped (frames.decode_timeout_s)",
-                        Reason.DECODER_STALLED,
-                    )
-                kind, *content = pipe.recv()
-                if kind == "end":
-                    return
-                if kind == "error":
-                    raise DecodeError(*content)
-                if kind == "failed":
-                    yield DecodeError(*content)
-                elif kind == "result":
-                    yield content[0]
+                match self._receive(pipe):
+                    case Progress():
+                        continue
+                    case Result(value):
+                        yield value
+                    case ItemFailed(message, reason):
+                        yield DecodeError(message, reason)
+                    case RequestFailed(message, reason):
+                        raise DecodeError(message, reason)
+                    case RequestDone():
+                        return
         except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            # The child's end of the pipe is closed: the process is gone.
             raise DecodeError(
-                f"the decoder process {self._how_it_died()}", Reason.DECODER_CRASHED
+                f"the decoder process {self._reap()}", Reason.DECODER_CRASHED
             ) from error
-        except DecodeError as error:
-            if error.reason == Reason.DECODER_STALLED:
-                self.close()
+        except DecodeError:
+            # After a failed request the child waits for the next one, and is kept.
             raise
         except BaseException:
-            self.close()  # an answer may be half-read: the next request must not see the rest of it
+            # Interrupted, or abandoned by the caller: the pipe may hold a part of an answer, which
+            # the next request must not receive.
+            self.close()
             raise
 
+    def _receive(self, pipe: Connection) -> Answer:
+        """Receive the next answer. Kills the child and raises DecodeError if it stalls."""
+        if not pipe.poll(self.stall_limit_s):
+            self.close()
+            raise DecodeError(
+                f"the decoder gave nothing for {self.stall_limit_s:g} s and was stopped "
+                "(frames.decode_timeout_s)",
+                Reason.DECODER_STALLED,
+            )
+        return pipe.recv()  # type: ignore[no-any-return]
+
     def _start(self) -> Connection:
+        """Return the pipe to the child, after starting one if none is running."""
         if self._pipe is None or self._child is None or self._child.poll() is not None:
             self.close()
-            self._pipe, theirs = Pipe()
+            self._pipe, child_end = Pipe()
+            # A new interpreter, not a fork: threads of this process (Ray's) do not survive a fork.
             command = [
                 sys.executable,
                 "-m",
                 "pipeline.decode.worker",
-                str(theirs.fileno()),
+                str(child_end.fileno()),
                 str(os.getpid()),
             ]
+            # The child imports from the same folders: Ray extends sys.path in its workers.
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
             self._child = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, env=environment
+                command, pass_fds=[child_end.fileno()], stdin=subprocess.DEVNULL, env=environment
             )
-            theirs.close()
+            # The child holds the only other end: when it dies, reading raises EOFError here.
+            child_end.close()
         return self._pipe
 
-    def _how_it_died(self) -> str:
+    def _reap(self) -> str:
+        """Wait for a child that is ending, and say how it ended."""
         code = self._child.wait() if self._child else 0
         self.close()
         return (

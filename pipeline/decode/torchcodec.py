@@ -1,4 +1,7 @@
-"""Video files through torchcodec: exact, but it needs a system FFmpeg, and loads torch in every decoder process."""
+"""Read video files with torchcodec: exact, but it needs FFmpeg installed on the system.
+
+It also imports torch in every decoder process.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,19 @@ from shards.errors import first_line
 def frames_at(
     path: str, timestamps: Sequence[float], indices: Sequence[int]
 ) -> Iterator[NDArray[np.uint8]]:
-    """Frames [H, W, 3] at increasing `indices`. Raises DecodeError where torchcodec cannot read them."""
+    """Yield the frames [H, W, 3] at increasing `indices`.
+
+    `timestamps` are those of all frames, from the file's scan. Raises DecodeError if torchcodec
+    cannot read the file, or counts another number of frames than the scan did.
+    """
     from torchcodec.decoders import VideoDecoder
 
     try:
         reader = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
         if len(reader) != len(timestamps):
             raise DecodeError(
-                f"torchcodec sees {len(reader)} frames where {len(timestamps)} decode; set frames.decoder to pyav for this source",
+                f"torchcodec sees {len(reader)} frames where {len(timestamps)} decode; "
+                "set frames.decoder to pyav for this source",
                 Reason.TORCHCODEC_MISCOUNTS,
             )
         for index in indices:

@@ -1,6 +1,7 @@
-"""The decoder process: does what its parent asks over a pipe, one request after the other, until the pipe closes.
+"""The decoder process: answer the parent's requests one after another until the pipe closes.
 
-It is a process of its own so that a decoder that hangs or crashes in native code can be stopped, or dies, alone.
+It is a separate process so that a decoder that hangs in native code can be killed, and one that
+crashes there takes down nothing else.
 """
 
 from __future__ import annotations
@@ -9,95 +10,101 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 
 import cv2
 
 from pipeline.decode.images import read_image
-from pipeline.decode.video import Decoder, read_frames, scan
+from pipeline.decode.messages import (
+    Answer,
+    ImagesRequest,
+    ItemFailed,
+    Progress,
+    Request,
+    RequestDone,
+    RequestFailed,
+    Result,
+    ScanRequest,
+    VideoRequest,
+)
+from pipeline.decode.video import read_frames, scan
 from pipeline.failures import DecodeError, Reason
-from shards.geometry import FrameTransform, stored_transform
+from shards.geometry import stored_transform
 
 _PR_SET_PDEATHSIG = 1
-
-
-def answer_scan(pipe: Connection, path: str, shot_cuts: bool) -> None:
-    """Sends ("alive",) for every frame, then the scan."""
-    pipe.send(("result", scan(path, shot_cuts, on_frame=lambda: pipe.send(("alive",)))))
-
-
-def answer_video(
-    pipe: Connection,
-    path: str,
-    decoder: Decoder,
-    timestamps: Sequence[float],
-    indices: Sequence[int],
-    view: FrameTransform,
-) -> None:
-    """Sends each frame, resized, and ("alive",) for every frame on the way to it."""
-    for frame in read_frames(
-        path, decoder, timestamps, indices, on_frame=lambda: pipe.send(("alive",))
-    ):
-        pipe.send(("result", view.frame(frame)))
-
-
-def answer_images(
-    pipe: Connection, root: str, names: Sequence[str], short_side: int, size: tuple[int, int] | None
-) -> None:
-    """Sends for each image its pixels, resized, with the (width, height) it had; or why it cannot be used."""
-    for name in names:
-        try:
-            image = read_image(root, name)
-        except DecodeError as error:
-            pipe.send(("failed", str(error), error.reason))
-        except Exception as error:  # Pillow has errors of many kinds for broken files: they cost this image, not its clip
-            pipe.send(
-                (
-                    "failed",
-                    f"the image cannot be read ({type(error).__name__}: {error})",
-                    Reason.UNREADABLE_IMAGE,
-                )
-            )
-        else:
-            height, width = image.shape[:2]
-            pipe.send(
-                (
-                    "result",
-                    (
-                        stored_transform(width, height, short_side, size).frame(image),
-                        (width, height),
-                    ),
-                )
-            )
+"""The option of Linux's prctl that sets the signal a process gets when its parent dies."""
 
 
 def main(pipe: Connection, parent: int) -> None:
-    """Answers requests until the parent closes the pipe. The kernel kills this process if the parent dies meanwhile."""
+    """Answer requests until the parent, the process `parent`, closes the pipe or dies."""
+    # The kernel kills this process when its parent dies, even while native code holds the GIL.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before the line above
+    # A parent that died before that call is not noticed by the kernel: this process is an orphan.
+    if os.getppid() != parent:
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    cv2.setNumThreads(1)
-    answers: dict[str, Callable[..., None]] = {
-        "scan": answer_scan,
-        "video": answer_video,
-        "images": answer_images,
-    }
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    cv2.setNumThreads(1)  # workers are the parallelism
     while True:
         try:
-            kind, *request = pipe.recv()
-        except EOFError:
+            request: Request = pipe.recv()
+        except EOFError:  # the parent closed its end
             return
+        pipe.send(_answer(pipe, request))
+
+
+def _answer(pipe: Connection, request: Request) -> Answer:
+    """Send progress and results of a request, and return the answer that ends it."""
+    try:
+        match request:
+            case ScanRequest():
+                _answer_scan(pipe, request)
+            case VideoRequest():
+                _answer_video(pipe, request)
+            case ImagesRequest():
+                _answer_images(pipe, request)
+    except DecodeError as error:
+        return RequestFailed(str(error), error.reason)
+    except Exception as error:
+        # Whatever a bad file triggers becomes that file's failure; it must not end the build.
+        return RequestFailed(f"{type(error).__name__}: {error}", Reason.DECODER_FAILED)
+    return RequestDone()
+
+
+def _answer_scan(pipe: Connection, request: ScanRequest) -> None:
+    """Send `Progress` per frame, then the scan."""
+    found = scan(request.path, request.shot_cuts, on_frame=lambda: pipe.send(Progress()))
+    pipe.send(Result(found))
+
+
+def _answer_video(pipe: Connection, request: VideoRequest) -> None:
+    """Send each frame, resized, and `Progress` per frame that is decoded on the way."""
+    frames = read_frames(
+        request.path,
+        request.decoder,
+        request.timestamps,
+        request.indices,
+        on_frame=lambda: pipe.send(Progress()),
+    )
+    for frame in frames:
+        pipe.send(Result(request.transform.frame(frame)))
+
+
+def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
+    """Send per image its frame, resized, and its (width, height); or why it cannot be used."""
+    for name in request.names:
         try:
-            answers[kind](pipe, *request)
-            pipe.send(("end",))
+            image = read_image(request.root, name)
         except DecodeError as error:
-            pipe.send(("error", str(error), error.reason))
-        except (
-            Exception
-        ) as error:  # one poisoned file must not end the job: it becomes that file's failure
-            pipe.send(("error", f"{type(error).__name__}: {error}", Reason.DECODER_FAILED))
+            pipe.send(ItemFailed(str(error), error.reason))
+        except Exception as error:
+            # Pillow raises errors of many types for broken files: they cost the image, not the
+            # clip.
+            message = f"the image cannot be read ({type(error).__name__}: {error})"
+            pipe.send(ItemFailed(message, Reason.UNREADABLE_IMAGE))
+        else:
+            height, width = image.shape[:2]
+            transform = stored_transform(width, height, request.short_side, request.size)
+            pipe.send(Result((transform.frame(image), (width, height))))
 
 
 if __name__ == "__main__":

@@ -262,7 +262,13 @@ def _decode_from_file(
     indices = [planned.start + i * frames.stride for i in range(planned.frames)]
     path = str(Path(video["root"]) / video["file"])
     view = stored_transform(video["width"], video["height"], frames.short_side, frames.size)
-    pictures = decoder.read_video(path, frames.decoder, video["timestamps"], indices, view)
+    pictures = decoder.read_video(
+        path,
+        decoder=frames.decoder,
+        timestamps=video["timestamps"],
+        indices=indices,
+        transform=view,
+    )
     return _encode(planned, video, task, indices, indices, pictures, view)
 
 
@@ -278,7 +284,9 @@ def _decode_from_images(
     indices = [planned.start + i * frames.stride for i in range(planned.frames)]
     names = [video["image_files"][i] for i in indices]
     found: dict[int, tuple[Frame, tuple[int, int]]] = {}
-    images = decoder.read_images(video["root"], names, frames.short_side, frames.size)
+    images = decoder.read_images(
+        video["root"], names, short_side=frames.short_side, size=frames.size
+    )
     for index, name, image in zip(indices, names, images, strict=True):
         if isinstance(image, DecodeError):
             failures.append(

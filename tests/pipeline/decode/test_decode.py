@@ -278,7 +278,11 @@ def test_a_decoder_that_hangs_is_stopped_and_the_next_file_is_read(tmp_path: Pat
         assert error.value.reason == "decoder stalled"
         times = decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=True).timestamps
         frames = decoder.read_video(
-            str(tmp_path / "good.mp4"), "pyav", times, [3, 20], FrameTransform.whole(96, 64, 48, 32)
+            str(tmp_path / "good.mp4"),
+            decoder="pyav",
+            timestamps=times,
+            indices=[3, 20],
+            transform=FrameTransform.whole(96, 64, 48, 32),
         )
         assert [frame.shape for frame in frames] == [(32, 48, 3)] * 2
     assert not _decoders()
