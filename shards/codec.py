@@ -38,7 +38,7 @@ Shape = tuple[int | None, int | None, int | None]
 
 Number = TypeVar("Number", np.int32, np.uint8)
 
-_VERSION = 2
+TRACKS_VERSION = 2
 _HEADER = struct.Struct("<4sHHiII")
 _LEVEL = 3
 _FARTHEST = 2**25
@@ -73,7 +73,7 @@ def encode_tracks(tracks: Tracks) -> tuple[bytes, ...]:
     packer = zstandard.ZstdCompressor(level=_LEVEL)
     return tuple(
         packer.compress(
-            _HEADER.pack(b"PTRK", _VERSION, UNITS_PER_PIXEL, anchor, t, n)
+            _HEADER.pack(b"PTRK", TRACKS_VERSION, UNITS_PER_PIXEL, anchor, t, n)
             + planes[i].tobytes()
             + certainty[i].tobytes()
         )
@@ -196,9 +196,9 @@ def _read(record: bytes) -> _Record:
     magic, version, units, anchor, t, n = _HEADER.unpack_from(record)
     if magic != b"PTRK" or units == 0 or n == 0:
         raise ShardError("these are not tracks")
-    if version != _VERSION:
+    if version != TRACKS_VERSION:
         raise ShardError(
-            f"these tracks have version {version}, and this version of pretrack reads version {_VERSION}"
+            f"these tracks have version {version}, and this version of pretrack reads version {TRACKS_VERSION}"
         )
     if not 0 <= anchor < t:
         raise ShardError(f"the tracks' anchor {anchor} is not among their {t} frames")

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
 
 
 class PretrackError(Exception):
@@ -35,3 +39,40 @@ def first_line(error: BaseException) -> str:
 
 class ShardError(PretrackError):
     """A shard, or a member of one, that is missing or damaged."""
+
+
+@contextmanager
+def exit_on_errors(program: str, *, extra: str, interrupted: str) -> Iterator[None]:
+    """Turn errors that a user can act on into one sentence on standard error and an exit status.
+
+    A context manager and a decorator for the functions behind the command lines. The status is 1
+    for PretrackError, OSError and a package that is not installed (the sentence names the `extra`
+    of pretrack that brings it), and 130 for Ctrl-C, with the sentence `interrupted`. Any other
+    exception keeps its traceback.
+    """
+    try:
+        yield
+    except PretrackError as error:
+        sentence, status = str(error), 1
+    except OSError as error:
+        sentence, status = describe_os_error(error), 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".")[0]
+        if not package or _is_installed(package):
+            raise  # a mistake in the code, or a mix of versions: the traceback is needed
+        sentence = f"the package '{package}' is not installed: pip install 'pretrack[{extra}]'"
+        status = 1
+    except KeyboardInterrupt:
+        sentence, status = interrupted, 130
+    else:
+        return
+    print(f"{program}: {sentence}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a top-level package can be found by `import`."""
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False

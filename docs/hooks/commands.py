@@ -1,4 +1,7 @@
-"""Writes the reference of the `pretrack` command from the command line itself, where a page has the line `<!-- commands -->`."""
+"""Write the reference of the `pretrack` command from the command line itself.
+
+It takes the place of the line `<!-- commands -->` of a page.
+"""
 
 from __future__ import annotations
 
@@ -18,63 +21,64 @@ _MARK = "<!-- commands -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by MkDocs for every page."""
+    """Replace the mark in a page; MkDocs calls this for every page."""
     return markdown.replace(_MARK, "\n".join(commands_page())) if _MARK in markdown else markdown
 
 
 def commands_page() -> Iterator[str]:
-    """A section for each command, in the order of their use: what it does, and a table of its arguments and options."""
+    """Yield a section per command, in the order of their use."""
     for registered in app.registered_commands:
         assert registered.callback
         yield from _section(registered.callback)
 
 
 def _section(command: Callable[..., Any]) -> Iterator[str]:
-    """One command."""
-    defaults = {
-        name: parameter.default for name, parameter in inspect.signature(command).parameters.items()
-    }
+    """Yield a command's usage, its docstring, and a table of its arguments and options."""
+    name = command.__name__
     hints = get_type_hints(command, include_extras=True)
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(command).parameters.values()
+        if get_args(hints[parameter.name])  # not typer.Context
+    }
     parameters = [(name, *get_args(hints[name])[:2]) for name in defaults]
     arguments = [
         (_argument(name), info.help)
         for name, _, info in parameters
         if isinstance(info, ArgumentInfo)
     ]
-    name = command.__name__
-    yield f"\n## {name}\n\n`pretrack {' '.join([name, *(shown for shown, _ in arguments)])}`\n\n{inspect.getdoc(command)}\n"
-    yield "| | |\n|---|---|"
-    for shown, said in arguments:
-        yield f"| `{shown}` | {_cell(said)} |"
+    usage = [name, *(shown for shown, _ in arguments)] if parameters else [name, "EVALUATION ..."]
+    yield f"\n## {name}\n\n`pretrack {' '.join(usage)}`\n\n{inspect.getdoc(command)}\n"
+    if parameters:
+        yield "| | |\n|---|---|"
+    for shown, help_text in arguments:
+        yield f"| `{shown}` | {_cell(help_text)} |"
     for name, kind, info in parameters:
         if not isinstance(info, ArgumentInfo):
-            value = (
-                ""
-                if defaults[name] is None or defaults[name] is False
-                else f" By default {defaults[name]}."
-            )
+            default = defaults[name]
+            value = "" if default is None or default is False else f" By default {default}."
             yield f"| `{_option(name, kind, info)}` | {_cell(info.help)}{value} |"
 
 
 def _argument(name: str) -> str:
+    """Return an argument as the usage line shows it."""
     return {"overrides": "[key=value ...]", "where": "CONFIG_OR_OUT"}.get(name, name.upper())
 
 
 def _option(name: str, kind: Any, info: Any) -> str:
-    """ "--keep NUMBER", "--json"."""
-    given = [
+    """Return an option with the kind of its value: "--keep NUMBER", "--json"."""
+    # typer stores the first name of an Annotated option as its default
+    flags = [
         word
         for word in (info.default, *(info.param_decls or ()))
         if isinstance(word, str) and word.startswith("--")
     ]
-    flag = (
-        given[0] if given else f"--{name.replace('_', '-')}"
-    )  # an Annotated option keeps its first name as a default
-    kinds = {bool: "", int: " NUMBER", Path: " PATH"}
-    return flag + next(
-        (word for one, word in kinds.items() if one in (kind, *get_args(kind))), " TEXT"
-    )
+    flag = flags[0] if flags else f"--{name.replace('_', '-')}"
+    value_names = {bool: "", int: " NUMBER", Path: " PATH"}
+    kinds = (kind, *get_args(kind))
+    return flag + next((word for one, word in value_names.items() if one in kinds), " TEXT")
 
 
 def _cell(text: str | None) -> str:
+    """Return a text as a cell of a Markdown table."""
     return " ".join((text or "").split()).replace("|", "\\|")

@@ -257,7 +257,10 @@ def test_ctrl_c_stops_a_build_with_one_sentence_and_it_goes_on_later(
         running.send_signal(signal.SIGINT)
         rest = running.stderr.read()
     assert running.returncode == 130, rest
-    assert "pretrack: stopped. What is done is kept; the same command goes on from there." in rest
+    assert (
+        "pretrack: stopped. What is finished is kept; the same command continues from there."
+        in rest
+    )
     assert "Traceback" not in rest
     state = json.loads(pretrack("status", out, "--json").stdout)
     assert state["build"]["state"] == "stopped"

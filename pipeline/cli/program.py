@@ -1,0 +1,77 @@
+"""The program `pretrack`: its commands in the order of their use, and how they report errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from pipeline.cli.build_commands import build, catalog, gc, plan, verify
+from pipeline.cli.inspect_commands import diff, export, report, show, snapshots, stats, status
+from pipeline.cli.train_commands import INTERRUPTED, evaluate, train
+from shards.errors import exit_on_errors
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _print_versions(asked: bool) -> None:
+    """Print the version of pretrack and of the formats it writes, and end."""
+    if not asked:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    from pipeline.config import FRAMES_VERSION
+    from shards.clip import FORMAT_VERSION
+    from shards.codec import TRACKS_VERSION
+
+    try:
+        name = f"pretrack {version('pretrack')}"
+    except PackageNotFoundError:  # run from a folder without an installation
+        name = "pretrack (not installed)"
+    print(
+        f"{name}: shard format {FORMAT_VERSION}, tracks {TRACKS_VERSION}, frames {FRAMES_VERSION}"
+    )
+    raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_versions,
+            is_eager=True,
+            help="Print the version and those of the formats it writes.",
+        ),
+    ] = False,
+) -> None:
+    """Turn video datasets into shards of frames and point tracks, once; then train on them."""
+
+
+_build_errors = exit_on_errors(
+    "pretrack",
+    extra="pipeline",
+    interrupted="stopped. What is finished is kept; the same command continues from there.",
+)
+_training_errors = exit_on_errors("pretrack", extra="train", interrupted=INTERRUPTED)
+# `evaluate` passes on its arguments, `--help` included: reading its options would import torch
+_UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+
+def _add(*commands: Callable[..., None]) -> None:
+    """Add commands that need the extra `pipeline`."""
+    for command in commands:
+        app.command()(_build_errors(command))
+
+
+_add(catalog, plan, build, status, verify, show, report, stats, export)
+app.command()(_training_errors(train))
+app.command(context_settings=_UNPARSED)(_training_errors(evaluate))
+_add(snapshots, diff, gc)

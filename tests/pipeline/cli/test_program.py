@@ -1,0 +1,147 @@
+"""The program `pretrack` as a whole: versions, speed, training commands, and missing packages."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.clip import FORMAT_VERSION
+from shards.codec import TRACKS_VERSION
+
+REPOSITORY = Path(__file__).parents[3]
+TRAIN_CONFIG = "configs/train/demo.yaml"
+
+RUN_WITHOUT = """
+import runpy, sys
+hidden = set({hidden!r})
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Hidden())
+sys.argv = {arguments!r}
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=False)
+"""
+
+
+def run(
+    module: str, *arguments: object, hidden: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module` in a new process, which cannot import the `hidden` packages."""
+    code = RUN_WITHOUT.format(hidden=hidden, arguments=[module, *map(str, arguments)])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd=REPOSITORY,
+        env={**os.environ, "COLUMNS": "100", "NO_COLOR": "1"},
+    )
+
+
+def test_the_version_names_the_formats_that_it_writes() -> None:
+    done = run("pipeline", "--version")
+    assert done.returncode == 0, done.stderr
+    formats = f"shard format {FORMAT_VERSION}, tracks {TRACKS_VERSION}, frames 1"
+    assert re.fullmatch(rf"pretrack \d+\.\d+\.\d+: {formats}\n", done.stdout)
+
+
+def test_help_lists_every_command_within_0_3_seconds_of_processor_time() -> None:
+    spent = []
+    for _ in range(3):  # the first may compile the modules
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = run("pipeline", "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
+    assert done.returncode == 0
+    commands = (
+        "catalog plan build status verify show report stats export train evaluate snapshots diff gc"
+    )
+    listed = re.findall(r"^│ ([a-z]+) ", done.stdout, re.MULTILINE)
+    assert listed == commands.split()
+    assert min(spent) < 0.3
+
+
+def test_train_explains_its_arguments_in_both_programs() -> None:
+    ours, theirs = (
+        run(*command).stdout for command in (("pipeline", "train", "--help"), ("trainer", "--help"))
+    )
+    assert "Usage: pretrack train [OPTIONS]" in ours
+    assert "Usage: python -m trainer [OPTIONS]" in theirs
+    for text in (ours, theirs):
+        assert "torchrun --nproc-per-node 4 -m trainer CONFIG" in text
+        assert "configs/train/demo.yaml" in text
+        assert "key=value, such as data.out=out/mixed" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "program"), [(("pipeline", "train"), "pretrack"), (("trainer",), "trainer")]
+)
+def test_a_misspelt_training_setting_is_one_sentence(
+    command: tuple[str, ...], program: str
+) -> None:
+    done = run(*command, TRAIN_CONFIG, "run.stepz=1")
+    assert (done.returncode, done.stdout) == (1, "")
+    sentence = f"{TRAIN_CONFIG}: unknown key 'run.stepz' (did you mean 'steps'?)"
+    assert done.stderr == f"{program}: {sentence}\n"
+
+
+def test_without_a_config_training_ends_with_2() -> None:
+    for command in (("pipeline", "train"), ("trainer",)):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "Missing argument" in done.stderr
+
+
+@pytest.mark.slow
+def test_evaluate_lists_its_evaluations() -> None:
+    done = run("pipeline", "evaluate", "--help")
+    assert done.returncode == 0, done.stderr
+    for name in ("labelfree", "spair", "navi-depth", "voc-retrieval"):
+        assert name in done.stdout
+    assert run("pipeline", "evaluate", "imagenet").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hidden", "sentence"),
+    [
+        (
+            ("pipeline", "train", TRAIN_CONFIG),
+            ("torch", "timm", "safetensors", "tensorboard", "torchvision"),
+            "pretrack: the package 'torch' is not installed: pip install 'pretrack[train]'\n",
+        ),
+        (
+            ("pipeline", "evaluate", "labelfree", "--help"),
+            ("torch", "timm", "safetensors", "tensorboard", "torchvision"),
+            "pretrack: the package 'torch' is not installed: pip install 'pretrack[train]'\n",
+        ),
+        (
+            ("trainer", TRAIN_CONFIG),
+            ("torch", "timm", "safetensors", "tensorboard", "torchvision"),
+            "trainer: the package 'torch' is not installed: pip install 'pretrack[train]'\n",
+        ),
+        (
+            ("pipeline", "build", "configs/demo.yaml"),
+            ("ray", "av", "decord", "duckdb", "scenedetect"),
+            "pretrack: the package 'ray' is not installed: pip install 'pretrack[pipeline]'\n",
+        ),
+    ],
+)
+def test_a_missing_extra_is_one_sentence_that_says_what_to_install(
+    arguments: tuple[str, ...], hidden: tuple[str, ...], sentence: str
+) -> None:
+    done = run(*arguments, hidden=hidden)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", sentence)
+
+
+def test_help_needs_no_extra_at_all() -> None:
+    extras = ("torch", "timm", "ray", "av", "decord", "duckdb", "PIL", "scenedetect", "cv2")
+    for command in (("pipeline", "--help"), ("pipeline", "train", "--help"), ("trainer", "--help")):
+        assert run(*command, hidden=extras).returncode == 0
