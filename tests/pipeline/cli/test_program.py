@@ -53,20 +53,33 @@ def test_the_version_names_the_formats_that_it_writes() -> None:
     assert re.fullmatch(rf"pretrack \d+\.\d+\.\d+: {formats}\n", done.stdout)
 
 
-def test_help_lists_every_command_within_0_3_seconds_of_processor_time() -> None:
-    spent = []
-    for _ in range(3):  # the first may compile the modules
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = run("pipeline", "--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    assert done.returncode == 0
+def test_help_lists_every_command() -> None:
+    done = run("pipeline", "--help")
     commands = (
         "catalog plan build status verify show report stats export train evaluate snapshots diff gc"
     )
-    listed = re.findall(r"^│ ([a-z]+) ", done.stdout, re.MULTILINE)
-    assert listed == commands.split()
-    assert min(spent) < 0.3
+    assert re.findall(r"^│ ([a-z]+) ", done.stdout, re.MULTILINE) == commands.split()
+
+
+def processor_seconds(*arguments: str) -> float:
+    """The least user time of four runs of Python."""
+    spent = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        spent.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+    return min(spent)
+
+
+def test_help_takes_little_longer_than_typer_itself(tmp_path: Path) -> None:
+    """About 0.2 s; a ratio holds on a busy machine too."""
+    smallest = tmp_path / "smallest.py"
+    smallest.write_text(
+        "import typer\napp = typer.Typer(rich_markup_mode='markdown')\n"
+        "for name in 'abcdefghijklmn': app.command(name)(lambda: None)\napp()\n"
+    )
+    own = processor_seconds("-m", "pipeline", "--help")
+    assert own < 1.6 * processor_seconds(str(smallest), "--help")
 
 
 def test_train_explains_its_arguments_in_both_programs() -> None:
