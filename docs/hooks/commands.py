@@ -13,9 +13,11 @@ from typing import Any, get_args, get_type_hints
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from typer.main import get_command
 from typer.models import ArgumentInfo
 
 from pipeline.cli import app
+from trainer.evaluate.command import app as evaluations
 
 _MARK = "<!-- commands -->"
 
@@ -30,6 +32,8 @@ def commands_page() -> Iterator[str]:
     for registered in app.registered_commands:
         assert registered.callback
         yield from _section(registered.callback)
+        if registered.callback.__name__ == "train":
+            yield from _evaluations()
 
 
 def _section(command: Callable[..., Any]) -> Iterator[str]:
@@ -39,7 +43,6 @@ def _section(command: Callable[..., Any]) -> Iterator[str]:
     defaults = {
         parameter.name: parameter.default
         for parameter in inspect.signature(command).parameters.values()
-        if get_args(hints[parameter.name])  # not typer.Context
     }
     parameters = [(name, *get_args(hints[name])[:2]) for name in defaults]
     arguments = [
@@ -47,10 +50,9 @@ def _section(command: Callable[..., Any]) -> Iterator[str]:
         for name, _, info in parameters
         if isinstance(info, ArgumentInfo)
     ]
-    usage = [name, *(shown for shown, _ in arguments)] if parameters else [name, "EVALUATION ..."]
-    yield f"\n## {name}\n\n`pretrack {' '.join(usage)}`\n\n{inspect.getdoc(command)}\n"
-    if parameters:
-        yield "| | |\n|---|---|"
+    usage = " ".join([name, *(shown for shown, _ in arguments)])
+    yield f"\n## {name}\n\n`pretrack {usage}`\n\n{inspect.getdoc(command)}\n"
+    yield "| | |\n|---|---|"
     for shown, help_text in arguments:
         yield f"| `{shown}` | {_cell(help_text)} |"
     for name, kind, info in parameters:
@@ -58,6 +60,17 @@ def _section(command: Callable[..., Any]) -> Iterator[str]:
             default = defaults[name]
             value = "" if default is None or default is False else f" By default {default}."
             yield f"| `{_option(name, kind, info)}` | {_cell(info.help)}{value} |"
+
+
+def _evaluations() -> Iterator[str]:
+    """Yield the section of `evaluate`: a table of its evaluations."""
+    group: Any = get_command(evaluations)
+    about = f"{group.help} `pretrack evaluate EVALUATION --help` shows the options of one."
+    yield f"\n## evaluate\n\n`pretrack evaluate EVALUATION ...`\n\n{about}\n"
+    yield "| | |\n|---|---|"
+    for name in group.list_commands(None):
+        summary = group.get_command(None, name).help.split("\n\n")[0]
+        yield f"| `{name}` | {_cell(summary)} |"
 
 
 def _argument(name: str) -> str:

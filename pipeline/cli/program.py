@@ -1,18 +1,37 @@
-"""The program `pretrack`: its commands in the order of their use, and how they report errors."""
+"""The program `pretrack`: its commands in the order of their use, and how they report errors.
+
+`train` and `evaluate` belong to `trainer`; nothing else in `pipeline` imports it. Its modules of
+commands import typer alone, so `--help` needs no torch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from pipeline.cli.build_commands import build, catalog, gc, plan, verify
 from pipeline.cli.inspect_commands import diff, export, report, show, snapshots, stats, status
-from pipeline.cli.train_commands import INTERRUPTED, evaluate, train
 from shards.errors import exit_on_errors
+from trainer.cli import INTERRUPTED as TRAINING_INTERRUPTED
+from trainer.cli import train
+from trainer.evaluate.command import app as evaluations
+
+
+class CommandsInOrder(TyperGroup):
+    """The group of all commands, listed in the order of their use (typer puts groups first)."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands, with `evaluate` after `train`."""
+        names = [name for name in super().list_commands(ctx) if name != "evaluate"]
+        names.insert(names.index("train") + 1, "evaluate")
+        return names
+
 
 app = typer.Typer(
+    cls=CommandsInOrder,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -60,9 +79,7 @@ _build_errors = exit_on_errors(
     extra="pipeline",
     interrupted="stopped. What is finished is kept; the same command continues from there.",
 )
-_training_errors = exit_on_errors("pretrack", extra="train", interrupted=INTERRUPTED)
-# `evaluate` passes on its arguments, `--help` included: reading its options would import torch
-_UNPARSED = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_training_errors = exit_on_errors("pretrack", extra="train", interrupted=TRAINING_INTERRUPTED)
 
 
 def _add(*commands: Callable[..., None]) -> None:
@@ -73,5 +90,5 @@ def _add(*commands: Callable[..., None]) -> None:
 
 _add(catalog, plan, build, status, verify, show, report, stats, export)
 app.command()(_training_errors(train))
-app.command(context_settings=_UNPARSED)(_training_errors(evaluate))
+app.add_typer(evaluations, name="evaluate")
 _add(snapshots, diff, gc)

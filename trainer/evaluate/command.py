@@ -7,18 +7,14 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from shards.errors import PretrackError, describe_os_error
+from shards.errors import exit_on_errors
 from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
-
-_TRAIN_EXTRA = {"PIL", "safetensors", "scipy", "timm", "torch", "torchvision"}
-"""Modules that `pip install pretrack` leaves out and evaluations import."""
 
 
 class EvaluateGroup(TyperGroup):
@@ -39,18 +35,9 @@ class EvaluateGroup(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run an evaluation. Errors that a user can act on become one sentence and exit status 1."""
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
-        try:
+        program = "trainer" if ctx.parent is None else "pretrack"
+        with exit_on_errors(program, extra="train", interrupted="stopped: nothing was written."):
             return super().invoke(ctx)
-        except PretrackError as error:
-            message = str(error)
-        except OSError as error:
-            message = describe_os_error(error)
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in _TRAIN_EXTRA:
-                raise
-            message = f"evaluations need the package {error.name}: pip install 'pretrack[train]'"
-        print(f"trainer: {message}", file=sys.stderr)
-        raise typer.Exit(1)
 
 
 def _benchmark_commands() -> Mapping[str, Any]:
@@ -66,6 +53,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
 )
 
 
