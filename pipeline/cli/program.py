@@ -1,7 +1,7 @@
 """The program `pretrack`: its commands in the order of their use, and how they report errors.
 
-`train` and `evaluate` belong to `trainer`; nothing else in `pipeline` imports it. Its modules of
-commands import typer alone, so `--help` needs no torch.
+`train` and `evaluate` belong to `trainer`; no other module in `pipeline` imports it. Its modules
+of commands import typer alone, so `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from typer.core import TyperGroup
 from pipeline.cli.build_commands import build, catalog, gc, plan, verify
 from pipeline.cli.inspect_commands import diff, export, report, show, snapshots, stats, status
 from shards.errors import exit_on_errors
-from trainer.cli import INTERRUPTED as TRAINING_INTERRUPTED
-from trainer.cli import train
-from trainer.evaluate.command import app as evaluations
 
 
 class CommandsInOrder(TyperGroup):
@@ -79,7 +76,6 @@ _build_errors = exit_on_errors(
     extra="pipeline",
     interrupted="stopped. What is finished is kept; the same command continues from there.",
 )
-_training_errors = exit_on_errors("pretrack", extra="train", interrupted=TRAINING_INTERRUPTED)
 
 
 def _add(*commands: Callable[..., None]) -> None:
@@ -88,7 +84,15 @@ def _add(*commands: Callable[..., None]) -> None:
         app.command()(_build_errors(command))
 
 
+def _add_training() -> None:
+    """Add the commands that need the extra `train`."""
+    from trainer.cli import INTERRUPTED, train
+    from trainer.evaluate.command import app as evaluations
+
+    app.command()(exit_on_errors("pretrack", extra="train", interrupted=INTERRUPTED)(train))
+    app.add_typer(evaluations, name="evaluate")
+
+
 _add(catalog, plan, build, status, verify, show, report, stats, export)
-app.command()(_training_errors(train))
-app.add_typer(evaluations, name="evaluate")
+_add_training()
 _add(snapshots, diff, gc)
