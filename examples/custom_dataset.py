@@ -1,7 +1,9 @@
-"""A dataset of your own, built without a change to pretrack: python examples/custom_dataset.py CONFIG [key=value ...]
+"""Build a dataset of your own without changing pretrack.
 
-DAVIS 2017 serves as the example: `JPEGImages/480p/SEQUENCE/00000.jpg`, and lists of sequences in `ImageSets/2017/train.txt`. A
-config names it as any other dataset:
+    python examples/custom_dataset.py CONFIG [key=value ...]
+
+The example reads DAVIS 2017: frames in `JPEGImages/480p/SEQUENCE/00000.jpg`, and lists of sequences
+in `ImageSets/2017/train.txt`. A config names it like any other dataset:
 
     sources:
       - {dataset: davis, root: /data/DAVIS, list: train}
@@ -35,30 +37,34 @@ from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
 TERMS = "DAVIS 2017: the terms on its home page; frames belong to their owners"
-FRAMES_A_SECOND = 24
+FRAMES_PER_SECOND = 24
 
 
 class Davis(Settings):
-    """The settings of the dataset are its reader: `find_videos` lists what is there, and reads no picture."""
+    """The settings of the dataset, which also list its videos."""
 
     dataset: Literal["davis"]
-    """Which dataset this is."""
+    """The dataset's name in a config."""
     name: SourceName = "davis"
-    """The name of this source; two sources need different ones."""
+    """The name of this source. Two sources of a build need different names."""
     root: Root
     """The folder that holds JPEGImages and ImageSets."""
     list: str = "train"
-    """Which list of sequences: train or val."""
+    """The list of sequences to read: train or val."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """The list's videos, in its order. Raises PretrackError if the root or the list is not there."""
+        """Yield the videos of the list, in its order. No image is opened here.
+
+        What cannot be used is yielded as a failure. Raises PretrackError if the root or the list is
+        missing.
+        """
         check_root(self.root, "davis")
         path = self.root / "ImageSets" / "2017" / f"{self.list}.txt"
         if not path.is_file():
-            raise PretrackError(f"there is no {path}: set 'list' to one of the lists beside it")
+            raise PretrackError(f"there is no file {path}: set 'list' to a list in that folder")
         for sequence in path.read_text().split():
             folder = f"JPEGImages/480p/{sequence}"
-            if not (self.root / folder).is_dir():  # what is missing is named, and the rest goes on
+            if not (self.root / folder).is_dir():  # reported as a failure; the build continues
                 yield Failure(
                     source=self.name,
                     video_id=sequence,
@@ -77,19 +83,20 @@ class Davis(Settings):
                 file="",
                 image_files=tuple(file.name for _, file in frames),
                 frame_numbers=tuple(number for number, _ in frames),
-                timestamps=tuple(number / FRAMES_A_SECOND for number, _ in frames),
+                timestamps=tuple(number / FRAMES_PER_SECOND for number, _ in frames),
                 cameras=None,
                 identity=identity_of(file for _, file in frames),
                 terms=TERMS,
             )
 
 
-class Build(BuildSettings):
-    """A build's settings in which `dataset: davis` is known too."""
+AnySource = Annotated[Source | Davis, Field(discriminator="dataset")]
 
-    sources: tuple[Annotated[Source | Davis, Field(discriminator="dataset")], ...] = Field(
-        min_length=1
-    )  # type: ignore[assignment]
+
+class Build(BuildSettings):
+    """The settings of a build, with `dataset: davis` as one more choice."""
+
+    sources: tuple[AnySource, ...] = Field(min_length=1)  # type: ignore[assignment]
     """The datasets to read."""
 
 

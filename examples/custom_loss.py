@@ -1,7 +1,9 @@
-"""A loss of your own, trained without a change to pretrack: python examples/custom_loss.py CONFIG [key=value ...]
+"""Train with a loss of your own without changing pretrack.
 
-The example asks that a track's embedding stays what the teacher saw of it in the anchor frame. It is added to the losses that a
-config names:
+    python examples/custom_loss.py CONFIG [key=value ...]
+
+The example pulls the embedding of each track, in every compared frame, towards the teacher's
+embedding of the same track in the anchor frame. A config names it beside pretrack's losses:
 
     loss: {sorting: 1.0, steady: {weight: 0.5}}
 """
@@ -22,33 +24,34 @@ from trainer.losses.weighted_sum import Losses, make_losses
 
 
 class SteadySettings(Settings):
-    """A track's embedding stays what the teacher saw of it in the anchor frame."""
+    """Settings of the loss: keep embeddings of a track close to the teacher's anchor embedding."""
 
     weight: float = Field(default=1.0, ge=0)
-    """Its part in the sum of all losses; 0 leaves it out."""
+    """Weight of this loss in the sum of all losses; 0 turns it off."""
 
 
 class Loss(LossSettings):
-    """The settings of pretrack's losses, and of ours."""
+    """The settings of pretrack's losses and of ours."""
 
     steady: SteadySettings = SteadySettings()
-    """Ours."""
+    """Settings of our loss."""
 
     def make(self, width: int) -> Losses:
-        """pretrack's losses, and ours beside them."""
+        """Make pretrack's losses and ours, for embeddings of this width."""
         return make_losses(self, width, steady=steady)
 
 
 class Train(TrainSettings):
-    """A run's settings in which `loss.steady` is known too."""
+    """The settings of a run, with `loss.steady` as one more choice."""
 
     loss: Loss = Loss()
 
 
 def steady(e: Embeddings) -> Tensor:
-    """1 - cosine of each track in the compared frames with the teacher's in the anchor frame, the mean over tracks that count.
+    """Return the mean of 1 - cosine(student, teacher) over the tracks that count: 0 to 2.
 
-    All embeddings are unit vectors, so the cosine is a product. The teacher learns nothing from it. A scalar from 0 to 2.
+    The student's embeddings are those of the compared frames; the teacher's are those of the anchor
+    frame, as constants. All embeddings are unit vectors, so their dot product is the cosine.
     """
     cosines = (e.student * e.teacher.detach()[:, None]).sum(dim=-1)  # [B, F, N]
     return mean_over_tracks(1 - cosines, e.weights)

@@ -1,7 +1,10 @@
-"""A tracker of your own, used without a change to pretrack: python examples/custom_tracker.py CONFIG [key=value ...]
+"""Use a tracker of your own without changing pretrack.
 
-Dense optical flow (Farneback's, in OpenCV) serves as the example: every point follows the flow from frame to frame, both ways from
-its anchor. A config names it as any other tracker:
+    python examples/custom_tracker.py CONFIG [key=value ...]
+
+The example tracks points with dense optical flow (Farneback's, in OpenCV): each point follows the
+flow from frame to frame, forward and backward from its anchor frame. A config names it like any
+other tracker:
 
     tracks: {tracker: farneback, grid: 16, anchors: [0, 8, 16]}
 """
@@ -30,22 +33,22 @@ from shards.geometry import inside
 
 
 class Farneback(TrackerSettings):
-    """Settings of the tracker. All of them, `version` too, decide whether stored tracks are still those wanted."""
+    """Settings of the tracker. Changing any of them, `version` included, re-tracks all clips."""
 
     tracker: Literal["farneback"]
-    """Which tracker follows the points."""
+    """The tracker's name in a config."""
     version: Literal[1] = 1
-    """Raised by hand when the code's results change, so that old tracks are made again."""
+    """Incremented by hand when the code's results change, so that stored tracks are recomputed."""
     window: int = Field(15, ge=5)
     """Side of the window that the flow is averaged over, in pixels."""
 
     def load(self) -> FarnebackTracker:
-        """The tracker itself; called once in every worker. A network would be loaded here."""
+        """Make the tracker. Called once per worker; a network would be loaded here."""
         return FarnebackTracker(self.window)
 
 
 class FarnebackTracker:
-    """Follows points along dense flow. What leaves the frame counts as lost from then on."""
+    """Tracks points along dense optical flow. A point that leaves the frame stays lost."""
 
     def __init__(self, window: int) -> None:
         self._window = window
@@ -57,7 +60,10 @@ class FarnebackTracker:
         anchors: Sequence[int],
         queries: NDArray[np.float32],
     ) -> list[Tracks]:
-        """See `pipeline.trackers.protocol.Tracker.track`: clips [T, H, W, 3] of one shape, queries [N, 2] → tracks of each clip."""
+        """Track the queries [N, 2] from each anchor frame through each clip [T, H, W, 3].
+
+        `pipeline.trackers.protocol.Tracker.track` describes the arguments.
+        """
         return [self._track(frames, anchors, queries) for frames in clips]
 
     def _track(
@@ -66,30 +72,36 @@ class FarnebackTracker:
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
         t, (height, width) = len(greys), greys[0].shape
         positions = np.empty((len(anchors), t, len(queries), 2), np.float32)
-        visible = np.full(positions.shape[:3], 255, np.uint8)
+        visibility = np.full(positions.shape[:3], 255, np.uint8)
         for row, anchor in enumerate(anchors):
             positions[row, anchor] = queries
-            for path in (range(anchor, t), range(anchor, -1, -1)):
-                for here, there in pairwise(path):
-                    points = positions[row, here]
+            for order in (range(anchor, t), range(anchor, -1, -1)):  # forward, then backward
+                for current, following in pairwise(order):
+                    points = positions[row, current]
                     flow = cv2.calcOpticalFlowFarneback(
-                        greys[here], greys[there], None, 0.5, 3, self._window, 3, 5, 1.1, 0
+                        greys[current], greys[following], None, 0.5, 3, self._window, 3, 5, 1.1, 0
                     )  # type: ignore[call-overload]
+                    # Move each point by the flow at its pixel; lost points stay where they are.
                     x, y = np.rint(points).astype(int).T
                     step = flow[y.clip(0, height - 1), x.clip(0, width - 1)]
-                    seen = (visible[row, here] > 0) & inside(points, width, height)
-                    positions[row, there] = np.where(seen[:, None], points + step, points)
-                    visible[row, there] = np.where(
-                        seen & inside(positions[row, there], width, height), 255, 0
+                    visible = (visibility[row, current] > 0) & inside(points, width, height)
+                    moved = np.where(visible[:, None], points + step, points)
+                    positions[row, following] = moved
+                    visibility[row, following] = np.where(
+                        visible & inside(moved, width, height), 255, 0
                     )
-        return Tracks(np.asarray(anchors, np.int32), positions, visible, visible.copy())
+        # Flow gives no confidence of its own: store the visibility as confidence too.
+        return Tracks(np.asarray(anchors, np.int32), positions, visibility, visibility.copy())
+
+
+AnyTracker = Annotated[AnyTrackerSettings | Farneback, Field(discriminator="tracker")]
 
 
 class Build(BuildSettings):
-    """A build's settings in which `tracker: farneback` is known too."""
+    """The settings of a build, with `tracker: farneback` as one more choice."""
 
-    tracks: Annotated[AnyTrackerSettings | Farneback, Field(discriminator="tracker")]  # type: ignore[assignment]
-    """Which tracker follows which points."""
+    tracks: AnyTracker  # type: ignore[assignment]
+    """The tracker and its settings."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The worked files in `examples/`: they run as they are, and agree with the package where they do the same."""
+"""Run the files in `examples/` as they are, and compare them with the package."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXAMPLES = REPOSITORY / "examples"
 
 
 def load(name: str) -> Any:
-    """An example as a module."""
+    """Import an example as a module."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     assert spec
     assert spec.loader
@@ -45,8 +45,8 @@ def load(name: str) -> Any:
     return module
 
 
-def started(name: str, *arguments: object) -> subprocess.Popen[str]:
-    """An example that runs as its docstring says."""
+def start(name: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start an example as its docstring says."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
     return subprocess.Popen(
@@ -54,16 +54,16 @@ def started(name: str, *arguments: object) -> subprocess.Popen[str]:
     )
 
 
-def printed(running: subprocess.Popen[str]) -> str:
-    """What an example prints until it ends well."""
-    said, _ = running.communicate(timeout=300)
-    assert running.returncode == 0, said
-    return said
+def output_of(process: subprocess.Popen[str]) -> str:
+    """Wait until an example ends without error, and return what it printed."""
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 def run(name: str, *arguments: object) -> str:
-    """Both."""
-    return printed(started(name, *arguments))
+    """Run an example to its end, and return what it printed."""
+    return output_of(start(name, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_reader_written_from_the_format_page_agrees_with_ours(out: Path) -> None:
+def test_the_reader_written_from_the_format_page_agrees_with_pretracks(out: Path) -> None:
     (tar,) = (out / "shards").iterdir()
     read = list(load("read_a_shard").read_shard(str(tar)))
     ours = list(iterate_shard(tar))
@@ -91,7 +91,7 @@ def test_the_reader_written_from_the_format_page_agrees_with_ours(out: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["read_a_shard", "stream_with_webdataset"])
-def test_readers_import_nothing_of_ours(name: str) -> None:
+def test_readers_need_no_pretrack_and_stay_short(name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text()
     assert not [
         package
@@ -122,14 +122,14 @@ def test_the_reader_refuses_other_bytes() -> None:
         claims_a_tebibyte,
         zstandard.ZstdCompressor(write_content_size=False).compress(bytes(60)),
     ):
-        with pytest.raises(ValueError, match="do not say how large they are, or are too large"):
+        with pytest.raises(ValueError, match="are too large, or do not declare their size"):
             read_tracks(data)
 
 
 def test_the_reader_refuses_another_format(out: Path, tmp_path: Path) -> None:
     (tar,) = (out / "shards").iterdir()
     (tmp_path / "newer.tar").write_bytes(tar.read_bytes().replace(b'"format": 1', b'"format": 2'))
-    with pytest.raises(ValueError, match="is of format 2, and not of format 1"):
+    with pytest.raises(ValueError, match="has format 2, not format 1"):
         list(load("read_a_shard").read_shard(str(tmp_path / "newer.tar")))
 
 
@@ -147,8 +147,8 @@ def test_readers_run_as_they_are(out: Path) -> None:
     assert "(64, 96, 3)" in streamed[0]
 
 
-class Runs:
-    """A pickle that runs a command where it is read."""
+class RunsCommand:
+    """A pickle that runs a command when it is loaded."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -158,10 +158,10 @@ class Runs:
 
 
 @pytest.mark.slow
-def test_the_stream_runs_nothing_of_what_a_shard_brings_along(tmp_path: Path) -> None:
+def test_streaming_a_shard_runs_no_code_that_it_contains(tmp_path: Path) -> None:
     publish_clips(tmp_path / "out", [make_clip("made-0-00000000-000000", 0)])
     (tar,) = (tmp_path / "out" / "shards").iterdir()
-    runs = pickle.dumps(Runs(f"touch {tmp_path}/ran"))
+    runs = pickle.dumps(RunsCommand(f"touch {tmp_path}/ran"))
     with tarfile.open(tar, "a") as opened:
         member = tarfile.TarInfo("made-0-00000000-000000.pkl")
         member.size = len(runs)
@@ -174,7 +174,7 @@ def test_the_stream_runs_nothing_of_what_a_shard_brings_along(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def davis(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two panning sequences in DAVIS's layout, and a list that names a third."""
+    """Write two panning sequences in DAVIS's layout, and a list that names a third one."""
     root = tmp_path_factory.mktemp("DAVIS")
     for seed, name in enumerate(("bear", "goat")):
         folder = root / "JPEGImages" / "480p" / name
@@ -214,7 +214,7 @@ def test_the_custom_dataset_lists_its_videos_and_what_is_missing(
         )
 
 
-def test_the_custom_tracker_follows_what_moves() -> None:
+def test_the_custom_tracker_tracks_moving_points() -> None:
     example = load("custom_tracker")
     frames = np.stack(panning_frames(3, 6))
     queries = np.array([[40.0, 30.0], [60.0, 40.0]], np.float32)
@@ -226,7 +226,7 @@ def test_the_custom_tracker_follows_what_moves() -> None:
         for t in range(6):
             true = queries + (t - anchor) * np.array(STEP)
             assert np.abs(tracks.positions[row, t] - true).max() < 0.7, (
-                "it moves by whole pixels, and flow is not that exact"
+                "frames move by whole pixels, and optical flow is not exact"
             )
     assert (tracks.visibility == 255).all()
 
@@ -249,11 +249,10 @@ def test_the_custom_dataset_and_tracker_build_shards(davis: Path, tmp_path: Path
     with_tracker = config(
         tmp_path / "t.yaml", sources=folder, tracks=own_tracks, out=str(tmp_path / "t"), **small
     )
-    for running in [
-        started("custom_dataset", with_dataset),
-        started("custom_tracker", with_tracker),
-    ]:  # side by side
-        assert "1 shards made" in printed(running)
+    # Both run at the same time.
+    processes = [start("custom_dataset", with_dataset), start("custom_tracker", with_tracker)]
+    for process in processes:
+        assert "1 shards made" in output_of(process)
 
     snapshot = open_snapshot(tmp_path / "d")
     assert sorted(snapshot.clips["video_id"].to_pylist()) == ["bear", "goat"]
@@ -264,7 +263,7 @@ def test_the_custom_dataset_and_tracker_build_shards(davis: Path, tmp_path: Path
     ).tracks.positions.shape == (2, 10, 16, 2)
 
 
-def test_the_custom_loss_is_what_it_says() -> None:
+def test_the_custom_loss_is_the_mean_distance_over_tracks_that_count() -> None:
     import torch
 
     from trainer.losses.embeddings import Embeddings
@@ -327,28 +326,26 @@ def test_the_custom_loss_trains(tmp_path: Path) -> None:
     [
         (
             "build",
-            [
-                "my.yaml",
-                "frames.size=[224, 224]",
-                "ray.tracker_gpus=0.5",
-            ],  # what is given last counts
+            # The last value of a setting wins.
+            ["my.yaml", "frames.size=[224, 224]", "ray.tracker_gpus=0.5"],
             "ray symmetric-run --address node1:6379 --min-nodes 2 --num-cpus 64 --num-gpus 4 -- "
-            "pretrack build my.yaml ray.address=auto ray.tracker_gpus=1 frames.size=[224, 224] ray.tracker_gpus=0.5",
+            "pretrack build my.yaml ray.address=auto ray.tracker_gpus=1 "
+            "frames.size=[224, 224] ray.tracker_gpus=0.5",
         ),
         (
             "train",
             ["train.yaml", "run.out=runs/a"],
-            "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint node1:29500 --rdzv-id 77 "
-            "-m trainer train.yaml run.out=runs/a",
+            "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d "
+            "--rdzv-endpoint node1:29500 --rdzv-id 77 -m trainer train.yaml run.out=runs/a",
         ),
     ],
 )
-def test_slurm_scripts_start_what_they_should(
+def test_slurm_scripts_start_the_right_command_on_the_nodes(
     script: str, arguments: list[str], command: str, tmp_path: Path
 ) -> None:
-    """In Slurm's place stand an `srun` that says what it was asked to run, and an `scontrol` that knows two nodes."""
-    for name, does in (("srun", 'echo "$@"'), ("scontrol", "printf 'node1\\nnode2\\n'")):
-        (tmp_path / name).write_text(f"#!/bin/bash\n{does}\n")
+    """Replace Slurm by an `srun` that prints its arguments and an `scontrol` with two nodes."""
+    for name, line in (("srun", 'echo "$@"'), ("scontrol", "printf 'node1\\nnode2\\n'")):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{line}\n")
         (tmp_path / name).chmod(0o755)
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "activate").touch()
@@ -356,13 +353,13 @@ def test_slurm_scripts_start_what_they_should(
     node = {"SLURM_CPUS_PER_TASK": "64", "SLURM_GPUS_ON_NODE": "4", "PRETRACK_VENV": str(tmp_path)}
     environment = {**os.environ, **slurm, **node, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     path = EXAMPLES / "slurm" / f"{script}.sbatch"
-    said = subprocess.run(
+    completed = subprocess.run(
         ["bash", str(path), *arguments], env=environment, capture_output=True, text=True, check=True
     )
-    assert said.stdout.strip() == command
+    assert completed.stdout.strip() == command
 
 
-def test_the_kubernetes_file_holds_a_config_that_pretrack_takes(tmp_path: Path) -> None:
+def test_the_kubernetes_file_has_a_config_that_pretrack_accepts(tmp_path: Path) -> None:
     from pipeline.config import BuildSettings
 
     settings, job = yaml.safe_load_all((EXAMPLES / "kuberay" / "build.yaml").read_text())
