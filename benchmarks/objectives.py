@@ -25,11 +25,13 @@ from shards.files import atomic_write
 from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
 from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.evaluated_model import load_evaluated_model
-from trainer.evaluate.heldout import pictures
-from trainer.evaluate.heldout.clips import HeldOut, read_held_out, still_settings
-from trainer.evaluate.heldout.label_free import Scores, by_clip, score
+from trainer.evaluate.heldout.breakdown import by_clip
+from trainer.evaluate.heldout.canvas import png
+from trainer.evaluate.heldout.clips import HeldOutSet, evaluation_settings, read_held_out
+from trainer.evaluate.heldout.curves import plot
 from trainer.evaluate.heldout.measures import METRICS
-from trainer.evaluate.report import mean
+from trainer.evaluate.heldout.scoring import Scores, score
+from trainer.evaluate.results import finite_mean
 from trainer.train import train
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -93,7 +95,7 @@ def settings_of(
 
 
 def run(
-    name: str, seed: int, total: int, out: str, folder: Path, held: HeldOut, changes: list[str]
+    name: str, seed: int, total: int, out: str, folder: Path, held: HeldOutSet, changes: list[str]
 ) -> list[Stage]:
     """Trains to the end, stopping four times on the way to be judged."""
     stages = []
@@ -113,7 +115,7 @@ def run(
     return stages
 
 
-def compared(stages: list[Stage], held: HeldOut) -> dict[str, Difference]:
+def compared(stages: list[Stage], held: HeldOutSet) -> dict[str, Difference]:
     """The end less the start, clip by clip; intervals are over videos."""
     first, last = stages[0].scores, stages[-1].scores
     return {
@@ -136,7 +138,9 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="key=value")
     a = parser.parse_intermixed_args()
     snapshot = open_snapshot(a.out)
-    shown = DataSettings.model_validate(still_settings(snapshot, "eval", "", 4, 6))
+    shown = DataSettings.model_validate(
+        evaluation_settings(snapshot, split="eval", where="", frames=4, step=6)
+    )
     held = read_held_out(snapshot, shown, TrackFilterSettings(), [96], a.clips)
     print(held)
     titles = {m.name: m.title for m in METRICS}
@@ -159,13 +163,13 @@ def main() -> None:
             for m in METRICS:
                 if m.name in SHOWN:
                     curves[m.name][f"{name}, seed {seed}"] = [
-                        mean(by_clip(m, stage.scores, held)) for stage in stages
+                        finite_mean(by_clip(m, stage.scores, held)) for stage in stages
                     ]
             labels = [str(stage.step) for stage in stages]
     for metric, lines in curves.items():
         atomic_write(
             a.folder / f"{metric}.png",
-            pictures.png(pictures.plot(f"{titles[metric]}, by step", labels, lines)),
+            png(plot(f"{titles[metric]}, by step", labels, lines)),
         )
 
 

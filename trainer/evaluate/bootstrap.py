@@ -1,7 +1,7 @@
-"""How sure a difference is: paired bootstrap over what the figures are taken on (clips, or pairs of images).
+"""How sure a difference is: a paired bootstrap over items (clips, image pairs or photographs).
 
-Items that are not independent, such as clips of one video, are drawn together (the cluster bootstrap: Field & Welsh, Bootstrapping
-clustered data, JRSS B 2007).
+Items that are not independent, such as clips of one video, are drawn together (the cluster bootstrap:
+Field & Welsh, Bootstrapping clustered data, JRSS B 2007).
 """
 
 from __future__ import annotations
@@ -15,19 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 10_000
-LEAST = 6
-"""Groups that an interval takes: signs of fewer agree by chance more often than once in twenty, which no resampling sees."""
+_PARTS = 10  # resamples are drawn in parts: thousands of groups at once would need gigabytes
+MIN_GROUPS = 6
+"""Fewest groups that get an interval.
+
+The signs of fewer all agree by chance more often than one time in twenty (2 / 2^5 = 0.06), and
+resampling cannot see that.
+"""
 
 Better = Literal["higher", "lower", ""]
-"""Which way a figure improves; "" for one that is no merit by itself."""
+"""Which way a metric improves; "" for one that is neither good nor bad by itself."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A model's mean figure less the base's, over the `count` items that both have, and its 95 % interval.
+    """A model's mean less the base's, over the items that both have, with its 95 % interval.
 
-    The items are of so many `groups`, which are independent; for fewer than LEAST the interval is None. `verdict` says in words
-    what follows from it.
+    base, model: the two means
+    count:       number of items
+    groups:      number of independent groups that the items are in
+    interval:    None for fewer than MIN_GROUPS groups
+    verdict:     what follows from the interval, in words
     """
 
     base: float
@@ -45,7 +53,7 @@ class Difference:
         return self.model - self.base
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, with the gain."""
+        """All fields, and the gain."""
         return asdict(self) | {"gain": self.gain}
 
 
@@ -55,39 +63,51 @@ def difference(
     better: Better,
     groups: Sequence[Hashable] | None = None,
 ) -> Difference:
-    """Compares two lists of figures of the same items: 95 % percentile bootstrap of the mean difference, with a fixed seed.
+    """Compare the values of two models on the same items; 95 % percentile bootstrap, fixed seed.
 
-    `groups` says of each item which group it is in; without it each is one by itself. An item without a figure (NaN) in either list
-    does not count.
+    groups: the group of each item; None if every item is independent
+
+    Items without a value (NaN) in either list are left out.
     """
     pairs = np.array([base, model], dtype=np.float64).T
-    known = [bool(row.all()) for row in np.isfinite(pairs)]
-    kept = list(compress(range(len(pairs)) if groups is None else groups, known))
-    if not kept:
+    valid = [bool(row.all()) for row in np.isfinite(pairs)]
+    labels = list(compress(range(len(pairs)) if groups is None else groups, valid))
+    if not labels:
         return Difference(float("nan"), float("nan"), 0, 0, None, "too few to tell")
-    first, second = (float(mean) for mean in pairs[known].mean(axis=0))
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(kept))}
-    if len(numbers) < LEAST:
-        return Difference(first, second, len(kept), len(numbers), None, "too few to tell")
-    low, high = interval(pairs[known, 1] - pairs[known, 0], [numbers[group] for group in kept])
+    base_mean, model_mean = (float(mean) for mean in pairs[valid].mean(axis=0))
+    # Groups are numbered in the order in which they appear.
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    count, independent = len(labels), len(numbers)
+    if independent < MIN_GROUPS:
+        return Difference(base_mean, model_mean, count, independent, None, "too few to tell")
+    gains = pairs[valid, 1] - pairs[valid, 0]
+    low, high = interval(gains, [numbers[label] for label in labels])
+    verdict = _verdict(low, high, better)
+    return Difference(base_mean, model_mean, count, independent, (low, high), verdict)
+
+
+def _verdict(
+    low: float, high: float, better: Better
+) -> Literal["better", "worse", "higher", "lower", "not distinguishable from 0"]:
+    """What an interval of a difference says. 0 on its border is inside."""
     if low <= 0 <= high:
-        return Difference(
-            first, second, len(kept), len(numbers), (low, high), "not distinguishable from 0"
-        )
-    way: Literal["higher", "lower"] = "higher" if low > 0 else "lower"
-    verdict: Literal["better", "worse", "higher", "lower"] = (
-        way if not better else "better" if way == better else "worse"
-    )
-    return Difference(first, second, len(kept), len(numbers), (low, high), verdict)
+        return "not distinguishable from 0"
+    direction: Literal["higher", "lower"] = "higher" if low > 0 else "lower"
+    if not better:
+        return direction
+    return "better" if direction == better else "worse"
 
 
 def interval(values: NDArray[np.float64], groups: Sequence[int]) -> tuple[float, float]:
-    """95 % of the means of resampled values [n] lie in it. Value i is of group `groups[i]`, from 0 on; whole groups are drawn."""
+    """The central 95 % of resampled means of `values` [n]. Whole groups are drawn, with replacement.
+
+    groups: group number of each value, from 0 without gaps
+    """
     sums, sizes = np.bincount(groups, weights=values), np.bincount(groups)
     random = np.random.default_rng(0)
     means = []
-    for _ in range(10):  # in parts, so that thousands of groups do not need gigabytes
-        drawn = random.integers(len(sums), size=(RESAMPLES // 10, len(sums)))
+    for _ in range(_PARTS):
+        drawn = random.integers(len(sums), size=(RESAMPLES // _PARTS, len(sums)))
         means.append(sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)

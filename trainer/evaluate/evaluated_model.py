@@ -1,4 +1,4 @@
-"""What is judged: a backbone with the weights of a run, of a file or of timm, and how its pixels are normalised."""
+"""A model under evaluation: a backbone with its weights, and how its pixels are normalised."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from trainer.model.backbone import Backbone, make_backbone
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedModel:
-    """A model that is judged, under the name that it goes by in results.
+    """A backbone with its weights, under the name that it has in results.
 
-    where:  what was asked for
-    file:   the weight file's path, or `hub` or `random`
-    digest: xxh3-64 of that file, "" where there is none
-    size:   side of the images that it was trained at, in pixels
+    where:     the location given on the command line
+    file:      path of the weight file, or `hub` or `random`
+    digest:    xxh3-64 of that file, "" if there is no file
+    size:      side in pixels of the images that it was trained on
+    mean, std: RGB normalisation, for pixel values from 0 to 1
     """
 
     name: str
@@ -40,8 +41,8 @@ class EvaluatedModel:
         """Side of a patch in pixels."""
         return self.backbone.patch
 
-    def described(self) -> dict[str, Any]:
-        """What a result says of it."""
+    def to_json(self) -> dict[str, Any]:
+        """The description of the model in results."""
         return {
             "where": self.where,
             "weights": self.file,
@@ -64,34 +65,34 @@ def load_evaluated_models(models: Sequence[str], device: str | None) -> list[Eva
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
-    except (
-        AssertionError,
-        RuntimeError,
-    ) as error:  # the first from a torch that is built without CUDA
+    except (AssertionError, RuntimeError) as error:  # AssertionError: torch is built without CUDA
         raise SettingsError(
-            f"'--device {device}' is none that torch sees here: give 'cpu', or 'cuda' where there is a GPU"
+            f"torch sees no device '{device}' here: give '--device cpu', or 'cuda' if there is a GPU"
         ) from error
-    pairs = [model.partition("=") for model in models]
-    for name, equals, where in pairs:
+    named = [model.partition("=") for model in models]
+    for name, equals, where in named:
         if not (name and equals and where):
             raise SettingsError(
                 f"'--model {name}{equals}{where}' should be NAME=WHERE, such as trained=runs/my-run"
             )
-    names = [name for name, _, _ in pairs]
-    if twice := {name for name in names if names.count(name) > 1}:
+    names = [name for name, _, _ in named]
+    if repeated := {name for name in names if names.count(name) > 1}:
         raise SettingsError(
-            f"two models are called '{twice.pop()}': give each '--model' its own name"
+            f"two models are called '{repeated.pop()}': give each '--model' its own name"
         )
-    subjects = [load_evaluated_model(name, where) for name, _, where in pairs]
-    for subject in subjects:
-        subject.backbone.to(device)
-    return subjects
+    evaluated = [load_evaluated_model(name, where) for name, _, where in named]
+    for model in evaluated:
+        model.backbone.to(device)
+    return evaluated
 
 
 def load_evaluated_model(name: str, where: str) -> EvaluatedModel:
-    """A model from a run's folder, from weights that it exported, or as `BACKBONE:FILE`, `BACKBONE:hub` or `BACKBONE:random`.
+    """Load a model from a run's folder, from exported weights, or by a backbone's name.
 
-    Raises SettingsError if there is nothing such, or if weights do not say whose they are.
+    where: RUN, RUN:first, FILE, BACKBONE:FILE, BACKBONE:hub or BACKBONE:random
+
+    Raises SettingsError if there is no such model, or if the description beside exported weights
+    does not say which backbone they belong to.
     """
     path, which = _run_and_which(where)
     if path.is_dir():
@@ -114,15 +115,20 @@ def load_evaluated_model(name: str, where: str) -> EvaluatedModel:
         raise SettingsError(
             f"there is no run {backbone}: give the 'run.out' of a training run, {name}=RUN:{weights}"
         )
-    torch.manual_seed(0)  # for random weights
+    torch.manual_seed(0)  # random weights are the same every time
     default = {field: DataSettings.model_fields[field].default for field in ("size", "mean", "std")}
     return EvaluatedModel(
-        name, where, weights, _digest(weights), make_backbone(backbone, weights).eval(), **default
+        name=name,
+        where=where,
+        file=weights,
+        digest=_digest(weights),
+        backbone=make_backbone(backbone, weights).eval(),
+        **default,
     )
 
 
 def _run_and_which(where: str) -> tuple[Path, str]:
-    """`RUN:first` and `RUN:last` as a path and which of its weights; anything else is a path."""
+    """Split `RUN:first` and `RUN:last` into path and word; anything else is a path, with "last"."""
     for which in ("first", "last"):
         path = Path(where.removesuffix(f":{which}"))
         if where.endswith(f":{which}") and path.is_dir():
@@ -131,16 +137,27 @@ def _run_and_which(where: str) -> tuple[Path, str]:
 
 
 def _from_export(name: str, where: str, path: Path) -> EvaluatedModel:
-    described = read_description(path)
+    """Load weights that a run exported. Raises SettingsError if their description lacks a key."""
+    description = read_description(path)
     try:
-        backbone = make_backbone(described["timm_id"], str(path), described["options"]).eval()
-        size, mean, std = described["img_size"], tuple(described["mean"]), tuple(described["std"])
+        return EvaluatedModel(
+            name=name,
+            where=where,
+            file=str(path),
+            digest=_digest(str(path)),
+            backbone=make_backbone(
+                description["timm_id"], str(path), description["options"]
+            ).eval(),
+            size=description["img_size"],
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+        )
     except KeyError as error:
         raise SettingsError(
             f"the description beside {path} lacks {error}: write {name}=BACKBONE:{path}"
         ) from error
-    return EvaluatedModel(name, where, str(path), _digest(str(path)), backbone, size, mean, std)
 
 
 def _digest(weights: str) -> str:
+    """xxh3-64 of a weight file; "" for `hub` and `random`."""
     return xxhash.xxh3_64_hexdigest(Path(weights).read_bytes()) if Path(weights).is_file() else ""

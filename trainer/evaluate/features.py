@@ -1,4 +1,4 @@
-"""A model as the evaluations see it: uint8 images in, maps of patch features out, padded as Probe3D pads."""
+"""Patch features for the evaluations: uint8 images in, feature maps out, padded as in Probe3D."""
 
 from __future__ import annotations
 
@@ -13,61 +13,76 @@ from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.model.backbone import normalised_images
 
 PatchFeatures = Callable[[Tensor], Tensor]
-"""uint8 RGB images [B, 3, H, W] → float32 features [B, h, w, D]. A side that patches do not fill is padded (`padding`)."""
+"""uint8 RGB images [B, 3, H, W] → float32 features [B, h, w, D].
+
+A side that is not a multiple of the patch size is padded (`padding`).
+"""
 
 LevelFeatures = Callable[[Tensor], Sequence[Tensor]]
-"""uint8 RGB images [B, 3, H, W] → four float32 maps [B, h, w, D] from early to late blocks, for the DPT probe."""
+"""uint8 RGB images [B, 3, H, W] → four float32 maps [B, h, w, D], from early to late blocks."""
 
 
 @torch.no_grad()
-def maps_of(features: PatchFeatures, images: Tensor, patch: int) -> Tensor:
-    """Features of images [B, 3, H, W] as float32 [B, h, w, D]. Raises SettingsError if they are no map of such patches."""
+def encode_images(features: PatchFeatures, images: Tensor, patch: int) -> Tensor:
+    """Encode images [B, 3, H, W] to float32 maps [B, h, w, D].
+
+    Raises SettingsError if h and w are not what patches of `patch` pixels give.
+    """
     maps = features(images).float()
     (rows, columns), (height, width) = maps.shape[1:3], images.shape[2:]
     if (rows, columns) != (-(-height // patch), -(-width // patch)):
         raise SettingsError(
-            f"{rows}x{columns} features are no map of patches of {patch} pixels of images of {height}x{width} pixels"
+            f"{rows}x{columns} features do not fit images of {height}x{width} pixels "
+            f"in patches of {patch} pixels"
         )
     return maps
 
 
 def padding(side: int, patch: int) -> tuple[int, int]:
-    """Pixels of zeros before and after a side so that patches fill it: Probe3D's centred padding."""
+    """Zero pixels before and after a side so that patches fill it: Probe3D's centred padding."""
     extra = -side % patch
     return extra // 2, extra - extra // 2
 
 
-def patch_features(subject: EvaluatedModel, normed: bool = False) -> PatchFeatures:
-    """The last block's patch tokens: as the block leaves them (Probe3D), or after the final norm (3DPoV's training) if `normed`."""
-    backbone = subject.backbone
+def patch_features(model: EvaluatedModel, final_norm: bool = False) -> PatchFeatures:
+    """Make an encoder to the patch tokens of the last block.
+
+    The tokens are taken before the final norm, as in Probe3D, or after it, as in 3DPoV's training.
+    """
+    backbone = model.backbone
 
     @torch.no_grad()
     def features(images: Tensor) -> Tensor:
-        given = _prepared(images, subject)
+        padded = _normalise_and_pad(images, model)
         (tokens,) = backbone.model.forward_intermediates(
-            given, indices=1, norm=normed, output_fmt="NLC", intermediates_only=True
+            padded, indices=1, norm=final_norm, output_fmt="NLC", intermediates_only=True
         )
-        return _as_map(tokens, given, subject)
+        return _as_map(tokens, padded, model)
 
     return features
 
 
-def level_features(subject: EvaluatedModel) -> LevelFeatures:
-    """The patch tokens of four blocks, a quarter of the depth apart, before the final norm, each beside the image's CLS token
-    ("dense-cls" of Probe3D): four maps [B, h, w, 2 D]. Raises SettingsError for a backbone of fewer than four blocks."""
-    backbone = subject.backbone
+def level_features(model: EvaluatedModel) -> LevelFeatures:
+    """Make an encoder to the patch tokens of four blocks, a quarter of the depth apart.
+
+    The tokens are from before the final norm. Each is concatenated with the image's CLS token
+    ("dense-cls" of Probe3D): four maps [B, h, w, 2 D]. Raises SettingsError for a backbone with
+    fewer than four blocks or without a CLS token.
+    """
+    backbone = model.backbone
     depth = len(backbone.model.blocks)
     if depth < 4 or backbone.model.num_prefix_tokens < 1:
         raise SettingsError(
-            f"the DPT probe reads four blocks and a CLS token, and {backbone.timm_id} has not got them"
+            f"the DPT probe reads four blocks and a CLS token: {backbone.timm_id} does not have them"
         )
+    # The last block of each quarter: 2, 5, 8 and 11 of a ViT-B's 0 to 11.
     blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
 
     @torch.no_grad()
     def features(images: Tensor) -> list[Tensor]:
-        given = _prepared(images, subject)
+        padded = _normalise_and_pad(images, model)
         levels = backbone.model.forward_intermediates(
-            given,
+            padded,
             indices=blocks,
             norm=False,
             output_fmt="NLC",
@@ -76,27 +91,31 @@ def level_features(subject: EvaluatedModel) -> LevelFeatures:
         )
         maps = []
         for tokens, prefix in levels:
-            patches = _as_map(tokens, given, subject)
-            maps.append(
-                torch.cat([patches, prefix[:, :1, None].float().expand_as(patches)], dim=-1)
-            )
+            patches = _as_map(tokens, padded, model)
+            # The CLS token is the first prefix token; register tokens follow it.
+            cls_token = prefix[:, :1, None].float().expand_as(patches)
+            maps.append(torch.cat([patches, cls_token], dim=-1))
         return maps
 
     return features
 
 
-def _prepared(images: Tensor, subject: EvaluatedModel) -> Tensor:
-    """Normalised, then padded with zeros, where the model is."""
-    device = next(subject.backbone.parameters()).device
-    rows, columns = (padding(side, subject.patch) for side in images.shape[-2:])
-    return pad(normalised_images(images.to(device), subject.mean, subject.std), (*columns, *rows))
+def _normalise_and_pad(images: Tensor, model: EvaluatedModel) -> Tensor:
+    """Move images to the model's device, normalise them, then pad with zeros."""
+    device = next(model.backbone.parameters()).device
+    rows, columns = (padding(side, model.patch) for side in images.shape[-2:])
+    return pad(normalised_images(images.to(device), model.mean, model.std), (*columns, *rows))
 
 
-def _as_map(tokens: Tensor, images: Tensor, subject: EvaluatedModel) -> Tensor:
-    """Raises PretrackError for features that are not finite: with those, whatever is compared first would be the most similar."""
+def _as_map(tokens: Tensor, images: Tensor, model: EvaluatedModel) -> Tensor:
+    """Tokens [B, h w, D] of padded images → float32 [B, h, w, D].
+
+    Raises PretrackError if they are not finite: the first candidate would then win every comparison.
+    """
     if not tokens.isfinite().all():
         raise PretrackError(
-            f"the model '{subject.name}' gives features that are not finite: its weights ({subject.file}) are broken"
+            f"the model '{model.name}' gives features that are not finite: "
+            f"its weights ({model.file}) are broken"
         )
-    rows, columns = (side // subject.patch for side in images.shape[2:])
+    rows, columns = (side // model.patch for side in images.shape[2:])
     return tokens.float().reshape(len(tokens), rows, columns, tokens.shape[-1])

@@ -1,8 +1,9 @@
-"""Results as files and as text."""
+"""Results as numbers and files: means, JSON and pictures."""
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,16 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shards.files import atomic_write
+
+
+def finite_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """The mean of the values that are finite; NaN if none is."""
+    numbers = np.array(values, np.float64)
+    finite = numbers[np.isfinite(numbers)]
+    return float(finite.mean()) if len(finite) else math.nan
 
 
 def write_results(
     folder: Path, evaluation: str, values: dict[str, Any], pictures: dict[str, bytes] | None = None
 ) -> Path:
-    """Writes FOLDER/EVALUATION.json and FOLDER/EVALUATION-NAME.png for each picture, the JSON last; returns the JSON's path.
+    """Write FOLDER/EVALUATION.json and FOLDER/EVALUATION-NAME.png per picture; return the JSON's path.
 
-    NaN becomes null, which JSON has. Pictures of an earlier evaluation with the same name go.
+    NaN becomes null, since JSON has no NaN. Pictures of an earlier evaluation of this name are
+    removed. The JSON is removed first and written last, so that it never lies beside pictures of
+    another run.
     """
     results = folder / f"{evaluation}.json"
     results.unlink(missing_ok=True)
@@ -28,20 +39,14 @@ def write_results(
         old.unlink()
     for name, png in (pictures or {}).items():
         atomic_write(folder / f"{evaluation}-{name}.png", png)
-    atomic_write(
-        results,
-        json.dumps(
-            {"evaluation": evaluation, **plain(values)},
-            indent=1,
-            ensure_ascii=False,
-            allow_nan=False,
-        ).encode(),
-    )
+    document = {"evaluation": evaluation, **plain(values)}
+    text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write(results, text.encode())
     return results
 
 
 def plain(value: Any) -> Any:
-    """The same as JSON has it: lists for tuples and arrays, Python's numbers for NumPy's, null for NaN."""
+    """Convert to JSON's types: tuples and arrays to lists, NumPy's numbers to Python's, NaN to null."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | np.ndarray):
@@ -51,32 +56,10 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of what figures depend on."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect results."""
+    known = {"python": platform.python_version()}
     for name in ("pretrack", "torch", "timm", "numpy"):
-        with suppress(
-            PackageNotFoundError
-        ):  # pretrack itself, run from a folder that is not installed
-            found[name] = version(name)
-    return found
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells as lines of text: the first column to the left, the others to the right."""
-    widths = [
-        max(len(row[column]) for row in rows if column < len(row))
-        for column in range(max(map(len, rows)))
-    ]
-    lines = []
-    for row in rows:
-        cells = [
-            f"{row[0]:<{widths[0]}}",
-            *(f"{cell:>{width}}" for cell, width in zip(row[1:], widths[1:], strict=False)),
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def number(value: float, digits: int = 4) -> str:
-    """A figure, or "-" where there is none."""
-    return f"{value:.{digits}f}" if np.isfinite(value) else "-"
+        # pretrack itself has no version when it runs from a folder that is not installed.
+        with suppress(PackageNotFoundError):
+            known[name] = version(name)
+    return known

@@ -31,10 +31,10 @@ from shards.errors import SettingsError
 from trainer.evaluate.benchmarks.image_datasets import NAVI
 from trainer.evaluate.benchmarks.navi_data import Crop, Photograph, list_views, read_crop
 from trainer.evaluate.benchmarks.settings import NaviSettings
-from trainer.evaluate.features import PatchFeatures, maps_of
-from trainer.evaluate.heldout.measures import angle_between
-from trainer.evaluate.report import Row, mean, table
-from trainer.evaluate.results import plain
+from trainer.evaluate.features import PatchFeatures, encode_images
+from trainer.evaluate.geometry import angle_between
+from trainer.evaluate.results import finite_mean, plain
+from trainer.evaluate.tables import Row, table
 
 log = logging.getLogger(__name__)
 
@@ -88,13 +88,13 @@ class NaviResult:
 
     def recall(self, points: Points = "best", metres: float = 0.02) -> float:
         """Recall at a distance, over all pairs."""
-        return 100 * mean(
+        return 100 * finite_mean(
             [getattr(pair, points).metres[METRES.index(metres)] for pair in self.pairs]
         )
 
     def pixel_recall(self, points: Points = "best", pixels: int = 25) -> float:
         """Recall at a distance in the second crop, over all pairs."""
-        return 100 * mean(
+        return 100 * finite_mean(
             [getattr(pair, points).pixels[PIXELS.index(pixels)] for pair in self.pairs]
         )
 
@@ -116,7 +116,8 @@ class NaviResult:
         bins = [self.within(low, high, light) for low, high in pairwise(edges)]
         return [
             (
-                100 * mean([getattr(pair, points).metres[METRES.index(0.02)] for pair in found]),
+                100
+                * finite_mean([getattr(pair, points).metres[METRES.index(0.02)] for pair in found]),
                 len(found),
             )
             for found in bins
@@ -289,7 +290,7 @@ def _encoded(
     features: PatchFeatures, crops: tuple[Crop, Crop], patch: int, settings: NaviSettings
 ) -> Tensor:
     """Features of both crops, upsampled to the grid of points: [2, D, grid, grid]."""
-    maps = maps_of(features, torch.stack([crop.image for crop in crops]), patch)
+    maps = encode_images(features, torch.stack([crop.image for crop in crops]), patch)
     grid = -(-settings.size // settings.cell)
     return interpolate(maps.movedim(-1, 1), size=(grid, grid), mode="bicubic")
 

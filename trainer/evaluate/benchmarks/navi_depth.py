@@ -45,8 +45,8 @@ from trainer.evaluate.benchmarks.navi_data import (
 )
 from trainer.evaluate.benchmarks.settings import Normals, ProbeSettings
 from trainer.evaluate.features import LevelFeatures
-from trainer.evaluate.report import Row, mean, table
-from trainer.evaluate.results import plain
+from trainer.evaluate.results import finite_mean, plain
+from trainer.evaluate.tables import Row, table
 
 Task = Literal["depth", "normals"]
 
@@ -209,7 +209,10 @@ def _evaluate(
         images = _tested(task, probe.eval(), features, test, settings, levels[0].device)
     kinds = next(iter(images.values()))
     figures = {
-        kind: {name: mean([values[kind][name] for values in images.values()]) for name in metrics}
+        kind: {
+            name: finite_mean([values[kind][name] for values in images.values()])
+            for name in metrics
+        }
         for kind, metrics in kinds.items()
     }
     digest = fingerprint_lines(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trainer.evaluate import report
+from trainer.evaluate import tables
 
 
 @dataclass(frozen=True)
@@ -135,16 +135,16 @@ def beside(name: str, own: Mapping[str, Sequence[float]]) -> str:
         raise ValueError(
             f"a row of '{name}' has {len(published.columns)} figures: {', '.join(published.columns)}"
         )
-    theirs: list[report.Row] = [
+    theirs: list[tables.Row] = [
         [f"{row.method}, {row.backbone}", *row.values] for row in published.rows
     ]
-    ours: list[report.Row] = [
+    ours: list[tables.Row] = [
         [f"{model} (this evaluation)", *values] for model, values in own.items()
     ]
     return "\n".join(
         [
             f"{published.title}, %",
-            report.table(("", *published.columns), [*theirs, *ours]),
+            tables.table(("", *published.columns), [*theirs, *ours]),
             *published.differs,
         ]
     )

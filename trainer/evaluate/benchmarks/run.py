@@ -16,8 +16,8 @@ from trainer.evaluate.benchmarks.voc import evaluate_clustering, evaluate_retrie
 from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.features import level_features, patch_features
-from trainer.evaluate.report import table_of_differences
 from trainer.evaluate.results import versions, write_results
+from trainer.evaluate.tables import table_of_differences
 
 
 class Result(Protocol):
@@ -84,7 +84,7 @@ def run_benchmark(
         "settings": settings.model_dump(),
         "features": f"patch tokens {'after' if normed else 'before'} the final norm",
         "versions": versions(),
-        "models": {model.name: model.described() for model in evaluated},
+        "models": {model.name: model.to_json() for model in evaluated},
         "results": {model: result.to_json() for model, result in results.items()},
         "differences": {
             other: {metric: d.to_json() for metric, d in by_metric.items()}

@@ -40,9 +40,9 @@ from trainer.evaluate.benchmarks.image_datasets import (
     read_json,
 )
 from trainer.evaluate.benchmarks.settings import Readout, SpairSettings
-from trainer.evaluate.features import PatchFeatures, maps_of, padding
-from trainer.evaluate.report import Row, mean, table
-from trainer.evaluate.results import plain
+from trainer.evaluate.features import PatchFeatures, encode_images, padding
+from trainer.evaluate.results import finite_mean, plain
+from trainer.evaluate.tables import Row, table
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class SpairResult:
         """Recall of a pass: of one class, or the mean over those with keypoints. NaN if there are none. `clean` for the same
         keypoints in the images as they are."""
         if category is None:
-            return mean([self.recall(which, name, clean) for name in self.categories])
+            return finite_mean([self.recall(which, name, clean) for name in self.categories])
         scores = [
             self.pairs[name] for name in self.passes[which] if self.pairs[name].category == category
         ]
@@ -323,7 +323,8 @@ def _encoded(features: PatchFeatures, images: Sequence[Tensor], patch: int) -> l
     maps: list[Tensor] = []
     for start in range(0, len(images), _BATCH):
         maps += normalize(
-            maps_of(features, torch.stack(list(images[start : start + _BATCH])), patch), dim=-1
+            encode_images(features, torch.stack(list(images[start : start + _BATCH])), patch),
+            dim=-1,
         )
     return maps
 

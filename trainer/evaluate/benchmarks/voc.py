@@ -27,9 +27,9 @@ from manifests.fingerprint import fingerprint_lines
 from shards.errors import PretrackError, SettingsError
 from trainer.evaluate.benchmarks.image_datasets import VOC, as_tensor, check_dataset, open_image
 from trainer.evaluate.benchmarks.settings import ClusteringSettings, RetrievalSettings, Split
-from trainer.evaluate.features import PatchFeatures, maps_of
-from trainer.evaluate.report import Row, mean, table
-from trainer.evaluate.results import plain
+from trainer.evaluate.features import PatchFeatures, encode_images
+from trainer.evaluate.results import finite_mean, plain
+from trainer.evaluate.tables import Row, table
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class VocResult:
     @property
     def miou(self) -> dict[str, float]:
         """For every way the mean over classes."""
-        return {way: mean(list(classes.values())) for way, classes in self.iou.items()}
+        return {way: finite_mean(list(classes.values())) for way, classes in self.iou.items()}
 
     def rows(self) -> list[Row]:
         """Way and mIoU."""
@@ -139,7 +139,7 @@ def evaluate_retrieval(
     keys, values = _remembered(features, patch, root, learnt, s)
     counts = np.zeros((len(CLASSES), len(CLASSES)), np.int64)
     for images, labels in _batches(root, "val", names, s.size):
-        maps = normalize(maps_of(features, images, patch), dim=-1)
+        maps = normalize(encode_images(features, images, patch), dim=-1)
         scores = retrieved(maps.flatten(0, 2), keys, values, s.neighbours, s.temperature).unflatten(
             0, maps.shape[:3]
         )
@@ -267,7 +267,7 @@ def _reduced(
     """Principal components of the features of all images [N, h, w, C], and their labels, uint8 [N, size, size]."""
     maps, masks = torch.empty(0), list[Tensor]()
     for images, labels in _batches(root, "val", names, settings.size):
-        part = maps_of(features, images, patch)
+        part = encode_images(features, images, patch)
         maps = maps if len(maps) else torch.empty(len(names), *part.shape[1:])
         maps[_BATCH * len(masks) :][: len(part)] = part
         masks.append(labels.to(torch.uint8))
@@ -340,7 +340,7 @@ def _remembered(
     keys, values = [], []
     for images, labels in _batches(root, settings.memory_split, names, settings.size):
         for vectors, mask in zip(
-            normalize(maps_of(features, images, patch), dim=-1), labels, strict=True
+            normalize(encode_images(features, images, patch), dim=-1), labels, strict=True
         ):
             shares, known = patch_labels(mask, patch)
             (usable,) = known.flatten().nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""Held-out clips of a build as every model sees them: the same frames and the same points, whatever its patch size."""
+"""Held-out clips of a build: the same frames and the same points for every model, whatever its patch size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from manifests.fingerprint import fingerprint_lines
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table
-from manifests.wording import pluralise as said
+from manifests.wording import pluralise
 from shards.clip import Camera, ClipInfo
 from shards.errors import PretrackError
 from shards.reader import read_members
@@ -25,39 +25,42 @@ from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.augment import choose_frames
 from trainer.data.batch import track_mask
 from trainer.data.dataset import ClipDataset
-from trainer.evaluate.heldout.measures import angle_between
+from trainer.evaluate.geometry import angle_between
 
 COLUMNS = ["key", "shard", "json_offset", "json_size", "checksum"]
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutClip:
-    """Frames of a clip, the anchor first, and its points.
+    """T frames of a clip, the anchor first, and its N points.
 
-    numbers: which of the stored frames these are
-    images:  uint8 [T, 3, S, S] for each side S that a model wants
-    places:  float32 [T, N, 2] (x, y) in parts of the image, 0 and 1 its borders
-    track_mask: bool [T, N]: visible, believed and inside
-    angles:  float [T], degrees between the anchor's camera and each frame's; NaN where a pose is not known
+    frame_numbers: numbers of these frames among the stored ones
+    images:     side S in pixels → uint8 [T, 3, S, S], for each side that a model needs
+    positions:  float32 [T, N, 2] (x, y) as fractions of the image, 0 and 1 its borders
+    track_mask: bool [T, N]: visible, confident and inside the image
+    angles:     float [T], degrees between the anchor's camera and each frame's; NaN if a pose is unknown
     """
 
     info: ClipInfo
     checksum: str
-    numbers: tuple[int, ...]
+    frame_numbers: tuple[int, ...]
     images: dict[int, Tensor]
-    places: Tensor
+    positions: Tensor
     track_mask: Tensor
     angles: NDArray[np.float64]
 
     def points(self, frame: int) -> tuple[Tensor, Tensor]:
-        """Where the points that count in the anchor frame and in another one lie: [n, 2] each."""
+        """Positions [n, 2] in the anchor and in `frame` of the points that are valid in both."""
         both = self.track_mask[0] & self.track_mask[frame]
-        return self.places[0, both], self.places[frame, both]
+        return self.positions[0, both], self.positions[frame, both]
 
 
 @dataclass(frozen=True, eq=False)
-class HeldOut:
-    """The clips, and where they come from. `trackers` is empty where the snapshot does not say which made the tracks."""
+class HeldOutSet:
+    """The held-out clips, and where they come from.
+
+    trackers: names of the trackers that made the tracks; empty if the snapshot does not say
+    """
 
     snapshot: Snapshot
     settings: DataSettings
@@ -67,41 +70,43 @@ class HeldOut:
 
     @property
     def videos(self) -> list[str]:
-        """Which footage each clip is from: clips of one `sequence` are alike."""
+        """The footage of each clip: clips of one `sequence` are not independent."""
         return [clip.info.sequence for clip in self.clips]
 
     @property
     def exact(self) -> bool:
-        """Whether the tracks are the truth, and no tracker's opinion."""
+        """Whether the tracks are ground truth and not a tracker's estimate."""
         return self.trackers == ("truth",)
 
-    def described(self) -> dict[str, Any]:
-        """What a result says of the data, to find it again."""
-        shown = self.settings.model_dump(
-            mode="json", include={"split", "where", "frames", "step", "anchor", "direction", "crop"}
-        )
+    def to_json(self) -> dict[str, Any]:
+        """The description of the data in results, enough to find it again."""
+        chosen = {"split", "where", "frames", "step", "anchor", "direction", "crop"}
         return {
             "out": str(self.snapshot.out),
             "snapshot": self.snapshot.name,
             "clips_digest": fingerprint_lines([clip.checksum for clip in self.clips]),
             "trackers": self.trackers,
             "exact_tracks": self.exact,
-            **shown,
+            **self.settings.model_dump(mode="json", include=chosen),
             "tracks": self.tracks.model_dump(
                 mode="json", include={"visibility", "confidence", "mask_outside"}
             ),
         }
 
     def __str__(self) -> str:
-        steps = sorted({clip.numbers[1] - clip.numbers[0] for clip in self.clips})
+        steps = sorted({clip.frame_numbers[1] - clip.frame_numbers[0] for clip in self.clips})
         apart = str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
-        by = " and ".join(self.trackers)
-        how = "they are exact" if self.exact else "not ground truth"
+        by = f"by '{' and '.join(self.trackers)}'" if self.trackers else "by an unknown tracker"
+        quality = "exact" if self.exact else "not ground truth"
+        clips, videos = (
+            pluralise(len(self.clips), "clip"),
+            pluralise(len(set(self.videos)), "video"),
+        )
         return (
-            f"{said(len(self.clips), 'clip')} of {said(len(set(self.videos)), 'video')} in {self.snapshot.out}, "
+            f"{clips} of {videos} in {self.snapshot.out}, "
             f"snapshot {self.snapshot.name}, split '{self.settings.split}'\n"
-            f"{self.settings.frames} frames of each, {apart} stored frames apart. Tracks are "
-            + (f"by '{by}': {how}" if by else "by an unknown tracker: not ground truth")
+            f"{self.settings.frames} frames of each, {apart} stored frames apart. "
+            f"Tracks are {by}: {quality}"
         )
 
 
@@ -110,57 +115,56 @@ def read_held_out(
     settings: DataSettings,
     tracks: TrackFilterSettings,
     sides: Sequence[int],
-    most: int = 32,
-) -> HeldOut:
-    """Up to `most` clips of a snapshot that fit the settings, evenly from its list, for images of these sides in pixels.
+    limit: int = 32,
+) -> HeldOutSet:
+    """Read up to `limit` clips that fit the settings, evenly spaced in the snapshot's list.
 
-    Raises PretrackError if nothing fits, and ShardError for a clip that cannot be read.
+    sides: image sides in pixels that models need
+
+    Raises PretrackError if no clip fits, and ShardError for a clip that cannot be read.
     """
     datasets = {
         side: ClipDataset([snapshot], settings.model_copy(update={"size": side}), seed=0)
         for side in sorted(set(sides))
     }
-    first = next(iter(datasets.values()))
-    indices = np.unique(
-        np.linspace(0, len(first) - 1, min(most, len(first))).round().astype(int)
-    ).tolist()
-    rows = _rows(snapshot, [first.clips[i].key for i in indices])
+    # All datasets list the same clips: only the image size differs.
+    dataset = next(iter(datasets.values()))
+    count = len(dataset)
+    indices = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int)).tolist()
+    rows = _clip_rows(snapshot, [dataset.clips[i].key for i in indices])
     clips = []
     for index, row in zip(indices, rows, strict=True):
-        clip = first.clips[index]
+        clip = dataset.clips[index]
         [data] = read_members(
             snapshot.shard_path(row["shard"]), [row["json_offset"]], [row["json_size"]]
         )
         info = ClipInfo.from_json(data)
-        _, numbers = choose_frames(
+        # The datasets choose the same frames: the settings leave nothing to chance.
+        _, frame_numbers = choose_frames(
             clip.frames, clip.anchors.tolist(), settings, np.random.default_rng(0)
         )
-        samples = {side: dataset[0, index] for side, dataset in datasets.items()}
+        samples = {side: sized[0, index] for side, sized in datasets.items()}
         sample = samples[next(iter(datasets))]
         clips.append(
             HeldOutClip(
                 info=info,
                 checksum=row["checksum"],
-                numbers=tuple(numbers),
-                images={side: sample["frames"] for side, sample in samples.items()},
-                places=(sample["positions"] + 0.5) / sample["frames"].shape[-1],
+                frame_numbers=tuple(frame_numbers),
+                images={side: sized["frames"] for side, sized in samples.items()},
+                # Pixel centres have integer coordinates, so the border is at -0.5.
+                positions=(sample["positions"] + 0.5) / sample["frames"].shape[-1],
                 track_mask=track_mask(sample, tracks),
-                angles=_angles(info.cameras, numbers),
+                angles=_camera_angles(info.cameras, frame_numbers),
             )
         )
-    return HeldOut(
-        snapshot,
-        settings,
-        tracks,
-        tuple(clips),
-        _trackers(snapshot, {row["shard"] for row in rows}),
-    )
+    trackers = _trackers(snapshot, {row["shard"] for row in rows})
+    return HeldOutSet(snapshot, settings, tracks, tuple(clips), trackers)
 
 
-def still_settings(
-    snapshot: Snapshot, split: str, where: str, frames: int, step: int
+def evaluation_settings(
+    snapshot: Snapshot, *, split: str, where: str, frames: int, step: int
 ) -> dict[str, Any]:
-    """`DataSettings` that show a clip whole, the same every time: forward from its first anchor."""
+    """`DataSettings` without chance: whole frames squashed to a square, forward from the first anchor."""
     return {
         "out": [str(snapshot.out)],
         "snapshot": snapshot.name,
@@ -177,41 +181,40 @@ def still_settings(
 
 
 def relative_rotation(a: Camera, b: Camera) -> float:
-    """Degrees between the directions in which two cameras stand."""
+    """Degrees between the orientations of two cameras."""
     first, second = (np.reshape(camera.world_to_camera, (3, 4))[:, :3] for camera in (a, b))
     return angle_between(first, second)
 
 
-def _angles(
-    cameras: tuple[Camera | None, ...] | None, numbers: Sequence[int]
+def _camera_angles(
+    cameras: tuple[Camera | None, ...] | None, frame_numbers: Sequence[int]
 ) -> NDArray[np.float64]:
-    seen = [cameras[number] if cameras else None for number in numbers]
-    anchor = seen[0]
+    """Degrees from the first frame's camera to each frame's; NaN if either is unknown."""
+    chosen = [cameras[number] if cameras else None for number in frame_numbers]
+    anchor = chosen[0]
     return np.array(
-        [relative_rotation(anchor, camera) if anchor and camera else math.nan for camera in seen]
+        [relative_rotation(anchor, camera) if anchor and camera else math.nan for camera in chosen]
     )
 
 
-def _rows(snapshot: Snapshot, keys: list[str]) -> list[dict[str, Any]]:
+def _clip_rows(snapshot: Snapshot, keys: list[str]) -> list[dict[str, Any]]:
     """The clips' rows of the snapshot's table, in the order of `keys`."""
     table = read_table(snapshot.folder / "clips.parquet", COLUMNS)
-    chosen = {
-        row["key"]: row for row in table.filter(pc.is_in(table["key"], pa.array(keys))).to_pylist()
-    }
-    return [chosen[key] for key in keys]
+    rows = table.filter(pc.is_in(table["key"], pa.array(keys))).to_pylist()
+    by_key = {row["key"]: row for row in rows}
+    return [by_key[key] for key in keys]
 
 
 def _trackers(snapshot: Snapshot, shards: set[str]) -> tuple[str, ...]:
-    """Which trackers made the tracks of some shards, as the snapshot has it."""
+    """Names of the trackers that made the tracks of some shards, from the snapshot's table.
+
+    Raises PretrackError if the table is damaged.
+    """
     table = read_table(snapshot.folder / "shards.parquet", ["shard", "tracks_settings"])
-    used = (
-        table.filter(pc.is_in(table["shard"], pa.array(sorted(shards))))
-        .column("tracks_settings")
-        .unique()
-        .to_pylist()
-    )
+    rows = table.filter(pc.is_in(table["shard"], pa.array(sorted(shards))))
+    documents = rows.column("tracks_settings").unique().to_pylist()
     try:
-        return tuple(sorted({str(json.loads(text)["tracker"]) for text in used}))
+        return tuple(sorted({str(json.loads(text)["tracker"]) for text in documents}))
     except (ValueError, KeyError, TypeError) as error:
         raise PretrackError(
             f"the shards table of snapshot {snapshot.name} in {snapshot.out} is damaged ({error})"

@@ -1,22 +1,25 @@
-"""What is measured at every point of a pair of frames, and the figures that follow. No model and no file in here.
+"""Label-free measures at every point of a frame pair, and the metrics made of them. No model, no files.
 
-A pair is an anchor frame a and a later frame b; its n points lie at p in a and at q in b, in parts of the image. Features F are
-unit vectors, read bilinearly between patches, each with its feature at its centre. d is the distance from q to the centre of the
-patch of b that is most like F_a(p).
+A pair is an anchor frame a and a later frame b. Its n points lie at p in a (the queries) and at q in b
+(the targets), as fractions of the image. Features F are unit vectors, sampled bilinearly between
+patches; a patch's feature lies at its centre. d is the distance from q to the centre of the patch of b
+that is most similar to F_a(p).
 
-- PCK@t: the part of points with d < t. On *moving* points, those with |q - p| > 0.1, standing still earns nothing.
+- PCK@t: the share of points with d < t. On *moving* points, those with |q - p| > 0.1, an answer that
+  never moves scores nothing.
 - matching AUC: the mean of 1 - min(d / 0.5, 1); median error: the median of d.
-- track@k: among the n points of b, is one of the k most like F_a(p) the same point, or less than a patch away from it?
-- rank correlation (Spearman's) and overlap@10 of the orders into which F_a(p) and F_b(q) bring the patches of a reference bank.
+- track@k: among the n points of b, is one of the k most similar to F_a(p) the same point, or less than
+  a patch away from it?
+- rank correlation (Spearman's) and overlap@10 of the orders into which F_a(p) and F_b(q) bring the
+  patches of a reference bank.
 - consistency gap: cos(F_a(p), F_b(q)) less its mean over the other points q' of b.
 
-Effective rank (Roy & Vetterli, The effective rank, EUSIPCO 2007) and the mean cosine of different patches show features that
-collapse; drift is 1 - the mean cosine of a patch's features in two models.
+Effective rank (Roy & Vetterli, The effective rank, EUSIPCO 2007) and the mean cosine of different
+patches show features that collapse; drift is 1 - the mean cosine of a patch's features in two models.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,16 +31,16 @@ from torch.nn.functional import grid_sample, normalize
 
 from trainer.evaluate.bootstrap import Better
 
-NEAR = (0.05, 0.1, 0.2)
-MOVING = 0.1
-FARTHEST = 0.5
-NEIGHBOURS = (1, 5)
-OVERLAP = 10
+PCK_THRESHOLDS = (0.05, 0.1, 0.2)
+MOVING_DISTANCE = 0.1
+AUC_LIMIT = 0.5
+TRACK_RANKS = (1, 5)
+OVERLAP_RANKS = 10
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure: the mean (or median) of a measure over points, or over the moving ones."""
+    """The mean (or median) of a measure over points, or over moving points only."""
 
     name: str
     title: str
@@ -62,15 +65,21 @@ METRICS = (
     Metric("overlap@10", "overlap of the bank's first ten", "overlap@10", ""),
     Metric("consistency", "consistency gap", "consistency", ""),
 )
-"""The first is the headline."""
+"""The first is the headline. Names and titles are written into results."""
 
 Measures = dict[str, NDArray[np.float64]]
-"""By a measure's name, its value at each of a pair's points [n]; NaN where it has none."""
+"""A measure's name → its value at each point of a pair [n]; NaN where it has none."""
 
 
 @dataclass(frozen=True, eq=False)
 class FramePair:
-    """A pair of frames of a clip: `gap` steps apart, `angle` degrees (NaN: not known), and what was measured at its points [n]."""
+    """A pair of frames of a clip, with the measures at its n points.
+
+    clip:   index of the clip
+    gap:    steps from the anchor frame to the later one
+    angle:  degrees between their cameras; NaN if a pose is unknown
+    moving: bool [n], which points move
+    """
 
     clip: int
     gap: int
@@ -79,180 +88,214 @@ class FramePair:
     measures: Measures
 
 
-def figure(metric: Metric, pairs: Sequence[FramePair]) -> float:
-    """A metric over all points of some pairs; NaN where there is none."""
-    parts = [
-        pair.measures[metric.measure][pair.moving]
-        if metric.moving
-        else pair.measures[metric.measure]
-        for pair in pairs
-    ]
-    values = np.concatenate([*parts, np.zeros(0)])
+def aggregate(metric: Metric, pairs: Sequence[FramePair]) -> float:
+    """Compute a metric over all points of some pairs; NaN if there is none."""
+    per_pair = [np.zeros(0)]
+    for pair in pairs:
+        values = pair.measures[metric.measure]
+        per_pair.append(values[pair.moving] if metric.moving else values)
+    values = np.concatenate(per_pair)
     values = values[np.isfinite(values)]
     if not len(values):
         return float("nan")
     return float(np.median(values) if metric.median else values.mean())
 
 
-def angle_between(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Degrees between two poses with these rotation matrices [3, 3]: the angle of `second @ first.T`, from its trace."""
-    return math.degrees(math.acos(float(np.clip((np.trace(second @ first.T) - 1) / 2, -1, 1))))
+def moving_points(queries: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+    """Which points of a pair move: positions [n, 2], [n, 2] → bool [n]."""
+    return ((targets - queries).norm(dim=-1) > MOVING_DISTANCE).numpy()
 
 
-def moving(starts: Tensor, goals: Tensor) -> NDArray[np.bool_]:
-    """Which points of a pair move: [n, 2], [n, 2] → [n]."""
-    return ((goals - starts).norm(dim=-1) > MOVING).numpy()
+def measure_model(
+    anchor: Tensor, later: Tensor, queries: Tensor, targets: Tensor, references: Tensor
+) -> Measures:
+    """Compute every measure of a model at the points of a pair.
 
-
-def measure(anchor: Tensor, later: Tensor, starts: Tensor, goals: Tensor, bank: Tensor) -> Measures:
-    """Every measure of a model at the points of a pair.
-
-    anchor, later: [h, w, D] unit features of the two frames
-    starts, goals: [n, 2] where the points lie in them
-    bank:          [R, D] unit features of patches of other clips
+    anchor, later:    [h, w, D] unit features of the two frames
+    queries, targets: [n, 2] positions of the points in the anchor and in the later frame
+    references:       [R, D] unit features of patches of other clips, the reference bank
     """
     rows, columns = later.shape[:2]
-    queries, answers = features_at(anchor, starts), features_at(later, goals)
-    alike = queries @ answers.T
-    measures = located((found_at(anchor, later, starts) - goals).norm(dim=-1))
-    measures |= told_apart(alike, goals, rows, columns)
-    measures |= ranked(queries @ bank.T, answers @ bank.T)
-    measures["consistency"] = consistency(alike)
-    return {name: values.double().numpy() for name, values in measures.items()}
-
-
-def measure_still(starts: Tensor, goals: Tensor, rows: int, columns: int) -> Measures:
-    """The same for the answer "it has not moved": what a model without features would score on these points."""
-    measures = located((goals - starts).norm(dim=-1))
-    measures |= told_apart(-_apart(starts, goals), goals, rows, columns)
-    nothing = torch.full((len(goals),), torch.nan)
-    measures |= dict.fromkeys(("rank_correlation", "overlap@10", "consistency"), nothing)
-    return {name: values.double().numpy() for name, values in measures.items()}
-
-
-def measure_chance(goals: Tensor, rows: int, columns: int, bank: int) -> Measures:
-    """The expected measures of features that know nothing: each patch, point and order as likely as any other.
-
-    `bank` is the number of patches in the reference bank.
-    """
-    distances = _apart(goals, patch_centres(rows, columns))
-    measures = {name: values.mean(dim=1) for name, values in located(distances).items()}
-    measures["error"] = distances.median(dim=1).values
-    close = (_cells_apart(goals, rows, columns) < 1).sum(dim=1).double()
-    count = torch.tensor(float(len(goals)))
-    for k in NEIGHBOURS:
-        missed = torch.ones(len(goals), dtype=torch.float64)
-        for drawn in range(min(k, len(goals))):
-            missed *= ((count - close - drawn) / (count - drawn)).clamp_min(0)
-        measures[f"track@{k}"] = 1 - missed
-    measures["rank_correlation"] = torch.full((len(goals),), 0.0 if bank > 1 else torch.nan)
-    measures["overlap@10"] = torch.full(
-        (len(goals),), min(OVERLAP, bank) / bank if bank else torch.nan
+    query_features, target_features = (
+        sample_features(anchor, queries),
+        sample_features(later, targets),
     )
-    measures["consistency"] = torch.zeros(len(goals))
+    similarities = query_features @ target_features.T
+    errors = (match(anchor, later, queries) - targets).norm(dim=-1)
+    measures = localisation(errors)
+    measures |= track_retrieval(similarities, targets, rows, columns)
+    measures |= rank_agreement(query_features @ references.T, target_features @ references.T)
+    measures["consistency"] = consistency_gap(similarities)
+    return _as_numpy(measures)
+
+
+def measure_static(queries: Tensor, targets: Tensor, rows: int, columns: int) -> Measures:
+    """Measure the static baseline, the answer "it has not moved".
+
+    This is what a model whose features never move would score on these points.
+    """
+    measures = localisation((targets - queries).norm(dim=-1))
+    measures |= track_retrieval(-_distances(queries, targets), targets, rows, columns)
+    undefined = torch.full((len(targets),), torch.nan)
+    measures |= dict.fromkeys(("rank_correlation", "overlap@10", "consistency"), undefined)
+    return _as_numpy(measures)
+
+
+def measure_chance(targets: Tensor, rows: int, columns: int, references: int) -> Measures:
+    """Compute the expected measures of uninformative features: all patches, points and orders equally likely.
+
+    references: number of patches in the reference bank
+    """
+    count = len(targets)
+    # Localisation: any patch of the later frame may be the answer.
+    distances = _distances(targets, patch_centres(rows, columns))
+    measures = {name: values.mean(dim=1) for name, values in localisation(distances).items()}
+    measures["error"] = distances.median(dim=1).values
+    # Track@k: k points are drawn without replacement, and none of them may be close to the target.
+    close = (_patch_distances(targets, rows, columns) < 1).sum(dim=1).double()
+    total = torch.tensor(float(count))
+    for k in TRACK_RANKS:
+        missed = torch.ones(count, dtype=torch.float64)
+        for drawn in range(min(k, count)):
+            missed *= ((total - close - drawn) / (total - drawn)).clamp_min(0)
+        measures[f"track@{k}"] = 1 - missed
+    # Orders of the bank: uncorrelated, and the top ranks of one are anywhere in the other.
+    overlap = min(OVERLAP_RANKS, references) / references if references else torch.nan
+    measures["rank_correlation"] = torch.full((count,), 0.0 if references > 1 else torch.nan)
+    measures["overlap@10"] = torch.full((count,), overlap)
+    measures["consistency"] = torch.zeros(count)
+    return _as_numpy(measures)
+
+
+def _as_numpy(measures: dict[str, Tensor]) -> Measures:
     return {name: values.double().numpy() for name, values in measures.items()}
 
 
-def found_at(anchor: Tensor, later: Tensor, starts: Tensor) -> Tensor:
-    """Where a model finds points of the anchor frame again: the most similar patches' centres, [n, 2] in parts of the image."""
+def match(anchor: Tensor, later: Tensor, queries: Tensor) -> Tensor:
+    """Where a model finds points of the anchor frame: centres of the most similar patches, [n, 2]."""
     rows, columns = later.shape[:2]
-    return patch_centres(rows, columns)[
-        (features_at(anchor, starts) @ later.flatten(0, 1).T).argmax(dim=1)
-    ]
+    similarities = sample_features(anchor, queries) @ later.flatten(0, 1).T
+    return patch_centres(rows, columns)[similarities.argmax(dim=1)]
 
 
-def features_at(features: Tensor, places: Tensor) -> Tensor:
-    """Unit features between patches: [h, w, D] at places [n, 2] (parts of the image) → [n, D]."""
-    grid = (2 * places - 1)[None, None].to(features.dtype)
-    found = grid_sample(
+def sample_features(features: Tensor, positions: Tensor) -> Tensor:
+    """Sample unit features between patches: [h, w, D] at positions [n, 2] → [n, D].
+
+    Positions are (x, y) as fractions of the image. Beyond the outermost patch centres the border
+    patch's feature is taken.
+    """
+    sampled = grid_sample(
         features.movedim(-1, 0)[None],
-        grid,
+        (2 * positions - 1)[None, None].to(features.dtype),
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )
-    return normalize(found[0, :, 0].T, dim=-1)
+    return normalize(sampled[0, :, 0].T, dim=-1)
 
 
 def patch_centres(rows: int, columns: int) -> Tensor:
-    """(x, y) of each patch's centre in parts of the image, row by row: [rows * columns, 2]."""
+    """(x, y) of the patch centres as fractions of the image, row by row: [rows * columns, 2]."""
     y, x = torch.meshgrid(
         (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
     )
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
-def located(distances: Tensor) -> dict[str, Tensor]:
-    """PCK, AUC and error of distances, in their shape."""
-    near = {f"pck@{t}": (distances < t).float() for t in NEAR}
-    return near | {"auc": 1 - (distances / FARTHEST).clamp(max=1), "error": distances}
+def localisation(distances: Tensor) -> dict[str, Tensor]:
+    """PCK, AUC and error of distances, as fractions of the image; each in their shape."""
+    pck = {f"pck@{t}": (distances < t).float() for t in PCK_THRESHOLDS}
+    return pck | {"auc": 1 - (distances / AUC_LIMIT).clamp(max=1), "error": distances}
 
 
-def told_apart(alike: Tensor, goals: Tensor, rows: int, columns: int) -> dict[str, Tensor]:
-    """Track@k: of similarities [n, n] from a point of the anchor (row) to all points of the later frame, which lie at `goals`."""
-    close = _cells_apart(goals, rows, columns) < 1
-    found = {}
-    for k in NEIGHBOURS:
-        likest = alike.topk(min(k, len(goals)), dim=1).indices
-        found[f"track@{k}"] = close.gather(1, likest).any(dim=1).float()
-    return found
+def track_retrieval(
+    similarities: Tensor, targets: Tensor, rows: int, columns: int
+) -> dict[str, Tensor]:
+    """Track@k of each point.
+
+    similarities: [n, n] from a point of the anchor frame (row) to every point of the later frame
+    targets:      [n, 2] positions of the points in the later frame
+    rows, columns: patches of the later frame; a distance below one patch counts as the same point
+    """
+    close = _patch_distances(targets, rows, columns) < 1
+    measures = {}
+    for k in TRACK_RANKS:
+        nearest = similarities.topk(min(k, len(targets)), dim=1).indices
+        measures[f"track@{k}"] = close.gather(1, nearest).any(dim=1).float()
+    return measures
 
 
-def ranked(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """How far two orders of the bank agree, of similarities [n, R] each; NaN where the bank is too small, or all of it alike."""
+def rank_agreement(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """How far two orders of the reference bank agree, from similarities [n, R] each.
+
+    NaN if the bank has fewer than two patches; the correlation is NaN if all similarities are equal.
+    """
     count = first.shape[1]
     if count < 2:
-        return {
-            name: torch.full((len(first),), torch.nan)
-            for name in ("rank_correlation", "overlap@10")
-        }
+        undefined = torch.full((len(first),), torch.nan)
+        return {"rank_correlation": undefined, "overlap@10": undefined}
+    # Spearman's correlation is Pearson's of the ranks.
     a, b = (ranks - ranks.mean(dim=1, keepdim=True) for ranks in (_ranks(first), _ranks(second)))
     correlation = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1))  # 0 / 0 is NaN
-    k = min(OVERLAP, count)
-    tops = [similarities.topk(k, dim=1).indices for similarities in (first, second)]
-    overlap = (tops[0][:, :, None] == tops[1][:, None]).any(dim=2).double().mean(dim=1)
-    return {"rank_correlation": correlation, "overlap@10": overlap}
+    k = min(OVERLAP_RANKS, count)
+    top_first, top_second = (values.topk(k, dim=1).indices for values in (first, second))
+    shared = (top_first[:, :, None] == top_second[:, None]).any(dim=2)
+    return {"rank_correlation": correlation, "overlap@10": shared.double().mean(dim=1)}
 
 
-def consistency(alike: Tensor) -> Tensor:
-    """A point's cosine with itself less that with the other points: [n, n] → [n], NaN for a point alone."""
-    n = len(alike)
-    own = alike.diagonal()
-    return own - (alike.sum(dim=1) - own) / (n - 1) if n > 1 else torch.full((n,), torch.nan)
+def consistency_gap(similarities: Tensor) -> Tensor:
+    """A point's cosine with itself less its mean with the others: [n, n] → [n]; NaN for one point."""
+    n = len(similarities)
+    if n < 2:
+        return torch.full((n,), torch.nan)
+    same = similarities.diagonal()
+    return same - (similarities.sum(dim=1) - same) / (n - 1)
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the covariance's normalised eigenvalues: [rows, D] → 1..D; NaN where all rows are equal."""
-    values = torch.linalg.eigvalsh(features.double().T.cov()).clamp_min(0)
-    return float(torch.special.entr(values / values.sum()).sum().exp())
+    """exp of the entropy of the covariance's normalised eigenvalues: [rows, D] → 1 to D.
+
+    NaN if all rows are equal.
+    """
+    eigenvalues = torch.linalg.eigvalsh(features.double().T.cov()).clamp_min(0)
+    return float(torch.special.entr(eigenvalues / eigenvalues.sum()).sum().exp())
 
 
 def mean_cosine(features: Tensor) -> float:
-    """The mean cosine of two different rows of unit features [rows, D]."""
+    """The mean cosine of two different rows of unit features [rows, D].
+
+    The squared norm of the sum is the sum over all pairs of rows, each with itself included.
+    """
     rows = len(features)
     return float((features.double().sum(dim=0).square().sum() - rows) / (rows * (rows - 1)))
 
 
 def drift(features: Tensor, base: Tensor) -> float:
-    """1 - the mean cosine of the unit features of the same patches in two models [..., D]; NaN where their widths differ."""
+    """1 - the mean cosine of the unit features [..., D] of the same patches in two models.
+
+    NaN if their widths differ.
+    """
     if features.shape[-1] != base.shape[-1]:
         return float("nan")
     return 1 - float((features * base).sum(dim=-1).double().mean())
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ranks along the last axis, equal values sharing the mean of theirs: [n, R]."""
+    """Ranks along the last axis [n, R]; equal values share their mean rank."""
     ordered = values.sort(dim=-1).values
     low, high = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
     return (low + high).double() / 2
 
 
-def _cells_apart(places: Tensor, rows: int, columns: int) -> Tensor:
-    """Distances between places [n, 2], in patches: [n, n]."""
-    scaled = places * torch.tensor([columns, rows], dtype=places.dtype)
-    return _apart(scaled, scaled)
+def _patch_distances(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Distances between positions [n, 2], in patches: [n, n]."""
+    scaled = positions * torch.tensor([columns, rows], dtype=positions.dtype)
+    return _distances(scaled, scaled)
 
 
-def _apart(first: Tensor, second: Tensor) -> Tensor:
-    """Distances between places [n, 2] and [m, 2]: [n, m], without the matrix products that make them inexact."""
+def _distances(first: Tensor, second: Tensor) -> Tensor:
+    """Distances between positions [n, 2] and [m, 2]: [n, m].
+
+    Computed directly: by a matrix product, torch's default for many points, they would be inexact.
+    """
     return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")

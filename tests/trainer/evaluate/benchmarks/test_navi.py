@@ -36,7 +36,7 @@ from trainer.evaluate.benchmarks.navi import (
 )
 from trainer.evaluate.benchmarks.navi_data import list_views, nearest, read_crop, rotation_of
 from trainer.evaluate.benchmarks.settings import NaviSettings
-from trainer.evaluate.heldout.measures import angle_between
+from trainer.evaluate.geometry import angle_between
 
 SMALL = NaviSettings(size=64, matches=40, every=1)
 
@@ -233,7 +233,7 @@ def test_patches_that_do_not_fill_the_image(navi: Path) -> None:
     assert result.by_angle(BINS["3DPoV"], "all")[0][0] > 70
     with pytest.raises(
         SettingsError,
-        match="16x16 features are no map of patches of 14 pixels of images of 64x64 pixels",
+        match="16x16 features do not fit images of 64x64 pixels in patches of 14 pixels",
     ):
         evaluate_navi(partial(colour_features, patch=4), 14, navi, SMALL)
 

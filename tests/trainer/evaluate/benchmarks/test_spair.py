@@ -273,7 +273,7 @@ def test_what_is_missing_is_said_in_one_sentence(spair: Path, tmp_path: Path) ->
 def test_features_of_another_patch_are_refused(spair: Path) -> None:
     with pytest.raises(
         SettingsError,
-        match="25x25 features are no map of patches of 16 pixels of images of 100x100 pixels",
+        match="25x25 features do not fit images of 100x100 pixels in patches of 16 pixels",
     ):
         evaluate_spair(
             lambda images: colour_features(images, 4), 16, spair, SpairSettings(size=SIZE)

@@ -171,7 +171,9 @@ def test_what_is_missing_is_said_in_one_sentence(voc: Path, tmp_path: Path) -> N
         changed(RETRIEVE, memory_split="trainaug"),
     )
     refused(voc, r"patches of 14 do not fill 64", patch=14)
-    refused(voc, r"16x16 features are no map of patches of 8 pixels of images of 64x64", patch=8)
+    refused(
+        voc, r"16x16 features do not fit images of 64x64 pixels in patches of 8 pixels", patch=8
+    )
     root = shutil.copytree(voc, tmp_path / "copy")
     (root / "SegmentationClass" / "2008_000003.png").unlink()
     refused(root, r"2008_000003.png is missing")
@@ -199,7 +201,7 @@ def test_a_size_that_is_no_multiple_is_fine_for_clusters(voc: Path) -> None:
     padded = partial(colour_features, patch=10)
     with pytest.raises(
         SettingsError,
-        match="6x6 features are no map of patches of 10 pixels of images of 64x64 pixels",
+        match="6x6 features do not fit images of 64x64 pixels in patches of 10 pixels",
     ):
         evaluate_clustering(padded, 10, voc, CLUSTER)
     result = evaluate_clustering(

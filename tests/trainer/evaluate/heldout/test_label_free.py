@@ -26,12 +26,18 @@ from tests.trainer.conftest import HEIGHT, WIDTH, panning_clip, publish
 from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
 from trainer.evaluate.benchmarks import published_tables as papers
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_model
-from trainer.evaluate.heldout import label_free as labelfree
-from trainer.evaluate.heldout.clips import HeldOut, read_held_out, relative_rotation, still_settings
-from trainer.evaluate.heldout.label_free import Scores, by_clip, clips_to_draw, score
+from trainer.evaluate.heldout.breakdown import bins, by_clip, differences
+from trainer.evaluate.heldout.clips import (
+    HeldOutSet,
+    evaluation_settings,
+    read_held_out,
+    relative_rotation,
+)
+from trainer.evaluate.heldout.curves import plot
 from trainer.evaluate.heldout.measures import METRICS
-from trainer.evaluate.heldout.pictures import plot
-from trainer.evaluate.report import mean
+from trainer.evaluate.heldout.pictures import choose_clips
+from trainer.evaluate.heldout.scoring import Scores, reference_features, score
+from trainer.evaluate.results import finite_mean
 from trainer.export import export_weights
 from trainer.model.backbone import Backbone, make_backbone
 
@@ -89,8 +95,8 @@ def test_two_models_side_by_side(
     assert evaluate(arguments(build, a_run, tmp_path / "a", "--pictures", "2")) == 0
     text = capsys.readouterr().out
     assert "4 clips of 4 videos" in text
-    assert "4 videos are few" in text
-    assert "resampling videos with all their clips" in text
+    assert "With only 4 videos, intervals are too narrow" in text
+    assert "resampling videos, each with all its clips" in text
     assert "by 'made': not ground truth" in text
     assert "trained less base" in text
     assert "never moves" in text
@@ -222,7 +228,7 @@ def test_what_else_cannot_be_done_is_said(
     for device in ("cuda:99", "gpu", ""):
         assert evaluate(arguments(build, a_run, tmp_path / "out", "--device", device)) == 1
         error = capsys.readouterr().err
-        assert f"'--device {device}' is none that torch sees here" in error
+        assert f"torch sees no device '{device}' here" in error
         assert error.count("\n") == 1
     assert (
         evaluate(["labelfree", str(tmp_path), *arguments(build, a_run, tmp_path / "out")[2:]]) == 1
@@ -232,15 +238,17 @@ def test_what_else_cannot_be_done_is_said(
 
 
 def test_weights_that_are_broken_are_named(build: Path, a_run: Path) -> None:
-    subject = load_evaluated_model("broken", f"{a_run}:last")
+    model = load_evaluated_model("broken", f"{a_run}:last")
     with torch.no_grad():
-        subject.backbone.model.norm.weight[0] = math.nan
+        model.backbone.model.norm.weight[0] = math.nan
     with pytest.raises(PretrackError, match="'broken' gives features that are not finite"):
-        score(held_out(open_snapshot(build), 64), [subject], GRID)
+        score(held_out(open_snapshot(build), 64), [model], GRID)
 
 
-def held_out(snapshot: Snapshot, *sides: int, **changes: Any) -> HeldOut:
-    settings = DataSettings.model_validate(still_settings(snapshot, "eval", "", 4, 2) | changes)
+def held_out(snapshot: Snapshot, *sides: int, **changes: Any) -> HeldOutSet:
+    settings = DataSettings.model_validate(
+        evaluation_settings(snapshot, split="eval", where="", frames=4, step=2) | changes
+    )
     return read_held_out(snapshot, settings, TrackFilterSettings(), sides)
 
 
@@ -248,15 +256,15 @@ def test_the_points_are_the_same_at_every_size(build: Path) -> None:
     snapshot = open_snapshot(build)
     both, small = held_out(snapshot, 56, 64), held_out(snapshot, 64)
     for one, other in zip(both.clips, small.clips, strict=True):
-        assert torch.allclose(one.places, other.places, atol=1e-6)
+        assert torch.allclose(one.positions, other.positions, atol=1e-6)
         assert torch.equal(one.track_mask, other.track_mask)
         assert torch.equal(one.images[64], other.images[64])
         assert one.images[56].shape == (4, 3, 56, 56)
     clip = both.clips[0]
-    assert clip.places[0, 0].tolist() == pytest.approx(
+    assert clip.positions[0, 0].tolist() == pytest.approx(
         [(8 * 95 / 511 + 0.5) / WIDTH, (8 * 63 / 383 + 0.5) / HEIGHT], abs=1e-3
     )
-    moved = clip.places[1] - clip.places[0]  # 2 frames of 3 px left and 1 px up
+    moved = clip.positions[1] - clip.positions[0]  # 2 frames of 3 px left and 1 px up
     assert moved.numpy() == pytest.approx(np.tile([-6 / WIDTH, -2 / HEIGHT], (36, 1)), abs=1e-3)
 
 
@@ -320,7 +328,7 @@ def scenic(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return snapshot
 
 
-def colour_subject(name: str, knows: bool) -> EvaluatedModel:
+def colour_model(name: str, knows: bool) -> EvaluatedModel:
     settings = {
         field: DataSettings.model_fields[field].default for field in ("size", "mean", "std")
     }
@@ -332,11 +340,11 @@ def test_a_model_that_sees_the_truth_finds_everything_and_noise_is_at_chance(
 ) -> None:
     held = held_out(scenic, 128)
     assert held.exact
-    assert "by 'truth': they are exact" in str(held)
-    scores = score(held, [colour_subject("knows", True), colour_subject("noise", False)], 16)
+    assert "by 'truth': exact" in str(held)
+    scores = score(held, [colour_model("knows", True), colour_model("noise", False)], 16)
 
     def value(name: str, metric: str, *part: str) -> float:
-        return mean(by_clip(NAMED[metric], scores[name], held, *part))
+        return finite_mean(by_clip(NAMED[metric], scores[name], held, *part))
 
     assert value("knows", "moving_pck@0.1") == 1
     assert value("knows", "track@1") > 0.97
@@ -348,7 +356,7 @@ def test_a_model_that_sees_the_truth_finds_everything_and_noise_is_at_chance(
     assert scores["knows"].effective_rank > 3
 
     # Turned by 5 i degrees a frame, clip i's frames are 10 i, 20 i and 30 i degrees from its anchor.
-    assert labelfree.parts(held)["angle"] == ["0-15", "15-30", "30-60", "60+"]
+    assert bins(held)["angle"] == ["0-15", "15-30", "30-60", "60+"]
     wide = by_clip(NAMED["auc"], scores["knows"], held, "angle", "60+")
     assert np.isfinite(wide).tolist() == [False, False, True, True, True, True]
     assert [clip.angles[2] for clip in held.clips] == pytest.approx(
@@ -358,7 +366,7 @@ def test_a_model_that_sees_the_truth_finds_everything_and_noise_is_at_chance(
 
 def test_clips_of_the_same_videos_do_not_narrow_intervals(scenic: Snapshot) -> None:
     held = held_out(scenic, 128)
-    scores = score(held, [colour_subject("knows", True), colour_subject("noise", False)], 16)
+    scores = score(held, [colour_model("knows", True), colour_model("noise", False)], 16)
     thrice = replace(held, clips=held.clips * 3)
     copied = {
         name: Scores(
@@ -367,7 +375,7 @@ def test_clips_of_the_same_videos_do_not_narrow_intervals(scenic: Snapshot) -> N
         for name, found in scores.items()
     }
     found = [
-        labelfree.differences(s["knows"], s["noise"], h).values()
+        differences(s["knows"], s["noise"], h).values()
         for s, h in ((scores, held), (copied, thrice))
     ]
     for once, often in zip(*found, strict=True):
@@ -390,22 +398,22 @@ def test_references_come_from_other_clips_and_are_the_same_for_every_model() -> 
     clips = torch.arange(5.0)[:, None, None, None, None].expand(5, 2, 16, 16, 1)
     patches = torch.arange(256.0).view(1, 1, 16, 16, 1).expand(5, 2, 16, 16, 1)
     features = torch.cat([clips, patches], dim=-1)
-    references = labelfree.bank(features, 2)
+    references = reference_features(features, 2)
     assert references.shape == (320, 2)
     assert set(references[:, 0].tolist()) == {0, 1, 3, 4}
     assert len(torch.unique(references, dim=0)) == 320
     assert torch.equal(
-        labelfree.bank(torch.cat([features, features], dim=-1), 2)[:, :2], references
+        reference_features(torch.cat([features, features], dim=-1), 2)[:, :2], references
     )
-    assert labelfree.bank(features[:1], 0).shape == (0, 2)
+    assert reference_features(features[:1], 0).shape == (0, 2)
 
 
 def test_clips_are_drawn_where_something_moves(scenic: Snapshot) -> None:
     clips = held_out(scenic, 64).clips
-    still = replace(clips[0], places=clips[0].places[:1].expand(4, -1, -1))
-    assert clips_to_draw([still, *clips[1:3], still], 2) == [1, 2]
-    assert clips_to_draw([still], 3) == [0]
-    assert clips_to_draw(clips, 0) == []
+    still = replace(clips[0], positions=clips[0].positions[:1].expand(4, -1, -1))
+    assert choose_clips([still, *clips[1:3], still], 2) == [1, 2]
+    assert choose_clips([still], 3) == [0]
+    assert choose_clips(clips, 0) == []
 
 
 def test_a_curve_has_a_gap_where_nothing_is_known() -> None:

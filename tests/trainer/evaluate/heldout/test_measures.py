@@ -15,15 +15,15 @@ from torch.nn.functional import normalize
 from trainer.evaluate.heldout.measures import (
     METRICS,
     FramePair,
-    consistency,
+    aggregate,
+    consistency_gap,
     drift,
     effective_rank,
-    figure,
     mean_cosine,
-    measure,
     measure_chance,
-    measure_still,
-    moving,
+    measure_model,
+    measure_static,
+    moving_points,
     patch_centres,
 )
 
@@ -46,15 +46,17 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def somewhere(points: int, shift: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Points in the left of a picture, and where they are after it moved right."""
-    starts = torch.rand(points, 2, generator=torch.Generator().manual_seed(seed)) * torch.tensor(
+    queries = torch.rand(points, 2, generator=torch.Generator().manual_seed(seed)) * torch.tensor(
         [1 - shift, 1.0]
     )
-    return starts, starts + torch.tensor([shift, 0.0])
+    return queries, queries + torch.tensor([shift, 0.0])
 
 
 def test_features_that_know_the_answer_find_it() -> None:
-    starts, goals = somewhere(200, 0.15)
-    found = measure(knowing_features(0), knowing_features(0.15), starts, goals, noise(320, 700))
+    queries, targets = somewhere(200, 0.15)
+    found = measure_model(
+        knowing_features(0), knowing_features(0.15), queries, targets, noise(320, 700)
+    )
     assert found["pck@0.1"].mean() == 1
     assert (
         found["error"].max() < 0.75 / GRID
@@ -64,9 +66,11 @@ def test_features_that_know_the_answer_find_it() -> None:
 
 
 def test_features_that_stay_where_they_are_score_as_an_answer_that_never_moves() -> None:
-    starts, goals = somewhere(200, 0.15)
-    found = measure(knowing_features(0), knowing_features(0), starts, goals, noise(320, 700))
-    still = measure_still(starts, goals, GRID, GRID)
+    queries, targets = somewhere(200, 0.15)
+    found = measure_model(
+        knowing_features(0), knowing_features(0), queries, targets, noise(320, 700)
+    )
+    still = measure_static(queries, targets, GRID, GRID)
     assert found["pck@0.1"].mean() < 0.05
     assert still["pck@0.1"].mean() == 0
     assert still["pck@0.2"].mean() == 1
@@ -75,17 +79,17 @@ def test_features_that_stay_where_they_are_score_as_an_answer_that_never_moves()
 
 
 def test_noise_scores_what_chance_is_said_to_be() -> None:
-    goals, random = patch_centres(GRID, GRID), torch.Generator().manual_seed(3)
-    chance = measure_chance(goals, GRID, GRID, 320)
+    targets, random = patch_centres(GRID, GRID), torch.Generator().manual_seed(3)
+    chance = measure_chance(targets, GRID, GRID, 320)
     runs = []
     for seed in range(20):
-        starts = torch.rand(len(goals), 2, generator=random)
+        queries = torch.rand(len(targets), 2, generator=random)
         runs.append(
-            measure(
+            measure_model(
                 noise(GRID, GRID, 64, seed=seed),
                 noise(GRID, GRID, 64, seed=99 - seed),
-                starts,
-                goals,
+                queries,
+                targets,
                 noise(320, 64),
             )
         )
@@ -103,9 +107,9 @@ def test_noise_scores_what_chance_is_said_to_be() -> None:
 
 def test_measures_are_those_of_a_few_lines_of_numpy() -> None:
     rng = np.random.default_rng(0)
-    starts, goals = somewhere(40, 0.2)
-    anchor, later, bank = noise(8, 8, 16), noise(8, 8, 16, seed=1), noise(50, 16, seed=2)
-    found = measure(anchor, later, starts, goals, bank)
+    queries, targets = somewhere(40, 0.2)
+    anchor, later, references = noise(8, 8, 16), noise(8, 8, 16, seed=1), noise(50, 16, seed=2)
+    found = measure_model(anchor, later, queries, targets, references)
 
     def read(maps: NDArray[np.float64], x: float, y: float) -> NDArray[np.float64]:
         x, y = np.clip([x * 8 - 0.5, y * 8 - 0.5], 0, 7)
@@ -115,8 +119,8 @@ def test_measures_are_those_of_a_few_lines_of_numpy() -> None:
         value: NDArray[np.float64] = top * (1 - y + y0) + bottom * (y - y0)
         return value / np.linalg.norm(value)
 
-    a, b, references = (values.double().numpy() for values in (anchor, later, bank))
-    p, q = starts.double().numpy(), goals.double().numpy()
+    a, b, bank = (values.double().numpy() for values in (anchor, later, references))
+    p, q = queries.double().numpy(), targets.double().numpy()
     from_a, from_b = (np.stack([read(m, *at) for at in where]) for m, where in ((a, p), (b, q)))
     for n in rng.permutation(len(p))[:20]:
         row, column = np.unravel_index(np.argmax(b @ from_a[n]), (8, 8))
@@ -127,7 +131,7 @@ def test_measures_are_those_of_a_few_lines_of_numpy() -> None:
         order = np.argsort(-(from_b @ from_a[n]))
         close = [np.linalg.norm((q[m] - q[n]) * 8) < 1 for m in order]
         assert (found["track@1"][n], found["track@5"][n]) == (close[0], any(close[:5]))
-        first, second = references @ from_a[n], references @ from_b[n]
+        first, second = bank @ from_a[n], bank @ from_b[n]
         assert found["rank_correlation"][n] == pytest.approx(
             spearmanr(first, second).statistic, abs=1e-5
         )
@@ -140,32 +144,34 @@ def test_measures_are_those_of_a_few_lines_of_numpy() -> None:
 
 
 def test_features_that_are_all_alike_have_no_order() -> None:
-    starts, goals = somewhere(9, 0.2)
-    found = measure(torch.ones(4, 4, 1), torch.ones(4, 4, 1), starts, goals, torch.ones(20, 1))
+    queries, targets = somewhere(9, 0.2)
+    found = measure_model(
+        torch.ones(4, 4, 1), torch.ones(4, 4, 1), queries, targets, torch.ones(20, 1)
+    )
     assert np.isnan(found["rank_correlation"]).all()
     assert found["consistency"] == pytest.approx(0)
-    alone = measure(noise(4, 4, 8), noise(4, 4, 8), starts[:1], goals[:1], noise(0, 8))
+    alone = measure_model(noise(4, 4, 8), noise(4, 4, 8), queries[:1], targets[:1], noise(0, 8))
     assert [
         math.isnan(alone[name][0])
         for name in ("rank_correlation", "overlap@10", "consistency", "track@1")
     ] == [True] * 3 + [False]
-    assert consistency(torch.eye(3)).tolist() == [1, 1, 1]
+    assert consistency_gap(torch.eye(3)).tolist() == [1, 1, 1]
 
 
 def test_figures_count_the_points_that_they_speak_of() -> None:
-    starts = torch.zeros(4, 2)
-    goals = torch.tensor([[0.0, 0.0], [0.05, 0.0], [0.11, 0.0], [0.3, 0.0]])
+    queries = torch.zeros(4, 2)
+    targets = torch.tensor([[0.0, 0.0], [0.05, 0.0], [0.11, 0.0], [0.3, 0.0]])
     measures = {metric.measure: np.array([1.0, 1.0, 0.0, 1.0]) for metric in METRICS} | {
         "error": np.array([0.1, 0.2, 0.4, 9.0])
     }
-    pair = FramePair(0, 1, math.nan, moving(starts, goals), measures)
-    named = {metric.name: figure(metric, [pair]) for metric in METRICS}
+    pair = FramePair(0, 1, math.nan, moving_points(queries, targets), measures)
+    named = {metric.name: aggregate(metric, [pair]) for metric in METRICS}
     assert named["moving_pck@0.1"] == 0.5
     assert named["pck@0.1"] == 0.75
     assert named["error"] == pytest.approx(0.3)
     still = FramePair(0, 2, math.nan, np.zeros(4, np.bool_), measures)
-    assert math.isnan(figure(METRICS[0], [still]))
-    assert math.isnan(figure(METRICS[0], []))
+    assert math.isnan(aggregate(METRICS[0], [still]))
+    assert math.isnan(aggregate(METRICS[0], []))
 
 
 def test_what_shows_collapse_and_drift() -> None:

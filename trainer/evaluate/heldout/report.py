@@ -1,0 +1,120 @@
+"""The label-free evaluation as text: tables, a conclusion per model, and remarks on their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from manifests.wording import pluralise
+from trainer.evaluate.bootstrap import Difference
+from trainer.evaluate.evaluated_model import EvaluatedModel
+from trainer.evaluate.heldout.breakdown import bins, by_clip, differences
+from trainer.evaluate.heldout.clips import HeldOutSet
+from trainer.evaluate.heldout.measures import METRICS
+from trainer.evaluate.heldout.scoring import CHANCE, Scores
+from trainer.evaluate.results import finite_mean
+from trainer.evaluate.tables import aligned_lines, format_number, table_of_differences
+
+MIN_VIDEOS = 20
+"""With fewer videos no model is called better."""
+MIN_RANK_RATIO = 0.8
+"""A model whose effective rank falls below this share of the base's has partly collapsed: no better."""
+HEADLINE, TRACK = METRICS[0], next(metric for metric in METRICS if metric.name == "track@1")
+
+
+def report(
+    held_out: HeldOutSet, models: Sequence[EvaluatedModel], scores: dict[str, Scores]
+) -> str:
+    """The text that the command prints. The first model is the base."""
+    base, *others = models
+    points = [pair.moving for pair in scores[CHANCE].pairs]
+    total, moving = sum(map(len, points)), sum(int(mask.sum()) for mask in points)
+    lines = [
+        str(held_out),
+        f"{pluralise(total, 'point')} to find, {moving:,} of them moving",
+        "",
+        *_metric_table(held_out, base.name, scores),
+        "",
+        *_headline_table(held_out, scores),
+    ]
+    for model in others:
+        by_metric = differences(scores[base.name], scores[model.name], held_out)
+        by_title = {metric.title: by_metric[metric.name] for metric in METRICS}
+        title = f"{model.name} less {base.name}"
+        lines += ["", table_of_differences(title, by_title, ["clips", "videos"], digits=4)]
+        lines.append(_conclusion(by_metric, scores, base.name, model.name))
+    return "\n".join([*lines, "", *_remarks(held_out, models)])
+
+
+def _metric_table(held_out: HeldOutSet, base: str, scores: dict[str, Scores]) -> list[str]:
+    """A row per metric and a column per model."""
+    columns = scores.values()
+    rows = [["", *scores]]
+    for metric in METRICS:
+        means = [finite_mean(by_clip(metric, column, held_out)) for column in columns]
+        rows.append([metric.title, *map(format_number, means)])
+    ranks = [format_number(column.effective_rank, 1) for column in columns]
+    cosines = [format_number(column.mean_cosine) for column in columns]
+    drifts = [format_number(column.drift) for column in columns]
+    rows.append(["effective rank of features", *ranks])
+    rows.append(["mean cosine of different patches", *cosines])
+    rows.append([f"drift from {base}", *drifts])
+    return aligned_lines(rows)
+
+
+def _headline_table(held_out: HeldOutSet, scores: dict[str, Scores]) -> list[str]:
+    """The headline metric: a row per bin, a column per model, and the number of clips with points."""
+    rows = [[HEADLINE.title, *scores, "clips"]]
+    names = {"gap": "frame gap {}", "angle": "viewpoint {} degrees apart", "source": "source {}"}
+    for kind, labels in bins(held_out).items():
+        for label in labels:
+            values = [
+                by_clip(HEADLINE, column, held_out, kind, label) for column in scores.values()
+            ]
+            means = [format_number(finite_mean(of_clips)) for of_clips in values]
+            # All models see the same points, so one column tells the number of clips.
+            clips = int(np.isfinite(values[0]).sum())
+            rows.append([names[kind].format(label), *means, str(clips)])
+    return aligned_lines(rows)
+
+
+def _conclusion(
+    by_metric: dict[str, Difference], scores: dict[str, Scores], base: str, model: str
+) -> str:
+    """Whether the model is better: by two metrics, without collapse, on enough videos."""
+    missing = [
+        f"{metric.title}: {by_metric[metric.name].verdict}"
+        for metric in (HEADLINE, TRACK)
+        if by_metric[metric.name].verdict != "better"
+    ]
+    ratio = scores[model].effective_rank / scores[base].effective_rank
+    if not ratio >= MIN_RANK_RATIO:  # also if it is NaN
+        missing.append(f"its effective rank is {ratio:.2f} of {base}'s, below {MIN_RANK_RATIO}")
+    videos = by_metric[HEADLINE.name].groups
+    if videos < MIN_VIDEOS:
+        missing.append(
+            f"only {pluralise(videos, 'video')} with moving points, at least {MIN_VIDEOS} are needed"
+        )
+    if missing:
+        return f"{model} is not shown to be better than {base} ({'; '.join(missing)})"
+    return (
+        f"{model} is better than {base}, at moving points and at tracks; "
+        f"its effective rank is {ratio:.2f} of {base}'s"
+    )
+
+
+def _remarks(held_out: HeldOutSet, models: Sequence[EvaluatedModel]) -> Iterator[str]:
+    """What the tables do not say by themselves."""
+    if len(models) > 1:
+        yield (
+            "Intervals come from resampling videos, each with all its clips. "
+            "They say nothing about other data, or about training again."
+        )
+    if not held_out.exact:
+        yield "The points are a tracker's, not ground truth: confirm a gain by another evaluation."
+    if (videos := len(set(held_out.videos))) < MIN_VIDEOS:
+        yield f"With only {pluralise(videos, 'video')}, intervals are too narrow."
+    for model in models:
+        if model.file == "random":
+            yield f"'{model.name}' has random weights: good for trying the code out, not for results."
