@@ -1,1 +1,5 @@
-"""Trains vision transformers on stored point tracks with the sorting loss of 3DPoV, without a tracker in the loop."""
+"""Train vision transformers on stored point tracks with 3DPoV's sorting loss, without a tracker.
+
+`data/` (snapshot → batch) → `model/` (batch → embeddings) → `losses/`; `train.py` is the loop, and
+`evaluate/` judges what it exports.
+"""

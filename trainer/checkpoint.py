@@ -1,13 +1,14 @@
-"""Checkpoints: everything a run needs to go on exactly where it was, whole on disk or not there.
+"""Checkpoints: everything a run needs to resume exactly, written atomically.
 
-    OUT/checkpoints/step_00000500.pt     tensors and plain values only, read with `weights_only=True`
+    OUT/checkpoints/step_00000500.pt    tensors and plain values only, read with `weights_only=True`
 
-No random state is among it: every random choice of a step follows from (seed, step, rank), and of a clip from (seed, epoch, index).
-The loader's position is the step.
+They hold no random state: every random choice of a step follows from (seed, step, rank), and that
+of a clip from (seed, epoch, index). The loader's position is the step.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ import torch
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, open_atomic
 from trainer.config import TrainSettings
+from trainer.data.clip_table import open_snapshots
+
+log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = {
     "data": {"out", "snapshot", "on_error", "cache"},
@@ -36,24 +40,24 @@ FREE_TO_CHANGE = {
         "pictures",
     },
 }
-"""Settings a resumed run may change: where things lie, how long it is, and how it reports."""
+"""Settings that a resumed run may change: where things are, how long it is, and how it reports."""
 
 PARTS = {"step", "settings", "snapshots", "clips", "student", "teacher", "losses", "optimizer"}
-"""What a checkpoint holds."""
+"""The keys of a checkpoint."""
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """Return the path of the checkpoint after `step` steps."""
     return out / "checkpoints" / f"step_{step:08d}.pt"
 
 
 def newest_checkpoint(out: Path) -> Path | None:
-    """The checkpoint with the most steps in a run's folder, or None."""
+    """Return the checkpoint with the most steps in a run's folder, or None."""
     return max(_checkpoints(out), default=None)
 
 
 def save_checkpoint(out: Path, state: dict[str, Any], keep: int) -> Path:
-    """Writes `state` (its `step` names the file), then removes all but the newest `keep` checkpoints."""
+    """Save `state`, named by its `step`; then remove all but the newest `keep` checkpoints."""
     path = checkpoint_path(out, state["step"])
     with open_atomic(path) as file:
         torch.save(state, file)
@@ -63,64 +67,97 @@ def save_checkpoint(out: Path, state: dict[str, Any], keep: int) -> Path:
 
 
 def remove_temporary_files(out: Path) -> None:
-    """Removes what a killed run was writing."""
+    """Remove the temporary files that a killed run left in its folder."""
     for folder in ("checkpoints", "weights"):
         for path in (out / folder).glob(f"{TEMPORARY}*"):
             path.unlink()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU. Raises PretrackError if it is damaged, or of another version."""
+    """Load a checkpoint onto the CPU.
+
+    Raises PretrackError if it is damaged or was written by another version of pretrack.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a file that is just not whole
+    except Exception as error:  # torch raises many types for a truncated file
         reason = " ".join(str(error).split())[:200]
         raise PretrackError(
-            f"the checkpoint {path} cannot be read ({reason}): delete it to go on from the one before"
+            f"the checkpoint {path} cannot be read ({reason}): delete it to resume from the one "
+            "before"
         ) from error
     if (
         not isinstance(state, dict)
         or not isinstance(state.get("settings"), dict)
         or not isinstance(state.get("step"), int)
     ):
-        raise PretrackError(f"{path} is no checkpoint of a run of ours: move it away")
+        raise PretrackError(f"{path} is not a checkpoint of pretrack: move it away")
     if lacking := sorted(PARTS - state.keys()):
         raise PretrackError(
-            f"{path} is of another version of pretrack (it lacks {', '.join(lacking)}): {_begin_anew(path, state['settings'])}"
+            f"{path} is of another version of pretrack (it lacks {', '.join(lacking)}): "
+            f"{_how_to_start_over(path, state['settings'])}"
         )
     return state
 
 
-def check_same_run(path: Path, begun: dict[str, Any], settings: TrainSettings) -> None:
-    """Raises PretrackError if a run begun with the settings `begun` (as JSON values) would not be the same run with these."""
-    old, new = _flat(_comparable(begun)), _flat(_comparable(settings.model_dump(mode="json")))
+def load_newest(settings: TrainSettings) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the newest checkpoint of the run, or None, and the names of its snapshots.
+
+    A new run takes the snapshots that the settings name. Raises PretrackError if the run must not
+    or cannot be resumed.
+    """
+    path = newest_checkpoint(settings.run.out)
+    if path is None:
+        return None, [snapshot.name for snapshot in open_snapshots(settings.data)]
+    if not settings.run.resume:
+        raise PretrackError(
+            f"{settings.run.out} already holds a run: take another 'run.out', or resume it with "
+            "'run.resume=true'"
+        )
+    state = load_checkpoint(path)
+    check_same_run(path, state["settings"], settings)
+    log.info("resuming from %s", path)
+    return state, state["snapshots"]
+
+
+def check_same_run(path: Path, original: dict[str, Any], settings: TrainSettings) -> None:
+    """Raise PretrackError if resuming with `settings` would continue a different run.
+
+    path:     the checkpoint
+    original: the settings it was saved with, as JSON values; those in FREE_TO_CHANGE may differ
+    """
+    old, new = _flat(_comparable(original)), _flat(_comparable(settings.model_dump(mode="json")))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
-        how = "with other settings" + (
-            "" if old.keys() == new.keys() else ", perhaps by another version of pretrack"
-        )
-        what = ", ".join(
+        differences = ", ".join(
             f"{key} was {old.get(key, 'unknown')}, now {new.get(key, 'unknown')}" for key in changed
         )
+        version = "" if old.keys() == new.keys() else ", perhaps by another version of pretrack"
         raise PretrackError(
-            f"the run in {path.parent.parent} was begun {how} ({what}): {_begin_anew(path, begun)}"
+            f"the run in {path.parent.parent} was started with other settings{version} "
+            f"({differences}): {_how_to_start_over(path, original)}"
         )
 
 
-def _begin_anew(path: Path, begun: dict[str, Any]) -> str:
-    model = begun.get("model")
-    if isinstance(model, dict) and model.get(
-        "lora"
-    ):  # adapters are no weights to start from until they are merged
+def _how_to_start_over(path: Path, original: dict[str, Any]) -> str:
+    """Return the advice for a checkpoint that cannot be resumed, saved with settings `original`."""
+    model = original.get("model")
+    if isinstance(model, dict) and model.get("lora"):
+        # adapters are not merged in a checkpoint, so it has no weights to start from
         return "take another 'run.out'"
-    return f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has learned"
+    return (
+        f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has "
+        "learned"
+    )
 
 
 def _checkpoints(out: Path) -> list[Path]:
+    """Return a run's checkpoints, the fewest steps first."""
     return sorted((out / "checkpoints").glob("step_*.pt"))
 
 
 def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings by part, without those that a resumed run may change."""
     return {
         name: {key: value for key, value in part.items() if key not in FREE_TO_CHANGE.get(name, ())}
         for name, part in settings.items()
@@ -129,6 +166,7 @@ def _comparable(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted key."""
     return {
         f"{name}.{key}": value for name, part in settings.items() for key, value in part.items()
     }

@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and what they do in step."""
+"""Ranks of a distributed run, and the collective operations they share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rank:
-    """This process among those that train together."""
+    """This process among the `world` processes of a run, numbered from 0, and its device."""
 
     number: int
     world: int
@@ -28,33 +28,34 @@ class Rank:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files and reports."""
+        """Whether this is rank 0, which writes files and reports."""
         return self.number == 0
 
 
 @contextmanager
-def init_distributed(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[Rank]:
-    """This process's rank, as torchrun's environment says; joins and leaves the others where there are any."""
+def init_distributed(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Rank]:
+    """Join the process group that torchrun's environment describes; leave it at the end.
+
+    Without torchrun, the rank is 0 of 1 and there is no group. NCCL on CUDA, Gloo on the CPU, where
+    deterministic algorithms are used. Raises PretrackError if `device` is "cuda" and torch sees no
+    CUDA device.
+    """
     number, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if wanted == "cuda" and not torch.cuda.is_available():
+    if device == "cuda" and not torch.cuda.is_available():
         raise PretrackError("'run.device: cuda' was asked for, and torch sees no CUDA device here")
-    cuda = wanted != "cpu" and torch.cuda.is_available()
-    device = (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if cuda
-        else torch.device("cpu")
-    )
+    on_cuda = device != "cpu" and torch.cuda.is_available()
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
     deterministic = torch.are_deterministic_algorithms_enabled()
-    if cuda:
-        torch.cuda.set_device(device)
+    if on_cuda:
+        torch.cuda.set_device(chosen)
     else:
-        torch.use_deterministic_algorithms(
-            True
-        )  # costs little on a CPU, where adding up gradients is otherwise a race of threads
+        # costs little on a CPU, where threads otherwise add up gradients in varying order
+        torch.use_deterministic_algorithms(True)
     if world > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
+        dist.init_process_group("nccl" if on_cuda else "gloo")
     try:
-        yield Rank(number, world, device)
+        yield Rank(number, world, chosen)
     finally:
         torch.use_deterministic_algorithms(deterministic)
         if world > 1:
@@ -62,7 +63,7 @@ def init_distributed(wanted: Literal["auto", "cpu", "cuda"]) -> Iterator[Rank]:
 
 
 def all_reduce_mean(values: Tensor, rank: Rank) -> list[float]:
-    """The means of some values [n] over all ranks; every rank must call this, and learns the same."""
+    """All-reduce values [n] to their means over all ranks; every rank must call this."""
     values = values.to(rank.device, copy=True)
     if rank.world > 1:
         dist.all_reduce(values)
@@ -70,22 +71,25 @@ def all_reduce_mean(values: Tensor, rank: Rank) -> list[float]:
 
 
 def broadcast_from_rank0(make: Callable[[], T], rank: Rank) -> T:
-    """What the first rank makes, in every rank, each of which must call this; so is the PretrackError that it raises instead."""
-    made: list[Any] = [None]
+    """Run `make` on rank 0 and broadcast its result; every rank must call this.
+
+    A PretrackError that `make` raises is raised on every rank.
+    """
+    result: list[Any] = [None]
     if rank.first:
         try:
-            made = [make()]
+            result = [make()]
         except PretrackError as error:
-            made = [error]
+            result = [error]
     if rank.world > 1:
-        dist.broadcast_object_list(made, device=rank.device)
-    if isinstance(made[0], PretrackError):
-        raise made[0]
-    return made[0]  # type: ignore[no-any-return]
+        dist.broadcast_object_list(result, device=rank.device)
+    if isinstance(result[0], PretrackError):
+        raise result[0]
+    return result[0]  # type: ignore[no-any-return]
 
 
 def all_reduce_any(flags: Tensor, rank: Rank) -> list[bool]:
-    """For each of some flags [n], whether any rank's is set; every rank must call this, and learns the same."""
+    """All-reduce flags [n]: whether each is set on any rank; every rank must call this."""
     flags = flags.to(rank.device, torch.int32)
     if rank.world > 1:
         dist.all_reduce(flags, dist.ReduceOp.MAX)
@@ -93,21 +97,28 @@ def all_reduce_any(flags: Tensor, rank: Rank) -> list[bool]:
 
 
 def all_gather(values: Tensor) -> Tensor:
-    """Tensors of the same shape [n, ...] from all ranks, one after the other: [world * n, ...]. Gradients find their way back."""
+    """All-gather tensors [n, ...] of the same shape, in rank order: [world * n, ...].
+
+    Differentiable: backward sums the gradients of all ranks. Returns `values` where there is one
+    rank.
+    """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return values
-    all_gather: Tensor = _Gathered.apply(values.contiguous())
-    return all_gather
+    gathered: Tensor = _AllGather.apply(values.contiguous())
+    return gathered
 
 
 def all_reduce_sum(sums: Tensor) -> Tensor:
-    """Adds up a tensor of every rank, in place; alone it is returned as it is."""
+    """All-reduce a tensor to its sum over all ranks, in place.
+
+    Returns it unchanged if torch.distributed is not initialised.
+    """
     if dist.is_initialized():
         dist.all_reduce(sums)
     return sums
 
 
-class _Gathered(torch.autograd.Function):
+class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
         ctx.own = slice(dist.get_rank() * len(values), (dist.get_rank() + 1) * len(values))

@@ -1,10 +1,10 @@
-"""What people watch: a line on the console, figures over time, pictures of features."""
+"""Reports of a run: console lines; metrics and pictures for TensorBoard, W&B and trackio."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from importlib import import_module
+from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +18,7 @@ from shards.errors import SettingsError
 from trainer.config import RunSettings, TrainSettings
 from trainer.distributed import Rank, all_reduce_mean
 
-PEAK = {
+PEAK_FLOPS = {
     "H100": 989e12,
     "H200": 989e12,
     "A100": 312e12,
@@ -28,182 +28,206 @@ PEAK = {
     "4090": 165e12,
     "V100": 125e12,
 }
-"""Dense bfloat16 (V100: float16) operations per second, by what a device's name holds: NVIDIA's data sheets."""
+"""Dense bfloat16 (V100: float16) operations per second, from NVIDIA's data sheets.
+
+The first key that is part of a device's name applies, so a longer key comes before its prefix."""
 
 
 class MetricLogger(Protocol):
-    """Where figures go."""
+    """A destination of metrics and pictures."""
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes the figures of a step."""
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log the metrics of a step by name."""
 
-    def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """Writes a picture [H, W, 3], RGB."""
+    def log_image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Log an image [H, W, 3], RGB."""
 
     def close(self) -> None:
-        """Nothing comes after this."""
+        """Flush and close; nothing is logged after this."""
 
 
 class TrainingMonitor:
-    """Follows a run on its first rank, and does nothing on the others. A context manager."""
+    """Reports a run on its first rank, and does nothing on the others. A context manager."""
 
     def __init__(
-        self, settings: TrainSettings, start: int, steps: int, epoch: int, rank: Rank, flops: float
+        self,
+        settings: TrainSettings,
+        rank: Rank,
+        *,
+        first_step: int,
+        last_step: int,
+        steps_per_epoch: int,
+        flops_per_step: float,
     ) -> None:
-        """From step `start` on to `steps`, `epoch` of which are an epoch; `flops` floating-point operations a step, all ranks'."""
-        self.settings, self.start, self.steps, self.epoch, self.rank, self.flops = (
-            settings,
-            start,
-            steps,
-            epoch,
-            rank,
-            flops,
-        )
+        """Prepare for the steps after `first_step` up to `last_step`.
+
+        flops_per_step: floating-point operations per step, summed over all ranks
+        """
+        self.settings, self.rank = settings, rank
+        self.first_step, self.last_step = first_step, last_step
+        self.steps_per_epoch, self.flops_per_step = steps_per_epoch, flops_per_step
         self.console = Console(quiet=not rank.first, soft_wrap=True, highlight=False)
-        self.progress = Progress(
-            console=self.console, disable=not (rank.first and self.console.is_terminal)
-        )
-        self.task = self.progress.add_task("training", total=steps, completed=start)
+        show_progress = rank.first and self.console.is_terminal
+        self.progress = Progress(console=self.console, disable=not show_progress)
+        self.task = self.progress.add_task("training", total=last_step, completed=first_step)
 
     def __enter__(self) -> TrainingMonitor:
-        self.loggers = (
-            [
-                make_metric_logger(name, self.settings, self.start)
-                for name in self.settings.run.watch
-            ]
-            if self.rank.first
-            else []
-        )
+        names = self.settings.run.watch if self.rank.first else ()
+        self.loggers = [make_metric_logger(name, self.settings, self.first_step) for name in names]
         self.progress.start()
-        self.since, self.whole = MetricWindow(self.start), MetricWindow(self.start)
+        self.since_log, self.this_epoch = MetricWindow(), MetricWindow()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
-        for diary in self.loggers:
-            diary.close()
+        for logger in self.loggers:
+            logger.close()
 
-    def step(self, done: int, loss: float, waited: float) -> None:
-        """Counts a step, its loss, and the seconds that were waited for its clips; sums up epochs, if they are long.
+    def count_step(self, step: int, loss: float, waited: float) -> None:
+        """Count a step with its loss and the seconds that it waited for its batch.
 
-        Every rank must call this: a sum is of all of them.
+        Prints a summary at the end of an epoch, averaged over all ranks: every rank must call this.
+        Epochs shorter than `log_every` have no summary, except the last one.
         """
-        self.progress.update(self.task, completed=done)
-        for span in (self.since, self.whole):
-            span.add(loss, waited)
-        if (
-            done % self.epoch == 0 and self.epoch >= self.settings.run.log_every
-        ) or done == self.steps:
-            loss, waiting = all_reduce_mean(
-                torch.tensor([self.whole.loss, self.whole.waiting]), self.rank
-            )
-            self.console.print(
-                f"epoch {-(-done // self.epoch)}: mean loss {loss:.4f} over {self.whole.steps} steps, "
-                f"{self.whole.rate * self.settings.run.batch_size:.1f} clips/s, {waiting:.0%} of it waiting for clips"
-            )
-            self.whole = MetricWindow(done)
+        self.progress.update(self.task, completed=step)
+        for window in (self.since_log, self.this_epoch):
+            window.add(loss, waited)
+        long_epochs = self.steps_per_epoch >= self.settings.run.log_every
+        if (step % self.steps_per_epoch == 0 and long_epochs) or step == self.last_step:
+            self._summarise_epoch(step)
 
-    def figures(self, done: int, values: Mapping[str, float]) -> None:
-        """Writes figures of the step that was counted last, and those of the time since the ones before."""
+    def _summarise_epoch(self, step: int) -> None:
+        window = self.this_epoch
+        local = torch.tensor([window.mean_loss, window.wait_fraction])
+        loss, wait_fraction = all_reduce_mean(local, self.rank)
+        clips_per_second = window.steps_per_second * self.settings.run.batch_size
+        self.console.print(
+            f"epoch {-(-step // self.steps_per_epoch)}: mean loss {loss:.4f} over "
+            f"{window.steps} steps, {clips_per_second:.1f} clips/s, {wait_fraction:.0%} of the "
+            "time waiting for clips"
+        )
+        self.this_epoch = MetricWindow()
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log metrics of the latest step, and rates since the previous call."""
         if not self.rank.first:
             return
-        rate = self.since.rate
+        window = self.since_log
         values = dict(values) | {
-            "clips_per_second": rate * self.settings.run.batch_size,
-            "loader_wait": self.since.waiting,
+            "clips_per_second": window.steps_per_second * self.settings.run.batch_size,
+            "loader_wait": window.wait_fraction,
         }
         if self.rank.device.type == "cuda":
-            values |= {
-                "gpu_memory_gb": torch.cuda.max_memory_allocated() / 1e9,
-                "teraflops": rate * self.flops / 1e12,
-            }
-            if peak := peak_flops(torch.cuda.get_device_name()):
-                values |= {"mfu": rate * self.flops / peak / self.rank.world}
-        for diary in self.loggers:
-            diary.figures(done, values)
+            values["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            values |= compute_rates(
+                window.steps_per_second * self.flops_per_step,
+                torch.cuda.get_device_name(),
+                self.rank.world,
+            )
+        for logger in self.loggers:
+            logger.log_metrics(step, values)
         self.console.print(
-            f"step {done}/{self.steps}  loss {values['loss']:.4f}  spearman {values['spearman']:.3f}  "
-            f"visible {values['visible']:.2f}  lr {values['lr']:.2e}  {values['clips_per_second']:.1f} clips/s"
+            f"step {step}/{self.last_step}  loss {values['loss']:.4f}  "
+            f"spearman {values['spearman']:.3f}  visible {values['visible']:.2f}  "
+            f"lr {values['lr']:.2e}  {values['clips_per_second']:.1f} clips/s"
         )
-        self.since = MetricWindow(done)
+        self.since_log = MetricWindow()
 
-    def picture(self, done: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """Writes a picture [H, W, 3]."""
-        for diary in self.loggers:
-            diary.picture(done, name, picture)
+    def log_image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Log an image [H, W, 3], RGB."""
+        for logger in self.loggers:
+            logger.log_image(step, name, image)
 
 
 class MetricWindow:
-    """Some steps: their mean loss, their rate, and how much of their time went by in waiting for clips."""
+    """Sums over the steps since it was made: losses, time, and time spent waiting for batches."""
 
-    def __init__(self, start: int) -> None:
-        self.start, self.steps, self.total, self.waited, self.begun = (
-            start,
-            0,
-            0.0,
-            0.0,
-            time.perf_counter(),
-        )
+    def __init__(self) -> None:
+        self.steps, self.loss_sum, self.waited = 0, 0.0, 0.0
+        self.started = perf_counter()
 
     def add(self, loss: float, waited: float) -> None:
-        """Counts a step."""
-        self.steps, self.total, self.waited = (
-            self.steps + 1,
-            self.total + loss,
-            self.waited + waited,
-        )
+        """Add a step with its loss and the seconds that it waited for its batch."""
+        self.steps += 1
+        self.loss_sum += loss
+        self.waited += waited
 
     @property
-    def loss(self) -> float:
-        """Its mean."""
-        return self.total / max(1, self.steps)
+    def mean_loss(self) -> float:
+        """Mean loss of the steps; 0 before the first one."""
+        return self.loss_sum / max(1, self.steps)
 
     @property
-    def rate(self) -> float:
-        """Steps per second."""
-        return self.steps / (time.perf_counter() - self.begun)
+    def steps_per_second(self) -> float:
+        """Steps per second of wall time."""
+        return self.steps / (perf_counter() - self.started)
 
     @property
-    def waiting(self) -> float:
-        """The part of the time."""
-        return self.waited / (time.perf_counter() - self.begun)
+    def wait_fraction(self) -> float:
+        """Fraction 0..1 of the wall time that was spent waiting for batches."""
+        return self.waited / (perf_counter() - self.started)
 
 
-def make_metric_logger(name: str, settings: TrainSettings, start: int) -> MetricLogger:
-    """One that the settings name. Raises SettingsError if what it needs is not installed."""
+def compute_rates(flops: float, device_name: str, world: int) -> dict[str, float]:
+    """Return the compute rate of all `world` devices, and how much of their peak it is.
+
+    teraflops: 10^12 floating-point operations per second, all devices together
+    mfu:       model FLOPs utilisation, 0..1; only for devices in `PEAK_FLOPS`
+
+    flops: floating-point operations per second, all devices together
+    """
+    rates = {"teraflops": flops / 1e12}
+    if peak := peak_flops(device_name):
+        rates["mfu"] = flops / peak / world
+    return rates
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return a device's peak bfloat16 operations per second, or None for an unknown device."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
+
+
+def make_metric_logger(name: str, settings: TrainSettings, first_step: int) -> MetricLogger:
+    """Make the logger that `run.watch` names.
+
+    Raises SettingsError if the package it needs is not installed.
+    """
     if name == "tensorboard":
-        return TensorBoard(settings.run, start)
+        return TensorBoardLogger(settings.run, first_step)
     try:
         module = import_module(name)
     except ImportError as error:
         raise SettingsError(
             f"'run.watch' names {name}, which is not installed: pip install {name}"
         ) from error
-    return Online(module, settings)
+    return WandbLogger(module, settings)
 
 
-class TensorBoard:
-    """Files in OUT/tensorboard. A run that goes on from a checkpoint takes back what was written after it."""
+class TensorBoardLogger:
+    """Logs to OUT/tensorboard. A resumed run replaces what was logged after its checkpoint."""
 
-    def __init__(self, run: RunSettings, start: int) -> None:
-        self.writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=start + 1)
+    def __init__(self, run: RunSettings, first_step: int) -> None:
+        self.writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=first_step + 1)
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars."""
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log scalars."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """Writes an image."""
-        self.writer.add_image(name, picture, step, dataformats="HWC")
+    def log_image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Log an image [H, W, 3], RGB."""
+        self.writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Flush and close the event file."""
         self.writer.close()
 
 
-class Online:
-    """Weights & Biases, or trackio, which has the same functions. A run is known by the name of its folder."""
+class WandbLogger:
+    """Logs to Weights & Biases, or to trackio, which has the same functions.
+
+    A run is identified by the name of its folder.
+    """
 
     def __init__(self, module: Any, settings: TrainSettings) -> None:
         self.module = module
@@ -217,19 +241,14 @@ class Online:
             **identity,
         )
 
-    def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars."""
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        """Log scalars."""
         self.module.log(dict(values), step=step)
 
-    def picture(self, step: int, name: str, picture: NDArray[np.uint8]) -> None:
-        """Writes an image."""
-        self.module.log({name: self.module.Image(picture)}, step=step)
+    def log_image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        """Log an image [H, W, 3], RGB."""
+        self.module.log({name: self.module.Image(image)}, step=step)
 
     def close(self) -> None:
-        """Ends the run."""
+        """End the run."""
         self.module.finish()
-
-
-def peak_flops(device: str) -> float | None:
-    """What a device of that name can do at most in bfloat16, per second; None where it is not known here."""
-    return next((peak for name, peak in PEAK.items() if name in device), None)

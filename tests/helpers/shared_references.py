@@ -20,7 +20,13 @@ if __name__ == "__main__":
         model, sample = a_step(settings, clips=8)
         own = part_of(sample, list(range(4 * rank.number, 4 * rank.number + 4)))
         loss = forward_backward(
-            DistributedDataParallel(model), own, [1, 2, 3], (8, 4), 0, settings, rank
+            DistributedDataParallel(model),
+            own,
+            compared=[1, 2, 3],
+            patches=(8, 4),
+            step=0,
+            settings=settings,
+            rank=rank,
         )[0]
         torch.save(
             {"loss": loss.item(), "gradients": gradients(model)}, folder / f"rank{rank.number}.pt"

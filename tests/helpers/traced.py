@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer import run_setup
 from trainer import train as training
 from trainer.__main__ import main
 
 keys: list[list[str]] = []
 losses: list[float] = []
 models: list[Any] = []
-check, make = training.check_finite, training.make_step
+check, make = training.check_finite, run_setup.make_step
 
 
 def remember(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
@@ -32,7 +33,7 @@ def remember_models(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    training.check_finite, training.make_step = remember, remember_models  # type: ignore[assignment]
+    training.check_finite, training.make_step = remember, remember_models  # type: ignore[assignment, attr-defined]
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
     torch.save(

@@ -153,7 +153,7 @@ def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_
     )
     outputs = [node.communicate(timeout=150)[0] for node in second]
     assert [node.returncode for node in second] == [0, 0], outputs
-    assert f"going on from {newest}" in outputs[0]
+    assert f"resuming from {newest}" in outputs[0]
     assert f"step {steps}/{steps}" in outputs[0]
     assert [path.name for path in (tmp_path / "b" / "run").iterdir()] == ["rank1.pt"]
     traces = [

@@ -31,6 +31,7 @@ from trainer.losses.embeddings import Embeddings
 from trainer.losses.settings import LossSettings
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
+from trainer.run_setup import make_step
 from trainer.schedule import compared_frames, learning_rate, step_seed
 from trainer.train import train
 
@@ -63,7 +64,7 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
 def embedded(settings: TrainSettings, batch: Any) -> Embeddings:
     """What a batch's frames 2 and 3 look like to models that are the same for the same seed."""
     torch.manual_seed(0)
-    model = training.make_step(settings, None, torch.device("cpu"))
+    model = make_step(settings, None, torch.device("cpu"))
     references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
     return model.embed(batch, [2, 3], references, 4)
 
@@ -96,7 +97,7 @@ def test_a_step_of_upstream_equals_the_plain_loss(
     s = settings("upstream", run={"steps": 3}, loss={"curriculum_steps": 1})
     steps: list[tuple[Any, ...]] = []
     models: list[Any] = []
-    make, check = training.make_step, training.check_finite
+    make, check = make_step, training.check_finite
 
     def remember_models(*arguments: Any) -> Any:
         model = make(*arguments)
@@ -266,14 +267,14 @@ def test_a_finished_run_has_nothing_left_to_do(settings: Make) -> None:
 def test_another_run_is_not_gone_on_from(settings: Make, tmp_path: Path) -> None:
     train(settings(run={"steps": 1}))
     with pytest.raises(
-        PretrackError, match=r"begun with other settings \(optim.lr was 0.001, now 0.1\)"
+        PretrackError, match=r"started with other settings \(optim.lr was 0.001, now 0.1\)"
     ):
         train(settings(run={"steps": 2}, optim={"lr": 0.1}))
     with pytest.raises(PretrackError, match="already holds a run"):
         train(settings(run={"steps": 2, "resume": False}))
     publish(tmp_path / "other", [panning_clip(f"other-{i}", i) for i in range(10)])
     with pytest.raises(
-        PretrackError, match=r"other holds other clips .* begun with: take another 'run\.out'"
+        PretrackError, match=r"other holds other clips .* started with: take another 'run\.out'"
     ):
         train(settings(data={"out": str(tmp_path / "other")}, run={"steps": 2}))
 

@@ -36,8 +36,9 @@ from trainer.model.feature_sampling import (
 )
 from trainer.model.lora import add_adapters
 from trainer.model.step import Step, step_flops
+from trainer.run_setup import make_step
 from trainer.schedule import step_seed, teacher_momentum
-from trainer.train import forward_backward, make_step, train
+from trainer.train import forward_backward, train
 
 Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")
@@ -134,7 +135,7 @@ def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
     s = settings(run={"accumulate": 2}, references={"count": 1})
     model, sample = a_step(s)
     loss, parts_of_loss, _ = forward_backward(
-        model, sample, [1, 2, 3], (8, 4), 0, s, Rank(0, 1, CPU)
+        model, sample, compared=[1, 2, 3], patches=(8, 4), step=0, settings=s, rank=Rank(0, 1, CPU)
     )
     together = gradients(model)
     halves = []

@@ -1,0 +1,107 @@
+"""What a run needs before its first step: models and optimizer, and checks that settings fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from shards.errors import PretrackError, SettingsError
+from trainer.config import OptimSettings, TrainSettings
+from trainer.model.backbone import Backbone, make_backbone
+from trainer.model.feature_sampling import check_references
+from trainer.model.lora import add_adapters
+from trainer.model.step import Step
+from trainer.model.student_teacher import Embedder, Projection, make_teacher
+
+
+def make_step(
+    settings: TrainSettings, checkpoint: dict[str, Any] | None, device: torch.device
+) -> Step:
+    """Make student, teacher and losses, from their start weights or from a checkpoint."""
+    m = settings.model
+    backbone = make_backbone(m.backbone, None if checkpoint else m.weights, m.options)
+    backbone.freeze(m.trainable_blocks, m.train_norm)
+    if m.lora:
+        add_adapters(backbone, m.lora)
+    student = Embedder(backbone, Projection(backbone.width, m.head), settings.tracks.align_corners)
+    model = Step(student, make_teacher(student), settings.loss.make(m.head[-1]), settings)
+    if checkpoint:
+        for part in ("student", "teacher", "losses"):
+            model.get_submodule(part).load_state_dict(checkpoint[part])
+    return model.to(device)
+
+
+def make_optimizer(model: Step, optim: OptimSettings) -> torch.optim.AdamW:
+    """Make AdamW with groups for the backbone, and for the head and the losses.
+
+    Each has weight decay on weights of two or more axes only, so there are up to four groups. A
+    group's `ratio` is its learning rate as a fraction of the head's.
+    """
+    student = model.student
+    modules: list[tuple[list[nn.Module], float]] = [
+        ([student.backbone], optim.backbone_ratio),
+        ([student.head, model.losses], 1.0),
+    ]
+    groups = []
+    for parts, ratio in modules:
+        trained = [p for part in parts for p in part.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim < 2]
+        for parameters, decay in ((decayed, optim.weight_decay), (others, 0.0)):
+            if parameters:
+                groups.append(
+                    {
+                        "params": parameters,
+                        "weight_decay": decay,
+                        "ratio": ratio,
+                        "lr": optim.lr * ratio,
+                    }
+                )
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+
+
+def reference_patches(backbone: Backbone, settings: TrainSettings) -> tuple[int, int]:
+    """Return the sides, in patches, of the feature grid and of a reference crop.
+
+    Raises PretrackError if a crop has too few patches to sort.
+    """
+    grid = backbone.grid(settings.data.size)
+    side = round(grid * settings.references.crop_ratio)
+    if side < 2:
+        raise PretrackError(
+            f"a reference would have {side}x{side} patches of a grid of {grid}x{grid}, which "
+            "leaves nothing to sort: enlarge 'data.size' or 'references.crop_ratio'"
+        )
+    return grid, side
+
+
+def check_batch_split(settings: TrainSettings, world: int) -> None:
+    """Check that a rank's clips divide into parts, and that a part has clips for its references.
+
+    Raises PretrackError.
+    """
+    run, references = settings.run, settings.references
+    clips = run.batch_size // world
+    if clips % run.accumulate:
+        raise PretrackError(
+            f"the {clips} clips of a rank cannot be shared by "
+            f"'run.accumulate: {run.accumulate}' parts"
+        )
+    pool = clips // run.accumulate * (world if references.across_ranks else 1)
+    check_references(pool, settings.data.frames, references.count)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile a trivial function.
+
+    Raises SettingsError if torch.compile does not work here: torch's own error has a hundred lines.
+    """
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))  # type: ignore[no-untyped-call]
+    except Exception as error:  # one of many types: no C++ compiler, no Triton, a Python too new
+        reason = str(error).strip().split("\n")[0]
+        raise SettingsError(
+            f"'run.compile' needs a C++ compiler here, and on CUDA Triton ({reason}): leave it out"
+        ) from error
