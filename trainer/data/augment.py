@@ -1,6 +1,7 @@
-"""What a sample shows of its clip: which frames, which part of them, and in which colours. Points are carried along.
+"""Augmentation: which frames of a clip a sample shows, which part of them, and in which colours.
 
-Everything random is drawn from the generator that is passed, in a fixed order.
+Tracked points go through the same crop, resize and flip as the frames. All randomness is drawn from
+the generator that is passed, in a fixed order: it is part of what makes resuming exact.
 """
 
 from __future__ import annotations
@@ -24,35 +25,42 @@ from trainer.config import ColourSettings, DataSettings
 def choose_frames(
     frames: int, anchors: Sequence[int], settings: DataSettings, random: np.random.Generator
 ) -> tuple[int, list[int]]:
-    """Picks an anchor and frames stepping away from it: its place in `anchors`, and T frame numbers, the anchor's own first.
+    """Draw an anchor and T frames that step away from it, forward or backward in time.
 
-    The step is the settings' where the clip has T * step frames, else frames // T, at least 1 (3DPoV's rule). Among the anchors and
-    directions that have room for it one is drawn; where none has, the one with most room is taken, with the largest step fitting.
+    frames:  number of frames in the clip
+    anchors: its anchor frames, by frame number
+
+    Returns the anchor's index in `anchors`, and T frame numbers, the anchor's own first.
+
+    The step is the setting if the clip has at least T * step frames, else frames // T, at least 1
+    (3DPoV's rule). One of the anchors and directions with enough frames for it is drawn; if none
+    has enough, the one with the most frames is taken, with the largest step that fits.
     """
-    count = settings.frames - 1
+    steps = settings.frames - 1
     step = (
         settings.step
         if frames >= settings.frames * settings.step
         else max(1, frames // settings.frames)
     )
-    room = [(frames - 1 - a, i, 1) for i, a in enumerate(anchors)]
+    # (frames available, index of the anchor, direction)
+    options = [(frames - 1 - anchor, index, 1) for index, anchor in enumerate(anchors)]
     if settings.direction == "both":
-        room += [(a, i, -1) for i, a in enumerate(anchors)]
+        options += [(anchor, index, -1) for index, anchor in enumerate(anchors)]
     if settings.anchor == "first":
-        room = [option for option in room if option[1] == 0] or room
-    fitting = [option for option in room if option[0] >= count * step]
+        options = [option for option in options if option[1] == 0] or options
+    fitting = [option for option in options if option[0] >= steps * step]
     if fitting:
-        _, anchor, sign = fitting[int(random.integers(len(fitting)))]
+        _, chosen, direction = fitting[int(random.integers(len(fitting)))]
     else:
-        most, anchor, sign = max(room)
-        step = most // count
-    return anchor, [anchors[anchor] + sign * step * k for k in range(settings.frames)]
+        most, chosen, direction = max(options)
+        step = most // steps
+    return chosen, [anchors[chosen] + direction * step * k for k in range(settings.frames)]
 
 
 def choose_transforms(
     width: int, height: int, settings: DataSettings, random: np.random.Generator
 ) -> list[FrameTransform]:
-    """What is shown of each of the T frames: one view for all, or with `crop_per_frame` one drawn for each."""
+    """Draw the transform of each of T frames: one for all, or one each with `crop_per_frame`."""
     if not settings.crop_per_frame:
         return [choose_transform(width, height, settings, random)] * settings.frames
     return [choose_transform(width, height, settings, random) for _ in range(settings.frames)]
@@ -61,41 +69,51 @@ def choose_transforms(
 def choose_transform(
     width: int, height: int, settings: DataSettings, random: np.random.Generator
 ) -> FrameTransform:
-    """The part of a frame that is shown, as `data.crop` says, resized to a square; and perhaps mirrored."""
+    """Draw the box of a frame that is shown, as `data.crop` says, and whether it is flipped."""
     size = settings.size
     if settings.crop == "squash":
-        view = FrameTransform.whole(width, height, size, size)
+        transform = FrameTransform.whole(width, height, size, size)
     elif settings.crop == "random":
-        view = _random_box(width, height, settings, random)
+        transform = _random_box(width, height, settings, random)
     else:
         side = size if settings.crop == "native" else min(width, height)
-        view = FrameTransform((width - side) // 2, (height - side) // 2, side, side, size, size)
+        transform = FrameTransform(
+            (width - side) // 2, (height - side) // 2, side, side, size, size
+        )
     if settings.reduced_decoding and settings.crop != "squash":
-        view = _on_coarse_pixels(view)
-    return view.flipped() if random.random() < settings.flip else view
+        transform = _aligned_to_reduction(transform)
+    return transform.flipped() if random.random() < settings.flip else transform
 
 
 def _random_box(
     width: int, height: int, settings: DataSettings, random: np.random.Generator
 ) -> FrameTransform:
+    """Draw a box with between `crop_scale` and all of the frame's area, 3:4 to 4:3 in shape."""
     area = width * height * random.uniform(settings.crop_scale, 1)
-    shape = sqrt(exp(random.uniform(log(3 / 4), log(4 / 3))))
-    box_width = min(width, max(1, round(sqrt(area) * shape)))
-    box_height = min(height, max(1, round(sqrt(area) / shape)))
+    # Uniform in the logarithm of width / height, as in torchvision's RandomResizedCrop.
+    root_of_aspect = sqrt(exp(random.uniform(log(3 / 4), log(4 / 3))))
+    box_width = min(width, max(1, round(sqrt(area) * root_of_aspect)))
+    box_height = min(height, max(1, round(sqrt(area) / root_of_aspect)))
     left = int(random.integers(width - box_width + 1))
     top = int(random.integers(height - box_height + 1))
     return FrameTransform(left, top, box_width, box_height, settings.size, settings.size)
 
 
-def _on_coarse_pixels(view: FrameTransform) -> FrameTransform:
-    """The view with its box cut to multiples of 8, 4 or 2 pixels where it is at least so much larger than what is shown of it."""
+def _aligned_to_reduction(transform: FrameTransform) -> FrameTransform:
+    """Shrink a box to multiples of 8, 4 or 2 pixels, so that JPEGs can be decoded at that scale.
+
+    Takes the largest factor at which the decoded box still has at least the output's pixels;
+    returns the transform unchanged if there is none.
+    """
+    t = transform
     for factor in (8, 4, 2):
-        left, top = -(-view.left // factor) * factor, -(-view.top // factor) * factor
-        width = (view.left + view.width - left) // factor * factor
-        height = (view.top + view.height - top) // factor * factor
-        if width >= factor * view.out_width and height >= factor * view.out_height:
-            return FrameTransform(left, top, width, height, view.out_width, view.out_height)
-    return view
+        # Round the left and top edges up, and right and bottom down: the box never grows.
+        left, top = -(-t.left // factor) * factor, -(-t.top // factor) * factor
+        width = (t.left + t.width - left) // factor * factor
+        height = (t.top + t.height - top) // factor * factor
+        if width >= factor * t.out_width and height >= factor * t.out_height:
+            return FrameTransform(left, top, width, height, t.out_width, t.out_height)
+    return t
 
 
 def decode_and_transform(
@@ -106,78 +124,91 @@ def decode_and_transform(
     reduce: bool,
     into: NDArray[np.uint8],
 ) -> NDArray[np.uint8]:
-    """Decodes JPEGs of frames of `size` (width, height) and takes the view of each `into` [T, 3, S, S] RGB, which it returns.
+    """Decode JPEGs [T] and apply a transform to each.
 
-    `reduce` allows decoding them smaller where their views allow it. Raises ShardError for an image that is damaged or of another
-    size than the clip's.
+    size:   (width, height) that all images must have
+    reduce: decode at 1/2, 1/4 or 1/8 scale where the transform allows it
+    into:   uint8 [T, 3, S, S] RGB; the result is written there and returned
+
+    Raises ShardError for an image that is damaged or of another size.
     """
-    for image in images:  # before there is memory of this size: tables come from other people
+    # Before any memory of this size is allocated: sizes in tables and images come from others.
+    for image in images:
         if jpeg.size(image) != size:
             raise ShardError(
                 "an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size)
             )
-    memory = np.empty(3 * size[0] * size[1], np.uint8)  # for one image after the other
-    for view, image, shown in zip(transforms, images, into, strict=True):
-        factor = view.reduction if reduce else 1
+    # One buffer, reused for all images.
+    buffer = np.empty(3 * size[0] * size[1], np.uint8)
+    for image, transform, output in zip(images, transforms, into, strict=True):
+        factor = transform.reduction if reduce else 1
         _apply_transform(
-            view.reduced(factor) if factor > 1 else view, jpeg.decode(image, factor, memory), shown
+            transform.reduced(factor) if factor > 1 else transform,
+            jpeg.decode(image, factor, buffer),
+            output,
         )
     return into
 
 
 def _apply_transform(
-    view: FrameTransform, frame: NDArray[np.uint8], into: NDArray[np.uint8]
+    transform: FrameTransform, frame: NDArray[np.uint8], into: NDArray[np.uint8]
 ) -> None:
-    """Puts the view of a frame, as `FrameTransform.frame` defines it, but by torch's antialiased bilinear filter, `into` [3, S, S].
+    """Crop, resize and flip a frame [H, W, 3] into [3, S, S].
 
-    That is the published transforms' filter (Pillow's), and far faster than averaging areas.
+    As `FrameTransform.frame` defines it, except for the filter: torch's antialiased bilinear one is
+    that of the published transforms (Pillow's), and far faster than averaging areas.
     """
-    box = frame[view.top : view.top + view.height, view.left : view.left + view.width]
-    if box.shape[:2] != (view.out_height, view.out_width):
-        pixels = torch.from_numpy(box)[None].permute(
-            0, 3, 1, 2
-        )  # in that order torch sees channels last, which it is faster at
-        size = view.out_height, view.out_width
+    box = frame[
+        transform.top : transform.top + transform.height,
+        transform.left : transform.left + transform.width,
+    ]
+    size = transform.out_height, transform.out_width
+    if box.shape[:2] != size:
+        # A permuted view, which torch takes for channels-last memory: its fast path.
+        pixels = torch.from_numpy(box)[None].permute(0, 3, 1, 2)
         box = interpolate(pixels, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
     if box.shape[:2] != into.shape[1:]:
+        # OpenCV would allocate new memory and leave `into` as it is.
         raise ValueError(
-            f"a view of {view.out_width}x{view.out_height} does not fit {into.shape}"
-        )  # OpenCV would put it elsewhere
-    cv2.split(cv2.flip(box, 1) if view.flip else box, list(into))
+            f"a transform to {transform.out_width}x{transform.out_height} pixels does not fit "
+            f"{into.shape}"
+        )
+    cv2.split(cv2.flip(box, 1) if transform.flip else box, list(into))
 
 
 def transform_points(
-    views: Sequence[FrameTransform], points: NDArray[np.float32]
+    transforms: Sequence[FrameTransform], points: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Points of the T frames in pixels of what is shown of each: [T, N, 2] both."""
-    if all(view is views[0] for view in views):
-        return views[0].points(points)
-    return np.stack([view.points(part) for view, part in zip(views, points, strict=True)])
+    """Map points of T frames from stored pixels to pixels of the transformed frames: [T, N, 2]."""
+    if all(transform is transforms[0] for transform in transforms):
+        return transforms[0].points(points)
+    return np.stack(
+        [transform.points(frame) for transform, frame in zip(transforms, points, strict=True)]
+    )
 
 
 def change_colours(frames: Tensor, colour: ColourSettings, random: np.random.Generator) -> Tensor:
-    """Jitters, greys and blurs frames [T, 3, S, S] uint8 as drawn, all alike or each on its own; gives new ones."""
+    """Jitter, grey and blur frames [T, 3, S, S] uint8, all alike or each on its own; new memory."""
     if colour.per_frame:
-        return torch.cat([_changed(frame, colour, random) for frame in frames.split(1)])
-    return _changed(frames, colour, random)
+        return torch.cat([_change_alike(frame, colour, random) for frame in frames.split(1)])
+    return _change_alike(frames, colour, random)
 
 
-def _changed(frames: Tensor, colour: ColourSettings, random: np.random.Generator) -> Tensor:
-    from torchvision.transforms.v2 import (
-        functional,  # costs a worker half a second and 60 MB: only who asks for it pays
-    )
+def _change_alike(frames: Tensor, colour: ColourSettings, random: np.random.Generator) -> Tensor:
+    # Importing it costs a worker half a second and 60 MB, so only runs that use it import it.
+    from torchvision.transforms.v2 import functional
 
     if random.random() < colour.jitter:
-        b, c, s = (
-            random.uniform(1 - r, 1 + r)
-            for r in (colour.brightness, colour.contrast, colour.saturation)
+        brightness, contrast, saturation = (
+            random.uniform(1 - largest, 1 + largest)
+            for largest in (colour.brightness, colour.contrast, colour.saturation)
         )
-        h = random.uniform(-colour.hue, colour.hue)
+        hue = random.uniform(-colour.hue, colour.hue)
         changes: list[Callable[[Tensor], Tensor]] = [
-            lambda x: functional.adjust_brightness(x, b),
-            lambda x: functional.adjust_contrast(x, c),
-            lambda x: functional.adjust_saturation(x, s),
-            lambda x: functional.adjust_hue(x, h),
+            lambda x: functional.adjust_brightness(x, brightness),
+            lambda x: functional.adjust_contrast(x, contrast),
+            lambda x: functional.adjust_saturation(x, saturation),
+            lambda x: functional.adjust_hue(x, hue),
         ]
         for number in random.permutation(len(changes)):
             frames = changes[number](frames)
@@ -185,5 +216,6 @@ def _changed(frames: Tensor, colour: ColourSettings, random: np.random.Generator
         frames = functional.rgb_to_grayscale(frames, num_output_channels=3)
     if random.random() < colour.blur:
         sigma = random.uniform(*colour.blur_sigma)
+        # The kernel reaches three sigma to either side.
         frames = functional.gaussian_blur(frames, [2 * ceil(3 * sigma) + 1] * 2, [sigma] * 2)
     return frames

@@ -1,6 +1,8 @@
-"""Filters over the clips table, written as an expression: `visible_fraction > 0.5 and dataset in ('co3d', 'dl3dv')`.
+"""Filters over the clips table: `visible_fraction > 0.5 and dataset in ('co3d', 'dl3dv')`.
 
-The grammar is a part of Python's: columns, numbers and strings; + - * /; comparisons, also chained ones, and `in`; and, or, not.
+The grammar is a part of Python's: columns, numbers and strings; + - * /; comparisons, also chained
+ones, and `in`; and, or, not. Python's own parser reads it, and it becomes a pyarrow expression:
+`docs/architecture.md` says why not SQL.
 """
 
 from __future__ import annotations
@@ -20,15 +22,20 @@ COLUMNS = [
     for field in CLIPS
     if not pa.types.is_list(field.type) and not field.name.startswith("json_")
 ]
-"""What an expression may speak of: the columns with one value a clip."""
+"""The columns that a filter may name: those with one value per clip."""
 
 _COMPARISONS = {"Eq": "==", "NotEq": "!=", "Lt": "<", "LtE": "<=", "Gt": ">", "GtE": ">="}
 
 
 def parse_filter(text: str) -> pc.Expression:
-    """An expression as `pyarrow.Table.filter` takes it. Raises SettingsError, in one sentence, for what it does not understand."""
+    """Parse a filter into an expression for `pyarrow.Table.filter`.
+
+    Raises SettingsError, in one sentence, for what the grammar lacks, for an unknown column, and
+    for a comparison of different types.
+    """
     try:
-        expression = _logical(ast.parse(text.strip(), mode="eval").body)
+        expression = _condition(ast.parse(text.strip(), mode="eval").body)
+        # Binding to the schema finds comparisons of different types.
         CLIPS.empty_table().filter(expression)
     except (pa.ArrowException, TypeError) as error:
         raise SettingsError(
@@ -41,45 +48,47 @@ def parse_filter(text: str) -> pc.Expression:
     return expression
 
 
-def _logical(node: ast.expr) -> pc.Expression:
-    """A condition: something that is true or false of a clip."""
+def _condition(node: ast.expr) -> pc.Expression:
+    """Convert a node that is true or false for a clip."""
     match node:
         case ast.BoolOp(op=operator, values=[first, *others]):
-            whole = _logical(first)
+            condition = _condition(first)
             for other in others:
-                whole = (
-                    whole & _logical(other)
+                condition = (
+                    condition & _condition(other)
                     if isinstance(operator, ast.And)
-                    else whole | _logical(other)
+                    else condition | _condition(other)
                 )
-            return whole
+            return condition
         case ast.UnaryOp(op=ast.Not(), operand=inner):
-            return ~_logical(inner)
+            return ~_condition(inner)
         case ast.Compare(left=left, ops=operators, comparators=rights):
-            terms = [left, *rights]
-            parts = [
-                _comparison(a, o, b) for a, o, b in zip(terms, operators, rights, strict=False)
-            ]
-            whole = parts[0]
-            for part in parts[1:]:
-                whole = whole & part
-            return whole
-    raise SettingsError(f"'{ast.unparse(node)}' is not a condition: compare it with something")
+            # a < b < c means a < b and b < c.
+            lefts = [left, *rights[:-1]]
+            first, *others = (
+                _comparison(a, o, b) for a, o, b in zip(lefts, operators, rights, strict=True)
+            )
+            condition = first
+            for other in others:
+                condition = condition & other
+            return condition
+    raise SettingsError(f"'{ast.unparse(node)}' is not a condition: compare it with a value")
 
 
 def _comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr) -> pc.Expression:
+    """Convert one comparison, or `in` or `not in` with a list of constants."""
     if isinstance(operator, ast.In | ast.NotIn):
         if not isinstance(right, ast.Tuple | ast.List | ast.Set) or not all(
             isinstance(e, ast.Constant) for e in right.elts
         ):
             raise SettingsError(
-                f"'in' wants a list such as ('co3d', 'dl3dv'), not '{ast.unparse(right)}'"
+                f"'in' needs a list such as ('co3d', 'dl3dv'), not '{ast.unparse(right)}'"
             )
-        found = _value(left).isin([element.value for element in right.elts])  # type: ignore[attr-defined]
-        return ~found if isinstance(operator, ast.NotIn) else found
+        is_in = _value(left).isin([element.value for element in right.elts])  # type: ignore[attr-defined]
+        return ~is_in if isinstance(operator, ast.NotIn) else is_in
     symbol = _COMPARISONS.get(type(operator).__name__)
     if symbol is None:
-        raise SettingsError("'is' is not understood: write '=='")
+        raise SettingsError("'is' is not supported: write '=='")
     a, b = _value(left), _value(right)
     if symbol in ("==", "!="):
         return a == b if symbol == "==" else a != b
@@ -89,7 +98,7 @@ def _comparison(left: ast.expr, operator: ast.cmpop, right: ast.expr) -> pc.Expr
 
 
 def _value(node: ast.expr) -> Any:
-    """A number, a string, a column, or what is computed of them."""
+    """Convert a number, a string, a column, or arithmetic over them."""
     match node:
         case ast.Constant(value=value) if isinstance(value, int | float | str) and not isinstance(
             value, bool
@@ -105,16 +114,17 @@ def _value(node: ast.expr) -> Any:
             return _value(left) - _value(right)
         case ast.BinOp(left=left, op=ast.Mult(), right=right):
             return _value(left) * _value(right)
-        case ast.BinOp(
-            left=left, op=ast.Div(), right=right
-        ):  # as Python divides, not as whole numbers do
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            # Arrow divides integers without remainder; here 3 / 2 is 1.5, as in Python.
             return _value(left).cast(pa.float64()) / _value(right).cast(pa.float64())
     raise SettingsError(
-        f"'{ast.unparse(node)}' is not understood: use columns, numbers, strings, + - * / and comparisons"
+        f"'{ast.unparse(node)}' is not supported: use columns, numbers, strings, + - * / and "
+        "comparisons"
     )
 
 
 def _column(name: str) -> pc.Expression:
+    """Convert a column's name. Raises SettingsError, with a suggestion, for an unknown one."""
     if name not in COLUMNS:
         near = difflib.get_close_matches(name, COLUMNS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COLUMNS)}"

@@ -22,21 +22,25 @@ from trainer.data.sampler import ClipGroup
 logger = logging.getLogger(__name__)
 
 MOST_POINTS = 1 << 20
-"""Of a clip: a grid of 1024 x 1024."""
+"""Largest number of points per clip that is believed: a grid of 1024 x 1024."""
 
 
 def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipTable:
-    """The clips of all snapshots that fit the settings; logs how many each rule leaves out.
+    """Select the clips of all snapshots that fit the settings; log how many each rule leaves out.
 
-    Raises PretrackError if nothing fits, or if clips differ in their number of points, or have a number that none can have.
+    Raises PretrackError if no clip fits, if clips differ in their number of points, or if that
+    number is impossible.
     """
-    tables = [_read(snapshot, number, settings.where) for number, snapshot in enumerate(snapshots)]
-    clips = ClipTable(_fitting(pa.concat_tables(tables), settings))
+    tables = [
+        _read_columns(snapshot, folder, settings.where) for folder, snapshot in enumerate(snapshots)
+    ]
+    clips = ClipTable(_apply_rules(pa.concat_tables(tables), settings))
     folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
     if not len(clips):
         where = f" and {settings.where}" if settings.where else ""
         raise PretrackError(
-            f"no clip in {folders} fits: split '{settings.split}'{where}, {settings.frames} frames or more from an anchor"
+            f"no clip in {folders} fits: split '{settings.split}'{where}, {settings.frames} frames "
+            "or more from an anchor"
         )
     points = clips.table["points"].unique().to_pylist()
     if len(points) > 1:
@@ -44,7 +48,8 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipT
             f"the clips in {folders} differ in their points ({sorted(points)}): choose some with "
             f"'data.where', such as \"points == {max(points)}\""
         )
-    if not 0 < points[0] <= MOST_POINTS:  # there is memory of this size before any track is read
+    # Memory of this size is allocated before any track is read, and tables come from others.
+    if not 0 < points[0] <= MOST_POINTS:
         raise PretrackError(f"the tables in {folders} are damaged: no clip has {points[0]} points")
     return clips
 
@@ -52,93 +57,98 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipT
 def mixed_groups(
     clips: ClipTable, snapshots: Sequence[Snapshot], weights: dict[str, float]
 ) -> tuple[ClipGroup, ...]:
-    """The groups that `data.weights` names, by dataset or folder; none if it is empty.
+    """Return the groups that `data.weights` names, by dataset or folder; none if it is empty.
 
-    Raises PretrackError for a name of nothing, and unless every clip is in exactly one group.
+    Raises PretrackError for a name without clips, and unless every clip is in exactly one group.
     """
     datasets, folder = clips.table["dataset"], clips.table["folder"].to_numpy()
-    times = np.zeros(len(clips), np.int64)
+    memberships = np.zeros(len(clips), np.int64)
     groups = []
     for name, weight in weights.items():
-        numbers = [
-            i
-            for i, snapshot in enumerate(snapshots)
-            if snapshot.out == absolute(parse_location(name))
-        ]
-        chosen = np.isin(folder, numbers) if numbers else pc.equal(datasets, name).to_numpy()
+        out = absolute(parse_location(name))
+        folders = [number for number, snapshot in enumerate(snapshots) if snapshot.out == out]
+        chosen = np.isin(folder, folders) if folders else pc.equal(datasets, name).to_numpy()
         if not chosen.any():
-            known = ", ".join(sorted(datasets.unique().to_pylist()))
+            existing = ", ".join(sorted(datasets.unique().to_pylist()))
             raise PretrackError(
-                f"'data.weights' names '{name}', and no clip is of such a dataset or folder (there are: {known})"
+                f"'data.weights' names '{name}', and no clip is of such a dataset or folder "
+                f"(there are: {existing})"
             )
-        times += chosen
+        memberships += chosen
         groups.append(ClipGroup(np.flatnonzero(chosen), weight))
-    if weights and (times != 1).any():
-        first = clips[int(np.flatnonzero(times != 1)[0])]
-        how = "in none" if times.min() == 0 else "in two"
+    if weights and (memberships != 1).any():
+        first = clips[int(np.flatnonzero(memberships != 1)[0])]
+        number = "none" if memberships.min() == 0 else "two"
         raise PretrackError(
-            f"'data.weights' should put every clip in one group, and {first.key} is {how}: name its dataset or its folder, "
-            "or leave it out with 'data.where'"
+            f"'data.weights' should put every clip in one group, and {first.key} is in {number}: "
+            "name its dataset or its folder, or leave it out with 'data.where'"
         )
     return tuple(groups)
 
 
-def _read(snapshot: Snapshot, number: int, where: str) -> pa.Table:
-    """A snapshot's clips, without the columns that nobody asks for; `folder` is the snapshot's number."""
+def _read_columns(snapshot: Snapshot, folder: int, where: str) -> pa.Table:
+    """Read the needed columns of a snapshot's clips; `folder` is added as a column."""
     needed = {"dataset", "split", "points", "checksum", *Clip.__dataclass_fields__}
+    # A name that only occurs in a string of `where` is read too, which does no harm.
     names = [field.name for field in CLIPS if field.name in needed or field.name in where]
     table = read_table(snapshot.folder / "clips.parquet", names)
-    return table.append_column("folder", pa.repeat(pa.scalar(number, pa.int32()), table.num_rows))
+    return table.append_column("folder", pa.repeat(pa.scalar(folder, pa.int32()), table.num_rows))
 
 
-def _fitting(clips: pa.Table, settings: DataSettings) -> pa.Table:
-    """The clips that the settings ask for and that are long and large enough; logs how many each rule leaves out."""
-    size, reach = settings.size, frames_needed(settings)
+def _apply_rules(clips: pa.Table, settings: DataSettings) -> pa.Table:
+    """Return the clips that the settings select and that are long and large enough."""
+    size = settings.size
     rules: dict[str, pc.Expression] = {
         f"split other than '{settings.split}'": pc.field("split") == settings.split
     }
     if settings.where.strip():
         rules[f"not {settings.where}"] = parse_filter(settings.where)
-    rules[f"too short for {settings.frames} frames from an anchor"] = (
-        pc.field("frames_available") >= reach
-    )
+    rules[f"too short for {settings.frames} frames from an anchor"] = pc.field(
+        "frames_available"
+    ) >= frames_needed(settings)
     if settings.crop == "native":
         rules[f"smaller than {size}x{size}"] = (pc.field("width") >= size) & (
             pc.field("height") >= size
         )
-    asked = [
+    # Filter only the columns that rules use. The others, with lists of offsets per clip, are large:
+    # they are copied at most once, at the end.
+    used = [
         name
         for name in clips.column_names
         if name in ("split", "width", "height") or name in settings.where
     ]
-    light = clips.select(asked)  # the rest is copied once, if at all
-    light = light.append_column("frames_available", pa.array(frames_available(clips, settings)))
-    light = light.append_column("row", pa.array(np.arange(clips.num_rows)))
+    filtered = clips.select(used)
+    filtered = filtered.append_column(
+        "frames_available", pa.array(frames_available(clips, settings))
+    )
+    filtered = filtered.append_column("row", pa.array(np.arange(clips.num_rows)))
     for reason, rule in rules.items():
-        kept = light.filter(rule)
-        if lost := light.num_rows - kept.num_rows:
+        kept = filtered.filter(rule)
+        if lost := filtered.num_rows - kept.num_rows:
             logger.info("%d clips left out: %s", lost, reason)
-            light = kept
-    return clips if light.num_rows == clips.num_rows else clips.take(light["row"])
+            filtered = kept
+    return clips if filtered.num_rows == clips.num_rows else clips.take(filtered["row"])
 
 
 def frames_needed(settings: DataSettings) -> int:
-    """How many frames a clip needs on one side of an anchor."""
+    """Return how many frames a clip needs on one side of an anchor, without the anchor frame."""
     return (settings.frames - 1) * min(settings.step, 1)
 
 
 def frames_available(clips: pa.Table, settings: DataSettings) -> NDArray[np.int64]:
-    """The most frames that lie on one side of a usable anchor, from the columns `anchors` and `frames`: [clips]."""
+    """Return the most frames on one side of a usable anchor, without the anchor frame: [clips].
+
+    From the columns `anchors` and `frames`; -1 for a clip without anchors.
+    """
     lengths = pc.list_value_length(clips["anchors"]).to_numpy()
     first, last = np.full(len(lengths), -1), np.full(len(lengths), -1)
-    anchors, usable = pc.list_flatten(clips["anchors"]).to_numpy(), lengths > 0
-    starts = (np.cumsum(lengths) - lengths)[usable]
-    if len(anchors):
-        first[usable] = (
-            anchors[starts] if settings.anchor == "first" else np.minimum.reduceat(anchors, starts)
-        )
-        last[usable] = (
-            anchors[starts] if settings.anchor == "first" else np.maximum.reduceat(anchors, starts)
-        )
-    forward = np.where(usable, clips["frames"].to_numpy() - 1 - first, -1)
+    anchors, has_anchors = pc.list_flatten(clips["anchors"]).to_numpy(), lengths > 0
+    starts = (np.cumsum(lengths) - lengths)[has_anchors]
+    if len(anchors) and settings.anchor == "first":
+        first[has_anchors] = last[has_anchors] = anchors[starts]
+    elif len(anchors):
+        first[has_anchors] = np.minimum.reduceat(anchors, starts)
+        last[has_anchors] = np.maximum.reduceat(anchors, starts)
+    # Forward in time the earliest anchor has the most frames after it, backward the latest.
+    forward = np.where(has_anchors, clips["frames"].to_numpy() - 1 - first, -1)
     return np.maximum(forward, last) if settings.direction == "both" else forward

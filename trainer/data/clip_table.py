@@ -1,8 +1,7 @@
-"""Which clips are trained on: those of the snapshots' tables that fit the settings, and the groups they are mixed by."""
+"""The clips of a run's snapshots as one table, cheap to index and to share with workers."""
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,15 +19,18 @@ from manifests.snapshot import Snapshot, open_snapshot
 from shards.errors import PretrackError
 from trainer.config import DataSettings
 
-logger = logging.getLogger(__name__)
-
-MOST_POINTS = 1 << 20
-"""Of a clip: a grid of 1024 x 1024."""
-
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """A clip as a reader needs it: its shard (of snapshot number `folder`), and where its members lie in that."""
+    """What reading a clip needs: its shard, and where its members lie in that.
+
+    folder:        index of the snapshot that has the shard
+    frames:        number of frames; `width` and `height` in pixels
+    anchors:       frame numbers of the anchor frames [A]
+    tracks_offset: first byte of the tracks member in the shard
+    anchor_sizes:  bytes of each anchor's tracks [A], one after the other in that member
+    frame_offsets: first byte of each frame's JPEG in the shard [frames]; its bytes: `frame_sizes`
+    """
 
     key: str
     folder: int
@@ -44,9 +46,11 @@ class Clip:
 
 
 class ClipTable:
-    """A list of clips, over an Arrow table. It holds no Python object a clip, so forked workers go on sharing its memory.
+    """A list of clips over an Arrow table.
 
-    Workers that are not forked get it as a file that they map, which lives as long as the list that it was made from.
+    It holds no Python object per clip, so forked workers keep sharing its memory: reference counts
+    would be written to. Other workers receive it as the path of a file that they memory-map; the
+    file lives as long as the list that it was written from.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -58,7 +62,7 @@ class ClipTable:
         ]
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return _mapped, (f"{self._folder.name}/clips.arrow",)
+        return _memory_mapped, (f"{self._folder.name}/clips.arrow",)
 
     @cached_property
     def _folder(self) -> TemporaryDirectory[str]:
@@ -75,32 +79,33 @@ class ClipTable:
 
     def __getitem__(self, index: int) -> Clip:
         part = bisect_right(self._starts, index) - 1
-        place = index - self._starts[part]
-        values: dict[str, Any] = {name: column[place] for name, column in self._parts[part].items()}
+        row = index - self._starts[part]
+        values: dict[str, Any] = {name: column[row] for name, column in self._parts[part].items()}
         return Clip(**values)
 
     @property
     def identity(self) -> str:
-        """A digest of which clips these are, and in what order."""
+        """A digest of the clips and their order."""
         return fingerprint_lines(self.table["checksum"].to_pylist())
 
     @property
     def shards(self) -> NDArray[np.int64]:
-        """The number of each clip's shard, over all folders: [clips]."""
+        """The number of each clip's shard, counted over all folders: [clips]."""
         shard = self.table["shard"].combine_chunks().dictionary_encode()
-        places = (
+        # Shards of different folders can have the same name: number (folder, name) pairs.
+        pairs = (
             shard.indices.to_numpy().astype(np.int64)
             + len(shard.dictionary) * self.table["folder"].to_numpy()
         )
-        return np.unique(places, return_inverse=True)[1]
+        return np.unique(pairs, return_inverse=True)[1]
 
 
-def _mapped(path: str) -> ClipTable:
+def _memory_mapped(path: str) -> ClipTable:
     return ClipTable(pa.ipc.open_file(pa.memory_map(path)).read_all())
 
 
-class _Numbers:
-    """A column of numbers, read as Python's own."""
+class _NumberColumn:
+    """A column of numbers, indexed as Python numbers."""
 
     def __init__(self, column: pa.Array) -> None:
         self._values = column.to_numpy(zero_copy_only=False)
@@ -109,8 +114,8 @@ class _Numbers:
         return self._values[index].item()
 
 
-class _Lists:
-    """A column of lists of numbers, read as arrays that are not copied."""
+class _ListColumn:
+    """A column of lists of numbers, indexed as array views."""
 
     def __init__(self, column: pa.ListArray) -> None:
         self._values, self._ends = column.values.to_numpy(), column.offsets.to_numpy()
@@ -119,7 +124,9 @@ class _Lists:
         return self._values[self._ends[index] : self._ends[index + 1]]
 
 
-class _Texts:
+class _StringColumn:
+    """A column of strings, indexed as Python strings."""
+
     def __init__(self, column: pa.Array) -> None:
         self._column = column
 
@@ -127,24 +134,26 @@ class _Texts:
         return str(self._column[index])
 
 
-def _column(column: pa.Array) -> _Numbers | _Lists | _Texts:
-    return (
-        _Lists
-        if pa.types.is_list(column.type)
-        else _Texts
-        if pa.types.is_string(column.type)
-        else _Numbers
-    )(column)
+def _column(column: pa.Array) -> _NumberColumn | _ListColumn | _StringColumn:
+    if pa.types.is_list(column.type):
+        return _ListColumn(column)
+    if pa.types.is_string(column.type):
+        return _StringColumn(column)
+    return _NumberColumn(column)
 
 
 def open_snapshots(settings: DataSettings, names: Sequence[str] | None = None) -> list[Snapshot]:
-    """The snapshots to train on: those named (one a folder, as a resumed run needs), else the settings', else the current ones.
+    """Open the snapshots to train on, one per folder of `data.out`.
 
-    Raises PretrackError if one is not there, or if there are not as many names as folders.
+    names: the snapshots that a resumed run was started with; None: the one in the settings, or
+    else each folder's current one
+
+    Raises PretrackError if a snapshot does not exist, or if names and folders differ in number.
     """
-    wanted = names if names is not None else [settings.snapshot] * len(settings.out)
-    if len(wanted) != len(settings.out):
+    chosen = names if names is not None else [settings.snapshot] * len(settings.out)
+    if len(chosen) != len(settings.out):
         raise PretrackError(
-            f"this run was begun with {len(wanted)} folders in 'data.out', and now there are {len(settings.out)}"
+            f"this run was started with {len(chosen)} folders in 'data.out', and now there are "
+            f"{len(settings.out)}: resume it with the same folders"
         )
-    return [open_snapshot(out, name) for out, name in zip(settings.out, wanted, strict=True)]
+    return [open_snapshot(out, name) for out, name in zip(settings.out, chosen, strict=True)]

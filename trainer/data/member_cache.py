@@ -1,4 +1,7 @@
-"""Members of remote shards on a local disk, with a limit to its size; several processes and runs may share a folder."""
+"""Cache of remote shards' members on a local disk, limited in size.
+
+Several processes and runs can share a folder.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,38 @@ from shards.reader import read_members
 logger = logging.getLogger(__name__)
 
 FULL, SHARE = 7 / 8, 1 / 64
-"""Room is made until the folder is this full, by a process each time that it has written this share of the limit: so up to eight
-processes keep it below the limit."""
-_DIGEST = 8
+"""Each process evicts down to FULL of the limit whenever it has written SHARE of the limit. So up
+to eight processes, which write at most 8 / 64 = 1 - FULL in between, stay below the limit."""
+_DIGEST_BYTES = 8
 
 
 class MemberCache:
-    """One file a member, with its digest behind it. A file is whole or not there; one that went bad is fetched again.
+    """One file per member, followed by the member's digest; evicts the least recently used.
 
-    A file's time of change says when it was last used. A disk that cannot be written is said once, and reading goes on.
+    Files are written atomically, and a corrupt one is fetched again. A file's modification time is
+    when it was last used. If the disk cannot be written, one warning is logged and reading
+    continues without caching.
+
+    gb: largest size of the folder, in 10^9 bytes
     """
 
     def __init__(self, folder: Path, gb: float) -> None:
         self.folder, self.limit = folder.expanduser().absolute(), int(gb * 1e9)
-        self._written = self.limit  # the first write looks at what there is
-        self._broken = False
+        # Bytes written since the last eviction; the first write evicts what earlier runs left.
+        self._written = self.limit
+        self._cannot_write = False
 
     def read(self, shard: Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-        """`read_members`, but what is not here is fetched and kept. A shard on this machine is read as ever. Raises ShardError."""
+        """Read members as `shards.reader.read_members` does, through the cache if it is remote.
+
+        Raises ShardError.
+        """
         if not isinstance(shard, Url):
             return read_members(shard, offsets, sizes)
         paths = [
             self._path(shard, offset, size) for offset, size in zip(offsets, sizes, strict=True)
         ]
-        members = [self._kept(path, size) for path, size in zip(paths, sizes, strict=True)]
+        members = [self._cached(path, size) for path, size in zip(paths, sizes, strict=True)]
         missing = [i for i, member in enumerate(members) if member is None]
         if missing:
             fetched = read_members(
@@ -50,24 +61,27 @@ class MemberCache:
             )
             for i, member in zip(missing, fetched, strict=True):
                 members[i] = member
-                self._keep(paths[i], member)
+                self._store(paths[i], member)
         return [member for member in members if member is not None]
 
     def _path(self, shard: Url, offset: int, size: int) -> Path:
         name = xxhash.xxh3_128(f"{shard} {offset} {size}".encode()).hexdigest()
         return self.folder / name[:2] / name[2:]
 
-    def _kept(self, path: Path, size: int) -> bytes | None:
+    def _cached(self, path: Path, size: int) -> bytes | None:
+        """Return a member, or None if it is not cached or its file is corrupt."""
         try:
             data = path.read_bytes()
             os.utime(path)
-        except OSError:  # never kept, or another process has just made room
+        except OSError:  # never cached, or just evicted by another process
             return None
-        member, digest = data[:-_DIGEST], data[-_DIGEST:]
+        member, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
         return member if len(member) == size and xxhash.xxh3_64(member).digest() == digest else None
 
-    def _keep(self, path: Path, member: bytes) -> None:
-        if self._broken or len(member) > self.limit * SHARE:
+    def _store(self, path: Path, member: bytes) -> None:
+        """Write a member atomically, after an eviction if one is due."""
+        # A member larger than SHARE would break the accounting behind FULL.
+        if self._cannot_write or len(member) > self.limit * SHARE:
             return
         temporary = path.with_name(f"{TEMPORARY}{secrets.token_hex(6)}")
         try:
@@ -75,21 +89,24 @@ class MemberCache:
             self._written += len(member)
             if self._written > self.limit * SHARE:
                 self._written = len(member)
-                self._make_room()
+                self._evict()
             temporary.write_bytes(member + xxhash.xxh3_64(member).digest())
             temporary.rename(path)
         except OSError as error:
             with suppress(OSError):
                 temporary.unlink()
-            self._broken = True
+            self._cannot_write = True
             logger.warning(
-                "%s cannot be written (%s): going on without keeping what is read",
+                "%s cannot be written (%s): continuing without the cache",
                 self.folder,
                 error.strerror,
             )
 
-    def _make_room(self) -> None:
-        """Deletes what was not used for longest; one process at a time. The others wait: writing on, they could pass the limit."""
+    def _evict(self) -> None:
+        """Delete the least recently used files until the folder is FULL.
+
+        One process at a time: the others wait, since they could exceed the limit if they wrote on.
+        """
         with open(self.folder / "lock", "wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             files = []

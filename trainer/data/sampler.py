@@ -1,4 +1,10 @@
-"""The order of clips: it follows from (clips, seed) alone, and a place in it is a count of batches."""
+"""Order of the clips: it follows from (clips, seed) alone, and a position is a count of batches.
+
+An *epoch* is as many samples as there are clips, cut into global batches. A *pass* shows every clip
+of a group once, or every clip of the dataset without groups. Without groups a pass is an epoch;
+with them a small group makes several passes within an epoch, and the pass of a large group
+continues in the next.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +19,35 @@ from torch.utils.data import Sampler
 from shards.errors import PretrackError
 
 SampleIndex = tuple[int, int]
-"""(pass, index of the clip): what a sample is made from. Each clip is shown once a pass; without weights a pass is an epoch."""
+"""(pass, clip): the number of the pass, from which a sample's augmentation is drawn, and the clip's
+index."""
 
 
 @dataclass(frozen=True, eq=False)
 class ClipGroup:
-    """Clips that share a weight: their indices [n], and the part of every epoch that they make up, compared to other groups'."""
+    """Clips that share a weight: their indices [n], and the weight of their part of each epoch."""
 
     clips: NDArray[np.int64]
     weight: float
 
 
 class ClipSampler(Sampler[list[SampleIndex]]):
-    """Which clips a rank reads, batch by batch and without end, from batch `start` on.
+    """Infinite batch sampler for one rank, starting at batch `start`.
 
-    An epoch has as many clips as there are, cut into global batches of `batch_size`; a rank takes every world-th clip of each,
-    beginning at its own number. So all ranks take the same number of steps, whatever their number.
+    An epoch has as many samples as there are clips, cut into global batches of `batch_size`; a rank
+    takes every world-th sample of a batch, starting at its own number. So all ranks take the same
+    number of steps, and a global batch is the same for any number of ranks.
 
-    Without groups an epoch is a permutation drawn from (seed, epoch), and the fewer than `batch_size` clips at its end are dropped
-    (other ones each epoch). With groups each fills its part of every epoch to within one clip, from an endless row of permutations
-    of its own clips: nothing is dropped, and a clip comes again when all others of its group have been shown.
+    Without groups an epoch is a permutation drawn from (seed, epoch), and the fewer than
+    `batch_size` clips at its end are dropped (others in each epoch). With groups, each group fills
+    its part of every epoch to within one clip, from an endless sequence of permutations of its own
+    clips: nothing is dropped, and a clip is repeated only after all others of its group.
 
-    With `shards` (the shard of each clip: [clips]) and a `window` of K, a permutation is one of shards, and one of the clips within
-    each K shards of that.
+    With `shards` (the shard of each clip: [clips]) and a `window` of K, a permutation shuffles the
+    shards, and then the clips within each K consecutive shards of that order.
+
+    Raises PretrackError if the ranks cannot share a batch evenly, or if a batch has more clips than
+    there are.
     """
 
     def __init__(
@@ -53,98 +65,105 @@ class ClipSampler(Sampler[list[SampleIndex]]):
     ) -> None:
         if batch_size % world:
             raise PretrackError(
-                f"'run.batch_size: {batch_size}' cannot be shared by {world} ranks: take a multiple of {world}"
+                f"'run.batch_size: {batch_size}' cannot be shared by {world} ranks: take a "
+                f"multiple of {world}"
             )
         if batch_size > clips:
             raise PretrackError(
-                f"'run.batch_size: {batch_size}' is more than the {clips} clips there are: make it smaller"
+                f"'run.batch_size: {batch_size}' is more than the {clips} clips there are: make it "
+                "smaller"
             )
-        self.clips, self.batch_size, self.seed, self.rank, self.world, self.start = (
-            clips,
-            batch_size,
-            seed,
-            rank,
-            world,
-            start,
-        )
+        self.clips, self.batch_size, self.seed = clips, batch_size, seed
+        self.rank, self.world, self.start = rank, world, start
         self.groups, self.shards, self.window = tuple(groups), shards, window
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches an epoch."""
+        """Global batches per epoch."""
         return self.clips // self.batch_size
 
     def __iter__(self) -> ClipSamplerIterator:
         return ClipSamplerIterator(self)
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """All (pass, index) of an epoch in order: [steps_per_epoch * batch_size, 2]."""
+        """Return all (pass, clip) of an epoch in order: [steps_per_epoch * batch_size, 2]."""
         size = self.steps_per_epoch * self.batch_size
         if not self.groups:
-            order = self._permutation(np.arange(self.clips), epoch)[:size]
-            return np.stack([np.full(size, epoch), order], axis=1)
-        quotas = split_by_weight([group.weight for group in self.groups], size)
-        turns = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(
-            np.repeat(np.arange(len(quotas)), quotas)
+            clips = self._permutation(np.arange(self.clips), epoch)[:size]
+            return np.stack([np.full(size, epoch), clips], axis=1)
+        counts = split_by_weight([group.weight for group in self.groups], size)
+        # Shuffle which group each position of the epoch belongs to, ...
+        group_of_position = np.random.default_rng([self.seed, epoch, 0, 1]).permutation(
+            np.repeat(np.arange(len(counts)), counts)
         )
-        items = np.empty((size, 2), np.int64)
-        for number, quota in enumerate(quotas):
-            items[turns == number] = self._row(number, epoch * quota, quota)
-        return items
+        # ... then fill each group's positions from where its sequence stood after past epochs.
+        indices = np.empty((size, 2), np.int64)
+        for number, group_size in enumerate(counts):
+            indices[group_of_position == number] = self._sequence_of_group(
+                number, epoch * group_size, group_size
+            )
+        return indices
 
-    def _row(self, number: int, start: int, count: int) -> NDArray[np.int64]:
-        """From a group's endless row of permutations `count` (pass, index) from a place on: [count, 2]."""
+    def _sequence_of_group(self, number: int, start: int, count: int) -> NDArray[np.int64]:
+        """Return `count` (pass, clip) of a group's endless sequence from `start` on: [count, 2]."""
         clips = self.groups[number].clips
         first, last = start // len(clips), (start + count - 1) // len(clips)
-        rows = [self._permutation(clips, turn, number + 1, 1) for turn in range(first, last + 1)]
-        turns = np.repeat(np.arange(first, last + 1), len(clips))
-        skipped = start - first * len(clips)
-        return np.stack([turns, np.concatenate([*rows, clips[:0]])], axis=1)[
-            skipped : skipped + count
+        permutations = [
+            self._permutation(clips, pass_number, number + 1, 1)
+            for pass_number in range(first, last + 1)
         ]
+        passes = np.repeat(np.arange(first, last + 1), len(clips))
+        offset = start - first * len(clips)
+        # clips[:0] for a group that gets no clip at all: nothing cannot be concatenated.
+        sequence = np.stack([passes, np.concatenate([*permutations, clips[:0]])], axis=1)
+        return sequence[offset : offset + count]
 
     def _permutation(self, clips: NDArray[np.int64], *entropy: int) -> NDArray[np.int64]:
         random = np.random.default_rng([self.seed, *entropy])
         if self.shards is None or not self.window:
             return clips[random.permutation(len(clips))]
-        shards, places = np.unique(self.shards[clips], return_inverse=True)
-        windows = random.permutation(len(shards))[places] // self.window
-        return clips[np.lexsort((random.random(len(clips)), windows))]
+        # Shuffle the shards, number their windows, and sort the clips by (window, random number).
+        shards, shard_of_clip = np.unique(self.shards[clips], return_inverse=True)
+        window_of_clip = random.permutation(len(shards))[shard_of_clip] // self.window
+        return clips[np.lexsort((random.random(len(clips)), window_of_clip))]
 
 
 class ClipSamplerIterator(Iterator[list[SampleIndex]]):
-    """A place in the order. Its `state_dict` is what torchdata's StatefulDataLoader keeps of it."""
+    """A position in the order. torchdata's StatefulDataLoader saves its `state_dict`."""
 
-    def __init__(self, order: ClipSampler) -> None:
-        self._order, self._step = order, order.start
+    def __init__(self, sampler: ClipSampler) -> None:
+        self._sampler, self._step = sampler, sampler.start
         self._epoch: tuple[int, NDArray[np.int64]] | None = None
 
     def __iter__(self) -> ClipSamplerIterator:
         return self
 
     def __next__(self) -> list[SampleIndex]:
-        order = self._order
-        epoch, batch = divmod(self._step, order.steps_per_epoch)
+        s = self._sampler
+        epoch, batch = divmod(self._step, s.steps_per_epoch)
         if self._epoch is None or self._epoch[0] != epoch:
-            self._epoch = epoch, order.epoch(epoch)
-        first = batch * order.batch_size
-        chosen = self._epoch[1][first + order.rank : first + order.batch_size : order.world]
+            self._epoch = epoch, s.epoch(epoch)
+        first = batch * s.batch_size
+        indices = self._epoch[1][first + s.rank : first + s.batch_size : s.world]
         self._step += 1
-        return [(turn, index) for turn, index in chosen.tolist()]
+        return [(pass_number, clip) for pass_number, clip in indices.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of the next batch."""
+        """Return the number of the next batch."""
         return {"step": self._step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to where a `state_dict` was taken."""
+        """Move to where a `state_dict` was taken."""
         self._step = int(state["step"])
 
 
 def split_by_weight(weights: Sequence[float], total: int) -> list[int]:
-    """`total` split in proportion to weights, each within one of its exact part; rounding favours the largest rests."""
+    """Split `total` in proportion to weights, by the largest-remainder method.
+
+    Each part is within one of its exact value, and the parts add up to `total`.
+    """
     exact = np.array(weights, np.float64) / sum(weights) * total
     parts = np.floor(exact).astype(np.int64)
-    order = np.argsort(parts - exact, kind="stable")
-    parts[order[: total - parts.sum()]] += 1
+    by_remainder = np.argsort(parts - exact, kind="stable")
+    parts[by_remainder[: total - parts.sum()]] += 1
     return [int(part) for part in parts]

@@ -1,4 +1,7 @@
-"""Vision transformers of timm: by name, with weights from a file, frozen but for their last blocks, as maps of patch features."""
+"""Vision transformers of timm as maps of patch features.
+
+They are made by name, with weights from a file, and frozen except for their last blocks.
+"""
 
 from __future__ import annotations
 
@@ -33,16 +36,17 @@ BACKBONES = {
     "dinov3_base": "vit_base_patch16_dinov3.lvd1689m",
     "dinov3_large": "vit_large_patch16_dinov3.lvd1689m",
 }
-"""Short names of the backbones the method is published for, and timm's."""
+"""Short names of the backbones that the method is published for, and their names in timm."""
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Images half-way through a transformer: what its frozen blocks made of them.
+    """Tokens of B images between the frozen and the other blocks of a transformer.
 
-    values:  [B, n, D], prefix tokens first
-    extras:  what each block to come is called with beside its tokens, such as rotary positions; the same for every image
-    grid:    rows and columns of patches
+    values: [B, n, D], prefix tokens first
+    extras: per remaining block, the arguments that timm passes beside the tokens, such as rotary
+            positions; the same for every image
+    grid:   rows and columns of patches
     """
 
     values: Tensor
@@ -50,12 +54,12 @@ class Tokens:
     grid: tuple[int, int]
 
     def __getitem__(self, images: Tensor | slice) -> Tokens:
-        """Those of some images."""
+        """Return the tokens of some images."""
         return replace(self, values=self.values[images])
 
 
-class _Later(nn.Module):
-    """Stands where a block is that is run later, and keeps what it would have been called with."""
+class _DeferredBlock(nn.Module):
+    """Placeholder that records the arguments of a deferred block and passes tokens on."""
 
     def forward(self, values: Tensor, **extras: Any) -> Tensor:
         self.extras = extras
@@ -63,9 +67,9 @@ class _Later(nn.Module):
 
 
 class Backbone(nn.Module):
-    """A timm vision transformer that gives the last block's patch tokens, after the final norm, as a map.
+    """A timm vision transformer that returns the last block's patch tokens, normed, as a map.
 
-    It is cut in two before the first block that is trained: `trunk`, all of it frozen, and `tail`.
+    It is cut in two before the first trained block: `trunk`, which is frozen, and `tail`.
     """
 
     def __init__(self, model: nn.Module, timm_id: str) -> None:
@@ -86,41 +90,54 @@ class Backbone(nn.Module):
         return int(self.model.patch_embed.patch_size[0])
 
     def grid(self, size: int) -> int:
-        """Patches along a side of `size` pixels. Raises SettingsError if it is no whole number."""
+        """Return the patches along a side of `size` pixels.
+
+        Raises SettingsError if that is not a whole number.
+        """
         if size % self.patch:
             near = max(1, round(size / self.patch)) * self.patch
             raise SettingsError(
-                f"{self.timm_id} has patches of {self.patch} pixels, which do not fill 'size: {size}': take {near}"
+                f"{self.timm_id} has patches of {self.patch} pixels, which do not fill "
+                f"'size: {size}': take {near}"
             )
         return size // self.patch
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] → features [B, H / patch, W / patch, D]."""
+        """Run it: normalised images [B, 3, H, W] → features [B, H / patch, W / patch, D]."""
         return self._as_map(self.model.forward_features(images), self._grid_of(images))
 
     @torch.no_grad()
     def trunk(self, images: Tensor) -> Tokens:
-        """The frozen blocks, without gradients: normalised images [B, 3, H, W] → tokens. `tail(trunk(x))` is `forward(x)`."""
-        later = [_Later() for _ in self.model.blocks[self.frozen :]]
-        model = copy.copy(self.model)  # shares every weight
+        """Run the frozen blocks, without gradients: normalised images [B, 3, H, W] → tokens.
+
+        `tail(trunk(x))` equals `forward(x)`.
+        """
+        # timm's own forward pass prepares each block's arguments, in a way that depends on the
+        # model. So run it on a shallow copy, which shares every weight, with the other blocks
+        # replaced by placeholders that record their arguments for `tail`.
+        deferred = [_DeferredBlock() for _ in self.model.blocks[self.frozen :]]
+        model = copy.copy(self.model)
         model._modules = dict(self.model._modules)
-        model.blocks = nn.Sequential(*self.model.blocks[: self.frozen], *later)
+        model.blocks = nn.Sequential(*self.model.blocks[: self.frozen], *deferred)
         model.norm = nn.Identity()
         return Tokens(
             model.forward_features(images),
-            tuple(block.extras for block in later),
+            tuple(block.extras for block in deferred),
             self._grid_of(images),
         )
 
     def tail(self, tokens: Tokens) -> Tensor:
-        """The other blocks and the final norm: tokens of B images → features [B, rows, columns, D]."""
+        """Run the other blocks and the final norm: tokens → features [B, rows, columns, D]."""
         values = tokens.values
         for block, extras in zip(self.model.blocks[self.frozen :], tokens.extras, strict=True):
             values = block(values, **extras)
         return self._as_map(self.model.norm(values), tokens.grid)
 
     def compile(self) -> None:  # type: ignore[override]
-        """Compiles each block, which keeps the names of weights and takes as long as one of them."""
+        """Compile each block on its own.
+
+        That keeps the names of weights, and compiling takes only as long as for one block.
+        """
         for block in self.model.blocks:
             block.compile()
 
@@ -133,11 +150,15 @@ class Backbone(nn.Module):
         )
 
     def freeze(self, trainable_blocks: int, train_norm: bool) -> None:
-        """Leaves only the last blocks, and perhaps the final norm, to be trained. Raises SettingsError for too many."""
+        """Freeze all but the last `trainable_blocks` blocks and, with `train_norm`, the final norm.
+
+        Raises SettingsError for more blocks than there are.
+        """
         blocks = self.model.blocks
         if trainable_blocks > len(blocks):
             raise SettingsError(
-                f"'model.trainable_blocks: {trainable_blocks}' is more than the {len(blocks)} of {self.timm_id}"
+                f"'model.trainable_blocks: {trainable_blocks}' is more than the {len(blocks)} of "
+                f"{self.timm_id}"
             )
         self.requires_grad_(False)
         self.frozen = len(blocks) - trainable_blocks
@@ -147,7 +168,7 @@ class Backbone(nn.Module):
 
 
 def normalised_images(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """What a backbone takes: uint8 [..., 3, H, W] RGB → float32, (value / 255 - mean) / std."""
+    """Normalise for a backbone: uint8 [..., 3, H, W] RGB → float32, (value / 255 - mean) / std."""
     shift, scale = (
         torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std)
     )
@@ -157,11 +178,15 @@ def normalised_images(frames: Tensor, mean: Sequence[float], std: Sequence[float
 def make_backbone(
     name: str, weights: str | None, options: dict[str, Any] | None = None
 ) -> Backbone:
-    """A backbone by short or timm name; `weights` is a file, `hub`, or `random` (then drawn from torch's generator).
+    """Make a backbone.
 
-    None makes random ones too, without a word: for a caller that fills them in.
+    name:    a short name from BACKBONES, or timm's
+    weights: a file, `hub` (timm downloads them), or `random` (drawn from torch's global generator,
+             with a warning); None for random ones without a warning, if the caller loads others
+    options: further arguments for timm's `create_model`
 
-    Raises SettingsError, in one sentence, for an unknown name and for weights that are missing, unreadable or another model's.
+    Raises SettingsError, in one sentence, for an unknown name, for a model that is no vision
+    transformer, and for weights that are missing, unreadable, incomplete or another model's.
     """
     timm_id = BACKBONES.get(name, name)
     if not timm.is_model(timm_id):
@@ -190,19 +215,22 @@ def make_backbone(
     ) as error:
         reason = " ".join(str(error).split())[:300]
         raise SettingsError(
-            f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: {reason}"
+            f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: "
+            f"{reason}"
         ) from error
     except Exception as error:
         if weights != "hub":
             raise
         raise SettingsError(
-            f"timm could not download the weights of {timm_id} ({type(error).__name__}): give a file with 'model.weights=PATH'"
+            f"timm could not download the weights of {timm_id} ({type(error).__name__}): give a "
+            "file with 'model.weights=PATH'"
         ) from error
     if not all(
         hasattr(model, part) for part in ("blocks", "norm", "num_prefix_tokens", "forward_features")
     ):
         raise SettingsError(
-            f"'{name}' is not a vision transformer: it has no blocks of tokens to take features from"
+            f"'{name}' is not a vision transformer: it has no blocks of tokens to take features "
+            "from"
         )
     if lacking:
         adapters = (
@@ -219,9 +247,10 @@ def make_backbone(
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Gives a model weights as timm does, which knows published names; gives those of its parameters that are not among them.
+    """Load weights as timm does; return the names of the model's parameters that are missing.
 
-    timm's own loading goes on without them where a model has no classifier, as ours have none.
+    timm's filter converts published names to its own. Its own loading ignores missing parameters
+    for a model without a classifier, as these are: a block would silently stay random.
     """
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     missing = set(
@@ -233,9 +262,10 @@ def _fill(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weight file: safetensors, or torch's with nothing but tensors inside.
+    """Read the tensors of a weight file: safetensors, or torch's format with tensors only.
 
-    `{"teacher": ...}` and the like are unwrapped. Raises SettingsError if the file is missing or is none.
+    `{"teacher": ...}` and the like are unwrapped. Raises SettingsError if the file is missing or is
+    not a weight file.
     """
     if not path.is_file():
         near = difflib.get_close_matches(
@@ -251,9 +281,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             if path.suffix == ".safetensors"
             else torch.load(path, map_location="cpu", weights_only=True)
         )
-    except (
-        Exception
-    ) as error:  # both readers raise types of their own for what is just not a weight file
+    except Exception as error:  # both readers have types of their own for files of other formats
         raise SettingsError(
             f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]})"
         ) from error
@@ -270,7 +298,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Takes off the prefixes that training code puts before a backbone's names, and what lies beside the backbone."""
+    """Strip the prefixes that training code adds to a backbone's names.
+
+    Tensors without the prefix, such as those of a head, are dropped.
+    """
     for prefix in ("module.", "backbone.", "model."):
         inner = {
             name.removeprefix(prefix): value
@@ -282,5 +313,8 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _any_size(timm_id: str) -> dict[str, bool]:
-    """What makes a model take other image sizes than its own: learned positions must be resampled, rotary ones need nothing."""
+    """Return the arguments that make a model accept other image sizes than its own.
+
+    Learned positions must be resampled; rotary positions (DINOv3) need nothing.
+    """
     return {} if "dinov3" in timm_id else {"dynamic_img_size": True}

@@ -1,4 +1,7 @@
-"""Low-rank adapters (LoRA, Hu et al. 2021) in a backbone's last blocks, by peft, instead of training those blocks' own weights."""
+"""Low-rank adapters (LoRA, Hu et al. 2021) in a backbone's last blocks, by peft.
+
+They are trained instead of the blocks' own weights.
+"""
 
 from __future__ import annotations
 
@@ -14,43 +17,49 @@ from trainer.model.backbone import Backbone
 
 
 def add_adapters(backbone: Backbone, settings: LoraSettings) -> None:
-    """Freezes the whole backbone and gives the layers of its tail adapters, which start as zero: `backbone.frozen` stays.
+    """Freeze the backbone's weights and add adapters, initially zero, to the layers of its tail.
 
-    Raises SettingsError where peft is not installed, and for layers that the blocks lack.
+    The cut between trunk and tail (`backbone.frozen`) stays, and so does whether the final norm is
+    trained. Raises SettingsError if peft is not installed, and for layers that the blocks lack.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise SettingsError("'model.lora' needs peft: pip install 'pretrack[lora]'") from error
     blocks = range(backbone.frozen, len(backbone.model.blocks))
-    inside = [
+    linear_layers = [
         name
         for name, layer in backbone.model.blocks[-1].named_modules()
         if isinstance(layer, nn.Linear)
     ]
-    unknown = [
-        name
-        for name in settings.layers
-        if not any(found.split(".")[-1] == name for found in inside)
-    ]
+    last_parts = {name.split(".")[-1] for name in linear_layers}
+    unknown = [name for name in settings.layers if name not in last_parts]
     if unknown:
         raise SettingsError(
-            f"'model.lora.layers' names '{unknown[0]}', and a block of {backbone.timm_id} has {', '.join(inside)}"
+            f"'model.lora.layers' names '{unknown[0]}', and a block of {backbone.timm_id} has "
+            f"{', '.join(linear_layers)}"
         )
-    norm = any(p.requires_grad for p in backbone.model.norm.parameters())  # it may be none
+    # Freezing all and adding adapters both change `requires_grad`, also the final norm's.
+    train_norm = any(p.requires_grad for p in backbone.model.norm.parameters())
     backbone.requires_grad_(False)
+    block_numbers = "|".join(map(str, blocks))
+    layers = "|".join(map(re.escape, settings.layers))
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=rf"blocks\.({'|'.join(map(str, blocks))})\.(.*\.)?({'|'.join(map(re.escape, settings.layers))})",
+        # peft matches the whole dotted name, so `proj` does not match `q_proj`.
+        target_modules=rf"blocks\.({block_numbers})\.(.*\.)?({layers})",
     )
     inject_adapter_in_model(config, backbone.model)
-    backbone.model.norm.requires_grad_(norm)
+    backbone.model.norm.requires_grad_(train_norm)
 
 
 def without_adapters(backbone: Backbone) -> nn.Module:
-    """The timm model with its adapters added into the weights they adapt: a copy, or the model itself where it has none."""
+    """Return a copy of the timm model with its adapters merged into the weights that they adapt.
+
+    Without adapters the model itself is returned.
+    """
     if not any(".lora_" in name for name, _ in backbone.model.named_parameters()):
         return backbone.model
     from peft.tuners.tuners_utils import BaseTunerLayer  # takes seconds to import

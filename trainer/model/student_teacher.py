@@ -1,4 +1,4 @@
-"""The student, and the teacher that follows it."""
+"""Student and teacher: backbone and head, and the exponential moving average."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from trainer.model.feature_sampling import (
 
 
 class Projection(nn.Sequential):
-    """The projection head: linear layers with GELU between them, no norms (3DPoV: D-1024-1024-512-256)."""
+    """Projection head: linear layers with GELU between them, no norms.
+
+    3DPoV: D-1024-1024-512-256.
+    """
 
     def __init__(self, width: int, layers: Sequence[int]) -> None:
         widths = [width, *layers]
         modules: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            modules += [nn.GELU(), nn.Linear(before, after)]
+        for inputs, outputs in pairwise(widths):
+            modules += [nn.GELU(), nn.Linear(inputs, outputs)]
         super().__init__(*modules[1:])
 
 
 class Embedder(nn.Module):
-    """A backbone and its projection head; makes unit embeddings of track points and of reference patches."""
+    """A backbone and its projection head: unit embeddings of track points and reference patches."""
 
     def __init__(self, backbone: Backbone, head: Projection, align_corners: bool) -> None:
         super().__init__()
@@ -51,41 +54,52 @@ class Embedder(nn.Module):
         references: References,
         side: int,
     ) -> tuple[Tensor, Tensor]:
-        """The student's pass. Every frame goes through the tail at most once, and references are taken from the same features.
+        """Run the student: embed track points and reference patches from the same features.
 
-        frames: tokens of B * T frames; points [B, T, N, 2] in pixels of a square of `size`; `compared` F frame indices; crops of
-        `side` patches → embeddings of the points in the compared frames [B, F, N, E] and of the crops' patches
-        [B, R, side * side, E], float32.
+        frames:     tokens of B * T frames
+        points:     [B, T, N, 2] in pixels of a square of `size` pixels
+        compared:   frame indices [F]
+        references: R crops per clip of `side` x `side` patches
+
+        Returns embeddings of the points in the compared frames [B, F, N, E], and of the crops'
+        patches [B, R, side * side, E], float32. Every frame goes through the tail at most once.
         """
         b, t, n = points.shape[:3]
         chosen = frames_of_clips(b, t, compared)
         if references.across_ranks:
+            # Other ranks may have drawn any of this rank's frames, so all go through the tail.
             features = self.backbone.tail(frames)
             crops = crop_references(all_gather(features), references, side)
         else:
-            needed, chosen, referred = needed_frames(b * t, chosen, references.frame)
+            needed, chosen, reference_frames = needed_frames(b * t, chosen, references.frame)
             features = self.backbone.tail(frames[needed.to(points.device)])
-            crops = crop_references(features, replace(references, frame=referred), side)
-        seen = features[chosen.to(points.device)]
+            crops = crop_references(features, replace(references, frame=reference_frames), side)
         tracks = sample_points(
-            seen, points[:, list(compared)].flatten(0, 1), size, self.align_corners
+            features[chosen.to(points.device)],
+            points[:, list(compared)].flatten(0, 1),
+            size,
+            self.align_corners,
         )
         return self.embed(tracks.view(b, len(compared), n, -1)), self.embed(crops)
 
     def tracks(self, frames: Tokens, points: Tensor, size: int) -> Tensor:
-        """The teacher's pass: tokens of B frames, points [B, N, 2] in pixels of a square of `size` → [B, N, E], float32."""
+        """Run the teacher: embed points of frames.
+
+        frames: tokens of B frames; points: [B, N, 2] in pixels of a square of `size` pixels
+        → float32 [B, N, E]
+        """
         return self.embed(
             sample_points(self.backbone.tail(frames), points, size, self.align_corners)
         )
 
     def embed(self, features: Tensor) -> Tensor:
-        """Projects features [..., D] to unit vectors [..., E] in float32."""
+        """Project features [..., D] to unit vectors [..., E] in float32."""
         embeddings: Tensor = self.head(features)
         return normalize(embeddings.float(), dim=-1)
 
 
 def make_teacher(student: Embedder) -> Embedder:
-    """A copy of the student that takes no gradients."""
+    """Copy the student, without gradients and in evaluation mode."""
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
@@ -93,20 +107,22 @@ def make_teacher(student: Embedder) -> Embedder:
 def update_teacher(
     teacher: Embedder, student: Embedder, momentum: float, trained_only: bool
 ) -> None:
-    """Moves the teacher towards the student: t ← momentum t + (1 - momentum) s, after each step.
+    """Update the teacher after a step: t ← momentum * t + (1 - momentum) * s.
 
-    With `trained_only` only what the student trains is touched; frozen weights are equal in both anyway. Without it all of them are
-    averaged in the published way: t * momentum + s * (1 - momentum), which moves frozen weights by rounding errors.
+    With `trained_only` only weights that the student trains are averaged; frozen ones are equal in
+    both anyway. Without it all are, in the published form t * momentum + s * (1 - momentum), which
+    moves frozen weights by rounding errors.
     """
     pairs = [
         (t, s)
         for t, s in zip(teacher.parameters(), student.parameters(), strict=True)
         if s.requires_grad or not trained_only
     ]
-    ours: list[Tensor] = [t for t, _ in pairs]
-    theirs = [s.detach() for _, s in pairs]
+    averaged: list[Tensor] = [t for t, _ in pairs]
+    current = [s.detach() for _, s in pairs]
+    # One fused call for all weights instead of a kernel launch for each.
     if trained_only:
-        torch._foreach_lerp_(ours, theirs, 1 - momentum)
+        torch._foreach_lerp_(averaged, current, 1 - momentum)
     else:
-        torch._foreach_mul_(ours, momentum)
-        torch._foreach_add_(ours, theirs, alpha=1 - momentum)
+        torch._foreach_mul_(averaged, momentum)
+        torch._foreach_add_(averaged, current, alpha=1 - momentum)
