@@ -1,8 +1,9 @@
-"""How well trackers follow points whose true tracks are known: `python -m benchmarks.tap [--clips 8] [--davis FILE]`.
+"""Score trackers on clips with true tracks: `python -m benchmarks.tap [--clips 8] [--davis FILE]`.
 
-Prints the metrics of TAP-Vid (`benchmarks.tap_vid`), means over clips: over synthetic scenes, or over TAP-Vid-DAVIS. "standing still"
-says that no point ever moves or disappears; what a tracker has above it is its own. CoTracker3 takes part with `--weights FILE`
-(offline weights), or `--random-cotracker3`, which is slow on a CPU and only shows that everything runs.
+Prints TAP-Vid's metrics (`benchmarks.tap_vid`), averaged over synthetic scenes or over the clips of
+TAP-Vid-DAVIS. The baseline "standing still" predicts that no point ever moves or disappears; a
+tracker's merit is its distance from that. CoTracker3 is scored with `--weights FILE` (offline
+weights), or with `--random-cotracker3`, which is slow on a CPU and only shows that everything runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.tap_vid import SIDE, Mode, TapClip, TapMetrics, evaluate, mean_metrics
+from benchmarks.tap_vid import (
+    FRAME_SIDE,
+    Mode,
+    TapClip,
+    TapMetrics,
+    evaluate_tracker,
+    mean_metrics,
+)
 from benchmarks.tap_vid_davis import read_tap_davis
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render, true_tracks
 from pipeline.trackers.cotracker3 import CoTracker3Settings
@@ -32,7 +40,7 @@ GRID = 16
 
 
 class StandingStill:
-    """Says that every point stays where it is, visible."""
+    """A baseline that predicts every point to stay at its query, visible."""
 
     def track(
         self,
@@ -41,25 +49,19 @@ class StandingStill:
         anchors: Sequence[int],
         queries: NDArray[np.float32],
     ) -> list[Tracks]:
-        """See `Tracker.track`."""
-        found = []
+        """Return tracks that stay at their queries. See `Tracker.track`."""
+        tracks = []
         for frames in clips:
             shape = (len(anchors), len(frames), len(queries))
             certain = np.full(shape, 255, np.uint8)
-            found.append(
-                Tracks(
-                    np.asarray(anchors, np.int32),
-                    np.broadcast_to(queries, (*shape, 2)),
-                    certain,
-                    certain,
-                )
-            )
-        return found
+            positions = np.broadcast_to(queries, (*shape, 2))
+            tracks.append(Tracks(np.asarray(anchors, np.int32), positions, certain, certain))
+        return tracks
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tracker that takes part, and from which probability on it calls a point visible."""
+class ScoredTracker:
+    """A tracker to score. From a visibility of `visible_from` on, a point counts as visible."""
 
     name: str
     tracker: Tracker
@@ -67,42 +69,41 @@ class Entry:
 
 
 def synthetic_clips(count: int) -> Iterator[TapClip]:
-    """Scenes of seed 0, with the points of a grid on their first frame."""
+    """Render scenes of seed 0; their points are a grid in the first frame."""
     for number in range(count):
-        scene = make_scene(SceneId(0, number, FRAMES, SIDE, SIDE))
+        scene = make_scene(SceneId(0, number, FRAMES, FRAME_SIDE, FRAME_SIDE))
         frames = np.stack([render(scene, frame) for frame in range(FRAMES)])
-        positions, visible = true_tracks(scene, 0, grid_points(GRID, SIDE, SIDE))
+        positions, visible = true_tracks(scene, 0, grid_points(GRID, FRAME_SIDE, FRAME_SIDE))
         yield TapClip(str(scene.id), frames, positions.swapaxes(0, 1), visible.T)
 
 
-def entries(weights: str) -> list[Entry]:
-    """Who takes part; CoTracker3 calls a point visible from 0.9 on, as its published offline predictor does."""
-    found = [
-        Entry("standing still", StandingStill()),
-        Entry("lucas_kanade", LucasKanadeSettings().load()),
+def trackers_to_score(weights: str) -> list[ScoredTracker]:
+    """Load the trackers. `weights` are those of CoTracker3, which is left out if they are empty."""
+    trackers = [
+        ScoredTracker("standing still", StandingStill()),
+        ScoredTracker("lucas_kanade", LucasKanadeSettings().load()),
     ]
     if weights:
-        found.append(
-            Entry(
-                f"cotracker3 {Path(weights).name}",
-                CoTracker3Settings(tracker="cotracker3", weights=weights).load(),
-                0.9,
-            )
-        )
-    return found
+        cotracker3 = CoTracker3Settings(tracker="cotracker3", weights=weights).load()
+        # The published offline predictor calls a point visible from 0.9 on.
+        trackers.append(ScoredTracker(f"cotracker3 {Path(weights).name}", cotracker3, 0.9))
+    return trackers
 
 
-def main() -> None:
-    """Prints the table."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tap")
     parser.add_argument(
-        "--clips", type=int, help="clips to use: 8 scenes by default, and all of DAVIS"
+        "--clips", type=int, help="number of clips; by default 8 scenes, or all of DAVIS"
     )
     parser.add_argument(
         "--davis", type=Path, metavar="FILE", help="tapvid_davis.pkl, instead of synthetic scenes"
     )
     parser.add_argument(
-        "--mode", choices=get_args(Mode), default="first", help="how the benchmark asks for points"
+        "--mode",
+        choices=get_args(Mode),
+        default="first",
+        help="where points are queried: in their first visible frame, or in every fifth frame",
     )
     cotracker3 = parser.add_mutually_exclusive_group()
     cotracker3.add_argument(
@@ -115,29 +116,33 @@ def main() -> None:
         const="random_offline",
         help="CoTracker3 with random weights",
     )
-    options = parser.parse_args()
-    taking_part = entries(options.weights)
-    results: dict[str, list[TapMetrics]] = {entry.name: [] for entry in taking_part}
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table."""
+    options = parse_arguments()
+    trackers = trackers_to_score(options.weights)
+    results: dict[str, list[TapMetrics]] = {tracker.name: [] for tracker in trackers}
     seconds = dict.fromkeys(results, 0.0)
     clips = read_tap_davis(options.davis) if options.davis else synthetic_clips(options.clips or 8)
     for clip in islice(clips, options.clips):
-        for entry in taking_part:
+        for scored in trackers:
             started = time.perf_counter()
-            results[entry.name].append(
-                evaluate(entry.tracker, clip, options.mode, entry.visible_from)
-            )
-            seconds[entry.name] += time.perf_counter() - started
-    used = len(results["standing still"])
-    print(
-        f"{used} clips of {options.davis or 'synthetic scenes'}, queries '{options.mode}', {SIDE}x{SIDE}, in %"
-    )
-    print(
-        f"{'tracker':<28}{'average Jaccard':>17}{'delta_avg':>11}{'occlusion accuracy':>20}{'s/clip':>9}"
-    )
-    for name, metrics in results.items():
-        mean = mean_metrics(metrics)
-        numbers = f"{100 * mean.average_jaccard:>17.1f}{100 * mean.delta_avg:>11.1f}{100 * mean.occlusion_accuracy:>20.1f}"
-        print(f"{name:<28}{numbers}{seconds[name] / used:>9.2f}")
+            metrics = evaluate_tracker(scored.tracker, clip, options.mode, scored.visible_from)
+            results[scored.name].append(metrics)
+            seconds[scored.name] += time.perf_counter() - started
+    count = len(results["standing still"])
+    source = options.davis or "synthetic scenes"
+    print(f"means over {count} clips of {source}, query mode '{options.mode}',", end=" ")
+    print(f"{FRAME_SIDE}x{FRAME_SIDE}, metrics in %")
+    heads = f"{'average Jaccard':>17}{'delta_avg':>11}{'occlusion accuracy':>20}"
+    print(f"{'tracker':<28}{heads}{'seconds per clip':>18}")
+    for name, of_clips in results.items():
+        mean = mean_metrics(of_clips)
+        figures = f"{100 * mean.average_jaccard:>17.1f}{100 * mean.delta_avg:>11.1f}"
+        figures += f"{100 * mean.occlusion_accuracy:>20.1f}"
+        print(f"{name:<28}{figures}{seconds[name] / count:>18.2f}")
 
 
 if __name__ == "__main__":

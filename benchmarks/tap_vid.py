@@ -1,16 +1,22 @@
-"""Metrics of TAP-Vid (Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, NeurIPS 2022, section 3.3).
+"""Compute TAP-Vid's metrics of a point tracker.
 
-The benchmark resizes every video to 256x256 and measures there; its own evaluation code decides every detail here. Each query gives
-one row: a point at one frame, its true positions and visibility, and those that a tracker says. Mode "first" asks for each point
-once, in the first frame that shows it, and judges the frames after; mode "strided" asks in every fifth frame that shows it, and
-judges all frames but that of the query.
+Source: Doersch et al., TAP-Vid: A Benchmark for Tracking Any Point in a Video, NeurIPS 2022,
+section 3.3. Where the paper is silent, this follows the benchmark's own evaluation code.
 
-    occlusion accuracy    part of the judged frames in which "visible" or "not" is right
-    delta_t               part of the truly visible positions that are predicted less than t pixels away, said visible or not
-    Jaccard_t             true positives / (truly visible positions + false positives): a true positive is visible, said so and less
-                          than t pixels away; a false positive is said visible, and is not, or is t or more pixels away
+Every video is resized to 256x256 pixels and distances are measured there. Each query is a point at
+one frame, with its true and predicted positions and visibility in all frames. Mode "first" queries
+each point once, in the first frame that shows it, and evaluates the frames after it. Mode "strided"
+queries it in every fifth frame, if that frame shows it, and evaluates all frames but the query's.
 
-delta_avg and average Jaccard are means over t = 1, 2, 4, 8, 16. Over several videos, each metric is the mean over videos.
+    occlusion accuracy    share of evaluated frames whose visibility is predicted correctly
+    delta_t               share of truly visible positions that are predicted less than t pixels
+                          away, whatever the predicted visibility
+    Jaccard_t             true positives / (truly visible positions + false positives)
+                          true positive: visible, predicted visible, and less than t pixels away
+                          false positive: predicted visible, but hidden or t or more pixels away
+
+delta_avg and average Jaccard are means over t = 1, 2, 4, 8, 16. A metric of several videos is the
+mean over videos.
 """
 
 from __future__ import annotations
@@ -26,10 +32,12 @@ from pipeline.trackers.protocol import Tracker
 from shards.clip import ClipInfo
 from shards.geometry import FrameTransform
 
-SIDE = 256
-"""Width and height at which distances are measured, in pixels."""
+FRAME_SIDE = 256
+"""Width and height of the frames in which distances are measured, in pixels."""
 THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 16.0)
-STRIDE = 5
+"""Distances t in pixels."""
+QUERY_STRIDE = 5
+"""Frames between queries of the same point in mode "strided"."""
 
 Mode = Literal["first", "strided"]
 Bools = NDArray[np.bool_]
@@ -40,7 +48,8 @@ class TapClip:
     """A clip with true tracks.
 
     frames:    [T, H, W, 3] uint8, RGB
-    positions: [N, T, 2] (x, y) in pixels of the frames, centres at integers; arbitrary where a point is not visible
+    positions: [N, T, 2] (x, y) in pixels of the frames, pixel centres at integers; arbitrary where
+               a point is not visible
     visible:   [N, T]
     """
 
@@ -49,34 +58,37 @@ class TapClip:
     positions: NDArray[np.floating]
     visible: Bools
 
-    def resized(self, width: int = SIDE, height: int = SIDE) -> TapClip:
-        """The same clip with frames of another size."""
-        view = FrameTransform.whole(self.frames.shape[2], self.frames.shape[1], width, height)
-        frames = np.stack([view.frame(frame) for frame in self.frames])
-        return TapClip(
-            self.name, frames, view.points(self.positions.astype(np.float32)), self.visible
-        )
+    def resized(self, width: int = FRAME_SIDE, height: int = FRAME_SIDE) -> TapClip:
+        """Return the same clip with frames of another size, and its positions in their pixels."""
+        resize = FrameTransform.whole(self.frames.shape[2], self.frames.shape[1], width, height)
+        frames = np.stack([resize.frame(frame) for frame in self.frames])
+        positions = resize.points(self.positions.astype(np.float32))
+        return TapClip(self.name, frames, positions, self.visible)
 
 
 @dataclass(frozen=True)
 class TapMetrics:
-    """What the benchmark reports, each from 0 to 1."""
+    """The benchmark's metrics, each from 0 to 1."""
 
     average_jaccard: float
     delta_avg: float
     occlusion_accuracy: float
 
 
-def queries(visible: Bools, mode: Mode) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The queries of tracks with this true visibility [N, T]: (track [Q], frame [Q]). A track that is never visible has none."""
+def select_queries(visible: Bools, mode: Mode) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Select the queries of tracks with this true visibility [N, T]: (track [Q], frame [Q]).
+
+    A track that is never visible has no query.
+    """
     if mode == "first":
         tracks = np.flatnonzero(visible.any(axis=1))
         return tracks, visible[tracks].argmax(axis=1)
-    frames, tracks = np.nonzero(visible.T[::STRIDE])
-    return tracks, frames * STRIDE
+    frames, tracks = np.nonzero(visible.T[::QUERY_STRIDE])
+    return tracks, frames * QUERY_STRIDE
 
 
 def tap_metrics(
+    *,
     true: NDArray[np.floating],
     true_visible: Bools,
     predicted: NDArray[np.floating],
@@ -84,13 +96,14 @@ def tap_metrics(
     query_frames: NDArray[np.intp],
     mode: Mode,
 ) -> TapMetrics:
-    """The metrics of one video's queries.
+    """Compute the metrics of one video's queries.
 
-    true, predicted:                 [Q, T, 2] in pixels of a frame of SIDE x SIDE
+    true, predicted:                 [Q, T, 2] in pixels of a frame of 256x256
     true_visible, predicted_visible: [Q, T]
     query_frames:                    [Q]
 
-    A metric of nothing (no frame to judge, or no visible point in them) is NaN. Raises ValueError where shapes disagree.
+    A metric is NaN if there is nothing to evaluate: no frames, or no visible point in them. Raises
+    ValueError if shapes disagree.
     """
     q, t = true_visible.shape
     if not (
@@ -100,58 +113,71 @@ def tap_metrics(
     ):
         raise ValueError(
             f"tracks disagree in shape: true {true.shape} and {true_visible.shape}, "
-            f"predicted {predicted.shape} and {predicted_visible.shape}, queries {query_frames.shape}"
+            f"predicted {predicted.shape} and {predicted_visible.shape}, "
+            f"queries {query_frames.shape}"
         )
-    frame = np.arange(t)
-    judged = frame > query_frames[:, None] if mode == "first" else frame != query_frames[:, None]
+    frame, query_frame = np.arange(t), query_frames[:, None]
+    evaluated = frame > query_frame if mode == "first" else frame != query_frame
     distance = np.linalg.norm(predicted.astype(np.float64) - true, axis=-1)
-    shown, said = true_visible & judged, predicted_visible & judged
+    visible, positive = true_visible & evaluated, predicted_visible & evaluated
     delta, jaccard = [], []
     for threshold in THRESHOLDS:
         near = distance < threshold
-        delta.append(_part((near & shown).sum(), shown.sum()))
-        hits = near & shown & said
-        jaccard.append(_part(hits.sum(), shown.sum() + (said & ~hits).sum()))
-    right = (true_visible == predicted_visible) & judged
+        delta.append(_ratio((near & visible).sum(), visible.sum()))
+        true_positive = near & visible & positive
+        false_positive = positive & ~true_positive
+        jaccard.append(_ratio(true_positive.sum(), visible.sum() + false_positive.sum()))
+    correct = (true_visible == predicted_visible) & evaluated
     return TapMetrics(
-        float(np.mean(jaccard)), float(np.mean(delta)), _part(right.sum(), judged.sum())
+        average_jaccard=float(np.mean(jaccard)),
+        delta_avg=float(np.mean(delta)),
+        occlusion_accuracy=_ratio(correct.sum(), evaluated.sum()),
     )
 
 
-def evaluate(tracker: Tracker, clip: TapClip, mode: Mode, visible_from: float = 0.5) -> TapMetrics:
-    """The metrics of a tracker on a clip, seen at SIDE x SIDE. A point counts as said visible from this probability on."""
+def evaluate_tracker(
+    tracker: Tracker, clip: TapClip, mode: Mode, visible_from: float = 0.5
+) -> TapMetrics:
+    """Compute a tracker's metrics on a clip, whose frames it gets at 256x256.
+
+    visible_from: lowest visibility, 0 to 1, at which a point counts as predicted visible
+    """
     clip = clip.resized()
-    tracks, frames = queries(clip.visible, mode)
-    true, true_visible = clip.positions[tracks], clip.visible[tracks]
+    rows, query_frames = select_queries(clip.visible, mode)
+    true, true_visible = clip.positions[rows], clip.visible[rows]
     predicted, visibility = np.empty(true.shape, np.float32), np.empty(true_visible.shape, np.uint8)
-    for frame in np.unique(frames).tolist():
-        asked = frames == frame
-        found = tracker.track(
-            [clip.frames], [_info(clip)], [frame], true[asked, frame].astype(np.float32)
-        )[0]
-        predicted[asked], visibility[asked] = (
-            found.positions[0].swapaxes(0, 1),
-            found.visibility[0].T,
-        )
+    # One call per query frame, with all points that are queried in it.
+    for frame in np.unique(query_frames).tolist():
+        here = query_frames == frame
+        points = true[here, frame].astype(np.float32)
+        tracks = tracker.track([clip.frames], [_clip_info(clip)], [frame], points)[0]
+        predicted[here] = tracks.positions[0].swapaxes(0, 1)
+        visibility[here] = tracks.visibility[0].T
     return tap_metrics(
-        true, true_visible, predicted, visibility >= 255 * visible_from, frames, mode
+        true=true,
+        true_visible=true_visible,
+        predicted=predicted,
+        predicted_visible=visibility >= 255 * visible_from,
+        query_frames=query_frames,
+        mode=mode,
     )
 
 
 def mean_metrics(videos: Sequence[TapMetrics]) -> TapMetrics:
-    """The mean over videos; one in which a metric is NaN does not count towards that metric."""
+    """Average each metric over videos, leaving out videos in which that metric is NaN."""
     values = np.array([astuple(video) for video in videos], np.float64).reshape(-1, 3)
-    known = np.isfinite(values)
-    means = [_part(values[known[:, i], i].sum(), known[:, i].sum()) for i in range(3)]
+    finite = np.isfinite(values)
+    means = [_ratio(values[finite[:, i], i].sum(), finite[:, i].sum()) for i in range(3)]
     return TapMetrics(*means)
 
 
-def _part(some: np.number | np.bool_, whole: np.number | np.bool_) -> float:
-    return float(some) / float(whole) if whole else float("nan")
+def _ratio(part: np.number | np.bool_, whole: np.number | np.bool_) -> float:
+    """Return part / whole, or NaN if the whole is 0."""
+    return float(part) / float(whole) if whole else float("nan")
 
 
-def _info(clip: TapClip) -> ClipInfo:
-    """The description of a clip that lies in no shard."""
+def _clip_info(clip: TapClip) -> ClipInfo:
+    """Make a description of a clip that is not in a shard."""
     frames, height, width = clip.frames.shape[:3]
     return ClipInfo(
         key=clip.name,

@@ -1,4 +1,4 @@
-"""Reads TAP-Vid-DAVIS (`tapvid_davis.pkl`) without running what a pickle may hold: arrays and plain containers only."""
+"""Read TAP-Vid-DAVIS (`tapvid_davis.pkl`) safely: unpickle only arrays and plain containers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from shards.errors import PretrackError
 _ALLOWED = {
     ("numpy", "ndarray"): ("numpy", "ndarray"),
     ("numpy", "dtype"): ("numpy", "dtype"),
-    ("_codecs", "encode"): ("_codecs", "encode"),  # how protocols up to 2 write bytes
+    ("_codecs", "encode"): ("_codecs", "encode"),  # pickle protocols up to 2 write bytes so
     **{
         (f"numpy.{core}.{module}", name): (f"numpy._core.{module}", name)
         for core in ("core", "_core")
         for module, name in (("multiarray", "_reconstruct"), ("numeric", "_frombuffer"))
     },
 }
-"""Everything a pickled array refers to, under its older and newer name, and where it is now."""
+"""The functions and classes that pickled arrays refer to: older and newer names → present names."""
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Refuses every name that no array needs."""
+    """An unpickler that refuses every name that arrays do not need."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
@@ -35,10 +35,14 @@ class _ArraysOnly(pickle.Unpickler):
 
 
 def read_tap_davis(path: Path) -> Iterator[TapClip]:
-    """The clips of the file, in its order: a dict of {"video": uint8 [T, H, W, 3], "points": [N, T, 2], "occluded": bool [N, T]}.
+    """Yield the clips of the file, in its order.
 
-    The file's points are parts of the frame's width and height, from border to border: x pixels = part * width - 0.5. Raises
-    PretrackError, in one sentence, for a file that is missing, damaged, holds more than arrays, or another layout.
+    The file is a dict from names to {"video": uint8 [T, H, W, 3], "points": float [N, T, 2],
+    "occluded": bool [N, T]}. Its points are fractions of the frame's width and height, from border
+    to border: x in pixels = fraction * width - 0.5.
+
+    Raises PretrackError for a file that is missing or damaged, contains anything but arrays, or has
+    another layout.
     """
     try:
         with open(path, "rb") as file:
@@ -47,7 +51,7 @@ def read_tap_davis(path: Path) -> Iterator[TapClip]:
         raise PretrackError(
             f"there is no file {path}: download TAP-Vid-DAVIS and name its tapvid_davis.pkl"
         ) from error
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # a damaged pickle may raise any exception
         raise PretrackError(f"{path} cannot be read as TAP-Vid-DAVIS ({error})") from error
     if not isinstance(videos, dict) or not videos:
         raise PretrackError(f"{path} is not TAP-Vid-DAVIS: expected a dict of videos by name")
@@ -56,7 +60,7 @@ def read_tap_davis(path: Path) -> Iterator[TapClip]:
 
 
 def _clip(name: str, video: Any, path: Path) -> TapClip:
-    """One entry of the file, checked."""
+    """Check one entry of the file and convert it to a clip."""
     arrays = (
         [video[key] for key in ("video", "points", "occluded") if key in video]
         if isinstance(video, dict)
@@ -64,7 +68,8 @@ def _clip(name: str, video: Any, path: Path) -> TapClip:
     )
     if len(arrays) < 3 or not all(isinstance(array, np.ndarray) for array in arrays):
         raise PretrackError(
-            f"{path} is not TAP-Vid-DAVIS: '{name}' lacks one of the arrays video, points and occluded"
+            f"{path} is not TAP-Vid-DAVIS: '{name}' lacks one of the arrays "
+            "video, points and occluded"
         )
     frames, points, occluded = arrays
     n, t = occluded.shape if occluded.ndim == 2 else (-1, -1)

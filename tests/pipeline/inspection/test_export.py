@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from benchmarks.tap_vid import queries, tap_metrics
+from benchmarks.tap_vid import select_queries, tap_metrics
 from benchmarks.tap_vid_davis import read_tap_davis
 from manifests.snapshot import Snapshot
 from pipeline.inspection.contact_sheet import read_clip
@@ -77,18 +77,18 @@ def test_tapvid_arrays_fit_the_reader_of_tapvid_davis_and_its_metrics(
     (read,) = read_tap_davis(tmp_path / "davis.pkl")
     np.testing.assert_allclose(read.positions, clip.tracks.positions[0].swapaxes(0, 1), atol=1e-4)
     assert (read.visible == (clip.tracks.visibility[0].T >= 128)).all()
-    tracks, frames = queries(read.visible, "first")
+    tracks, frames = select_queries(read.visible, "first")
     true = read.resized()
     ours = FrameTransform.whole(96, 64, 256, 256).points(clip.tracks.positions[0].swapaxes(0, 1))
-    said = tap_metrics(
-        true.positions[tracks],
-        true.visible[tracks],
-        ours[tracks],
-        true.visible[tracks],
-        frames,
-        "first",
+    metrics = tap_metrics(
+        true=true.positions[tracks],
+        true_visible=true.visible[tracks],
+        predicted=ours[tracks],
+        predicted_visible=true.visible[tracks],
+        query_frames=frames,
+        mode="first",
     )
-    assert (said.average_jaccard, said.delta_avg, said.occlusion_accuracy) == (1, 1, 1)
+    assert (metrics.average_jaccard, metrics.delta_avg, metrics.occlusion_accuracy) == (1, 1, 1)
 
 
 def test_a_video_has_every_frame_and_its_name_by_default(

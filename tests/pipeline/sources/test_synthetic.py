@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.tap import StandingStill, synthetic_clips
-from benchmarks.tap_vid import evaluate
+from benchmarks.tap_vid import evaluate_tracker
 from manifests.settings import check_settings
 from pipeline.config import BuildSettings
 from pipeline.execution.build import build
@@ -241,7 +241,7 @@ def test_only_synthetic_clips_have_true_tracks() -> None:
 def test_lucas_kanade_follows_them_and_standing_still_does_not() -> None:
     for clip in synthetic_clips(2):
         still, followed = (
-            evaluate(tracker, clip, "first")
+            evaluate_tracker(tracker, clip, "first")
             for tracker in (StandingStill(), LucasKanadeSettings().load())
         )
         assert followed.delta_avg > 0.5
