@@ -1,4 +1,8 @@
-"""One build at a time on an output folder."""
+"""Lock an output folder, so that one build at a time writes there.
+
+On a disk the lock is an `flock`, released when the process exits. On a bucket it is a lease: an
+object that its holder renews and that another build may take over once it has expired.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from pipeline.monitoring.process import began, is_gone, this_machine
+from pipeline.monitoring.process import has_exited, machine_id, start_time
 from shards import bucket
 from shards.bucket import ObjectTag, Url, VersionedObject
 from shards.errors import PretrackError
@@ -21,23 +25,30 @@ from shards.files import TEMPORARY, Location
 
 RENEW_EVERY_S = 30.0
 EXPIRES_AFTER_S = 300.0
-"""A lock on a bucket that was not renewed for so long belongs to a build that was killed, and is taken over."""
+"""A lease that was not renewed for this long belongs to a build that was killed."""
+_LOST_ANSWERS = 3
+"""How often a write is checked and repeated when the store's answers get lost."""
 
 
 class Lock:
-    """A lock that is held. One on a disk goes with its process alone; one on a bucket is taken from a build that seems dead."""
+    """A held lock: released when the process exits; on buckets, an expiring lease."""
 
     lost = False
 
     def check(self) -> None:
-        """Before what only one build may do. Raises PretrackError if another took the lock, OSError if the store does not say."""
+        """Verify that the lock is still held. Call it before anything that only one build may do.
+
+        Raises PretrackError if another build took the lock over, OSError if the store fails.
+        """
 
 
 @contextmanager
 def build_lock(out: Location) -> Iterator[Lock]:
-    """Holds an output folder's lock while the block runs; a killed process loses it, on a bucket after some minutes.
+    """Hold an output folder's lock while the block runs.
 
-    Raises PretrackError if another build holds it, or if the folder cannot be written.
+    A killed process loses the lock; on a bucket its lease expires after `EXPIRES_AFTER_S`.
+
+    Raises PretrackError if another build holds the lock, or if the folder cannot be written.
     """
     with (
         _locked_object(out / "build.lock")
@@ -49,6 +60,7 @@ def build_lock(out: Location) -> Iterator[Lock]:
 
 @contextmanager
 def _locked_file(path: Path) -> Iterator[Lock]:
+    """Hold an exclusive `flock` on a file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_CREAT | os.O_WRONLY)
@@ -70,7 +82,7 @@ def _locked_file(path: Path) -> Iterator[Lock]:
 
 @contextmanager
 def _locked_object(url: Url) -> Iterator[Lock]:
-    """The object is put only where none is, renewed by a thread, and deleted in the end."""
+    """Hold a lease: create the object, renew it in a thread, delete it when the block ends."""
     try:
         lease = _Lease(url)
     except OSError as error:
@@ -85,20 +97,26 @@ def _locked_object(url: Url) -> Iterator[Lock]:
     finally:
         ended.set()
         thread.join()
-        with suppress(OSError):  # a lock that stays ends by itself
-            lease.give_back()
+        with suppress(OSError):  # a lease that cannot be deleted expires
+            lease.release()
 
 
 def _renew(lease: _Lease, ended: threading.Event) -> None:
+    """Renew a lease until it is lost or the event is set."""
     while not lease.lost and not ended.wait(RENEW_EVERY_S):
-        with suppress(OSError):  # the next time may go better; long before it counts as dead
+        with suppress(OSError):  # several renewals may fail before the lease expires
             lease.renew()
 
 
 @dataclass(frozen=True)
 class _Holder:
-    """What a lock on a bucket says: who holds it. `token` is the lock's own, `renewed` how often it was: where an object's tag is
-    its content's checksum, the tag would not change otherwise."""
+    """The holder of a lease, as the object on the bucket names it.
+
+    process, machine, started: identify the process (see `pipeline.monitoring.process`)
+    token:   random, unique to this lease
+    renewed: how often the lease was renewed. It makes every renewal's content differ: some stores'
+             tags are checksums of the content, and would stay the same otherwise
+    """
 
     host: str = ""
     process: int = 0
@@ -108,19 +126,19 @@ class _Holder:
     renewed: int = 0
 
     @classmethod
-    def me(cls) -> _Holder:
-        """This process, with a new token."""
+    def this_process(cls) -> _Holder:
+        """Return this process as a holder, with a new token."""
         return cls(
-            socket.gethostname(),
-            os.getpid(),
-            this_machine(),
-            began(os.getpid()),
-            secrets.token_hex(16),
+            host=socket.gethostname(),
+            process=os.getpid(),
+            machine=machine_id(),
+            started=start_time(os.getpid()),
+            token=secrets.token_hex(16),
         )
 
     @classmethod
-    def read(cls, data: bytes) -> _Holder:
-        """The one that an object names, or nobody: an object that cannot be read ages as any other does."""
+    def from_json(cls, data: bytes) -> _Holder:
+        """Parse an object's content; damaged content is an unknown holder, and expires too."""
         try:
             return cls(**json.loads(data))
         except (ValueError, TypeError, RecursionError):
@@ -129,85 +147,98 @@ class _Holder:
     def __str__(self) -> str:
         return f"process {self.process} on {self.host}" if self.host else "an unknown process"
 
-    def data(self) -> bytes:
-        """What the object holds."""
+    def to_json(self) -> bytes:
+        """Return the object's content."""
         return json.dumps(asdict(self)).encode()
 
-    def gone(self) -> bool:
-        """Whether it was a process of this very machine that is there no more."""
-        return is_gone(self.process, self.machine, self.started)
+    def has_exited(self) -> bool:
+        """Tell whether the holder was a process of this machine that has exited."""
+        return has_exited(self.process, self.machine, self.started)
 
 
 class _Lease(Lock):
-    """A lock on a bucket. Whether it is still ours its token says, since a write may succeed and its answer be lost."""
+    """A lease on a bucket.
+
+    The token in the object tells whether the lease is still ours: a write may succeed and its
+    answer be lost, so the answer alone does not.
+    """
 
     def __init__(self, url: Url) -> None:
         self._url = url
-        self._holder = _Holder.me()
-        self._tag = self._taken()
-        self._turn = threading.Lock()  # the thread renews it, and so does who checks it
+        self._holder = _Holder.this_process()
+        self._tag = self._acquire()
+        self._renewing = threading.Lock()  # the renewing thread and `check` both renew
 
     def check(self) -> None:
         self.renew()
         if self.lost:
             raise PretrackError(
-                f"the lock {self._url} was taken by another build: this one stops, what is done is kept"
+                f"the lock {self._url} was taken by another build: this one stops, what is done is "
+                "kept"
             )
 
     def renew(self) -> None:
-        """Says that the holder lives. Sets `lost` if it is the holder no more. Raises OSError."""
-        with self._turn:
+        """Renew the lease, or set `lost` if another build took it over. Raises OSError."""
+        with self._renewing:
             if self.lost:
                 return
             self._holder = replace(self._holder, renewed=self._holder.renewed + 1)
-            tag = self._written_over(self._tag)
+            tag = self._overwrite(self._tag)
             self.lost, self._tag = tag is None, tag or self._tag
 
-    def give_back(self) -> None:
-        """Deletes the object if it is ours. Raises OSError."""
-        self.renew()  # nobody takes over one just renewed, so it is still ours when it is deleted
+    def release(self) -> None:
+        """Delete the object if the lease is still ours. Raises OSError."""
+        self.renew()  # so that it cannot expire and be taken over before it is deleted
         if not self.lost:
             bucket.delete(self._url)
 
-    def _taken(self) -> ObjectTag:
-        """The tag of the lock, taken where there is none or a dead build's. Raises PretrackError where a build holds it."""
-        if tag := bucket.create(self._url, self._holder.data()):
+    def _acquire(self) -> ObjectTag:
+        """Create the object, or take over an expired lease or one whose process has exited.
+
+        Returns its tag. Raises PretrackError if another build holds the lease.
+        """
+        if tag := bucket.create(self._url, self._holder.to_json()):
             return tag
         try:
-            found = bucket.read_versioned(self._url)
-        except FileNotFoundError:  # it was given back just now
-            return self._taken()
-        other = _Holder.read(found.data)
-        if other.token == self._holder.token:  # it was created after all, and the answer was lost
-            return found.tag
-        age = self._age(found)
-        if (other.gone() or age > EXPIRES_AFTER_S) and (tag := self._written_over(found.tag)):
+            current = bucket.read_versioned(self._url)
+        except FileNotFoundError:  # its holder released it just now
+            return self._acquire()
+        holder = _Holder.from_json(current.data)
+        if holder.token == self._holder.token:  # we did create it, and the answer was lost
+            return current.tag
+        age = self._age(current)
+        expired = holder.has_exited() or age > EXPIRES_AFTER_S
+        if expired and (tag := self._overwrite(current.tag)):
             return tag
         raise PretrackError(
-            f"another build is at work on {self._url.parent} ({other}, last heard of {age:.0f} s ago): "
-            f"wait for it or stop it; a dead one's lock ends in {EXPIRES_AFTER_S / 60:.0f} minutes"
+            f"another build is at work on {self._url.parent} ({holder}, last heard of {age:.0f} s "
+            "ago): wait for it or stop it; the lease of a killed build expires after "
+            f"{EXPIRES_AFTER_S / 60:.0f} minutes"
         )
 
-    def _written_over(self, tag: ObjectTag) -> ObjectTag | None:
-        """The tag after writing over the object that has this one; None if somebody else did meanwhile."""
-        for _ in range(3):
-            if new := bucket.replace(self._url, self._holder.data(), tag):
-                return new
+    def _overwrite(self, tag: ObjectTag) -> ObjectTag | None:
+        """Replace the object with this tag; return the new tag, None if another build was first."""
+        for _ in range(_LOST_ANSWERS):
+            if new_tag := bucket.replace(self._url, self._holder.to_json(), tag):
+                return new_tag
             try:
-                found = bucket.read_versioned(self._url)
+                current = bucket.read_versioned(self._url)
             except FileNotFoundError:
                 return None
-            if _Holder.read(found.data).token != self._holder.token:
+            if _Holder.from_json(current.data).token != self._holder.token:
                 return None
-            tag = found.tag  # we wrote it, and the answer was lost
+            tag = current.tag  # we did write it, and the answer was lost
         return tag
 
-    def _age(self, found: VersionedObject) -> float:
-        """Seconds since an object was written. By the store's clock, as this machine's may be wrong; a store tells its time only in
-        the stamps of what is written, so something is."""
+    def _age(self, lease: VersionedObject) -> float:
+        """Seconds since the object was last written, by the store's clock.
+
+        This machine's clock may be wrong. A store tells its time only in the time stamps of what is
+        written, so an empty object is written to read its stamp.
+        """
         probe = self._url.parent / f"{TEMPORARY}{self._holder.token}"
         bucket.write(probe, b"")
         try:
-            return (bucket.written_at(probe) - found.written_at).total_seconds()
+            return (bucket.written_at(probe) - lease.written_at).total_seconds()
         finally:
             bucket.delete(probe)

@@ -1,4 +1,4 @@
-"""Repairs the current snapshot: makes its damaged shards again, and nothing else."""
+"""Repair the current snapshot: make its damaged shards again, and nothing else."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ from shards.errors import PretrackError
 
 @dataclass(frozen=True)
 class RepairResult:
-    """What a repair did. `lost` are the keys of clips that could not be had again, and `reason` the first one's reason."""
+    """The result of a repair.
+
+    built:  the build that made the damaged shards again
+    lost:   keys of the clips that could not be recovered
+    reason: why the first of them could not, "" if none is lost
+    """
 
     built: BuildResult
     lost: tuple[str, ...]
@@ -33,11 +38,12 @@ class RepairResult:
 
 
 def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) -> RepairResult:
-    """Makes the shards with problems again, as they were. Clips that are still good in them are taken as they are, and the others
-    come from their source.
+    """Make the shards with problems again, as they were.
 
-    Raises PretrackError if the tables are damaged, if the snapshot is not the current one any more, or if a video or a setting that
-    is needed has changed since: what they give now are other clips.
+    Copies the intact clips of these shards and decodes the others from their source.
+
+    Raises PretrackError if the tables are damaged, if the snapshot is not the current one any more,
+    or if a video or a setting that is needed has changed since: it would yield other clips.
     """
     if tables := [problem for problem in problems if not problem.shard]:
         raise PretrackError(str(tables[0]))
@@ -49,7 +55,8 @@ def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) 
     with build_lock(snapshot.out) as lock:
         if current_snapshot(snapshot.out) != snapshot.name:
             raise PretrackError(
-                f"a newer snapshot than {snapshot.name} was published meanwhile: run 'pretrack verify' again"
+                f"a newer snapshot than {snapshot.name} was published meanwhile: run 'pretrack "
+                "verify' again"
             )
         remove_temporary_files(snapshot.out)
         _check_settings(snapshot, damaged, settings)
@@ -67,31 +74,32 @@ def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) 
 
 
 def _check_settings(snapshot: Snapshot, damaged: Collection[str], settings: BuildSettings) -> None:
-    """Raises PretrackError if the settings do not mean what they meant: other weights lie at a path, say."""
-    now = {
+    """Raise PretrackError if the settings mean something else now: other weights at a path, say."""
+    settings_now = {
         "frames": canonical_json(settings.frames.of_content()),
         "tracks": canonical_json(settings.tracks.of_content()),
     }
     for row in snapshot.shards.filter(
         pc.is_in(snapshot.shards["shard"], value_set=pa.array(list(damaged)))
     ).to_pylist():
-        for part, text in now.items():
+        for part, text in settings_now.items():
             if changed := describe_settings_change(part, row[f"{part}_settings"], text):
                 raise PretrackError(
-                    f"{row['shard']} cannot be made again as it was ({changed}): run 'pretrack build'"
+                    f"{row['shard']} cannot be made again as it was ({changed}): run 'pretrack "
+                    "build'"
                 )
 
 
 def _check_videos(
     snapshot: Snapshot, damaged: Collection[str], settings: BuildSettings, progress: Progress
 ) -> None:
-    """Raises PretrackError if a video of the damaged shards is another one now."""
+    """Raise PretrackError if a video of the damaged shards has changed since they were built."""
     needed = set()
     for table in (snapshot.clips, snapshot.failures):
-        some = table.filter(pc.is_in(table["shard"], value_set=pa.array(list(damaged))))
-        needed |= set(zip(some["source"].to_pylist(), some["video_id"].to_pylist(), strict=True))
+        rows = table.filter(pc.is_in(table["shard"], value_set=pa.array(list(damaged))))
+        needed |= set(zip(rows["source"].to_pylist(), rows["video_id"].to_pylist(), strict=True))
     if changed := changed_videos(settings, snapshot.videos, needed, progress):
         raise PretrackError(
-            f"{pluralise(len(changed), 'video')} of the damaged shards changed since they were built (the first: {changed[0]}): "
-            "run 'pretrack build', which makes their clips anew"
+            f"{pluralise(len(changed), 'video')} of the damaged shards changed since they were "
+            f"built (the first: {changed[0]}): run 'pretrack build', which makes their clips again"
         )

@@ -1,6 +1,7 @@
-"""A build's figures on Ray's own metrics endpoint, for Prometheus, on the node that runs the build: `http://NODE:PORT/metrics`.
+"""Export a build's figures to Prometheus on Ray's metrics endpoint, `http://NODE:PORT/metrics`.
 
-Ray puts `ray_` before the names and adds labels of its own.
+The node that runs the build serves them. Ray prefixes the names with `ray_` and adds its own
+labels.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from manifests.receipt import Receipt
 from pipeline.monitoring.status import STAGES
 
 _SECONDS = [0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000]
+"""Bucket boundaries of the histogram of stage durations."""
 
 
 class BuildMetrics:
-    """Counts what a build makes."""
+    """Count the clips, frames, bytes and failures of a build, and its stage durations."""
 
     def __init__(self) -> None:
         self._clips = Counter("pretrack_clips", "Clips written to shards", ("source",))
@@ -25,7 +27,7 @@ class BuildMetrics:
         self._failures = Counter(
             "pretrack_failures", "Clips and images left out", ("source", "stage", "reason")
         )
-        self._broken = Counter("pretrack_shards_failed", "Shards that could not be made")
+        self._shards_failed = Counter("pretrack_shards_failed", "Shards that could not be made")
         self._seconds = Histogram(
             "pretrack_stage_seconds",
             "Seconds a shard took in a stage",
@@ -35,15 +37,15 @@ class BuildMetrics:
         self._trackers = Gauge("pretrack_trackers", "Tracker workers that are loaded")
         self._busy = Gauge("pretrack_trackers_busy", "Tracker workers that have something to do")
 
-    def made(self, receipt: Receipt) -> None:
-        """Counts a shard that was written."""
+    def shard_made(self, receipt: Receipt) -> None:
+        """Count a shard that was written."""
         shard, source = receipt.shard, {"source": receipt.shard.source}
         for counter, amount in (
             (self._clips, shard.clips),
             (self._frames, sum(clip.frames for clip in receipt.clips)),
             (self._bytes, shard.bytes),
         ):
-            if amount:  # a counter only takes what is more than nothing
+            if amount:  # Ray's counters reject increments of 0
                 counter.inc(amount, source)
         reasons = Counted((failure.stage, failure.reason) for failure in receipt.failures)
         for (failed_stage, reason), count in reasons.items():
@@ -51,11 +53,11 @@ class BuildMetrics:
         for stage in STAGES:
             self._seconds.observe(getattr(shard, f"{stage}_seconds"), {**source, "stage": stage})
 
-    def broken(self) -> None:
-        """Counts a shard that could not be made."""
-        self._broken.inc()
+    def shard_failed(self) -> None:
+        """Count a shard that could not be made."""
+        self._shards_failed.inc()
 
     def trackers(self, live: int, busy: int) -> None:
-        """What the tracker pool is doing."""
+        """Set how many tracker workers are loaded and how many have calls in flight."""
         self._trackers.set(live)
         self._busy.set(busy)

@@ -1,4 +1,7 @@
-"""Which process wrote something, and whether it is still there. Process numbers alone say neither: they are used again."""
+"""Identify the process that wrote a file, and tell whether it still runs.
+
+A process id alone does neither: the system reuses ids.
+"""
 
 from __future__ import annotations
 
@@ -6,35 +9,41 @@ import os
 from pathlib import Path
 
 
-def is_gone(process: int, machine: str, since: str) -> bool:
-    """Whether a process was one of this very machine and is there no more, from its number, `this_machine()` and `began(number)`.
+def has_exited(pid: int, machine: str, started: str) -> bool:
+    """Tell whether a process of this machine has exited; False if that cannot be known.
 
-    False where that cannot be known.
+    `machine` and `started` are what `machine_id()` and `start_time(pid)` returned in that process.
     """
-    if not machine or machine != this_machine():
+    if not machine or machine != machine_id():
         return False
     try:
-        os.kill(process, 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # another user's process
+    except PermissionError:  # it runs, as another user
         pass
-    return began(process) not in ("", since)
+    # The id is in use. A different start time means that the system gave it to another process.
+    return start_time(pid) not in ("", started)
 
 
-def this_machine() -> str:
-    """What the number of a process means something in: containers share host names, and a number is used anew after a restart."""
+def machine_id() -> str:
+    """Identify the scope of process ids: boot id and process namespace; "" if unknown.
+
+    A host name is not enough: containers share host names, and ids are reused after a reboot.
+    """
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
 
-def began(process: int) -> str:
-    """When a process began, in ticks since the machine did; "" if that cannot be known."""
+def start_time(pid: int) -> str:
+    """Read when a process started, in clock ticks since boot; "" if unknown."""
     try:
-        return (
-            Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-        )  # a name in () may hold anything
-    except (OSError, IndexError):
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
         return ""
+    # Field 22 of proc(5), counted after the command name: that may hold spaces and parentheses.
+    fields = stat.rpartition(")")[2].split()
+    return fields[19] if len(fields) > 19 else ""

@@ -1,4 +1,4 @@
-"""Progress as people see it: a bar with rate and time left on a terminal, one line now and then elsewhere."""
+"""Show progress: a bar with rate and time left on a terminal, a line per ten seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -25,66 +25,77 @@ _LINE_EVERY_S = 10.0
 
 @dataclass
 class ProgressTask:
-    """One thing under way: how much of it is done."""
+    """Count how much of one task is done, and show it on a bar or as lines.
+
+    total: how many items there are, None if unknown
+    bar:   the bar to show them on, None to print lines on standard error
+    """
 
     name: str
     noun: str
     total: int | None
     bar: RichProgress | None
     done: int = 0
-    _started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     _last_line: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self._task = self.bar.add_task(self.name, total=self.total, rate="") if self.bar else None
+        self._bar_task = (
+            self.bar.add_task(self.name, total=self.total, rate="") if self.bar else None
+        )
 
     def advance(self, count: int = 1) -> None:
-        """Counts `count` more as done."""
+        """Count `count` more items as done."""
         self.done += count
-        if self.bar and self._task is not None:
-            self.bar.update(self._task, advance=count, rate=self._rate())
+        if self.bar and self._bar_task is not None:
+            self.bar.update(self._bar_task, advance=count, rate=self._rate())
         elif time.monotonic() - self._last_line > _LINE_EVERY_S:
             self._last_line = time.monotonic()
             self.line()
 
     def line(self) -> None:
-        """Prints where it stands, for logs."""
-        print(f"{self.name}: {self._reached()}, {self._rate()}", file=sys.stderr, flush=True)
+        """Print the count, the rate and the time left on one line."""
+        line = f"{self.name}: {self._count()}, {self._rate()}{self._time_left()}"
+        print(line, file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Prints how long it took, for logs."""
-        print(
-            f"{self.name}: {self._reached()} in {duration(self.seconds)}",
-            file=sys.stderr,
-            flush=True,
-        )
+        """Print the count and how long the task took on one line."""
+        line = f"{self.name}: {self._count()} in {duration(self.seconds)}"
+        print(line, file=sys.stderr, flush=True)
 
-    def _reached(self) -> str:
+    @property
+    def seconds(self) -> float:
+        """Seconds since the task started."""
+        return time.monotonic() - self.started
+
+    def _count(self) -> str:
         if self.total is None:
             return pluralise(self.done, self.noun)
         return f"{self.done:,} of {pluralise(self.total, self.noun)}"
 
-    @property
-    def seconds(self) -> float:
-        """Time since the stage began."""
-        return time.monotonic() - self._started
+    def _per_second(self) -> float:
+        return self.done / max(self.seconds, 1e-9)
 
     def _rate(self) -> str:
-        rate = self.done / max(self.seconds, 1e-9)
-        left = (
-            f", {duration((self.total - self.done) / rate)} left"
-            if self.total is not None and rate > 0 and not self.bar
-            else ""
-        )
-        return (
-            f"{rate:.1f} {self.noun}s/s{left}"
-            if rate >= 1
-            else f"{rate * 60:.1f} {self.noun}s/min{left}"
-        )
+        """Items per second, or per minute for slow tasks: "3.0 clips/s"."""
+        rate = self._per_second()
+        if rate >= 1:
+            return f"{rate:.1f} {self.noun}s/s"
+        return f"{rate * 60:.1f} {self.noun}s/min"
+
+    def _time_left(self) -> str:
+        """The time left at the mean rate so far; "" if unknown."""
+        if self.total is None or not self.done:
+            return ""
+        return f", {duration((self.total - self.done) / self._per_second())} left"
 
 
 class Progress:
-    """Shows stages and notable events on standard error. `quiet` shows none, `json_lines` every event as JSON and no stage."""
+    """Show tasks and notable events on standard error.
+
+    quiet:      show neither
+    json_lines: print every event as a line of JSON, and no task
+    """
 
     def __init__(self, quiet: bool = False, json_lines: bool = False) -> None:
         self._quiet = quiet
@@ -93,7 +104,7 @@ class Progress:
         self._bar: RichProgress | None = None
 
     def event(self, sentence: str, json_line: str, notable: bool) -> None:
-        """Shows an event, above the bar if there is one."""
+        """Show an event, above the bar if there is one."""
         if self._json_lines:
             print(json_line, file=sys.stderr, flush=True)
         elif notable and self._bar:
@@ -103,7 +114,10 @@ class Progress:
 
     @contextmanager
     def task(self, name: str, noun: str, total: int | None = None) -> Iterator[ProgressTask]:
-        """A stage that is under way while the block runs. Off a terminal it prints a line every ten seconds and one at its end."""
+        """Show a task while the block runs.
+
+        Without a terminal, print a line every ten seconds and one when the block ends.
+        """
         if self._quiet or self._json_lines:
             yield _SilentTask(name, noun, total, None)
         elif self._console.is_terminal:
@@ -122,11 +136,13 @@ class Progress:
                 finally:
                     self._bar = None
         else:
-            stage = ProgressTask(name, noun, total, None)
-            yield stage
-            stage.end()
+            task = ProgressTask(name, noun, total, None)
+            yield task
+            task.end()
 
 
 class _SilentTask(ProgressTask):
+    """A task that counts and shows nothing."""
+
     def advance(self, count: int = 1) -> None:
         self.done += count

@@ -1,9 +1,10 @@
-"""Clips → shards: which clip goes to which shard, and the fingerprints of what each shard is to hold."""
+"""Assign clips to shards, and compute the fingerprints of what each shard is to hold."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -17,11 +18,15 @@ from pipeline.planning.existing_shards import ExistingShard, ExistingShards
 from shards.errors import PretrackError
 
 _BLOCK = 1 << 18
+"""Clips whose fingerprint lines are in memory at once."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Clips (table PLANNED_CLIPS) sorted by group, video and start; group number g has rows firsts[g] to firsts[g + 1]."""
+    """Clips (table PLANNED_CLIPS) sorted by group, video and start.
+
+    Group number g has rows firsts[g] to firsts[g + 1]. A group is a shard's name without checksum.
+    """
 
     clips: pa.Table
     groups: tuple[str, ...]
@@ -29,123 +34,131 @@ class Assignment:
 
 
 def assign_clips(
-    settings: BuildSettings, videos: pa.Table, names: pa.Array, known: ExistingShards
+    settings: BuildSettings, videos: pa.Table, names: pa.Array, existing: ExistingShards
 ) -> Assignment:
-    """Every clip goes to the group whose shard has it, if that is of its source and split; the others fill new groups.
+    """Assign each clip to the group whose shard has it, and the other clips to new groups.
 
-    Raises PretrackError if two videos have one name.
+    A group only counts if it is of the clip's source and split. `names` are the `video_names` of
+    `videos`. Raises PretrackError if two videos have the same name.
     """
     clips = plan_clips(videos, names, settings.frames)
     video = clips["video"].to_numpy()
     _check_names(videos, names, video)
+    # Each clip's group prefix ("co3d-train-"), as a number.
     prefixes = (
         pc.binary_join_element_wise(videos["source"], videos["split"], "", "-")
         .combine_chunks()
         .dictionary_encode()
     )
-    wanted = prefixes.indices.to_numpy()[video]
-    homes, group = _homes(settings, clips["key"], prefixes.dictionary, wanted, known)
-    groups = list(homes)
+    prefix_of_clip = prefixes.indices.to_numpy()[video]
+    old_groups, group = _existing_groups(
+        settings, clips["key"], prefixes.dictionary, prefix_of_clip, existing
+    )
+    # Clips without a group fill new groups, numbered after the existing ones of their prefix.
+    groups = list(old_groups)
     for code, prefix in sorted(
         enumerate(prefixes.dictionary.to_pylist()), key=lambda item: item[1]
     ):
-        homeless = np.flatnonzero((group < 0) & (wanted == code))
-        first = (
-            max(
-                (int(name.rsplit("-", 1)[1]) for name in homes if _prefix(name) == prefix),
-                default=-1,
-            )
-            + 1
-        )
-        number = np.arange(len(homeless)) // settings.shards.clips_per_shard
-        group[homeless] = len(groups) + number
-        groups += [f"{prefix}{first + i:06d}" for i in range(number[-1] + 1 if len(number) else 0)]
+        unassigned = np.flatnonzero((group < 0) & (prefix_of_clip == code))
+        taken = [int(name.rsplit("-", 1)[1]) for name in old_groups if _prefix(name) == prefix]
+        first = max(taken, default=-1) + 1
+        new_group = np.arange(len(unassigned)) // settings.shards.clips_per_shard
+        group[unassigned] = len(groups) + new_group
+        count = new_group[-1] + 1 if len(new_group) else 0
+        groups += [f"{prefix}{first + number:06d}" for number in range(count)]
     return _sorted(clips, groups, group)
 
 
 def frames_fingerprints(
     assigned: Assignment, identities: pa.ChunkedArray, frames_settings: str
 ) -> list[str]:
-    """Of each group: `fingerprint_lines` of the settings and one line a clip: its key, its video's identity and its frames."""
+    """Compute the frames fingerprint of each group.
+
+    It is the `fingerprint_lines` of the settings and one line per clip: its key, its video's
+    identity (`identities`, one per video) and its number of frames.
+    """
     identities = identities.combine_chunks()
-    blank = hashlib.blake2b(f"{frames_settings}\n".encode(), digest_size=16)
-    found: list[str] = []
-    while len(found) < len(
-        assigned.groups
-    ):  # as many groups at a time as fit a block, so that memory stays bounded
-        begin = assigned.firsts[len(found)]
-        upto = max(
-            len(found) + 1, int(np.searchsorted(assigned.firsts, begin + _BLOCK, side="right")) - 1
-        )
-        firsts = assigned.firsts[len(found) : upto + 1] - begin
+    settings_only = hashlib.blake2b(f"{frames_settings}\n".encode(), digest_size=16)
+    fingerprints: list[str] = []
+    # As many groups at a time as fit a block, at least one, so that memory stays bounded.
+    while len(fingerprints) < len(assigned.groups):
+        group = len(fingerprints)
+        begin = assigned.firsts[group]
+        in_block = np.searchsorted(assigned.firsts, begin + _BLOCK, side="right") - 1
+        firsts = assigned.firsts[group : max(group + 1, int(in_block)) + 1] - begin
         lines, offsets = _lines(assigned.clips.slice(begin, firsts[-1]), identities)
-        for first, last in zip(
-            offsets[firsts[:-1]].tolist(), offsets[firsts[1:]].tolist(), strict=True
-        ):
-            digest = blank.copy()
+        for first, last in pairwise(offsets[firsts].tolist()):
+            digest = settings_only.copy()
             digest.update(lines[first:last])
-            found.append(digest.hexdigest())
-    return found
+            fingerprints.append(digest.hexdigest())
+    return fingerprints
 
 
 def _lines(clips: pa.Table, identities: pa.Array) -> tuple[memoryview, NDArray[np.int64]]:
-    """One line of text a clip, as bytes, and where each begins."""
-    end = pc.binary_join_element_wise(clips["frames"].cast(pa.string()), "", "\n")
-    of_video = identities.take(clips["video"].combine_chunks())
-    text = (
-        pc.binary_join_element_wise(clips["key"], of_video, end, " ")
+    """Return one line of text per clip, as bytes, and the offset of each line and of their end."""
+    line_end = pc.binary_join_element_wise(clips["frames"].cast(pa.string()), "", "\n")
+    identity = identities.take(clips["video"].combine_chunks())
+    lines = (
+        pc.binary_join_element_wise(clips["key"], identity, line_end, " ")
         .combine_chunks()
         .cast(pa.large_string())
     )
-    _, offsets, data = text.buffers()
-    start = np.frombuffer(offsets, np.int64)[text.offset : text.offset + len(text) + 1]
-    return memoryview(data), start
+    # The buffers of an Arrow string array are its offsets and its text: no copy per line.
+    _, offsets, text = lines.buffers()
+    start = np.frombuffer(offsets, np.int64)[lines.offset : lines.offset + len(lines) + 1]
+    return memoryview(text), start
 
 
-def _homes(
+def _existing_groups(
     settings: BuildSettings,
     keys: pa.ChunkedArray,
     prefixes: pa.Array,
-    wanted: NDArray[np.int32],
-    known: ExistingShards,
+    prefix_of_clip: NDArray[np.int32],
+    existing: ExistingShards,
 ) -> tuple[dict[str, int], NDArray[np.int64]]:
-    """The groups of all shards of these frame settings, numbered; and of each clip the number of the group that has it, -1 if none.
+    """Number the groups of the existing shards; return the numbers, and each clip's (-1 if none).
 
-    Only groups of its source and split count (`wanted`, an index into `prefixes`): builds with other settings may have had it too.
+    Only shards of the same frame settings count: others have different clips. A clip's group must
+    have its prefix (`prefix_of_clip`, an index into `prefixes`), because builds with other settings
+    may have put the clip in a shard of another split too.
     """
     frames_settings = canonical_json(settings.frames.of_content())
+    # One shard per group and frames fingerprint: shards of the same frames have the same clips.
     shards: dict[tuple[str, str], ExistingShard] = {}
-    for shard in known.shards:
-        if (
-            shard.row.frames_settings == frames_settings
-        ):  # shards of the same frames have the same clips
+    for shard in existing.shards:
+        if shard.row.frames_settings == frames_settings:
             shards.setdefault((shard.row.group, shard.row.frames_fingerprint), shard)
-    homes = {
+    numbers = {
         group: number for number, group in enumerate(dict.fromkeys(group for group, _ in shards))
     }
-    found = np.full(len(keys), -1)
-    if not homes:
-        return homes, found
-    stored, places = known.clips_of(list(shards.values()))
-    group = np.array([homes[name] for name, _ in shards])[places]
-    of_group = (
-        pc.index_in(pa.array([_prefix(name) for name in homes]), value_set=prefixes)
+    assigned = np.full(len(keys), -1)
+    if not numbers:
+        return numbers, assigned
+    stored_keys, shard_of_key = existing.clips_of(list(shards.values()))
+    group_of_key = np.array([numbers[group] for group, _ in shards])[shard_of_key]
+    prefix_of_group = (
+        pc.index_in(pa.array([_prefix(group) for group in numbers]), value_set=prefixes)
         .fill_null(-1)
         .to_numpy()
     )
+    # Look the keys up, prefix by prefix.
     for code in range(len(prefixes)):
-        inside, asked = of_group[group] == code, wanted == code
-        home = (
-            pc.index_in(keys.filter(pa.array(asked)), value_set=stored.filter(pa.array(inside)))
+        stored, planned = prefix_of_group[group_of_key] == code, prefix_of_clip == code
+        position = (
+            pc.index_in(
+                keys.filter(pa.array(planned)), value_set=stored_keys.filter(pa.array(stored))
+            )
             .fill_null(-1)
             .to_numpy()
         )
-        found[asked] = np.where(home >= 0, np.append(group[inside], -1)[home], -1)
-    return homes, found
+        # Position -1 picks the -1 that is appended.
+        groups = np.append(group_of_key[stored], -1)
+        assigned[planned] = np.where(position >= 0, groups[position], -1)
+    return numbers, assigned
 
 
 def _sorted(clips: pa.Table, groups: list[str], group: NDArray[np.int64]) -> Assignment:
-    """Clips by group, in the order of the groups' names; groups without clips are left out."""
+    """Sort clips by the names of their groups, and leave out groups without clips."""
     counts = np.bincount(group, minlength=len(groups))
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda number: groups[number])
     rank = np.zeros(len(groups), np.int64)
@@ -158,19 +171,20 @@ def _sorted(clips: pa.Table, groups: list[str], group: NDArray[np.int64]) -> Ass
 
 
 def _check_names(videos: pa.Table, names: pa.Array, video: NDArray[np.int32]) -> None:
-    """Raises PretrackError if two videos with clips have the same name."""
-    used = np.unique(video)
-    some = names.take(pa.array(used))
-    if pc.count_distinct(some).as_py() < len(some):
-        first = np.asarray(pc.index_in(some, value_set=some))
-        double = videos.slice(
-            used[np.flatnonzero(first != np.arange(len(some)))[0]], 1
-        ).to_pylist()[0]
-        raise PretrackError(
-            f"two videos of source {double['source']} are both called {double['video_id']}: rename one of them"
-        )
+    """Raise PretrackError if two videos with clips have the same name."""
+    rows = np.unique(video)
+    used = names.take(pa.array(rows))
+    if pc.count_distinct(used).as_py() == len(used):
+        return
+    first = np.asarray(pc.index_in(used, value_set=used))
+    repeated = rows[np.flatnonzero(first != np.arange(len(used)))[0]]
+    (duplicate,) = videos.slice(repeated, 1).to_pylist()
+    raise PretrackError(
+        f"two videos of source {duplicate['source']} are both called {duplicate['video_id']}: "
+        "rename one of them"
+    )
 
 
 def _prefix(group: str) -> str:
-    """What a group's name has before its number: "co3d-train-"."""
+    """The part of a group's name before its number: "co3d-train-"."""
     return group[: group.rfind("-") + 1]

@@ -1,25 +1,27 @@
-"""The catalogue: which videos there are, and what is known of each before any clip is cut.
+"""List the videos of all sources, and collect what is known of each before any clip is cut.
 
-Sources are listed anew every time (that reads names, not content). Video files are decoded once from end to end, to count their
-frames, time them and find their shots; what that scan found is kept in `OUT/catalog/scans.parquet` until the file changes.
+Every catalogue lists the sources again, which reads names, not content. Video files are decoded
+once from end to end (scanned) to count their frames, time them and find their shots. Scans are kept
+in `OUT/catalog/scans.parquet` and repeated when a file changes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.arrow_schema import schema_of
 from manifests.fingerprint import fingerprint_lines
-from manifests.rows import Failure
+from manifests.rows import Failure, Float64, Int32, VideoRow
 from manifests.snapshot import open_snapshot
 from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
@@ -30,21 +32,33 @@ from pipeline.sources.video import Scan, Video
 from shards.errors import PretrackError
 from shards.files import Location, sizes_in
 
-SCANS = pa.schema(
-    [
-        ("path", pa.string()),
-        ("identity", pa.string()),
-        ("settings", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("timestamps", pa.list_(pa.float64())),
-        ("cuts", pa.list_(pa.int32())),
-        ("error", pa.string()),
-        ("reason", pa.string()),
-    ]
-)
 _SAVE_EVERY = 200
-_ROWS = 500
+"""New scans are saved at least this many at a time."""
+_ROWS_PER_TABLE = 500
+"""Videos converted to an Arrow table at once."""
+
+
+@dataclass(frozen=True)
+class ScanRow:
+    """The scan of a video file: a row of `OUT/catalog/scans.parquet`. For the results see `Scan`.
+
+    identity: the file's identity when it was scanned
+    settings: the scan settings
+    error, reason: why the file cannot be scanned, "" if it was; the results are None then
+    """
+
+    path: str
+    identity: str
+    settings: str
+    width: Int32 | None
+    height: Int32 | None
+    timestamps: tuple[Float64, ...] | None
+    cuts: tuple[Int32, ...] | None
+    error: str
+    reason: str
+
+
+SCANS = schema_of(ScanRow)
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,10 @@ class ScanFailure:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All usable videos (table VIDEOS), and what could not be used (table FAILURES). `videos_found` counts both kinds of video."""
+    """All usable videos (table VIDEOS), and what could not be used (table FAILURES).
+
+    videos_found: number of videos of both kinds
+    """
 
     videos: pa.Table
     failures: pa.Table
@@ -65,102 +82,98 @@ class Catalog:
 
 
 def find_videos(settings: BuildSettings, progress: Progress) -> Iterator[Video | Failure]:
-    """Lists all sources. Raises PretrackError where a source's root is missing, cannot be read or is not what it should be."""
+    """List all sources.
+
+    Raises PretrackError if a source's root is missing, unreadable, or not what the source expects.
+    """
     for source in settings.sources:
-        with progress.task(f"listing {source.name}", noun="video") as stage:
+        with progress.task(f"listing {source.name}", noun="video") as task:
             try:
-                for found in source.find_videos():
-                    if isinstance(found, Video):
-                        stage.advance()
-                    yield _in_unicode(found)
+                for video in source.find_videos():
+                    if isinstance(video, Video):
+                        task.advance()
+                    yield _with_text_names(video)
             except OSError as error:
                 raise PretrackError(
-                    f"{error.filename or source.root} of source {source.name} cannot be read ({error})"
+                    f"{error.filename or source.root} of source {source.name} cannot be read "
+                    f"({error})"
                 ) from error
 
 
-def _in_unicode(found: Video | Failure) -> Video | Failure:
-    """The same, if its names are text: on Linux file names are bytes, and tables hold text. Otherwise a failure that says so."""
+def _with_text_names(video: Video | Failure) -> Video | Failure:
+    """Return a failure for a video whose file names are not text.
+
+    On Linux file names are bytes, and tables hold text.
+    """
     names = (
-        [found.video_id, found.file, *found.image_files]
-        if isinstance(found, Video)
-        else [found.video_id, found.detail]
+        [video.video_id, video.file, *video.image_files]
+        if isinstance(video, Video)
+        else [video.video_id, video.detail]
     )
     try:
         "".join(names).encode()
     except UnicodeEncodeError:
-        video_id = _shown(found.video_id)
-        if isinstance(found, Failure):
-            return replace(found, video_id=video_id, detail=_shown(found.detail))
-        detail = f"{found.root}/{video_id}: its name, or that of a file in it, is not valid UTF-8: rename it"
+        video_id = _escaped(video.video_id)
+        if isinstance(video, Failure):
+            return replace(video, video_id=video_id, detail=_escaped(video.detail))
         return Failure(
-            source=found.source,
+            source=video.source,
             video_id=video_id,
             stage="catalog",
             reason=Reason.UNUSABLE_NAME,
-            detail=detail,
+            detail=f"{video.root}/{video_id}: its name, or that of a file in it, is not valid "
+            "UTF-8: rename it",
         )
-    return found
+    return video
 
 
-def _shown(name: str) -> str:
-    """A name of any bytes as text."""
+def _escaped(name: str) -> str:
+    """A name of any bytes as text, with backslash escapes."""
     return name.encode(errors="backslashreplace").decode()
 
 
 def make_catalog(
     settings: BuildSettings, progress: Progress, retry_failed: bool = False
 ) -> Catalog:
-    """Lists all sources and scans the video files that are new or have changed; on Ray if there are any. With `retry_failed` those
-    that could not be scanned are scanned again."""
+    """List all sources, and scan video files that are new or have changed, on Ray.
+
+    retry_failed: scan the files again that could not be scanned
+    """
     tables = [VIDEOS.empty_table()]
     files: list[Video] = []
     failures: list[Failure] = []
-    rows: list[dict[str, Any]] = []
+    rows: list[VideoRow] = []
     names: set[tuple[str, str]] = set()
-    for found in find_videos(settings, progress):
-        if found.video_id:
-            names.add((found.source, found.video_id))
-        if isinstance(found, Failure):
-            failures.append(found)
-        elif found.file:
-            files.append(found)
+    # Sequences of images are complete once they are listed.
+    for video in find_videos(settings, progress):
+        if video.video_id:
+            names.add((video.source, video.video_id))
+        if isinstance(video, Failure):
+            failures.append(video)
+        elif video.file:
+            files.append(video)
         else:
-            rows.append(_row(found, settings))
-            if (
-                len(rows) == _ROWS
-            ):  # as rows of a table, cameras and numbers take a tenth of the memory
-                tables.append(table_of(rows, VIDEOS))
+            rows.append(_video_row(video, settings))
+            # Cameras and frame numbers take a tenth of the memory in an Arrow table.
+            if len(rows) == _ROWS_PER_TABLE:
+                tables.append(_videos_table(rows))
                 rows = []
-    tables.append(table_of(rows, VIDEOS))
+    tables.append(_videos_table(rows))
+    # Video files need their scans.
     scans = _scans(settings, files, progress, retry_failed)
-    for first in range(0, len(files), _ROWS):
-        scanned, unreadable = _scanned(
-            files[first : first + _ROWS], scans.slice(first, _ROWS), settings
+    for first in range(0, len(files), _ROWS_PER_TABLE):
+        videos, unreadable = _scanned_videos(
+            files[first : first + _ROWS_PER_TABLE], scans.slice(first, _ROWS_PER_TABLE), settings
         )
-        tables.append(scanned)
+        tables.append(videos)
         failures += unreadable
     return Catalog(pa.concat_tables(tables), table_of(failures, FAILURES), len(names))
 
 
-def _scanned(
+def _scanned_videos(
     files: list[Video], scans: pa.Table, settings: BuildSettings
 ) -> tuple[pa.Table, list[Failure]]:
-    """Rows of the videos table for video files and their scans, and those that cannot be used."""
-    good = pc.equal(scans["error"], "")
-    rows = [
-        _row(video, settings)
-        for video, usable in zip(files, good.to_pylist(), strict=True)
-        if usable
-    ]
-    found = scans.filter(good)
-    videos = table_of(rows, VIDEOS)
-    known = {name: found[name] for name in ("width", "height", "timestamps", "cuts")}
-    known["frames"] = pc.list_value_length(found["timestamps"])
-    known["scan"] = found["settings"]
-    for name, column in known.items():
-        videos = videos.set_column(VIDEOS.get_field_index(name), VIDEOS.field(name), column)
-    said = scans.select(["error", "reason"]).to_pylist()
+    """Join video files and their scans: the usable ones (table VIDEOS), and failures."""
     failures = [
         Failure(
             source=video.source,
@@ -169,15 +182,28 @@ def _scanned(
             reason=scan["reason"],
             detail=scan["error"],
         )
-        for video, scan in zip(files, said, strict=True)
+        for video, scan in zip(files, scans.select(["error", "reason"]).to_pylist(), strict=True)
         if scan["error"]
     ]
+    usable = pc.equal(scans["error"], "")
+    videos = _videos_table(
+        _video_row(video, settings) for video in compress(files, usable.to_pylist())
+    )
+    # Scan results go from column to column: as Python lists, timestamps would be large.
+    results = scans.filter(usable)
+    columns = {name: results[name] for name in ("width", "height", "timestamps", "cuts")}
+    columns["frames"] = pc.list_value_length(results["timestamps"])
+    columns["scan"] = results["settings"]
+    for name, column in columns.items():
+        videos = videos.set_column(VIDEOS.get_field_index(name), VIDEOS.field(name), column)
     return videos, failures
 
 
 def stored_catalog(settings: BuildSettings) -> Catalog:
-    """The catalogue as the current snapshot has it, of the settings' sources and with their split: for tracking again where the
-    sources are not at hand."""
+    """Return the catalogue of the current snapshot, to re-track without access to the sources.
+
+    Only the settings' sources are in it, and their videos are split by the settings.
+    """
     snapshot = open_snapshot(settings.out)
     sources = pa.array([source.name for source in settings.sources])
     videos = snapshot.videos.filter(pc.is_in(snapshot.videos["source"], value_set=sources))
@@ -189,9 +215,8 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
     failures = snapshot.failures.filter(
         pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"]))
     )
-    failures = failures.filter(
-        pc.not_equal(failures["reason"], Reason.TOO_SHORT)
-    )  # the plan finds these anew
+    # The plan finds out again which videos are too short.
+    failures = failures.filter(pc.not_equal(failures["reason"], Reason.TOO_SHORT))
     failures = failures.filter(pc.is_in(failures["source"], value_set=sources))
     named = failures.filter(pc.not_equal(failures["video_id"], ""))
     both = pa.concat_tables([table.select(["source", "video_id"]) for table in (videos, named)])
@@ -201,9 +226,10 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
 def changed_videos(
     settings: BuildSettings, videos: pa.Table, needed: set[tuple[str, str]], progress: Progress
 ) -> list[str]:
-    """Which of the videos `needed`, by (source, id), are not what a table of videos has any more.
+    """Return the ids of the videos `needed` whose content differs from a table of videos.
 
-    Those that are gone, or whose source cannot be listed, are not among them.
+    `needed` has (source, video_id) pairs. Videos that are gone, or whose source cannot be listed,
+    do not count as changed.
     """
     rows = videos.select(["source", "video_id", "identity"]).to_pylist()
     identities = {
@@ -213,42 +239,54 @@ def changed_videos(
     }
     changed = []
     for source in settings.sources:
-        one = settings.model_copy(update={"sources": (source,)})
+        this_source = settings.model_copy(update={"sources": (source,)})
         with suppress(PretrackError):
-            for found in find_videos(one, progress):
-                name = (found.source, found.video_id)
+            for video in find_videos(this_source, progress):
+                key = (video.source, video.video_id)
                 if (
-                    isinstance(found, Video)
-                    and name in identities
-                    and _content_identity(found) != identities[name]
+                    isinstance(video, Video)
+                    and key in identities
+                    and _content_identity(video) != identities[key]
                 ):
-                    changed.append(found.video_id)
+                    changed.append(video.video_id)
     return changed
 
 
 def split_of(sequence: str, split: SplitSettings) -> str:
-    """`train` or `eval`, by a hash of the sequence's name: the same for all footage of it, in any source, on any machine."""
+    """Return `train` or `eval`, by a hash of the sequence's name.
+
+    All footage of a sequence is in the same split, in any source, on any machine.
+    """
     digest = hashlib.blake2b(f"{split.salt}{sequence}".encode(), digest_size=8).digest()
     return "eval" if int.from_bytes(digest, "big") < split.eval_fraction * 2**64 else "train"
 
 
-def _row(video: Video, settings: BuildSettings) -> dict[str, Any]:
-    """A video's row of the videos table, without what a scan of its file tells."""
-    return {
-        **vars(video),
-        "cameras": [camera and vars(camera) for camera in video.cameras] if video.cameras else None,
-        "identity": _content_identity(video),
-        "split": split_of(video.sequence, settings.split),
-        "width": 0,
-        "height": 0,
-        "cuts": (),
-        "frames": len(video.image_files),
-        "scan": "",
-    }
+def _video_row(video: Video, settings: BuildSettings) -> VideoRow:
+    """Return a video's row of the videos table, without the results of a scan."""
+    return VideoRow(
+        **{**vars(video), "identity": _content_identity(video)},
+        split=split_of(video.sequence, settings.split),
+        width=0,
+        height=0,
+        cuts=(),
+        frames=len(video.image_files),
+        scan="",
+    )
+
+
+def _videos_table(rows: Iterable[VideoRow]) -> pa.Table:
+    """Convert rows to a table. Only cameras are nested; `asdict` would copy every number."""
+    return table_of(
+        (
+            {**vars(row), "cameras": row.cameras and [c and vars(c) for c in row.cameras]}
+            for row in rows
+        ),
+        VIDEOS,
+    )
 
 
 def _content_identity(video: Video) -> str:
-    """Digest of everything of a video that goes into its clips."""
+    """Digest everything about a video that its clips depend on."""
     poses = [list(vars(camera).values()) if camera else None for camera in video.cameras or ()]
     times = np.asarray(video.timestamps or (), np.float64).tobytes().hex()
     return fingerprint_lines(
@@ -263,83 +301,90 @@ def _path(video: Video) -> str:
 def _scans(
     settings: BuildSettings, videos: Sequence[Video], progress: Progress, retry_failed: bool
 ) -> pa.Table:
-    """The scan of every video file (table SCANS), in the order of `videos`."""
-    wanted = settings.frames.of_scan()
-    file = settings.out / "catalog" / "scans.parquet"
-    files = {_path(video): video.identity for video in videos}
-    known = _remembered(file, files, wanted, retry_failed)
-    missing = sorted(files.keys() - set(known["path"].to_pylist()))
+    """Return the scan of every video file (table SCANS), in the order of `videos`.
+
+    Scans files without a stored scan that still holds, and stores the new scans.
+    """
+    scan_settings = settings.frames.of_scan()
+    store = settings.out / "catalog" / "scans.parquet"
+    identities = {_path(video): video.identity for video in videos}
+    scans = _stored_scans(store, identities, scan_settings, retry_failed)
+    missing = sorted(identities.keys() - set(scans["path"].to_pylist()))
     if missing:
-        rows: list[dict[str, Any]] = []
-        with progress.task("scanning video files", total=len(missing), noun="video") as stage:
-            for name, scan in _scan_all(missing, settings):
-                rows.append(_scan_row(name, files[name], wanted, scan))
-                stage.advance()
-                if len(rows) >= max(
-                    _SAVE_EVERY, known.num_rows // 20
-                ):  # so that what is written in all stays linear
-                    known, rows = pa.concat_tables([known, table_of(rows, SCANS)]), []
-                    _remember(file, known)
-        known = pa.concat_tables([known, table_of(rows, SCANS)])
-        _remember(file, known)
+        rows: list[ScanRow] = []
+        with progress.task("scanning video files", total=len(missing), noun="video") as task:
+            for path, scan in _scan_files(missing, settings):
+                rows.append(_scan_row(path, identities[path], scan_settings, scan))
+                task.advance()
+                # Saving rewrites the file. Saving after 5 % growth keeps the total linear.
+                if len(rows) >= max(_SAVE_EVERY, scans.num_rows // 20):
+                    scans, rows = pa.concat_tables([scans, _scans_table(rows)]), []
+                    _store_scans(store, scans)
+        scans = pa.concat_tables([scans, _scans_table(rows)])
+        _store_scans(store, scans)
     paths = pa.array([_path(video) for video in videos], pa.string())
-    return known.take(pc.index_in(paths, value_set=known["path"]))
+    return scans.take(pc.index_in(paths, value_set=scans["path"]))
 
 
-def _remembered(
-    file: Location, files: dict[str, str], settings: str, retry_failed: bool
+def _stored_scans(
+    store: Location, identities: dict[str, str], scan_settings: str, retry_failed: bool
 ) -> pa.Table:
-    """What earlier scans of these files (path → identity) found, where it still holds."""
-    if file.name not in sizes_in(file.parent):
+    """Read the stored scans of these files that still hold.
+
+    identities: of the files now, by path
+    """
+    if store.name not in sizes_in(store.parent):
         return SCANS.empty_table()
-    scans = read_table(file)
-    identities = pa.array(files.values(), pa.string())
-    place = pc.index_in(scans["path"], value_set=pa.array(files.keys(), pa.string()))
+    scans = read_table(store)
+    position = pc.index_in(scans["path"], value_set=pa.array(identities.keys(), pa.string()))
+    identity_now = pa.array(identities.values(), pa.string()).take(position.combine_chunks())
     holds = pc.and_(
-        pc.equal(scans["settings"], settings),
-        pc.equal(scans["identity"], identities.take(place.combine_chunks())),
+        pc.equal(scans["settings"], scan_settings), pc.equal(scans["identity"], identity_now)
     )
     if retry_failed:
         holds = pc.and_(holds, pc.equal(scans["error"], ""))
     return scans.filter(holds)
 
 
-def _remember(file: Location, scans: pa.Table) -> None:
-    write_table(
-        file,
-        scans.filter(pc.invert(pc.is_in(scans["reason"], value_set=pa.array(TRANSIENT_REASONS)))),
-    )
+def _store_scans(store: Location, scans: pa.Table) -> None:
+    """Store scans without transient failures, so that these files are scanned again."""
+    transient = pc.is_in(scans["reason"], value_set=pa.array(TRANSIENT_REASONS))
+    write_table(store, scans.filter(pc.invert(transient)))
 
 
-def _scan_all(
+def _scan_files(
     paths: list[str], settings: BuildSettings
 ) -> Iterator[tuple[str, Scan | ScanFailure]]:
-    """Scans files on Ray's workers, yielding each as it is done."""
+    """Scan files on Ray's workers; yield each as it is done."""
     cluster = connect(settings.ray)
-    task = ray_task(_scan_one)
+    task = ray_task(_scan_file)
     yield from results_as_completed(
         (partial(task.remote, path, settings.frames) for path in paths), limit=2 * cluster.cpus
     )
 
 
-def _scan_one(path: str, frames: FrameSettings) -> tuple[str, Scan | ScanFailure]:
-    """Runs on a worker."""
+def _scan_file(path: str, frames: FrameSettings) -> tuple[str, Scan | ScanFailure]:
+    """Scan one file; runs on a worker."""
     try:
         return path, decoder_of_this_worker(frames.decode_timeout_s).scan(path, frames.shot_cuts)
     except DecodeError as error:
         return path, ScanFailure(error.reason, str(error))
 
 
-def _scan_row(path: str, identity: str, settings: str, scan: Scan | ScanFailure) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "path": path,
-        "identity": identity,
-        "settings": settings,
-        "error": "",
-        "reason": "",
-    }
-    return (
-        {**row, "error": scan.detail, "reason": scan.reason}
-        if isinstance(scan, ScanFailure)
-        else {**row, **asdict(scan)}
+def _scan_row(path: str, identity: str, scan_settings: str, scan: Scan | ScanFailure) -> ScanRow:
+    result, failure = (None, scan) if isinstance(scan, ScanFailure) else (scan, None)
+    return ScanRow(
+        path=path,
+        identity=identity,
+        settings=scan_settings,
+        width=result.width if result else None,
+        height=result.height if result else None,
+        timestamps=result.timestamps if result else None,
+        cuts=result.cuts if result else None,
+        error=failure.detail if failure else "",
+        reason=failure.reason if failure else "",
     )
+
+
+def _scans_table(rows: Iterable[ScanRow]) -> pa.Table:
+    return table_of((vars(row) for row in rows), SCANS)

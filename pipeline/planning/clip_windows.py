@@ -1,4 +1,4 @@
-"""Videos → clips: windows that lie end to end within each shot, all videos at once."""
+"""Cut videos into clips: consecutive windows within each shot, for all videos at once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,20 @@ from pipeline.config import FrameSettings
 PLANNED_CLIPS = pa.schema(
     [("key", pa.string()), ("video", pa.int32()), ("start", pa.int32()), ("frames", pa.int32())]
 )
-"""Clips before they are made: `frames` frames of row `video` of the videos table from `start` (index within the video) on,
-`frames.stride` apart."""
+"""Planned clips: `frames` frames of row `video` of the videos table, `frames.stride` apart.
+
+`start` is the index of the first frame within the video."""
 
 _BLOCK = 1 << 20
+"""Keys computed at once."""
 _UNREADABLE = re.compile(r"[^A-Za-z0-9]+")
 
 
 def plan_clips(videos: pa.Table, names: pa.Array, settings: FrameSettings) -> pa.Table:
-    """All clips of all videos (table PLANNED_CLIPS), by video and start. `names` are what `video_names` says."""
+    """Cut all videos into clips (table PLANNED_CLIPS, sorted by video and start).
+
+    `names` are the `video_names` of `videos`.
+    """
     video, start, frames = clip_windows(
         videos["frames"].to_numpy(), *_cuts(videos["cuts"]), settings
     )
@@ -46,44 +51,48 @@ def clip_windows(
     cuts_of: NDArray[np.int64],
     settings: FrameSettings,
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-    """(video, start, frames) of every clip, [clips] each.
+    """Compute (video, start, frames) of every clip, [clips] each.
 
-    frames:  [videos], how many each has
-    cuts:    first frames of the shots of all videos but their first shots, one video after the other
-    cuts_of: [videos + 1], where each video's cuts begin
+    frames:  [videos], number of frames of each video
+    cuts:    the frames at which a new shot begins, one video after the other
+    cuts_of: [videos + 1], offset of each video's cuts
 
-    A window of n stored frames takes n x stride source frames. What is left at a shot's end becomes a shorter clip if it
-    has `min_frames`.
+    A window of n stored frames spans n x stride source frames. The rest of a shot becomes a shorter
+    clip if it has at least `min_frames` frames.
     """
     videos = np.arange(len(frames))
+    # First frame and end of every shot, [shots]: a cut ends one shot and begins the next.
     shots = np.diff(cuts_of) + 1
-    last = np.cumsum(shots) - 1
+    last_shot = np.cumsum(shots) - 1
     begin, end = np.zeros(shots.sum(), np.int64), np.zeros(shots.sum(), np.int64)
-    cut = np.arange(len(cuts)) + np.repeat(videos, shots - 1)
-    begin[cut + 1], end[cut], end[last] = cuts, cuts, frames
+    shot_before_cut = np.arange(len(cuts)) + np.repeat(videos, shots - 1)
+    begin[shot_before_cut + 1], end[shot_before_cut], end[last_shot] = cuts, cuts, frames
+    # Stored frames and windows of every shot.
     stored = np.maximum(end - begin, 0) // settings.stride
     windows = stored // settings.clip_frames + (
         stored % settings.clip_frames >= settings.min_frames
     )
+    # Every window's shot, and its first stored frame within the shot, [clips].
     shot = np.repeat(np.arange(len(stored)), windows)
-    place = (
-        np.arange(len(shot)) - np.repeat(np.cumsum(windows) - windows, windows)
-    ) * settings.clip_frames
+    number_in_shot = np.arange(len(shot)) - np.repeat(np.cumsum(windows) - windows, windows)
+    offset = number_in_shot * settings.clip_frames
     video = np.repeat(videos, shots)[shot]
-    start = begin[shot] + place * settings.stride
-    count = np.minimum(settings.clip_frames, stored[shot] - place)
+    start = begin[shot] + offset * settings.stride
+    count = np.minimum(settings.clip_frames, stored[shot] - offset)
     return video.astype(np.int32), start.astype(np.int32), count.astype(np.int32)
 
 
 def video_names(videos: pa.Table) -> pa.Array:
-    """What the keys of each video's clips begin with. A key is readable, unique, and free of the characters that tar readers give
-    a meaning to."""
+    """Return the prefix of the keys of each video's clips.
+
+    Keys are readable, unique, and free of characters that have a meaning to tar readers.
+    """
     pairs = zip(videos["source"].to_pylist(), videos["video_id"].to_pylist(), strict=True)
     return pa.array([_video_name(source, video_id) for source, video_id in pairs], pa.string())
 
 
 def videos_of(keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The `video_names` of the videos that clips are of."""
+    """Return the `video_names` part of clips' keys."""
     return pc.replace_substring_regex(keys, "-[0-9]+$", "")
 
 
@@ -97,7 +106,7 @@ def _six_digits(numbers: NDArray[np.int32]) -> pa.Array:
 
 
 def _cuts(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """The values of a column of lists in one row, and where each list begins in it."""
+    """Flatten a column of lists; also return the offset of each list, [videos + 1]."""
     lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
     return pc.list_flatten(column).to_numpy(), np.concatenate(
         [[0], np.cumsum(lengths, dtype=np.int64)]

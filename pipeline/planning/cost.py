@@ -1,4 +1,4 @@
-"""What a plan costs: clips, bytes and worker time, judged by the shards made before."""
+"""Estimate what a plan costs (clips, bytes and worker time) from the shards made before."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from shards.errors import PretrackError
 
 @dataclass(frozen=True)
 class Cost:
-    """Shards of a plan with one action and reason, or all of them; `bytes` and `seconds` of work are None where nothing tells."""
+    """The cost of some shards of a plan: those of one action and reason, or all of them.
+
+    action, reason: None and "" for all
+    bytes, seconds: size and worker time, None if no earlier shard tells
+    """
 
     action: Action | None
     reason: str
@@ -29,7 +33,11 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan costs: by action and reason, and in all. `wall_seconds` is `total.seconds` shared by `parallel` workers."""
+    """The cost of a plan: per action and reason, and of all shards to make.
+
+    parallel:     seconds of work done per second
+    wall_seconds: `total.seconds / parallel`
+    """
 
     lines: tuple[Cost, ...]
     total: Cost
@@ -39,7 +47,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class _Rates:
-    """What a clip of a source takes: its bytes, and seconds by stage; tracking by tracker, in seconds a point."""
+    """Mean cost per clip of a source: bytes, and seconds per stage.
+
+    track: seconds per clip and point, by tracker
+    """
 
     bytes: float
     decode: float
@@ -49,110 +60,127 @@ class _Rates:
 
 
 def estimate(plan: Plan) -> Estimate:
-    """Estimates a plan by its known shards."""
-    rates = _rates(plan.known.shards)
-    known = {shard.row.shard: shard.row for shard in plan.known.shards}
+    """Estimate the cost of a plan from the existing shards of the output folder."""
+    rates = _rates_by_source(plan.existing.shards)
+    rows = {shard.row.shard: shard.row for shard in plan.existing.shards}
     by_reason = defaultdict[tuple[Action, str], list[Cost]](list)
     for shard in plan.shards:
-        by_reason[shard.action, shard.reason].append(_cost(shard, rates.get(shard.source), known))
+        cost = _shard_cost(shard, rates.get(shard.source), rows)
+        by_reason[shard.action, shard.reason].append(cost)
     lines = tuple(
         replace(_sum(costs), action=action, reason=reason)
-        for (action, reason), costs in sorted(by_reason.items(), key=lambda i: i[0])
+        for (action, reason), costs in sorted(by_reason.items(), key=lambda item: item[0])
     )
     total = _sum([line for line in lines if line.action != "keep"])
     parallel = _parallel(plan)
-    return Estimate(
-        lines, total, parallel, None if total.seconds is None else total.seconds / parallel
-    )
+    wall_seconds = None if total.seconds is None else total.seconds / parallel
+    return Estimate(lines, total, parallel, wall_seconds)
 
 
-def _cost(shard: PlannedShard, rates: _Rates | None, known: dict[str, ShardRow]) -> Cost:
-    if shard.action == "keep":
-        return Cost("keep", "", 1, shard.count, known[shard.shard].bytes, 0.0)
-    if rates is None:
-        return Cost(shard.action, "", 1, shard.count, None, None)
-    tracker, points = _points(shard.tracks_settings)
-    size = known[shard.previous].bytes if shard.previous else round(rates.bytes * shard.count)
-    if tracker not in rates.track:
-        return Cost(shard.action, "", 1, shard.count, size, None)
-    read = rates.load if shard.action == "retrack" else rates.decode
+def _shard_cost(shard: PlannedShard, rates: _Rates | None, rows: dict[str, ShardRow]) -> Cost:
+    size, seconds = _size_and_seconds(shard, rates, rows)
     return Cost(
-        shard.action,
-        "",
-        1,
-        shard.count,
-        size,
-        shard.count * (read + rates.track[tracker] * points + rates.write),
+        action=shard.action, reason="", shards=1, clips=shard.count, bytes=size, seconds=seconds
     )
+
+
+def _size_and_seconds(
+    shard: PlannedShard, rates: _Rates | None, rows: dict[str, ShardRow]
+) -> tuple[int | None, float | None]:
+    """Estimate a shard's bytes and seconds of worker time; None if no earlier shard tells."""
+    if shard.action == "keep":
+        return rows[shard.shard].bytes, 0.0
+    if rates is None:
+        return None, None
+    size = rows[shard.previous].bytes if shard.previous else round(rates.bytes * shard.count)
+    tracker, points = _points_per_clip(shard.tracks_settings)
+    if tracker not in rates.track:
+        return size, None
+    read = rates.load if shard.action == "retrack" else rates.decode
+    return size, shard.count * (read + rates.track[tracker] * points + rates.write)
 
 
 def _sum(costs: Sequence[Cost]) -> Cost:
+    """Add costs up; a sum with an unknown part is unknown."""
     sizes = [cost.bytes for cost in costs if cost.bytes is not None]
     times = [cost.seconds for cost in costs if cost.seconds is not None]
     return Cost(
-        None,
-        "",
-        sum(cost.shards for cost in costs),
-        sum(cost.clips for cost in costs),
-        sum(sizes) if len(sizes) == len(costs) else None,
-        sum(times) if len(times) == len(costs) else None,
+        action=None,
+        reason="",
+        shards=sum(cost.shards for cost in costs),
+        clips=sum(cost.clips for cost in costs),
+        bytes=sum(sizes) if len(sizes) == len(costs) else None,
+        seconds=sum(times) if len(times) == len(costs) else None,
     )
 
 
-def _rates(shards: Iterable[ExistingShard]) -> dict[str, _Rates]:
-    """By source: of the current snapshot's shards where it has any, else of all."""
+def _rates_by_source(shards: Iterable[ExistingShard]) -> dict[str, _Rates]:
+    """Compute the rates of each source that has clips."""
     by_source = defaultdict[str, list[ExistingShard]](list)
     for shard in shards:
         if shard.row.clips:
             by_source[shard.row.source].append(shard)
-    return {source: _rates_of(some) for source, some in by_source.items()}
+    return {source: _rates(shards_of_source) for source, shards_of_source in by_source.items()}
 
 
-def _rates_of(shards: Sequence[ExistingShard]) -> _Rates:
-    newest = [shard.row for shard in shards if shard.current] or [shard.row for shard in shards]
-    clips = sum(row.clips for row in newest)
-    reading = defaultdict[str, list[ShardRow]](list)
+def _rates(shards: Sequence[ExistingShard]) -> _Rates:
+    """Compute rates from shards of one source.
+
+    Bytes and writing are those of the current snapshot's shards, if it has any; decoding, loading
+    and tracking are means over all shards.
+    """
+    rows = [shard.row for shard in shards]
+    newest = [shard.row for shard in shards if shard.current] or rows
+    newest_clips = sum(row.clips for row in newest)
+    decoded, loaded = _decoded_and_loaded(rows)
     points, seconds = defaultdict[str, int](int), defaultdict[str, float](float)
-    for row in (shard.row for shard in shards):
-        reading[row.frames_fingerprint].append(row)
-        tracker, each = _points(row.tracks_settings)
-        points[tracker] += row.clips * each
+    for row in rows:
+        tracker, points_per_clip = _points_per_clip(row.tracks_settings)
+        points[tracker] += row.clips * points_per_clip
         seconds[tracker] += row.track_seconds
-    # Of shards of the same frames one was decoded, and the others took its frames: reading those is quicker.
-    slowest = [max(rows, key=lambda row: row.decode_seconds) for rows in reading.values()]
-    loaded = [
-        row
-        for rows, slow in zip(reading.values(), slowest, strict=True)
-        for row in rows
-        if row is not slow
-    ]
     return _Rates(
-        bytes=sum(row.bytes for row in newest) / clips,
-        decode=_decode_seconds(slowest),
-        load=_decode_seconds(loaded),
-        write=sum(row.write_seconds for row in newest) / clips,
+        bytes=sum(row.bytes for row in newest) / newest_clips,
+        decode=_decode_seconds_per_clip(decoded),
+        load=_decode_seconds_per_clip(loaded),
+        write=sum(row.write_seconds for row in newest) / newest_clips,
         track={tracker: seconds[tracker] / points[tracker] for tracker in points},
     )
 
 
-def _decode_seconds(rows: Sequence[ShardRow]) -> float:
-    """Mean seconds a clip, 0 where there are no rows."""
+def _decoded_and_loaded(rows: Sequence[ShardRow]) -> tuple[list[ShardRow], list[ShardRow]]:
+    """Divide shards into those decoded from their source, and those that read stored frames.
+
+    Of shards with the same frames, one was decoded and the others took its frames, which is faster.
+    """
+    by_frames = defaultdict[str, list[ShardRow]](list)
+    for row in rows:
+        by_frames[row.frames_fingerprint].append(row)
+    decoded, loaded = [], []
+    for same_frames in by_frames.values():
+        slowest = max(same_frames, key=lambda row: row.decode_seconds)
+        decoded.append(slowest)
+        loaded += [row for row in same_frames if row is not slowest]
+    return decoded, loaded
+
+
+def _decode_seconds_per_clip(rows: Sequence[ShardRow]) -> float:
+    """Mean seconds per clip of the decode stage, 0 if there are no rows."""
     return sum(row.decode_seconds for row in rows) / sum(row.clips for row in rows) if rows else 0.0
 
 
-def _points(tracks_settings: str) -> tuple[str, int]:
-    """The tracker, and how many points it follows through a clip."""
+def _points_per_clip(tracks_settings: str) -> tuple[str, int]:
+    """The tracker, and how many points it follows in each clip, from settings as JSON."""
     settings = json.loads(tracks_settings)
     return settings["tracker"], settings["grid"] ** 2 * len(settings["anchors"])
 
 
 def _parallel(plan: Plan) -> float:
-    """How many seconds of work the folder's latest build did a second; this machine's cores where there was none."""
+    """Seconds of work per second in the folder's latest build; this machine's cores without one."""
     try:
-        state = read_state(plan.known.out)
-    except PretrackError:  # damaged, or another version's: the next build writes it anew
+        state = read_state(plan.existing.out)
+    except PretrackError:  # damaged, or another version's: the next build writes a new one
         state = None
-    work = sum(state.stage_seconds.values()) if state else 0.0
-    if state is None or not work or state.updated <= state.began:
+    work_seconds = sum(state.stage_seconds.values()) if state else 0.0
+    if state is None or not work_seconds or state.updated <= state.began:
         return float(os.cpu_count() or 1)
-    return max(1.0, work / (state.updated - state.began))
+    return max(1.0, work_seconds / (state.updated - state.began))

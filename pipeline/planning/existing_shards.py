@@ -1,7 +1,8 @@
-"""The shards there are: those that a snapshot names, and those that only a receipt names, made by a build that did not end.
+"""Read which shards exist in an output folder.
 
-What is known of them comes from the snapshots' tables. A receipt is only read where no snapshot names its shard, or where its shard
-may have been tried again since.
+Snapshots name them; a shard that only a receipt names was made by a build that did not finish. Rows
+come from the snapshots' tables. A receipt is only read if no snapshot names its shard, or if its
+shard may have been made again since.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ log = logging.getLogger(__name__)
 class ExistingShard:
     """A shard that was made.
 
-    snapshot: the one whose tables have its rows, or "" if its receipt has
-    current:  the current snapshot names it
-    whole:    its tar is there, of the right size
-    failures: how much was left out of it
-    passing:  how much of that may go well another time
-    holds_all_frames: False if a clip was decoded but could not be tracked: its frames are not in the shard
+    snapshot:  the snapshot whose tables have its rows, "" if its receipt has them
+    current:   the current snapshot names it
+    whole:     its tar exists and has the right size
+    failures:  number of things left out of it
+    transient: number of these that the next build may succeed with
+    holds_all_frames: False if the shard lacks the frames of a clip that could not be tracked
     """
 
     row: ShardRow
@@ -53,17 +54,18 @@ class ExistingShard:
     current: bool
     whole: bool
     failures: int
-    passing: int
+    transient: int
     holds_all_frames: bool
 
 
 @dataclass(frozen=True)
 class ExistingShards:
-    """All known shards of an output folder, those of the current snapshot first, the newest of the others next.
+    """All existing shards of an output folder.
 
     current:  the current snapshot, or None
+    shards:   those of the current snapshot first, then the others, newest first
     failures: what was left out of them (table FAILURES, sorted by shard)
-    planned:  the keys of the clips that those known by a receipt alone were to hold
+    planned:  for each shard whose rows are in its receipt, the keys of the clips planned for it
     """
 
     out: Location
@@ -75,68 +77,80 @@ class ExistingShards:
     def clips_of(
         self, shards: Sequence[ExistingShard]
     ) -> tuple[pa.ChunkedArray, NDArray[np.int32]]:
-        """The keys of all clips that some shards were to hold, and the place in `shards` of each one's. Those of the current
-        snapshot come first."""
-        keys, places = [pa.array([], pa.string())], [np.zeros(0, np.int32)]
+        """Return the keys of all clips planned for `shards`, and the index into `shards` of each.
+
+        Clips of the current snapshot come first.
+        """
+        keys, indices = [pa.array([], pa.string())], [np.zeros(0, np.int32)]
         for snapshot in dict.fromkeys(shard.snapshot for shard in shards if shard.snapshot):
-            numbers = {
+            if (stored := self._stored_clips(snapshot)) is None:
+                continue
+            index = {
                 shard.row.shard: number
                 for number, shard in enumerate(shards)
                 if shard.snapshot == snapshot
             }
-            names, inside = (
-                pa.array(list(numbers), pa.string()),
-                np.fromiter(numbers.values(), np.int32),
-            )
-            try:
-                stored = read_table(
-                    Snapshot(self.out, snapshot).folder / "clips.parquet", ["key", "shard"]
-                )
-            except PretrackError as error:
-                if self.current and snapshot == self.current.name:
-                    raise
-                log.warning("%s: left out", error)
-                continue
+            names = pa.array(list(index), pa.string())
+            numbers = np.fromiter(index.values(), np.int32)
+            # A planned clip is either stored or a failure.
             failed = self.failures.select(["clip", "shard"]).rename_columns(["key", "shard"])
             for table in (stored, failed.filter(pc.not_equal(failed["key"], ""))):
-                found = pc.index_in(table["shard"], value_set=names)
-                keys += table["key"].filter(pc.is_valid(found)).chunks
-                places.append(inside[found.drop_null().to_numpy()])
+                position = pc.index_in(table["shard"], value_set=names)
+                keys += table["key"].filter(pc.is_valid(position)).chunks
+                indices.append(numbers[position.drop_null().to_numpy()])
         for number, shard in enumerate(shards):
             if not shard.snapshot:
                 planned = self.planned[shard.row.shard]
                 keys.append(pa.array(planned, pa.string()))
-                places.append(np.full(len(planned), number, np.int32))
-        return pa.chunked_array(keys), np.concatenate(places)
+                indices.append(np.full(len(planned), number, np.int32))
+        return pa.chunked_array(keys), np.concatenate(indices)
+
+    def _stored_clips(self, snapshot: str) -> pa.Table | None:
+        """Read key and shard of a snapshot's clips; None, with a warning, if it cannot be read.
+
+        Raises PretrackError for the current snapshot.
+        """
+        path = Snapshot(self.out, snapshot).folder / "clips.parquet"
+        try:
+            return read_table(path, ["key", "shard"])
+        except PretrackError as error:
+            if self.current and snapshot == self.current.name:
+                raise
+            log.warning("%s: left out", error)
+            return None
 
     def failures_of(self, shard: str) -> tuple[Failure, ...]:
-        """What was left out of a shard."""
+        """Return what was left out of a shard."""
         first, count = self._failure_ranges.get(shard, (0, 0))
         return tuple(Failure(**row) for row in self.failures.slice(first, count).to_pylist())
 
     @cached_property
     def _failure_ranges(self) -> dict[str, tuple[int, int]]:
-        numbers = rows_by_shard(self.failures)
-        firsts = np.cumsum([0, *numbers.values()]).tolist()
-        return {
-            shard: (first, number)
-            for (shard, number), first in zip(numbers.items(), firsts, strict=False)
-        }
+        """First row and number of rows in `failures`, by shard."""
+        counts = rows_by_shard(self.failures)
+        firsts = np.cumsum([0, *counts.values()])[:-1].tolist()
+        return dict(zip(counts, zip(firsts, counts.values(), strict=True), strict=True))
 
     def members_of(self, shard: str) -> dict[str, ClipMembers]:
-        """Where the members of a shard's clips lie, or lay, by key. Raises PretrackError if no table or receipt can say it."""
-        known = next(known for known in self.shards if known.row.shard == shard)
-        if not known.snapshot:
+        """Return where the members of a shard's clips were written, by the clips' keys.
+
+        Raises PretrackError if the table or receipt that has them cannot be read.
+        """
+        existing = next(existing for existing in self.shards if existing.row.shard == shard)
+        if not existing.snapshot:
             return {row.key: members_of(asdict(row)) for row in read_receipt(self.out, shard).clips}
-        snapshot = (
-            self.current if self.current and known.current else Snapshot(self.out, known.snapshot)
-        )
+        snapshot = Snapshot(self.out, existing.snapshot)
+        if self.current and existing.current:  # it has its table in memory already
+            snapshot = self.current
         rows = snapshot.clips.filter(pc.equal(snapshot.clips["shard"], shard)).to_pylist()
         return {row["key"]: members_of(row) for row in rows}
 
     def rows(self, kept: Sequence[ExistingShard], made: Sequence[str]) -> dict[str, pa.Table]:
-        """The rows of the tables "clips", "shards" and "failures" that kept shards have in their snapshots, and that shards just
-        made (by name) have in their receipts. Raises PretrackError if a receipt cannot be read."""
+        """Collect the rows of a new snapshot's tables "clips", "shards" and "failures".
+
+        The rows of kept shards come from their snapshots or receipts, those of shards just made
+        (given by name) from their receipts. Raises PretrackError if a receipt cannot be read.
+        """
         clips, failures = [CLIPS.empty_table()], [FAILURES.empty_table()]
         shards = [shard.row for shard in kept if shard.snapshot]
         for snapshot in dict.fromkeys(shard.snapshot for shard in kept if shard.snapshot):
@@ -157,13 +171,14 @@ class ExistingShards:
 
 
 def read_existing_shards(out: Location, damaged: Collection[str] = ()) -> ExistingShards:
-    """Reads what is known; `damaged` shards count as not whole.
+    """Read which shards exist; those named in `damaged` count as not whole.
 
-    A snapshot or a receipt that cannot be used is named in the log, and counts as not there.
+    A snapshot or receipt that cannot be used is logged and treated as missing.
 
     Raises PretrackError if the current snapshot is damaged.
     """
-    snapshots = _snapshots(out)
+    # Rows and failures by the first snapshot that names each shard.
+    snapshots = _usable_snapshots(out)
     rows = _shard_rows(snapshots)
     failures = [FAILURES.empty_table()]
     for snapshot in snapshots:
@@ -171,33 +186,41 @@ def read_existing_shards(out: Location, damaged: Collection[str] = ()) -> Existi
         failures.append(
             snapshot.failures.filter(pc.is_in(snapshot.failures["shard"], value_set=names))
         )
-    receipts = _receipts(out, rows, pa.concat_tables(failures))
-    fresh = pa.array(list(receipts), pa.string())
-    rows = rows.filter(pc.invert(pc.is_in(rows["shard"], value_set=fresh)))
+    # Newer receipts take the place of these rows.
+    receipts = _newer_receipts(out, rows, pa.concat_tables(failures))
+    superseded = pa.array(list(receipts), pa.string())
+    rows = rows.filter(pc.invert(pc.is_in(rows["shard"], value_set=superseded)))
     failures = [
-        table.filter(pc.invert(pc.is_in(table["shard"], value_set=fresh))) for table in failures
+        table.filter(pc.invert(pc.is_in(table["shard"], value_set=superseded)))
+        for table in failures
     ]
     failures.append(
         table_of((row for receipt in receipts.values() for row in receipt.failures), FAILURES)
     )
-    left_out = pa.concat_tables(failures)
-    left_out = left_out.take(pc.sort_indices(left_out["shard"]))
-    named = [
+    all_failures = pa.concat_tables(failures)
+    all_failures = all_failures.take(pc.sort_indices(all_failures["shard"]))
+    shard_rows = [
         (ShardRow(**row), snapshot)
         for row, snapshot in zip(
             rows.select(SHARDS.names).to_pylist(), rows["snapshot"].to_pylist(), strict=True
         )
     ]
-    named += [(receipt.shard, "") for receipt in receipts.values()]
+    shard_rows += [(receipt.shard, "") for receipt in receipts.values()]
     current = snapshots[0] if snapshots and snapshots[0].name == current_snapshot(out) else None
-    planned = {shard: receipt.planned for shard, receipt in receipts.items()}
     return ExistingShards(
-        out, current, _described(out, current, named, left_out, damaged), left_out, planned
+        out=out,
+        current=current,
+        shards=_existing_shards(out, current, shard_rows, all_failures, damaged),
+        failures=all_failures,
+        planned={shard: receipt.planned for shard, receipt in receipts.items()},
     )
 
 
-def _snapshots(out: Location) -> list[Snapshot]:
-    """The current snapshot, then the others, newest first; those of which nothing can be used are left out."""
+def _usable_snapshots(out: Location) -> list[Snapshot]:
+    """The current snapshot, then the others, newest first, without those that cannot be used.
+
+    Raises PretrackError if the current snapshot is damaged.
+    """
     current = current_snapshot(out)
     names = [
         *([current] if current else []),
@@ -211,50 +234,52 @@ def _snapshots(out: Location) -> list[Snapshot]:
                 columns_of(snapshot.folder / f"{table}.parquet")
                 for table in ("clips", "shards", "failures")
             ]
-            if usual := columns == [CLIPS.names, SHARDS.names, FAILURES.names]:
-                snapshot.shards, snapshot.failures  # noqa: B018 - what is damaged in them shows when they are read
+            same_version = columns == [CLIPS.names, SHARDS.names, FAILURES.names]
+            if same_version:
+                snapshot.shards, snapshot.failures  # noqa: B018 - reading them raises if damaged
         except PretrackError as error:
             if name == current:
                 raise
             log.warning("%s: left out", error)
             continue
-        if usual:
+        if same_version:
             usable.append(snapshot)
         else:
-            log.warning(
-                "the tables of %s are not of this version of pretrack: left out", snapshot.folder
-            )
+            log.warning("%s was written by another version of pretrack: left out", snapshot.folder)
     return usable
 
 
 def _shard_rows(snapshots: Sequence[Snapshot]) -> pa.Table:
-    """The shards table's row of every shard that a snapshot names, from the first that does, with that snapshot's name; and the
-    highest of its `tries`: a shard that was tried again and came out the same is in several."""
+    """Return one row per shard (table SHARDS, and the name of the first snapshot that names it).
+
+    A shard that was made again with the same content is in several snapshots: `tries` is the
+    highest of them.
+    """
     tables = [SHARDS.empty_table().append_column("snapshot", pa.array([], pa.string()))]
     for snapshot in snapshots:
         name = pa.repeat(pa.scalar(snapshot.name), snapshot.shards.num_rows)
         tables.append(snapshot.shards.append_column("snapshot", name))
     rows = pa.concat_tables(tables)
-    place = pa.array(np.arange(rows.num_rows))
     unique = (
-        rows.append_column("place", place)
+        rows.append_column("row", pa.array(np.arange(rows.num_rows)))
         .group_by("shard")
-        .aggregate([("place", "min"), ("tries", "max")])
-        .sort_by("place_min")
+        .aggregate([("row", "min"), ("tries", "max")])
+        .sort_by("row_min")
     )
-    return rows.take(unique["place_min"]).set_column(
+    return rows.take(unique["row_min"]).set_column(
         rows.column_names.index("tries"), "tries", unique["tries_max"]
     )
 
 
-def _receipts(out: Location, rows: pa.Table, failures: pa.Table) -> dict[str, Receipt]:
-    """The receipts that tell more than the snapshots do: of shards that none names, or that were tried again since."""
-    passing = failures.filter(pc.is_in(failures["reason"], value_set=pa.array(TRANSIENT_REASONS)))
+def _newer_receipts(out: Location, rows: pa.Table, failures: pa.Table) -> dict[str, Receipt]:
+    """Read the receipts of shards that no snapshot names, or that were made again since."""
     tries = dict(zip(rows["shard"].to_pylist(), rows["tries"].to_pylist(), strict=True))
-    maybe = set(passing["shard"].to_pylist())
-    found = {}
+    # Only shards with transient failures are made again with the same name.
+    transient = _with_transient_reasons(failures)
+    retried = set(transient["shard"].to_pylist())
+    newer = {}
     for name in list_receipts(out):
-        if name in tries and name not in maybe:
+        if name in tries and name not in retried:
             continue
         try:
             receipt = read_receipt(out, name)
@@ -262,23 +287,26 @@ def _receipts(out: Location, rows: pa.Table, failures: pa.Table) -> dict[str, Re
             log.warning("%s", error)
             continue
         if receipt.shard.tries > tries.get(name, 0):
-            found[name] = receipt
-    return found
+            newer[name] = receipt
+    return newer
 
 
-def _described(
+def _with_transient_reasons(failures: pa.Table) -> pa.Table:
+    return failures.filter(pc.is_in(failures["reason"], value_set=pa.array(TRANSIENT_REASONS)))
+
+
+def _existing_shards(
     out: Location,
     current: Snapshot | None,
     rows: list[tuple[ShardRow, str]],
     failures: pa.Table,
     damaged: Collection[str],
 ) -> tuple[ExistingShard, ...]:
-    """Shards with all that is known of them, those of the current snapshot first."""
+    """Describe each shard, given as (row, snapshot); those of the current snapshot come first."""
     sizes = sizes_in(out / "shards")
     published = set(current.shards["shard"].to_pylist()) if current else set()
-    passing = pc.is_in(failures["reason"], value_set=pa.array(TRANSIENT_REASONS))
     total = rows_by_shard(failures)
-    may_pass = rows_by_shard(failures.filter(passing))
+    transient = rows_by_shard(_with_transient_reasons(failures))
     untracked = rows_by_shard(failures.filter(pc.equal(failures["stage"], "track")))
     return tuple(
         ExistingShard(
@@ -287,7 +315,7 @@ def _described(
             current=row.shard in published,
             whole=sizes.get(f"{row.shard}.tar") == row.bytes and row.shard not in damaged,
             failures=total.get(row.shard, 0),
-            passing=may_pass.get(row.shard, 0),
+            transient=transient.get(row.shard, 0),
             holds_all_frames=row.shard not in untracked,
         )
         for row, snapshot in sorted(rows, key=lambda item: item[0].shard not in published)

@@ -1,18 +1,22 @@
-"""The plan: videos → clips → shards, and for each shard whether it is kept, re-tracked or built, and why.
+"""Plan a build: for each shard, whether to keep, re-track or build it, and why.
 
-Which shard a clip goes to is remembered, not computed: a clip that a shard holds stays with that shard, and new clips fill new
-shards. So adding, removing or replacing videos touches only the shards concerned. The price is shards that are not full: each
-build that adds videos leaves at most one such shard for each source and split, and removed videos leave gaps. Readers do not mind,
-since they fetch clips by byte ranges; a build into an empty folder packs them anew. Shards never mix sources or splits.
+The shard that a clip goes to is remembered, not computed: a clip that a shard holds stays with that
+shard, and new clips fill new shards. So adding, removing or replacing videos touches only the
+shards concerned. The price is shards that are not full: each build that adds videos leaves at most
+one such shard per source and split, and removed videos leave gaps. Readers do not mind, since they
+fetch clips by byte ranges; a build into an empty folder packs the clips densely again. Shards never
+mix sources or splits.
 
-Clips are an Arrow table throughout: there may be tens of millions. Python only loops over videos and shards.
+Clips are an Arrow table throughout: there may be tens of millions. Python only loops over videos
+and shards.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +28,7 @@ from manifests.tables import FAILURES, table_of
 from manifests.wording import pluralise
 from pipeline.config import BuildSettings, FrameSettings
 from pipeline.failures import Reason
-from pipeline.planning.assignment import assign_clips, frames_fingerprints
+from pipeline.planning.assignment import Assignment, assign_clips, frames_fingerprints
 from pipeline.planning.catalog import Catalog
 from pipeline.planning.clip_windows import video_names
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards, read_existing_shards
@@ -35,12 +39,16 @@ Action = Literal["keep", "retrack", "build"]
 UNCHANGED = "nothing changed"
 _NEW = "new"
 _TRIES = 3
-"""How often a shard with failures that may pass is made before it is kept as it is."""
+"""How often a shard with transient failures is made before it is kept as it is."""
 
 
 @dataclass(frozen=True)
 class PlannedClip:
-    """A clip to be: `frames` frames of a video from `start` (index within the video) on, `frames.stride` apart."""
+    """A clip to make: `frames` frames of a video, `frames.stride` apart.
+
+    video: row of the videos table
+    start: index of the first frame within the video
+    """
 
     key: str
     video: int
@@ -52,12 +60,13 @@ class PlannedClip:
 class PlannedShard:
     """A shard as it should be: `count` clips of the plan's table from row `first` on.
 
-    shard:    the name of the shard to keep, "" if it is to be made: its name then follows from its content
+    shard:    the name of the shard to keep; "" for one to make, whose name depends on its content
+    group:    its name without the checksum of its content
     previous: the shard whose stored frames a re-track reads, "" otherwise
-    reuse:    the shard of just this content, damaged or with failures, whose good clips a build takes as they are, "" otherwise
-    tries:    how often it will have been made in the hope that failures pass
-
-    The settings are those that decide its content, as canonical JSON.
+    reuse:    an earlier shard of the same content, damaged or with failures, whose intact clips a
+              build copies; "" otherwise
+    tries:    how often it will have been made in the hope that transient failures pass
+    frames_settings, tracks_settings: those that decide its content, as canonical JSON
     """
 
     shard: str
@@ -83,8 +92,9 @@ class Plan:
 
     clips:    every clip (table PLANNED_CLIPS), shard by shard
     failures: those known before the build starts
-    dropped:  how many shards of the current snapshot nothing asks for now
-    stored:   the sources need not be there
+    dropped:  number of shards of the current snapshot that no clip is left for
+    existing: the shards of the output folder
+    stored:   the build must do without its sources
     """
 
     catalog: Catalog
@@ -92,7 +102,7 @@ class Plan:
     shards: tuple[PlannedShard, ...]
     failures: pa.Table
     dropped: int
-    known: ExistingShards
+    existing: ExistingShards
     stored: bool
 
     def clips_of(self, shard: PlannedShard) -> tuple[PlannedClip, ...]:
@@ -109,120 +119,139 @@ def make_plan(
     stored: bool = False,
     damaged: Collection[str] = (),
 ) -> Plan:
-    """Compares what should be with what is. Reads manifests only, no shard and no source.
+    """Compare what should exist with what does. Reads tables and receipts, no shard and no source.
 
-    With `retry_failed` every shard that something was left out of is built again; with `stored` none is for that. With the names of
-    `damaged` shards only those are made again, and all others of the current snapshot are kept as they are.
+    retry_failed: build every shard again that something was left out of
+    stored:       the build must do without its sources, so no shard is built to retry failures
+    damaged:      names of damaged shards: only these are made again, and all other shards of the
+                  current snapshot are kept as they are
 
-    Raises PretrackError if two videos have one name.
+    Raises PretrackError if two videos have the same name.
     """
-    known = read_existing_shards(settings.out, damaged)
+    # Which clips there should be, and which shard each belongs to.
+    existing = read_existing_shards(settings.out, damaged)
     names = video_names(catalog.videos)
-    assigned = assign_clips(settings, catalog.videos, names, known)
-    frames_settings, tracks_settings = (
-        canonical_json(settings.frames.of_content()),
-        canonical_json(settings.tracks.of_content()),
-    )
-    digests = frames_fingerprints(assigned, catalog.videos["identity"], frames_settings)
-    before = defaultdict[str, list[ExistingShard]](list)
-    for shard in known.shards:
-        before[shard.row.group].append(shard)
-    bounds = assigned.firsts.tolist()
+    assigned = assign_clips(settings, catalog.videos, names, existing)
+    by_group = defaultdict[str, list[ExistingShard]](list)
+    for shard in existing.shards:
+        by_group[shard.row.group].append(shard)
+    # What to do for each shard.
     shards = []
-    for group, first, end, digest in zip(
-        assigned.groups, bounds[:-1], bounds[1:], digests, strict=True
-    ):
-        source, split, _ = group.rsplit("-", 2)
-        tracks = fingerprint_lines([digest, tracks_settings])
-        wanted = PlannedShard(
-            "",
-            group,
-            source,
-            split,
-            "build",
-            "",
-            first,
-            end - first,
-            digest,
-            tracks,
-            frames_settings,
-            tracks_settings,
-            "",
-            "",
-            1,
-        )
-        current = next((shard for shard in before[group] if shard.current), None)
+    for target in _targets(assigned, catalog.videos["identity"], settings):
+        candidates = by_group[target.group]
+        current = next((shard for shard in candidates if shard.current), None)
         if damaged and current and current.row.shard not in damaged:
-            shards.append(_kept(wanted, current, UNCHANGED))
+            shards.append(_kept(target, current, UNCHANGED))
         else:
-            shards.append(_decide(wanted, before[group], retry_failed, stored))
-    shards = _with_reasons(shards, assigned.clips, catalog.videos, names, known, before)
-    too_short = _too_short(catalog.videos, assigned.clips, settings.frames)
-    failures = pa.concat_tables([catalog.failures, table_of(too_short, FAILURES)])
-    dropped = {shard.row.group for shard in known.shards if shard.current} - set(assigned.groups)
-    return Plan(catalog, assigned.clips, tuple(shards), failures, len(dropped), known, stored)
+            shards.append(_decide(target, candidates, retry_failed, stored))
+    # Why, for the shards whose content changes.
+    shards = _with_reasons(shards, assigned.clips, catalog.videos, names, existing, by_group)
+    too_short = table_of(_too_short(catalog.videos, assigned.clips, settings.frames), FAILURES)
+    current_groups = {shard.row.group for shard in existing.shards if shard.current}
+    return Plan(
+        catalog=catalog,
+        clips=assigned.clips,
+        shards=tuple(shards),
+        failures=pa.concat_tables([catalog.failures, too_short]),
+        dropped=len(current_groups - set(assigned.groups)),
+        existing=existing,
+        stored=stored,
+    )
+
+
+def _targets(
+    assigned: Assignment, identities: pa.ChunkedArray, settings: BuildSettings
+) -> Iterator[PlannedShard]:
+    """Yield the shard that each group should have, as a new build without a reason yet."""
+    frames_settings = canonical_json(settings.frames.of_content())
+    tracks_settings = canonical_json(settings.tracks.of_content())
+    fingerprints = frames_fingerprints(assigned, identities, frames_settings)
+    bounds = pairwise(assigned.firsts.tolist())
+    for group, (first, end), fingerprint in zip(assigned.groups, bounds, fingerprints, strict=True):
+        source, split, _ = group.rsplit("-", 2)
+        yield PlannedShard(
+            shard="",
+            group=group,
+            source=source,
+            split=split,
+            action="build",
+            reason="",
+            first=first,
+            count=end - first,
+            frames_fingerprint=fingerprint,
+            tracks_fingerprint=fingerprint_lines([fingerprint, tracks_settings]),
+            frames_settings=frames_settings,
+            tracks_settings=tracks_settings,
+            previous="",
+            reuse="",
+            tries=1,
+        )
 
 
 def _decide(
-    wanted: PlannedShard, before: list[ExistingShard], retry_failed: bool, stored: bool
+    target: PlannedShard, candidates: list[ExistingShard], retry_failed: bool, stored: bool
 ) -> PlannedShard:
-    """What to do for a shard, by the known shards of its group. Its reason stays empty where its content is to change."""
-    same = [known for known in before if known.row.tracks_fingerprint == wanted.tracks_fingerprint]
-    whole = sorted(
-        (known for known in same if known.whole), key=lambda known: (known.passing, known.failures)
-    )
+    """Decide what to do for a shard, given the existing shards of its group.
+
+    The reason stays empty if the shard's content changes: `_with_reasons` fills it in.
+    """
+    # 1. A shard of the same frames and tracks exists: keep it, or build it again for its failures.
+    same = [s for s in candidates if s.row.tracks_fingerprint == target.tracks_fingerprint]
+    whole = [shard for shard in same if shard.whole]
     if whole:
-        return _tried_again(wanted, whole, retry_failed, stored)
-    gone = "the shard is gone or damaged" if same else ""
-    wanted = replace(wanted, tries=max((known.row.tries for known in same), default=1))
+        whole.sort(key=lambda shard: (shard.transient, shard.failures))
+        return _keep_or_retry(target, whole, retry_failed, stored)
+    lost = "the shard is gone or damaged" if same else ""
+    target = replace(target, tries=max((shard.row.tries for shard in same), default=1))
+    # 2. A whole shard has the frames: track them again, unless the build retries missing frames.
     with_frames = [
-        known
-        for known in before
-        if known.row.frames_fingerprint == wanted.frames_fingerprint and known.whole
+        shard
+        for shard in candidates
+        if shard.row.frames_fingerprint == target.frames_fingerprint and shard.whole
     ]
-    for known in with_frames:
-        settled = stored or not known.passing or known.row.tries >= _TRIES
-        if known.holds_all_frames and settled and not (retry_failed and known.failures):
-            reason = gone or describe_settings_change(
-                "tracks", known.row.tracks_settings, wanted.tracks_settings
-            )
+    for shard in with_frames:
+        settled = stored or not shard.transient or shard.row.tries >= _TRIES
+        if shard.holds_all_frames and settled and not (retry_failed and shard.failures):
             return replace(
-                wanted,
+                target,
                 action="retrack",
-                reason=reason,
-                previous=known.row.shard,
-                tries=known.row.tries,
+                reason=lost or _tracks_change(shard, target),
+                previous=shard.row.shard,
+                tries=shard.row.tries,
             )
     if with_frames:
-        changed = gone or describe_settings_change(
-            "tracks", with_frames[0].row.tracks_settings, wanted.tracks_settings
-        )
-        left_out = f"{pluralise(with_frames[0].failures, 'failure')} tried again"
-        return replace(wanted, reason=f"{changed}, {left_out}", reuse=with_frames[0].row.shard)
-    return replace(wanted, reason=gone, reuse=same[0].row.shard if same else "")
+        changed = lost or _tracks_change(with_frames[0], target)
+        retried = f"{pluralise(with_frames[0].failures, 'failure')} tried again"
+        return replace(target, reason=f"{changed}, {retried}", reuse=with_frames[0].row.shard)
+    # 3. Build from the source, copying what is intact of a damaged shard.
+    return replace(target, reason=lost, reuse=same[0].row.shard if same else "")
 
 
-def _tried_again(
-    wanted: PlannedShard, whole: list[ExistingShard], retry_failed: bool, stored: bool
+def _tracks_change(shard: ExistingShard, target: PlannedShard) -> str:
+    return describe_settings_change("tracks", shard.row.tracks_settings, target.tracks_settings)
+
+
+def _keep_or_retry(
+    target: PlannedShard, whole: list[ExistingShard], retry_failed: bool, stored: bool
 ) -> PlannedShard:
-    """A shard that is there, best first, perhaps several times: kept, or built again for what failed."""
-    best, tries = whole[0], max(known.row.tries for known in whole)
-    again = replace(wanted, tries=tries + 1, reuse=best.row.shard)
+    """Keep the best of the existing shards of the same content, or build it again for its failures.
+
+    `whole` is not empty, and sorted: fewest transient failures first, then fewest failures.
+    """
+    best, tries = whole[0], max(shard.row.tries for shard in whole)
+    again = replace(target, tries=tries + 1, reuse=best.row.shard)
     if retry_failed and best.failures:
         return replace(again, reason=f"{pluralise(best.failures, 'failure')} tried again")
-    if best.passing and tries < _TRIES and not stored:
-        return replace(again, reason=f"{pluralise(best.passing, 'failure')} may pass")
-    stayed = (
-        f"{pluralise(best.passing, 'failure')} stayed in {tries} tries"
-        if best.passing and tries >= _TRIES
-        else UNCHANGED
-    )
-    return _kept(wanted, best, stayed)
+    transient = pluralise(best.transient, "failure")
+    if best.transient and tries < _TRIES and not stored:
+        return replace(again, reason=f"{transient} may pass")
+    gave_up = best.transient and tries >= _TRIES
+    return _kept(target, best, f"{transient} stayed in {tries} tries" if gave_up else UNCHANGED)
 
 
-def _kept(wanted: PlannedShard, known: ExistingShard, reason: str) -> PlannedShard:
+def _kept(target: PlannedShard, shard: ExistingShard, reason: str) -> PlannedShard:
     return replace(
-        wanted, shard=known.row.shard, action="keep", reason=reason, tries=known.row.tries
+        target, shard=shard.row.shard, action="keep", reason=reason, tries=shard.row.tries
     )
 
 
@@ -231,38 +260,36 @@ def _with_reasons(
     clips: pa.Table,
     videos: pa.Table,
     names: pa.Array,
-    known: ExistingShards,
-    before: dict[str, list[ExistingShard]],
+    existing: ExistingShards,
+    by_group: dict[str, list[ExistingShard]],
 ) -> list[PlannedShard]:
-    """Says of each shard that has no reason yet which settings or videos changed."""
-    of_source = {shard.row.source: shard for shard in reversed(known.shards) if shard.current}
+    """Fill in which settings or videos changed, for the shards that have no reason yet."""
+    of_source = {shard.row.source: shard for shard in reversed(existing.shards) if shard.current}
     reasons: dict[int, str] = {}
     changed: dict[int, ChangedShard] = {}
     for number, shard in enumerate(shards):
         if shard.reason:
             continue
-        own = before[shard.group][0] if before[shard.group] else None
-        other = own or of_source.get(shard.source)
-        if other is None:
+        # Settings: compared with the group's earlier shard, else with any shard of the source.
+        predecessor = by_group[shard.group][0] if by_group[shard.group] else None
+        reference = predecessor or of_source.get(shard.source)
+        if reference is None:
             reasons[number] = _NEW
             continue
         frames = describe_settings_change(
-            "frames", other.row.frames_settings, shard.frames_settings
+            "frames", reference.row.frames_settings, shard.frames_settings
         )
-        tracks = (
-            describe_settings_change("tracks", other.row.tracks_settings, shard.tracks_settings)
-            if own
-            else ""
-        )
+        tracks = _tracks_change(predecessor, shard) if predecessor else ""
         reasons[number] = ", ".join(filter(None, [frames, tracks]))
-        if not frames:
+        if not frames:  # then videos changed: described below, for all shards at once
             rows = np.unique(clips["video"].slice(shard.first, shard.count).to_numpy())
-            changed[number] = ChangedShard(shard.split, frozenset(rows.tolist()), own)
+            changed[number] = ChangedShard(shard.split, frozenset(rows.tolist()), predecessor)
+    # Videos.
     if changed:
-        words = describe_video_changes(videos, names, known, list(changed.values()))
-        for (number, replanned), what in zip(changed.items(), words, strict=True):
-            why = what or ("source files changed" if replanned.known else _NEW)
-            reasons[number] = ", ".join(filter(None, [why, reasons[number]]))
+        descriptions = describe_video_changes(videos, names, existing, list(changed.values()))
+        for (number, shard_change), description in zip(changed.items(), descriptions, strict=True):
+            fallback = "source files changed" if shard_change.predecessor else _NEW
+            reasons[number] = ", ".join(filter(None, [description or fallback, reasons[number]]))
     return [
         replace(shard, reason=reasons.get(number, shard.reason))
         for number, shard in enumerate(shards)
@@ -270,23 +297,21 @@ def _with_reasons(
 
 
 def _too_short(videos: pa.Table, clips: pa.Table, settings: FrameSettings) -> list[Failure]:
-    """The videos that are too short for any clip."""
-    without = np.flatnonzero(np.bincount(clips["video"].to_numpy(), minlength=videos.num_rows) == 0)
-    rows = (
-        videos.select(["source", "video_id", "frames", "cuts"]).take(pa.array(without)).to_pylist()
-    )
-    return [_failure(row, settings) for row in rows]
+    """Return a failure for each video that is too short for any clip."""
+    counts = np.bincount(clips["video"].to_numpy(), minlength=videos.num_rows)
+    columns = videos.select(["source", "video_id", "frames", "cuts"])
+    rows = columns.take(pa.array(np.flatnonzero(counts == 0))).to_pylist()
+    return [_too_short_failure(row, settings) for row in rows]
 
 
-def _failure(video: dict[str, Any], settings: FrameSettings) -> Failure:
+def _too_short_failure(video: dict[str, Any], settings: FrameSettings) -> Failure:
     cuts = len(video["cuts"] or ())
     shots = f" in {cuts + 1} shots" if cuts else ""
-    need = f"a clip needs {settings.min_frames} frames, {settings.stride} apart, of one shot"
-    detail = f"{pluralise(video['frames'], 'frame')}{shots}: {need} (frames.min_frames)"
     return Failure(
         source=video["source"],
         video_id=video["video_id"],
         stage="catalog",
         reason=Reason.TOO_SHORT,
-        detail=detail,
+        detail=f"{pluralise(video['frames'], 'frame')}{shots}: a clip needs {settings.min_frames} "
+        f"frames, {settings.stride} apart, of one shot (frames.min_frames)",
     )

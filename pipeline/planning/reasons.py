@@ -1,4 +1,4 @@
-"""Why a shard is made again, in words."""
+"""Describe why a shard is made again."""
 
 from __future__ import annotations
 
@@ -19,76 +19,91 @@ from manifests.wording import pluralise
 from pipeline.planning.clip_windows import video_names, videos_of
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards
 
-_SAME, _ADDED, _MOVED, _REPLACED, _REMOVED = (
-    "cut into other clips",
-    "added",
-    "moved to another split",
-    "replaced",
-    "removed",
-)
+# What became of a video since the current snapshot, as reasons say it.
+_SAME = "cut into other clips"
+_ADDED = "added"
+_MOVED = "moved to another split"
+_REPLACED = "replaced"
+_REMOVED = "removed"
+_ORDER = (_ADDED, _REMOVED, _REPLACED, _MOVED, _SAME)
 
 
-def describe_settings_change(what: str, old: str, new: str) -> str:
-    """Which settings (canonical JSON) differ: "tracks.grid 16 → 24", "" if none does."""
-    changes = changed_settings({what: json.loads(old)}, {what: json.loads(new)})
-    tracker = [change for change in changes if change.key == f"{what}.tracker"]
-    return ", ".join(
-        str(change) for change in tracker or changes
-    )  # another tracker has other settings altogether
+def describe_settings_change(section: str, old: str, new: str) -> str:
+    """Describe which settings (canonical JSON) differ: "tracks.grid 16 → 24", "" if none does."""
+    changes = changed_settings({section: json.loads(old)}, {section: json.loads(new)})
+    # Another tracker has different settings altogether: listing them would not help.
+    tracker = [change for change in changes if change.key == f"{section}.tracker"]
+    return ", ".join(str(change) for change in tracker or changes)
 
 
 @dataclass(frozen=True)
 class ChangedShard:
-    """A shard whose clips are to change: the rows of the videos it is to hold, and the known shard in whose place it comes, or
-    None if it is one more of its source."""
+    """A shard whose clips change.
+
+    videos:      rows of the videos that it is to hold
+    predecessor: the existing shard that it replaces, None for a new group
+    """
 
     split: str
     videos: frozenset[int]
-    known: ExistingShard | None
+    predecessor: ExistingShard | None
+
+
+@dataclass(frozen=True)
+class _HeldVideos:
+    """The videos that an existing shard has clips of.
+
+    rows:    those that are still there, as rows of the videos table
+    removed: number of those that are not
+    """
+
+    rows: frozenset[int] = frozenset()
+    removed: int = 0
 
 
 def describe_video_changes(
-    videos: pa.Table, names: pa.Array, known: ExistingShards, shards: Sequence[ChangedShard]
+    videos: pa.Table, names: pa.Array, existing: ExistingShards, shards: Sequence[ChangedShard]
 ) -> list[str]:
-    """What became of the videos of shards: "3 videos added, 1 video replaced"; "" where nothing tells."""
-    before = _videos_before(known)
+    """Describe what became of each shard's videos: "3 videos added, 1 video replaced".
+
+    "" if that explains nothing. `names` are the `video_names` of `videos`.
+    """
+    fates = _fates(videos, names, _videos_before(existing))
     splits = videos["split"].to_pylist()
-    fate = _fates(videos, names, before)
-    old = [shard.known for shard in shards if shard.known]
-    held, gone = _held(names, known, old)
-    places = iter(range(len(old)))
-    words = []
+    predecessors = [shard.predecessor for shard in shards if shard.predecessor]
+    held = iter(_held_videos(names, existing, predecessors))
+    descriptions = []
     for shard in shards:
-        place = next(places) if shard.known else None
-        had = held[place] if place is not None else frozenset()
-        counts = Counter({_REMOVED: gone[place] if place is not None else 0})
-        counts.update(fate[video] for video in shard.videos - had)
-        counts.update(_REPLACED for video in shard.videos & had if fate[video] == _REPLACED)
-        for video in had - shard.videos:
-            counts[
-                _MOVED
-                if splits[video] != shard.split
-                else _REPLACED
-                if fate[video] == _REPLACED
-                else _SAME
-            ] += 1
-        if shard.known is None:
+        before = next(held) if shard.predecessor else _HeldVideos()
+        counts = Counter({_REMOVED: before.removed})
+        # Videos new to this shard, then those that stay, then those that leave it.
+        counts.update(fates[video] for video in shard.videos - before.rows)
+        counts.update(
+            _REPLACED for video in shard.videos & before.rows if fates[video] == _REPLACED
+        )
+        for video in before.rows - shard.videos:
+            if splits[video] != shard.split:
+                counts[_MOVED] += 1
+            else:
+                counts[_REPLACED if fates[video] == _REPLACED else _SAME] += 1
+        if shard.predecessor is None:  # a new group: "cut into other clips" explains nothing
             del counts[_SAME]
-        words.append(_words(counts))
-    return words
+        descriptions.append(_describe(counts))
+    return descriptions
 
 
-def _words(counts: Counter[str]) -> str:
-    order = (_ADDED, _REMOVED, _REPLACED, _MOVED, _SAME)
-    return ", ".join(f"{pluralise(counts[what], 'video')} {what}" for what in order if counts[what])
+def _describe(counts: Counter[str]) -> str:
+    return ", ".join(
+        f"{pluralise(counts[fate], 'video')} {fate}" for fate in _ORDER if counts[fate]
+    )
 
 
-def _videos_before(known: ExistingShards) -> pa.Table:
+def _videos_before(existing: ExistingShards) -> pa.Table:
     """Name, split and identity of the current snapshot's videos."""
     columns = ["source", "video_id", "split", "identity"]
-    if known.current is None:
+    if existing.current is None:
         return pa.table({name: pa.array([], pa.string()) for name in ("name", "split", "identity")})
-    videos = read_table(known.current.folder / "videos.parquet", columns)
+    videos = read_table(existing.current.folder / "videos.parquet", columns)
     return pa.table(
         {"name": video_names(videos), "split": videos["split"], "identity": videos["identity"]}
     )
@@ -96,30 +111,31 @@ def _videos_before(known: ExistingShards) -> pa.Table:
 
 def _fates(videos: pa.Table, names: pa.Array, before: pa.Table) -> list[str]:
     """What became of each video since the current snapshot."""
-    place = pc.index_in(names, value_set=before["name"])
-    same_split = pc.equal(videos["split"], before["split"].take(place))
-    same_content = pc.equal(videos["identity"], before["identity"].take(place))
-    fates = pc.if_else(same_split, pc.if_else(same_content, _SAME, _REPLACED), _MOVED)
-    found: list[str] = pc.if_else(pc.is_valid(place), fates, _ADDED).to_pylist()
-    return found
+    row_before = pc.index_in(names, value_set=before["name"])
+    same_split = pc.equal(videos["split"], before["split"].take(row_before))
+    same_content = pc.equal(videos["identity"], before["identity"].take(row_before))
+    kept = pc.if_else(same_split, pc.if_else(same_content, _SAME, _REPLACED), _MOVED)
+    fates: list[str] = pc.if_else(pc.is_valid(row_before), kept, _ADDED).to_pylist()
+    return fates
 
 
-def _held(
-    names: pa.Array, known: ExistingShards, shards: Sequence[ExistingShard]
-) -> tuple[list[frozenset[int]], list[int]]:
-    """Of each known shard: the rows of the videos it holds clips of, and how many videos it holds that are gone."""
-    keys, places = known.clips_of(shards)
-    of_video = videos_of(keys).combine_chunks().dictionary_encode()
-    row = pc.index_in(of_video.dictionary, value_set=names).fill_null(-1).to_numpy()
-    pairs = (
-        np.unique(places.astype(np.int64) * len(row) + of_video.indices.to_numpy())
-        if len(places)
-        else places
-    )
-    place, video = np.divmod(pairs, max(len(row), 1))
-    rows: NDArray[np.int64] = row[video]
-    bounds = np.searchsorted(place, np.arange(len(shards) + 1))
-    each = [rows[first:last] for first, last in pairwise(bounds)]
-    return [frozenset(some[some >= 0].tolist()) for some in each], [
-        int((some < 0).sum()) for some in each
+def _held_videos(
+    names: pa.Array, existing: ExistingShards, shards: Sequence[ExistingShard]
+) -> list[_HeldVideos]:
+    """The videos that each of the existing shards has clips of."""
+    keys, shard_of_clip = existing.clips_of(shards)
+    # Number the videos that clips name; -1 is the row of one that is not there any more.
+    video_of_clip = videos_of(keys).combine_chunks().dictionary_encode()
+    row_of_video = pc.index_in(video_of_clip.dictionary, value_set=names).fill_null(-1).to_numpy()
+    # One (shard, video) pair per video of a shard, packed into one integer and sorted by shard.
+    count = max(len(row_of_video), 1)
+    pairs = np.unique(shard_of_clip.astype(np.int64) * count + video_of_clip.indices.to_numpy())
+    shard, video = np.divmod(pairs, count)
+    rows: NDArray[np.int64] = row_of_video[video]
+    bounds = np.searchsorted(shard, np.arange(len(shards) + 1))
+    return [
+        _HeldVideos(
+            rows=frozenset(held[held >= 0].tolist()), removed=int(np.count_nonzero(held < 0))
+        )
+        for held in (rows[first:last] for first, last in pairwise(bounds))
     ]

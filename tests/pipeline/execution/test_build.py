@@ -22,6 +22,7 @@ from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
 from pipeline.config import BuildSettings
 from pipeline.execution.build import BuildResult, build
+from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.repair import repair
 from pipeline.execution.shard_runner import make_shards
 from pipeline.inspection.verify import verify_snapshot
@@ -345,7 +346,7 @@ def test_what_was_away_for_a_while_is_tried_again(videos: Path, tmp_path: Path) 
     make_catalog(settings, QUIET)
     planned = plan(settings)
     (root / "b.mp4").rename(tmp_path / "away.mp4")
-    make_shards(list(planned.shards), planned, settings, QUIET)
+    make_shards(list(planned.shards), planned, settings, BuildMonitor(settings.out, QUIET))
     (tmp_path / "away.mp4").rename(root / "b.mp4")
     assert {(shard.action, shard.reason) for shard in plan(settings).shards} >= {
         ("build", "1 failure may pass")

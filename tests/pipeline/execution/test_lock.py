@@ -80,7 +80,7 @@ def test_a_lock_is_renewed_though_answers_are_lost(
 
 def test_who_lost_the_lock_is_told_and_leaves_it_to_its_holder(out: Url) -> None:
     with build_lock(out) as lock:
-        atomic_write(out / "build.lock", _Holder.me().data())
+        atomic_write(out / "build.lock", _Holder.this_process().to_json())
         with pytest.raises(
             PretrackError, match=rf"the lock {out}/build.lock was taken by another build"
         ):
@@ -97,8 +97,8 @@ def test_another_containers_process_is_not_held_for_dead(out: Url) -> None:
     )
     with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
         pass
-    other = replace(_Holder.me(), process=no_process, machine="another boot pid:[1]")
-    atomic_write(out / "build.lock", other.data())
+    other = replace(_Holder.this_process(), process=no_process, machine="another boot pid:[1]")
+    atomic_write(out / "build.lock", other.to_json())
     with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
         pass
 
@@ -120,7 +120,7 @@ def test_a_killed_process_of_this_machine_loses_its_lock_at_once(out: Url) -> No
 
 
 def test_a_later_process_of_the_same_number_holds_nothing(out: Url) -> None:
-    atomic_write(out / "build.lock", replace(_Holder.me(), started="1").data())
+    atomic_write(out / "build.lock", replace(_Holder.this_process(), started="1").to_json())
     with build_lock(out) as lock:
         lock.check()
 
@@ -131,7 +131,7 @@ def test_a_lock_is_as_old_as_the_store_says(
     out: Url, store: Behaviour, clock_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.clock_s = clock_s
-    atomic_write(out / "build.lock", replace(_Holder.me(), machine="elsewhere").data())
+    atomic_write(out / "build.lock", replace(_Holder.this_process(), machine="elsewhere").to_json())
     with pytest.raises(PretrackError, match=r"last heard of [0-9] s ago"), build_lock(out):
         pass
     monkeypatch.setattr(pipeline.execution.lock, "EXPIRES_AFTER_S", 0.5)
@@ -165,7 +165,7 @@ def test_a_lock_on_googles_store_is_renewed_and_taken_over(monkeypatch: pytest.M
             with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
                 pass
             lock.check()
-            atomic_write(out / "build.lock", _Holder.me().data())
+            atomic_write(out / "build.lock", _Holder.this_process().to_json())
             with pytest.raises(PretrackError, match="was taken by another build"):
                 lock.check()
         monkeypatch.setattr(pipeline.execution.lock, "EXPIRES_AFTER_S", -1.0)

@@ -21,6 +21,7 @@ import ray
 
 from pipeline.config import BuildSettings
 from pipeline.execution.build import BuildResult, build
+from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.shard_runner import make_shards
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.status import status
@@ -182,7 +183,7 @@ def test_a_decoding_worker_that_is_killed(
     killer = threading.Thread(target=kill)
     killer.start()
     try:
-        make_shards(list(planned.shards), planned, settings, QUIET)
+        make_shards(list(planned.shards), planned, settings, BuildMonitor(settings.out, QUIET))
     finally:
         ended.set()
         killer.join()

@@ -14,7 +14,7 @@ def test_a_state_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     in_the_way = tmp_path / "build.json"
     in_the_way.mkdir()
     file = StateFile(tmp_path, BuildState.started(2, 10, 0.0))
-    file.broken(5)
+    file.shard_failed(5)
     file.end("failed")
     in_the_way.rmdir()
     file.end("finished")

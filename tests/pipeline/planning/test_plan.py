@@ -14,11 +14,14 @@ import pytest
 
 from manifests.diff import compare
 from manifests.fingerprint import canonical_json
+from manifests.rows import VideoRow
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table, write_table
 from pipeline.config import BuildSettings
 from pipeline.execution.build import build
-from pipeline.execution.shard_runner import _task, make_shards
+from pipeline.execution.build_monitor import BuildMonitor
+from pipeline.execution.shard_runner import make_shards
+from pipeline.execution.shard_task import shard_task
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import make_catalog
@@ -136,7 +139,7 @@ def test_another_checkpoint_is_called_one() -> None:
 
 def test_costs_follow_from_earlier_shards(root: Path) -> None:
     add_one(root)
-    rows = plan(settings_for(root)).known.shards
+    rows = plan(settings_for(root)).existing.shards
     costs = estimate(plan(settings_for(root)))
     kept, added = sorted(costs.lines, key=lambda line: line.action != "keep")
     assert added.bytes is not None
@@ -179,11 +182,10 @@ def test_a_shards_videos_are_taken_from_a_table_in_many_pieces(root: Path) -> No
     )  # 2 GiB of text cannot be joined to one column, and takes long
     chunked = replace(planned, catalog=replace(planned.catalog, videos=table))
     for shard in planned.shards:
-        task = _task(shard, chunked, settings)
+        task = shard_task(shard, chunked, settings)
         numbers = sorted({clip.video for clip in task.clips})
-        assert task.videos == dict(
-            zip(numbers, videos.take(pa.array(numbers)).to_pylist(), strict=True)
-        )
+        rows = map(VideoRow.from_fields, videos.take(pa.array(numbers)).to_pylist())
+        assert task.videos == dict(zip(numbers, rows, strict=True))
         assert task.videos
 
 
@@ -241,7 +243,10 @@ def test_tries_are_counted_and_end(root: Path) -> None:
         heard.append(says(planned))
         image.rename(away)
         make_shards(
-            [shard for shard in planned.shards if shard.action != "keep"], planned, settings, QUIET
+            [shard for shard in planned.shards if shard.action != "keep"],
+            planned,
+            settings,
+            BuildMonitor(settings.out, QUIET),
         )
         away.rename(image)
     may_pass = {KEPT: 2, "build: 1 failure may pass": 1}
