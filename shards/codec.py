@@ -1,17 +1,21 @@
-"""Tracks as bytes: the content of `KEY.tracks.zst`.
+"""Encode tracks as bytes and decode them: the content of `KEY.tracks.zst`.
 
-A zstandard frame an anchor, one after the other, so that one anchor is read without the others. In each a little-endian record:
+One zstandard frame per anchor, one after the other, so that an anchor can be read without the
+others. Each holds one little-endian record:
 
-    offset  type                what
+    offset  type                content
     0       4 bytes             "PTRK"
     4       uint16              version (2)
-    6       uint16              units a pixel (32): positions are rounded to 1/32 px
+    6       uint16              units per pixel (32): positions are rounded to 1/32 px
     8       int32               the anchor
     12      uint32 x 2          T frames, N points
-    20      uint8 [4, 2, T, N]  positions in units, x then y: differences from the frame before (the first frame as is), zigzag
-                                as uint32, then the lowest bytes of all values, the next bytes, and so on
-    ..      uint8 [T, N]        visibility, differences from the frame before, modulo 256
+    20      uint8 [4, 2, T, N]  positions in units, x then y: differences from the previous frame
+                                (the first frame as it is), zigzag-encoded as uint32, then split
+                                into byte planes: the lowest bytes of all values, the next bytes …
+    ..      uint8 [T, N]        visibility: differences from the previous frame, modulo 256
     ..      uint8 [T, N]        confidence, likewise
+
+Shapes: A anchors, T frames, N points, F chosen frames.
 """
 
 from __future__ import annotations
@@ -31,41 +35,47 @@ from shards.errors import ShardError
 
 UNITS_PER_PIXEL = 32
 LARGEST_TRACKS = 1 << 30
-"""Bytes of unpacked tracks a reader accepts; a record that claims more is damaged or hostile."""
+"""Most bytes of unpacked tracks that a reader accepts; more is damage or an attack."""
 
 Shape = tuple[int | None, int | None, int | None]
-"""A anchors, T frames, N points; None for what is not known."""
+"""(A, T, N), None for a number that is not known."""
 
 Number = TypeVar("Number", np.int32, np.uint8)
 
 TRACKS_VERSION = 2
 _HEADER = struct.Struct("<4sHHiII")
 _LEVEL = 3
-_FARTHEST = 2**25
+_LARGEST_COORDINATE = 2**25  # pixels; 2**30 units fit int32, and differences wrap both ways
 
 
 def encode_tracks(tracks: Tracks) -> tuple[bytes, ...]:
-    """Packs tracks, each anchor's by itself; positions are kept to 1/64 px, visibility and confidence exactly.
+    """Encode tracks into one part per anchor; the member holds the parts joined.
 
-    Raises ValueError for positions that are not finite or lie millions of pixels away: a tracker's fault, not to be stored; and for
-    tracks that no reader would unpack.
+    Positions are kept within 1/64 px, visibility and confidence exactly.
+
+    Raises ValueError for positions that are not finite or lie millions of pixels outside the frame
+    (a tracker's fault, not to be stored), and for tracks larger than any reader would unpack.
     """
     a, t, n = tracks.visibility.shape
     if (size := a * _bytes_of(t, n)) > LARGEST_TRACKS:
         raise ValueError(
-            f"{_in_words((a, t, n))} take {size} bytes, more than the {LARGEST_TRACKS} that readers allow"
+            f"{_describe((a, t, n))} take {size} bytes, "
+            f"more than the {LARGEST_TRACKS} that readers allow"
         )
     if (
         not np.isfinite(tracks.positions).all()
-        or np.abs(tracks.positions).max(initial=0) > _FARTHEST
+        or np.abs(tracks.positions).max(initial=0) > _LARGEST_COORDINATE
     ):
         raise ValueError(
             "tracks hold positions that are not finite or are absurdly far outside the frame"
         )
     units = np.rint(tracks.positions.astype(np.float64) * UNITS_PER_PIXEL).astype(np.int32)
+    # Delta along time: points move little per frame, so most values become small.
     steps = np.moveaxis(units, -1, 1).copy()  # [A, 2, T, N]
     steps[:, :, 1:] = np.diff(steps, axis=2)
+    # Zigzag: 0, -1, 1, -2 … become 0, 1, 2, 3 …, so that the high bytes of small steps are 0.
     zigzag = ((steps << 1) ^ (steps >> 31)).astype("<u4")
+    # Byte planes: the zeros of all high bytes lie together, where zstandard removes them.
     planes = np.moveaxis(zigzag.view(np.uint8).reshape(a, 2, t, n, 4), -1, 1)  # [A, 4, 2, T, N]
     certainty = _differences(
         np.stack([tracks.visibility, tracks.confidence], axis=1)
@@ -82,15 +92,17 @@ def encode_tracks(tracks: Tracks) -> tuple[bytes, ...]:
 
 
 def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
-    """Unpacks what `encode_tracks` made, its parts joined. Raises ShardError for anything else, and for tracks of another `shape`
-    than that given: if it is known as a whole, before they take memory."""
-    most = (shape and shape[0]) or None
-    records = list(
-        islice(_records(data, shape), most and most + 1)
-    )  # one too many is enough to know
+    """Decode the joined parts of `encode_tracks`.
+
+    Raises ShardError for anything else, and for tracks whose shape differs from `shape`; if all of
+    `shape` is known, before any memory is taken for them.
+    """
+    anchors_expected = (shape and shape[0]) or None
+    # One record too many is enough to notice that there are too many.
+    records = list(islice(_records(data, shape), anchors_expected and anchors_expected + 1))
     units, (t, n) = records[0].units, records[0].certainty.shape[1:]
     anchors = [record.anchor for record in records]
-    _check((len(records), t, n), shape)
+    _check_shape((len(records), t, n), shape)
     steps = np.stack([_signed(record.steps) for record in records])  # [A, 2, T, N]
     positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
     certainty = np.stack(
@@ -107,17 +119,20 @@ def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
 def decode_frames(
     part: bytes, anchor: int, frames: Sequence[int], shape: tuple[int, int] | None = None
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
-    """Of the tracks of one anchor (a frame's number), which `encode_tracks` gives as one part, only some frames F.
+    """Decode some frames of one anchor's part.
 
-    Gives positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything but tracks of this anchor with these
-    frames, and of this `shape` (T, N) if one is given.
+    part:   one of the parts that `encode_tracks` returns
+    anchor: the anchor's frame number, as a check
+    frames: indices within the clip, F of them
+    shape:  the expected (T, N), or None
+
+    Returns positions [F, N, 2], visibility and confidence [F, N]. Raises ShardError for anything
+    but tracks of this anchor that have these frames and this shape.
     """
-    wanted: Shape | None = (
-        (None, *shape) if shape else None
-    )  # how many anchors there are, a part does not say
-    record = _read(_unpack(part, wanted))
+    expected: Shape | None = (None, *shape) if shape else None
+    record = _read_record(_unpack(part, expected))
     t, n = record.certainty.shape[1:]
-    _check((None, t, n), wanted)
+    _check_shape((None, t, n), expected)
     if record.anchor != anchor:
         raise ShardError(
             f"the tracks are those of anchor {record.anchor}, and not of anchor {anchor}"
@@ -132,10 +147,11 @@ def decode_frames(
 
 @dataclass(frozen=True, eq=False)
 class _Record:
-    """What was packed of an anchor: differences along T.
+    """One anchor's record: differences along time, still in their packed form.
 
-    steps:     uint8 [4, 2, T, N]  of x and y, zigzag, as planes of bytes
-    certainty: uint8 [2, T, N]     of visibility and confidence
+    units:     units per pixel
+    steps:     uint8 [4, 2, T, N]  of x and y, zigzag-encoded, as byte planes
+    certainty: uint8 [2, T, N]     of visibility and confidence, modulo 256
     """
 
     units: int
@@ -145,25 +161,28 @@ class _Record:
 
 
 def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
-    """The records of all anchors, alike in shape, and one at least."""
+    """Read the records of all anchors. Raises ShardError if there is none or their shapes differ."""
     first: _Record | None = None
     last, taken = -1, 0
     for frame in _frames(data):
-        record = _read(_unpack(frame, shape))
+        record = _read_record(_unpack(frame, shape))
         first = first or record
-        if record.anchor <= last:  # so there are T at most
+        # Increasing anchors also bound their number: it is at most T.
+        if record.anchor <= last:
             raise ShardError(
                 f"the tracks' anchors do not increase: {record.anchor} comes after {last}"
             )
         last = record.anchor
         if (record.units, record.certainty.shape) != (first.units, first.certainty.shape):
             raise ShardError(
-                f"the tracks of anchor {record.anchor} differ in shape from those of anchor {first.anchor}"
+                f"the tracks of anchor {record.anchor} differ in shape "
+                f"from those of anchor {first.anchor}"
             )
         taken += _bytes_of(*record.certainty.shape[1:])
         if taken > LARGEST_TRACKS:
             raise ShardError(
-                f"the tracks claim to unpack to {taken} bytes, more than the {LARGEST_TRACKS} allowed"
+                f"the tracks claim to unpack to {taken} bytes, "
+                f"more than the {LARGEST_TRACKS} allowed"
             )
         yield record
     if first is None:
@@ -171,7 +190,7 @@ def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
 
 
 def _frames(data: bytes) -> Iterator[bytes]:
-    """Cuts zstandard frames apart that follow one another; where one ends its blocks say (RFC 8878, 3.1.1)."""
+    """Split concatenated zstandard frames, by the headers of their blocks (RFC 8878, 3.1.1)."""
     end = 0
     while end < len(data):
         start, last = end, 0
@@ -180,17 +199,20 @@ def _frames(data: bytes) -> Iterator[bytes]:
             checked = zstandard.get_frame_parameters(data[start : start + 18]).has_checksum
         except zstandard.ZstdError as error:
             raise ShardError(f"the tracks cannot be unpacked ({error})") from error
+        # A block header has 3 bytes: last block (1 bit), type (2 bits), size (21 bits). A block of
+        # type 1 repeats a single byte `size` times.
         while not last:
             block = int.from_bytes(data[end : end + 3], "little")
             last, repeats, size = block & 1, block >> 1 & 3 == 1, block >> 3
             end += 3 + (1 if repeats else size)
             if end > len(data) or not (size or last):
                 raise ShardError("the tracks are cut short")
-        end += 4 * checked
+        end += 4 * checked  # the frame's optional checksum
         yield data[start:end]
 
 
-def _read(record: bytes) -> _Record:
+def _read_record(record: bytes) -> _Record:
+    """Parse an unpacked record. Raises ShardError if its header and its length do not fit."""
     if len(record) < _HEADER.size:
         raise ShardError("the tracks are cut short")
     magic, version, units, anchor, t, n = _HEADER.unpack_from(record)
@@ -198,13 +220,14 @@ def _read(record: bytes) -> _Record:
         raise ShardError("these are not tracks")
     if version != TRACKS_VERSION:
         raise ShardError(
-            f"these tracks have version {version}, and this version of pretrack reads version {TRACKS_VERSION}"
+            f"these tracks have version {version}, "
+            f"and this version of pretrack reads version {TRACKS_VERSION}"
         )
     if not 0 <= anchor < t:
         raise ShardError(f"the tracks' anchor {anchor} is not among their {t} frames")
     if len(record) != _bytes_of(t, n):
         raise ShardError(
-            f"the tracks hold {len(record)} bytes, which does not fit {_in_words((None, t, n))}"
+            f"the tracks hold {len(record)} bytes, which does not fit {_describe((None, t, n))}"
         )
     body = np.frombuffer(record, np.uint8, offset=_HEADER.size)
     return _Record(
@@ -212,62 +235,72 @@ def _read(record: bytes) -> _Record:
     )
 
 
-def _check(found: Shape, shape: Shape | None) -> None:
-    if shape and any(
-        known not in (None, number) for known, number in zip(shape, found, strict=True)
+def _check_shape(actual: Shape, expected: Shape | None) -> None:
+    """Raise ShardError if a number that `expected` knows differs."""
+    if expected and any(
+        number not in (None, there) for number, there in zip(expected, actual, strict=True)
     ):
-        raise ShardError(f"the tracks have {_in_words(found)}, and should have {_in_words(shape)}")
+        raise ShardError(
+            f"the tracks have {_describe(actual)}, and should have {_describe(expected)}"
+        )
 
 
 def _signed(planes: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Numbers from the bytes of their zigzag form, lowest first: [4, ...] → [...]. Steps are small: higher planes are mostly 0."""
+    """Undo byte planes and zigzag: [4, ...] → [...]."""
     zigzag = planes[0].astype(np.uint32)
-    for place in (1, 2, 3):
-        if planes[place].any():
-            zigzag |= planes[place].astype(np.uint32) << np.uint32(8 * place)
+    # Steps are small, so most higher planes hold only zeros and cost one scan.
+    for plane in (1, 2, 3):
+        if planes[plane].any():
+            zigzag |= planes[plane].astype(np.uint32) << np.uint32(8 * plane)
     return (zigzag >> 1).view(np.int32) ^ -(zigzag & 1).view(np.int32)
 
 
 def _sums(steps: NDArray[Number], frames: Sequence[int]) -> NDArray[Number]:
-    """The running sums of steps [2, T, N] at some frames: [2, F, N], in their own type, so that they wrap as theirs do.
+    """Sum steps [2, T, N] from the start up to each of `frames`: [2, F, N], in the type of `steps`.
 
-    They are a product of matrices, which is far faster than adding up; doubles hold the sums exactly.
+    The cast to that type wraps overflows exactly as `np.cumsum` in that type does.
     """
+    # A product with a 0/1 matrix [F, T] is far faster than a cumulative sum; float64 is exact here.
     until = np.arange(steps.shape[1]) <= np.array(frames)[:, None]
-    return (
-        (until.astype(np.float64) @ steps.astype(np.float64)).astype(np.int64).astype(steps.dtype)
-    )
+    sums = until.astype(np.float64) @ steps.astype(np.float64)
+    return sums.astype(np.int64).astype(steps.dtype)
 
 
 def _differences(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Differences along time, modulo 256: [..., T, N]."""
+    """Take differences along time, modulo 256; shapes stay [..., T, N]."""
     steps = values.copy()
     steps[..., 1:, :] = values[..., 1:, :] - values[..., :-1, :]
     return steps
 
 
 def _bytes_of(t: int, n: int) -> int:
-    """Of an unpacked record."""
+    """Compute the bytes of an unpacked record: per point 4 x 2 of position and 2 of certainty."""
     return _HEADER.size + 10 * t * n
 
 
-def _in_words(shape: Shape) -> str:
+def _describe(shape: Shape) -> str:
+    """Put a shape into words: "3 anchors x 50 frames x 256 points"."""
     named = zip(shape, ("anchors", "frames", "points"), strict=True)
     return " x ".join(f"{number} {noun}" for number, noun in named if number is not None)
 
 
 def _unpack(frame: bytes, shape: Shape | None) -> bytes:
-    """The content of a zstandard frame, refused before it is unpacked if it claims to be huge, or more than fits the shape."""
+    """Decompress a zstandard frame.
+
+    Raises ShardError before any memory is taken if it claims to be huge, or more than `shape` takes.
+    """
     _, t, n = shape or (None, None, None)
     try:
         size = zstandard.get_frame_parameters(frame).content_size
         if not 0 <= size <= LARGEST_TRACKS:
             raise ShardError(
-                f"the tracks claim to unpack to {size} bytes, more than the {LARGEST_TRACKS} allowed"
+                f"the tracks claim to unpack to {size} bytes, "
+                f"more than the {LARGEST_TRACKS} allowed"
             )
         if t is not None and n is not None and size > _bytes_of(t, n):
             raise ShardError(
-                f"the tracks claim to unpack to {size} bytes, more than {_in_words((None, t, n))} take"
+                f"the tracks claim to unpack to {size} bytes, "
+                f"more than {_describe((None, t, n))} take"
             )
         return zstandard.ZstdDecompressor().decompress(frame)
     except zstandard.ZstdError as error:

@@ -1,7 +1,8 @@
-"""The one home of pixel geometry: resize, crop and flip of frames, points and cameras together.
+"""Resize, crop and flip frames, points and cameras together; no other module does pixel geometry.
 
-Convention: pixel centres at integer coordinates (see `shards.clip`). A resize from w to w' pixels keeps the frame's *borders* in
-place, so x' = (x + 0.5) * w' / w - 0.5; this is what OpenCV's and torch's (align_corners=False) resizing does.
+Convention: pixel centres at integer coordinates (see `shards.clip`). A resize from w to w' pixels
+keeps the frame's *borders* in place, so x' = (x + 0.5) * w' / w - 0.5, as the resizing of OpenCV
+and torch (align_corners=False) does.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ Array = TypeVar("Array")
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """(width, height) at which a source frame is stored: shrunk so that its short side is `short_side`, never enlarged."""
+    """Compute the (width, height) at which a source frame is stored.
+
+    It is shrunk so that its short side is `short_side`; it is never enlarged.
+    """
     shortest = min(width, height)
     if shortest <= short_side:
         return width, height
@@ -28,13 +32,14 @@ def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
 
 
 def grid_points(grid: int, width: int, height: int) -> NDArray[np.float32]:
-    """A regular grid over a frame, row-major: [grid * grid, 2] (x, y) in its pixels.
+    """Place a regular grid of points over a frame: [grid * grid, 2] (x, y) in pixels, row-major.
 
-    The grid is CoTracker3's: in a 512x384 frame it leaves a margin of 8 pixels on every side; a single point is (256, 192). The
-    points are mapped to the frame's size corner to corner, as that tracker's predictor maps its own.
+    The grid is CoTracker3's: in a 512x384 frame it leaves a margin of 8 pixels on every side; a
+    single point is (256, 192). The points are mapped to the frame's size corner to corner, as that
+    tracker's predictor does. Raises ValueError for a grid of no points.
     """
     if grid < 1:
-        raise ValueError(f"a grid needs at least 1 point a side, not {grid}")
+        raise ValueError(f"a grid needs at least 1 point per side, not {grid}")
     xs = np.linspace(8.0, 504.0, grid) if grid > 1 else np.array([256.0])
     ys = np.linspace(8.0, 376.0, grid) if grid > 1 else np.array([192.0])
     points = np.stack(np.meshgrid(xs * (width - 1) / 511, ys * (height - 1) / 383), axis=-1)
@@ -42,24 +47,34 @@ def grid_points(grid: int, width: int, height: int) -> NDArray[np.float32]:
 
 
 def inside(points: NDArray[np.floating], width: int, height: int) -> NDArray[np.bool_]:
-    """Which points [..., 2] lie in a frame, its half-pixel border included: [...]."""
+    """Tell which points [..., 2] lie in a frame, its half-pixel border included: bool [...]."""
     x, y = points[..., 0], points[..., 1]
     return (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
 
 
 def normalised(coordinate: Array, size: int) -> Array:
-    """A pixel coordinate along a side of `size` pixels as `grid_sample(align_corners=False)` wants it: borders at -1 and 1."""
+    """Normalise a pixel coordinate along a side of `size` pixels for `grid_sample`.
+
+    For `align_corners=False`: the frame's borders are at -1 and 1.
+    """
     return (2 * coordinate + 1) / size - 1  # type: ignore[operator, return-value]
 
 
 def normalised_corners(coordinate: Array, size: int) -> Array:
-    """The same for `align_corners=True`: the centres of the first and last pixel at -1 and 1."""
+    """Normalise a pixel coordinate for `grid_sample(align_corners=True)`.
+
+    The centres of the first and the last pixel are at -1 and 1.
+    """
     return 2 * coordinate / (size - 1) - 1  # type: ignore[operator, return-value]
 
 
 @dataclass(frozen=True)
 class FrameTransform:
-    """A box of a frame (whole pixels), resized to `out_width` x `out_height`, then perhaps flipped left to right."""
+    """Crop a frame to a box of whole pixels, resize it, and optionally flip it left to right.
+
+    left, top, width, height: the box, in pixels of the frame
+    out_width, out_height:    the size after resizing; aspect ratio need not be kept
+    """
 
     left: int
     top: int
@@ -71,20 +86,24 @@ class FrameTransform:
 
     @classmethod
     def whole(cls, width: int, height: int, out_width: int, out_height: int) -> FrameTransform:
-        """The whole frame, resized; its aspect ratio is not kept unless the sizes keep it."""
+        """Resize the whole frame; its aspect ratio changes unless the sizes keep it."""
         return cls(0, 0, width, height, out_width, out_height)
 
     def flipped(self) -> FrameTransform:
-        """The same view, mirrored."""
+        """Give the same transform with the opposite flip."""
         return replace(self, flip=not self.flip)
 
     @property
     def reduction(self) -> int:
-        """1, 2, 4 or 8: how much smaller a frame may be decoded, with the view still shrinking it and its box in whole pixels."""
+        """Largest of 1, 2, 4 and 8 by which the frame may be decoded smaller.
+
+        The transform must still shrink the box, and the box stay on whole pixels.
+        """
         for factor in (8, 4, 2):
-            whole = (self.left | self.top | self.width | self.height) % factor == 0
+            # Factors are powers of two, so the bitwise or is divisible if all four are.
+            whole_pixels = (self.left | self.top | self.width | self.height) % factor == 0
             if (
-                whole
+                whole_pixels
                 and self.width >= factor * self.out_width
                 and self.height >= factor * self.out_height
             ):
@@ -92,7 +111,10 @@ class FrameTransform:
         return 1
 
     def reduced(self, factor: int) -> FrameTransform:
-        """The same view of a frame decoded `factor` times smaller. Raises ValueError if its box is not in whole pixels there."""
+        """Give the transform that does the same to a frame decoded `factor` times smaller.
+
+        Raises ValueError if the box is not on whole pixels there.
+        """
         if any(side % factor for side in (self.left, self.top, self.width, self.height)):
             raise ValueError(
                 f"the box {self} does not lie on whole pixels of a frame {factor} times smaller"
@@ -103,7 +125,11 @@ class FrameTransform:
         return replace(self, left=left, top=top, width=width, height=height)
 
     def frame(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The view of a frame [H, W, 3] uint8: [out_height, out_width, 3]. Shrinking averages areas, enlarging is bilinear."""
+        """Transform a frame, uint8 [H, W, 3] → [out_height, out_width, 3].
+
+        Shrinking averages areas, enlarging is bilinear. Raises ValueError if the frame is smaller
+        than the box needs.
+        """
         box = frame[self.top : self.top + self.height, self.left : self.left + self.width]
         if box.shape[:2] != (self.height, self.width):
             raise ValueError(
@@ -111,18 +137,19 @@ class FrameTransform:
             )
         if (self.width, self.height) != (self.out_width, self.out_height):
             shrinks = self.out_width <= self.width and self.out_height <= self.height
-            how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-            box = cv2.resize(box, (self.out_width, self.out_height), interpolation=how)  # type: ignore[assignment]
+            interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            out = (self.out_width, self.out_height)
+            box = cv2.resize(box, out, interpolation=interpolation)  # type: ignore[assignment]
         return np.ascontiguousarray(box[:, ::-1] if self.flip else box)
 
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Maps points [..., 2] of the frame into the view; they may fall outside it (see `inside`)."""
+        """Map points [..., 2] of the frame to the result; they may fall outside it (see `inside`)."""
         x = (points[..., 0] - self.left + 0.5) * (self.out_width / self.width) - 0.5
         y = (points[..., 1] - self.top + 0.5) * (self.out_height / self.height) - 0.5
         return np.stack([self.out_width - 1 - x if self.flip else x, y], axis=-1).astype(np.float32)
 
     def camera(self, camera: Camera) -> Camera:
-        """The camera of the view. A mirrored view has no camera: raises ValueError."""
+        """Map a camera of the frame to the result. Raises ValueError if that is mirrored."""
         if self.flip:
             raise ValueError("a mirrored view has no pinhole camera")
         sx, sy = self.out_width / self.width, self.out_height / self.height
@@ -138,5 +165,8 @@ class FrameTransform:
 def stored_transform(
     width: int, height: int, short_side: int, size: tuple[int, int] | None = None
 ) -> FrameTransform:
-    """From a source frame to the stored one: shrunk to `short_side`, or squashed to `size` (width, height) if that is given."""
+    """Give the transform from a source frame to the stored frame.
+
+    It shrinks to `short_side`, or resizes to `size` (width, height) if that is given.
+    """
     return FrameTransform.whole(width, height, *(size or stored_size(width, height, short_side)))

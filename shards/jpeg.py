@@ -1,4 +1,4 @@
-"""JPEG to pixels and back, by libjpeg-turbo (simplejpeg)."""
+"""Encode frames as JPEG and decode them, by libjpeg-turbo (simplejpeg)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from shards.errors import ShardError
 
 LARGEST = 1 << 27
-"""Pixels of an image a reader accepts, four times those of an 8K video; one that claims more is damaged or hostile."""
+"""Most pixels of an image that a reader accepts, four times an 8K frame; more is damage or an attack."""
 
 
 def encode(frame: NDArray[np.uint8], quality: int) -> bytes:
-    """A frame [H, W, 3] RGB as JPEG with 4:2:0 chroma; `quality` 1..100."""
+    """Encode a frame [H, W, 3] RGB as JPEG with 4:2:0 chroma; `quality` 1..100."""
     return simplejpeg.encode_jpeg(
         np.ascontiguousarray(frame), quality=quality, colorspace="RGB", colorsubsampling="420"
     )
@@ -22,11 +22,14 @@ def encode(frame: NDArray[np.uint8], quality: int) -> bytes:
 def decode(
     data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
-    """JPEG bytes as RGB [H, W, 3]. Raises ShardError on damage, also where libjpeg would go on with grey.
+    """Decode JPEG bytes to RGB [H, W, 3], at full, 1/2, 1/4 or 1/8 scale (`reduction`).
 
-    With a `reduction` of 2, 4 or 8 only every so-many-th pixel's worth is decoded: ceil(H / reduction) rows, whose pixel (x, y)
-    covers what `reduction` x `reduction` pixels from (x, y) * reduction on cover otherwise. That is faster, and less of a picture.
-    The pixels lie in `memory` (flat, large enough) if that is given, which saves the system from finding new pages for each image.
+    Reduced decoding is faster and less sharp. It gives ceil(H / reduction) rows; pixel (x, y)
+    covers `reduction` x `reduction` full-scale pixels, from (x, y) * reduction on.
+
+    memory: flat buffer for the pixels, large enough; saves allocating new pages for each image
+
+    Raises ShardError on damage, even where libjpeg would fill the rest with grey.
     """
     width, height = size(data)
     try:
@@ -41,7 +44,7 @@ def decode(
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """(width, height) from the header alone. Raises ShardError, also where they are far too large for a frame."""
+    """Read (width, height) from the header. Raises ShardError if that fails or claims too much."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:

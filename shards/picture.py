@@ -1,4 +1,4 @@
-"""A clip as a notebook shows it: some of its frames with tracks over them, in one piece of HTML that needs no other file."""
+"""Draw a clip for notebooks: some frames with tracks over them, in one self-contained HTML text."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ _SHOWN_SHORT_SIDE = 160
 
 
 def clip_html(info: ClipInfo, tracks: Tracks, jpegs: Sequence[bytes], anchor: int = 0) -> str:
-    """Draw up to four frames, spread over a clip, with the tracks of its `anchor`-th anchor as SVG over the stored JPEGs.
+    """Draw up to four frames of a clip with the tracks of its `anchor`-th anchor.
 
-    A filled dot is a visible point with a tail of its last positions; a ring is a hidden point. Of a dense grid only every
-    second or third row and column is drawn. Raises IndexError if there is no such anchor.
+    The tracks are SVG over the stored JPEGs. A filled dot is a visible point with a tail of its
+    last positions; a ring is a hidden point. Of a dense grid only every second or third row and
+    column is drawn. Raises IndexError if there is no such anchor.
     """
     shown_frames = min(_FRAMES, info.frames)
     times = sorted(set(np.linspace(0, info.frames - 1, shown_frames).round().astype(int).tolist()))
     a, _, n = tracks.visibility.shape
     caption = (
-        f"{info.source} · {info.split} · {info.video_id} · {info.frames} frames of {info.width}x{info.height} · "
-        f"{a} x {n} points, shown from frame {tracks.anchors[anchor]}"
+        f"{info.source} · {info.split} · {info.video_id} · "
+        f"{info.frames} frames of {info.width}x{info.height} · {a} x {n} points, shown from frame {tracks.anchors[anchor]}"
     )
     pictures = "".join(_frame_svg(info, tracks, jpegs[t], anchor=anchor, t=t) for t in times)
     return (
-        f'<figure style="margin:0"><figcaption><b>{html.escape(info.key)}</b><br>{html.escape(caption)}</figcaption>'
+        f'<figure style="margin:0"><figcaption><b>{html.escape(info.key)}</b><br>'
+        f"{html.escape(caption)}</figcaption>"
         f'<div style="display:flex;flex-wrap:wrap;gap:8px;margin-top:6px">{pictures}</div></figure>'
     )
 
@@ -56,7 +58,8 @@ def _frame_svg(info: ClipInfo, tracks: Tracks, picture: bytes, *, anchor: int, t
         if visible[t, n]:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in positions[max(0, t - _TAIL) : t + 1, n])
             shapes.append(
-                f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{radius / 2:.2f}"/>'
+                f'<polyline points="{path}" fill="none" stroke="{colour}" '
+                f'stroke-width="{radius / 2:.2f}"/>'
             )
             shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.2f}" fill="{colour}"/>')
         else:
@@ -64,19 +67,23 @@ def _frame_svg(info: ClipInfo, tracks: Tracks, picture: bytes, *, anchor: int, t
             shapes.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius * 0.8:.2f}" {ring}/>')
     data = base64.b64encode(picture).decode()
     return (
-        f'<svg viewBox="0 0 {info.width} {info.height}" width="{info.width * scale:.0f}" role="img" aria-label="frame {t}">'
-        f'<image width="{info.width}" height="{info.height}" href="data:image/jpeg;base64,{data}"/>{"".join(shapes)}</svg>'
+        f'<svg viewBox="0 0 {info.width} {info.height}" width="{info.width * scale:.0f}" '
+        f'role="img" aria-label="frame {t}">'
+        f'<image width="{info.width}" height="{info.height}" '
+        f'href="data:image/jpeg;base64,{data}"/>{"".join(shapes)}</svg>'
     )
 
 
 def thin_grid(points: int, most: int) -> list[int]:
-    """Which points are drawn of a square grid, row by row: all, or those of every second or third row and column, `most` at most.
-    A number that is no square is taken for a grid that lacks its end."""
+    """Choose at most `most` points of a square grid, as indices in row-major order.
+
+    All points, or those of every second, third … row and column. If `points` is not a square
+    number, the grid is taken to lack its last points.
+    """
     side = isqrt(max(points, 1) - 1) + 1
-    every = 1
-    while (-(-side // every)) ** 2 > most:
-        every += 1
-    places = (
-        row * side + column for row in range(0, side, every) for column in range(0, side, every)
-    )
-    return [place for place in places if place < points]
+    step = 1
+    while (-(-side // step)) ** 2 > most:
+        step += 1
+    kept = range(0, side, step)
+    indices = (row * side + column for row in kept for column in kept)
+    return [index for index in indices if index < points]
