@@ -1,10 +1,14 @@
-"""Files that lie on an object store or a web server (`s3://`, `gs://`, `az://`, `http(s)://`), by obstore.
+"""Read and write files on object stores and web servers, by obstore.
 
-obstore was chosen over pyarrow.fs and fsspec because an object appears only when it is whole, whatever happens to the writer; it
-can put an object only if none is there (build locks need that); ranged reads that lie close become one request; and it retries.
+Schemes: `s3://`, `gs://`, `az://`, and `http(s)://` for reading.
 
-Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, GOOGLE_APPLICATION_CREDENTIALS …) or the machine's role.
-The store's threads do not survive a fork: a process that forks after it has used a bucket must not use one in the child.
+Why obstore and not pyarrow.fs or fsspec: an object appears only when it is whole, whatever happens
+to its writer; an object can be put only if none exists (build locks need that); nearby byte ranges
+are read by one request; transient errors are retried.
+
+Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
+GOOGLE_APPLICATION_CREDENTIALS …) or from the machine's role. The store's threads do not survive a
+fork: after a process has used a bucket, a forked child must not use one.
 """
 
 from __future__ import annotations
@@ -33,12 +37,12 @@ T = TypeVar("T")
 BUCKETS = ("s3", "gs", "az")
 SCHEMES = (*BUCKETS, "http", "https")
 COALESCE = 8 * 1024
-"""Bytes between two wanted ranges below which both are fetched by one request: more than a tar header, less than a frame."""
+"""Ranges closer than this many bytes share a request: more than a tar header, less than a frame."""
 
 
 @dataclass(frozen=True)
 class Url:
-    """Where a file or folder lies: `Url("s3://bucket/folder") / "file"`, much as `pathlib.Path` does it."""
+    """The URL of a file or folder, used like a `Path`: `Url("s3://bucket/folder") / "file"`."""
 
     url: str
 
@@ -50,18 +54,18 @@ class Url:
 
     @property
     def name(self) -> str:
-        """The last part."""
+        """The last part of the path."""
         return self.url.rstrip("/").rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> Url:
-        """The folder that it lies in."""
+        """The folder that contains it."""
         return Url(self.url.rstrip("/").rsplit("/", 1)[0])
 
 
 @dataclass(frozen=True)
 class ObjectTag:
-    """What tells whether an object is still the same: S3 and Azure compare `e_tag`, Google's store compares `version`."""
+    """Identify an object's version: S3 and Azure compare `e_tag`, Google compares `version`."""
 
     e_tag: str | None
     version: str | None
@@ -69,7 +73,7 @@ class ObjectTag:
 
 @dataclass(frozen=True)
 class VersionedObject:
-    """An object's content with its tag, and when it was written, by the store's clock."""
+    """An object's content with its tag and the time of its last write, by the store's clock."""
 
     data: bytes
     tag: ObjectTag
@@ -77,34 +81,36 @@ class VersionedObject:
 
 
 def read(url: Url) -> bytes:
-    """The whole object. Raises OSError."""
-    store, path = _at(url)
-    return _asked(url, lambda: bytes(obstore.get(store, path).bytes()))
+    """Read a whole object. Raises OSError."""
+    store, path = _resolve(url)
+    return _call(url, lambda: bytes(obstore.get(store, path).bytes()))
 
 
 def read_versioned(url: Url) -> VersionedObject:
-    """The whole object, and its tag. Raises OSError."""
-    store, path = _at(url)
+    """Read a whole object together with its tag. Raises OSError."""
+    store, path = _resolve(url)
 
     def get() -> VersionedObject:
-        found = obstore.get(store, path)
-        return VersionedObject(bytes(found.bytes()), _tag(found.meta), found.meta["last_modified"])
+        result = obstore.get(store, path)
+        meta = result.meta
+        return VersionedObject(bytes(result.bytes()), _tag(meta), meta["last_modified"])
 
-    return _asked(url, get)
+    return _call(url, get)
 
 
 def read_ranges(url: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-    """Parts of an object, in the order asked; those close to each other by one request. A part beyond the end is cut short.
+    """Read byte ranges of an object, in the given order; nearby ranges share a request.
 
-    Raises OSError, and PretrackError where a web server sends no parts of files.
+    A range beyond the object's end is cut short. Raises OSError, and PretrackError if a web server
+    does not support ranges.
     """
-    store, path = _at(url)
+    store, path = _resolve(url)
     wanted = [(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True) if size]
     if not wanted:
         return [b"" for _ in sizes]
     starts, ends = ([part[side] for part in wanted] for side in (0, 1))
     parts = iter(
-        _asked(
+        _call(
             url,
             lambda: obstore.get_ranges(store, path, starts=starts, ends=ends, coalesce=COALESCE),
         )
@@ -113,16 +119,14 @@ def read_ranges(url: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[
 
 
 def open_stream(url: Url) -> io.BufferedReader:
-    """The object, read from front to back. Raises OSError, now or while it is read."""
-    store, path = _at(url)
-    return io.BufferedReader(
-        _Stream(url, _asked(url, lambda: obstore.open_reader(store, path, buffer_size=8 << 20))),
-        1 << 20,
-    )
+    """Open an object for reading from front to back. Raises OSError, now or while reading."""
+    store, path = _resolve(url)
+    reader = _call(url, lambda: obstore.open_reader(store, path, buffer_size=8 << 20))
+    return io.BufferedReader(_Stream(url, reader), 1 << 20)
 
 
 class _Stream(io.RawIOBase):
-    """An obstore reader whose errors are OSErrors."""
+    """An obstore reader whose errors are translated to OSErrors."""
 
     def __init__(self, url: Url, reader: Any) -> None:
         self._url, self._reader = url, reader
@@ -131,74 +135,83 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = _asked(self._url, lambda: bytes(self._reader.read(len(buffer))))
+        data = _call(self._url, lambda: bytes(self._reader.read(len(buffer))))
         buffer[: len(data)] = data
         return len(data)
 
 
 @contextmanager
 def download(url: Url) -> Iterator[BinaryIO]:
-    """The object in a temporary file, got by one plain request: for servers that send no parts of files. Raises OSError."""
-    store, path = _at(url)
+    """Download an object into a temporary file, by one request without ranges.
+
+    This also works with web servers that do not support ranges. Raises OSError.
+    """
+    store, path = _resolve(url)
     with TemporaryFile(prefix="pretrack-") as file:
-        _asked(url, lambda: file.writelines(obstore.get(store, path).stream()))
+        _call(url, lambda: file.writelines(obstore.get(store, path).stream()))
         file.seek(0)
         yield file  # type: ignore[misc]
 
 
 def size_of(url: Url) -> int:
-    """Bytes. Raises FileNotFoundError, OSError."""
-    store, path = _at(url)
-    return int(_asked(url, lambda: obstore.head(store, path))["size"])
+    """Give an object's size in bytes. Raises FileNotFoundError, OSError."""
+    store, path = _resolve(url)
+    return int(_call(url, lambda: obstore.head(store, path))["size"])
 
 
 def written_at(url: Url) -> datetime:
-    """When the object was put, by the store's clock. Raises FileNotFoundError, OSError."""
-    store, path = _at(url)
-    written: datetime = _asked(url, lambda: obstore.head(store, path))["last_modified"]
+    """Tell when an object was put, by the store's clock. Raises FileNotFoundError, OSError."""
+    store, path = _resolve(url)
+    written: datetime = _call(url, lambda: obstore.head(store, path))["last_modified"]
     return written
 
 
 def sizes_in(url: Url) -> dict[str, int]:
-    """The objects directly in a folder with their sizes in bytes; none if there is no such folder. Raises OSError."""
-    store, path = _at(url)
-    found = _asked(url, lambda: obstore.list_with_delimiter(store, path))
-    return {item["path"].rsplit("/", 1)[-1]: item["size"] for item in found["objects"]}
+    """List the objects directly in a folder with their sizes in bytes.
+
+    An absent folder has no objects. Raises OSError.
+    """
+    store, path = _resolve(url)
+    listing = _call(url, lambda: obstore.list_with_delimiter(store, path))
+    return {item["path"].rsplit("/", 1)[-1]: item["size"] for item in listing["objects"]}
 
 
 def folders_in(url: Url) -> list[str]:
-    """The folders directly in a folder. Raises OSError."""
-    store, path = _at(url)
-    found = _asked(url, lambda: obstore.list_with_delimiter(store, path))
-    return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in found["common_prefixes"])
+    """List the names of the folders directly in a folder, sorted. Raises OSError."""
+    store, path = _resolve(url)
+    listing = _call(url, lambda: obstore.list_with_delimiter(store, path))
+    return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
 
 
 def write(url: Url, data: bytes | BinaryIO) -> None:
-    """Puts an object, whole or not at all, of the type that its name says: a browser shows a page only if it is said to be one.
+    """Put an object, whole or not at all. Raises OSError.
 
-    Raises OSError.
+    Its content type follows from its name: browsers show a page only if it is declared as one.
     """
-    store, path = _at(url)
-    kind, _ = mimetypes.guess_type(url.name)
-    attributes: Any = {"Content-Type": kind} if kind else None
-    _asked(url, lambda: obstore.put(store, path, data, attributes=attributes))
+    store, path = _resolve(url)
+    content_type, _ = mimetypes.guess_type(url.name)
+    attributes: Any = {"Content-Type": content_type} if content_type else None
+    _call(url, lambda: obstore.put(store, path, data, attributes=attributes))
 
 
 def create(url: Url, data: bytes) -> ObjectTag | None:
-    """Puts an object only if there is none: its tag, or None if there was one. Raises OSError."""
-    store, path = _at(url)
+    """Put an object if none exists; returns its tag, or None if one existed. Raises OSError."""
+    store, path = _resolve(url)
     try:
-        return _tag(_asked(url, lambda: obstore.put(store, path, data, mode="create")))
+        return _tag(_call(url, lambda: obstore.put(store, path, data, mode="create")))
     except FileExistsError:
         return None
 
 
 def replace(url: Url, data: bytes, tag: ObjectTag) -> ObjectTag | None:
-    """Puts an object only if the one there has this tag: the new tag, or None if it was changed meanwhile. Raises OSError."""
-    store, path = _at(url)
-    known: Any = {name: value for name, value in asdict(tag).items() if value is not None}
+    """Put an object only if the existing one still has this tag (compare and swap).
+
+    Returns the new tag, or None if the object was changed or deleted meanwhile. Raises OSError.
+    """
+    store, path = _resolve(url)
+    condition: Any = {name: value for name, value in asdict(tag).items() if value is not None}
     try:
-        return _tag(_asked(url, lambda: obstore.put(store, path, data, mode=known)))
+        return _tag(_call(url, lambda: obstore.put(store, path, data, mode=condition)))
     except (FileExistsError, FileNotFoundError):
         return None
 
@@ -209,7 +222,7 @@ def _tag(meta: Any) -> ObjectTag:
 
 @contextmanager
 def open_atomic_as(folder: Url, name: Callable[[], str]) -> Iterator[BinaryIO]:
-    """A local file that becomes the object `name()` of a folder when the block ends well. Raises OSError."""
+    """Open a local file; it becomes the object `name()` if the block succeeds. Raises OSError."""
     with TemporaryFile(prefix="pretrack-") as file:
         yield file  # type: ignore[misc]
         file.flush()
@@ -218,31 +231,32 @@ def open_atomic_as(folder: Url, name: Callable[[], str]) -> Iterator[BinaryIO]:
 
 
 def delete(url: Url) -> None:
-    """Deletes an object if it is there. Raises OSError."""
-    store, path = _at(url)
+    """Delete an object if it exists. Raises OSError."""
+    store, path = _resolve(url)
     try:
-        _asked(url, lambda: obstore.delete(store, path))
+        _call(url, lambda: obstore.delete(store, path))
     except FileNotFoundError:
         return
 
 
 def delete_folder(url: Url) -> None:
-    """Deletes all objects below a folder. Raises OSError."""
-    store, path = _at(url)
-    for batch in _asked(url, lambda: list(obstore.list(store, f"{path}/"))):
-        _asked(url, lambda batch=batch: obstore.delete(store, [item["path"] for item in batch]))  # type: ignore[misc]
+    """Delete all objects below a folder. Raises OSError."""
+    store, path = _resolve(url)
+    for batch in _call(url, lambda: list(obstore.list(store, f"{path}/"))):
+        _call(url, lambda batch=batch: obstore.delete(store, [item["path"] for item in batch]))  # type: ignore[misc]
 
 
-def _at(url: Url) -> tuple[Any, str]:
-    """The store, and the path in it."""
+def _resolve(url: Url) -> tuple[Any, str]:
+    """Give the store that a URL leads to, and the path in it."""
     parts = urlsplit(url.url)
-    return _store(
-        f"{parts.scheme}://{parts.netloc}", os.environ.get("AWS_ENDPOINT_URL", ""), os.getpid()
-    ), parts.path.strip("/")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
+    store = _store(f"{parts.scheme}://{parts.netloc}", endpoint, os.getpid())
+    return store, parts.path.strip("/")
 
 
 @cache
 def _store(root: str, endpoint: str, process: int) -> Any:
+    """Open a store. The cache's key has the process, since a store does not survive a fork."""
     insecure = root.startswith("http:") or endpoint.startswith("http:")
     return from_url(
         root,
@@ -251,13 +265,14 @@ def _store(root: str, endpoint: str, process: int) -> Any:
     )
 
 
-def _asked(url: Url, question: Callable[[], T]) -> T:
-    """What the store answers; its errors as the OSErrors that a local disk would raise, in one sentence.
+def _call(url: Url, request: Callable[[], T]) -> T:
+    """Call the store, and translate its errors to the OSErrors that a local disk would raise.
 
-    A web server that sends no parts of files is a PretrackError: every clip on it would fail, and none is damaged.
+    A web server without ranges raises PretrackError instead: every clip on it would fail, although
+    none is damaged.
     """
     try:
-        return question()
+        return request()
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, "is not there", str(url)) from error
     except (errors.AlreadyExistsError, errors.PreconditionError) as error:
@@ -272,13 +287,13 @@ def _asked(url: Url, question: Callable[[], T]) -> T:
                 errno.ENOTSUP, f"the store cannot do that: {_sentence(error)}", str(url)
             ) from error
         raise PretrackError(
-            f"{url}: this web server sends files as a whole and no parts of them (it ignores 'Range'): use one that knows ranges, "
-            "as nginx does, or stream whole tars with 'trainer.data.streaming'"
+            f"{url}: this web server sends only whole files (it ignores 'Range'): use one that "
+            "supports ranges, such as nginx, or stream whole tars with 'trainer.data.streaming'"
         ) from error
     except (errors.BaseError, OSError) as error:
         raise OSError(errno.EIO, f"the store failed: {_sentence(error)}", str(url)) from error
 
 
 def _sentence(error: Exception) -> str:
-    """An error of obstore without its appendix for programmers."""
+    """Cut an obstore error to one sentence, without its debug output."""
     return " ".join(str(error).split("Debug source:")[0].split())[:600]

@@ -161,7 +161,7 @@ class _Record:
 
 
 def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
-    """Read the records of all anchors. Raises ShardError if there is none or their shapes differ."""
+    """Read all anchors' records. Raises ShardError if there is none or their shapes differ."""
     first: _Record | None = None
     last, taken = -1, 0
     for frame in _frames(data):
@@ -287,7 +287,8 @@ def _describe(shape: Shape) -> str:
 def _unpack(frame: bytes, shape: Shape | None) -> bytes:
     """Decompress a zstandard frame.
 
-    Raises ShardError before any memory is taken if it claims to be huge, or more than `shape` takes.
+    Raises ShardError, before any memory is taken, if it claims to hold more than `shape` takes or
+    than any tracks may.
     """
     _, t, n = shape or (None, None, None)
     try:

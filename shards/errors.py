@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 
 class PretrackError(Exception):
-    """Base of our errors; the message says what is wrong, where, and what to do, in one sentence."""
+    """Base of our errors: one sentence that says what is wrong, where, and what to do."""
 
 
 class FormatVersionError(PretrackError):

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, on a local disk or a bucket."""
+"""Read, list and atomically write files, on a local disk or an object store."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ from shards.bucket import BUCKETS, SCHEMES, Url
 from shards.errors import PretrackError
 
 Location = Path | Url
-"""A file or a folder. Both kinds know `/`, `.name`, `.parent` and `str()`."""
+"""A file or a folder. Both types have `/`, `.name`, `.parent` and `str()`."""
 
 TEMPORARY = ".tmp-"
-"""What a file's name holds until it is whole. Nothing that lists a folder of ours looks at such names."""
+"""Prefix of temporary files and folders. No function that lists a folder returns such names."""
 
 
 def parse_location(where: str | Location) -> Location:
-    """A URL ("s3://bucket/folder") or a path on this machine. Raises PretrackError for a scheme that is not known, and for a folder
-    of a bucket that cannot be written as a URL."""
+    """Parse a URL ("s3://bucket/folder") or a path on this machine.
+
+    Raises PretrackError for an unknown scheme, and for a name on a bucket that contains '#' or '?'.
+    """
     if isinstance(where, Path | Url):
         return where
     scheme, mark, _ = where.partition("://")
     if not mark:
         return Path(where)
     if scheme not in SCHEMES:
-        raise PretrackError(
-            f"{where}: '{scheme}://' is not known; use a path, or one of {', '.join(f'{s}://' for s in SCHEMES)}"
-        )
-    if scheme in BUCKETS and (
-        "#" in where or "?" in where
-    ):  # a URL's path ends there: everything would be one object
+        schemes = ", ".join(f"{known}://" for known in SCHEMES)
+        raise PretrackError(f"{where}: '{scheme}://' is not known; use a path, or one of {schemes}")
+    # A URL's path ends at these characters, so all files of the folder would be one object.
+    if scheme in BUCKETS and ("#" in where or "?" in where):
         raise PretrackError(f"{where}: a folder on a bucket cannot have '#' or '?' in its name")
     return Url(where.rstrip("/"))
 
 
 def read_file(file: Location) -> bytes:
-    """The bytes of a file. Raises OSError."""
+    """Read a whole file. Raises OSError."""
     return bucket.read(file) if isinstance(file, Url) else file.read_bytes()
 
 
 def read_ranges(file: Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
-    """Parts of a file, in the order asked, and nothing else of it; cut short where the file ends. Raises OSError."""
+    """Read byte ranges of a file, in the given order, and nothing else of it.
+
+    A range beyond the file's end is cut short. Raises OSError.
+    """
     if isinstance(file, Url):
         return bucket.read_ranges(file, offsets, sizes)
     descriptor = os.open(file, os.O_RDONLY)
     try:
-        whole = os.fstat(
-            descriptor
-        ).st_size  # memory is taken for all that is asked for, whether it is there or not
+        # pread allocates the size it is asked for, even where a damaged table asks for terabytes.
+        file_size = os.fstat(descriptor).st_size
         return [
-            os.pread(descriptor, min(size, whole), offset)
+            os.pread(descriptor, min(size, file_size), offset)
             for offset, size in zip(offsets, sizes, strict=True)
         ]
     finally:
@@ -65,17 +67,17 @@ def read_ranges(file: Location, offsets: Sequence[int], sizes: Sequence[int]) ->
 
 
 def open_stream(file: Location) -> BinaryIO:
-    """A file to be read from front to back. Raises OSError."""
+    """Open a file for reading from front to back. Raises OSError."""
     return bucket.open_stream(file) if isinstance(file, Url) else open(file, "rb")
 
 
 def size_of(file: Location) -> int:
-    """Bytes of a file. Raises FileNotFoundError, OSError."""
+    """Give a file's size in bytes. Raises FileNotFoundError, OSError."""
     return bucket.size_of(file) if isinstance(file, Url) else file.stat().st_size
 
 
 def written_at(file: Location) -> datetime:
-    """When a file was last written (UTC). Raises FileNotFoundError, OSError."""
+    """Tell when a file was last written (UTC). Raises FileNotFoundError, OSError."""
     return (
         bucket.written_at(file)
         if isinstance(file, Url)
@@ -84,20 +86,23 @@ def written_at(file: Location) -> datetime:
 
 
 def sizes_in(folder: Location) -> dict[str, int]:
-    """The whole files directly in a folder, with their sizes in bytes; none if there is no such folder. Raises OSError."""
+    """List the files directly in a folder with their sizes in bytes, without temporary files.
+
+    An absent folder has no files. Raises OSError.
+    """
     if isinstance(folder, Url):
         return bucket.sizes_in(folder)
     sizes = {}
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):  # one that was deleted meanwhile
+            with suppress(FileNotFoundError):  # deleted since the folder was read
                 if entry.is_file() and not entry.name.startswith(TEMPORARY):
                     sizes[entry.name] = entry.stat().st_size
     return sizes
 
 
 def folders_in(folder: Location) -> list[str]:
-    """The names of the folders directly in a folder, sorted. Raises OSError."""
+    """List the names of the folders directly in a folder, sorted. Raises OSError."""
     if isinstance(folder, Url):
         return bucket.folders_in(folder)
     if not folder.is_dir():
@@ -110,15 +115,16 @@ def folders_in(folder: Location) -> list[str]:
 
 
 def open_atomic(file: Location) -> AbstractContextManager[BinaryIO]:
-    """Opens something to write to; when the block ends well it becomes `file`, otherwise it is gone.
+    """Open a temporary file that becomes `file` when the block succeeds and is deleted otherwise.
 
-    After a crash or a power cut there is the old file, the new one, or none: never a part. Raises OSError (a full disk, say).
+    After a crash or a power cut there is the old file, the new one, or none, never a part of one.
+    Raises OSError, for example for a full disk.
     """
     return open_atomic_as(file.parent, lambda: file.name)
 
 
 def open_atomic_as(folder: Location, name: Callable[[], str]) -> AbstractContextManager[BinaryIO]:
-    """`open_atomic` for a file whose name is only known when it has been written."""
+    """Do as `open_atomic` for a file whose name depends on its content; `name` is called last."""
     return (
         bucket.open_atomic_as(folder, name)
         if isinstance(folder, Url)
@@ -128,7 +134,7 @@ def open_atomic_as(folder: Location, name: Callable[[], str]) -> AbstractContext
 
 @contextmanager
 def _open_atomic_on_disk(folder: Path, name: Callable[[], str]) -> Iterator[BinaryIO]:
-    """Written in `folder`, synced, renamed; then the folder is synced, so that the name survives too."""
+    """Write in `folder`, sync, rename; then sync the folder, so that the name survives too."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{TEMPORARY}{secrets.token_hex(6)}"
     try:
@@ -144,7 +150,7 @@ def _open_atomic_on_disk(folder: Path, name: Callable[[], str]) -> Iterator[Bina
 
 
 def atomic_write(file: Location, data: bytes) -> None:
-    """Writes `data` to `file`, whole or not at all."""
+    """Write `data` to `file`, whole or not at all. Raises OSError."""
     if isinstance(file, Url):
         bucket.write(file, data)
         return
@@ -153,7 +159,7 @@ def atomic_write(file: Location, data: bytes) -> None:
 
 
 def delete(file: Location) -> None:
-    """Deletes a file if it is there. Raises OSError."""
+    """Delete a file if it exists. Raises OSError."""
     if isinstance(file, Url):
         bucket.delete(file)
     else:
@@ -161,7 +167,7 @@ def delete(file: Location) -> None:
 
 
 def delete_folder(folder: Location) -> None:
-    """Deletes a folder with all that is in it, if it is there. Raises OSError."""
+    """Delete a folder and everything in it, if it exists. Raises OSError."""
     if isinstance(folder, Url):
         bucket.delete_folder(folder)
     elif folder.exists():
@@ -169,7 +175,7 @@ def delete_folder(folder: Location) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes names created or renamed in `folder` survive a power cut."""
+    """Make names created or renamed in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -178,10 +184,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def absolute(where: Location) -> Location:
-    """The same place, whatever the current folder: `~` and relative paths are resolved."""
+    """Make a path independent of the current folder; `~` is resolved too. URLs stay as they are."""
     return where if isinstance(where, Url) else where.expanduser().absolute()
 
 
 def is_permanent_error(error: OSError) -> bool:
-    """Whether the place itself is at fault (full, read-only, forbidden), so that the next file would fail just the same."""
+    """Tell whether every later write would fail too: the disk is full, read-only or forbidden."""
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)

@@ -143,7 +143,7 @@ class FrameTransform:
         return np.ascontiguousarray(box[:, ::-1] if self.flip else box)
 
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Map points [..., 2] of the frame to the result; they may fall outside it (see `inside`)."""
+        """Map points [..., 2] of the frame to the result; some may fall outside (see `inside`)."""
         x = (points[..., 0] - self.left + 0.5) * (self.out_width / self.width) - 0.5
         y = (points[..., 1] - self.top + 0.5) * (self.out_height / self.height) - 0.5
         return np.stack([self.out_width - 1 - x if self.flip else x, y], axis=-1).astype(np.float32)

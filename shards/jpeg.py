@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from shards.errors import ShardError
 
 LARGEST = 1 << 27
-"""Most pixels of an image that a reader accepts, four times an 8K frame; more is damage or an attack."""
+"""Most pixels that a reader accepts, four times an 8K frame; more is damage or an attack."""
 
 
 def encode(frame: NDArray[np.uint8], quality: int) -> bytes:

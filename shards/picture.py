@@ -30,7 +30,8 @@ def clip_html(info: ClipInfo, tracks: Tracks, jpegs: Sequence[bytes], anchor: in
     a, _, n = tracks.visibility.shape
     caption = (
         f"{info.source} · {info.split} · {info.video_id} · "
-        f"{info.frames} frames of {info.width}x{info.height} · {a} x {n} points, shown from frame {tracks.anchors[anchor]}"
+        f"{info.frames} frames of {info.width}x{info.height} · "
+        f"{a} x {n} points, shown from frame {tracks.anchors[anchor]}"
     )
     pictures = "".join(_frame_svg(info, tracks, jpegs[t], anchor=anchor, t=t) for t in times)
     return (

@@ -1,4 +1,4 @@
-"""Reads shards: single members by their place in the file, or a whole tar from front to back."""
+"""Read shards: single members by byte range, or a whole tar from front to back."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from shards.writer import ClipMembers
 
 _LARGEST_FILE = 1 << 62
 LARGEST_MEMBER = 1 << 30
-"""Bytes of a tar's member a reader accepts; one that claims more is damaged or hostile."""
+"""Most bytes of a tar's member that a reader accepts; more is damage or an attack."""
 
 
 def read_members(
     shard: str | Location, offsets: Sequence[int], sizes: Sequence[int]
 ) -> list[bytes]:
-    """The bytes of members of a shard, in the order asked, reading nothing else. Raises ShardError if it is missing or short."""
+    """Read members of a shard by byte range, in the given order, and nothing else of it.
+
+    Raises ShardError if the shard is missing, cannot be read or is cut short.
+    """
     path = parse_location(shard)
     if min(*offsets, *sizes, 0) < 0 or any(
-        sum(span) > _LARGEST_FILE for span in zip(offsets, sizes, strict=True)
+        offset + size > _LARGEST_FILE for offset, size in zip(offsets, sizes, strict=True)
     ):
         raise ShardError(
-            f"no shard has members at such places as are given for {path}: run 'pretrack verify'"
+            f"no shard can have members at the offsets given for {path}: run 'pretrack verify'"
         )
     try:
         members = read_ranges(path, offsets, sizes)
@@ -43,20 +46,21 @@ def read_members(
 
 
 def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes]:
-    """All members of a clip: description, tracks, then frames in order. Raises ShardError if they are not as they were written."""
-    data = read_members(
-        shard,
-        [span.offset for span in members.byte_ranges],
-        [span.size for span in members.byte_ranges],
-    )
+    """Read all members of a clip: description, tracks, then frames in order.
+
+    Raises ShardError if they are not as written.
+    """
+    ranges = members.byte_ranges
+    data = read_members(shard, [part.offset for part in ranges], [part.size for part in ranges])
     members.check(data)
     return data
 
 
 def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterator[StoredClip]:
-    """All clips of a shard in order, read as a plain tar without any index. Raises ShardError for damage, naming the shard.
+    """Iterate over all clips of a shard in order, reading a plain tar without any index.
 
-    With its `checksum` (xxh3-64, hex) damage of any kind is found, at the latest after the last clip.
+    Raises ShardError for damage, naming the shard. With the shard's `checksum` (xxh3-64, hex) every
+    kind of damage is noticed, at the latest after the last clip.
     """
     path = parse_location(shard)
     for key, members in _samples(path, checksum):
@@ -74,20 +78,20 @@ def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterato
 
 
 def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Groups consecutive members by key, as webdataset does."""
+    """Group consecutive members by key, as webdataset does: yields (key, members by extension)."""
     key, members = "", dict[str, bytes]()
     try:
         with open_stream(path) as stream:
-            tail = ChecksumStream(stream)
-            for member, data in read_tar(tail):
-                name, _, kind = member.partition(".")
+            checked = ChecksumStream(stream)
+            for member, data in read_tar(checked):
+                name, _, extension = member.partition(".")
                 if name != key and members:
                     yield key, members
                     members = {}
-                if kind in members:
+                if extension in members:
                     raise tarfile.ReadError(f"two members are called {member!r:.120}")
-                key, members[kind] = name, data
-            tail.check_end(checksum)
+                key, members[extension] = name, data
+            checked.check_end(checksum)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise ShardError(
             f"the shard {path} cannot be read as a tar ({error}): run 'pretrack verify'"
@@ -97,10 +101,13 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
 
 
 def read_tar(stream: BinaryIO | ChecksumStream) -> Iterator[tuple[str, bytes]]:
-    """The names and bytes of a plain tar's files, in order. Links, folders and devices are passed over: nothing is unpacked.
+    """Iterate over the files of a plain tar as (name, bytes), in order.
 
-    Raises tarfile.TarError for damage, for a tar that is compressed, and for a member that takes more memory than the tar has bytes
-    for: sparse files and members of gigabytes, none of which we write. Raises what reading the stream raises.
+    Links, folders and devices are skipped; nothing is unpacked to disk.
+
+    Raises tarfile.TarError for damage, for a compressed tar, and for members that would take more
+    memory than the tar has bytes (sparse files, members of gigabytes), which we never write. Errors
+    of reading the stream are passed on.
     """
     try:
         with tarfile.open(fileobj=stream, mode="r|") as tar:  # type: ignore[call-overload]
@@ -116,17 +123,17 @@ def read_tar(stream: BinaryIO | ChecksumStream) -> Iterator[tuple[str, bytes]]:
                 if len(data) != member.size:
                     raise tarfile.ReadError("unexpected end of data")
                 yield member.name, data
-                tar.members = []  # what has been read is not kept
-    except (
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:  # sizes and lengths that are no numbers
+                tar.members = []  # tarfile would keep every header it has read
+    # tarfile raises these for sizes and lengths that are not numbers.
+    except (ValueError, OverflowError, RecursionError) as error:
         raise tarfile.ReadError(f"a header of it is damaged ({error})") from error
 
 
 class ChecksumStream:
-    """A stream that remembers its end: a tar that was cut between two members would otherwise seem whole."""
+    """A stream that checks, at its end, that nothing is missing.
+
+    A tar that was cut off between two members would otherwise look complete.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -140,7 +147,11 @@ class ChecksumStream:
         return data
 
     def check_end(self, checksum: str | None = None) -> None:
-        """Raises EOFError if the file does not end in the two empty blocks that end a tar, or has another checksum."""
+        """Read to the end and check it.
+
+        Raises EOFError if the stream does not end in the two empty blocks that end a tar, or has
+        another checksum (xxh3-64, hex) than the one given.
+        """
         while self.read(1 << 20):
             pass
         if self._last != bytes(2 * tarfile.BLOCKSIZE):

@@ -10,7 +10,7 @@ from shards.picture import clip_html
 
 @dataclass(frozen=True, eq=False)
 class StoredClip:
-    """One clip as stored in a shard: description, tracks and the JPEG bytes of its frames in order."""
+    """One clip of a shard: description, tracks and the JPEG bytes of its frames in order."""
 
     info: ClipInfo
     tracks: Tracks

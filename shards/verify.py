@@ -1,4 +1,4 @@
-"""Checks a shard against what is known of it."""
+"""Verify a shard against its checksum and its rows in the tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shards.writer import ByteRange, ClipMembers
 
 _CHUNK = 1 << 22
 _FARTHEST = 4
-"""Frame sizes: trackers of ours keep lost points within two."""
+"""Largest distance of a position from the frame, in frame sizes; our trackers clamp at two."""
 
 
 def verify_shard(
@@ -28,12 +28,15 @@ def verify_shard(
     clips: Mapping[str, ClipMembers],
     tabled: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Iterator[str]:
-    """Yields one sentence for every problem found; nothing if the shard is as it was written.
+    """Yield one sentence per problem; nothing if the shard is as written.
 
-    Checked, in one pass over the file: its size and checksum; for every clip the checksum of its members, that its description, its
-    tracks and the size of every JPEG agree with each other, that its anchors are frames of it and its positions not absurdly far
-    outside them. `tabled` is what the tables say of each clip: its `anchors` and `points`, `frames`, and any field of its
-    description. That should agree too, since who trains goes by the tables alone.
+    Checked in one pass over the file: its size and checksum; per clip the checksum of its members,
+    that description, tracks and the size of every JPEG agree with each other, that anchors are
+    frames of the clip, and that positions are not absurdly far outside the frame.
+
+    clips:  the members of each clip, by key
+    tabled: values of each clip in the tables, by key: `anchors`, `points`, `frames`, and any field
+            of its description. They must agree with the shard, since training uses only the tables.
     """
     problems = []
     try:
@@ -48,45 +51,46 @@ def verify_shard(
     except OSError as error:
         yield f"{path.name}: cannot be read ({error.strerror})"
         return
-    if reader.place != size:
-        yield f"{path.name}: has {reader.place} bytes and should have {size}"
+    if reader.offset != size:
+        yield f"{path.name}: has {reader.offset} bytes and should have {size}"
     elif reader.digest.hexdigest() != checksum:
         yield f"{path.name}: its checksum is {reader.digest.hexdigest()} and should be {checksum}"
     yield from problems
 
 
 class _Reader:
-    """Reads members in the order they lie in, and takes the digest of everything on the way: one pass over the file."""
+    """Read members in file order while hashing everything in between: one pass over the file."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.digest = xxhash.xxh3_64()
-        self.place = 0
+        self.offset = 0
 
-    def member(self, span: ByteRange) -> bytes:
-        """Raises ShardError if it begins before the place reached, or ends after the file."""
-        if span.size < 0:
-            raise ShardError(f"its member at {span.offset} has {span.size} bytes by the tables")
-        if span.offset < self.place:
+    def read_member(self, part: ByteRange) -> bytes:
+        """Read a member. Raises ShardError if it overlaps the one before or ends after the file."""
+        if part.size < 0:
+            raise ShardError(f"its member at {part.offset} has {part.size} bytes by the tables")
+        if part.offset < self.offset:
             raise ShardError(
-                f"its member at {span.offset} lies before the one that it should follow"
+                f"its member at {part.offset} lies before the one that it should follow"
             )
-        self._take(span.offset - self.place)
-        data = self._take(span.size, keep=True)
-        if len(data) != span.size:
+        self._take(part.offset - self.offset)
+        data = self._take(part.size, keep=True)
+        if len(data) != part.size:
             raise ShardError("the shard is cut short in it")
         return data
 
     def finish(self) -> None:
-        """Reads on to the end."""
+        """Read to the end of the file."""
         while self._take(_CHUNK, keep=True):
             pass
 
     def _take(self, size: int, keep: bool = False) -> bytes:
+        """Read and hash up to `size` bytes; return them if `keep`, otherwise nothing."""
         parts = []
         while size and (chunk := self._stream.read(min(size, _CHUNK))):
             self.digest.update(chunk)
-            self.place += len(chunk)
+            self.offset += len(chunk)
             size -= len(chunk)
             if keep:
                 parts.append(chunk)
@@ -96,29 +100,26 @@ class _Reader:
 def _verify_clip(
     reader: _Reader, key: str, members: ClipMembers, tabled: Mapping[str, Any] | None
 ) -> None:
-    data = [reader.member(span) for span in members.byte_ranges]
+    """Check one clip as `verify_shard` says. Raises ShardError with the first problem."""
+    data = [reader.read_member(part) for part in members.byte_ranges]
     members.check(data)
     info = ClipInfo.from_json(data[0])
     if info.key != key or info.frames != len(members.frames):
         raise ShardError(f"its description is of {info.key} with {info.frames} frames")
-    tracks = decode_tracks(
-        data[1],
-        (len(tabled["anchors"]), info.frames, tabled["points"])
-        if tabled
-        else (None, info.frames, None),
-    )
-    found = {
+    anchors, points = (len(tabled["anchors"]), tabled["points"]) if tabled else (None, None)
+    tracks = decode_tracks(data[1], (anchors, info.frames, points))
+    stored = {
         **vars(info),
         "frames": info.frames,
         "anchors": tracks.anchors.tolist(),
         "points": tracks.positions.shape[2],
     }
-    for name, said in (tabled or {}).items():
-        if said != found[name]:
+    for name, value in (tabled or {}).items():
+        if value != stored[name]:
             raise ShardError(
-                f"its '{name}' is {found[name]!r:.80}, and the tables say {said!r:.80}"
+                f"its '{name}' is {stored[name]!r:.80}, and the tables say {value!r:.80}"
             )
-    _verify_parts(data[1], members, tracks)
+    _verify_anchor_parts(data[1], members, tracks)
     limit = _FARTHEST * np.array([info.width, info.height])
     if (tracks.positions < -limit).any() or (tracks.positions > limit).any():
         raise ShardError(f"its tracks lead more than {_FARTHEST} frame sizes away")
@@ -129,13 +130,14 @@ def _verify_clip(
             )
 
 
-def _verify_parts(data: bytes, members: ClipMembers, tracks: Tracks) -> None:
-    """Who trains reads one anchor's part of the tracks, and only that."""
+def _verify_anchor_parts(data: bytes, members: ClipMembers, tracks: Tracks) -> None:
+    """Check that each anchor's part can be read alone, as training does. Raises ShardError."""
     _, t, n = tracks.visibility.shape
     ends = list(accumulate(members.anchors))
     if len(ends) != len(tracks.anchors) or ends[-1] != len(data) or min(members.anchors) <= 0:
         raise ShardError(
-            f"its tracks have {len(data)} bytes for {len(tracks.anchors)} anchors, and by the tables {members.anchors}"
+            f"its tracks have {len(data)} bytes for {len(tracks.anchors)} anchors, "
+            f"and by the tables {members.anchors}"
         )
     for anchor, end, size in zip(tracks.anchors.tolist(), ends, members.anchors, strict=True):
         decode_frames(data[end - size : end], anchor, [0], (t, n))

@@ -1,4 +1,4 @@
-"""Writes a shard: a plain tar of clips, in one piece or not at all, telling where every member lies."""
+"""Write a shard: a plain tar of clips, whole or not at all, and the byte range of every member."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class ByteRange:
-    """Where a member's bytes lie in the tar file."""
+    """Position of a member's bytes in the tar file."""
 
     offset: int
     size: int
@@ -27,9 +27,11 @@ class ByteRange:
 
 @dataclass(frozen=True)
 class ClipMembers:
-    """Where the members of one clip lie, and the xxh3-64 digest (hex) of their bytes: description, tracks, then frames in order.
+    """Locate the members of one clip in its shard.
 
-    `anchors` has the bytes of each anchor's part of the tracks, which follow one another.
+    anchors:  size in bytes of each anchor's part of the tracks, in order
+    frames:   one range per frame
+    checksum: xxh3-64 (hex) of all members' bytes: description, tracks, then frames in order
     """
 
     info: ByteRange
@@ -40,17 +42,17 @@ class ClipMembers:
 
     @property
     def byte_ranges(self) -> tuple[ByteRange, ...]:
-        """All of them, in their order."""
+        """All members' ranges, in the order of the file."""
         return self.info, self.tracks, *self.frames
 
     def check(self, data: Iterable[bytes]) -> None:
-        """Raises ShardError if these are not the bytes that were written."""
+        """Compare members with the checksum. Raises ShardError if they are not as written."""
         if _checksum(data) != self.checksum:
             raise ShardError("its members' checksum does not fit")
 
 
 class ShardWriter:
-    """Appends clips to an open shard. Made by `open_shard`; the tar it makes is the same, byte for byte, for the same clips."""
+    """Append clips to a shard opened by `open_shard`. Equal clips give equal bytes."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -59,28 +61,37 @@ class ShardWriter:
 
     @property
     def checksum(self) -> str:
-        """The xxh3-64 digest (hex) of everything written so far; of the whole file once `open_shard` has closed it."""
+        """xxh3-64 (hex) of everything written; of the whole file after `open_shard` closes it."""
         return self._digest.hexdigest()
 
     def add(
         self, info: ClipInfo, tracks: tuple[bytes, ...], jpegs: tuple[bytes, ...]
     ) -> ClipMembers:
-        """Adds one clip: its description, its encoded tracks (a part an anchor), and one JPEG a frame."""
+        """Add one clip: description, encoded tracks (one part per anchor), one JPEG per frame.
+
+        Raises ValueError for another number of JPEGs, ShardError for a key that is not allowed.
+        """
         if len(jpegs) != info.frames:
             raise ValueError(f"clip {info.key} has {info.frames} frames and {len(jpegs)} images")
         members = (info.to_json(), b"".join(tracks), *jpegs)
-        spans = [self._member(name, data) for name, data in member_names(info.key, members)]
+        named = name_members(info.key, members)
+        description, joined, *frames = [self._add_member(name, data) for name, data in named]
         return ClipMembers(
-            spans[0], spans[1], tuple(map(len, tracks)), tuple(spans[2:]), _checksum(members)
+            info=description,
+            tracks=joined,
+            anchors=tuple(map(len, tracks)),
+            frames=tuple(frames),
+            checksum=_checksum(members),
         )
 
-    def _member(self, name: str, data: bytes) -> ByteRange:
+    def _add_member(self, name: str, data: bytes) -> ByteRange:
+        # No time, owner or mode of this machine: the same clips give the same tar anywhere.
         header = tarfile.TarInfo(name)
         header.size, header.mode, header.mtime = len(data), 0o644, 0
         self._write(header.tobuf(tarfile.USTAR_FORMAT))
-        span = ByteRange(self.size, len(data))
+        position = ByteRange(self.size, len(data))
         self._write(data + b"\0" * (-len(data) % _BLOCK))
-        return span
+        return position
 
     def _write(self, data: bytes) -> None:
         self._file.write(data)
@@ -88,6 +99,7 @@ class ShardWriter:
         self.size += len(data)
 
     def _end(self) -> None:
+        """Write the two empty blocks that end a tar."""
         self._write(b"\0" * (2 * _BLOCK))
 
 
@@ -98,8 +110,11 @@ def _checksum(members: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def member_names(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, bytes]]:
-    """Names the members of a clip: `KEY.json`, `KEY.tracks.zst`, `KEY.000.jpg` …; webdataset splits them at the first dot."""
+def name_members(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, bytes]]:
+    """Pair a clip's members with their names: `KEY.json`, `KEY.tracks.zst`, `KEY.000.jpg` ….
+
+    webdataset splits a name at its first dot. Raises ShardError for a key that is not allowed.
+    """
     if not is_key(key):
         raise ShardError(
             f"'{key}' cannot be a clip's key: only letters, digits, '-' and '_' are allowed"
@@ -113,13 +128,16 @@ def member_names(key: str, members: tuple[bytes, ...]) -> Iterator[tuple[str, by
 
 
 def open_shard(file: Location) -> AbstractContextManager[ShardWriter]:
-    """A writer whose file appears as `file`, synced, when the block ends well, and leaves nothing behind otherwise."""
+    """Open a shard; it appears as `file`, synced, if the block succeeds, else nothing is left."""
     return open_shard_as(file.parent, lambda _: file.name)
 
 
 @contextmanager
 def open_shard_as(folder: Location, name: Callable[[str], str]) -> Iterator[ShardWriter]:
-    """`open_shard` where `name` gives the file's name from its checksum: other content never takes the place of a shard."""
+    """Do as `open_shard`, with `name` giving the file's name for its checksum.
+
+    A name that contains the checksum is never overwritten by other content.
+    """
     with open_atomic_as(folder, lambda: name(writer.checksum)) as file:
         writer = ShardWriter(file)
         yield writer

@@ -25,7 +25,7 @@ from trainer.data.streaming import StreamedClips, listed_tars
 
 PLAIN: dict[str, Any] = {"anchor": "first", "direction": "forward", "crop": "centre", "flip": 0.0}
 """Nothing is drawn."""
-WHOLE_FILES = r"^http://.*sends files as a whole .*'trainer.data.streaming'$"
+WHOLE_FILES = r"^http://.*sends only whole files .*'trainer.data.streaming'$"
 
 
 def settings_for(out: object, **changes: object) -> DataSettings:
