@@ -1,4 +1,7 @@
-"""The datasets that can be read. A new one is a file here with a settings class that finds its videos, and its name below."""
+"""List the videos of a dataset: a folder on disk → `Video`, and a `Failure` for what is unusable.
+
+Each dataset is one file: a settings class whose `find_videos` lists it. Add its name to `Source`.
+"""
 
 from typing import Annotated
 

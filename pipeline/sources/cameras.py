@@ -1,4 +1,4 @@
-"""Poses as sources state them → `Camera`, and what to say where they are missing."""
+"""Convert the poses of sources to `Camera`, and report those that are missing."""
 
 from __future__ import annotations
 
@@ -15,27 +15,35 @@ from shards.clip import Camera
 def opencv_camera(
     fx: float, fy: float, cx: float, cy: float, world_to_camera: NDArray[np.float64]
 ) -> Camera | None:
-    """A camera from intrinsics in pixels (pixel centres at integers) and a 3x4 matrix [R | t] in OpenCV axes.
+    """Make a camera from intrinsics in pixels and a world-to-camera matrix.
 
-    None if a number is not finite, a focal length is not positive, or R is no rotation.
+    Pixel centres are at integers. The matrix is [R | t], 3x4, in OpenCV axes (x right, y down, z
+    forward). Returns None if a number is not finite, a focal length is not positive, or R is not a
+    rotation.
     """
     rotation = world_to_camera[:, :3]
     numbers = (fx, fy, cx, cy, *world_to_camera.ravel().tolist())
     if not all(map(math.isfinite, numbers)) or fx <= 0 or fy <= 0:
         return None
+    # Orthogonal up to rounding in the source's files, and not a reflection.
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
         return None
     return Camera(
-        float(fx), float(fy), float(cx), float(cy), tuple(world_to_camera.ravel().tolist())
+        fx=float(fx),
+        fy=float(fy),
+        cx=float(cx),
+        cy=float(cy),
+        world_to_camera=tuple(world_to_camera.ravel().tolist()),
     )
 
 
 def with_poses(
     source: str, video_id: str, cameras: list[Camera | None], why: str
 ) -> tuple[tuple[Camera | None, ...] | None, list[Failure]]:
-    """The `cameras` of a video, None if no frame has a pose; and a failure that counts the frames without one, if there are any.
+    """Return a video's cameras, or None if no frame has a pose, and the failure that reports gaps.
 
-    `why` is a sentence's end: what the source lacks, and where.
+    The list holds one failure that counts the frames without a pose, or none if all have one. `why`
+    ends its sentence: what the source lacks, and where.
     """
     missing = sum(camera is None for camera in cameras)
     if not missing:
@@ -44,6 +52,7 @@ def with_poses(
         Reason.POSES_MISSING if missing == len(cameras) else Reason.POSES_MISSING_FOR_SOME_FRAMES
     )
     detail = f"{missing} of {len(cameras)} frames go on without a pose: {why}"
-    return (None if missing == len(cameras) else tuple(cameras)), [
-        Failure(source=source, video_id=video_id, stage="catalog", reason=reason, detail=detail)
-    ]
+    failure = Failure(
+        source=source, video_id=video_id, stage="catalog", reason=reason, detail=detail
+    )
+    return (None if missing == len(cameras) else tuple(cameras)), [failure]

@@ -1,4 +1,4 @@
-"""CO3Dv2 (and v1): turns around an object, unpacked or straight from the zips."""
+"""List CO3Dv2 (and v1): videos that circle an object, unpacked or straight from the zips."""
 
 from __future__ import annotations
 
@@ -36,18 +36,29 @@ from pipeline.sources.video import Video
 from shards.clip import Camera
 from shards.errors import PretrackError
 
-TERMS = "CO3D: CC BY-NC 4.0; attribution to Meta, no commercial use of the frames or of what is made from them"
+TERMS = (
+    "CO3D: CC BY-NC 4.0; attribution to Meta, no commercial use of the frames "
+    "or of what is made from them"
+)
 
 FRAMES_FILE = "frame_annotations.jgz"
 SEQUENCES_FILE = "sequence_annotations.jgz"
 _DAMAGED = (OSError, EOFError, ValueError, RecursionError, zlib.error, zipfile.BadZipFile)
-_EXPLODED = 1e5  # Structure from motion failed where a translation is longer than this; other loaders use the same number.
+_EXPLODED = 1e5
+"""Structure from motion failed if the absolute components of a translation add up to more than this
+(other loaders use the same number)."""
 _MEMBER = re.compile(r"(?:(?:.*/)?(?P<category>[^/]+)/)?(?P<sequence>[^/]+)/images/[^/]+")
 
 
 @dataclass(frozen=True, slots=True)
-class _Frame:
-    """What frame_annotations.jgz says of a frame. `path` is relative to the root; `timestamp` in seconds or None."""
+class _FrameAnnotation:
+    """A frame as frame_annotations.jgz describes it.
+
+    number:    the frame number of the annotations, which may differ from that in the file name
+    path:      of the image, relative to the root
+    timestamp: in seconds, or None
+    exploded:  whether the length of the translation shows that the reconstruction failed
+    """
 
     number: int
     path: str
@@ -58,48 +69,60 @@ class _Frame:
 
 @dataclass
 class _Category:
-    """A category's files: `images[sequence][path]` with paths as annotations write them, and where its annotation files lie."""
+    """The files of a category, on disk or in zips.
+
+    images:      sequence → path as the annotations write it → file
+    annotations: name of an annotation file → its location, "some.zip!member" in a zip
+    """
 
     name: str
     images: dict[str, dict[str, ListedFile]] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
 
     def add(self, sequence: str, file: ListedFile) -> None:
-        """Adds an image. What is unpacked counts before what is in a zip, and an earlier zip before a later one."""
+        """Add an image, unless one with the same path was added before.
+
+        Unpacked images are added before those in zips, and zips by name: the first found counts.
+        """
         self.images.setdefault(sequence, {}).setdefault(
             f"{self.name}/{sequence}/images/{file.base}", file
         )
 
 
 class Co3d(Settings):
-    """A tree `CATEGORY/SEQUENCE/images/frame000001.jpg`, or the zips it came in (in the root or in a category's folder), or some of
-    both. A sequence's frames may be spread over several zips.
+    """CO3D as a tree `CATEGORY/SEQUENCE/images/frame000001.jpg`, or as the zips it is released in.
 
-    Frame numbers are those of frame_annotations.jgz, which need not be the numbers in the file names; without annotations the
-    latter are used. Masks, depths, point clouds and set lists are not read.
+    The zips lie in the root or in a category's folder; unpacked and zipped files may be mixed, and
+    a sequence may be spread over several zips. Frame numbers are those of frame_annotations.jgz,
+    which may differ from the numbers in the file names; without annotations, the latter are used.
+    Masks, depths, point clouds and set lists are not read.
     """
 
     dataset: Literal["co3d"]
-    """Which dataset this is."""
+    """The kind of dataset."""
     name: SourceName = "co3d"
-    """The name of this source; two sources need different ones."""
+    """The name of this source. Every source of a build needs its own."""
     root: Root
     """The folder that holds the categories, or the zips."""
     categories: tuple[str, ...] | None = None
-    """The categories to read; by default all there are."""
+    """The categories to read. Default: all that are there."""
     min_viewpoint_quality: float | None = None
-    """Leave out sequences whose viewpoint_quality_score is lower, or is not known. 0.5 is usual."""
+    """Leave out sequences whose viewpoint_quality_score is lower or unknown. 0.5 is usual."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """All sequences, sorted by id. Raises PretrackError if the root, a category asked for, or any sequence is missing."""
+        """Yield all sequences, sorted by id, and before each what of it is missing or unusable.
+
+        Raises PretrackError if the root or a category asked for does not exist, or nothing is in
+        it.
+        """
         check_root(self.root, "co3d")
         zips, failures = self._zips()
         yield from failures
-        found = False
+        any_images = False
         for name in self._category_names(zips):
             category = self._list(name, zips)
             if category.images:
-                found = True
+                any_images = True
                 yield from self._find_in(category)
             elif category.annotations:
                 yield self._failure(
@@ -107,14 +130,17 @@ class Co3d(Settings):
                     Reason.MISSING_SEQUENCES,
                     f"the category {name} has annotations but no images here",
                 )
-        if not found:
+        if not any_images:
             raise PretrackError(
-                f"{self.root} holds no CO3D sequences: expected CATEGORY/SEQUENCE/images/frame000001.jpg, "
-                "or zips such as apple_000.zip"
+                f"{self.root} holds no CO3D sequences: expected "
+                "CATEGORY/SEQUENCE/images/frame000001.jpg, or zips such as apple_000.zip"
             )
 
     def _zips(self) -> tuple[dict[str, set[str]], list[Failure]]:
-        """The zips by their path relative to the root, each with the categories in it; and those that cannot be read."""
+        """Map each zip, by its path relative to the root, to the categories in it.
+
+        Also returns the failures of the zips that cannot be read.
+        """
         zips: dict[str, set[str]] = {}
         failures = []
         for path in sorted([*self.root.glob("*.zip"), *self.root.glob("*/*.zip")]):
@@ -122,7 +148,9 @@ class Co3d(Settings):
             try:
                 with zipfile.ZipFile(path) as archive:
                     zips[name] = {
-                        place[0] for member in archive.namelist() if (place := _place(name, member))
+                        match[0]
+                        for member in archive.namelist()
+                        if (match := _category_and_sequence(name, member))
                     }
             except (OSError, zipfile.BadZipFile) as error:
                 detail = (
@@ -132,18 +160,22 @@ class Co3d(Settings):
         return zips, failures
 
     def _category_names(self, zips: Mapping[str, set[str]]) -> list[str]:
-        """The categories to read, sorted."""
+        """Return the categories to read, sorted. Raises PretrackError if one is not there."""
         there = {*folders_in(self.root), *(name for names in zips.values() for name in names)}
         if self.categories is None:
             return sorted(there)
         if missing := sorted(set(self.categories) - there):
             raise PretrackError(
-                f"{self.root} holds no category '{missing[0]}': correct 'categories', or unpack or download it"
+                f"{self.root} holds no category '{missing[0]}': "
+                "correct 'categories', or unpack or download it"
             )
         return sorted(set(self.categories))
 
     def _list(self, name: str, zips: Mapping[str, set[str]]) -> _Category:
-        """All files of a category that count: one stat a file on disk, one directory a zip."""
+        """List the images and annotation files of a category, unpacked ones first.
+
+        Takes one stat per file on disk and one directory per zip; no file is opened.
+        """
         category = _Category(name)
         if (self.root / name).is_dir():
             for folder in folders_in(self.root, name):
@@ -153,55 +185,67 @@ class Co3d(Settings):
             for file_name in (FRAMES_FILE, SEQUENCES_FILE):
                 if (self.root / name / file_name).is_file():
                     category.annotations[file_name] = f"{name}/{file_name}"
-        for archive_name in (archive for archive, names in zips.items() if name in names):
-            with zipfile.ZipFile(self.root / archive_name) as archive:
-                for member in archive.infolist():
-                    place = _place(archive_name, member.filename)
-                    if place is None or place[0] != name:
-                        continue
-                    location = f"{archive_name}!{member.filename}"
-                    if place[1]:
-                        category.add(place[1], ListedFile(location, member.file_size, member.CRC))
-                    else:
-                        category.annotations.setdefault(
-                            member.filename.rsplit("/", 1)[-1], location
-                        )
+        for archive_name, names in zips.items():
+            if name in names:
+                self._list_zip(category, archive_name)
         return category
 
+    def _list_zip(self, category: _Category, archive_name: str) -> None:
+        """Add to a category the images and annotation files that a zip holds of it."""
+        with zipfile.ZipFile(self.root / archive_name) as archive:
+            for member in archive.infolist():
+                match = _category_and_sequence(archive_name, member.filename)
+                if match is None or match[0] != category.name:
+                    continue
+                sequence, location = match[1], f"{archive_name}!{member.filename}"
+                if sequence:
+                    category.add(sequence, ListedFile(location, member.file_size, member.CRC))
+                else:
+                    category.annotations.setdefault(member.filename.rsplit("/", 1)[-1], location)
+
     def _find_in(self, category: _Category) -> Iterator[Video | Failure]:
-        """The videos of a category."""
-        annotated, why = self._read(category, FRAMES_FILE, _frames)
-        scores, no_scores = (
-            self._read(category, SEQUENCES_FILE, _scores)
-            if self.min_viewpoint_quality is not None
-            else ({}, "")
-        )
+        """Yield the videos of a category, and what is missing from it."""
+        annotated, no_annotations = self._read(category, FRAMES_FILE, _frames)
         if missing := sorted(annotated.keys() - category.images.keys()):
-            detail = f"{len(missing)} of {len(annotated)} sequences of {category.name} that {FRAMES_FILE} names have no images here"
-            yield self._failure("", Reason.MISSING_SEQUENCES, f"{detail} (first: {missing[0]})")
+            detail = (
+                f"{len(missing)} of {len(annotated)} sequences of {category.name} "
+                f"that {FRAMES_FILE} names have no images here (first: {missing[0]})"
+            )
+            yield self._failure("", Reason.MISSING_SEQUENCES, detail)
+        low_quality = self._low_quality(category)
         for sequence in sorted(category.images):
-            score = scores.get(sequence, math.nan)
-            if self.min_viewpoint_quality is not None and not score >= self.min_viewpoint_quality:
-                shown = (
-                    f"{score:g}"
-                    if sequence in scores
-                    else f"not known ({no_scores or 'it has none'})"
-                )
-                detail = f"its viewpoint_quality_score is {shown}, and min_viewpoint_quality asks for {self.min_viewpoint_quality:g}"
+            if sequence in low_quality:
                 yield self._failure(
-                    f"{category.name}/{sequence}", Reason.LOW_VIEWPOINT_QUALITY, detail
+                    f"{category.name}/{sequence}",
+                    Reason.LOW_VIEWPOINT_QUALITY,
+                    low_quality[sequence],
                 )
             elif sequence in annotated:
                 yield from self._annotated(category, sequence, annotated[sequence])
             else:
-                yield from self._listed(
-                    category,
-                    sequence,
-                    why or f"{category.name}/{FRAMES_FILE} does not name the sequence",
+                unnamed = f"{category.name}/{FRAMES_FILE} does not name the sequence"
+                yield from self._listed(category, sequence, no_annotations or unnamed)
+
+    def _low_quality(self, category: _Category) -> dict[str, str]:
+        """Map each sequence whose score is too low, or unknown, to a sentence that says so."""
+        if self.min_viewpoint_quality is None:
+            return {}
+        scores, no_scores = self._read(category, SEQUENCES_FILE, _scores)
+        details = {}
+        for sequence in category.images:
+            score = scores.get(sequence, math.nan)
+            if not score >= self.min_viewpoint_quality:  # a NaN is below every threshold
+                shown = f"not known ({no_scores or 'it has none'})"
+                if sequence in scores:
+                    shown = f"{score:g}"
+                details[sequence] = (
+                    f"its viewpoint_quality_score is {shown}, "
+                    f"and min_viewpoint_quality asks for {self.min_viewpoint_quality:g}"
                 )
+        return details
 
     def _read(self, category: _Category, file: str, parse: Any) -> tuple[Any, str]:
-        """An annotation file as `parse` gives it, and ""; or an empty mapping and why there is none."""
+        """Read an annotation file with `parse`: (its result, ""), or ({}, why there is none)."""
         location = category.annotations.get(file)
         if location is None:
             return {}, f"there is no {category.name}/{file}"
@@ -212,68 +256,75 @@ class Co3d(Settings):
             return {}, f"{location} cannot be read ({type(error).__name__}: {error})"
 
     def _annotated(
-        self, category: _Category, sequence: str, frames: list[_Frame]
+        self, category: _Category, sequence: str, frames: list[_FrameAnnotation]
     ) -> Iterator[Video | Failure]:
-        """A sequence as its annotations list it, and what of it is not on disk or not annotated."""
+        """Yield how a sequence's images differ from its annotations, then the video of both."""
         video_id, images = f"{category.name}/{sequence}", category.images[sequence]
-        by_path: dict[str, _Frame] = {}
-        by_number: dict[int, _Frame] = {}
-        for frame in frames:  # should two rows name one image or one number, the first counts
-            if by_path.setdefault(frame.path, frame) is frame:
-                by_number.setdefault(frame.number, frame)
-        ordered = [by_number[number] for number in sorted(by_number)]
+        ordered = _ordered(frames)
         used = [frame for frame in ordered if frame.path in images]
+        # Report where the annotations and the images on disk disagree; use what both have.
         if absent := [frame.path for frame in ordered if frame.path not in images]:
-            detail = f"{len(absent)} of {len(ordered)} annotated images are not there (first: {absent[0]})"
+            detail = (
+                f"{len(absent)} of {len(ordered)} annotated images are not there "
+                f"(first: {absent[0]})"
+            )
             yield self._failure(video_id, Reason.MISSING_IMAGES, detail)
         if extra := sorted(images.keys() - {frame.path for frame in ordered}):
-            detail = f"{len(extra)} images are left out: {FRAMES_FILE} gives them no frame of their own (first: {extra[0]})"
+            detail = (
+                f"{len(extra)} images are left out: {FRAMES_FILE} gives them no frame "
+                f"of their own (first: {extra[0]})"
+            )
             yield self._failure(video_id, Reason.IMAGES_WITHOUT_ANNOTATION, detail)
         if not used:
             return
-        cameras, why = (
-            [frame.camera for frame in used],
-            f"{FRAMES_FILE} gives no usable viewpoint for them",
-        )
+        # One exploded pose means that the reconstruction failed: no pose of the sequence is used.
+        cameras = [frame.camera for frame in used]
+        why = f"{FRAMES_FILE} gives no usable viewpoint for them"
         if any(frame.exploded for frame in used):
-            cameras, why = (
-                [None] * len(used),
-                f"translations of more than {_EXPLODED:g} say that its reconstruction failed",
-            )
-        known, failures = with_poses(self.name, video_id, cameras, why)
+            cameras = [None] * len(used)
+            why = f"translations of more than {_EXPLODED:g} say that its reconstruction failed"
+        poses, failures = with_poses(self.name, video_id, cameras, why)
         yield from failures
         timestamps = _increasing([frame.timestamp for frame in used])
         if timestamps is None:
-            detail = f"the times of its frames in {FRAMES_FILE} are absent or do not increase: it goes on without"
+            detail = (
+                f"the times of its frames in {FRAMES_FILE} are absent or do not increase: "
+                "it is used without them"
+            )
             yield self._failure(video_id, Reason.TIMESTAMPS_MISSING, detail)
-        numbers = tuple(frame.number for frame in used)
         yield self._video(
-            video_id, sequence, [images[frame.path] for frame in used], numbers, timestamps, known
+            category,
+            sequence,
+            files=[images[frame.path] for frame in used],
+            numbers=tuple(frame.number for frame in used),
+            timestamps=timestamps,
+            cameras=poses,
         )
 
     def _listed(self, category: _Category, sequence: str, why: str) -> Iterator[Video | Failure]:
-        """A sequence as its files list it."""
-        video_id, frames = (
-            f"{category.name}/{sequence}",
-            number_frames(category.images[sequence].values()),
-        )
+        """Yield a failure for the poses of a sequence without annotations, then its video."""
+        frames = number_frames(category.images[sequence].values())
         _, failures = with_poses(
-            self.name, video_id, [None] * len(frames), f"{why}; their times are not known either"
+            self.name,
+            f"{category.name}/{sequence}",
+            [None] * len(frames),
+            f"{why}; their times are not known either",
         )
         yield from failures
         yield self._video(
-            video_id,
+            category,
             sequence,
-            [file for _, file in frames],
-            tuple(number for number, _ in frames),
-            None,
-            None,
+            files=[file for _, file in frames],
+            numbers=tuple(number for number, _ in frames),
+            timestamps=None,
+            cameras=None,
         )
 
     def _video(
         self,
-        video_id: str,
+        category: _Category,
         sequence: str,
+        *,
         files: list[ListedFile],
         numbers: tuple[int, ...],
         timestamps: tuple[float, ...] | None,
@@ -282,7 +333,7 @@ class Co3d(Settings):
         return Video(
             source=self.name,
             dataset=self.dataset,
-            video_id=video_id,
+            video_id=f"{category.name}/{sequence}",
             sequence=f"co3d/{sequence}",
             root=str(self.root.absolute()),
             file="",
@@ -301,46 +352,50 @@ class Co3d(Settings):
 
 
 def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> Camera | None:
-    """The camera of a CO3D viewpoint for its image at `width` x `height` pixels; None if its numbers are no camera.
+    """Convert a CO3D viewpoint to a camera of its image of `width` x `height` pixels.
 
-    PyTorch3D's axes are x left, y up, z forward, with X_camera = X_world @ R + T. Its NDC puts (0, 0) midway between the image's
-    *borders*; a unit is half a side ("ndc_norm_image_bounds": in x and y each its own, "ndc_isotropic": the shorter).
-    Raises ValueError for another intrinsics_format.
+    PyTorch3D's axes are x left, y up, z forward, with X_camera = X_world @ R + T. The origin of its
+    NDC is midway between the image's *borders*. One NDC unit is half a side of the image: for
+    "ndc_norm_image_bounds" half the width in x and half the height in y, for "ndc_isotropic" half
+    the shorter side in both. Returns None if the numbers make no camera. Raises ValueError for
+    another intrinsics_format.
     """
-    unit = {
+    pixels_per_unit = {
         "ndc_norm_image_bounds": (width / 2, height / 2),
         "ndc_isotropic": (min(width, height) / 2,) * 2,
     }
-    form = viewpoint.get(
-        "intrinsics_format", "ndc_norm_image_bounds"
-    ).lower()  # v1 has no such key, and means this
-    if form not in unit:
+    # CO3Dv1 has no such key and means the default.
+    form = viewpoint.get("intrinsics_format", "ndc_norm_image_bounds").lower()
+    if form not in pixels_per_unit:
         raise ValueError(f"unknown intrinsics_format '{form}'")
-    (ux, uy), (fx, fy), (px, py) = (
-        unit[form],
-        viewpoint["focal_length"],
-        viewpoint["principal_point"],
-    )
-    rotation, translation = (
-        np.asarray(viewpoint["R"], np.float64),
-        np.asarray(viewpoint["T"], np.float64),
-    )
+    ux, uy = pixels_per_unit[form]
+    fx, fy = viewpoint["focal_length"]
+    px, py = viewpoint["principal_point"]
+    rotation = np.asarray(viewpoint["R"], np.float64)
+    translation = np.asarray(viewpoint["T"], np.float64)
     if rotation.shape != (3, 3) or translation.shape != (3,):
         return None
     flip = np.array([[-1.0], [-1.0], [1.0]])  # x left, y up → x right, y down
+    # PyTorch3D multiplies row vectors from the left, hence the transpose.
     world_to_camera = flip * np.column_stack([rotation.T, translation])
+    # NDC's x points left and y up. Half a pixel less: pixel centres are at integers here.
     return opencv_camera(
-        fx * ux, fy * uy, width / 2 - px * ux - 0.5, height / 2 - py * uy - 0.5, world_to_camera
+        fx=fx * ux,
+        fy=fy * uy,
+        cx=width / 2 - px * ux - 0.5,
+        cy=height / 2 - py * uy - 0.5,
+        world_to_camera=world_to_camera,
     )
 
 
-def _place(archive: str, member: str) -> tuple[str, str] | None:
-    """(category, sequence) of a zip's member that counts: an image, or (category, "") for an annotation file; otherwise None.
+def _category_and_sequence(archive: str, member: str) -> tuple[str, str] | None:
+    """Return (category, sequence) of an image in a zip, (category, "") of an annotation file.
 
-    A zip in a category's folder may leave the category out of its members' names.
+    Returns None for all other members. A zip in a category's folder may leave the category out of
+    the names of its members.
     """
     base = member.rsplit("/", 1)[-1]
-    around = archive.split("/", 1)[0] if "/" in archive else ""
+    around = archive.split("/", 1)[0] if "/" in archive else ""  # the folder that holds the zip
     if base in (FRAMES_FILE, SEQUENCES_FILE):
         category = member.rsplit("/", 2)[-2] if "/" in member else around
         return (category, "") if category else None
@@ -353,7 +408,7 @@ def _place(archive: str, member: str) -> tuple[str, str] | None:
 
 @contextmanager
 def _open(root: Path, location: str) -> Iterator[BinaryIO]:
-    """Opens a file of the root, or "some.zip!member", for reading."""
+    """Open a file, relative to the root, or "some.zip!member", for reading."""
     archive, bang, member = location.partition("!")
     if not bang:
         with open(root / location, "rb") as file:
@@ -363,32 +418,44 @@ def _open(root: Path, location: str) -> Iterator[BinaryIO]:
             yield inside  # type: ignore[misc]
 
 
-def _frames(rows: Iterator[Any]) -> dict[str, list[_Frame]]:
-    """frame_annotations.jgz by sequence."""
-    sequences: dict[str, list[_Frame]] = {}
+def _frames(rows: Iterator[Any]) -> dict[str, list[_FrameAnnotation]]:
+    """Group the rows of frame_annotations.jgz by sequence."""
+    sequences: dict[str, list[_FrameAnnotation]] = {}
     for row in rows:
         image, viewpoint = row["image"], row.get("viewpoint")
-        camera = (
-            viewpoint_camera(viewpoint, image["size"][1], image["size"][0])
-            if viewpoint and image.get("size")
-            else None
-        )
-        exploded = bool(viewpoint) and sum(map(abs, viewpoint["T"])) > _EXPLODED
-        frame = _Frame(
-            int(row["frame_number"]), image["path"], row.get("frame_timestamp"), camera, exploded
+        camera = None
+        if viewpoint and image.get("size"):
+            height, width = image["size"][:2]
+            camera = viewpoint_camera(viewpoint, width, height)
+        frame = _FrameAnnotation(
+            number=int(row["frame_number"]),
+            path=image["path"],
+            timestamp=row.get("frame_timestamp"),
+            camera=camera,
+            exploded=bool(viewpoint) and sum(map(abs, viewpoint["T"])) > _EXPLODED,
         )
         sequences.setdefault(row["sequence_name"], []).append(frame)
     return sequences
 
 
+def _ordered(frames: list[_FrameAnnotation]) -> list[_FrameAnnotation]:
+    """Sort by frame number. If two rows have the same image or number, the first counts."""
+    by_path: dict[str, _FrameAnnotation] = {}
+    by_number: dict[int, _FrameAnnotation] = {}
+    for frame in frames:
+        if by_path.setdefault(frame.path, frame) is frame:
+            by_number.setdefault(frame.number, frame)
+    return [by_number[number] for number in sorted(by_number)]
+
+
 def _scores(rows: Iterator[Any]) -> dict[str, float]:
-    """viewpoint_quality_score by sequence; absent and null ones are NaN."""
+    """Map each sequence to its viewpoint_quality_score; absent and null ones are NaN."""
     scores = ((row["sequence_name"], row.get("viewpoint_quality_score")) for row in rows)
     return {name: math.nan if score is None else float(score) for name, score in scores}
 
 
 def _increasing(times: list[float | None]) -> tuple[float, ...] | None:
-    """The times if all are known and they increase, otherwise None."""
+    """Return the times if all are finite numbers and they increase, otherwise None."""
     known = [float(time) for time in times if time is not None and math.isfinite(time)]
     rising = all(earlier < later for earlier, later in itertools.pairwise(known))
     return tuple(known) if len(known) == len(times) and rising else None

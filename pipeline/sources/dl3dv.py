@@ -1,4 +1,7 @@
-"""DL3DV-10K: frames with COLMAP poses (480P, 960P, 2K, 4K and the benchmark), or the raw videos."""
+"""List DL3DV-10K: images with COLMAP poses, or the raw videos.
+
+The images come at 480P, 960P, 2K and 4K, and as the benchmark.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,10 @@ from pipeline.sources.video import Video
 from shards.clip import Camera
 from shards.errors import PretrackError
 
-TERMS = "DL3DV-10K: DL3DV Terms of Use and CC BY-NC 4.0, research and education only; frames must not be redistributed"
+TERMS = (
+    "DL3DV-10K: DL3DV Terms of Use and CC BY-NC 4.0, research and education only; "
+    "frames must not be redistributed"
+)
 
 ImageFolder = Literal["images_8", "images_4", "images_2", "images"]
 _SMALLEST_FIRST: tuple[ImageFolder, ...] = ("images_8", "images_4", "images_2", "images")
@@ -41,7 +47,12 @@ _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # y up, z backward → y do
 
 @dataclass(frozen=True)
 class _Scene:
-    """A scene's folder, relative to the root, and what is directly in it. `video_id` leaves out a nerfstudio/ level."""
+    """A scene on disk.
+
+    video_id: the scene's folder, relative to the root, without a nerfstudio/ level
+    folder:   the folder that holds the scene's files, relative to the root
+    names:    what is directly in that folder
+    """
 
     video_id: str
     folder: str
@@ -49,37 +60,43 @@ class _Scene:
 
     @property
     def hash(self) -> str:
+        """The name that DL3DV gives the scene in every release."""
         return self.video_id.rsplit("/", 1)[-1]
 
 
 class Dl3dv(Settings):
-    """Scenes as `BATCH/HASH/`, `HASH/` or `HASH/nerfstudio/`, each with `images_8/frame_00001.png` … and `transforms.json`; or, in
-    the video release, with `video.mp4`. Where a scene has both, its images are used.
+    """DL3DV scenes, each a folder `BATCH/HASH/`, `HASH/` or `HASH/nerfstudio/`.
 
-    Poses become pinhole cameras: the small lens distortion in transforms.json is left out.
+    A scene holds `images_8/frame_00001.png`, … and `transforms.json`; in the video release, it
+    holds `video.mp4`. If a scene has both, its images are used. Poses become pinhole cameras: the
+    small lens distortion in transforms.json is dropped.
     """
 
     dataset: Literal["dl3dv"]
-    """Which dataset this is."""
+    """The kind of dataset."""
     name: SourceName = "dl3dv"
-    """The name of this source; two sources need different ones."""
+    """The name of this source. Every source of a build needs its own."""
     root: Root
     """The folder that holds the batches (1K, 2K, …) or the scenes."""
     images: ImageFolder | None = None
-    """Which size of image to read; by default the smallest that a scene has."""
+    """Which size of image to read. Default: the smallest that a scene has."""
     exclude: tuple[str, ...] = ()
-    """Hashes of scenes to leave out, such as those of the benchmark."""
+    """Hashes of scenes to leave out, for example those of the benchmark."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """All scenes, sorted by id. Raises PretrackError if there is no root or no scene in it."""
+        """Yield what is not unpacked, then all scenes, sorted by id, and what each lacks.
+
+        Raises PretrackError if the root does not exist or holds no scene.
+        """
         check_root(self.root, "dl3dv")
         scenes = sorted(self._scenes(), key=lambda scene: scene.video_id)
         packed = sorted(set(self._packed()) - {scene.hash for scene in scenes})
         if not scenes:
             unpack = f"; its zips ({packed[0]}.zip, …) have to be unpacked" if packed else ""
             raise PretrackError(
-                f"{self.root} holds no DL3DV scenes: expected BATCH/HASH or HASH folders with images_8/ (or images_4, images_2, "
-                f"images) and transforms.json, or with video.mp4{unpack}"
+                f"{self.root} holds no DL3DV scenes: expected BATCH/HASH or HASH folders with "
+                "images_8/ (or images_4, images_2, images) and transforms.json, "
+                f"or with video.mp4{unpack}"
             )
         for name in packed:
             yield self._failure(
@@ -103,28 +120,29 @@ class Dl3dv(Settings):
                 yield from self._images(scene)
 
     def _scenes(self, folder: str = "", depth: int = 2) -> Iterator[_Scene]:
-        """The scenes in a folder and in those `depth` levels below it."""
+        """Yield the scenes in a folder, relative to the root, at most `depth` levels below it."""
         for inner in folders_in(self.root, folder):
-            path = (
-                join_path(inner, "nerfstudio")
-                if (self.root / inner / "nerfstudio").is_dir()
-                else inner
-            )
+            nested = join_path(inner, "nerfstudio")
+            path = nested if (self.root / nested).is_dir() else inner
             names = frozenset(entry.name for entry in (self.root / path).iterdir())
+            # A folder named like a scene is one, even if nothing usable is in it: it is reported.
             if names.intersection(("transforms.json", "video.mp4", *_SMALLEST_FIRST)) or _is_hash(
                 Path(inner).name
             ):
-                yield _Scene(inner, path, names)
+                yield _Scene(video_id=inner, folder=path, names=names)
             elif depth > 1:
                 yield from self._scenes(inner, depth - 1)
 
     def _packed(self) -> Iterator[str]:
-        """The hashes of scenes that lie there as zips."""
+        """Yield the hashes of the scenes that are there as zips."""
         for pattern in ("*.zip", "*/*.zip"):
             yield from (path.stem for path in self.root.glob(pattern) if _is_hash(path.stem))
 
     def _problems(self) -> set[str]:
-        """The scenes that DL3DV's own list, if there, puts into the batch 'problem'. Raises PretrackError if it is no list."""
+        """Read which scenes DL3DV's own list, if present, puts into the batch 'problem'.
+
+        Raises PretrackError if the file lacks the columns of that list.
+        """
         path = self.root / "DL3DV-valid.csv"
         if not path.is_file():
             return set()
@@ -132,14 +150,15 @@ class Dl3dv(Settings):
             rows = csv.DictReader(file)
             if not {"hash", "batch"} <= set(rows.fieldnames or ()):
                 raise PretrackError(
-                    f"{path} lacks the columns 'hash' and 'batch': replace it by DL3DV's own file, or remove it"
+                    f"{path} lacks the columns 'hash' and 'batch': "
+                    "replace it by DL3DV's own file, or remove it"
                 )
             return {
                 row["hash"] for row in rows if (row["batch"] or "").strip().lower() == "problem"
             }
 
     def _video_file(self, scene: _Scene) -> Video | Failure:
-        """A scene of the video release."""
+        """Describe a scene of the video release."""
         if self.images is not None:
             return self._no_images(scene)
         try:
@@ -150,30 +169,29 @@ class Dl3dv(Settings):
                 Reason.UNREADABLE_FILE,
                 f"{scene.folder}/video.mp4 cannot be opened ({error.strerror})",
             )
-        return self._video(scene, [file], file.name, (), None)
+        return self._video(scene, [file], file=file.name)
 
     def _images(self, scene: _Scene) -> Iterator[Video | Failure]:
-        """A scene with images, and what it lacks."""
+        """Yield a scene with images, after a failure for the poses that it lacks."""
         folder = self.images or next(
             (name for name in _SMALLEST_FIRST if name in scene.names), None
         )
-        files = (
-            images_in(self.root, join_path(scene.folder, folder))
-            if folder in scene.names and folder
-            else []
-        )
+        files = []
+        if folder is not None and folder in scene.names:
+            files = images_in(self.root, join_path(scene.folder, folder))
         if not files:
             yield self._no_images(scene)
             return
         frames = number_frames(files)
         ordered = [file for _, file in frames]
         cameras, why = self._cameras(scene, ordered)
-        known, failures = with_poses(self.name, scene.video_id, cameras, why)
+        poses, failures = with_poses(self.name, scene.video_id, cameras, why)
         yield from failures
-        yield self._video(scene, ordered, "", tuple(number for number, _ in frames), known)
+        numbers = tuple(number for number, _ in frames)
+        yield self._video(scene, ordered, numbers=numbers, cameras=poses)
 
     def _cameras(self, scene: _Scene, files: list[ListedFile]) -> tuple[list[Camera | None], str]:
-        """The cameras of a scene's images, None where there is none, and why there is none."""
+        """Return the camera of each of a scene's images, or None, and why some have none."""
         path = self.root / scene.folder / "transforms.json"
         none: list[Camera | None] = [None] * len(files)
         if not path.is_file():
@@ -181,7 +199,8 @@ class Dl3dv(Settings):
         try:
             transforms = json.loads(path.read_text())
             width, height = _image_size(self.root, files)
-            # The paths say images/ whatever the folder is called, so only the names count.
+            # The paths say images/ whatever the folder is called, so only the file names count.
+            # A frame's own intrinsics, if any, take precedence over those of all frames.
             poses = {
                 Path(frame["file_path"]).stem: scaled_camera({**transforms, **frame}, width, height)
                 for frame in transforms["frames"]
@@ -195,22 +214,23 @@ class Dl3dv(Settings):
             ArithmeticError,
             RecursionError,
         ) as error:
-            return (
-                none,
-                f"{scene.folder}/transforms.json does not fit the images or cannot be read ({type(error).__name__}: {error})",
+            return none, (
+                f"{scene.folder}/transforms.json does not fit the images or cannot be read "
+                f"({type(error).__name__}: {error})"
             )
-        return [
-            poses.get(file.stem) for file in files
-        ], f"{scene.folder}/transforms.json has no usable pose for them"
+        cameras = [poses.get(file.stem) for file in files]
+        return cameras, f"{scene.folder}/transforms.json has no usable pose for them"
 
     def _video(
         self,
         scene: _Scene,
         files: list[ListedFile],
-        file: str,
-        numbers: tuple[int, ...],
-        cameras: tuple[Camera | None, ...] | None,
+        *,
+        file: str = "",
+        numbers: tuple[int, ...] = (),
+        cameras: tuple[Camera | None, ...] | None = None,
     ) -> Video:
+        """Describe a scene: its video file `file`, or ("") its image `files` with their numbers."""
         return Video(
             source=self.name,
             dataset=self.dataset,
@@ -227,6 +247,7 @@ class Dl3dv(Settings):
         )
 
     def _no_images(self, scene: _Scene) -> Failure:
+        """Report that the images asked for are missing, and what is there instead."""
         there = sorted(scene.names.intersection((*_SMALLEST_FIRST, "video.mp4")))
         hint = f"; there is {', '.join(there)} (see the option 'images')" if there else ""
         return self._failure(
@@ -242,10 +263,13 @@ class Dl3dv(Settings):
 
 
 def scaled_camera(frame: dict[str, Any], width: int, height: int) -> Camera | None:
-    """The camera of a frame as nerfstudio states it, for its image at `width` x `height` pixels; None if its numbers are no camera.
+    """Convert a frame of nerfstudio's transforms.json to a camera.
 
-    `frame` holds the intrinsics of the full-size image (`w`, `h`, `fl_x`, `fl_y`, `cx`, `cy`, with the top-left pixel's *corner* at
-    (0, 0)) and `transform_matrix`, 4x4 camera-to-world in OpenGL axes. Raises ValueError if the image has another shape than w:h.
+    The camera is that of the frame's image of `width` x `height` pixels. `frame` holds the
+    intrinsics of the full-size image in pixels (`w`, `h`, `fl_x`, `fl_y`, `cx`, `cy`; the *corner*
+    of the top-left pixel is at (0, 0)) and `transform_matrix`, 4x4 camera-to-world in OpenGL axes.
+    Returns None if the numbers make no camera. Raises ValueError if the image's aspect ratio
+    differs from w:h by more than 2 %.
     """
     sx, sy = width / frame["w"], height / frame["h"]
     if abs(sx / sy - 1) > 0.02:
@@ -256,17 +280,21 @@ def scaled_camera(frame: dict[str, Any], width: int, height: int) -> Camera | No
     if matrix.shape != (4, 4) or not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-9:
         return None
     world_to_camera = np.asarray(np.linalg.inv(matrix @ _OPENGL_TO_OPENCV)[:3], np.float64)
+    # Half a pixel less: pixel centres, not corners, are at integers here.
     return opencv_camera(
-        frame["fl_x"] * sx,
-        frame["fl_y"] * sy,
-        frame["cx"] * sx - 0.5,
-        frame["cy"] * sy - 0.5,
-        world_to_camera,
+        fx=frame["fl_x"] * sx,
+        fy=frame["fl_y"] * sy,
+        cx=frame["cx"] * sx - 0.5,
+        cy=frame["cy"] * sy - 0.5,
+        world_to_camera=world_to_camera,
     )
 
 
 def _image_size(root: Path, files: list[ListedFile]) -> tuple[int, int]:
-    """(width, height) from the header of the first image that has one, which speaks for all. Raises OSError if none has."""
+    """Read (width, height) from the header of the first image that can be opened.
+
+    It stands for all images of the scene. Raises OSError if none can be opened.
+    """
     from PIL import Image
 
     for file in files:
@@ -274,9 +302,10 @@ def _image_size(root: Path, files: list[ListedFile]) -> tuple[int, int]:
             with Image.open(root / file.name) as image:
                 return image.size
         except (OSError, Image.DecompressionBombError):
-            continue  # One broken image must not cost a scene its poses; decoding will name it.
+            continue  # one broken image must not cost the scene its poses; decoding reports it
     raise OSError("none of the images can be opened")
 
 
 def _is_hash(name: str) -> bool:
+    """Whether a name is one that DL3DV gives a scene: 64 hexadecimal digits."""
     return len(name) == _HASH_LENGTH and set(name) <= set("0123456789abcdef")

@@ -1,4 +1,7 @@
-"""Scenes made here from photographs, with exact tracks (tracker `truth`) and cameras: ground truth without a download."""
+"""Render scenes from photographs, with exact tracks (tracker `truth`) and cameras.
+
+They are ground truth without a download.
+"""
 
 from __future__ import annotations
 
@@ -16,31 +19,35 @@ from manifests.fingerprint import fingerprint
 from manifests.rows import Failure
 from manifests.settings import Settings
 from pipeline.sources.listing import Root, SourceName
-from pipeline.sources.synthetic_scene import FRAMES_A_SECOND, Scene, SceneId, make_scene, render
+from pipeline.sources.synthetic_scene import FRAMES_PER_SECOND, Scene, SceneId, make_scene, render
 from pipeline.sources.video import Video
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, atomic_write, sync_folder
 
-TERMS = "Rendered from photographs in the public domain or CC0 that scikit-image ships: free to use and redistribute"
+TERMS = (
+    "Rendered from photographs in the public domain or CC0 that scikit-image ships: "
+    "free to use and redistribute"
+)
 
 
 class Synthetic(Settings):
-    """Planes with photographs on them, swinging in front of one another and of a moving camera (`pipeline.sources.synthetic_scene`).
+    """Rendered videos: photographs on planes that swing in front of a moving camera.
 
-    Frames are rendered to `ROOT/VIDEO_ID/00000.png` when the videos are first listed, a few seconds each, and kept. A video's id
-    holds every setting that its frames follow from, so other settings give other videos beside the old ones.
+    Frames are rendered to `ROOT/VIDEO_ID/00000.png`, … when the videos are first listed, in a few
+    seconds per video, and kept. A video's id holds every setting that determines its frames, so
+    other settings add videos next to the old ones.
     """
 
     dataset: Literal["synthetic"]
-    """Which dataset this is."""
+    """The kind of dataset."""
     name: SourceName = "synthetic"
-    """The name of this source; two sources need different ones."""
+    """The name of this source. Every source of a build needs its own."""
     root: Root
-    """The folder for the rendered frames; made if it is not there."""
+    """The folder for the rendered frames; created if it does not exist."""
     videos: int = Field(8, ge=1, le=10_000)
-    """How many videos."""
+    """Number of videos."""
     frames: int = Field(24, ge=2, le=999)
-    """Frames of a video, 24 a second."""
+    """Frames per video, at 24 frames per second."""
     width: int = Field(320, ge=32, le=4096)
     """Width of the frames, in pixels."""
     height: int = Field(240, ge=32, le=4096)
@@ -49,17 +56,23 @@ class Synthetic(Settings):
     """Other seeds give other scenes."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """All videos in order, each rendered first if it is not there. Raises PretrackError without scikit-image's photographs or
-        where a file is in the way."""
+        """Yield all videos in order, rendering those that are not there yet.
+
+        Raises PretrackError if scikit-image's photographs are not installed or the root is a file.
+        """
         if self.root.exists() and not self.root.is_dir():
             raise PretrackError(
-                f"the synthetic root {self.root} is not a folder: set 'root' to one for the rendered frames"
+                f"the synthetic root {self.root} is not a folder: "
+                "set 'root' to one for the rendered frames"
             )
         for number in range(self.videos):
             yield self._video(SceneId(self.seed, number, self.frames, self.width, self.height))
 
     def _video(self, scene_id: SceneId) -> Video:
-        """One video. Its content follows from its id, and so does its identity, whenever and wherever it was rendered."""
+        """Describe a video, after rendering it if frames are missing.
+
+        Content and identity follow from the id alone, whenever and wherever it is rendered.
+        """
         scene, video_id = make_scene(scene_id), str(scene_id)
         names = [f"{frame:05d}.png" for frame in range(scene_id.frames)]
         folder = self.root / video_id
@@ -74,7 +87,7 @@ class Synthetic(Settings):
             file="",
             image_files=tuple(f"{video_id}/{name}" for name in names),
             frame_numbers=tuple(range(scene_id.frames)),
-            timestamps=tuple(frame / FRAMES_A_SECOND for frame in range(scene_id.frames)),
+            timestamps=tuple(frame / FRAMES_PER_SECOND for frame in range(scene_id.frames)),
             cameras=scene.cameras,
             identity=fingerprint(video_id),
             terms=TERMS,
@@ -82,7 +95,10 @@ class Synthetic(Settings):
 
 
 def _write_frames(folder: Path, names: list[str], scene: Scene) -> None:
-    """Renders a scene to PNG files in a folder, which appears when all are there. One that lacks files is replaced."""
+    """Render a scene to PNG files in a folder, which appears once all files are written.
+
+    A folder that is there, and lacks files, is replaced.
+    """
     temporary = folder.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{folder.name}")
     try:
         for frame, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""What a source finds: videos, and what it could not use."""
+"""Define a video as its source describes it, and the scan of a video file."""
 
 from __future__ import annotations
 
@@ -9,19 +9,25 @@ from shards.clip import Camera
 
 @dataclass(frozen=True)
 class Video:
-    """One video of a source: a video file, or a sequence of image files in order.
+    """One video of a source: a video file, or an ordered sequence of image files.
 
-    video_id:      stable within the source, readable, unique ("apple/189_20393_38136", "trips/rome.mp4")
-    sequence:      what the train/eval split hashes. Two releases of the same footage name the same sequence, so that it never
-                   lands in both splits ("youtube_vos/3f1c0a92be", for any of its folders)
-    root:          the source's folder; files below are relative to it
+    source:        the name of the source in the settings
+    dataset:       the kind of dataset, such as "co3d"
+    video_id:      unique and stable within the source, readable: "apple/189_20393_38136", "a/b.mp4"
+    sequence:      what the train/eval split hashes. Releases of the same footage have the same
+                   sequence ("youtube_vos/3f1c0a92be" in any folder), so it is never in both splits
+    root:          the source's folder; `file` and `image_files` are relative to it
     file:          the video file, or "" for a sequence of images
-    image_files:   one a frame, or () for a video file; "some.zip!member/name.jpg" lies in an archive
-    frame_numbers: the source's own number of each image, increasing, gaps allowed; () for a video file (its indices count)
-    timestamps:    seconds from the start, one a frame, or None. For a video file they come from the scan, not from here
-    cameras:       one a frame (None where there is no pose) in pixels of the source frame, or None
-    identity:      digest of what the content depends on: names, sizes and modification times of the files
-    terms:         what may be done with the footage, in a sentence
+    image_files:   one per frame, or () for a video file; "a.zip!b/c.jpg" is a member of an archive
+    frame_numbers: the source's own number of each image, increasing, with or without gaps; () for a
+                   video file, whose frames are numbered by their index
+    timestamps:    seconds from the start, one per frame, or None. None for a video file: its scan
+                   finds them
+    cameras:       one per frame, in pixels of the source frame, None for frames without a pose; or
+                   None if no frame has one
+    identity:      digest of what the content depends on: the files' names, sizes and modification
+                   times
+    terms:         what may be done with the footage, in one sentence
     """
 
     source: str
@@ -40,8 +46,12 @@ class Video:
 
 @dataclass(frozen=True)
 class Scan:
-    """What decoding a video file from end to end showed. `timestamps` has one entry a decoded frame (seconds, increasing); `cuts`
-    are the indices of frames that begin a new shot (never 0); `width` and `height` are in display orientation."""
+    """What decoding a video file from end to end shows.
+
+    width, height: of the frames in pixels, in display orientation
+    timestamps:    one per decoded frame, in seconds, increasing
+    cuts:          indices of the frames that begin a new shot; never 0
+    """
 
     width: int
     height: int

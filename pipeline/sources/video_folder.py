@@ -1,4 +1,4 @@
-"""Any tree of video files, or of folders with images."""
+"""List the videos in any folder tree: video files, and folders of images."""
 
 from __future__ import annotations
 
@@ -28,46 +28,48 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".ts", ".m4v")
 
 
 class VideoFolder(Settings):
-    """A folder tree: every video file is a video, and so is every folder with two or more images directly in it.
+    """A folder tree of video files, or of folders with images.
 
-    An image's frame number is the number its name ends in where all have distinct ones, else its place in natural order. Hidden
-    files and folders are left out; a folder that links lead to twice is read once.
+    Every video file is a video; so is every folder that directly holds two or more images.
+
+    An image's frame number is the number that its name ends in. If the names of a folder's images
+    do not all end in distinct numbers, the images are numbered from 0 in natural order. Hidden
+    files and folders are left out. A folder that is reached twice, through links, is read once.
     """
 
     dataset: Literal["video_folder"]
-    """Which dataset this is."""
+    """The kind of dataset."""
     name: SourceName = "video_folder"
-    """The name of this source; two sources need different ones."""
+    """The name of this source. Every source of a build needs its own."""
     root: Root
-    """The top of the tree."""
+    """The folder at the top of the tree."""
     terms: str = "not stated"
-    """What may be done with the footage, in a sentence; stored with every clip."""
+    """What may be done with the footage, in one sentence; stored with every clip."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """All videos, sorted by id, then what could not be listed. Raises PretrackError if there is no root or nothing in it."""
+        """Yield all videos, sorted by id, then what could not be listed.
+
+        Raises PretrackError if the root does not exist or nothing is in it.
+        """
         check_root(self.root, "video_folder")
-        found = sorted(
+        items = sorted(
             self._walk("", set()), key=lambda item: (isinstance(item, Failure), item.video_id)
         )
-        if not found:
+        if not items:
             raise PretrackError(
-                f"{self.root} holds no videos: expected files with one of the suffixes {' '.join(VIDEO_SUFFIXES)}, "
-                "or folders with two or more .jpg or .png images, at any depth"
+                f"{self.root} holds no videos: expected files with one of the suffixes "
+                f"{' '.join(VIDEO_SUFFIXES)}, or folders with two or more .jpg or .png images, "
+                "at any depth"
             )
-        yield from found
+        yield from items
 
     def _walk(self, folder: str, seen: set[tuple[int, int]]) -> Iterator[Video | Failure]:
-        """What is in a folder and below it. `seen` are the folders read so far, so that a loop of links ends."""
+        """Yield what is in a folder, relative to the root, and below it.
+
+        `seen` holds the (device, inode) of every folder read so far, so that a loop of links ends.
+        """
         try:
-            stat = os.stat(self.root / folder)
-            if (stat.st_dev, stat.st_ino) in seen:
-                return
-            seen.add((stat.st_dev, stat.st_ino))
-            with os.scandir(self.root / folder) as scan:
-                entries = sorted(
-                    (entry for entry in scan if not entry.name.startswith(".")),
-                    key=lambda entry: entry.name,
-                )
+            entries = self._entries(folder, seen)
         except OSError as error:
             yield self._failure(
                 folder or ".",
@@ -75,7 +77,7 @@ class VideoFolder(Settings):
                 f"the folder cannot be listed ({error.strerror})",
             )
             return
-        images = []
+        images = []  # those directly in this folder: together they are one video
         for entry in entries:
             name = join_path(folder, entry.name)
             if is_folder(entry):
@@ -103,9 +105,23 @@ class VideoFolder(Settings):
                 tuple(number for number, _ in frames),
             )
 
+    def _entries(self, folder: str, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
+        """List the entries of a folder by name, without hidden ones; none if it is in `seen`.
+
+        Adds the folder to `seen`. Raises OSError if it cannot be listed.
+        """
+        stat = os.stat(self.root / folder)
+        if (stat.st_dev, stat.st_ino) in seen:
+            return []
+        seen.add((stat.st_dev, stat.st_ino))
+        with os.scandir(self.root / folder) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+        return sorted(visible, key=lambda entry: entry.name)
+
     def _video(
         self, video_id: str, files: list[ListedFile], file: str, numbers: tuple[int, ...]
     ) -> Video:
+        """Describe a video: the video file `file`, or ("") the image `files` with their numbers."""
         return Video(
             source=self.name,
             dataset=self.dataset,
@@ -122,6 +138,7 @@ class VideoFolder(Settings):
         )
 
     def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
+        """Report a path below the root that cannot be used; the detail is prefixed with it."""
         return Failure(
             source=self.name,
             video_id=video_id,

@@ -1,4 +1,7 @@
-"""YouTube-VOS 2018, 2019 and 2022: folders of frames, every fifth or (`…_all_frames`) every one of a 30 Hz video."""
+"""List YouTube-VOS 2018, 2019 and 2022: folders of frames taken from 30 Hz videos.
+
+The splits hold every fifth frame, those named `…_all_frames` every frame.
+"""
 
 from __future__ import annotations
 
@@ -27,30 +30,36 @@ from pipeline.sources.video import Video
 from shards.errors import PretrackError
 
 TERMS = (
-    "YouTube-VOS: non-commercial research only; the frames belong to their owners on YouTube and must not be redistributed "
-    "(annotations: CC BY 4.0)"
+    "YouTube-VOS: non-commercial research only; the frames belong to their owners on YouTube "
+    "and must not be redistributed (annotations: CC BY 4.0)"
 )
-_FRAMES_A_SECOND = 30
+_FRAMES_PER_SECOND = 30
 
 
 class YoutubeVos(Settings):
-    """One split: `SPLIT/JPEGImages/ID/00000.jpg` under the root, or the split's own folder as root, or the split's folder doubled.
+    """One split of YouTube-VOS: `SPLIT/JPEGImages/ID/00000.jpg` under the root.
 
-    A frame's number is that of its file and counts frames of the 30 Hz original, so its time is number / 30 s. The masks are not
-    used; `meta.json`, if it is there, only serves to notice what is missing on disk.
+    The root may also be the split's own folder, and the split's folder may be doubled
+    (`SPLIT/SPLIT/JPEGImages`). A frame's number is the number in its file name. It counts frames of
+    the 30 Hz original, so the frame's time is number / 30 s. The masks are not used. `meta.json`,
+    if present, only serves to notice what is missing on disk.
     """
 
     dataset: Literal["youtube_vos"]
-    """Which dataset this is."""
+    """The kind of dataset."""
     name: SourceName = "youtube_vos"
-    """The name of this source; two sources need different ones."""
+    """The name of this source. Every source of a build needs its own."""
     root: Root
     """The folder that holds the splits."""
     split: str = Field(default="train", pattern=r"^[A-Za-z0-9_-]+$")
-    """Which folder: train, valid or test (6 frames a second), or train_all_frames, … (30 a second)."""
+    """The split's folder: `train`, `valid` or `test` (6 frames per second), or `train_all_frames`
+    and the like (30 frames per second)."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """The split's videos, sorted by id. Raises PretrackError if the root or the split is not there, or the split is empty."""
+        """Yield what is missing from the split as a whole, then its videos, sorted by id.
+
+        Raises PretrackError if the root or the split does not exist, or the split is empty.
+        """
         check_root(self.root, "youtube_vos")
         folder = self._split_folder()
         frames = join_path(folder, "JPEGImages")
@@ -63,13 +72,16 @@ class YoutubeVos(Settings):
         yield from failures
         missing = sorted(expected.keys() - {Path(video).name for video in videos})
         if missing:
-            detail = f"{len(missing)} videos of {self.root / folder / 'meta.json'} have no folder in {frames} (first: {missing[0]})"
+            detail = (
+                f"{len(missing)} videos of {self.root / folder / 'meta.json'} "
+                f"have no folder in {frames} (first: {missing[0]})"
+            )
             yield self._failure("", Reason.MISSING_VIDEOS, detail)
         for video in videos:
             yield from self._find(video, expected.get(Path(video).name, set()))
 
     def _split_folder(self) -> str:
-        """The folder, relative to the root, in which JPEGImages lies."""
+        """Return the folder that holds JPEGImages, relative to the root. Raises PretrackError."""
         for folder in (self.split, f"{self.split}/{self.split}", ""):
             if (self.root / folder / "JPEGImages").is_dir():
                 return folder
@@ -78,13 +90,17 @@ class YoutubeVos(Settings):
             for folder in folders_in(self.root)
             if (self.root / folder / "JPEGImages").is_dir()
         ]
-        there = f" (there is {', '.join(splits)}: set 'split' to one of them)" if splits else ""
+        hint = f" (there is {', '.join(splits)}: set 'split' to one of them)" if splits else ""
         raise PretrackError(
-            f"{self.root} holds no YouTube-VOS split '{self.split}': expected {self.split}/JPEGImages/ID/00000.jpg{there}"
+            f"{self.root} holds no YouTube-VOS split '{self.split}': "
+            f"expected {self.split}/JPEGImages/ID/00000.jpg{hint}"
         )
 
     def _expected(self, folder: str) -> tuple[dict[str, set[int]], list[Failure]]:
-        """The frame numbers that meta.json names for each video: nothing if the file is absent (re-packed copies lack it)."""
+        """Read which frame numbers meta.json names for each video, and the failure if it is broken.
+
+        Returns an empty mapping if the file is absent, as it is in re-packed copies, or broken.
+        """
         path = self.root / folder / "meta.json"
         if not path.is_file():
             return {}, []
@@ -103,21 +119,27 @@ class YoutubeVos(Settings):
             return {}, [self._failure("", Reason.UNREADABLE_META_JSON, detail)]
 
     def _find(self, folder: str, expected: set[int]) -> Iterator[Video | Failure]:
-        """One video, and what of it is missing or odd."""
+        """Yield what is missing from one video's folder or superfluous in it, then the video."""
         video_id = Path(folder).name
         frames: dict[int, ListedFile] = {}
-        odd = []
+        unnumbered = []  # names without a number, or with one that another file has
         for file in sorted(images_in(self.root, folder), key=lambda file: file.name):
             number = trailing_number(file.stem)
             if number is None or number in frames:
-                odd.append(file.base)
+                unnumbered.append(file.base)
             else:
                 frames[number] = file
-        if odd:
-            detail = f"{len(odd)} images of {folder} have no frame number of their own in their name (first: {odd[0]})"
+        if unnumbered:
+            detail = (
+                f"{len(unnumbered)} images of {folder} have no frame number of their own "
+                f"in their name (first: {unnumbered[0]})"
+            )
             yield self._failure(video_id, Reason.IMAGES_WITHOUT_FRAME_NUMBER, detail)
         if absent := sorted(expected - frames.keys()):
-            detail = f"{len(absent)} frames of {video_id} in meta.json are not on disk (first: {absent[0]:05d})"
+            detail = (
+                f"{len(absent)} frames of {video_id} in meta.json are not on disk "
+                f"(first: {absent[0]:05d})"
+            )
             yield self._failure(video_id, Reason.MISSING_IMAGES, detail)
         if not frames:
             yield self._failure(
@@ -135,7 +157,7 @@ class YoutubeVos(Settings):
             file="",
             image_files=tuple(file.name for file in files),
             frame_numbers=numbers,
-            timestamps=tuple(number / _FRAMES_A_SECOND for number in numbers),
+            timestamps=tuple(number / _FRAMES_PER_SECOND for number in numbers),
             cameras=None,
             identity=identity_of(files),
             terms=TERMS,
