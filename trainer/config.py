@@ -1,7 +1,9 @@
 """Settings of a training run.
 
-Where the published 3DPoV code and what its formulas ask for differ, there is a field whose docstring says what it changes. The
-defaults are the repaired values, `recipe: pretrack`; `recipe: upstream` replaces them by the published ones, listed in `UPSTREAM`.
+Where the published 3DPoV code deviates from its formulas, a field selects one or the other, and its
+docstring says what the published code does. The defaults are the repaired values
+(`recipe: pretrack`); `recipe: upstream` replaces them by the published values, listed in
+`UPSTREAM`. Settings of the losses are in `trainer/losses/settings.py`.
 """
 
 from __future__ import annotations
@@ -36,116 +38,129 @@ UPSTREAM: dict[str, dict[str, Any]] = {
     "teacher": {"average": "all"},
     "run": {"precision": "float32"},
 }
-"""3DPoV as its code computes it, where that is not a field's default. The cosine's period is 217 steps times its 40 epochs."""
+"""Settings of 3DPoV's published code where they differ from the defaults.
+
+The cosine's period is its 217 steps per epoch times its 40 epochs."""
 
 
 class ColourSettings(Settings):
-    """Changes of a sample's colours. Those of all its frames are the same, unless `per_frame`."""
+    """Colour augmentation. The same changes apply to all frames of a sample, unless `per_frame`."""
 
     jitter: float = Field(default=0.0, ge=0, le=1)
-    """Chance of changing brightness, contrast, saturation and hue, in an order that is drawn too."""
+    """Probability of changing brightness, contrast, saturation and hue, in random order."""
     brightness: float = Field(default=0.4, ge=0, le=1)
-    """With `jitter`: the factor is drawn from 1 - this to 1 + this."""
+    """With `jitter`: the brightness factor is drawn from 1 - this to 1 + this."""
     contrast: float = Field(default=0.4, ge=0, le=1)
-    """Likewise."""
+    """With `jitter`: the contrast factor is drawn from 1 - this to 1 + this."""
     saturation: float = Field(default=0.2, ge=0, le=1)
-    """Likewise."""
+    """With `jitter`: the saturation factor is drawn from 1 - this to 1 + this."""
     hue: float = Field(default=0.1, ge=0, le=0.5)
-    """With `jitter`: turns the colour circle by up to this part of it, either way."""
+    """With `jitter`: the hue is rotated by up to this fraction of the colour circle, either way."""
     grey: float = Field(default=0.0, ge=0, le=1)
-    """Chance of losing all colour."""
+    """Probability of converting to greyscale."""
     blur: float = Field(default=0.0, ge=0, le=1)
-    """Chance of a Gaussian blur."""
+    """Probability of a Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """With `blur`: its least and largest sigma, in pixels of the sample."""
+    """With `blur`: the smallest and the largest sigma, in pixels of the sample."""
     per_frame: bool = False
-    """Draws anew for every frame."""
+    """Draws changes for every frame separately."""
     student_only: bool = False
-    """The teacher sees the anchor frame as it was; the sample then carries it a second time."""
+    """Gives the teacher the anchor frame in its original colours; the sample then holds that frame
+    twice."""
 
     @property
     def changes(self) -> bool:
-        """Whether anything can change at all."""
+        """Whether any change has a probability above 0."""
         return max(self.jitter, self.grey, self.blur) > 0
 
     @model_validator(mode="after")
-    def _sigmas(self) -> ColourSettings:
+    def _check_sigmas(self) -> ColourSettings:
         if not 0 < self.blur_sigma[0] <= self.blur_sigma[1]:
             raise ValueError("'blur_sigma' should be two numbers above 0, the smaller one first")
         return self
 
 
 class CacheSettings(Settings):
-    """Where what was read of shards on a bucket or a web server is kept."""
+    """A local cache of what was read from shards on a bucket or a web server."""
 
     folder: Path
-    """On a local disk; several runs may share it."""
+    """Folder on a local disk; several runs may share it."""
     gb: float = Field(gt=0)
-    """Its largest size, in 10^9 bytes. What was not read for the longest time makes room."""
+    """Maximum size, in 10^9 bytes. The least recently read entries are evicted first."""
 
 
 class DataSettings(Settings):
-    """Which clips, which of their frames, and how they are shown to the backbone."""
+    """Which clips, which of their frames, and how frames are cropped and augmented."""
 
     out: tuple[LocationSetting, ...] = Field(min_length=1)
-    """Output folders of finished builds, or their URLs. Without `weights` their clips are one list, each with the same chance."""
+    """Output folders of finished builds, or their URLs. Without `weights`, every clip has the same
+    probability, whichever folder it is in."""
     snapshot: str | None = None
-    """The snapshot to train on, where there is one folder; otherwise each folder's current one. A resumed run keeps its own."""
+    """Name of the snapshot to train on; only with one folder. By default each folder's current one.
+    A resumed run keeps the snapshots it started with."""
     split: str = "train"
-    """Only clips of this split."""
+    """Uses only clips of this split."""
     where: str = ""
-    """Only clips for which this holds: `"visible_fraction > 0.5 and motion > 0.01 and dataset in ('co3d', 'dl3dv')"`. It may speak
-    of every column of the clips table with one value a clip."""
+    """Uses only clips that satisfy this filter, for example
+    `"visible_fraction > 0.5 and motion > 0.01 and dataset in ('co3d', 'dl3dv')"`. It may use every
+    column of the clips table that has one value per clip."""
     weights: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
-    """What parts of an epoch come from where, by dataset or by folder of `out`: `{co3d: 1, dl3dv: 2}`. An epoch still has as many
-    clips as there are; a small dataset's come round several times in it, a large one's go on where the epoch before left off."""
+    """Proportions in which an epoch mixes datasets or folders of `out`: `{co3d: 1, dl3dv: 2}`. An
+    epoch still has as many clips as there are in total: small datasets repeat within an epoch;
+    large ones continue in the next."""
     shuffle_shards: int = Field(default=0, ge=0)
-    """0: clips in an order drawn over all shards. K: shards in an order that is drawn, and the clips of each K of them shuffled
-    among each other, so that what is read lies close together: for spinning disks, say."""
+    """0 shuffles clips over all shards. K > 0 shuffles the shards, and then clips within groups of
+    K shards, so that reads are close together, for example for spinning disks."""
     frames: int = Field(default=4, ge=2)
-    """Frames a sample, T: the anchor frame and T - 1 others."""
+    """Frames per sample, T: the anchor frame and T - 1 others."""
     step: int = Field(default=10, ge=0)
-    """Stored frames between two frames of a sample. A clip that is too short gets a smaller step, never below 1. 0 shows the anchor
-    frame T times: with `crop_per_frame`, views of one moment."""
+    """Step between the frames of a sample, in stored frames. A clip that is too short gets a
+    smaller step, never below 1. 0 repeats the anchor frame T times: with `crop_per_frame`, crops of
+    one moment."""
     anchor: Literal["random", "first"] = "random"
-    """Which of a clip's stored anchors a sample starts at."""
+    """Which of a clip's stored anchor frames a sample starts from."""
     direction: Literal["both", "forward"] = "both"
-    """Whether a sample may also step backward in time. Published: forward."""
+    """Direction in time of a sample's frames, from its anchor frame; `both` draws one. Published:
+    forward."""
     size: int = Field(default=224, ge=14)
-    """Side of the square the backbone sees, in pixels; a multiple of its patch."""
+    """Side of the square input of the backbone, in pixels; a multiple of its patch size."""
     crop: Literal["random", "centre", "native", "squash"] = "random"
-    """`squash` resizes the whole frame to a square, whatever its shape, as published. `random` takes one random box a sample,
-    between 3:4 and 4:3 in shape, the same in all its frames. `centre` is the largest square in the middle. `native` is the middle
-    at the pixels it is stored with, not resized (published for DL3DV as `dl3dv_crop`); clips smaller than that are left out."""
+    """`random` draws one box per sample, with an aspect ratio between 3:4 and 4:3, the same for all
+    its frames. `centre` takes the largest centred square. `native` takes the centre at the stored
+    resolution, without resizing (published for DL3DV as `dl3dv_crop`); clips smaller than `size`
+    are left out. `squash` resizes the whole frame to a square and ignores its aspect ratio, as
+    published."""
     crop_scale: float = Field(default=0.5, gt=0, le=1)
-    """With `crop: random`: the smallest part of a frame's area that the box may cover."""
+    """With `crop: random`: the smallest fraction of a frame's area that the box may cover."""
     crop_per_frame: bool = False
-    """Draws a box (with `crop: random`) and a mirroring for every frame of a sample, not one for all."""
+    """Draws the box (with `crop: random`) and the flip for every frame of a sample separately."""
     flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring a sample. Published: 0 in effect for every dataset without annotations."""
+    """Probability of a horizontal flip. Published: effectively 0 for every dataset without
+    annotations."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """Standard deviation that pixels are divided by. Published: 0.228 for red in training (and 0.229 in evaluation)."""
+    """Standard deviation that pixel values are divided by, in units of 0..1, RGB. Published: 0.228
+    for red in training (and 0.229 in evaluation)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Mean that is taken from pixels first (in units of 0..1, RGB)."""
+    """Mean that is subtracted from pixel values first, in units of 0..1, RGB."""
     colour: ColourSettings = ColourSettings()
-    """Changes of colours, none by default and as published."""
+    """Colour augmentation; none by default, as published."""
     reduced_decoding: bool = True
-    """Decodes only every 2nd, 4th or 8th pixel's worth of an image where the view is at least that much larger than `size`. Random
-    boxes are then whole multiples of it. Published: false."""
+    """Decodes an image at 1/2, 1/4 or 1/8 scale where the crop is at least that much larger than
+    `size`. Random boxes are then whole multiples of the factor. Published: false."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What a clip that cannot be read does: `stop` ends the run with an error that names it; `skip` shows another clip in its
-    place, and the log says which were left out and how many."""
+    """What happens if a clip cannot be read: `stop` ends the run with an error that names the clip;
+    `skip` takes another clip instead, and the log names and counts the clips that were left out."""
     cache: CacheSettings | None = None
-    """Keeps what was read of remote shards on a local disk."""
+    """Caches what was read from remote shards on a local disk."""
 
     @field_validator("out", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
+    def _wrap_single_folder(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | Path) else value
 
     @field_validator("where")
     @classmethod
-    def _understood(cls, value: str) -> str:
+    def _check_filter(cls, value: str) -> str:
         try:
             if value.strip():
                 parse_filter(value)
@@ -154,174 +169,197 @@ class DataSettings(Settings):
         return value
 
     @model_validator(mode="after")
-    def _one_snapshot(self) -> DataSettings:
+    def _check_snapshot(self) -> DataSettings:
         if self.snapshot is not None and len(self.out) > 1:
             raise ValueError("'snapshot' can only be named where 'out' is one folder")
         return self
 
 
 class TrackFilterSettings(Settings):
-    """Which points of a track count, and where on the patch grid they lie."""
+    """Which points of a track count, and how they map to the patch grid."""
 
     visibility: float = Field(default=0.9, ge=0, lt=1)
-    """A point is visible where its stored probability is above this."""
+    """A point counts if its stored probability of being visible is above this."""
     confidence: float = Field(default=0.1, ge=0, le=1)
-    """... and its stored confidence at least this. Published: confidence is not used (0 here)."""
+    """A point counts if its stored confidence is also at least this. Published: confidence is not
+    used, which is 0 here."""
     mask_outside: bool = True
-    """Points outside the shown frame count as invisible. Published: false, they are moved to its border and counted."""
+    """Whether points outside the cropped frame are ignored. Published: false, which moves them to
+    the border and counts them."""
     align_corners: bool = False
-    """Published: true, which reads a point up to half a patch (7 px) away from where it is, most at the border. False is exact."""
+    """How points map to the patch grid (`align_corners` of `grid_sample`). False is exact.
+    Published: true, which samples up to half a patch (7 px) away from the point, most at the
+    border."""
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters, trained in place of the weights of the last blocks. They are merged into the exported weights."""
+    """Low-rank adapters (LoRA), trained instead of the last blocks' weights and merged into them on
+    export."""
 
     rank: int = Field(default=8, ge=1)
-    """Rank of the change of a layer's weight."""
+    """Rank of an adapter's update of a weight."""
     alpha: float = Field(default=8.0, gt=0)
-    """The change is multiplied by alpha / rank."""
+    """The update is multiplied by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Chance that an input of an adapter is left out."""
+    """Dropout probability of an adapter's input."""
     layers: tuple[str, ...] = Field(default=("qkv", "proj"), min_length=1)
-    """Which linear layers of a block have one, by timm's names: also `fc1` and `fc2`."""
+    """Linear layers of a block that get an adapter, by timm's names; `fc1` and `fc2` are possible
+    too."""
 
 
 class ModelSettings(Settings):
-    """The backbone, what of it is trained, and the projection head."""
+    """The backbone, which of its weights are trained, and the projection head."""
 
     backbone: str
-    """A short name from `trainer.model.backbone.BACKBONES`, such as `dinov2_reg_base`, or any vision transformer of timm by its name."""
+    """A short name from `trainer.model.backbone.BACKBONES`, such as `dinov2_reg_base`, or the timm
+    name of any vision transformer."""
     weights: str
-    """A weight file (safetensors or torch), `hub` to let timm download its own, or `random`."""
+    """A weight file (safetensors or torch), `hub` to let timm download weights, or `random`."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments for timm's create_model, such as `depth: 4`."""
+    """Further arguments of timm's `create_model`, such as `depth: 4`."""
     trainable_blocks: int = Field(default=2, ge=0)
-    """How many of the last blocks are trained; everything before them is frozen."""
+    """Number of last blocks that are trained; everything before them is frozen."""
     lora: LoraSettings | None = None
-    """Trains adapters in those blocks, and not their weights (extra `lora`)."""
+    """Trains adapters in these blocks instead of their weights; needs the extra `lora`."""
     train_norm: bool = False
-    """Whether the final norm is trained. Published: frozen."""
+    """Whether the final norm is trained. Published: false."""
     head: tuple[int, ...] = Field(default=(1024, 1024, 512, 256), min_length=1)
-    """Widths of the projection head's layers; the last is the embedding's."""
+    """Output widths of the projection head's layers; the last one is the embedding's width."""
 
 
 class ReferenceSettings(Settings):
-    """What the similarities that get sorted are taken against: crops of patch features of frames in the batch."""
+    """References: crops of patch features of frames in the batch. A track's similarities to their
+    patches are what the sorting loss sorts."""
 
     count: int = Field(default=5, ge=1)
-    """Reference frames a clip, R: one of its own, and R - 1 of other clips of the same rank's batch."""
+    """References per clip, R: one from its own frames, and R - 1 from other clips in the same
+    rank's batch."""
     crop_ratio: float = Field(default=0.5, gt=0, le=1)
-    """Side of the crop, as a part of the patch grid's side."""
+    """Side of a crop, as a fraction of the patch grid's side."""
     across_ranks: bool = False
-    """Draws the R - 1 from the clips of all ranks, whose features are gathered for it. Published: false."""
+    """Draws the R - 1 references from the clips of all ranks, and all-gathers their features.
+    Published: false."""
 
 
 class OptimSettings(Settings):
-    """AdamW and its schedule."""
+    """AdamW and its learning-rate schedule."""
 
     lr: float = Field(default=1e-6, gt=0)
     """Learning rate of the head."""
     backbone_ratio: float = Field(default=0.1, gt=0)
-    """The backbone's learning rate, as a part of the head's."""
+    """The backbone's learning rate, as a fraction of the head's."""
     weight_decay: float = Field(default=1e-5, ge=0)
-    """Of weights with two or more axes; biases and norms have none."""
+    """Weight decay of weights with two or more axes; biases and norms have none."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging."""
+    """AdamW's coefficients of the running averages of the gradient and its square."""
     warmup: int = Field(default=0, ge=0)
-    """Steps over which the learning rate rises from 0."""
+    """Steps of linear warm-up of the learning rate from 0."""
     period: int | None = Field(default=None, ge=1)
-    """Steps of the cosine from full rate to 0; null: to the end of the run. Published: 217 an epoch, whatever the epoch's length,
-    after which the rate climbs again."""
+    """Step at which the cosine reaches 0, warm-up included; null: the last step of the run. Past it
+    the rate rises again. Published: 217 steps per epoch, whatever the epoch's true length."""
     clip_norm: float | None = Field(default=None, gt=0)
-    """Largest norm of the gradient; null: not clipped, as published."""
+    """Maximum norm of the gradient; null does not clip, as published."""
 
     @model_validator(mode="after")
-    def _rises_first(self) -> OptimSettings:
+    def _check_warmup(self) -> OptimSettings:
         if self.period is not None and self.warmup >= self.period:
             raise ValueError(
-                f"'optim.warmup: {self.warmup}' should be less than 'optim.period: {self.period}', of which it is a part"
+                f"'optim.warmup: {self.warmup}' should be less than 'optim.period: {self.period}', "
+                "which includes it"
             )
         return self
 
 
 class TeacherSettings(Settings):
-    """The teacher: an exponential moving average of the student."""
+    """The teacher: an exponential moving average (EMA) of the student."""
 
     momentum: float = Field(default=0.99, ge=0, le=1)
-    """The part of the teacher kept at each step. 0: the teacher is the student of the step before."""
+    """EMA momentum: the fraction of the teacher kept at each step. With 0 the teacher is the
+    previous step's student."""
     final_momentum: float | None = Field(default=None, ge=0, le=1)
-    """The momentum goes there by a cosine over the run, as in NeCo (0.9995 to 1). Null: it stays, as published."""
+    """Momentum at the last step, reached by a cosine from `momentum`, as in NeCo (0.9995 to 1).
+    Null keeps `momentum` constant, as published."""
     average: Literal["trained", "all"] = "trained"
-    """Published: `all`, which also averages frozen weights, moving them by rounding errors. The teacher then cannot share the
-    student's frozen blocks and runs its own."""
+    """Which weights are averaged. Published: `all`, which also averages frozen weights and so moves
+    them by rounding errors. The teacher then cannot share the student's frozen blocks and runs its
+    own."""
 
     @model_validator(mode="after")
-    def _slows_down(self) -> TeacherSettings:
+    def _check_momentum(self) -> TeacherSettings:
         if self.final_momentum is not None and self.final_momentum < self.momentum:
             raise ValueError(
-                f"'teacher.final_momentum: {self.final_momentum}' should be no less than 'teacher.momentum: {self.momentum}': "
-                "a teacher slows down"
+                f"'teacher.final_momentum: {self.final_momentum}' should be no less than "
+                f"'teacher.momentum: {self.momentum}': a teacher slows down"
             )
         return self
 
 
 class RunSettings(Settings):
-    """Where, how long and on what."""
+    """Output folder, length, batches, device, and reports of the run."""
 
     out: Path
-    """The folder where checkpoints, logs and the trained weights go. Of several nodes only the first rank's needs it: what a run
-    goes on from is read there, and sent to the others."""
+    """Folder for checkpoints, logs and the trained weights. Only the first rank reads and writes
+    it, so with several nodes it need not be shared: a resumed run's checkpoint is broadcast."""
     seed: int = Field(default=1, ge=0)
-    """Every random choice follows from it."""
+    """Seed of every random choice."""
     batch_size: int = Field(default=32, ge=1)
-    """Clips a step, over all ranks together; no more than there are, and shared evenly by the ranks."""
+    """Clips per step, over all ranks together: at most as many as there are clips, and a multiple
+    of the number of ranks."""
     accumulate: int = Field(default=1, ge=1)
-    """Parts that a rank's clips of a step go through the model in, for less memory. References are drawn within a part."""
+    """Number of parts that a rank's clips of a step are split into (gradient accumulation), to save
+    memory. References are drawn within a part."""
     epochs: float | None = Field(default=None, gt=0)
-    """Passes over the clips; either this or `steps`."""
+    """Length of the run in epochs; set either this or `steps`."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; either this or `epochs`."""
+    """Length of the run in optimiser steps; set either this or `epochs`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` takes CUDA where there is one."""
+    """`auto` uses CUDA if a device is available, otherwise the CPU."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of the transformers on CUDA (the CPU always has float32); the loss is always in float32. Published: float32."""
+    """Precision of the transformers on CUDA; the CPU always uses float32, and so does the loss.
+    Published: float32."""
     compile: bool = False
-    """Compiles the transformers' blocks (torch.compile). Worth it for long runs on CUDA; the first steps take longer."""
+    """Compiles the transformers' blocks (torch.compile). Worthwhile for long runs on CUDA; the
+    first steps take longer."""
     workers: int = Field(default=2, ge=0)
-    """Processes that read clips, a rank. Changes nothing in what is read. Each takes five batches' worth of shared memory."""
+    """Worker processes per rank that read clips. Their number does not change what is read. Each
+    takes shared memory for five batches."""
     resume: bool = True
-    """Goes on from the newest checkpoint in `out`, if there is one. False: an `out` that holds a run is an error."""
+    """Resumes from the newest checkpoint in `out`, if there is one. False: an `out` that holds a
+    run is an error."""
     checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between two checkpoints; the last step always makes one."""
+    """Steps between two checkpoints; the last step always saves one."""
     keep: int = Field(default=2, ge=1)
-    """Checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     export: Literal["student", "teacher"] = "student"
-    """Whose backbone is exported as weights, before the first step and after the last."""
+    """Whose backbone is exported, before the first step and after the last."""
     log_every: int = Field(default=10, ge=1)
-    """Steps between two lines of progress."""
+    """Steps between two reports on the console and to `watch`."""
     watch: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Where figures go beside the console. The last two must be installed."""
+    """Where metrics are logged besides the console. `wandb` and `trackio` must be installed."""
     pictures: int = Field(default=2, ge=0)
-    """Clips whose features are drawn for TensorBoard at every checkpoint, their first three principal components as colours."""
+    """Number of clips whose features are drawn at the start and at every checkpoint: their first
+    three principal components as colours, logged to `watch`."""
 
     @model_validator(mode="after")
-    def _length(self) -> RunSettings:
+    def _check_length(self) -> RunSettings:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(
                 "set one of 'run.steps' and 'run.epochs', and leave the other out or null"
             )
         if self.batch_size % self.accumulate:
             raise ValueError(
-                f"'run.batch_size: {self.batch_size}' cannot be shared by {self.accumulate} parts ('run.accumulate')"
+                f"'run.batch_size: {self.batch_size}' cannot be shared by {self.accumulate} parts "
+                "('run.accumulate')"
             )
         return self
 
 
 class TrainSettings(Settings):
-    """Everything a training run is made from."""
+    """All settings of a training run."""
 
     recipe: Literal["pretrack", "upstream"] = "pretrack"
-    """`upstream`: fields that are not given take the values in `UPSTREAM` instead of their defaults."""
+    """`upstream`: fields that are not set take the published values (`UPSTREAM` in
+    `trainer/config.py`) instead of their defaults."""
     data: DataSettings
     tracks: TrackFilterSettings = TrackFilterSettings()
     model: ModelSettings
@@ -333,7 +371,7 @@ class TrainSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _recipe(cls, values: Any) -> Any:
+    def _apply_recipe(cls, values: Any) -> Any:
         if not isinstance(values, dict) or values.get("recipe") != "upstream":
             return values
         given = {name: values.get(name) or {} for name in UPSTREAM}
@@ -342,21 +380,23 @@ class TrainSettings(Settings):
         }
 
     @model_validator(mode="after")
-    def _adapters(self) -> TrainSettings:
+    def _check_adapters(self) -> TrainSettings:
         if self.model.lora and self.teacher.average == "all":
             raise ValueError(
-                "'model.lora' goes with 'teacher.average: trained', which averages the adapters"
+                "'model.lora' requires 'teacher.average: trained', which averages the adapters"
             )
         if self.model.lora and self.model.trainable_blocks == 0:
             raise ValueError(
-                "'model.lora' has no blocks to adapt: set 'model.trainable_blocks' to how many of the last should be"
+                "'model.lora' has no blocks to adapt: "
+                "set 'model.trainable_blocks' to the number of last blocks to adapt"
             )
         return self
 
     @model_validator(mode="after")
-    def _intra_reference(self) -> TrainSettings:
+    def _check_frames(self) -> TrainSettings:
         if self.data.frames < 3:
             raise ValueError(
-                "'data.frames' must be at least 3: a clip's own reference is neither its first frame nor its last"
+                "'data.frames' must be at least 3: a clip's own reference is neither its first "
+                "frame nor its last"
             )
         return self

@@ -1,10 +1,11 @@
-"""Trained weights for everyone: a plain timm state dict as safetensors, and a JSON file beside it that says what it is.
+"""Export of trained weights: a timm state dict as safetensors, its description, and a model card.
 
     OUT/weights/step_00000000.safetensors, .json      the backbone before the first step
     OUT/weights/step_00008680.safetensors, .json      ... and after the last
-    OUT/weights/README.md                             a model card for the last
+    OUT/weights/README.md                             a model card for the latest
 
-Loads with `timm.create_model(timm_id, pretrained=True, num_classes=0, pretrained_cfg_overlay=dict(file=PATH), **options)`.
+The weights load with `timm.create_model(timm_id, pretrained=True, num_classes=0,
+pretrained_cfg_overlay=dict(file=PATH), **options)`.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from trainer.model_card import model_card
 
 
 def weights_path(out: Path, step: int) -> Path:
-    """Where the weights after `step` steps lie."""
+    """Return the path of the weights after `step` steps."""
     return out / "weights" / f"step_{step:08d}.safetensors"
 
 
 def export_weights(
     backbone: Backbone, settings: TrainSettings, snapshots: Sequence[Snapshot], step: int
 ) -> Path:
-    """Writes a backbone's weights and their description into the run's folder; returns the weights' path."""
+    """Write a backbone's weights, description and model card; return the weights' path.
+
+    Adapters are merged into the weights. Every file is written atomically, the weights first.
+    """
     path = weights_path(settings.run.out, step)
     state = {
         name: value.detach().cpu().contiguous()
@@ -58,7 +62,8 @@ def export_weights(
             {"out": str(snapshot.out), "snapshot": snapshot.name} for snapshot in snapshots
         ],
         "terms": sorted({terms for snapshot in snapshots for terms in _terms(snapshot)}),
-        "terms_note": "The starting weights and the videos come with terms of their own, which may bind these weights too.",
+        "terms_note": "The starting weights and the videos have terms of their own, "
+        "which may apply to these weights too.",
     }
     atomic_write(
         path.with_suffix(".json"), json.dumps(description, indent=1, ensure_ascii=False).encode()
@@ -68,28 +73,27 @@ def export_weights(
 
 
 def _terms(snapshot: Snapshot) -> list[str]:
-    """The terms of a snapshot's videos, each once."""
-    return [
-        terms
-        for terms in read_table(snapshot.folder / "videos.parquet", ["terms"])["terms"]
-        .unique()
-        .to_pylist()
-        if terms
-    ]
+    """Return the distinct terms of a snapshot's videos; videos without terms are skipped."""
+    videos = read_table(snapshot.folder / "videos.parquet", ["terms"])
+    return [terms for terms in videos["terms"].unique().to_pylist() if terms]
 
 
 def read_description(weights: Path) -> dict[str, Any]:
-    """The description beside exported weights. Raises SettingsError where there is none."""
+    """Return the description beside exported weights.
+
+    Raises SettingsError if it is missing or not JSON.
+    """
     path = weights.with_suffix(".json")
     try:
         description: dict[str, Any] = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(
-            f"{weights} has no description {path.name} beside it ({error}): name its backbone yourself"
+            f"{weights} has no readable description {path.name} beside it ({error}): "
+            "name its backbone yourself"
         ) from error
     return description
 
 
 def exported_weights(out: Path) -> list[Path]:
-    """All weights that a run's folder holds, first step first."""
+    """Return all exported weights of a run's folder, the earliest step first."""
     return sorted((out / "weights").glob("step_*.safetensors"))

@@ -1,4 +1,4 @@
-"""A model card for exported weights: Markdown with the head that model hubs read."""
+"""A model card for exported weights: Markdown with the metadata header that model hubs read."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ tags: [image-feature-extraction, timm, 3d-aware, point-tracks]
 
 # {timm_id}, trained on point tracks
 
-{timm_id}, {steps} steps of pretrack's recipe `{recipe}` on stored point tracks, after 3DPoV, with {losses}.
+{timm_id}, trained for {steps} steps with pretrack's recipe `{recipe}` on stored point tracks, after
+3DPoV, with {losses}.
 Taken from the {taken_from}. `{file}` is a plain timm state dict; its features are the {features}.
 
 ```python
 import timm
 
 model = timm.create_model(
-    "{timm_id}", pretrained=True, num_classes=0, pretrained_cfg_overlay=dict(file="{file}"){options}
+    "{timm_id}",
+    pretrained=True,
+    num_classes=0,
+    pretrained_cfg_overlay=dict(file="{file}"){options},
 )
-features = model.forward_features(images)[:, model.num_prefix_tokens:]  # images: [B, 3, {size}, {size}], normalised as below
+# images: [B, 3, {size}, {size}], normalised as below
+features = model.forward_features(images)[:, model.num_prefix_tokens:]
 ```
 
 Pixels are RGB in 0..1, minus {mean}, divided by {std}.
@@ -35,39 +40,41 @@ Pixels are RGB in 0..1, minus {mean}, divided by {std}.
 {terms}
 
 {terms_note}
-No licence is given here: whoever publishes these weights has to settle it first, and write it at the head of this file.
+This card grants no licence. Before you publish these weights, settle their licence and state it in
+the header of this file.
 
 ## Settings
 
-Digest `{digest}`. `{description}` beside this file has every one of them. The most telling:
+Digest `{digest}`. `{description}` beside this file has all settings. The main ones:
 
 | | |
 |---|---|
 {rows}
 """
 
-TELLING = {
+CARD_SETTINGS = {
     "starting weights": "model.weights",
     "trained blocks": "model.trainable_blocks",
     "adapters in them": "model.lora",
     "learning rate of the head": "optim.lr",
-    "frames a sample": "data.frames",
-    "stored frames between two": "data.step",
+    "frames per sample": "data.frames",
+    "stored frames between them": "data.step",
     "crop": "data.crop",
-    "references a clip": "references.count",
-    "clips a step": "run.batch_size",
+    "references per clip": "references.count",
+    "clips per step": "run.batch_size",
     "seed": "run.seed",
 }
+"""Settings in the card's table: title → dotted key."""
 
 
 def model_card(description: dict[str, Any], file: str) -> str:
-    """The card of weights in `file`, from their description (`trainer.export`)."""
+    """Return the card of the weights `file`, from their description (`trainer.export`)."""
     settings = description["settings"]
-    values = {
-        title: settings[part][name]
-        for title, (part, name) in ((t, key.split(".")) for t, key in TELLING.items())
-    }
-    used = [
+    rows = []
+    for title, key in CARD_SETTINGS.items():
+        part, name = key.split(".")
+        rows.append(f"| {title} | {settings[part][name]} |")
+    snapshots = [
         f"- `{snapshot['out']}`, snapshot `{snapshot['snapshot']}`"
         for snapshot in description["snapshots"]
     ]
@@ -83,29 +90,32 @@ def model_card(description: dict[str, Any], file: str) -> str:
         size=description["img_size"],
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
-        data="\n".join([*used, "", f"Split `{settings['data']['split']}`."]),
+        data="\n".join([*snapshots, "", f"Split `{settings['data']['split']}`."]),
         terms="\n".join(f"- {terms}" for terms in description["terms"])
         or "The videos' tables state no terms.",
         terms_note=description["terms_note"],
         digest=description["settings_digest"],
         description=file.replace(".safetensors", ".json"),
-        rows="\n".join(f"| {title} | {value} |" for title, value in values.items()),
+        rows="\n".join(rows),
     )
 
 
 def _losses(loss: dict[str, Any]) -> str:
-    """The losses that were used, with their weights, from their settings; also those of others, which have a `weight` like ours."""
-    others = {
+    """Return a phrase that names the losses in use and their weights, from the loss settings.
+
+    A custom loss is named too: its settings have a `weight` like those of pretrack's losses.
+    """
+    added = {
         name: part["weight"]
         for name, part in loss.items()
         if isinstance(part, dict) and "weight" in part
     }
     weights = {
-        name: weight for name, weight in ({"sorting": loss["sorting"]} | others).items() if weight
+        name: weight for name, weight in ({"sorting": loss["sorting"]} | added).items() if weight
     }
-    sorting = f" (objective `{loss['objective']}`, sorter `{loss['sorter']}`)"
-    named = [
-        f"{weight:g} x `{name}`" + (sorting if name == "sorting" else "")
+    details = f" (objective `{loss['objective']}`, sorter `{loss['sorter']}`)"
+    summands = [
+        f"{weight:g} x `{name}`" + (details if name == "sorting" else "")
         for name, weight in weights.items()
     ]
-    return ("the loss " if len(named) == 1 else "the losses ") + " + ".join(named)
+    return ("the loss " if len(summands) == 1 else "the losses ") + " + ".join(summands)
