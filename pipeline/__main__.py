@@ -1,4 +1,4 @@
-"""`python -m pipeline` is `pretrack`."""
+"""Run `pretrack` as `python -m pipeline`."""
 
 from pipeline.cli import app
 

@@ -1,4 +1,4 @@
-"""The settings of a build: what `configs/*.yaml` may hold."""
+"""Define the settings of a build: what a file such as `configs/co3d.yaml` may contain."""
 
 from __future__ import annotations
 
@@ -17,34 +17,39 @@ AnyTrackerSettings = Annotated[
 ]
 
 FRAMES_VERSION = 1
-"""Raised by hand when the same frame settings give other pixels, so that old shards are made again."""
-
+"""Raised by hand when the same frame settings give other pixels, so that old shards are rebuilt."""
 
 Side = Annotated[int, Field(ge=16, le=65500)]
+"""Pixels of a side of a stored frame; JPEG allows at most 65500."""
 
 
 class FrameSettings(Settings):
     """Which frames are stored, and how."""
 
     clip_frames: int = Field(24, ge=2, le=999)
-    """Frames of a full clip."""
+    """Frames per full clip."""
     stride: int = Field(1, ge=1)
-    """Every stride-th frame of the source is stored. A clip spans clip_frames x stride source frames; clips do not overlap."""
+    """Every stride-th frame of the source is stored. A clip spans clip_frames x stride source
+    frames. Clips do not overlap."""
     min_frames: int = Field(8, ge=2)
-    """The rest of a shot becomes a shorter clip if it has this many frames."""
+    """What is left of a shot after its full clips becomes a shorter clip if it has at least this
+    many frames (counted after `stride`); otherwise it is left out."""
     short_side: int = Field(256, ge=16, le=65500)
-    """Stored size of the shorter side, in pixels. Smaller sources keep their size."""
+    """Pixels of a stored frame's shorter side. Larger frames are shrunk to it, with their aspect
+    ratio; smaller ones keep their size."""
     size: tuple[Side, Side] | None = None
-    """(width, height): squash every frame to this size instead, whatever its shape."""
+    """[width, height] in pixels: resize every frame to exactly this size instead, whatever its
+    aspect ratio."""
     jpeg_quality: int = Field(90, ge=1, le=100)
-    """JPEG quality of stored frames."""
+    """JPEG quality of the stored frames."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
-    """What reads the clips of video files; `pyav` is exact on every odd file tried (benchmarks/decoders.py). Frames are counted
-    and shots found by PyAV always."""
+    """What reads the clips of video files. `pyav` is exact on every odd file tried
+    (benchmarks/decoders.py). Frames are always counted, and shot cuts found, with PyAV."""
     shot_cuts: bool = True
-    """Find shot cuts in video files, so that no clip spans one."""
+    """Find shot cuts in video files, so that no clip contains one."""
     decode_timeout_s: float = Field(60.0, gt=0)
-    """A decoder that gives no new frame for this long is stopped, and its video fails."""
+    """Seconds after which a decoder that delivers no new frame is killed. The video, or the clip
+    that is being read, is left out; the next builds try it again."""
 
     @model_validator(mode="after")
     def _check(self) -> FrameSettings:
@@ -55,50 +60,56 @@ class FrameSettings(Settings):
         return self
 
     def of_content(self) -> dict[str, Any]:
-        """The settings that decide what is stored."""
+        """Return the settings that determine what is stored: part of a shard's fingerprint."""
         return {
             **self.model_dump(mode="json", exclude={"decode_timeout_s"}),
             "version": FRAMES_VERSION,
         }
 
     def of_scan(self) -> str:
-        """The settings that decide what a scan of a video file finds."""
+        """Return, as text, the settings that determine what a scan of a video file finds.
+
+        A stored scan is reused while this text is the same.
+        """
         return f"{'shots' if self.shot_cuts else 'no shots'}, version {FRAMES_VERSION}"
 
 
 class ShardSettings(Settings):
-    """How clips are packed."""
+    """How clips are packed into shards."""
 
     clips_per_shard: int = Field(64, ge=1)
-    """Clips in a full shard. 200 MB to 1 GB a shard suits a cluster."""
+    """Clips per full shard. Shards of 200 MB to 1 GB suit a cluster."""
 
 
 class SplitSettings(Settings):
     """Which videos are held out."""
 
     eval_fraction: float = Field(0.05, ge=0, le=1)
-    """The part of all sequences that goes to the split `eval`, by a hash of the sequence's name."""
+    """The fraction of all sequences that goes to the split `eval`, chosen by a hash of the
+    sequence's name."""
     salt: str = Field("", coerce_numbers_to_str=True)
-    """Change it to draw other sequences."""
+    """Part of that hash: another text draws other sequences."""
 
 
 class RaySettings(Settings):
-    """Where the work is done."""
+    """Where the work runs."""
 
     address: str | None = None
-    """A running cluster ("auto", "ray://host:10001"); without it this machine alone."""
+    """A running Ray cluster ("auto", "ray://host:10001"). Default: Ray is started on this
+    machine."""
     cpus: int | None = Field(None, ge=1)
-    """Cores to use on this machine; all by default. Not for a cluster."""
+    """Cores to use on this machine. Default: all. Ignored with `address`."""
     trackers: int | None = Field(None, ge=1)
-    """Tracker workers; by default one a GPU, or one for every two cores where there is none."""
+    """Number of tracker workers. Default: as many as fit on the GPUs if `tracker_gpus` is above 0,
+    otherwise one per two cores."""
     tracker_cpus: float = Field(1.0, ge=0)
-    """Cores a tracker worker holds."""
+    """Cores that each tracker worker reserves."""
     tracker_gpus: float = Field(0.0, ge=0)
-    """GPUs a tracker worker holds; 0.5 lets two share one."""
+    """GPUs that each tracker worker reserves. 0.5 lets two workers share one."""
 
 
 class BuildSettings(Settings):
-    """Everything a build needs."""
+    """Everything that a build needs."""
 
     sources: tuple[Source, ...] = Field(min_length=1)
     """The datasets to read."""
@@ -107,32 +118,35 @@ class BuildSettings(Settings):
     tracks: AnyTrackerSettings = LucasKanadeSettings()
     """Which tracker follows which points."""
     shards: ShardSettings = ShardSettings()
-    """How clips are packed."""
+    """How clips are packed into shards."""
     split: SplitSettings = SplitSettings()
     """Which videos are held out."""
     ray: RaySettings = RaySettings()
-    """Where the work is done."""
+    """Where the work runs."""
     out: LocationSetting
-    """The output folder, on a disk that all workers see or on a bucket (s3://bucket/folder)."""
+    """The output folder: on a disk that all workers see, or on a bucket (s3://bucket/folder)."""
     max_failed_videos: float = Field(0.2, ge=0, le=1)
-    """If more than this part of all videos yields nothing, the build stops without publishing."""
+    """The build stops without publishing if more than this fraction of all videos yields no
+    clip."""
 
     @field_validator("sources")
     @classmethod
     def _check_names(cls, sources: tuple[Source, ...]) -> tuple[Source, ...]:
         names = [source.name for source in sources]
-        if double := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two sources are called '{double[0]}': give each its own 'name'")
+        if duplicates := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sources are called '{duplicates[0]}': give each its own 'name'")
         return sources
 
     @model_validator(mode="after")
     def _check_anchors(self) -> BuildSettings:
         if self.tracks.anchors[-1] >= self.frames.clip_frames:
             raise ValueError(
-                f"tracks.anchors {list(self.tracks.anchors)} go beyond the {self.frames.clip_frames} frames of a clip"
+                f"tracks.anchors {list(self.tracks.anchors)} go beyond "
+                f"the {self.frames.clip_frames} frames of a clip"
             )
         if self.tracks.anchors[0] >= self.frames.min_frames:
             raise ValueError(
-                f"tracks.anchors needs a frame below frames.min_frames ({self.frames.min_frames}), or short clips have none"
+                "tracks.anchors needs a frame below frames.min_frames "
+                f"({self.frames.min_frames}), or short clips have none"
             )
         return self
