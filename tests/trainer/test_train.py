@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -403,3 +406,39 @@ def test_the_command(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixtu
         == f"trainer: {config}: unknown key 'run.stepz' (did you mean 'steps'?)\n"
     )
     assert main([]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
+    settings: Make, tmp_path: Path
+) -> None:
+    assert torch.get_num_threads() == 1, (
+        "as in the process below: with others, sums are rounded in another way"
+    )
+    unbroken = settings(run={"steps": 12, "out": tmp_path / "unbroken", "workers": 1})
+    train(unbroken)
+    s = settings(run={"steps": 12, "out": tmp_path / "stopped", "workers": 1, "log_every": 1})
+    config = tmp_path / "config.json"
+    config.write_text(s.model_dump_json())
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "trainer", str(config)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        for line in process.stdout:
+            lines.append(line)
+            if line.startswith("step 3/"):
+                os.killpg(
+                    process.pid, 15
+                )  # all of a job's processes, the loader's too, as Slurm does
+    assert process.returncode == 143
+    assert "which is saved" in lines[-1], lines
+    assert 3 <= last_state(s)["step"] < 12
+    train(s)
+    for part in ("student", "teacher", "optimizer"):
+        assert_same(last_state(s)[part], last_state(unbroken)[part], part)

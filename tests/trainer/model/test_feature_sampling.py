@@ -10,6 +10,8 @@ from trainer.model.feature_sampling import (
     References,
     choose_references,
     crop_references,
+    needed_frames,
+    rank_references,
     sample_points,
 )
 
@@ -99,3 +101,19 @@ def test_crops_are_slices() -> None:
             )
             expected = features[frame, top : top + 3, left : left + 3].reshape(9, 3)
             assert torch.equal(crops[b, r], expected)
+
+
+def test_only_frames_that_are_needed_are_kept() -> None:
+    needed, first, second = needed_frames(12, torch.tensor([9, 2]), torch.tensor([[2, 5], [11, 9]]))
+    assert needed.tolist() == [2, 5, 9, 11]
+    assert first.tolist() == [2, 0]
+    assert second.tolist() == [[0, 1], [3, 2]]
+
+
+def test_a_ranks_references_are_its_rows_of_all() -> None:
+    drawn = choose_references(6, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    own = rank_references(drawn, 2, 1)
+    assert own.across_ranks
+    for name in ("frame", "top", "left"):
+        assert torch.equal(getattr(own, name), getattr(drawn, name)[2:4])
+    assert isinstance(own, References)

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import cv2
-import numpy as np
 import pytest
-import timm
 import torch
 from torch import Tensor
 
-from shards.errors import PretrackError, SettingsError
-from tests.trainer.test_train import REPOSITORY, assert_same, last_state
-from trainer.config import LoraSettings, TeacherSettings, TrainSettings
+from shards.errors import SettingsError
+from tests.trainer.test_train import REPOSITORY, last_state
+from trainer.config import TrainSettings
 from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
@@ -27,17 +23,13 @@ from trainer.data.loader import Loader
 from trainer.distributed import Rank
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import (
-    References,
     choose_references,
     crop_references,
-    needed_frames,
-    rank_references,
     sample_points,
 )
-from trainer.model.lora import add_adapters
 from trainer.model.step import Step, step_flops
 from trainer.run_setup import make_step
-from trainer.schedule import step_seed, teacher_momentum
+from trainer.schedule import step_seed
 from trainer.train import forward_backward, train
 
 Make = Callable[..., TrainSettings]
@@ -110,13 +102,6 @@ def test_embeddings_are_those_of_whole_passes_over_every_frame(
     crops = model.student.embed(crop_references(features, references, 4))
     for ours, plain in ((lean.student, tracks), (lean.teacher, anchor), (lean.references, crops)):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)
-
-
-def test_only_frames_that_are_needed_are_kept() -> None:
-    needed, first, second = needed_frames(12, torch.tensor([9, 2]), torch.tensor([[2, 5], [11, 9]]))
-    assert needed.tolist() == [2, 5, 9, 11]
-    assert first.tolist() == [2, 0]
-    assert second.tolist() == [[0, 1], [3, 2]]
 
 
 def test_a_teacher_averaged_in_all_weights_runs_its_own_trunk(settings: Make) -> None:
@@ -206,90 +191,6 @@ def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_
             )
 
 
-def test_a_ranks_references_are_its_rows_of_all() -> None:
-    drawn = choose_references(6, 4, 3, 8, 4, torch.Generator().manual_seed(0))
-    own = rank_references(drawn, 2, 1)
-    assert own.across_ranks
-    for name in ("frame", "top", "left"):
-        assert torch.equal(getattr(own, name), getattr(drawn, name)[2:4])
-    assert isinstance(own, References)
-
-
-@pytest.mark.parametrize(
-    "layers", [("qkv", "proj"), pytest.param(("fc1", "fc2"), marks=pytest.mark.slow)]
-)
-def test_adapters_are_trained_alone_and_merged_into_what_is_exported(
-    settings: Make, layers: tuple[str, ...]
-) -> None:
-    lora = {"rank": 2, "alpha": 4, "layers": layers}
-    s = settings(model={"lora": lora}, optim={"lr": 0.1}, run={"steps": 2, "pictures": 1})
-    weights = train(s)
-    state = last_state(s)["student"]
-    start = make_backbone(
-        s.model.backbone, str(weights.with_name("step_00000000.safetensors")), s.model.options
-    )
-    for name, value in start.model.state_dict().items():
-        *parts, last = name.split(".")
-        stored = state.get(
-            f"backbone.model.{name}",
-            state.get(f"backbone.model.{'.'.join([*parts, 'base_layer', last])}"),
-        )
-        assert torch.equal(value, stored), name  # neither weights nor biases of the blocks moved
-    adapted = {
-        name.split(".")[3] for name in state if "lora_B" in name and state[name].abs().max() > 0
-    }
-    assert adapted == {"1", "2"}
-
-    torch.manual_seed(0)
-    model = make_step(s, last_state(s), CPU).eval()
-    description = json.loads(weights.with_suffix(".json").read_bytes())
-    plain = timm.create_model(
-        description["timm_id"],
-        pretrained=True,
-        num_classes=0,
-        pretrained_cfg_overlay={"file": str(weights)},
-        **s.model.options,
-    ).eval()
-    images = torch.randn(2, 3, 224, 224)
-    expected = model.student.backbone(images).flatten(1, 2)
-    torch.testing.assert_close(plain.forward_features(images)[:, 1:], expected, rtol=0, atol=1e-4)
-    assert not torch.allclose(start(images).flatten(1, 2), expected, atol=1e-3)
-    train(settings(model={"lora": lora}, optim={"lr": 0.1}, run={"steps": 3}))
-    assert last_state(s)["step"] == 3
-
-
-def test_layers_that_no_block_has_are_refused() -> None:
-    backbone = make_backbone("vit_tiny_patch16_224", None, {"depth": 2})
-    backbone.freeze(1, train_norm=False)
-    with pytest.raises(
-        SettingsError,
-        match=r"names 'query', and a block of vit_tiny_patch16_224 has attn.qkv, attn.proj, mlp.fc1",
-    ):
-        add_adapters(backbone, LoraSettings(layers=("qkv", "query")))
-
-
-def test_layers_are_adapted_by_their_whole_names() -> None:
-    backbone = make_backbone("eva02_tiny_patch14_224", None, {"depth": 2})
-    backbone.freeze(1, train_norm=False)
-    add_adapters(backbone, LoraSettings(layers=("proj",)))
-    trained = [name for name, p in backbone.named_parameters() if p.requires_grad]
-    assert [name.split(".")[1:5] for name in trained] == [
-        ["blocks", "1", "attn", "proj"]
-    ] * 2  # and not q_proj, k_proj, v_proj
-
-
-def test_momentum_stays_or_goes_to_its_end() -> None:
-    assert {teacher_momentum(step, 100, TeacherSettings()) for step in range(100)} == {0.99}
-    rising = [
-        teacher_momentum(step, 101, TeacherSettings(momentum=0.9, final_momentum=1.0))
-        for step in range(101)
-    ]
-    assert rising[0] == pytest.approx(0.9)
-    assert rising[50] == pytest.approx(0.95)
-    assert rising[100] == pytest.approx(1.0)
-    assert rising == sorted(rising)
-
-
 def test_operations_are_counted_as_by_hand(settings: Make) -> None:
     model = make_step(settings(), None, CPU)
     n, d, patch = 8 * 8 + 1, 192, 8
@@ -335,98 +236,3 @@ def test_a_machine_that_cannot_compile_is_told_so(
         ),
     ):
         train(settings(run={"compile": True}))
-
-
-@pytest.mark.slow
-def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
-    settings: Make, tmp_path: Path
-) -> None:
-    assert torch.get_num_threads() == 1, (
-        "as in the process below: with others, sums are rounded in another way"
-    )
-    unbroken = settings(run={"steps": 12, "out": tmp_path / "unbroken", "workers": 1})
-    train(unbroken)
-    s = settings(run={"steps": 12, "out": tmp_path / "stopped", "workers": 1, "log_every": 1})
-    config = tmp_path / "config.json"
-    config.write_text(s.model_dump_json())
-    with subprocess.Popen(
-        [sys.executable, "-u", "-m", "trainer", str(config)],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        assert process.stdout is not None
-        lines: list[str] = []
-        for line in process.stdout:
-            lines.append(line)
-            if line.startswith("step 3/"):
-                os.killpg(
-                    process.pid, 15
-                )  # all of a job's processes, the loader's too, as Slurm does
-    assert process.returncode == 143
-    assert "which is saved" in lines[-1], lines
-    assert 3 <= last_state(s)["step"] < 12
-    train(s)
-    for part in ("student", "teacher", "optimizer"):
-        assert_same(last_state(s)[part], last_state(unbroken)[part], part)
-
-
-def test_figures_are_written_for_tensorboard_and_an_epoch_is_summed_up(
-    settings: Make, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    s = settings(run={"steps": 4, "pictures": 2})
-    train(s)
-    events: Any = EventAccumulator(str(s.run.out / "tensorboard"))
-    events.Reload()
-    names = set(events.Tags()["scalars"])
-    assert {
-        "loss",
-        "excess",
-        "student_entropy",
-        "visible",
-        "lr",
-        "clips_per_second",
-        "loader_wait",
-        "momentum",
-    } <= names
-    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
-    assert [event.step for event in events.Images("features/1")] == [0, 4]
-    drawn = cv2.imdecode(
-        np.frombuffer(events.Images("features/1")[1].encoded_image_string, np.uint8),
-        cv2.IMREAD_COLOR_RGB,
-    )
-    assert drawn is not None
-    frames = ClipDataset(open_snapshots(s.data), s.data, seed=s.run.seed)[0, 1]["frames"]
-    assert drawn.shape == (128, 4 * 64, 3)
-    assert np.array_equal(drawn[:64, 64:128], frames[1].permute(1, 2, 0).numpy())
-    assert drawn[64:].std() > 20
-    summaries = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
-    assert len(summaries) == 2  # 10 clips, batches of 4
-    assert "mean loss" in summaries[0]
-    with pytest.raises(PretrackError, match=r"'run\.watch' names trackio, which is not installed"):
-        train(settings(run={"steps": 5, "watch": ("trackio",)}))
-
-
-@pytest.mark.slow
-def test_the_model_card_says_what_the_weights_are(settings: Make) -> None:
-    weights = train(settings(run={"steps": 1}, loss={"sorting": 0.5, "track_mean": {}}))
-    card = weights.with_name("README.md").read_text()
-    assert card.startswith("---\nlibrary_name: timm\nlicense: other\n")
-    assert "snapshot `000001`" in card
-    assert (
-        "the losses 0.5 x `sorting` (objective `spearman`, sorter `torchsort`) + 1 x `track_mean`."
-        in card
-    )
-    code = (
-        card.split("```python\n")[1]
-        .split("```")[0]
-        .replace(f'file="{weights.name}"', f'file="{weights}"')
-    )
-    images = torch.zeros(1, 3, 224, 224)
-    found: dict[str, Any] = {"images": images}
-    exec(code, found)
-    assert found["features"].shape == (1, 28 * 28, 192)
