@@ -1,7 +1,8 @@
-"""The DPT probe of Probe3D: a small decoder trained on frozen features, to tell what they hold of depth and surface normals.
+"""The DPT probe of Probe3D: a small decoder on frozen features that predicts depth or surface normals.
 
-Four maps of features, early to late, are fused from late to early (Ranftl et al., ICCV 2021) at twice, then upsampled to sixteen
-times the patches' resolution. Decoder, heads, losses and schedule are those of Probe3D's code (El Banani et al., CVPR 2024).
+Four maps of features, early to late, are fused from late to early (Ranftl et al., ICCV 2021) at twice the
+patches' resolution, then upsampled to sixteen times. Decoder, heads, losses and schedule are those of
+Probe3D's code (El Banani et al., CVPR 2024).
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from torch.nn.functional import cosine_similarity, elu, interpolate
 
 log = logging.getLogger(__name__)
 
-BINS = 256
-_NEAREST = 0.001  # metres, of the bins of depth
+DEPTH_BINS = 256
+_NEAREST = 0.001  # metres, the first bin
 _EPSILON = 0.001  # metres, added before a logarithm
 _STRIDES = (1, 2, 4, 6)  # of the gradient loss
-_LEAST = 0.01  # of the learning rate
-_TELL = 100  # steps between two lines of progress
+_MIN_RATE = 0.01  # share of the highest learning rate
+_LOG_EVERY = 100  # steps
 
 
 class _Residual(nn.Module):
-    """Two convolutions beside a way around them: [B, C, h, w] → the same."""
+    """Two convolutions with a residual connection: [B, C, h, w] → the same."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class _Residual(nn.Module):
 
 
 class Dpt(nn.Module):
-    """Four maps [B, h, w, D_i], early to late, → [B, outputs, 16 h, 16 w]."""
+    """Decode four maps [B, h, w, D_i], early to late: → [B, outputs, 16 h, 16 w]."""
 
     def __init__(self, widths: Sequence[int], outputs: int, hidden: int = 512) -> None:
         super().__init__()
@@ -55,126 +56,167 @@ class Dpt(nn.Module):
         )
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Late levels first, each added to what the next earlier one gives."""
+        """Fuse from the latest level to the earliest."""
         maps = [
-            _larger(enter(level.movedim(-1, 1)), 2)
+            _upsample(enter(level.movedim(-1, 1)), 2)
             for enter, level in zip(self.enter, levels, strict=True)
         ]
         fused: Tensor = self.refine[-1](maps[-1])
         for level in reversed(range(len(maps) - 1)):
             fused = self.refine[level](self.skip[level](maps[level]) + fused)
-        return _larger(self.leave(_larger(fused, 4)), 2)
+        return _upsample(self.leave(_upsample(fused, 4)), 2)
 
 
-def _larger(maps: Tensor, times: int) -> Tensor:
+def _upsample(maps: Tensor, times: int) -> Tensor:
     return interpolate(maps, scale_factor=times, mode="bilinear", align_corners=True)
 
 
-def depth_of(outputs: Tensor, farthest: float) -> Tensor:
-    """Depth [B, H, W] in metres from [B, 256, H, W]: the mean of evenly spaced depths, weighted by relu + 0.1 (AdaBins)."""
+def depth_from_bins(outputs: Tensor, farthest: float) -> Tensor:
+    """Depth [B, H, W] in metres from [B, 256, H, W].
+
+    The mean of evenly spaced depths from 0.001 to `farthest`, weighted by relu + 0.1 (AdaBins).
+    """
     weights = outputs.relu() + 0.1
     depths = torch.linspace(_NEAREST, farthest, outputs.shape[1], device=outputs.device)
     return torch.einsum("bkhw,k->bhw", weights / weights.sum(dim=1, keepdim=True), depths)
 
 
-def depth_loss(found: Tensor, truth: Tensor) -> Tensor:
-    """10 times the scale-invariant loss in log space plus half the gradient loss; [B, H, W] each, truth 0 where there is none."""
+def depth_loss(predicted: Tensor, truth: Tensor) -> Tensor:
+    """10 times the scale-invariant loss in log space plus half the gradient loss.
+
+    predicted, truth: [B, H, W] in metres; truth is 0 where there is none
+    """
     valid = truth > 0
-    off = (found + _EPSILON).log() - (truth + _EPSILON).log()
-    known = off[valid]
-    scale_invariant = (known.square().mean() - 0.85 * known.mean().square()).clamp(min=1e-12).sqrt()
-    return 10 * scale_invariant + 0.5 * _gradient_loss(off, valid)
+    log_error = (predicted + _EPSILON).log() - (truth + _EPSILON).log()
+    errors = log_error[valid]
+    variance = errors.square().mean() - 0.85 * errors.mean().square()
+    scale_invariant = variance.clamp(min=1e-12).sqrt()
+    return 10 * scale_invariant + 0.5 * _gradient_loss(log_error, valid)
 
 
-def _gradient_loss(off: Tensor, valid: Tensor) -> Tensor:
-    """How much the error in log space changes over two pixels, down and across, at several strides, for each valid pixel
-    (MegaDepth, Li & Snavely, CVPR 2018)."""
-    total = off.new_zeros(())
+def _gradient_loss(log_error: Tensor, valid: Tensor) -> Tensor:
+    """The change of the error in log space over two pixels, down and across, per valid pixel.
+
+    Summed over several strides (MegaDepth, Li & Snavely, CVPR 2018).
+    """
+    total = log_error.new_zeros(())
     for stride in _STRIDES:
-        e, v = off[:, ::stride, ::stride], valid[:, ::stride, ::stride]
+        e, v = log_error[:, ::stride, ::stride], valid[:, ::stride, ::stride]
         down = (e[:, 2:] - e[:, :-2]).abs() * (v[:, 2:] & v[:, :-2])
         across = (e[:, :, 2:] - e[:, :, :-2]).abs() * (v[:, :, 2:] & v[:, :, :-2])
         total = total + (down.sum() + across.sum()) / v.sum().clamp(min=1)
     return total
 
 
-def normals_loss(found: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """The angular loss with uncertainty of Bae et al. (ICCV 2021): [B, 4, H, W] with kappa last, [B, 3, H, W], [B, H, W]."""
-    angle = cosine_similarity(found[:, :3], truth, dim=1).clamp(-1 + 1e-4, 1 - 1e-4).acos()
-    kappa = elu(found[:, 3]) + 1.01
+def normals_loss(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    """The angular loss with uncertainty of Bae et al. (ICCV 2021).
+
+    predicted: [B, 4, H, W], a normal of any length and kappa before its activation
+    truth:     [B, 3, H, W]
+    valid:     bool [B, H, W]
+    """
+    cosine = cosine_similarity(predicted[:, :3], truth, dim=1)
+    angle = cosine.clamp(-1 + 1e-4, 1 - 1e-4).acos()  # the slope of acos is infinite at 1
+    kappa = elu(predicted[:, 3]) + 1.01
     loss = (1 + (-kappa * math.pi).exp()).log() - (kappa.square() + 1).log() + kappa * angle
     return loss[valid].mean()
 
 
-def fitted_scale_and_shift(found: Tensor, truth: Tensor) -> Tensor:
-    """`found` [B, H, W] with the scale and shift, for each image, that bring it nearest to the truth (least squares, truth > 0)."""
+def fitted_scale_and_shift(predicted: Tensor, truth: Tensor) -> Tensor:
+    """Scale and shift each image of `predicted` [B, H, W] to be nearest to the truth, by least squares.
+
+    Only pixels with truth > 0 count. An image from which no scale can be told, such as a flat one,
+    stays as it is.
+    """
     valid = (truth > 0).double()
-    f, t = found.double(), truth.double()
-    count, sum_f, sum_t = (x.sum(dim=(1, 2)) for x in (valid, valid * f, valid * t))
-    sum_ff, sum_ft = (x.sum(dim=(1, 2)) for x in (valid * f * f, valid * f * t))
-    determinant = sum_ff * count - sum_f.square()
-    solvable = determinant > 1e-12 * sum_ff * count
+    p, t = predicted.double(), truth.double()
+    count, sum_p, sum_t = (x.sum(dim=(1, 2)) for x in (valid, valid * p, valid * t))
+    sum_pp, sum_pt = (x.sum(dim=(1, 2)) for x in (valid * p * p, valid * p * t))
+    # Cramer's rule for the 2 x 2 normal equations.
+    determinant = sum_pp * count - sum_p.square()
+    solvable = determinant > 1e-12 * sum_pp * count
     safe = determinant.where(solvable, 1)
-    scale = ((count * sum_ft - sum_f * sum_t) / safe).where(solvable, 1)
-    shift = ((sum_ff * sum_t - sum_f * sum_ft) / safe).where(solvable, 0)
-    return (f * scale[:, None, None] + shift[:, None, None]).to(found.dtype)
+    scale = ((count * sum_pt - sum_p * sum_t) / safe).where(solvable, 1)
+    shift = ((sum_pp * sum_t - sum_p * sum_pt) / safe).where(solvable, 0)
+    return (p * scale[:, None, None] + shift[:, None, None]).to(predicted.dtype)
 
 
-def depth_metrics(found: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """For each image [B]: shares of pixels whose ratio to the truth is below 1.25, its square and its cube, and the RMSE in metres.
+def depth_metrics(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    """Depth metrics of each image [B], from [B, H, W] in metres.
+
+    d1, d2, d3: shares of pixels whose ratio to the truth is below 1.25, its square and its cube
+    rmse:       in metres
 
     Pixels without truth (0) do not count; an image with none gives NaN.
     """
     valid = truth > 0
-    ratio = torch.maximum(truth / found.clamp(min=1e-9), found / truth.clamp(min=1e-9))
+    ratio = torch.maximum(truth / predicted.clamp(min=1e-9), predicted / truth.clamp(min=1e-9))
     metrics = {f"d{k}": _share(ratio < 1.25**k, valid) for k in (1, 2, 3)}
-    return metrics | {"rmse": _mean((found - truth).square(), valid).sqrt()}
+    return metrics | {"rmse": _mean((predicted - truth).square(), valid).sqrt()}
 
 
-def normals_metrics(found: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """For each image [B]: shares of pixels whose normal is less than 11.25, 22.5 and 30 degrees off, and the RMSE in degrees.
+def normals_metrics(predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Metrics of surface normals of each image [B].
 
-    found and truth are [B, 3, H, W] of any length, valid is [B, H, W]; an image with no valid pixel gives NaN.
+    predicted, truth: [B, 3, H, W], of any length
+    valid:            bool [B, H, W]
+
+    Shares of pixels whose normal is less than 11.25, 22.5 and 30 degrees off, and the RMSE in degrees.
+    An image without valid pixels gives NaN.
     """
-    off = cosine_similarity(found, truth, dim=1).clamp(-1, 1).acos().rad2deg()
-    metrics = {f"{degrees:g}°": _share(off < degrees, valid) for degrees in (11.25, 22.5, 30)}
-    return metrics | {"rmse": _mean(off.square(), valid).sqrt()}
+    error = cosine_similarity(predicted, truth, dim=1).clamp(-1, 1).acos().rad2deg()
+    metrics = {f"{degrees:g}°": _share(error < degrees, valid) for degrees in (11.25, 22.5, 30)}
+    return metrics | {"rmse": _mean(error.square(), valid).sqrt()}
 
 
-def _share(what: Tensor, valid: Tensor) -> Tensor:
-    return _mean(what.double(), valid)
+def _share(condition: Tensor, valid: Tensor) -> Tensor:
+    """The share of valid pixels of each image for which a condition [B, H, W] holds."""
+    return _mean(condition.double(), valid)
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean over valid pixels of each image; NaN for none."""
+    """The mean over valid pixels of each image [B]; NaN if there are none."""
     return values.double().where(valid, 0).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """Part of the highest rate: from 1 % straight up over `warmup` steps, then down a quarter of a cosine, to 1 %."""
+    """The share of the highest learning rate at a step.
+
+    Rises linearly from 1 % over `warmup` steps, then falls along a quarter of a cosine to 1 %.
+    """
     if step <= warmup:
-        return (1 - _LEAST) * (step / warmup if warmup else 1) + _LEAST
-    return (1 - _LEAST) * math.cos(math.pi / 2 * (step - warmup) / (steps - warmup)) + _LEAST
+        return (1 - _MIN_RATE) * (step / warmup if warmup else 1) + _MIN_RATE
+    angle = math.pi / 2 * (step - warmup) / (steps - warmup)
+    return (1 - _MIN_RATE) * math.cos(angle) + _MIN_RATE
 
 
 def train_probe(
-    probe: nn.Module, losses: Callable[[], Iterable[Tensor]], steps: int, warmup: float, rate: float
+    probe: nn.Module,
+    losses_of_epoch: Callable[[], Iterable[Tensor]],
+    *,
+    steps: int,
+    warmup: float,
+    rate: float,
 ) -> list[float]:
-    """Trains with AdamW for so many steps; each loss of an epoch, that `losses()` gives, is one step. Returns the losses."""
+    """Train with AdamW; return the loss of every step.
+
+    losses_of_epoch: yields a loss per batch of an epoch; each is one step. Called until `steps` are done
+    """
     optimizer = torch.optim.AdamW(probe.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, steps, warmup)
     )
-    seen: list[float] = []
-    while len(seen) < steps:
-        for loss in losses():
+    losses: list[float] = []
+    while len(losses) < steps:
+        for loss in losses_of_epoch():
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            seen.append(loss.item())
-            if len(seen) % _TELL == 0:
-                log.info("step %d of %d: loss %.4f", len(seen), steps, sum(seen[-_TELL:]) / _TELL)
-            if len(seen) == steps:
+            losses.append(loss.item())
+            if len(losses) % _LOG_EVERY == 0:
+                recent = sum(losses[-_LOG_EVERY:]) / _LOG_EVERY
+                log.info("step %d of %d: loss %.4f", len(losses), steps, recent)
+            if len(losses) == steps:
                 break
-    return seen
+    return losses

@@ -1,4 +1,4 @@
-"""Which datasets the evaluations read, where people get them and under which terms; and what is said when one is not there."""
+"""The datasets that benchmarks read: where to get them, their terms, and errors for what is missing or broken."""
 
 from __future__ import annotations
 
@@ -19,56 +19,62 @@ from shards.errors import PretrackError, SettingsError
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset that somebody has to fetch: what it is, its home page, its terms, and folders that show that it is there."""
+    """A dataset that users fetch themselves.
+
+    what:  content and size, in a phrase
+    home:  its home page
+    terms: its terms of use, in a phrase
+    parts: glob patterns of files or folders that its root must contain
+    """
 
     name: str
     what: str
     home: str
     terms: str
-    holds: tuple[str, ...]
-    """Folders or files directly below the root; a pattern such as `*/wild_set` has to match something."""
+    parts: tuple[str, ...]
 
 
 SPAIR = Dataset(
-    "SPair-71k",
-    "pairs of photographs with keypoints, 0.25 GB",
-    "cvlab.postech.ac.kr/research/SPair-71k",
-    "its photographs are PASCAL VOC's, under Flickr's terms of use",
-    ("JPEGImages", "ImageAnnotation", "PairAnnotation"),
+    name="SPair-71k",
+    what="pairs of photographs with keypoints, 0.25 GB",
+    home="cvlab.postech.ac.kr/research/SPair-71k",
+    terms="its photographs are PASCAL VOC's, under Flickr's terms of use",
+    parts=("JPEGImages", "ImageAnnotation", "PairAnnotation"),
 )
 NAVI = Dataset(
-    "NAVI",
-    "photographs of scanned objects with poses and depth, 16 GB (v1.0) or 30 GB (v1.5)",
-    "navidataset.github.io",
-    "read the terms that come with it",
-    ("*/wild_set",),
+    name="NAVI",
+    what="photographs of scanned objects with poses and depth, 16 GB (v1.0) or 30 GB (v1.5)",
+    home="navidataset.github.io",
+    terms="read the terms that come with it",
+    parts=("*/wild_set",),
 )
 VOC = Dataset(
-    "PASCAL VOC 2012",
-    "photographs with segmentations, 2 GB",
-    "host.robots.ox.ac.uk/pascal/VOC/voc2012",
-    "its photographs are under Flickr's terms of use",
-    ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
+    name="PASCAL VOC 2012",
+    what="photographs with segmentations, 2 GB",
+    home="host.robots.ox.ac.uk/pascal/VOC/voc2012",
+    terms="its photographs are under Flickr's terms of use",
+    parts=("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"),
 )
 
 
 def check_dataset(root: Path, dataset: Dataset) -> None:
-    """Raises SettingsError, in one sentence, if `root` is not there or is not laid out as the dataset is."""
-    told = f"{dataset.name} ({dataset.what}; {dataset.terms})"
+    """Raise SettingsError, in one sentence, if `root` is missing or is not laid out like the dataset."""
+    described = f"{dataset.name} ({dataset.what}; {dataset.terms})"
     if not root.is_dir():
         raise SettingsError(
-            f"there is no folder {root}: fetch {told} from {dataset.home} and give the folder it unpacks to"
+            f"there is no folder {root}: fetch {described} from {dataset.home} "
+            "and give the folder it unpacks to"
         )
-    for part in dataset.holds:
+    for part in dataset.parts:
         if not any(root.glob(part)):
             raise SettingsError(
-                f"{root} is not {dataset.name} as it unpacks: {root / part} is missing; give the folder that holds it, "
-                f"or fetch {told} from {dataset.home}"
+                f"{root} is not {dataset.name} as it unpacks: {root / part} is missing; "
+                f"give the folder that holds it, or fetch {described} from {dataset.home}"
             )
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises PretrackError, in one sentence, if it is missing or broken."""
+    """Read a JSON file. Raises PretrackError, in one sentence, if it is missing or broken."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -81,7 +87,11 @@ def read_json(path: Path) -> Any:
 
 @contextmanager
 def describing(what: str, path: Path) -> Iterator[None]:
-    """Inside, values of a JSON file are taken to describe something: any that do not become a PretrackError, in one sentence."""
+    """Parse values of a JSON file inside this context.
+
+    Values of the wrong kind raise a PretrackError that says, in one sentence, that the file does not
+    describe `what`.
+    """
     try:
         yield
     except (
@@ -98,18 +108,22 @@ def describing(what: str, path: Path) -> Iterator[None]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file, upright as its EXIF data says. Raises PretrackError, in one sentence, if it is missing or broken."""
+    """Open an image upright, as its EXIF data says.
+
+    Raises PretrackError, in one sentence, if it is missing or broken.
+    """
     try:
         with Image.open(path) as image:
             return ImageOps.exif_transpose(image)
     except FileNotFoundError as error:
         raise PretrackError(f"{path} is missing: unpack the dataset again") from error
-    except Exception as error:  # of damaged pixels Pillow raises an OSError, of damaged EXIF data whatever comes of them
+    # Pillow raises OSError for damaged pixels, but any error at all for damaged EXIF data.
+    except Exception as error:
         raise PretrackError(
             f"{path} cannot be read as an image ({error}): unpack the dataset again"
         ) from error
 
 
 def as_tensor(image: Image.Image) -> Tensor:
-    """An image as uint8 RGB [3, H, W]."""
+    """Convert an image to uint8 RGB [3, H, W]."""
     return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)

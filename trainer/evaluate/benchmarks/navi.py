@@ -1,15 +1,17 @@
-"""Correspondence on NAVI: is a place on an object found in another photograph of it? After Probe3D (El Banani et al., CVPR 2024).
+"""Correspondence on NAVI: is a point on an object found in another photograph of it? After Probe3D (El Banani et al., CVPR 2024).
 
-Patch features of two photographs are upsampled to a grid; each point of the object in the first goes to the point of the object in
-the second with the most similar feature. With poses and depth both have a place in space; a match is right if these are less than
-2 cm apart. Recall is a pair's own, then a mean over pairs within bins of the angle between the two poses.
+Patch features of two photographs are upsampled to a grid. Each grid point on the object in the first is
+matched to the grid point on the object in the second with the most similar feature. Poses and depth
+give both a position in space; a match is correct if these are less than 2 cm apart. Recall is computed
+per pair, then averaged over pairs within bins of the angle between the two poses.
 
-Probe3D keeps the 1000 matches of highest ratio (1 - distance to the nearest / to the second nearest). On an upsampled grid the
-second nearest is mostly the neighbour of the nearest, which makes the ratio noisy, so recall over all points is there too. Its
-pairs depend on the order in which the file system lists them; here they are sorted, and a digest names the list.
+Probe3D keeps the 1000 matches of highest ratio (1 - distance to the nearest / to the second nearest). On
+an upsampled grid the second nearest is mostly the neighbour of the nearest, which makes the ratio noisy,
+so recall over all points is given as well. Its pairs depend on the order in which the file system lists
+them; here they are sorted, and a digest identifies the list.
 
-Photographs of a pair whose luminances differ little or much show what lighting does. Pairs are split into terciles within each bin
-of angle, so that the terciles' angles are alike.
+Pairs of photographs whose luminances differ little or much show the effect of lighting. Pairs are split
+into terciles within each bin of angle, so that the angles of the terciles are alike.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from torch.nn.functional import interpolate, normalize
 from manifests.fingerprint import fingerprint_lines
 from shards.errors import SettingsError
 from trainer.evaluate.benchmarks.image_datasets import NAVI
-from trainer.evaluate.benchmarks.navi_data import Crop, Photograph, list_views, read_crop
+from trainer.evaluate.benchmarks.navi_data import Crop, Photograph, list_photographs, read_crop
 from trainer.evaluate.benchmarks.settings import NaviSettings
 from trainer.evaluate.features import PatchFeatures, encode_images
 from trainer.evaluate.geometry import angle_between
@@ -39,14 +41,15 @@ from trainer.evaluate.tables import Row, table
 log = logging.getLogger(__name__)
 
 BINS = {"3DPoV": (0, 15, 30, 60, 120), "Probe3D": (0, 30, 60, 90, 120)}
-"""Edges, in degrees, of the bins of angle that papers report; a bin has its lower edge and not its upper one."""
+"""Edges in degrees of the bins of angle that papers report; a bin has its lower edge, not its upper one."""
 METRES = (0.01, 0.02, 0.05)
 PIXELS = (5, 25, 50)
+_HEADLINE = METRES.index(0.02)
 _LEVELS = 32  # of a luminance histogram
-_LUMA = (0.299, 0.587, 0.114)
-_CHUNK = 2048
-_TELL = 50  # pairs between two lines of progress
-_FEWEST = 2  # points a photograph needs for a second nearest
+_LUMA = (0.299, 0.587, 0.114)  # weights of RGB, ITU-R BT.601
+_CHUNK = 2048  # queries matched at once
+_LOG_EVERY = 50  # pairs
+_MIN_POINTS = 2  # per photograph: a ratio needs a second nearest
 
 Points = Literal["best", "all"]
 Light = Literal["similar", "different"]
@@ -54,15 +57,26 @@ Light = Literal["similar", "different"]
 
 @dataclass(frozen=True)
 class Recalls:
-    """Shares of matches nearer than 1, 2 and 5 cm in space, and than 5, 25 and 50 px in the second crop."""
+    """Shares of a pair's matches that are correct.
+
+    metres: nearer than 1, 2 and 5 cm in space
+    pixels: nearer than 5, 25 and 50 px in the second crop
+    """
 
     metres: tuple[float, ...]
     pixels: tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class PairScore:
-    """One pair: the angle between its poses in degrees, its two recalls, and how much its luminances differ, 0 to 2."""
+class PairRecalls:
+    """The result of one pair of photographs.
+
+    angle:  degrees between the poses
+    light:  difference of luminance, 0 to 2 (`luminance_distance`)
+    points: number of points matched
+    best:   recall of the matches of highest ratio
+    all:    recall of all matches
+    """
 
     first: str
     second: str
@@ -77,29 +91,29 @@ class PairScore:
 class NaviResult:
     """Recall of correspondences on NAVI, in per cent.
 
-    `skipped` counts photographs without a partner within the angle, and pairs in which an object has less than two points.
+    skipped: photographs without a partner within the angle, and pairs in which an object has fewer
+             than two points
+    digest:  of the list of pairs
     """
 
     settings: NaviSettings
     patch: int
-    pairs: tuple[PairScore, ...]
+    pairs: tuple[PairRecalls, ...]
     skipped: int
     digest: str
 
     def recall(self, points: Points = "best", metres: float = 0.02) -> float:
-        """Recall at a distance, over all pairs."""
-        return 100 * finite_mean(
-            [getattr(pair, points).metres[METRES.index(metres)] for pair in self.pairs]
-        )
+        """Recall at a distance in space, over all pairs."""
+        limit = METRES.index(metres)
+        return 100 * finite_mean([getattr(pair, points).metres[limit] for pair in self.pairs])
 
     def pixel_recall(self, points: Points = "best", pixels: int = 25) -> float:
         """Recall at a distance in the second crop, over all pairs."""
-        return 100 * finite_mean(
-            [getattr(pair, points).pixels[PIXELS.index(pixels)] for pair in self.pairs]
-        )
+        limit = PIXELS.index(pixels)
+        return 100 * finite_mean([getattr(pair, points).pixels[limit] for pair in self.pairs])
 
-    def within(self, low: float, high: float, light: Light | None = None) -> list[PairScore]:
-        """The pairs of a bin of angle; with `light`, the third of them whose luminances differ least or most."""
+    def within(self, low: float, high: float, light: Light | None = None) -> list[PairRecalls]:
+        """The pairs of a bin of angle; with `light`, the third whose luminances differ least or most."""
         inside = sorted(
             (pair for pair in self.pairs if low <= pair.angle < high),
             key=lambda pair: (pair.light, pair.first),
@@ -112,15 +126,14 @@ class NaviResult:
     def by_angle(
         self, edges: Sequence[float], points: Points = "best", light: Light | None = None
     ) -> list[tuple[float, int]]:
-        """Recall at 2 cm and number of pairs in each bin; NaN for an empty bin."""
+        """Recall at 2 cm and number of pairs per bin; NaN for an empty bin."""
         bins = [self.within(low, high, light) for low, high in pairwise(edges)]
         return [
             (
-                100
-                * finite_mean([getattr(pair, points).metres[METRES.index(0.02)] for pair in found]),
-                len(found),
+                100 * finite_mean([getattr(pair, points).metres[_HEADLINE] for pair in inside]),
+                len(inside),
             )
-            for found in bins
+            for inside in bins
         ]
 
     def by_item(self) -> dict[str, dict[str, float]]:
@@ -128,15 +141,15 @@ class NaviResult:
         kinds: tuple[Points, ...] = ("best", "all")
         return {
             f"{points}, {low}-{high}°": {
-                f"{p.first} {p.second}": 100 * getattr(p, points).metres[1]
-                for p in self.within(low, high)
+                f"{pair.first} {pair.second}": 100 * getattr(pair, points).metres[_HEADLINE]
+                for pair in self.within(low, high)
             }
             for points in kinds
             for low, high in pairwise(BINS["3DPoV"])
         }
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """The published tables, and our rows of them."""
+        """The published tables, with our rows."""
         tables: dict[str, Light | None] = {
             "navi": None,
             "navi_less_lighting": "similar",
@@ -162,18 +175,19 @@ class NaviResult:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Settings, figures, and every pair."""
-        found: dict[str, Any] = plain(
+        """Settings, recall, and every pair."""
+        kinds: tuple[Points, ...] = ("best", "all")
+        document: dict[str, Any] = plain(
             {
                 "dataset": NAVI.name,
                 "settings": self.settings.model_dump(),
                 "patch": self.patch,
                 "recall_metres": {
-                    kind: {m: self.recall(kind, m) for m in METRES} for kind in ("best", "all")
+                    kind: {metres: self.recall(kind, metres) for metres in METRES} for kind in kinds
                 },
                 "recall_pixels": {
-                    kind: {p: self.pixel_recall(kind, p) for p in PIXELS}
-                    for kind in ("best", "all")
+                    kind: {pixels: self.pixel_recall(kind, pixels) for pixels in PIXELS}
+                    for kind in kinds
                 },
                 "by_angle": {
                     name: {
@@ -188,105 +202,113 @@ class NaviResult:
                 "pairs": [asdict(pair) for pair in self.pairs],
             }
         )
-        return found
+        return document
 
     def __str__(self) -> str:
-        lines = [f"NAVI wild_set: recall in % at {self.settings.size} px, patches of {self.patch}"]
+        title = f"NAVI wild_set: recall in % at {self.settings.size} px, patches of {self.patch}"
+        by_bin = "\n".join(self._bin_table(name) for name in BINS)
+        return (
+            f"{title}\n{self._overall_table()}\n{by_bin}\n"
+            f"  {len(self.pairs)} pairs ({self.skipped} skipped), list {self.digest}; "
+            "light: a third of a bin's pairs each"
+        )
+
+    def _overall_table(self) -> str:
+        """Recall over all angles at every distance."""
         kinds: list[tuple[str, Points]] = [
             (f"best {self.settings.matches} matches", "best"),
             ("all points", "all"),
         ]
-        overall: list[Row] = [
+        rows: list[Row] = [
             [
                 name,
-                *(self.recall(kind, m) for m in METRES),
-                *(self.pixel_recall(kind, p) for p in PIXELS),
+                *(self.recall(kind, metres) for metres in METRES),
+                *(self.pixel_recall(kind, pixels) for pixels in PIXELS),
             ]
             for name, kind in kinds
         ]
-        lines.append(
-            table(
-                (
-                    "all angles",
-                    *(f"{m * 100:.0f} cm" for m in METRES),
-                    *(f"{p} px" for p in PIXELS),
-                ),
-                overall,
-            )
-        )
-        for name, edges in BINS.items():
-            header = (f"2 cm, bins of {name}", *(f"{low}-{high}°" for low, high in pairwise(edges)))
-            lines.append(
-                table(
-                    header,
-                    [*self.rows(name), ["pairs", *(count for _, count in self.by_angle(edges))]],
-                )
-            )
-        lines.append(
-            f"  {len(self.pairs)} pairs ({self.skipped} skipped), list {self.digest}; light: a third of a bin's pairs each"
-        )
-        return "\n".join(lines)
+        distances = [
+            *(f"{metres * 100:.0f} cm" for metres in METRES),
+            *(f"{pixels} px" for pixels in PIXELS),
+        ]
+        return table(("all angles", *distances), rows)
+
+    def _bin_table(self, bins: str) -> str:
+        """Recall at 2 cm, and the number of pairs, in each bin of angle."""
+        edges = BINS[bins]
+        header = (f"2 cm, bins of {bins}", *(f"{low}-{high}°" for low, high in pairwise(edges)))
+        counts: Row = ["pairs", *(count for _, count in self.by_angle(edges))]
+        return table(header, [*self.rows(bins), counts])
 
 
 def evaluate_navi(
     features: PatchFeatures, patch: int, root: Path, settings: NaviSettings | None = None
 ) -> NaviResult:
-    """Scores the features of `features`, whose patches are `patch` pixels, on NAVI in the folder `root`.
+    """Score features with patches of `patch` pixels on NAVI in the folder `root`.
 
-    Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
+    Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or
+    broken.
     """
     settings = settings or NaviSettings()
-    chosen, skipped = choose_pairs(list_views(root, "wild_set"), settings)
+    chosen, alone = choose_pairs(list_photographs(root, "wild_set"), settings)
     if not chosen:
         raise SettingsError(
-            f"{root} has no two photographs of one object within {settings.farthest:g} degrees of each other"
+            f"{root} has no two photographs of one object within {settings.farthest:g} degrees "
+            "of each other"
         )
     scores = []
-    for first, second in chosen:
-        crops = read_crop(first, settings.size), read_crop(second, settings.size)
-        maps = _encoded(features, crops, patch, settings)
-        score = _score((first, second), crops, maps, settings)
-        scores.append(score)
-        if len(scores) % _TELL == 0:
-            log.info("%d of %d pairs done", len(scores), len(chosen))
-    found = tuple(score for score in scores if score is not None)
-    digest = fingerprint_lines([f"{first.name} {second.name}" for first, second in chosen])
-    return NaviResult(settings, patch, found, skipped + len(scores) - len(found), digest)
+    for number, pair in enumerate(chosen, start=1):
+        crops = read_crop(pair[0], settings.size), read_crop(pair[1], settings.size)
+        maps = _encode_grid(features, crops, patch, settings)
+        scores.append(_score(pair, crops, maps, settings))
+        if number % _LOG_EVERY == 0:
+            log.info("%d of %d pairs done", number, len(chosen))
+    pairs = tuple(score for score in scores if score is not None)
+    return NaviResult(
+        settings=settings,
+        patch=patch,
+        pairs=pairs,
+        skipped=alone + len(scores) - len(pairs),
+        digest=fingerprint_lines([f"{first.name} {second.name}" for first, second in chosen]),
+    )
 
 
 def choose_pairs(
-    views: Sequence[Photograph], settings: NaviSettings
+    photographs: Sequence[Photograph], settings: NaviSettings
 ) -> tuple[list[tuple[Photograph, Photograph]], int]:
-    """Pairs of different photographs of one collection, and how many photographs found no partner.
+    """Pair photographs of one collection; also return how many found no partner.
 
-    Every photograph draws one partner, uniformly from those within (0, `farthest`] degrees; then every so many are kept.
+    Every photograph draws one partner, uniformly from those within (0, `farthest`] degrees; then every
+    n-th pair is kept.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     partners: list[tuple[Photograph, Photograph | None]] = []
-    for folder in sorted({view.folder for view in views}):
+    for folder in sorted({photograph.folder for photograph in photographs}):
         collection = sorted(
-            (view for view in views if view.folder == folder), key=lambda view: view.stem
+            (photograph for photograph in photographs if photograph.folder == folder),
+            key=lambda photograph: photograph.stem,
         )
-        for view in collection:
-            near = [
+        for photograph in collection:
+            candidates = [
                 other
                 for other in collection
-                if other is not view
-                and 0 < angle_between(view.rotation, other.rotation) <= settings.farthest
+                if other is not photograph
+                and 0 < angle_between(photograph.rotation, other.rotation) <= settings.farthest
             ]
+            # One number per photograph is drawn even if it has no candidates: others stay the same.
             drawn = float(torch.rand((), generator=generator, dtype=torch.float64))
-            partners.append((view, near[int(drawn * len(near))] if near else None))
-    kept = partners[:: settings.every]
-    pairs = [(view, partner) for view, partner in kept if partner is not None]
-    skipped = len(kept) - len(pairs)
+            partner = candidates[int(drawn * len(candidates))] if candidates else None
+            partners.append((photograph, partner))
+    subset = partners[:: settings.every]
+    pairs = [(first, second) for first, second in subset if second is not None]
+    alone = len(subset) - len(pairs)
     if settings.pairs is not None and settings.pairs < len(pairs):
-        pairs = [
-            pairs[i] for i in np.linspace(0, len(pairs) - 1, settings.pairs).round().astype(int)
-        ]
-    return pairs, skipped
+        spaced = np.linspace(0, len(pairs) - 1, settings.pairs).round().astype(int)
+        pairs = [pairs[i] for i in spaced]
+    return pairs, alone
 
 
-def _encoded(
+def _encode_grid(
     features: PatchFeatures, crops: tuple[Crop, Crop], patch: int, settings: NaviSettings
 ) -> Tensor:
     """Features of both crops, upsampled to the grid of points: [2, D, grid, grid]."""
@@ -300,72 +322,80 @@ def _score(
     crops: tuple[Crop, Crop],
     maps: Tensor,
     settings: NaviSettings,
-) -> PairScore | None:
-    """Matches the first crop's points to the second's; None if one of them has less than two."""
+) -> PairRecalls | None:
+    """Match the first crop's points to the second's; None if one of them has fewer than two."""
     step = slice(None, None, settings.cell)
-    points = [crop.points[step, step] for crop in crops]
-    seen = [places[..., 2] > 0 for places in points]
-    if min(int(mask.sum()) for mask in seen) < _FEWEST:
+    grids = [crop.points[step, step] for crop in crops]
+    on_object = [grid[..., 2] > 0 for grid in grids]
+    if min(int(mask.sum()) for mask in on_object) < _MIN_POINTS:
         return None
     vectors = [
-        normalize(m.movedim(0, -1)[mask.to(m.device)], dim=-1)
-        for m, mask in zip(maps, seen, strict=True)
+        normalize(image_map.movedim(0, -1)[mask.to(image_map.device)], dim=-1)
+        for image_map, mask in zip(maps, on_object, strict=True)
     ]
-    indices, weights = (values.cpu() for values in nearest_with_ratio(vectors[0], vectors[1]))
+    indices, ratios = (values.cpu() for values in nearest_with_ratio(vectors[0], vectors[1]))
+    points = [grid[mask].double() for grid, mask in zip(grids, on_object, strict=True)]
+    # Both ends of a match in the second camera's frame, in metres.
+    true_points = _into_second_camera(points[0], *pair)
+    matched_points = points[1][indices]
+    metres = (true_points - matched_points).norm(dim=1)
+    focal = crops[1].focal
+    pixels = (project(true_points, focal) - project(matched_points, focal)).norm(dim=1)
+    best = ratios.topk(min(settings.matches, len(ratios))).indices
     first, second = pair
-    rotation = torch.from_numpy(second.rotation @ first.rotation.T)
-    translation = torch.from_numpy(second.translation) - rotation @ torch.from_numpy(
-        first.translation
-    )
-    moved = points[0][seen[0]].double() @ rotation.T + translation
-    found = points[1][seen[1]].double()[indices]
-    apart = (moved - found).norm(dim=1)
-    pixels = (projected(moved, crops[1].focal) - projected(found, crops[1].focal)).norm(dim=1)
-    best = weights.topk(min(settings.matches, len(weights))).indices
-    return PairScore(
+    return PairRecalls(
         first=first.name,
         second=second.name,
         angle=angle_between(first.rotation, second.rotation),
         light=luminance_distance(*crops),
-        points=len(apart),
-        best=_recalls(apart[best], pixels[best]),
-        all=_recalls(apart, pixels),
+        points=len(metres),
+        best=_recalls(metres[best], pixels[best]),
+        all=_recalls(metres, pixels),
     )
+
+
+def _into_second_camera(points: Tensor, first: Photograph, second: Photograph) -> Tensor:
+    """Move points [N, 3] from the first camera's frame into the second's."""
+    rotation = torch.from_numpy(second.rotation @ first.rotation.T)
+    translation = torch.from_numpy(second.translation) - rotation @ torch.from_numpy(
+        first.translation
+    )
+    return points @ rotation.T + translation
 
 
 def _recalls(metres: Tensor, pixels: Tensor) -> Recalls:
     return Recalls(
-        tuple((metres < limit).double().mean().item() for limit in METRES),
-        tuple((pixels < limit).double().mean().item() for limit in PIXELS),
+        metres=tuple((metres < limit).double().mean().item() for limit in METRES),
+        pixels=tuple((pixels < limit).double().mean().item() for limit in PIXELS),
     )
 
 
 def nearest_with_ratio(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Of unit vectors [N, D] and [M, D]: the index of the nearest candidate [N], and 1 - its cosine distance / the second's [N].
+    """Find the nearest candidate of each query, with its ratio: unit vectors [N, D], [M, D] → [N], [N].
 
-    A few thousand queries at a time, so that memory is bounded.
+    The ratio is 1 - cosine distance to the nearest / to the second nearest. Computed for a few
+    thousand queries at a time, to bound memory.
     """
-    indices, weights = [], []
+    indices, ratios = [], []
     for part in queries.split(_CHUNK):
         similarity, index = (part @ candidates.T).topk(2, dim=1)
         distance = (1 - similarity).clamp(min=1e-9)
         indices.append(index[:, 0])
-        weights.append(1 - distance[:, 0] / distance[:, 1])
-    return torch.cat(indices), torch.cat(weights)
+        ratios.append(1 - distance[:, 0] / distance[:, 1])
+    return torch.cat(indices), torch.cat(ratios)
 
 
-def projected(points: Tensor, focal: float) -> Tensor:
-    """Places in pixels [N, 2], up to the principal point, of points [N, 3] in front of a camera."""
+def project(points: Tensor, focal: float) -> Tensor:
+    """Project points [N, 3] to pixels [N, 2], relative to the principal point; x right, y down, z ahead."""
     return focal * points[:, :2] / points[:, 2:].clamp(min=1e-9)
 
 
 def luminance_distance(first: Crop, second: Crop) -> float:
-    """L1 distance, 0 to 2, between the histograms of the object's luminance (32 levels, each summing to one)."""
+    """L1 distance, 0 to 2, between histograms of the object's luminance (32 levels, each sums to one)."""
     histograms = []
     for crop in (first, second):
-        luma = (crop.image.double() * torch.tensor(_LUMA, dtype=torch.float64)[:, None, None]).sum(
-            dim=0
-        )[crop.depth > 0]
+        weights = torch.tensor(_LUMA, dtype=torch.float64)[:, None, None]
+        luma = (crop.image.double() * weights).sum(dim=0)[crop.depth > 0]
         levels = (luma * _LEVELS / 256).long().clamp(max=_LEVELS - 1)
         counts = torch.bincount(levels, minlength=_LEVELS).double()
         histograms.append(counts / counts.sum().clamp(min=1))

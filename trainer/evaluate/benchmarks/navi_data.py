@@ -1,4 +1,4 @@
-"""NAVI: photographs of scanned objects with poses and depth, read as Probe3D reads them (versions 1.0 and 1.5)."""
+"""NAVI on disk: photographs of scanned objects with poses and depth, read as in Probe3D (versions 1.0 and 1.5)."""
 
 from __future__ import annotations
 
@@ -27,21 +27,27 @@ Floats = NDArray[np.float64]
 
 Subset = Literal["wild_set", "multiview"]
 
-_SHORT_SIDE = 1024  # what Probe3D shrinks the photographs to, once, under names with this prefix
+# Probe3D shrinks the photographs once, to this shorter side, under names with this prefix.
+_SHORT_SIDE = 1024
 _SHRUNK = "downsampled_"
-_DISPARITY = 65535 * 10  # of a depth image: value = this / mm
+_DISPARITY = 65535 * 10  # a depth image's value is this / depth in mm
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph with its camera: x_camera = rotation @ x_object + translation, in metres, camera looking along +z."""
+    """A photograph with its camera: x_camera = rotation @ x_object + translation.
+
+    In metres; the camera looks along +z.
+
+    focal:         focal length in pixels of the photograph; the principal point is its middle
+    height, width: size in pixels
+    """
 
     folder: Path
     stem: str
     rotation: Floats
     translation: Floats
     focal: float
-    """Focal length in pixels of the photograph; the principal point is its middle."""
     height: int
     width: int
 
@@ -53,12 +59,12 @@ class Photograph:
 
 @dataclass(frozen=True)
 class Crop:
-    """The square around an object, resized.
+    """The square around an object, resized to `size`.
 
-    image: uint8 RGB [3, size, size]
-    depth: float32 [size, size] in metres, 0 where the object is not
-    points: float32 [size, size, 3], the places seen, in metres in the camera's frame; 0 where the object is not
-    box: float32 depth [side, side] before the last resize, for normals
+    image:  uint8 RGB [3, size, size]
+    depth:  float32 [size, size] in metres; 0 beside the object
+    points: float32 [size, size, 3], surface points in metres in the camera's frame; 0 beside the object
+    box:    float32 depth [side, side] of the square before it is resized, for normals
     box_focal, focal: focal lengths in pixels of `box` and of the crop
     corner: (row, column) of the box's first pixel in the centre-cropped square of `size`
     """
@@ -72,37 +78,39 @@ class Crop:
     corner: tuple[int, int]
 
 
-def list_views(root: Path, subset: Subset) -> list[Photograph]:
-    """The photographs of a subset, sorted by name: `wild_set`, or all multiview collections of objects that have a wild set too.
+def list_photographs(root: Path, subset: Subset) -> list[Photograph]:
+    """List the photographs of a subset, sorted by name.
 
-    Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
+    `wild_set`, or all multiview collections of the objects that also have a wild set. Raises
+    SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
     """
     check_dataset(root, NAVI)
-    views = []
+    photographs = []
     for wild in sorted(root.glob("*/wild_set")):
-        folders = (
-            [wild]
-            if subset == "wild_set"
-            else sorted(p for p in wild.parent.glob("multiview[-_]*") if p.is_dir())
-        )
+        if subset == "wild_set":
+            folders = [wild]
+        else:
+            # Version 1.0 writes multiview_00…, version 1.5 multiview-00….
+            folders = sorted(p for p in wild.parent.glob("multiview[-_]*") if p.is_dir())
         for folder in folders:
-            views += _collection(folder)
-    if not views:
+            photographs += _read_collection(folder)
+    if not photographs:
         raise SettingsError(
             f"{root} holds no {subset} photographs: expected OBJECT/{subset}…/annotations.json and images/"
         )
-    return views
+    return photographs
 
 
-def _collection(folder: Path) -> list[Photograph]:
-    """The photographs of one collection, sorted."""
+def _read_collection(folder: Path) -> list[Photograph]:
+    """The photographs of one collection, sorted by name."""
     file = folder / "annotations.json"
-    listed = read_json(file)
+    annotations = read_json(file)
     with describing(f"photographs of {NAVI.name}", file):
-        return sorted((_as_view(folder, values) for values in listed), key=lambda view: view.stem)
+        photographs = [_parse_photograph(folder, values) for values in annotations]
+        return sorted(photographs, key=lambda photograph: photograph.stem)
 
 
-def _as_view(folder: Path, values: dict[str, Any]) -> Photograph:
+def _parse_photograph(folder: Path, values: dict[str, Any]) -> Photograph:
     camera = values["camera"]
     height, width = (int(side) for side in values["image_size"])
     if min(height, width) < 1:
@@ -111,7 +119,7 @@ def _as_view(folder: Path, values: dict[str, Any]) -> Photograph:
         folder=folder,
         stem=values["filename"].split(".")[0],
         rotation=rotation_of(camera["q"]),
-        translation=np.array(camera["t"], np.float64).reshape(3) / 1000,
+        translation=np.array(camera["t"], np.float64).reshape(3) / 1000,  # from mm
         focal=float(camera["focal_length"]),
         height=height,
         width=width,
@@ -119,7 +127,7 @@ def _as_view(folder: Path, values: dict[str, Any]) -> Photograph:
 
 
 def rotation_of(quaternion: Sequence[float]) -> Floats:
-    """The rotation matrix of a quaternion (w, x, y, z), which need not be of unit length."""
+    """The rotation matrix [3, 3] of a quaternion (w, x, y, z) of any length but 0."""
     w, x, y, z = np.array(quaternion, np.float64) / np.linalg.norm(quaternion)
     return np.array(
         [
@@ -130,33 +138,25 @@ def rotation_of(quaternion: Sequence[float]) -> Floats:
     )
 
 
-def read_crop(view: Photograph, size: int = 512) -> Crop:
-    """A photograph as Probe3D shows it: the shorter side resized to `size`, the middle square cut out, then the square around the
-    object, resized to `size` again. All but the first shrinking is by nearest neighbours, so that image and depth stay together.
+def read_crop(photograph: Photograph, size: int = 512) -> Crop:
+    """Read a photograph as Probe3D shows it: the square around the object, resized to `size`.
+
+    The shorter side is resized to `size`, the middle square is cut out, then the square around the
+    object, and that is resized to `size` again. All but the first shrinking take the nearest
+    neighbour, so that image and depth stay aligned.
 
     Raises PretrackError if a file is missing or broken, or if the object is not in the picture.
     """
-    photograph = _shrunk(view.folder / "images", f"{view.stem}.jpg", Image.Resampling.BICUBIC)
-    image = as_tensor(photograph)
-    value = torch.from_numpy(
-        np.array(
-            _shrunk(view.folder / "depth", f"{view.stem}.png", Image.Resampling.NEAREST)
-        ).astype(np.float32)
-    )
-    if value.ndim != 2 or value.shape != image.shape[1:]:
-        raise PretrackError(
-            f"depth and image of {view.name} are {tuple(value.shape)} and {tuple(image.shape[1:])}: unpack again"
-        )
-    depth = torch.where(value > 0, _DISPARITY / value.clamp(min=1) / 1000, 0.0)
-    image, depth = _middle(image, size), _middle(depth, size)
-    focal = view.focal * size / min(view.height, view.width)
-    points = unprojected(depth, focal, (size / 2, size / 2))
-    rows, columns = _square_around(depth > 0, view.name)
+    image, depth = _read_image_and_depth(photograph)
+    image, depth = _middle_square(image, size), _middle_square(depth, size)
+    focal = photograph.focal * size / min(photograph.height, photograph.width)
+    points = unproject(depth, focal, (size / 2, size / 2))
+    rows, columns = _square_around(depth > 0, photograph.name)
     box = depth[rows, columns]
     return Crop(
-        image=nearest(image[:, rows, columns], size, size),
-        depth=nearest(box, size, size),
-        points=nearest(points[rows, columns].movedim(-1, 0), size, size).movedim(0, -1),
+        image=resize_nearest(image[:, rows, columns], size, size),
+        depth=resize_nearest(box, size, size),
+        points=resize_nearest(points[rows, columns].movedim(-1, 0), size, size).movedim(0, -1),
         box=box,
         box_focal=focal,
         focal=focal * size / len(box),
@@ -164,36 +164,57 @@ def read_crop(view: Photograph, size: int = 512) -> Crop:
     )
 
 
-def _shrunk(folder: Path, name: str, how: Image.Resampling) -> Image.Image:
-    """A file with its shorter side at most 1024 px: Probe3D's own shrunk file where there is one, or the same made here."""
+def _read_image_and_depth(photograph: Photograph) -> tuple[Tensor, Tensor]:
+    """uint8 RGB [3, H, W], and float32 depth [H, W] in metres; 0 beside the object.
+
+    Raises PretrackError if a file is missing or broken, or if their sizes differ.
+    """
+    folder, stem = photograph.folder, photograph.stem
+    image = as_tensor(_read_shrunk(folder / "images", f"{stem}.jpg", Image.Resampling.BICUBIC))
+    stored = _read_shrunk(folder / "depth", f"{stem}.png", Image.Resampling.NEAREST)
+    disparity = torch.from_numpy(np.array(stored).astype(np.float32))
+    if disparity.ndim != 2 or disparity.shape != image.shape[1:]:
+        raise PretrackError(
+            f"depth and image of {photograph.name} are {tuple(disparity.shape)} and "
+            f"{tuple(image.shape[1:])}: unpack again"
+        )
+    depth = torch.where(disparity > 0, _DISPARITY / disparity.clamp(min=1) / 1000, 0.0)
+    return image, depth
+
+
+def _read_shrunk(folder: Path, name: str, method: Image.Resampling) -> Image.Image:
+    """Read a file with its shorter side at most 1024 px: Probe3D's own shrunk file, or shrunk here."""
     if (folder / f"{_SHRUNK}{name}").is_file():
         return open_image(folder / f"{_SHRUNK}{name}")
     image = open_image(folder / name)
     factor = _SHORT_SIDE / min(image.size)
-    return (
-        image
-        if factor >= 1
-        else image.resize((int(image.width * factor), int(image.height * factor)), how)
-    )
+    if factor >= 1:
+        return image
+    return image.resize((int(image.width * factor), int(image.height * factor)), method)
 
 
-def nearest(image: Tensor, height: int, width: int) -> Tensor:
-    """Resizes [..., H, W] by nearest neighbours: pixel i takes pixel floor(i * H / height)."""
+def resize_nearest(image: Tensor, height: int, width: int) -> Tensor:
+    """Resize [..., H, W] by nearest neighbours: pixel i takes pixel floor(i * H / height)."""
     rows = torch.arange(height) * image.shape[-2] // height
     columns = torch.arange(width) * image.shape[-1] // width
     return image[..., rows[:, None], columns]
 
 
-def _middle(image: Tensor, size: int) -> Tensor:
-    """[..., H, W] with the shorter side resized to `size`, and the middle square of it: [..., size, size]."""
+def _middle_square(image: Tensor, size: int) -> Tensor:
+    """Resize [..., H, W] to a shorter side of `size` and cut out the middle: [..., size, size]."""
     height, width = image.shape[-2:]
-    image = nearest(image, *(size * side // min(height, width) for side in (height, width)))
+    shorter = min(height, width)
+    image = resize_nearest(image, size * height // shorter, size * width // shorter)
     top, left = (round((side - size) / 2) for side in image.shape[-2:])
     return image[..., top : top + size, left : left + size]
 
 
-def unprojected(depth: Tensor, focal: float, principal: tuple[float, float]) -> Tensor:
-    """Places [H, W, 3] in the camera's frame from depth along +z; a pixel (x, y) is seen at (x + 0.5, y + 0.5)."""
+def unproject(depth: Tensor, focal: float, principal: tuple[float, float]) -> Tensor:
+    """Points [H, W, 3] in the camera's frame from depth [H, W] along +z.
+
+    principal: principal point (x, y) in pixels, measured from the image's corner: pixel (x, y) is
+    seen at (x + 0.5, y + 0.5)
+    """
     y, x = (torch.arange(side, dtype=depth.dtype) + 0.5 for side in depth.shape)
     return torch.stack(
         [depth * (x - principal[0]) / focal, depth * ((y - principal[1]) / focal)[:, None], depth],
@@ -202,16 +223,17 @@ def unprojected(depth: Tensor, focal: float, principal: tuple[float, float]) -> 
 
 
 def _square_around(mask: Tensor, name: str) -> tuple[slice, slice]:
-    """Rows and columns of Probe3D's square around an object: centred on its box if that fits, or else moved up and left.
+    """Rows and columns of Probe3D's square around an object: centred on its box, if that fits.
 
-    As there, the box leaves out the object's last row and column. Raises PretrackError if the mask is empty.
+    If it does not, the square is moved up and left. As in Probe3D, the box leaves out the object's
+    last row and column. Raises PretrackError if the mask is empty.
     """
-    found = mask.nonzero()
-    if not len(found):
+    pixels = mask.nonzero()
+    if not len(pixels):
         raise PretrackError(
             f"the middle of {name} shows no pixel of the object: its depth image is empty"
         )
-    first, last = found.min(dim=0).values, found.max(dim=0).values
+    first, last = pixels.min(dim=0).values, pixels.max(dim=0).values
     side = int((last - first).max().clamp(min=1))
     missing = side - (last - first).clamp(max=side)
     start = first - missing // 2

@@ -18,40 +18,41 @@ Split = Literal["train", "trainaug", "val"]
 
 
 class SpairSettings(Settings):
-    """How keypoints are looked for. The defaults are Probe3D's."""
+    """How keypoints are matched. The defaults are Probe3D's."""
 
     split: Literal["trn", "val", "test"] = "test"
-    """Choose checkpoints on `val`; `test` is for reporting."""
+    """Split of the dataset. Choose checkpoints on `val`; `test` is for reporting."""
     size: int = Field(default=800, ge=16)
-    """Side in pixels of the square that images are shown at."""
+    """Side in pixels of the square that images are resized to."""
     pairs: int = Field(default=200, ge=1)
-    """At most this many pairs for each class and pass."""
+    """Pairs per class and pass, at most."""
     seed: int = 20
-    """Of the shuffle that chooses pairs."""
+    """Seed of the shuffle that chooses pairs."""
     readout: Readout = "probe3d"
-    """`probe3d`: a patch stands for its top left corner, and features are read as if the outermost patches' centres lay on the
-    border; its perfect matcher is off by 0.0153 of the image with 50 patches a side. `centre`: a patch lies where it is, 0.0076."""
+    """Position that a patch stands for. `probe3d`: its top left corner, and features are sampled as if
+    the centres of the outermost patches lay on the border; with 50 patches per side a perfect matcher
+    is off by 0.0153 of the image. `centre`: its centre; a perfect matcher is off by 0.0076."""
     occluded: Occluded = "none"
-    """Hides a part of the object in the target (`one`) or in source and target (`both`)."""
+    """Hide a part of the object in the target (`one`), or in source and target (`both`)."""
 
 
 class NaviSettings(Settings):
-    """How points are looked for. The defaults are Probe3D's."""
+    """How points are matched. The defaults are Probe3D's."""
 
     size: int = Field(default=512, ge=16)
     """Side in pixels of the square around the object."""
     cell: int = Field(default=4, ge=1)
-    """Pixels between two points of the grid."""
+    """Pixels from one point of the grid to the next."""
     matches: int = Field(default=1000, ge=1)
-    """How many matches of highest ratio count as `best`."""
+    """Number of matches of highest ratio that count as `best`."""
     every: int = Field(default=4, ge=1)
-    """Only every so many photographs start a pair."""
+    """Only every n-th photograph starts a pair."""
     farthest: float = Field(default=120, gt=0)
     """Largest angle of a pair in degrees."""
     seed: int = 8
-    """Of the draw of partners."""
+    """Seed of the draw of partners."""
     pairs: int | None = Field(default=None, ge=1)
-    """At most so many pairs, evenly from the list: for a quick look."""
+    """Pairs, at most, evenly spaced in the list: for a quick look."""
 
 
 class ProbeSettings(Settings):
@@ -60,29 +61,29 @@ class ProbeSettings(Settings):
     size: int = Field(default=512, ge=16)
     """Side in pixels of the square around the object."""
     every: int = Field(default=4, ge=1)
-    """Only every so many photographs are used, in training and in testing."""
+    """Only every n-th photograph is used, in training and in testing."""
     epochs: float = Field(default=10, gt=0)
-    """Passes over the photographs."""
+    """Passes over the training photographs."""
     warmup: float = Field(default=1.5, ge=0)
-    """Epochs over which the learning rate goes up."""
+    """Epochs in which the learning rate rises."""
     steps: int | None = Field(default=None, ge=1)
-    """So many steps in place of `epochs`, with the same part of them as warm-up: for a quick look."""
+    """Training steps, instead of `epochs`, with the same share of warm-up: for a quick look."""
     batch: int = Field(default=8, ge=1)
-    """Photographs a step."""
+    """Photographs per step."""
     rate: float = Field(default=5e-4, gt=0)
     """Highest learning rate."""
     hidden: int = Field(default=512, ge=1)
     """Channels of the probe."""
     jitter: bool = True
-    """Brightness, contrast, saturation and hue by up to 0.2, for four images of five."""
+    """Change brightness, contrast, saturation and hue by up to 0.2, in four images of five."""
     farthest: float = Field(default=1.0, gt=0.001)
-    """Largest depth the probe can say, in metres."""
+    """Largest depth that the probe can predict, in metres."""
     relative: bool = False
-    """Depth from 0.01 to 1 between the nearest and the farthest point of each object, in place of metres."""
+    """Predict relative depth instead of metres: 0.01 at an object's nearest point, 1 at its farthest."""
     snorm_gt: Normals = "probe3d"
-    """Which normals count as true: `probe3d` for its table, `true` for those of the object."""
+    """Normals that count as true: `probe3d` to compare with its table, `true` for the object's."""
     seed: int = 8
-    """Of the probe's first weights, the order of photographs and the jitter."""
+    """Seed of the probe's first weights, the order of photographs and the jitter."""
     workers: int = Field(default=4, ge=0)
     """Processes that read photographs."""
 
@@ -93,35 +94,36 @@ class ClusteringSettings(Settings):
     size: int = Field(default=224, ge=16)
     """Side in pixels of the square that images are squashed to."""
     grid: int = Field(default=56, ge=1)
-    """Cells a side that features are enlarged to, bilinearly."""
+    """Cells per side that features are enlarged to, bilinearly."""
     components: int = Field(default=50, ge=1)
     """Principal components of the standardised features that are clustered."""
     clusters: tuple[Annotated[int, Field(ge=1)], ...] = (21, 100)
-    """How many clusters, one after the other."""
+    """Numbers of clusters, one clustering for each."""
     iterations: int = Field(default=20, ge=1)
-    """Of k-means."""
+    """Iterations of k-means."""
     points: int = Field(default=1_000_000, ge=1)
-    """Cells that the centres are fitted to, evenly from the images; all cells are then given one."""
+    """Cells that k-means is fitted to, equally many per image. Then all cells are assigned."""
     seed: int = Field(default=0, ge=0)
-    """Of the sample and of k-means' first centres."""
+    """Seed of the sample of cells and of k-means' first centres."""
     images: int | None = Field(default=None, ge=1)
-    """At most so many images, evenly from the list: for a quick look."""
+    """Images, at most, evenly spaced in the list: for a quick look."""
 
 
 class RetrievalSettings(Settings):
-    """How labels are retrieved. The defaults are hummingbird's, but for the memory's size."""
+    """How labels are retrieved. The defaults are hummingbird's, except for the size of the memory."""
 
     size: int = Field(default=224, ge=16)
     """Side in pixels of the square that images are squashed to."""
     memory: int = Field(default=300_000, ge=1)
-    """Patches remembered, evenly and at random from the training images: 0.9 GB of a ViT-B."""
+    """Patches in the memory, drawn at random, equally many per training image: 0.9 GB for a ViT-B."""
     memory_split: Split = "trainaug"
-    """`trainaug` has labels for 10 582 images and needs the folder SegmentationClassAug; `train` has 1464."""
+    """Training images. `trainaug` labels 10 582 images and needs the folder SegmentationClassAug;
+    `train` labels 1464."""
     neighbours: int = Field(default=30, ge=1)
     """Patches of the memory that a patch takes its label from."""
     temperature: float = Field(default=0.02, gt=0)
-    """Of the softmax that weights them."""
+    """Temperature of the softmax that weights the neighbours."""
     seed: int = 0
-    """Of the choice of patches."""
+    """Seed of the choice of patches."""
     images: int | None = Field(default=None, ge=1)
-    """At most so many training and so many validation images: for a quick look."""
+    """Training images and validation images, at most, of each: for a quick look."""

@@ -1,13 +1,14 @@
 """Keypoint recall on SPair-71k: is a cat's left ear found on another cat? After Probe3D (El Banani et al., CVPR 2024).
 
-A keypoint of the source image takes its feature from the source's map and goes to the target's patch of highest cosine
-similarity. It is found if that is nearer than 0.1 of the longer side of the target's bounding box. Recall is over keypoints
-within a class, then a mean over classes; in four passes: small, medium and large differences of viewpoint, and all of them,
-which is drawn by itself and so is not the mean of the three.
+The feature of a keypoint is sampled from the source image's map and matched to the target's patch of
+highest cosine similarity. The match is correct if it is nearer than 0.1 of the longer side of the
+target's bounding box. Recall is over the keypoints of a class, then a mean over classes. There are
+four passes: small, medium and large differences of viewpoint, and all of them; the last is a separate
+draw of pairs, not the mean of the others.
 
-Two things are not Probe3D's. Its sample of pairs follows the order in which the file system lists them; here they are sorted
-before the seeded shuffle, and a digest names the list. And beside its readout, which takes a patch's corner for its place, there
-is one that takes the centre.
+Two things differ from Probe3D. Its sample of pairs follows the order in which the file system lists
+them; here they are sorted before the seeded shuffle, and a digest identifies the list. And beside its
+readout, which takes a patch's corner for its position, there is one that takes the centre.
 """
 
 from __future__ import annotations
@@ -24,42 +25,40 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.wording import pluralise
-from shards.errors import SettingsError
-from trainer.evaluate.benchmarks.image_datasets import (
-    SPAIR,
-    as_tensor,
-    check_dataset,
-    describing,
-    open_image,
-    read_json,
-)
+from trainer.evaluate.benchmarks.image_datasets import SPAIR, check_dataset
 from trainer.evaluate.benchmarks.settings import Readout, SpairSettings
+from trainer.evaluate.benchmarks.spair_data import (
+    AnnotatedImage,
+    ImagePair,
+    read_annotated_image,
+    read_pairs,
+)
 from trainer.evaluate.features import PatchFeatures, encode_images, padding
 from trainer.evaluate.results import finite_mean, plain
 from trainer.evaluate.tables import Row, table
 
 log = logging.getLogger(__name__)
 
-
 PASSES = {"S": 0, "M": 1, "L": 2, "All": None}
-"""The four passes and the difference of viewpoint each is for; None for any."""
+"""The four passes, each with the difference of viewpoint of its pairs; None for any."""
 THRESHOLD = 0.1
-_BATCH = 8
-_FILL = (124, 116, 104)  # ImageNet's mean
-_COVERED = (0.1, 0.3)  # of the bounding box
+_BATCH = 8  # images encoded at once
+_FILL = (124, 116, 104)  # RGB of an occluder: ImageNet's mean
+_COVERED = (0.1, 0.3)  # share of the bounding box that an occluder covers
 
 
 @dataclass(frozen=True)
-class PairScore:
-    """The keypoints of one pair that are annotated in both images and hidden in neither.
+class PairErrors:
+    """The errors of the keypoints that are annotated in both images of a pair and occluded in neither.
 
-    `errors` and `clean`, the same without occlusion, are distances in parts of the target's bounding box: found is below 0.1.
+    errors: distances from the match to the target keypoint, as fractions of the longer side of the
+            target's bounding box; a match is correct below THRESHOLD
+    clean:  the errors of the same keypoints without occlusion
     """
 
     category: str
@@ -67,330 +66,302 @@ class PairScore:
     errors: tuple[float, ...]
     clean: tuple[float, ...]
 
+    @property
+    def correct(self) -> int:
+        """Number of correct matches."""
+        return sum(error < THRESHOLD for error in self.errors)
+
+    @property
+    def correct_clean(self) -> int:
+        """Number of correct matches without occlusion."""
+        return sum(error < THRESHOLD for error in self.clean)
+
 
 @dataclass(frozen=True)
 class SpairResult:
-    """Recall on SPair-71k, in per cent. `passes` lists each pass's pairs; a pair that is in two of them was scored once."""
+    """Recall on SPair-71k, in per cent.
+
+    passes: pass → names of its pairs; a pair in two passes is scored once
+    pairs:  name → errors
+    images: number of images encoded
+    digest: of the list of pairs
+    """
 
     settings: SpairSettings
     patch: int
     passes: dict[str, tuple[str, ...]]
-    pairs: dict[str, PairScore]
+    pairs: dict[str, PairErrors]
     images: int
     digest: str
 
     @property
     def categories(self) -> tuple[str, ...]:
         """The classes that have pairs, sorted."""
-        return tuple(sorted({score.category for score in self.pairs.values()}))
+        return tuple(sorted({pair.category for pair in self.pairs.values()}))
 
-    def recall(self, which: str, category: str | None = None, clean: bool = False) -> float:
-        """Recall of a pass: of one class, or the mean over those with keypoints. NaN if there are none. `clean` for the same
-        keypoints in the images as they are."""
+    def recall(self, name: str, category: str | None = None, clean: bool = False) -> float:
+        """Recall of a pass: of one class, or the mean over the classes that have keypoints.
+
+        NaN if there are no keypoints. `clean`: of the same keypoints without occlusion.
+        """
         if category is None:
-            return finite_mean([self.recall(which, name, clean) for name in self.categories])
-        scores = [
-            self.pairs[name] for name in self.passes[which] if self.pairs[name].category == category
-        ]
-        errors = [error for score in scores for error in (score.clean if clean else score.errors)]
-        return (
-            100 * sum(error < THRESHOLD for error in errors) / len(errors) if errors else math.nan
-        )
+            return finite_mean([self.recall(name, each, clean) for each in self.categories])
+        pairs = [pair for pair in self._of_pass(name) if pair.category == category]
+        keypoints = sum(len(pair.errors) for pair in pairs)
+        correct = sum(pair.correct_clean if clean else pair.correct for pair in pairs)
+        return 100 * correct / keypoints if keypoints else math.nan
+
+    def _of_pass(self, name: str) -> list[PairErrors]:
+        return [self.pairs[pair] for pair in self.passes[name]]
 
     def by_item(self) -> dict[str, dict[str, float]]:
-        """What each pair adds to the recall of its passes, so scaled that a pass's mean is its recall: for a bootstrap."""
+        """The contribution of each pair to the recall of its passes, for the bootstrap."""
         return {
-            f"recall, {which}": dict(zip(self.passes[which], self._shares(which), strict=True))
-            for which in PASSES
+            f"recall, {name}": dict(zip(self.passes[name], self._contributions(name), strict=True))
+            for name in PASSES
         }
 
-    def _shares(self, which: str) -> list[float]:
-        scores = [self.pairs[name] for name in self.passes[which]]
+    def _contributions(self, name: str) -> list[float]:
+        """Each pair's correct matches, scaled so that their mean is the recall of the pass.
+
+        Recall is the sum over pairs of correct / (classes * keypoints of the class).
+        """
+        pairs = self._of_pass(name)
         keypoints = Counter[str]()
-        for score in scores:
-            keypoints[score.category] += len(score.errors)
+        for pair in pairs:
+            keypoints[pair.category] += len(pair.errors)
         classes = sum(count > 0 for count in keypoints.values())
-        found = [
-            (score.category, sum(error < THRESHOLD for error in score.errors)) for score in scores
-        ]
         return [
-            100 * n * len(scores) / (classes * keypoints[category]) if n else 0.0
-            for category, n in found
+            100 * pair.correct * len(pairs) / (classes * keypoints[pair.category])
+            if pair.correct
+            else 0.0
+            for pair in pairs
         ]
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """The published table of the same kind, and our row of it; none but for the test split."""
+        """The published table of the same kind, with our row; none for other splits than test."""
         if self.settings.split != "test":
             return {}
-        hidden = self.settings.occluded
-        table = "spair" if hidden == "none" else f"spair_{hidden}_occluded"
-        return {table: [self.recall(which) for which in PASSES]}
+        occluded = self.settings.occluded
+        name = "spair" if occluded == "none" else f"spair_{occluded}_occluded"
+        return {name: [self.recall(each) for each in PASSES]}
 
     def rows(self) -> list[Row]:
         """Name, then recall for S, M, L and All: the mean over classes, then each class."""
         return [
-            [name or "mean over classes", *(self.recall(which, name) for which in PASSES)]
-            for name in (None, *self.categories)
+            [category or "mean over classes", *(self.recall(name, category) for name in PASSES)]
+            for category in (None, *self.categories)
         ]
 
-    def keypoints(self, which: str) -> int:
-        """How many keypoints a pass has."""
-        return sum(len(self.pairs[name].errors) for name in self.passes[which])
+    def keypoints(self, name: str) -> int:
+        """Number of keypoints in a pass."""
+        return sum(len(pair.errors) for pair in self._of_pass(name))
 
     def to_json(self) -> dict[str, Any]:
-        """Settings, figures, and what each pair gave."""
-        kinds = {"recall": False} | (
-            {} if self.settings.occluded == "none" else {"clean_recall": True}
-        )
-        figures = {
-            kind: {which: self.recall(which, clean=clean) for which in PASSES}
-            for kind, clean in kinds.items()
-        }
-        listed = {
+        """Settings, recall, and the counts of each pair."""
+        recalls = {"recall": {name: self.recall(name) for name in PASSES}}
+        if self.settings.occluded != "none":
+            recalls["clean_recall"] = {name: self.recall(name, clean=True) for name in PASSES}
+        pairs = {
             name: {
-                "category": score.category,
-                "viewpoint": score.viewpoint,
-                "keypoints": len(score.errors),
-                "found": sum(error < THRESHOLD for error in score.errors),
-                "found_clean": sum(error < THRESHOLD for error in score.clean),
+                "category": pair.category,
+                "viewpoint": pair.viewpoint,
+                "keypoints": len(pair.errors),
+                "found": pair.correct,
+                "found_clean": pair.correct_clean,
             }
-            for name, score in self.pairs.items()
+            for name, pair in self.pairs.items()
         }
-        found: dict[str, Any] = plain(
+        document: dict[str, Any] = plain(
             {
                 "dataset": SPAIR.name,
                 "settings": self.settings.model_dump(),
                 "patch": self.patch,
-                **figures,
+                **recalls,
                 "classes": {
-                    name: {which: self.recall(which, name) for which in PASSES}
-                    for name in self.categories
+                    category: {name: self.recall(name, category) for name in PASSES}
+                    for category in self.categories
                 },
-                "keypoints": {which: self.keypoints(which) for which in PASSES},
+                "keypoints": {name: self.keypoints(name) for name in PASSES},
                 "images": self.images,
                 "digest": self.digest,
                 "passes": self.passes,
-                "pairs": listed,
+                "pairs": pairs,
             }
         )
-        return found
+        return document
 
     def __str__(self) -> str:
         s = self.settings
         rows = self.rows()
         if s.occluded != "none":
-            clean = [self.recall(which, clean=True) for which in PASSES]
-            change = [
-                self.recall(which) - value for which, value in zip(PASSES, clean, strict=True)
-            ]
+            clean = [self.recall(name, clean=True) for name in PASSES]
+            change = [self.recall(name) - value for name, value in zip(PASSES, clean, strict=True)]
             rows[1:1] = [["  the same keypoints, not occluded", *clean], ["  difference", *change]]
-        rows += [
-            ["pairs", *(len(self.passes[which]) for which in PASSES)],
-            ["keypoints", *(self.keypoints(which) for which in PASSES)],
-        ]
-        hidden = "" if s.occluded == "none" else f", {s.occluded} of the two views occluded"
+        rows.append(["pairs", *(len(self.passes[name]) for name in PASSES)])
+        rows.append(["keypoints", *(self.keypoints(name) for name in PASSES)])
+        occlusion = "" if s.occluded == "none" else f", {s.occluded} of the two views occluded"
         return (
-            f"SPair-71k {s.split}: recall@{THRESHOLD} in % at {s.size} px, patches of {self.patch}, readout {s.readout}{hidden}\n"
-            f"{table(('', *PASSES), rows)}\n  {len(self.pairs)} pairs of {self.images} images, list {self.digest}"
+            f"SPair-71k {s.split}: recall@{THRESHOLD} in % at {s.size} px, patches of {self.patch}, "
+            f"readout {s.readout}{occlusion}\n"
+            f"{table(('', *PASSES), rows)}\n"
+            f"  {len(self.pairs)} pairs of {self.images} images, list {self.digest}"
         )
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """A pair of images of one class. Boxes are (left, top, right, bottom) in pixels of the image files."""
-
-    name: str
-    category: str
-    viewpoint: int
-    images: tuple[str, str]
-    boxes: tuple[tuple[float, ...], tuple[float, ...]]
-    scale: float
-    """The longer side of the target's box, in parts of the longer side of its image."""
-
-
-@dataclass(frozen=True)
-class AnnotatedImage:
-    """An image as a square of `size` pixels [3, size, size], its keypoints [K, 2] there (NaN if not annotated), and the zoom."""
-
-    image: Tensor
-    keypoints: Tensor
-    zoom: float
 
 
 def evaluate_spair(
     features: PatchFeatures, patch: int, root: Path, settings: SpairSettings | None = None
 ) -> SpairResult:
-    """Scores the features of `features`, whose patches are `patch` pixels, on SPair-71k in the folder `root`.
+    """Score features with patches of `patch` pixels on SPair-71k in the folder `root`.
 
-    Features are kept in float32, so that they are what the backbone gave, for the images of one class at a time: a test class has
-    some thirty, 0.3 GB of a ViT-B. Occluded images differ from pair to pair, and are encoded pair by pair.
-    Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
+    Features are kept in float32, exactly as the backbone gave them, for the images of one class at a
+    time: a test class has about thirty, 0.3 GB for a ViT-B. Occluded images differ from pair to pair
+    and are encoded pair by pair. Raises SettingsError or PretrackError, in one sentence, if the
+    dataset is missing, incomplete or broken.
     """
     settings = settings or SpairSettings()
     check_dataset(root, SPAIR)
-    passes = choose_pairs(_read_pairs(root, settings.split), settings)
+    passes = choose_pairs(read_pairs(root, settings.split), settings)
     unique = {pair.name: pair for chosen in passes.values() for pair in chosen}
-    scores: dict[str, PairScore] = {}
-    images = 0
+    scores: dict[str, PairErrors] = {}
+    encoded_images = 0
     for category in sorted({pair.category for pair in unique.values()}):
         pairs = [pair for pair in unique.values() if pair.category == category]
-        views = {
-            name: _read_view(root, category, name, settings.size)
-            for name in sorted({n for p in pairs for n in p.images})
+        images = {
+            name: read_annotated_image(root, category, name, settings.size)
+            for name in sorted({name for pair in pairs for name in pair.images})
         }
-        maps = _encoded(features, [view.image for view in views.values()], patch)
-        encoded = dict(zip(views, maps, strict=True))
-        images += len(views)
-        for pair in pairs:
-            scores[pair.name] = _score(pair, views, encoded, features, patch, settings)
-        log.info(
-            "%s: %s, %d of %d pairs done",
-            category,
-            pluralise(len(views), "image"),
-            len(scores),
-            len(unique),
+        maps = dict(
+            zip(images, _encode([i.image for i in images.values()], features, patch), strict=True)
         )
-    names = {which: tuple(pair.name for pair in chosen) for which, chosen in passes.items()}
+        encoded_images += len(images)
+        for pair in pairs:
+            scores[pair.name] = _score(
+                pair, images, maps, features=features, patch=patch, settings=settings
+            )
+        count = pluralise(len(images), "image")
+        log.info("%s: %s, %d of %d pairs done", category, count, len(scores), len(unique))
+    names = {name: tuple(pair.name for pair in chosen) for name, chosen in passes.items()}
     digest = fingerprint_lines(
-        [f"{which} {name}" for which, listed in names.items() for name in listed]
+        [f"{name} {pair}" for name, listed in names.items() for pair in listed]
     )
-    return SpairResult(settings, patch, names, scores, images, digest)
+    return SpairResult(
+        settings=settings,
+        patch=patch,
+        passes=names,
+        pairs=scores,
+        images=encoded_images,
+        digest=digest,
+    )
 
 
 def choose_pairs(pairs: Sequence[ImagePair], settings: SpairSettings) -> dict[str, list[ImagePair]]:
-    """The pairs of each pass: for every class up to `settings.pairs`, from a seeded shuffle of the sorted list."""
+    """The pairs of each pass: up to `settings.pairs` per class, from a seeded shuffle of the sorted list."""
     ordered = sorted(pairs, key=lambda pair: pair.name)
-    chosen: dict[str, list[ImagePair]] = {which: [] for which in PASSES}
-    for which, viewpoint in PASSES.items():
+    chosen: dict[str, list[ImagePair]] = {name: [] for name in PASSES}
+    for name, viewpoint in PASSES.items():
         for category in sorted({pair.category for pair in ordered}):
-            found = [
+            candidates = [
                 pair
                 for pair in ordered
                 if pair.category == category and viewpoint in (None, pair.viewpoint)
             ]
-            random.Random(settings.seed).shuffle(found)
-            chosen[which] += found[: settings.pairs]
+            random.Random(settings.seed).shuffle(candidates)
+            chosen[name] += candidates[: settings.pairs]
     return chosen
 
 
-def _read_pairs(root: Path, split: str) -> list[ImagePair]:
-    """All pairs of a split. Raises SettingsError or PretrackError."""
-    folder = root / "PairAnnotation" / split
-    files = sorted(folder.glob("*.json"))
-    if not files:
-        raise SettingsError(f"{folder} holds no pairs (*.json): unpack {SPAIR.name} again")
-    return [_as_pair(file, read_json(file)) for file in files]
-
-
-def _as_pair(file: Path, values: dict[str, Any]) -> ImagePair:
-    with describing(f"a pair of {SPAIR.name}", file):
-        _, source, target = values["filename"].split(":")[0].split("-")
-        left, top, right, bottom = values["trg_bndbox"]
-        return ImagePair(
-            name=values["filename"],
-            category=str(values["category"]),
-            viewpoint=int(values["viewpoint_variation"]),
-            images=(source, target),
-            boxes=(tuple(values["src_bndbox"]), (left, top, right, bottom)),
-            scale=max(right - left, bottom - top) / max(values["trg_imsize"][:2]),
-        )
-
-
-def _read_view(root: Path, category: str, name: str, size: int) -> AnnotatedImage:
-    """An image, filled up with white to a square on the right and below, then resized (bicubic, antialiased)."""
-    picture = open_image(root / "JPEGImages" / category / f"{name}.jpg").convert("RGB")
-    side = max(picture.size)
-    square = Image.new("RGB", (side, side), (255, 255, 255))
-    square.paste(picture, (0, 0))
-    zoom = size / side
-    keypoints = _read_keypoints(root / "ImageAnnotation" / category / f"{name}.json") * zoom
-    return AnnotatedImage(
-        as_tensor(square.resize((size, size), Image.Resampling.BICUBIC)), keypoints, zoom
-    )
-
-
-def _read_keypoints(file: Path) -> Tensor:
-    """An image's keypoints in its pixels [K, 2], NaN where one is not annotated."""
-    values = read_json(file)
-    with describing(f"the keypoints of an image of {SPAIR.name}", file):
-        listed = values["kps"]
-        places = [listed[str(i)] or (math.nan, math.nan) for i in range(len(listed))]
-        return torch.tensor(places, dtype=torch.float32).reshape(len(places), 2)
-
-
-def _encoded(features: PatchFeatures, images: Sequence[Tensor], patch: int) -> list[Tensor]:
-    """Unit features [h, w, D] of each image. Raises SettingsError if they are not a map of such patches."""
+def _encode(images: Sequence[Tensor], features: PatchFeatures, patch: int) -> list[Tensor]:
+    """Unit features [h, w, D] of each image. Raises SettingsError if they do not fit the patch size."""
     maps: list[Tensor] = []
     for start in range(0, len(images), _BATCH):
-        maps += normalize(
-            encode_images(features, torch.stack(list(images[start : start + _BATCH])), patch),
-            dim=-1,
-        )
+        batch = torch.stack(list(images[start : start + _BATCH]))
+        maps += normalize(encode_images(features, batch, patch), dim=-1)
     return maps
 
 
 def _score(
     pair: ImagePair,
-    views: dict[str, AnnotatedImage],
-    encoded: dict[str, Tensor],
+    images: dict[str, AnnotatedImage],
+    maps: dict[str, Tensor],
+    *,
     features: PatchFeatures,
     patch: int,
     settings: SpairSettings,
-) -> PairScore:
-    """Looks for the keypoints of a pair."""
-    both = [views[name] for name in pair.images]
-    count = min(len(view.keypoints) for view in both)
-    source, target = (view.keypoints[:count] for view in both)
+) -> PairErrors:
+    """Match the keypoints of a pair.
+
+    images, maps: the images of the class and their unit features [h, w, D], by name
+    """
+    both = [images[name] for name in pair.images]
+    count = min(len(image.keypoints) for image in both)
+    source, target = (image.keypoints[:count] for image in both)
     scored = ~(source.isnan() | target.isnan()).any(dim=1)
-    maps = [encoded[name] for name in pair.images]
-    hidden = {"none": (), "one": (1,), "both": (0, 1)}[settings.occluded]
-    shown = list(maps)
-    for which in hidden:
-        box = tuple(side * both[which].zoom for side in pair.boxes[which])
-        left, top, right, bottom = occluder(pair.name, which, box)
-        x, y = both[which].keypoints[:count].unbind(1)
-        scored &= ~((x >= left) & (x < right) & (y >= top) & (y < bottom))
-        image = both[which].image.clone()
-        image[:, top:bottom, left:right] = torch.tensor(_FILL, dtype=torch.uint8)[:, None, None]
-        (shown[which],) = _encoded(features, [image], patch)
+    clean_maps = [maps[name] for name in pair.images]
+    occluded_maps = list(clean_maps)
+    occluded_views = {"none": (), "one": (1,), "both": (0, 1)}[settings.occluded]
+    for view in occluded_views:
+        image = both[view]
+        box = occluder(pair.name, view, [side * image.zoom for side in pair.boxes[view]])
+        scored &= ~_inside(image.keypoints[:count], box)
+        (occluded_maps[view],) = _encode([_occlude(image.image, box)], features, patch)
     source, target = source[scored], target[scored]
 
-    def errors(from_map: Tensor, to_map: Tensor) -> tuple[float, ...]:
-        found = match(from_map, to_map, source, settings.size, patch, settings.readout)
-        goals = (target.floor() if settings.readout == "probe3d" else target) / settings.size
-        return tuple(((found - goals).norm(dim=1) / pair.scale).tolist())
+    def errors(source_map: Tensor, target_map: Tensor) -> tuple[float, ...]:
+        matches = match(
+            source_map,
+            target_map,
+            source,
+            size=settings.size,
+            patch=patch,
+            readout=settings.readout,
+        )
+        # Probe3D cuts keypoints to whole pixels.
+        targets = (target.floor() if settings.readout == "probe3d" else target) / settings.size
+        return tuple(((matches - targets).norm(dim=1) / pair.scale).tolist())
 
-    changed = errors(shown[0], shown[1])
-    return PairScore(
-        pair.category, pair.viewpoint, changed, errors(maps[0], maps[1]) if hidden else changed
+    with_occlusion = errors(*occluded_maps)
+    return PairErrors(
+        category=pair.category,
+        viewpoint=pair.viewpoint,
+        errors=with_occlusion,
+        clean=errors(*clean_maps) if occluded_views else with_occlusion,
     )
 
 
 def match(
-    source: Tensor, target: Tensor, points: Tensor, size: int, patch: int, readout: Readout
+    source: Tensor, target: Tensor, points: Tensor, *, size: int, patch: int, readout: Readout
 ) -> Tensor:
-    """Where points of one image are in another: [h, w, D], [h, w, D] unit features, [K, 2] → [K, 2].
+    """Match points of one image to another: unit features [h, w, D] twice, points [K, 2] → [K, 2].
 
-    Points are (x, y) in pixels of the square of `size` that was encoded, found places in parts of it. A patch stands for a place as
-    `readout` says; `probe3d` also cuts points to whole pixels, as Probe3D does.
+    points: (x, y) in pixels of the encoded square of `size`
+    return: matches, as fractions of that square
+
+    `readout` says which position a patch stands for; `probe3d` also cuts points to whole pixels, as
+    Probe3D does.
     """
     columns = source.shape[1]
-    side, before = (size, 0) if readout == "probe3d" else (columns * patch, padding(size, patch)[0])
-    places = ((points.floor() if readout == "probe3d" else points) + before) / side
-    grid = (2 * places - 1).to(source.device)[None, None]
+    if readout == "probe3d":
+        positions = points.floor() / size
+    else:
+        # The map covers the image and its padding.
+        positions = (points + padding(size, patch)[0]) / (columns * patch)
     samples = grid_sample(
         source.movedim(-1, 0)[None],
-        grid,
+        (2 * positions - 1).to(source.device)[None, None],
         mode="bilinear",
         padding_mode="border",
         align_corners=readout == "probe3d",
     )
     best = (samples[0, :, 0].T @ target.flatten(0, 1).T).argmax(dim=1).cpu()
-    return patch_places(columns, size, patch, readout)[best]
+    return patch_positions(columns, size, patch, readout)[best]
 
 
-def patch_places(columns: int, size: int, patch: int, readout: Readout) -> Tensor:
-    """Where the patches of a square map are, row by row, in parts of the image: [columns², 2], (x, y)."""
+def patch_positions(columns: int, size: int, patch: int, readout: Readout) -> Tensor:
+    """The positions that the patches of a square map stand for, row by row: [columns², 2], (x, y).
+
+    As fractions of the image of `size` pixels, without its padding.
+    """
     if readout == "probe3d":
         along = torch.arange(columns) / columns
     else:
@@ -400,16 +371,31 @@ def patch_places(columns: int, size: int, patch: int, readout: Readout) -> Tenso
 
 
 def occluder(pair: str, view: int, box: Iterable[float]) -> tuple[int, int, int, int]:
-    """A rectangle (left, top, right, bottom) in whole pixels inside a box, of 10 to 30 % of its area, at most twice as long in one
-    direction as the box is. It depends on the pair's name, the view and the box alone."""
+    """Draw a rectangle (left, top, right, bottom) in whole pixels inside a bounding box.
+
+    It covers 10 to 30 % of the box, and its aspect ratio is between half and twice the box's. It
+    depends only on the pair's name, the view (0 or 1) and the box.
+    """
     left, top, right, bottom = box
-    rng = np.random.default_rng(
-        int.from_bytes(hashlib.sha256(f"{pair} {view}".encode()).digest()[:8])
-    )
+    digest = hashlib.sha256(f"{pair} {view}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8]))
     share, stretch = rng.uniform(*_COVERED), 2 ** rng.uniform(-0.5, 0.5)
     width, height = (right - left) * share**0.5 * stretch, (bottom - top) * share**0.5 / stretch
-    x, y = (
-        left + rng.uniform() * (right - left - width),
-        top + rng.uniform() * (bottom - top - height),
-    )
+    x = left + rng.uniform() * (right - left - width)
+    y = top + rng.uniform() * (bottom - top - height)
     return round(x), round(y), round(x + width), round(y + height)
+
+
+def _inside(points: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """Which points [K, 2] lie in a box; its right and bottom border are outside."""
+    left, top, right, bottom = box
+    x, y = points.unbind(1)
+    return (x >= left) & (x < right) & (y >= top) & (y < bottom)
+
+
+def _occlude(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """A copy of an image [3, S, S] with a box filled."""
+    left, top, right, bottom = box
+    occluded = image.clone()
+    occluded[:, top:bottom, left:right] = torch.tensor(_FILL, dtype=torch.uint8)[:, None, None]
+    return occluded

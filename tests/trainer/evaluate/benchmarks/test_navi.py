@@ -27,14 +27,19 @@ from tests.helpers.navi_files import (
 from trainer.evaluate.benchmarks.navi import (
     BINS,
     NaviResult,
-    PairScore,
+    PairRecalls,
     Recalls,
     choose_pairs,
     evaluate_navi,
     luminance_distance,
     nearest_with_ratio,
 )
-from trainer.evaluate.benchmarks.navi_data import list_views, nearest, read_crop, rotation_of
+from trainer.evaluate.benchmarks.navi_data import (
+    list_photographs,
+    read_crop,
+    resize_nearest,
+    rotation_of,
+)
 from trainer.evaluate.benchmarks.settings import NaviSettings
 from trainer.evaluate.geometry import angle_between
 
@@ -50,7 +55,7 @@ def navi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_places_seen_lie_on_the_object(navi: Path, stem: str) -> None:
     """Depth, focal length, centre and pose fit together: every pixel's place is on the ball, of 10 cm."""
     view = next(
-        view for view in list_views(navi, "wild_set") if view.name == f"orb/wild_set/{stem}"
+        view for view in list_photographs(navi, "wild_set") if view.name == f"orb/wild_set/{stem}"
     )
     crop = read_crop(view, 64)
     seen = crop.depth > 0
@@ -66,7 +71,7 @@ def test_places_seen_lie_on_the_object(navi: Path, stem: str) -> None:
 
 
 def test_metres_and_pixels(navi: Path) -> None:
-    view = list_views(navi, "wild_set")[0]
+    view = list_photographs(navi, "wild_set")[0]
     crop = read_crop(view, 64)
     assert crop.image.shape == (3, 64, 64)
     assert crop.image.dtype == torch.uint8
@@ -82,15 +87,15 @@ def test_smaller_files_of_probe3d_are_used(navi: Path, tmp_path: Path) -> None:
     root = shutil.copytree(navi, tmp_path / "copy")
     folder = root / "ball" / "wild_set" / "images"
     Image.open(folder / "000.jpg").point(lambda value: 0).save(folder / "downsampled_000.jpg")
-    assert read_crop(list_views(root, "wild_set")[0], 64).image.max() < 5
-    assert len(list_views(root, "wild_set")) == len(list_views(navi, "wild_set"))
+    assert read_crop(list_photographs(root, "wild_set")[0], 64).image.max() < 5
+    assert len(list_photographs(root, "wild_set")) == len(list_photographs(navi, "wild_set"))
 
 
 def test_large_photographs_keep_their_geometry(navi: Path, tmp_path: Path) -> None:
     """A photograph larger than 1024 px is shrunk before anything else."""
     root = shutil.copytree(navi, tmp_path / "copy")
     folder = root / "ball" / "wild_set"
-    small = read_crop(list_views(root, "wild_set")[0], 64)
+    small = read_crop(list_photographs(root, "wild_set")[0], 64)
     for part, name, how in (("images", "000.jpg", 2), ("depth", "000.png", 0)):
         image = Image.open(folder / part / name)
         image.resize((12 * 128, 12 * 96), how).save(folder / part / name)
@@ -98,7 +103,7 @@ def test_large_photographs_keep_their_geometry(navi: Path, tmp_path: Path) -> No
     annotations[0]["image_size"] = [12 * 96, 12 * 128]
     annotations[0]["camera"]["focal_length"] *= 12
     (folder / "annotations.json").write_text(json.dumps(annotations))
-    large = read_crop(list_views(root, "wild_set")[0], 64)
+    large = read_crop(list_photographs(root, "wild_set")[0], 64)
     assert (large.points - small.points).norm(dim=-1).median().item() < 0.004
     assert large.focal == pytest.approx(small.focal, rel=0.05)
 
@@ -121,7 +126,7 @@ def test_angles_are_those_of_the_quaternions() -> None:
 
 
 def test_pairs(navi: Path) -> None:
-    views = list_views(navi, "wild_set")
+    views = list_photographs(navi, "wild_set")
     pairs, skipped = choose_pairs(views, SMALL)
     assert (len(pairs), skipped) == (2 * len(ANGLES), 0)
     for first, second in pairs:
@@ -163,7 +168,7 @@ def test_recall_is_that_of_plain_numpy(navi: Path) -> None:
     """With a patch for every point of the grid; each step from the definitions."""
     result = evaluate_navi(partial(random_features, patch=4), 4, navi, SMALL)
     oracle = evaluate_navi(partial(colour_features, patch=4), 4, navi, SMALL)
-    views = {view.name: view for view in list_views(navi, "wild_set")}
+    views = {view.name: view for view in list_photographs(navi, "wild_set")}
     for features, scores in ((random_features, result.pairs), (colour_features, oracle.pairs)):
         for score in scores:
             pair = [views[score.first], views[score.second]]
@@ -238,9 +243,9 @@ def test_patches_that_do_not_fill_the_image(navi: Path) -> None:
         evaluate_navi(partial(colour_features, patch=4), 14, navi, SMALL)
 
 
-def made(angle: float, light: float, recall: float) -> PairScore:
+def made(angle: float, light: float, recall: float) -> PairRecalls:
     some = Recalls((0.0, recall, 1.0), (0.0, recall, 1.0))
-    return PairScore(
+    return PairRecalls(
         f"a/{angle}-{light}",
         "b",
         angle,
@@ -285,7 +290,7 @@ def test_bins_and_terciles() -> None:
 
 
 def test_light(navi: Path) -> None:
-    crop = read_crop(list_views(navi, "wild_set")[0], 64)
+    crop = read_crop(list_photographs(navi, "wild_set")[0], 64)
     darker, dark = (
         replace(crop, image=(crop.image * gain).to(torch.uint8)) for gain in (0.95, 0.4)
     )
@@ -306,8 +311,8 @@ def test_light(navi: Path) -> None:
 
 def test_both_spellings_of_multiview(navi: Path, tmp_path: Path) -> None:
     old = write_navi(tmp_path / "old", joint="_")
-    assert len(list_views(old, "multiview")) == len(list_views(navi, "multiview")) == 16
-    assert {view.folder.name for view in list_views(old, "multiview")} == {
+    assert len(list_photographs(old, "multiview")) == len(list_photographs(navi, "multiview")) == 16
+    assert {view.folder.name for view in list_photographs(old, "multiview")} == {
         "multiview_00-pixel_5",
         "multiview_01-pixel_5",
     }
@@ -347,5 +352,7 @@ def test_what_is_missing_is_said_in_one_sentence(navi: Path, tmp_path: Path) -> 
 
 def test_resizing_by_nearest_neighbours() -> None:
     image = torch.arange(6.0).reshape(2, 3)
-    assert nearest(image, 4, 6).tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
-    assert nearest(image, 1, 2).tolist() == [[0, 1]]
+    assert (
+        resize_nearest(image, 4, 6).tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
+    )
+    assert resize_nearest(image, 1, 2).tolist() == [[0, 1]]

@@ -17,15 +17,15 @@ from tests.helpers.changing import changed
 from tests.helpers.navi_files import colour_features, write_navi
 from trainer.evaluate.benchmarks.dpt_probe import (
     Dpt,
+    depth_from_bins,
     depth_loss,
     depth_metrics,
-    depth_of,
     fitted_scale_and_shift,
     learning_rate,
     normals_loss,
     normals_metrics,
 )
-from trainer.evaluate.benchmarks.navi_data import list_views, read_crop, unprojected
+from trainer.evaluate.benchmarks.navi_data import list_photographs, read_crop, unproject
 from trainer.evaluate.benchmarks.navi_depth import (
     crop_normals,
     evaluate_depth,
@@ -114,7 +114,7 @@ def plane(tilt: float, focal: float, size: int = 64) -> tuple[Tensor, Tensor]:
     normal = torch.tensor(
         [math.sin(turn) / 2**0.5, math.sin(turn) / 2**0.5, math.cos(turn)], dtype=torch.float64
     )
-    rays = unprojected(torch.ones(size, size, dtype=torch.float64), focal, (size / 2, size / 2))
+    rays = unproject(torch.ones(size, size, dtype=torch.float64), focal, (size / 2, size / 2))
     return normal[2] / (rays @ normal), normal
 
 
@@ -144,7 +144,7 @@ def test_normals_of_a_tilted_plane(tilt: float, focal: float, off: float) -> Non
 
 def test_normals_of_the_ball(navi: Path) -> None:
     """They point from the surface to the middle of the ball; the silhouette is left out."""
-    for view in list_views(navi, "wild_set")[:3]:
+    for view in list_photographs(navi, "wild_set")[:3]:
         crop = read_crop(view, 64)
         normals, valid = crop_normals(crop, 64, "true")
         inward = normalize(
@@ -204,11 +204,11 @@ def test_the_gradient_loss_looks_at_neighbouring_pixels() -> None:
 
 def test_depth_is_the_mean_of_the_bins() -> None:
     outputs = torch.full((1, 256, 2, 2), -3.0)
-    assert depth_of(outputs, 1.0).flatten().tolist() == pytest.approx(
+    assert depth_from_bins(outputs, 1.0).flatten().tolist() == pytest.approx(
         [0.5005] * 4
     )  # even weights: the middle of 0.001 to 1
     outputs[:, 255] = 1e9
-    assert depth_of(outputs, 1.0).flatten().tolist() == pytest.approx([1.0] * 4)
+    assert depth_from_bins(outputs, 1.0).flatten().tolist() == pytest.approx([1.0] * 4)
 
 
 def test_the_rate_goes_up_straight_and_down_a_cosine() -> None:

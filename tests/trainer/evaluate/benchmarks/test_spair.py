@@ -17,7 +17,7 @@ from torch import Tensor
 from shards.errors import PretrackError, SettingsError
 from tests.helpers.spair_files import colour_features, noisy_features, random_features, write_spair
 from trainer.evaluate.benchmarks.settings import Occluded, Readout, SpairSettings
-from trainer.evaluate.benchmarks.spair import PASSES, evaluate_spair, occluder, patch_places
+from trainer.evaluate.benchmarks.spair import PASSES, evaluate_spair, occluder, patch_positions
 from trainer.evaluate.features import padding
 
 SIZE = 100
@@ -125,7 +125,7 @@ def test_a_perfect_matcher_has_a_ceiling(
     points = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(0))
     column, row = ((points * 800 + before) / patch).long().unbind(1)
     off = {
-        readout: (patch_places(cells, 800, patch, readout)[row * cells + column] - points).norm(
+        readout: (patch_positions(cells, 800, patch, readout)[row * cells + column] - points).norm(
             dim=1
         )
         for readout in ("probe3d", "centre")

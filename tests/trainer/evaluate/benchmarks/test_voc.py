@@ -19,15 +19,15 @@ from tests.helpers.changing import changed
 from tests.helpers.voc_files import colour_features, random_features, write_voc
 from trainer.evaluate.benchmarks.settings import ClusteringSettings, RetrievalSettings
 from trainer.evaluate.benchmarks.voc import (
-    CLASSES,
     class_iou,
     evaluate_clustering,
     evaluate_retrieval,
     many_to_one,
     one_to_one,
     patch_labels,
-    retrieved,
+    retrieve,
 )
+from trainer.evaluate.benchmarks.voc_data import CLASSES
 
 CLUSTER = ClusteringSettings(size=64, grid=16, clusters=(21, 60), components=8)
 RETRIEVE = RetrievalSettings(size=64, memory=600, memory_split="train")
@@ -111,7 +111,7 @@ def test_retrieval_is_a_softmax_over_neighbours() -> None:
         torch.nn.functional.normalize(torch.randn(n, 6, generator=rng), dim=1) for n in (600, 80)
     )
     values = torch.rand(80, 3, generator=rng)
-    found = retrieved(queries, keys, values, 5, 0.02).double().numpy()
+    found = retrieve(queries, keys, values, neighbours=5, temperature=0.02).double().numpy()
     similarity = queries.double().numpy() @ keys.double().numpy().T
     for query in range(0, 600, 37):
         nearest = np.argsort(-similarity[query])[:5]

@@ -462,7 +462,7 @@ def test_published_rows_stand_beside_ones_own() -> None:
         for table in papers.PUBLISHED.values()
         for row in table.rows
     )
-    with pytest.raises(ValueError, match="has 4 figures"):
+    with pytest.raises(ValueError, match="has 4 values"):
         papers.beside("navi", {"mine": (1.0,)})
 
 
