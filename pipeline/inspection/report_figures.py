@@ -1,10 +1,13 @@
-"""What is to be known of a snapshot before one trains on it: from its tables, and from the tracks of some of its clips."""
+"""The figures of `pretrack report`, from the tables and the tracks of sampled clips."""
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,22 +25,27 @@ from shards.errors import ShardError
 from shards.reader import read_members
 
 SAMPLED = 200
-"""Clips whose tracks are read, at most, shared out among the sources."""
+"""At most this many clips are sampled to read their tracks, in equal shares per source."""
 
 SEED = 0
-"""Which clips those are."""
+"""Seed of the sample."""
 
-_MOVES, _SEEN = 0.01, 0.5
-GOOD = f"motion > {_MOVES} and visible_fraction > {_SEEN}"
-"""What a trainer's `data.where` may ask for, as in the README."""
+_MIN_MOTION, _MIN_VISIBLE = 0.01, 0.5
+GOOD = f"motion > {_MIN_MOTION} and visible_fraction > {_MIN_VISIBLE}"
+"""The filter that the README suggests for a trainer's `data.where`."""
 
-_AT_ONCE = 8
+_DOMINANT = 0.8
+"""A source with a larger fraction of the clips than this is a concern."""
+_LARGE_CYCLE_ERROR = 2.0
+"""A median forward-backward error above this, in pixels of the stored frames, is a concern."""
+
+_READERS = 8
 _BINS = 25
 
 
 @dataclass(frozen=True)
 class SourceFigures:
-    """The clips of a source in a split. `visible_fraction` and `motion` are means."""
+    """Counts of a source in one split; `visible_fraction` and `motion` are means over its clips."""
 
     source: str
     dataset: str
@@ -51,7 +59,7 @@ class SourceFigures:
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many clips lie between edges; what lies beyond the last edge counts in the last bin."""
+    """Counts [bins] of clips between edges [bins + 1]; the last bin includes larger values."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
@@ -59,12 +67,13 @@ class Histogram:
 
 @dataclass(frozen=True)
 class SourceTracks:
-    """What the tracks of a source's sampled clips say.
+    """Figures of the tracks of a source's sampled clips.
 
-    since_anchor: (frames since the anchor, mean visibility), from before it to after it
-    cycles:       how many points were followed from one anchor to another and back
-    cycle_median: pixels of the stored frame by which they miss their start (see `cycle_errors`), None where there were none
-    cycle_p90:    a tenth of them miss by more
+    since_anchor: (frames after the anchor frame, negative before it; mean visibility)
+    cycles:       number of points followed from one anchor to another and back
+    cycle_median: their median forward-backward error in pixels of the stored frames (see
+                  `cycle_errors`); None if there are no such points
+    cycle_p90:    its 90th percentile
     """
 
     source: str
@@ -77,7 +86,7 @@ class SourceTracks:
 
 @dataclass(frozen=True)
 class StageSpeed:
-    """What workers spent in a stage of the build, and the stored frames that each second of it made (None where it took none)."""
+    """Worker time in a build stage, and stored frames per second of it (None if it took none)."""
 
     stage: str
     seconds: float
@@ -86,7 +95,15 @@ class StageSpeed:
 
 @dataclass(frozen=True)
 class SnapshotFigures:
-    """All of it. `bytes` are those of frames, tracks, descriptions and the tar around them; `failures` (stage, reason, count)."""
+    """All figures of a snapshot.
+
+    bytes:       by part: frames, tracks, descriptions, and the tar format around them
+    failures:    (stage, reason, count)
+    good:        number of clips that `GOOD` keeps
+    damaged:     number of sampled clips whose tracks cannot be read
+    videos:      rows of the videos table
+    videos_lost: number of videos with failures and without a clip
+    """
 
     out: str
     snapshot: str
@@ -110,19 +127,13 @@ class SnapshotFigures:
 
 
 def measure(snapshot: Snapshot) -> SnapshotFigures:
-    """Reads the tables, and of at most SAMPLED clips the tracks. Raises PretrackError if a table cannot be read."""
+    """Read the tables, and the tracks of at most SAMPLED clips.
+
+    Raises PretrackError if a table cannot be read.
+    """
     clips, shards = snapshot.clips, snapshot.shards
-    groups = _groups(clips)
-    good = (
-        pc.sum(
-            pc.and_(
-                pc.greater(clips["motion"], _MOVES), pc.greater(clips["visible_fraction"], _SEEN)
-            )
-        ).as_py()
-        or 0
-    )
     frames = pc.sum(clips["frames"]).as_py() or 0
-    sources, damaged = _sources(snapshot)
+    sources, damaged = _measure_sources(snapshot)
     figures = SnapshotFigures(
         out=str(snapshot.out),
         snapshot=snapshot.name,
@@ -131,135 +142,139 @@ def measure(snapshot: Snapshot) -> SnapshotFigures:
         clips=len(clips),
         frames=frames,
         shards=len(shards),
-        groups=groups,
-        lengths=_lengths(clips["frames"].to_numpy()),
+        groups=_count_groups(clips),
+        lengths=_length_histogram(clips["frames"].to_numpy()),
         visible=_histogram(clips["visible_fraction"].to_numpy(), 1.0),
-        motion=_histogram(clips["motion"].to_numpy(), _round_up(_most(clips["motion"]))),
-        good=good,
+        motion=_histogram(clips["motion"].to_numpy(), _motion_scale(clips["motion"].to_numpy())),
+        good=_count_good(clips),
         sources=sources,
         damaged=damaged,
         failures=tuple(failure_counts(snapshot.failures)),
-        videos_lost=_videos_lost(snapshot.failures, clips),
-        bytes=_bytes(clips, shards),
-        stages=tuple(
-            _stage(stage, pc.sum(shards[f"{stage}_seconds"]).as_py() or 0.0, frames)
-            for stage in STAGES
-        ),
+        videos_lost=_count_lost_videos(snapshot.failures, clips),
+        bytes=_bytes_by_part(clips, shards),
+        stages=tuple(_stage_speed(stage, shards, frames) for stage in STAGES),
         concerns=(),
     )
     return replace(figures, concerns=tuple(_concerns(figures)))
 
 
 def cycle_errors(tracks: Tracks) -> NDArray[np.float32]:
-    """How far points come home from where they started, in pixels: [M], of those that can be judged.
+    """Return the forward-backward errors [M] of the points that can be judged, in pixels.
 
-    A point of one anchor's grid is followed to another anchor's frame, and from there back: along what the four points of that
-    one's grid around it did, bilinearly. This is the forward-backward error (Kalal et al., ICPR 2010) of stored tracks, of which
-    none starts exactly where another ends. All five have to be visible at both ends. Where neighbours move apart (at an object's
-    edge) it is large though no track is wrong: its median tells more than its mean.
+    A point of one anchor's grid is followed to another anchor's frame along its own track, and from
+    there back along the tracks of the four points of the other grid around it, bilinearly. This is
+    the forward-backward error (Kalal et al., ICPR 2010) for stored tracks: no track starts exactly
+    where another ends. All five points must be visible at both ends. At an object's edge, where
+    neighbours move apart, the error is large though no track is wrong: the median tells more than
+    the mean.
     """
     side = round(tracks.positions.shape[2] ** 0.5)
-    found = [np.empty(0, np.float32)]
-    for a, start in enumerate(tracks.anchors):
-        for b, turn in enumerate(tracks.anchors):
-            if a != b and side > 1 and side * side == tracks.positions.shape[2]:
-                seen = tracks.visibility[a, turn] >= VISIBLE_THRESHOLD
-                home, known = _carried(tracks, b, int(start), tracks.positions[a, turn], side)
-                found.append(
-                    np.linalg.norm(home - tracks.positions[a, start], axis=-1)[seen & known]
-                )
-    return np.concatenate(found).astype(np.float32)
+    errors = [np.empty(0, np.float32)]
+    if side < 2 or side * side != tracks.positions.shape[2]:
+        return errors[0]  # no square grid, so no cells to interpolate in
+    for (a, start), (b, turn) in itertools.permutations(enumerate(tracks.anchors), 2):
+        visible = tracks.visibility[a, turn] >= VISIBLE_THRESHOLD
+        end, known = _carry(tracks, b, int(start), tracks.positions[a, turn], side)
+        missed = np.linalg.norm(end - tracks.positions[a, start], axis=-1)
+        errors.append(missed[visible & known])
+    return np.concatenate(errors).astype(np.float32)
 
 
-def _carried(
+def _carry(
     tracks: Tracks, anchor: int, t: int, points: NDArray[np.float32], side: int
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Where points [N, 2] of an anchor's frame are in frame `t`, by the grid around them: [N, 2], and whether that is known [N]."""
+    """Move points [N, 2] of an anchor's frame to frame `t`, along the grid of tracks around them.
+
+    Returns the moved points [N, 2], and whether each is known [N]: it lies inside the grid, and the
+    four tracks around it are visible in frame `t`.
+    """
     grid = tracks.positions[anchor, tracks.anchors[anchor]].reshape(side, side, 2)
-    moved = (tracks.positions[anchor, t] - grid.reshape(-1, 2)).reshape(side, side, 2)
+    moved = tracks.positions[anchor, t].reshape(side, side, 2) - grid
     visible = (tracks.visibility[anchor, t] >= VISIBLE_THRESHOLD).reshape(side, side)
+    # the cell of each point, and its fractional position (u, v) in it
     xs, ys = grid[0, :, 0], grid[:, 0, 1]
-    inside = (
-        (points[:, 0] >= xs[0])
-        & (points[:, 0] < xs[-1])
-        & (points[:, 1] >= ys[0])
-        & (points[:, 1] < ys[-1])
-    )
+    inside_x = (points[:, 0] >= xs[0]) & (points[:, 0] < xs[-1])
+    inside_y = (points[:, 1] >= ys[0]) & (points[:, 1] < ys[-1])
     column = np.clip(np.searchsorted(xs, points[:, 0], side="right") - 1, 0, side - 2)
     row = np.clip(np.searchsorted(ys, points[:, 1], side="right") - 1, 0, side - 2)
     u = ((points[:, 0] - xs[column]) / (xs[column + 1] - xs[column]))[:, None]
     v = ((points[:, 1] - ys[row]) / (ys[row + 1] - ys[row]))[:, None]
+    # bilinear interpolation of the displacements of its four corners
     above = moved[row, column] * (1 - u) + moved[row, column + 1] * u
     below = moved[row + 1, column] * (1 - u) + moved[row + 1, column + 1] * u
-    known = (
+    corners_visible = (
         visible[row, column]
         & visible[row, column + 1]
         & visible[row + 1, column]
         & visible[row + 1, column + 1]
     )
-    return points + above * (1 - v) + below * v, inside & known
+    return points + above * (1 - v) + below * v, inside_x & inside_y & corners_visible
 
 
-def _videos_lost(failures: pa.Table, clips: pa.Table) -> int:
-    """How many videos are named by a failure and have no clip."""
-    named, having = (pc.unique(video_identifiers(rows)) for rows in (failures, clips))
-    return len(named) - (pc.sum(pc.is_in(named, value_set=having)).as_py() or 0)
+def _count_good(clips: pa.Table) -> int:
+    """Count the clips that `GOOD` keeps."""
+    moves = pc.greater(clips["motion"], _MIN_MOTION)
+    visible = pc.greater(clips["visible_fraction"], _MIN_VISIBLE)
+    return pc.sum(pc.and_(moves, visible)).as_py() or 0
 
 
-def _groups(clips: pa.Table) -> tuple[SourceFigures, ...]:
-    found = clips.group_by(["source", "dataset", "split"]).aggregate(
-        [
-            ("video_id", "count_distinct"),
-            ("key", "count"),
-            ("frames", "sum"),
-            ("visible_fraction", "mean"),
-            ("motion", "mean"),
-        ]
-    )
-    rows = found.sort_by([("source", "ascending"), ("split", "descending")]).to_pylist()
+def _count_lost_videos(failures: pa.Table, clips: pa.Table) -> int:
+    """Count the videos that have a failure and no clip."""
+    failed, with_clips = (pc.unique(video_identifiers(rows)) for rows in (failures, clips))
+    return len(failed) - (pc.sum(pc.is_in(failed, value_set=with_clips)).as_py() or 0)
+
+
+def _count_groups(clips: pa.Table) -> tuple[SourceFigures, ...]:
+    """Count per source and split, by source, `train` before `eval`."""
+    columns = {
+        ("video_id", "count_distinct"): "videos",
+        ("key", "count"): "clips",
+        ("frames", "sum"): "frames",
+        ("visible_fraction", "mean"): "visible_fraction",
+        ("motion", "mean"): "motion",
+    }
+    keys = ["source", "dataset", "split"]
+    groups = clips.group_by(keys).aggregate(list(columns))
+    groups = groups.sort_by([("source", "ascending"), ("split", "descending")])
     return tuple(
         SourceFigures(
-            row["source"],
-            row["dataset"],
-            row["split"],
-            row["video_id_count_distinct"],
-            row["key_count"],
-            row["frames_sum"],
-            row["visible_fraction_mean"],
-            row["motion_mean"],
+            **{key: row[key] for key in keys},
+            **{name: row["_".join(column)] for column, name in columns.items()},
         )
-        for row in rows
+        for row in groups.to_pylist()
     )
 
 
-def _lengths(frames: NDArray[np.int32]) -> Histogram:
-    """A bin for every length, or for several where there are many."""
+def _length_histogram(frames: NDArray[np.int32]) -> Histogram:
+    """Count clips by length: a bin per length, or wider ones so that there are at most about 50."""
     longest = int(frames.max(initial=1))
-    wide = -(-longest // 50)
-    edges = np.arange(0.5, longest + wide + 0.5, wide)
+    width = -(-longest // 50)
+    edges = np.arange(0.5, longest + width + 0.5, width)
     return Histogram(tuple(edges.tolist()), tuple(np.histogram(frames, edges)[0].tolist()))
 
 
-def _histogram(values: NDArray[np.float32], most: float) -> Histogram:
-    edges = np.linspace(0, most, _BINS + 1)
-    counts = np.histogram(np.clip(np.nan_to_num(values), 0, most), edges)[0]
+def _histogram(values: NDArray[np.float32], end: float) -> Histogram:
+    """Count values in _BINS bins from 0 to `end`: NaN as 0, larger values in the last bin."""
+    edges = np.linspace(0, end, _BINS + 1)
+    counts = np.histogram(np.clip(np.nan_to_num(values), 0, end), edges)[0]
     return Histogram(tuple(edges.tolist()), tuple(counts.tolist()))
 
 
-def _most(values: pa.ChunkedArray) -> float:
-    """What only one in a hundred is above."""
-    return float(np.nanquantile(values.to_numpy(), 0.99)) if len(values) else 0.0
+def _motion_scale(motion: NDArray[np.float32]) -> float:
+    """Return the end of the histogram of motion: its 99th percentile, rounded up."""
+    return _round_up(float(np.nanquantile(motion, 0.99)) if len(motion) else 0.0)
 
 
 def _round_up(value: float) -> float:
-    """The next of 0.05, 0.1, 0.2, 0.5, 1 …"""
+    """Return the next of 0.05, 0.1, 0.2, 0.5, 1, 2, 5, or the next whole number above these."""
     for step in (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0):
         if value <= step:
             return step
     return float(np.ceil(value))
 
 
-def _bytes(clips: pa.Table, shards: pa.Table) -> dict[str, int]:
+def _bytes_by_part(clips: pa.Table, shards: pa.Table) -> dict[str, int]:
+    """Sum the bytes of frames, tracks and descriptions; `tar` is the rest of the shards."""
     parts = {
         "frames": pc.sum(pc.list_flatten(clips["frame_sizes"])).as_py() or 0,
         "tracks": pc.sum(clips["tracks_size"]).as_py() or 0,
@@ -268,91 +283,102 @@ def _bytes(clips: pa.Table, shards: pa.Table) -> dict[str, int]:
     return {**parts, "tar": max(0, (pc.sum(shards["bytes"]).as_py() or 0) - sum(parts.values()))}
 
 
-def _stage(stage: str, seconds: float, frames: int) -> StageSpeed:
+def _stage_speed(stage: str, shards: pa.Table, frames: int) -> StageSpeed:
+    """Sum the worker time of a stage over all shards."""
+    seconds = pc.sum(shards[f"{stage}_seconds"]).as_py() or 0.0
     return StageSpeed(stage, seconds, frames / seconds if seconds else None)
 
 
-def _sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]:
-    """What the sampled tracks of each source say, and how many could not be read."""
-    columns = snapshot.clips.select(
-        ["source", "shard", "tracks_offset", "tracks_size", "anchors", "frames", "points"]
-    )
-    names = sorted(pc.unique(columns["source"]).to_pylist())
-    each = max(1, SAMPLED // max(1, len(names)))
+def _measure_sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]:
+    """Measure the tracks of sampled clips per source; count those that cannot be read."""
+    columns = ["source", "shard", "tracks_offset", "tracks_size", "anchors", "frames", "points"]
+    clips = snapshot.clips.select(columns)
+    names = sorted(pc.unique(clips["source"]).to_pylist())
+    share = max(1, SAMPLED // max(1, len(names)))
     rng = np.random.default_rng(SEED)
-    found, damaged = [], 0
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
+    measured, damaged = [], 0
+    with ThreadPoolExecutor(_READERS) as pool:
         for name in names:
-            rows = np.flatnonzero(pc.equal(columns["source"], name).to_numpy())
-            picked = np.sort(rng.choice(rows, min(each, len(rows)), replace=False))
-            read = list(
-                pool.map(
-                    lambda row: _tracks(snapshot, row), columns.take(pa.array(picked)).to_pylist()
-                )
-            )
-            good = [tracks for tracks in read if tracks is not None]
-            damaged += len(read) - len(good)
-            found.append(_source(name, good))
-    return tuple(found), damaged
+            rows = np.flatnonzero(pc.equal(clips["source"], name).to_numpy())
+            # in the order of the table, so that neighbours in a shard are read one after another
+            sample = np.sort(rng.choice(rows, min(share, len(rows)), replace=False))
+            sampled = clips.take(pa.array(sample)).to_pylist()
+            tracks = list(pool.map(partial(_read_tracks, snapshot), sampled))
+            readable = [one for one in tracks if one is not None]
+            damaged += len(tracks) - len(readable)
+            measured.append(_measure_source(name, readable))
+    return tuple(measured), damaged
 
 
-def _tracks(snapshot: Snapshot, row: dict[str, Any]) -> Tracks | None:
-    """The tracks of a clip, None if they are damaged."""
+def _read_tracks(snapshot: Snapshot, row: dict[str, Any]) -> Tracks | None:
+    """Read the tracks of a clip by its row; None if they are damaged."""
+    shard, offset, size = row["shard"], row["tracks_offset"], row["tracks_size"]
     try:
-        (data,) = read_members(
-            snapshot.shard_path(row["shard"]), [row["tracks_offset"]], [row["tracks_size"]]
-        )
+        (data,) = read_members(snapshot.shard_path(shard), [offset], [size])
         return decode_tracks(data, (len(row["anchors"]), row["frames"], row["points"]))
     except ShardError:
         return None
 
 
-def _source(name: str, clips: Sequence[Tracks]) -> SourceTracks:
+def _measure_source(name: str, clips: Sequence[Tracks]) -> SourceTracks:
+    """Measure visibility around the anchor and forward-backward errors over clips of a source."""
     longest = max((tracks.positions.shape[1] for tracks in clips), default=1)
+    # at index `longest + offset`, for offsets from the anchor frame of -longest to longest - 1
     sums, counts = np.zeros(2 * longest), np.zeros(2 * longest, np.int64)
     errors = [np.empty(0, np.float32)]
     for tracks in clips:
         frames = tracks.positions.shape[1]
         for row, anchor in enumerate(tracks.anchors):
-            places = longest + np.arange(frames) - anchor
-            sums[places] += tracks.visibility[row].mean(axis=1) / 255
-            counts[places] += 1
+            indices = longest + np.arange(frames) - anchor
+            sums[indices] += tracks.visibility[row].mean(axis=1) / 255
+            counts[indices] += 1
         errors.append(cycle_errors(tracks))
+    since_anchor = tuple(
+        (int(index - longest), float(sums[index] / counts[index]))
+        for index in np.flatnonzero(counts)
+    )
     cycles = np.concatenate(errors)
-    median, p90 = (
-        (float(part) for part in np.quantile(cycles, [0.5, 0.9])) if len(cycles) else (None, None)
+    median, p90 = map(float, np.quantile(cycles, [0.5, 0.9])) if len(cycles) else (None, None)
+    return SourceTracks(
+        source=name,
+        clips=len(clips),
+        since_anchor=since_anchor,
+        cycles=len(cycles),
+        cycle_median=median,
+        cycle_p90=p90,
     )
-    since = tuple(
-        (int(place - longest), float(sums[place] / counts[place]))
-        for place in np.flatnonzero(counts)
-    )
-    return SourceTracks(name, len(clips), since, len(cycles), median, p90)
 
 
 def _concerns(figures: SnapshotFigures) -> Iterator[str]:
-    """What a person should think about before training on this."""
-    by_split = {
-        split: sum(group.clips for group in figures.groups if group.split == split)
-        for split in ("train", "eval")
-    }
-    if not by_split["train"]:
-        yield "There is no clip in the split train: nothing can be trained on."
-    if not by_split["eval"]:
-        yield "There is no clip in the split eval: whether training helped cannot be told (split.eval_fraction)."
-    if figures.videos_lost:
-        yield f"{pluralise(figures.videos_lost, 'video')} yielded nothing, beside {figures.videos:,} that could be read."
-    if figures.clips and figures.good < figures.clips:
-        share = figures.good / figures.clips
-        yield f'"{GOOD}" keeps {figures.good:,} of {pluralise(figures.clips, "clip")} ({share:.0%}).'
-    by_source: dict[str, int] = {}
+    """Yield what to consider before training on this snapshot, one sentence each."""
+    by_split, by_source = Counter[str](), Counter[str]()
     for group in figures.groups:
-        by_source[group.source] = by_source.get(group.source, 0) + group.clips
-    largest = max(by_source, key=lambda source: by_source[source], default="")
-    if len(by_source) > 1 and by_source[largest] > 0.8 * figures.clips:
-        yield f"{by_source[largest] / figures.clips:.0%} of the clips are of the source {largest}: data.weights can balance them."
+        by_split[group.split] += group.clips
+        by_source[group.source] += group.clips
+    if not by_split["train"]:
+        yield "The split train has no clips: there is nothing to train on."
+    if not by_split["eval"]:
+        yield (
+            "The split eval has no clips: it cannot be measured whether training helped; "
+            "set split.eval_fraction."
+        )
+    if figures.videos_lost:
+        lost = pluralise(figures.videos_lost, "video")
+        yield f"{lost} yielded no clips, beside {figures.videos:,} that could be read."
+    if figures.clips and figures.good < figures.clips:
+        kept = f"{figures.good:,} of {pluralise(figures.clips, 'clip')}"
+        yield f'"{GOOD}" keeps {kept} ({figures.good / figures.clips:.0%}).'
+    if len(by_source) > 1:
+        ((largest, clips),) = by_source.most_common(1)
+        if clips > _DOMINANT * figures.clips:
+            part = f"{clips / figures.clips:.0%} of the clips"
+            yield f"{part} are from the source {largest}: data.weights can balance the sources."
     for source in figures.sources:
-        if source.cycle_median is not None and source.cycle_median > 2:
-            missed = f"miss their start by more than {source.cycle_median:.1f} px"
-            yield f"Half of the points of {source.source} {missed}, there and back: look at its tracks."
+        if source.cycle_median is not None and source.cycle_median > _LARGE_CYCLE_ERROR:
+            yield (
+                f"The median forward-backward error of {source.source} is "
+                f"{source.cycle_median:.1f} px: look at its tracks."
+            )
     if figures.damaged:
-        yield f"The tracks of {pluralise(figures.damaged, 'sampled clip')} could not be read: run 'pretrack verify'."
+        damaged = pluralise(figures.damaged, "sampled clip")
+        yield f"The tracks of {damaged} could not be read: run 'pretrack verify'."

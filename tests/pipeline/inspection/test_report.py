@@ -1,4 +1,4 @@
-"""What `pretrack report` says of a snapshot."""
+"""`pretrack report`: its figures, its concerns, and the page in a browser."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from manifests.snapshot import Snapshot
+from manifests.wording import size
 from pipeline.cli import app
-from pipeline.inspection import charts
-from pipeline.inspection import report_figures as snapshot_figures
+from pipeline.inspection import report_figures
 from pipeline.inspection.report import write_report
 from pipeline.inspection.report_figures import cycle_errors, measure
 from shards.clip import Tracks
+from shards.stored_clip import StoredClip
 from tests.helpers.browser import chromium_browser, visit
 from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
@@ -96,8 +97,10 @@ def test_visibility_since_the_anchor(snapshot: Snapshot) -> None:
     assert dict(still.since_anchor) == dict.fromkeys(range(-4, 8), 1.0)
     since = dict(pans.since_anchor)
     assert since[0] == 1.0
-    assert since[1] < 1.0
     assert (min(since), max(since)) == (-4, 11)
+    # only the clip of 12 frames gets there, from its anchor 0: it moved by (33, 11) pixels, so of
+    # columns at 1, 32, 63, 94 and rows at 1, 22, 42, 63, two and three are still within 96x64
+    assert since[11] == 2 * 3 / 16
 
 
 def test_points_that_come_home_have_no_error_and_others_have_theirs() -> None:
@@ -115,6 +118,88 @@ def test_points_that_come_home_have_no_error_and_others_have_theirs() -> None:
     assert len(cycle_errors(one)) == 0
 
 
+def test_a_cycle_error_is_interpolated_between_the_four_tracks_around_a_point() -> None:
+    """Two anchors of 2x2 points: the second grid moves each corner by another amount."""
+    first = np.array([[10, 10], [30, 10], [10, 30], [30, 30]], np.float32)
+    second = np.array([[0, 0], [40, 0], [0, 40], [40, 40]], np.float32)
+    positions = np.empty((2, 2, 4, 2), np.float32)
+    positions[0] = first  # followed from frame 0 to frame 1, it stands still
+    positions[1, 1] = second
+    positions[1, 0] = second + np.array([[4, 0], [8, 0], [0, 0], [0, 16]])
+    visible = np.full((2, 2, 4), 255, np.uint8)
+    tracks = Tracks(np.array([0, 1], np.int32), positions, visible, visible)
+    # (10, 10) is a quarter of the cell away from its first corner: weights 9, 3, 3, 1 sixteenths
+    dx = [(9 * 4 + 3 * 8) / 16, (3 * 4 + 9 * 8) / 16, (3 * 4 + 8) / 16, (4 + 3 * 8) / 16]
+    dy = [16 / 16, 3 * 16 / 16, 3 * 16 / 16, 9 * 16 / 16]
+    # of the second grid, no point lies within the cell of the first one
+    np.testing.assert_allclose(cycle_errors(tracks), np.hypot(dx, dy), rtol=1e-6)
+    visible[1, 0, 2] = 127  # one of the four tracks is hidden where the way back ends
+    assert len(cycle_errors(tracks)) == 0
+    visible[1, 0, 2] = 128
+    visible[0, 1, :3] = 0  # three points are hidden where they turn
+    np.testing.assert_allclose(cycle_errors(tracks), [np.hypot(dx[3], dy[3])], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("frames", "edges", "counts"),
+    [
+        ([1, 3, 3], [0.5, 1.5, 2.5, 3.5], [1, 0, 2]),
+        ([2, 120], [0.5, 3.5], [1]),  # bins of 3: 1-3, 4-6, ... 118-120
+    ],
+)
+def test_clips_are_counted_by_length(
+    frames: list[int], edges: list[float], counts: list[int]
+) -> None:
+    histogram = report_figures._length_histogram(np.array(frames, np.int32))
+    assert histogram.edges[: len(edges)] == tuple(edges)
+    assert histogram.counts[: len(counts)] == tuple(counts)
+    assert sum(histogram.counts) == len(frames)
+    assert histogram.edges[-1] > max(frames) > histogram.edges[-2]
+
+
+def test_fractions_are_counted_in_25_bins_with_larger_ones_in_the_last() -> None:
+    values = np.array([0.0, 0.019, 0.021, 0.25, 0.499, 0.5, 7.0, np.nan], np.float32)
+    histogram = report_figures._histogram(values, 0.5)
+    assert histogram.edges == pytest.approx([0.02 * edge for edge in range(26)])
+    expected = {0: 3, 1: 1, 12: 1, 24: 3}  # NaN counts as 0
+    assert {bin: count for bin, count in enumerate(histogram.counts) if count} == expected
+
+
+@pytest.mark.parametrize(
+    ("motion", "end"),
+    [
+        ([], 0.05),
+        ([0.049], 0.05),
+        ([0.051], 0.1),
+        ([0.11], 0.2),
+        ([0.3, float("nan")], 0.5),
+        ([0.01] * 200 + [9.0], 0.05),  # less than one in a hundred does not stretch the axis
+        ([5.1], 6.0),
+    ],
+)
+def test_the_axis_of_motion_ends_at_a_round_number(motion: list[float], end: float) -> None:
+    assert report_figures._motion_scale(np.array(motion, np.float32)) == end
+
+
+def test_percentages_on_the_page(snapshot: Snapshot, tmp_path: Path) -> None:
+    write_report(snapshot, tmp_path)
+    text = (tmp_path / "index.html").read_text()
+    rows = snapshot.clips.to_pylist()
+    visible = np.mean([row["visible_fraction"] for row in rows])
+    assert f"<b>{visible:.0%}</b><span>mean visibility</span>" in text
+    assert 0.5 < visible < 0.95, "the test tells a mean from a sum"
+    assert "<b>25.0%</b><span>of clips for evaluation</span>" in text, "1 of 4"
+    assert "<b>3</b><span>videos with clips</span>" in text
+    # the two training clips of `pans` have motion 0.05 and 0.04
+    assert ">4.5%</td>" in text
+    assert "keeps 2 of 4 clips" in text
+    frame = sum(sum(row["frame_sizes"]) for row in rows) // 36
+    tracks = sum(row["tracks_size"] for row in rows) // 4
+    assert f"{size(frame)} per frame; {size(tracks)} of tracks per clip." in text
+    assert "8.5 s in total" in text
+    assert "2.0 s, 18 frames/s" in text
+
+
 def test_hidden_points_are_not_judged() -> None:
     tracks = grey_clip("any", grid=5, step=(2.0, 1.0)).tracks
     hidden = np.zeros_like(tracks.visibility)
@@ -124,25 +209,89 @@ def test_hidden_points_are_not_judged() -> None:
 def test_only_some_clips_are_read_and_always_the_same(
     snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot_figures, "SAMPLED", 2)
+    monkeypatch.setattr(report_figures, "SAMPLED", 2)
     first, again = measure(snapshot).sources, measure(snapshot).sources
     assert first == again
     assert [source.clips for source in first] == [1, 1]
 
 
-def test_what_to_think_about(snapshot: Snapshot, tmp_path: Path) -> None:
-    said = measure(snapshot).concerns
-    assert "1 video yielded nothing, beside 3 that could be read." in said
-    assert '"motion > 0.01 and visible_fraction > 0.5" keeps 2 of 4 clips (50%).' in said
-    alone = publish_clips(tmp_path / "out", [grey_clip("made-a", anchors=(0,))])
-    row = alone.clips.to_pylist()[0]
+def test_concerns(snapshot: Snapshot, tmp_path: Path) -> None:
+    concerns = measure(snapshot).concerns
+    assert "1 video yielded no clips, beside 3 that could be read." in concerns
+    assert '"motion > 0.01 and visible_fraction > 0.5" keeps 2 of 4 clips (50%).' in concerns
+    damaged = publish_clips(tmp_path / "out", [grey_clip("made-a", anchors=(0,))])
+    row = damaged.clips.to_pylist()[0]
     tar = tmp_path / "out" / "shards" / f"{row['shard']}.tar"
     data = bytearray(tar.read_bytes())
     data[row["tracks_offset"] : row["tracks_offset"] + 8] = bytes(8)
     tar.write_bytes(data)
-    said = measure(alone).concerns
-    assert any(concern.startswith("There is no clip in the split eval") for concern in said)
-    assert "The tracks of 1 sampled clip could not be read: run 'pretrack verify'." in said
+    concerns = measure(damaged).concerns
+    assert any(concern.startswith("The split eval has no clips") for concern in concerns)
+    assert "The tracks of 1 sampled clip could not be read: run 'pretrack verify'." in concerns
+    assert measure(damaged).damaged == 1
+
+
+def test_a_snapshot_without_training_clips_says_so(tmp_path: Path) -> None:
+    snapshot = publish_clips(tmp_path / "out", [grey_clip("made-a", split="eval")])
+    assert measure(snapshot).concerns == (
+        "The split train has no clips: there is nothing to train on.",
+    )
+
+
+def clips_of(**counts: int) -> list[StoredClip]:
+    """Clips of 2 frames, so many per source, the first one of all for evaluation."""
+    keys = [f"{source}-{number}" for source, count in counts.items() for number in range(count)]
+    return [
+        grey_clip(
+            key,
+            source=key.split("-")[0],
+            split="eval" if number == 0 else "train",
+            frames=2,
+            grid=2,
+            anchors=(0,),
+        )
+        for number, key in enumerate(keys)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "concerns"),
+    [
+        ({"pans": 4, "walks": 1}, ()),  # exactly 80%
+        (
+            {"pans": 1, "walks": 5},
+            ("83% of the clips are from the source walks: data.weights can balance the sources.",),
+        ),
+        ({"walks": 5}, ()),  # with one source there is nothing to balance
+    ],
+)
+def test_a_source_with_more_than_80_percent_of_the_clips_is_a_concern(
+    tmp_path: Path, counts: dict[str, int], concerns: tuple[str, ...]
+) -> None:
+    assert measure(publish_clips(tmp_path / "out", clips_of(**counts))).concerns == concerns
+
+
+@pytest.mark.parametrize(
+    ("strayed", "concern"),
+    [
+        (1.9, None),
+        (2.1, "The median forward-backward error of made is 2.1 px: look at its tracks."),
+    ],
+)
+def test_a_median_forward_backward_error_above_2_pixels_is_a_concern(
+    tmp_path: Path, strayed: float, concern: str | None
+) -> None:
+    clips = [
+        grey_clip("made-a", step=(0.0, 0.0)),
+        grey_clip("made-b", split="eval", step=(0.0, 0.0)),
+    ]
+    for clip in clips:
+        # tracks of the first anchor are off in the second one's frame, in both directions
+        clip.tracks.positions[0, 4, :, 0] += strayed
+    snapshot = publish_clips(tmp_path / "out", clips)
+    (source,) = measure(snapshot).sources
+    assert source.cycle_median == pytest.approx(strayed, abs=0.05)
+    assert measure(snapshot).concerns == ((concern,) if concern else ())
 
 
 @pytest.mark.slow
@@ -160,7 +309,9 @@ def test_the_page_in_a_browser(snapshot: Snapshot, tmp_path: Path) -> None:
             page = opened.page
             assert page.locator("h1").text_content() == "Snapshot 000001"
             assert page.locator("svg").count() == len(files) - 1
-            assert page.locator("td", has_text=HOSTILE).count() == 2, "sources, and there and back"
+            assert page.locator("td", has_text=HOSTILE).count() == 2, (
+                "sources, and forward-backward errors"
+            )
             assert page.evaluate("document.documentElement.scrollWidth") <= width
             dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
             page.locator("button").click()
@@ -182,21 +333,12 @@ def test_charts_are_pictures_too(snapshot: Snapshot, tmp_path: Path) -> None:
         assert picture.std() > 5, f"{file.name} is not empty"
 
 
-def test_what_is_said_behind_a_bar_is_not_cut_off() -> None:
-    chart = charts.bars(
-        "Left out, and why", [charts.Bar("unreadable video", (1_234_567,), "1,234,567 at catalog")]
-    )
-    assert np.asarray(Image.open(BytesIO(charts.png(chart))))[:, -4:].min() == 255, (
-        "the picture ends in its ground"
-    )
-
-
 def test_one_anchor_says_why_there_is_no_error(tmp_path: Path) -> None:
     write_report(
         publish_clips(tmp_path / "out", [grey_clip("made-a", anchors=(0,))]), tmp_path / "report"
     )
     assert (
-        "Points cannot be followed there and back: that takes two anchors"
+        "No point could be followed forward and backward: that takes two anchors"
         in (tmp_path / "report" / "index.html").read_text()
     )
 
