@@ -1,4 +1,4 @@
-"""Picks clips of a snapshot and draws them."""
+"""Choose clips of a snapshot, read them, and draw each as a contact sheet and a video."""
 
 from __future__ import annotations
 
@@ -23,39 +23,39 @@ from shards.stored_clip import StoredClip
 
 
 def show_clips(
-    snapshot: Snapshot, wanted: list[str], count: int, anchor: int, folder: Path
+    snapshot: Snapshot, names: list[str], count: int, anchor: int, folder: Path
 ) -> list[Path]:
-    """Draws the clips whose keys hold one of `wanted`; or else `count` clips of each source, of different videos where there are
-    as many, that move most while most of their points stay visible. Returns the files.
+    """Draw clips into a folder, and return the files.
 
-    Raises PretrackError for a name that no clip has, or an anchor that a clip does not have.
+    Draws the clips whose keys contain one of `names`; without names, the `count` best clips of each
+    source (see `best_clips`). Raises PretrackError for a name that no clip has, or if no clip has
+    the anchor.
     """
-    clips = clips_named(snapshot, wanted)
+    clips = clips_named(snapshot, names)
     anchors = pc.list_value_length(clips["anchors"])
-    having = clips.filter(pc.greater(anchors, anchor))
-    if not having.num_rows:
+    with_anchor = clips.filter(pc.greater(anchors, anchor))
+    if not with_anchor.num_rows:
         most = pluralise(pc.max(anchors).as_py() or 0, "anchor")
         raise PretrackError(
-            f"these clips have up to {most}, and there is no number {anchor} (they are counted from 0)"
+            f"these clips have up to {most}, and there is no number {anchor} "
+            "(they are counted from 0)"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    for number in range(having.num_rows) if wanted else best_clips(having, count):
-        clip = read_clip(snapshot, having.slice(number, 1).to_pylist()[0])
+    written = []
+    for number in range(with_anchor.num_rows) if names else best_clips(with_anchor, count):
+        clip = read_clip(snapshot, with_anchor.slice(number, 1).to_pylist()[0])
         sheet, video = folder / f"{clip.info.key}.png", folder / f"{clip.info.key}.mp4"
         write_sheet(sheet, clip, anchor)
         write_video(video, clip, anchor)
-        made += [sheet, video]
-    return made
+        written += [sheet, video]
+    return written
 
 
 def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
-    """One clip by its row of the clips table. Raises ShardError if it is damaged."""
+    """Read a clip by its row of the clips table. Raises ShardError if it is damaged."""
     members = members_of(row)
-    path, shape = (
-        snapshot.shard_path(row["shard"]),
-        (len(row["anchors"]), row["frames"], row["points"]),
-    )
+    path = snapshot.shard_path(row["shard"])
+    shape = (len(row["anchors"]), row["frames"], row["points"])
     try:
         info, tracks, *jpegs = read_clip_members(path, members)
         return StoredClip(ClipInfo.from_json(info), decode_tracks(tracks, shape), tuple(jpegs))
@@ -65,44 +65,51 @@ def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
         ) from error
 
 
-def clips_named(snapshot: Snapshot, wanted: list[str]) -> pa.Table:
-    """The rows of all clips, or of those whose keys hold one of `wanted`. Raises PretrackError for a name that no clip has."""
+def clips_named(snapshot: Snapshot, names: list[str]) -> pa.Table:
+    """Return the rows of the clips whose keys contain one of `names`; of all clips without names.
+
+    Raises PretrackError for a name that no clip has.
+    """
     keys = snapshot.clips["key"]
-    masks = [pc.match_substring(keys, name) for name in wanted]
-    for name, mask in zip(wanted, masks, strict=True):
+    masks = [pc.match_substring(keys, name) for name in names]
+    for name, mask in zip(names, masks, strict=True):
         if not pc.any(mask).as_py():
-            like = ", ".join(keys.slice(0, 3).to_pylist())
+            examples = ", ".join(keys.slice(0, 3).to_pylist())
             raise PretrackError(
-                f"no clip of snapshot {snapshot.name} has '{name}' in its key (keys are like {like})"
+                f"no clip of snapshot {snapshot.name} has '{name}' in its key "
+                f"(keys are like {examples})"
             )
     return snapshot.clips.filter(reduce(pc.or_, masks)) if masks else snapshot.clips
 
 
 def best_clips(clips: pa.Table, count: int) -> list[int]:
-    """Of each source the rows of `count` clips, a video's best before any other's second."""
+    """Return the rows of the `count` best clips of each source.
+
+    A clip's score is motion times visible fraction: it moves, and most of its points stay visible.
+    The best clip of every video comes before the second best of any.
+    """
     video = pc.binary_join_element_wise(clips["source"], clips["video_id"], "\n")
-    score = pc.multiply(clips["motion"], clips["visible_fraction"])
     ranked = pa.table(
         {
             "source": clips["source"],
             "video": video,
             "key": clips["key"],
-            "score": score,
+            "score": pc.multiply(clips["motion"], clips["visible_fraction"]),
             "row": np.arange(len(clips)),
         }
     )
-    by_merit = [("score", "descending"), ("key", "ascending")]
-    ranked = ranked.sort_by([("video", "ascending"), *by_merit])
-    ranked = ranked.append_column("place", pa.array(_place_in_run(ranked["video"])))
-    ranked = ranked.sort_by([("source", "ascending"), ("place", "ascending"), *by_merit])
-    best: list[int] = (
-        ranked["row"].filter(pa.array(_place_in_run(ranked["source"]) < count)).to_pylist()
-    )
-    return best
+    best_first = [("score", "descending"), ("key", "ascending")]
+    # rank the clips of each video, then the clips of each source by that rank
+    ranked = ranked.sort_by([("video", "ascending"), *best_first])
+    ranked = ranked.append_column("rank", pa.array(_rank_within_runs(ranked["video"])))
+    ranked = ranked.sort_by([("source", "ascending"), ("rank", "ascending"), *best_first])
+    chosen = pa.array(_rank_within_runs(ranked["source"]) < count)
+    rows: list[int] = ranked["row"].filter(chosen).to_pylist()
+    return rows
 
 
-def _place_in_run(values: pa.ChunkedArray) -> NDArray[np.int64]:
-    """How many rows of the same value lie just before each row."""
+def _rank_within_runs(values: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Return for each row the number of rows with the same value directly before it."""
     codes = values.combine_chunks().dictionary_encode().indices.to_numpy()
-    begins = np.flatnonzero(np.diff(codes, prepend=-1))
-    return np.arange(len(codes)) - np.repeat(begins, np.diff(begins, append=len(codes)))
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    return np.arange(len(codes)) - np.repeat(starts, np.diff(starts, append=len(codes)))

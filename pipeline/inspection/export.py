@@ -1,4 +1,4 @@
-"""Writes one clip in a form that other programs read: a video with its tracks drawn, a Rerun recording, or TAP-Vid's arrays."""
+"""Write one clip for other programs: as a video, a Rerun recording or TAP-Vid's arrays."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ from shards.files import atomic_write, open_atomic
 from shards.stored_clip import StoredClip
 
 FORMS = {"mp4": ".mp4", "rerun": ".rrd", "tapvid": ".npz"}
-"""What a clip can be written as, with the suffix of the file."""
+"""The suffix of the file per form that a clip can be written in."""
 
-_NAMED = 3
+_EXAMPLE_KEYS = 3
 
 
 def export_clip(
-    snapshot: Snapshot, wanted: str, form: str, file: Path | None = None, anchor: int | None = None
+    snapshot: Snapshot, name: str, form: str, file: Path | None = None, anchor: int | None = None
 ) -> Path:
-    """Writes the one clip that is called `wanted`, or has it in its key, and returns the file: by default `KEY.mp4`, `.rrd` or
-    `.npz` in the current folder.
+    """Write the one clip whose key is, or contains, `name`, and return the file.
 
-    With an `anchor` (an index) only that grid's tracks are written; otherwise all of them, and in a video the first one's. Raises
-    PretrackError for a form that is not known, for a name that fits no clip or several, and for an anchor that the clip lacks.
+    By default the file is `KEY.mp4`, `.rrd` or `.npz` in the current folder. With an `anchor` (an
+    index) only that grid's tracks are written; without, all of them, in a video the first one's.
+    Raises PretrackError for an unknown form, for a name that fits no clip or several, and for an
+    anchor that the clip does not have.
     """
     if form not in FORMS:
         raise PretrackError(
             f"a clip cannot be exported to '{form}': choose one of {', '.join(FORMS)}"
         )
-    clip = read_clip(snapshot, find_clip(snapshot, wanted))
+    clip = read_clip(snapshot, find_clip(snapshot, name))
     count = len(clip.tracks.anchors)
     if anchor is not None and not 0 <= anchor < count:
         raise PretrackError(
-            f"the clip {clip.info.key} has {pluralise(count, 'anchor')}, and there is no number {anchor} (they are counted from 0)"
+            f"the clip {clip.info.key} has {pluralise(count, 'anchor')}, "
+            f"and there is no number {anchor} (they are counted from 0)"
         )
     path = file or Path(f"{clip.info.key}{FORMS[form]}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,41 +57,47 @@ def export_clip(
     return path
 
 
-def find_clip(snapshot: Snapshot, wanted: str) -> dict[str, Any]:
-    """The clips table's row of the clip called `wanted`, or else of the only one that has it in its key. Raises PretrackError."""
-    named = clips_named(snapshot, [wanted])
-    exact = named.filter(pc.equal(named["key"], wanted))
-    rows = exact if exact.num_rows else named
+def find_clip(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    """Return the clips table's row of the clip `name`, or of the only one whose key contains it.
+
+    Raises PretrackError if there is no such clip, or if there are several.
+    """
+    containing = clips_named(snapshot, [name])
+    exact = containing.filter(pc.equal(containing["key"], name))
+    rows = exact if exact.num_rows else containing
     if rows.num_rows > 1:
-        shown = ", ".join(rows["key"].slice(0, _NAMED).to_pylist())
+        examples = ", ".join(rows["key"].slice(0, _EXAMPLE_KEYS).to_pylist())
         raise PretrackError(
-            f"'{wanted}' is in the keys of {rows.num_rows:,} clips ({shown} …): write out the one you mean"
+            f"'{name}' is in the keys of {rows.num_rows:,} clips ({examples} …): "
+            "write out the one you mean"
         )
     row: dict[str, Any] = rows.to_pylist()[0]
     return row
 
 
 def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> None:
-    """The clip as arrays in an .npz file, laid out as one video of TAP-Vid-DAVIS (Doersch et al., NeurIPS 2022) with its queries.
+    """Write the clip as arrays in an .npz file, in the layout of a video of TAP-Vid-DAVIS.
+
+    (Doersch et al., NeurIPS 2022), with its queries:
 
     video:        uint8   [T, H, W, 3]  RGB
-    points:       float32 [N, T, 2]     (x, y) as parts of the width and height, border to border: x pixels = part * W - 0.5
-                                        where the centre of the first pixel is 0
+    points:       float32 [N, T, 2]     (x, y) as fractions of the width and height, border to
+                                        border: x in pixels = fraction * W - 0.5, with the centre of
+                                        the first pixel at 0
     occluded:     bool    [N, T]        visibility below 1/2
-    query_points: float32 [N, 3]        (t, y, x): the anchor frame and the point in it, as TAP-Vid's evaluation asks for it:
-                                        in pixels of `video`, the *corner* of the first one at (0, 0)
+    query_points: float32 [N, 3]        (t, y, x): the anchor frame and the point in it, as
+                                        TAP-Vid's evaluation takes it: in pixels of `video`, with
+                                        the *corner* of the first one at (0, 0)
 
     N counts the points of all anchors, one grid after the other, or those of one.
     """
     tracks, size = clip.tracks, np.array([clip.info.width, clip.info.height], np.float32)
-    chosen = _chosen(clip, anchor)
+    chosen = _chosen_anchors(clip, anchor)
     n = tracks.positions.shape[2]
-    corners = (
-        tracks.positions[chosen] + 0.5
-    )  # from centres at integers to TAP-Vid's: the frame covers 0 to W
-    starts = np.stack(
-        [corners[row, tracks.anchors[index]] for row, index in enumerate(chosen)]
-    ).reshape(-1, 2)
+    # from centres at integers to TAP-Vid's convention, in which the frame covers 0 to W
+    corners = tracks.positions[chosen] + 0.5
+    starts = np.stack([corners[row, tracks.anchors[index]] for row, index in enumerate(chosen)])
+    starts = starts.reshape(-1, 2)
     frames = np.repeat(tracks.anchors[chosen], n).astype(np.float32)
     arrays = {
         "video": np.stack([jpeg.decode(data) for data in clip.jpegs]),
@@ -102,11 +110,12 @@ def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> Non
 
 
 def write_rerun(path: Path, clip: StoredClip, anchor: int | None = None) -> None:
-    """The clip as a Rerun recording (.rrd): its frames, its tracks by anchor, and its cameras where they are known.
+    """Write the clip as a Rerun recording (.rrd): frames, tracks by anchor, and cameras if known.
 
-    The timeline `frame` counts stored frames, `time` is in seconds where the clip has any. Under `camera/anchor_0` … `visible` and
-    `hidden` hold a frame's points in its pixels, the corner of the first one at (0, 0), as Rerun has it; keypoint ids are places in
-    the grid. Raises PretrackError if rerun-sdk is not installed.
+    The timeline `frame` counts stored frames; `time` is in seconds, if the clip has timestamps.
+    Under `camera/anchor_0` … `visible` and `hidden` hold a frame's points in its pixels, with the
+    corner of the first one at (0, 0), which is Rerun's convention; keypoint ids are indices in the
+    grid. Raises PretrackError if rerun-sdk is not installed.
     """
     try:
         import rerun as rr
@@ -121,7 +130,7 @@ def write_rerun(path: Path, clip: StoredClip, anchor: int | None = None) -> None
 
 
 def _record(recording: Any, rr: Any, clip: StoredClip, anchor: int | None) -> None:
-    """Logs everything of a clip."""
+    """Log a clip's description, frames, cameras and tracks."""
     info, tracks = clip.info, clip.tracks
     recording.log(
         "about",
@@ -137,21 +146,22 @@ def _record(recording: Any, rr: Any, clip: StoredClip, anchor: int | None) -> No
         if info.cameras and (camera := info.cameras[t]):
             _log_camera(recording, rr, camera, info.width, info.height)
         recording.log("camera/frame", rr.EncodedImage(contents=data, media_type="image/jpeg"))
-        for index in _chosen(clip, anchor):
+        for index in _chosen_anchors(clip, anchor):
             visible = tracks.visibility[index, t] >= VISIBLE_THRESHOLD
-            for name, these, radius in (("visible", visible, 1.5), ("hidden", ~visible, 0.75)):
+            for name, mask, radius in (("visible", visible, 1.5), ("hidden", ~visible, 0.75)):
                 points = rr.Points2D(
-                    tracks.positions[index, t, these] + 0.5,
-                    colors=colours[these],
+                    tracks.positions[index, t, mask] + 0.5,
+                    colors=colours[mask],
                     radii=radius,
-                    keypoint_ids=np.flatnonzero(these),
+                    keypoint_ids=np.flatnonzero(mask),
                     class_ids=index,
                 )
                 recording.log(f"camera/anchor_{index}/{name}", points)
 
 
 def _log_camera(recording: Any, rr: Any, camera: Camera, width: int, height: int) -> None:
-    """Where the camera stands in the world in this frame, and its lens."""
+    """Log the camera's pose in the world in this frame, and its intrinsics."""
+    # the camera looks from the inverse of world-to-camera: rotation Rᵀ, position -Rᵀ t
     matrix = np.array(camera.world_to_camera, np.float64).reshape(3, 4)
     rotation = matrix[:, :3].T
     recording.log("camera", rr.Transform3D(mat3x3=rotation, translation=-rotation @ matrix[:, 3]))
@@ -164,12 +174,12 @@ def _log_camera(recording: Any, rr: Any, camera: Camera, width: int, height: int
     )
 
 
-def _chosen(clip: StoredClip, anchor: int | None) -> list[int]:
-    """The anchors to write, as indices."""
+def _chosen_anchors(clip: StoredClip, anchor: int | None) -> list[int]:
+    """Return the indices of the anchors to write: one, or all of them."""
     return list(range(len(clip.tracks.anchors))) if anchor is None else [anchor]
 
 
 def _by_point(values: NDArray[Any]) -> NDArray[Any]:
-    """[A, T, N, ...] → [A * N, T, ...]."""
+    """Reorder [A, T, N, ...] to [A * N, T, ...]."""
     by_anchor = np.swapaxes(values, 1, 2)
     return np.ascontiguousarray(by_anchor.reshape(-1, *by_anchor.shape[2:]))

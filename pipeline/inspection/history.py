@@ -1,4 +1,4 @@
-"""What the snapshots of an output folder hold, side by side."""
+"""Summaries of the snapshots of an output folder, for `pretrack snapshots`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from shards.files import Location, written_at
 
 @dataclass(frozen=True)
 class SnapshotSummary:
-    """One snapshot. `settings` says what it was made with: of the first the tracker, of the others what changed."""
+    """One snapshot, with its clips, shards, bytes, and when it was published.
+
+    `settings` has the tracking settings of the first snapshot, and the changes of the later ones.
+    """
 
     name: str
     current: bool
@@ -26,40 +29,39 @@ class SnapshotSummary:
 
 
 def summaries(out: Location) -> list[SnapshotSummary]:
-    """All snapshots, oldest first. Raises PretrackError if there is none."""
+    """Summarise all snapshots, oldest first. Raises PretrackError if there is none."""
     names = list_snapshots(out)
     if not names:
         raise PretrackError(
             f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first"
         )
     current = current_snapshot(out)
-    found = [Snapshot(out, name) for name in names]
-    befores = [None, *found]
+    snapshots = [Snapshot(out, name) for name in names]
     return [
-        _summary(snapshot, before, current)
-        for snapshot, before in zip(found, befores, strict=False)
+        _summary(snapshot, previous, current)
+        for snapshot, previous in zip(snapshots, [None, *snapshots], strict=False)
     ]
 
 
-def _summary(snapshot: Snapshot, before: Snapshot | None, current: str | None) -> SnapshotSummary:
-    sizes = read_table(snapshot.folder / "shards.parquet", ["bytes", "clips"])
-    if before is None:
+def _summary(snapshot: Snapshot, previous: Snapshot | None, current: str | None) -> SnapshotSummary:
+    """Summarise a snapshot; `current` is the name of the current one."""
+    shards = read_table(snapshot.folder / "shards.parquet", ["bytes", "clips"])
+    if previous is None:
         tracks = snapshot.settings.get("tracks", {})
-        words = [
+        settings = [
             f"tracks.{name} {tracks[name]}"
             for name in ("tracker", "grid", "anchors")
             if name in tracks
         ]
     else:
-        words = [
-            str(change) for change in changed_settings(before.settings, snapshot.settings)
-        ] or ["the same settings"]
+        changes = changed_settings(previous.settings, snapshot.settings)
+        settings = [str(change) for change in changes] or ["the same settings"]
     return SnapshotSummary(
-        snapshot.name,
-        snapshot.name == current,
-        written_at(snapshot.folder / COMMIT_FILE),
-        sum(sizes["clips"].to_pylist()),
-        len(sizes),
-        sum(sizes["bytes"].to_pylist()),
-        tuple(words),
+        name=snapshot.name,
+        current=snapshot.name == current,
+        published=written_at(snapshot.folder / COMMIT_FILE),
+        clips=sum(shards["clips"].to_pylist()),
+        shards=len(shards),
+        bytes=sum(shards["bytes"].to_pylist()),
+        settings=tuple(settings),
     )

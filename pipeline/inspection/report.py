@@ -11,7 +11,7 @@ from string import Template
 from manifests import charts
 from manifests.charts import Bar, Chart
 from manifests.snapshot import Snapshot
-from manifests.wording import duration, size
+from manifests.wording import duration, pluralise, size
 from pipeline.inspection.report_figures import (
     GOOD,
     SAMPLED,
@@ -100,7 +100,7 @@ def _numbers(figures: SnapshotFigures) -> Iterator[tuple[str, str]]:
     yield "clips", f"{figures.clips:,}"
     yield "videos with clips", f"{sum(group.videos for group in figures.groups):,}"
     yield "frames", f"{figures.frames:,}"
-    yield f"in {figures.shards:,} shards", size(sum(figures.bytes.values()))
+    yield f"in {pluralise(figures.shards, 'shard')}", size(sum(figures.bytes.values()))
     if figures.clips:
         visible = sum(group.visible_fraction * group.clips for group in figures.groups)
         yield "mean visibility", f"{visible / figures.clips:.0%}"
@@ -234,7 +234,7 @@ def _since_anchor_chart(figures: SnapshotFigures) -> Chart:
     since = {source.source: source.since_anchor for source in figures.sources}
     series = {name: since[name] for name in largest}
     offsets = [offset for points in series.values() for offset, _ in points]
-    ticks = {
+    ticks: dict[float, str] = {
         offset: f"{offset:+d}" if offset else "0" for offset in (min(offsets), 0, max(offsets))
     }
     return charts.lines(

@@ -1,4 +1,4 @@
-"""Checks all shards of a snapshot."""
+"""Check all shards of a snapshot, and its tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shards.errors import FormatVersionError, PretrackError
 from shards.files import Location, read_file
 from shards.verify import verify_shard
 
-_OF_CONTENT = (
+_REPEATED = (
     "source",
     "dataset",
     "video_id",
@@ -37,15 +37,15 @@ _OF_CONTENT = (
 _COLUMNS = [
     *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "anchor_sizes"),
     *("frame_offsets", "frame_sizes", "checksum"),
-    *_OF_CONTENT,
+    *_REPEATED,
 ]
-"""What there is to check of a clip's row: where its members lie, and what it says that they say too."""
+"""The columns to check of a clip: where its members lie, and what its members say too."""
 _Task = tuple[str, Location, int, str, list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with a shard, in a sentence that begins with its name; or with the tables, and then `shard` is ""."""
+    """A problem in one sentence that begins with the shard's name; `shard` is "" for the tables."""
 
     shard: str
     sentence: str
@@ -55,9 +55,12 @@ class Problem:
 
 
 def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
-    """All problems, in the order of the shards; an empty list if everything is as it was written. `pipeline.execution.repair` mends them."""
-    if damaged := list(_table_problems(snapshot)):
-        return damaged
+    """Return all problems, in the order of the shards; [] if everything is as it was written.
+
+    `pipeline.execution.repair` repairs them.
+    """
+    if table_problems := list(_table_problems(snapshot)):
+        return table_problems
     shards = snapshot.shards.select(["shard", "bytes", "checksum", "clips"]).to_pylist()
     problems: list[Problem] = []
     workers = max(1, min(len(shards), os.cpu_count() or 1))
@@ -65,43 +68,40 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
         progress.task("verifying", total=len(shards), noun="shard") as shown,
         ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool,
     ):
-        under_way: deque[Future[list[Problem]]] = deque()
+        running: deque[Future[list[Problem]]] = deque()
         for task in _tasks(snapshot, shards):
-            if (
-                len(under_way) == 4 * workers
-            ):  # tasks hold their clips' rows: not all of them at once
-                problems += under_way.popleft().result()
+            if len(running) == 4 * workers:  # a task holds the rows of its clips: bound the memory
+                problems += running.popleft().result()
                 shown.advance()
-            under_way.append(pool.submit(_verify, task))
-        for running in under_way:
-            problems += running.result()
+            running.append(pool.submit(_verify, task))
+        for future in running:
+            problems += future.result()
             shown.advance()
     counts = rows_by_shard(snapshot.clips)
-    wanted = {row["shard"]: row["clips"] for row in shards}
+    expected = {row["shard"]: row["clips"] for row in shards}
     problems += [
         Problem("", f"the tables of {snapshot.folder} disagree about {name}: {_remedy(snapshot)}")
-        for name in sorted(counts.keys() | wanted.keys())
-        if counts.get(name, 0) != wanted.get(name)
+        for name in sorted(counts.keys() | expected.keys())
+        if counts.get(name, 0) != expected.get(name)
     ]
     return problems
 
 
 def _remedy(snapshot: Snapshot) -> str:
-    """Receipts have all that the tables held, so a build makes them anew."""
-    return f"remove {snapshot.folder} and {snapshot.out / 'current.json'}, and run 'pretrack build', which goes by the receipts"
+    """Say how to restore the tables: receipts hold all their rows, so a build can rewrite them."""
+    files = f"{snapshot.folder} and {snapshot.out / 'current.json'}"
+    return f"remove {files}, and run 'pretrack build', which restores them from the receipts"
 
 
 def _table_problems(snapshot: Snapshot) -> Iterator[Problem]:
-    """What cannot be read of a snapshot's own files."""
+    """Yield what is wrong with a snapshot's own files."""
     try:
         for part in (*TABLES, "settings"):
             getattr(snapshot, part)
         listed = read_file(snapshot.folder / "shards.txt").decode().split()
         if listed != [f"shards/{shard}.tar" for shard in snapshot.shards["shard"].to_pylist()]:
-            yield Problem(
-                "",
-                f"{snapshot.folder / 'shards.txt'} does not name the shards of the tables: {_remedy(snapshot)}",
-            )
+            file = snapshot.folder / "shards.txt"
+            yield Problem("", f"{file} does not name the shards of the tables: {_remedy(snapshot)}")
     except FormatVersionError as error:
         yield Problem("", str(error))
     except (PretrackError, OSError, ValueError) as error:
@@ -109,17 +109,17 @@ def _table_problems(snapshot: Snapshot) -> Iterator[Problem]:
 
 
 def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[_Task]:
-    """What there is to check of each shard: its name, its file, its size, its checksum and its rows of the clips table."""
-    place = pc.index_in(
-        snapshot.clips["shard"], value_set=pa.array([row["shard"] for row in shards], pa.string())
-    )
-    place = place.fill_null(len(shards)).to_numpy()
-    order = np.argsort(place, kind="stable")
-    bounds = np.searchsorted(place[order], np.arange(len(shards) + 1))
+    """Yield per shard its name, file, size, checksum and rows of the clips table."""
+    # the number of its shard per clip; clips of unknown shards come last
+    names = pa.array([row["shard"] for row in shards], pa.string())
+    shard_numbers = pc.index_in(snapshot.clips["shard"], value_set=names)
+    shard_numbers = shard_numbers.fill_null(len(shards)).to_numpy()
+    order = np.argsort(shard_numbers, kind="stable")
+    bounds = np.searchsorted(shard_numbers[order], np.arange(len(shards) + 1))
     clips = snapshot.clips.select(_COLUMNS)
-    if (
-        np.diff(place) < 0
-    ).any():  # not as a build publishes it; taken once, as each `take` joins all chunks first
+    # a build publishes clips in the order of their shards; others are sorted once, since every
+    # `take` joins all chunks of a column first
+    if (np.diff(shard_numbers) < 0).any():
         clips = clips.take(order)
     for row, first, last in zip(shards, bounds[:-1], bounds[1:], strict=True):
         rows = clips.slice(first, last - first).to_pylist()
@@ -127,9 +127,9 @@ def _tasks(snapshot: Snapshot, shards: list[dict[str, Any]]) -> Iterator[_Task]:
 
 
 def _verify(task: _Task) -> list[Problem]:
+    """Check one shard, in a worker process."""
     shard, path, size, checksum, rows = task
     members = {row["key"]: members_of(row) for row in rows}
-    tabled = {row["key"]: {name: row[name] for name in _OF_CONTENT} for row in rows}
-    return [
-        Problem(shard, sentence) for sentence in verify_shard(path, size, checksum, members, tabled)
-    ]
+    expected = {row["key"]: {name: row[name] for name in _REPEATED} for row in rows}
+    sentences = verify_shard(path, size, checksum, members, expected)
+    return [Problem(shard, sentence) for sentence in sentences]

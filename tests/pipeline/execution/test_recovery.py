@@ -173,7 +173,7 @@ def test_damaged_tables_are_found_and_made_anew_from_receipts(root: Path, file: 
     (root / "out" / "snapshots" / "000001" / file).write_bytes(b"not what it was")
     (problem,) = verify_snapshot(open_snapshot(root / "out"), QUIET)
     assert "remove" in str(problem)
-    with pytest.raises(PretrackError, match="goes by the receipts"):
+    with pytest.raises(PretrackError, match="restores them from the receipts"):
         repair(open_snapshot(root / "out"), [problem], QUIET)
     shutil.rmtree(root / "out" / "snapshots" / "000001")
     (root / "out" / "current.json").unlink()
