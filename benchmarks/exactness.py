@@ -1,8 +1,10 @@
-"""How far the sorting losses are from their references: `python -m benchmarks.exactness` (needs the `dev` extra).
+"""Compare the sorting losses with reference implementations: `python -m benchmarks.exactness`.
 
-Prints the largest differences, values and gradients: our networks from `diffsort`, our soft ranks from `torchsort`. Gradients are
-of a random linear function of the result, relative to the largest gradient. The whole published loss is compared with a plain
-transcription of its formula in tests/trainer/losses/sorting/test_objective.py.
+Prints the largest differences of values and gradients: our networks from `diffsort`, our soft ranks
+from `torchsort`. Gradients are those of a random linear function of the result, and their
+differences are relative to the largest gradient. The whole published loss is compared with a plain
+transcription of its formula in tests/trainer/losses/sorting/test_objective.py. Needs the `dev`
+extra.
 """
 
 from __future__ import annotations
@@ -25,24 +27,28 @@ ROWS = 64
 def largest_differences(
     ours: Callable[[Tensor], Tensor], theirs: Callable[[Tensor], Tensor], x: Tensor
 ) -> tuple[float, float]:
-    """(of values, of gradients) between two functions of rows [R, n]."""
+    """Return the largest differences of values and of gradients of two functions of rows [R, n]."""
     x = x.requires_grad_()
-    mine, other = ours(x), theirs(x)
-    target = torch.randn(mine.shape, dtype=mine.dtype, generator=torch.Generator().manual_seed(1))
-    gradients = [torch.autograd.grad((result * target).sum(), x)[0] for result in (mine, other)]
-    values = (mine - other).abs().max().item()
+    results = ours(x), theirs(x)
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(results[0].shape, dtype=results[0].dtype, generator=generator)
+    gradients = [torch.autograd.grad((result * weights).sum(), x)[0] for result in results]
+    values = (results[0] - results[1]).abs().max().item()
     return values, ((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()).item()
 
 
 def rows(n: int, dtype: torch.dtype) -> Tensor:
-    """Cosine similarities as training has them: [ROWS, n]."""
+    """Make similarities [ROWS, n] with the spread that they have in training."""
     return (
         torch.randn(ROWS, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * 0.2
     ).to(dtype)
 
 
 def print_operator() -> None:
-    """The loss as one operator beside diffsort's; gradients by both of its sides, of rows that stand side by side: [ROWS, 2 n]."""
+    """Print how far the fused loss is from diffsort's, with gradients for both sides.
+
+    Rows of both sides are concatenated: [ROWS, 2 n].
+    """
     from diffsort import DiffSortNet
 
     def theirs(both: Tensor, hard: DiffSortNet, soft: DiffSortNet) -> Tensor:
@@ -53,10 +59,9 @@ def print_operator() -> None:
         x, y = both.chunk(2, dim=1)
         return sorting_cross_entropy(x, y, network, 20.0, 3.0, distribution)
 
-    print(
-        "\nthe loss as one operator\n\n| network | n | relaxation | float64: values, gradients | float32: values, gradients |"
-    )
-    print("|---|---|---|---|---|")
+    heads = ["network", "n", "relaxation"]
+    heads += ["float64: values, gradients", "float32: values, gradients"]
+    print(f"\nthe loss as a fused operator\n\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for network, n, distribution in product(
         get_args(Network), (8, 49, 64, 100), get_args(Distribution)
     ):
@@ -64,17 +69,17 @@ def print_operator() -> None:
             DiffSortNet(network, n, steepness=steepness, distribution=distribution)
             for steepness in (20.0, 3.0)
         )
-        mine = partial(ours, network=network, distribution=distribution)
-        other = partial(theirs, hard=hard, soft=soft)
+        fused = partial(ours, network=network, distribution=distribution)
+        reference = partial(theirs, hard=hard, soft=soft)
         shown = [
-            "{:.0e}, {:.0e}".format(*largest_differences(mine, other, rows(2 * n, t)))
-            for t in (torch.float64, torch.float32)
+            "{:.0e}, {:.0e}".format(*largest_differences(fused, reference, rows(2 * n, dtype)))
+            for dtype in (torch.float64, torch.float32)
         ]
         print(f"| {network} | {n} | {distribution} | {' | '.join(shown)} |")
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     from diffsort import DiffSortNet
 
     print("largest differences (values, gradients)   float64             float32")

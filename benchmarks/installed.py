@@ -1,7 +1,8 @@
-"""How much an installation takes on disk, and how long it takes to start: `python -m benchmarks.installed`.
+"""Measure the disk space and start-up time of an installation: `python -m benchmarks.installed`.
 
-Sizes are those of the packages that each extra asks for, with all that these ask for, as they are installed here. Times are a new
-process's, wall clock, the least of five, less that of Python itself.
+Sizes are those of the packages that each extra requires, directly and indirectly, as installed
+here. Times are wall-clock seconds of a new process, the smallest of five, minus those of Python
+itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 EXTRAS = ("", "pipeline", "pipeline,cotracker3", "train")
-STARTS = {
+START_COMMANDS = {
     "pretrack --help": ["-m", "pipeline", "--help"],
     "import shards.reader": ["-c", "import shards.reader"],
     "import manifests.snapshot": ["-c", "import manifests.snapshot"],
@@ -25,54 +26,53 @@ STARTS = {
 }
 
 
-def needed(requirement: str) -> dict[str, Distribution]:
-    """The packages that a requirement leads to, by name, itself among them."""
-    found: dict[str, Distribution] = {}
+def required_packages(requirement: str) -> dict[str, Distribution]:
+    """Return the packages that a requirement installs, itself included, by name."""
+    packages: dict[str, Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    waiting = [Requirement(requirement)]
-    while waiting:
-        asked = waiting.pop()
-        key = (asked.name.lower(), frozenset(asked.extras))
+    queue = [Requirement(requirement)]
+    while queue:
+        current = queue.pop()
+        key = (current.name.lower(), frozenset(current.extras))
         if key in seen:
             continue
         seen.add(key)
         try:
-            package = found[asked.name] = distribution(asked.name)
+            package = packages[current.name] = distribution(current.name)
         except PackageNotFoundError:  # for another platform, or not installed here
             continue
         for text in package.requires or ():
-            inner = Requirement(text)
-            if inner.marker is None or any(
-                inner.marker.evaluate({"extra": extra}) for extra in ("", *asked.extras)
+            dependency = Requirement(text)
+            if dependency.marker is None or any(
+                dependency.marker.evaluate({"extra": extra}) for extra in ("", *current.extras)
             ):
-                waiting.append(inner)
-    return {package.metadata["Name"]: package for package in found.values()}
+                queue.append(dependency)
+    return {package.metadata["Name"]: package for package in packages.values()}
 
 
 def megabytes(package: Distribution) -> float:
-    """What a package's files take."""
+    """Return the size of a package's files."""
     paths = (Path(str(package.locate_file(file))) for file in package.files or ())
     return sum(path.stat().st_size for path in paths if path.exists()) / 1e6
 
 
 def seconds(arguments: list[str]) -> float:
-    """How long a new Python takes for it."""
-    begun = time.perf_counter()
+    """Time a new Python process with these arguments."""
+    started = time.perf_counter()
     subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def main() -> None:
-    """Prints both tables."""
+    """Print both tables."""
     print("| installed | packages | MB |\n|---|---|---|")
     for extras in EXTRAS:
-        packages = needed(f"pretrack[{extras}]")
-        print(
-            f"| pretrack[{extras}] | {len(packages)} | {sum(map(megabytes, packages.values())):,.0f} |"
-        )
+        packages = required_packages(f"pretrack[{extras}]")
+        size = sum(map(megabytes, packages.values()))
+        print(f"| pretrack[{extras}] | {len(packages)} | {size:,.0f} |")
     python = min(seconds(["-c", ""]) for _ in range(5))
-    print("\n| started | s |\n|---|---|")
-    for name, arguments in STARTS.items():
+    print("\n| started | seconds beyond Python's own |\n|---|---|")
+    for name, arguments in START_COMMANDS.items():
         print(f"| `{name}` | {min(seconds(arguments) for _ in range(5)) - python:.2f} |")
 
 

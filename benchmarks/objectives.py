@@ -1,12 +1,17 @@
-"""Which objective to train with: `python -m benchmarks.objectives OUT FOLDER [--steps 300] [--seeds 1 2] [key=value ...]`.
+"""Compare training objectives.
 
-Trains one small transformer on the clips of a build, once for each objective and seed, from the same weights on the same samples,
-and judges it on held-out sequences at several steps, as `python -m trainer.evaluate labelfree` does: are moving points found again,
-are tracks told apart, does their order of similarities stay, have features collapsed. Prints a table (differences from the start
-with 95 % intervals over videos) and draws the curves into FOLDER/METRIC.png. Runs stay in FOLDER, and are gone on with.
+    python -m benchmarks.objectives OUT FOLDER [--steps 300] [--seeds 1 2] [key=value ...]
 
-`key=value` changes a setting of all of them, `model.weights=FILE` for example: from random weights, the default, it shows what an
-objective does to features, and not what it would do to DINOv2's.
+Trains one small transformer on the clips of a build, once per objective and seed, from the same
+weights on the same samples. Scores it on held-out sequences at several steps, as
+`python -m trainer.evaluate labelfree` does: whether moving points are found again, whether tracks
+are told apart, whether their order of similarities stays, and whether features have collapsed.
+Prints a table (differences from the start with 95 % intervals over videos) and draws the curves to
+FOLDER/METRIC.png. Runs are kept in FOLDER, and the same command resumes them.
+
+`key=value` changes a setting of all runs, for example `model.weights=FILE`. With random weights,
+the default, the comparison shows what an objective does to features, not what it would do to
+DINOv2's.
 """
 
 from __future__ import annotations
@@ -45,25 +50,36 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     },
     "info_nce": {"sorting": 0, "info_nce": {}},
 }
-"""The last is none of 3DPoV's: what plain correspondence gives on the same tracks."""
-SHOWN = ("moving_pck@0.1", "track@1", "rank_correlation")
+"""Settings of each objective's losses. `info_nce` is not 3DPoV's: it shows what plain
+correspondence gives on the same tracks."""
+SHOWN_METRICS = ("moving_pck@0.1", "track@1", "rank_correlation")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """What a run has reached after some steps. `seconds` is the time that the last of them took, judging included."""
+class ScoredStep:
+    """A run's scores after some steps."""
 
     step: int
     scores: Scores
     seconds: float
+    """Time since the scored step before, for training and scoring."""
 
 
-def settings_of(
-    name: str, seed: int, steps: int, total: int, out: str, folder: Path, changes: list[str]
-) -> TrainSettings:
-    """A run's settings up to `steps` of `total`."""
+@dataclass(frozen=True)
+class Comparison:
+    """What all runs share."""
+
+    out: str
+    folder: Path
+    steps: int
+    changes: list[str]
+    held_out: HeldOutSet
+
+
+def settings_of_run(comparison: Comparison, name: str, seed: int, steps: int) -> TrainSettings:
+    """Return the settings that train a run up to `steps`."""
     values = {
-        "data": {"out": out, "size": 96, "frames": 4, "step": 6},
+        "data": {"out": comparison.out, "size": 96, "frames": 4, "step": 6},
         "model": {
             "backbone": "vit_tiny_patch16_224",
             "weights": "random",
@@ -77,11 +93,11 @@ def settings_of(
             "lr": 5e-4,
             "backbone_ratio": 1.0,
             "warmup": 20,
-            "period": total,
+            "period": comparison.steps,
             "clip_norm": 1.0,
         },
         "run": {
-            "out": str(folder / f"{name}-{seed}"),
+            "out": str(comparison.folder / f"{name}-{seed}"),
             "seed": seed,
             "steps": steps,
             "batch_size": 8,
@@ -89,92 +105,95 @@ def settings_of(
             "workers": 0,
         },
     }
-    path = folder / "config.yaml"
+    path = comparison.folder / "config.yaml"
     atomic_write(path, yaml.safe_dump(values).encode())
-    return load_settings(TrainSettings, path, changes)
+    return load_settings(TrainSettings, path, comparison.changes)
 
 
-def run(
-    name: str, seed: int, total: int, out: str, folder: Path, held: HeldOutSet, changes: list[str]
-) -> list[Stage]:
-    """Trains to the end, stopping four times on the way to be judged."""
-    stages = []
-    for steps in [0, *(total * part // 4 for part in (1, 2, 3, 4))]:
-        settings = settings_of(name, seed, max(1, steps), total, out, folder, changes)
+def train_and_score(comparison: Comparison, name: str, seed: int) -> list[ScoredStep]:
+    """Train a run to its end, and score it at the start, the end and three steps between."""
+    scored = []
+    for quarter in range(5):
+        steps = comparison.steps * quarter // 4
+        settings = settings_of_run(comparison, name, seed, max(1, steps))
         weights = settings.run.out / "weights" / f"step_{steps:08d}.safetensors"
-        begun = time.perf_counter()
+        started = time.perf_counter()
         if not weights.is_file():
             train(settings)
-        stages.append(
-            Stage(
-                steps,
-                score(held, [load_evaluated_model(name, str(weights))], 12)[name],
-                time.perf_counter() - begun,
-            )
-        )
-    return stages
+        model = load_evaluated_model(name, str(weights))
+        scores = score(comparison.held_out, [model], 12)[name]
+        scored.append(ScoredStep(steps, scores, time.perf_counter() - started))
+    return scored
 
 
-def compared(stages: list[Stage], held: HeldOutSet) -> dict[str, Difference]:
-    """The end less the start, clip by clip; intervals are over videos."""
-    first, last = stages[0].scores, stages[-1].scores
+def differences(scored: list[ScoredStep], held_out: HeldOutSet) -> dict[str, Difference]:
+    """Compare the end of a run with its start, clip by clip, with intervals over videos."""
+    first, last = scored[0].scores, scored[-1].scores
     return {
-        m.name: difference(by_clip(m, first, held), by_clip(m, last, held), m.better, held.videos)
+        m.name: difference(
+            by_clip(m, first, held_out), by_clip(m, last, held_out), m.better, held_out.videos
+        )
         for m in METRICS
     }
 
 
-def main() -> None:
-    """Prints the table and draws the curves."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives")
-    parser.add_argument("out", help="a finished build with a split 'eval'")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("out", help="the output folder of a build with a split 'eval'")
+    parser.add_argument("folder", type=Path, help="where runs and curves go")
+    parser.add_argument("--steps", type=int, default=300, help="training steps per run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument(
         "--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES)
     )
-    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--clips", type=int, default=64, help="held-out clips to score on")
     parser.add_argument("changes", nargs="*", metavar="key=value")
-    a = parser.parse_intermixed_args()
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    """Print the table and draw the curves."""
+    a = parse_arguments()
     snapshot = open_snapshot(a.out)
-    shown = DataSettings.model_validate(
+    data = DataSettings.model_validate(
         evaluation_settings(snapshot, split="eval", where="", frames=4, step=6)
     )
-    held = read_held_out(snapshot, shown, TrackFilterSettings(), [96], a.clips)
-    print(held)
-    titles = {m.name: m.title for m in METRICS}
-    print(
-        f"\n| objective | seed | {' | '.join(titles[n] for n in SHOWN)} | effective rank | s a step |\n{'|---' * (4 + len(SHOWN))}|"
-    )
-    curves: dict[str, dict[str, list[float]]] = {name: {} for name in SHOWN}
+    held_out = read_held_out(snapshot, data, TrackFilterSettings(), [96], a.clips)
+    comparison = Comparison(a.out, a.folder, a.steps, a.changes, held_out)
+    print(held_out)
+    titles = {m.name: m.title for m in METRICS if m.name in SHOWN_METRICS}
+    heads = ["objective", "seed", *(titles[name] for name in SHOWN_METRICS)]
+    heads += ["effective rank", "seconds per step"]
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    curves: dict[str, dict[str, list[float]]] = {name: {} for name in SHOWN_METRICS}
     for name in a.objectives:
         for seed in a.seeds:
-            stages = run(name, seed, a.steps, a.out, a.folder, held, a.changes)
-            found = compared(stages, held)
-            cells = [cell(found[metric]) for metric in SHOWN]
-            ranks = (
-                f"{stages[0].scores.effective_rank:.1f} → {stages[-1].scores.effective_rank:.1f}"
-            )
-            seconds = sum(stage.seconds for stage in stages) / a.steps
-            print(
-                f"| {name} | {seed} | {' | '.join(cells)} | {ranks} | {seconds:.2f} |", flush=True
-            )
+            scored = train_and_score(comparison, name, seed)
+            print(table_row(name, seed, scored, held_out), flush=True)
             for m in METRICS:
-                if m.name in SHOWN:
+                if m.name in SHOWN_METRICS:
                     curves[m.name][f"{name}, seed {seed}"] = [
-                        finite_mean(by_clip(m, stage.scores, held)) for stage in stages
+                        finite_mean(by_clip(m, step.scores, held_out)) for step in scored
                     ]
-            labels = [str(stage.step) for stage in stages]
+            labels = [str(step.step) for step in scored]
     for metric, lines in curves.items():
-        atomic_write(
-            a.folder / f"{metric}.png",
-            png(plot(f"{titles[metric]}, by step", labels, lines)),
-        )
+        image = plot(f"{titles[metric]}, by step", labels, lines)
+        atomic_write(a.folder / f"{metric}.png", png(image))
+
+
+def table_row(name: str, seed: int, scored: list[ScoredStep], held_out: HeldOutSet) -> str:
+    """Format a run as a row of the table: start → end of each metric."""
+    changes = differences(scored, held_out)
+    cells = [name, str(seed), *(cell(changes[metric]) for metric in SHOWN_METRICS)]
+    first, last = scored[0].scores, scored[-1].scores
+    cells.append(f"{first.effective_rank:.1f} → {last.effective_rank:.1f}")
+    cells.append(f"{sum(step.seconds for step in scored) / scored[-1].step:.2f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def cell(d: Difference) -> str:
-    """A difference in a table."""
+    """Format a difference: start → end [95 % interval of the difference]."""
     bounds = "" if d.interval is None else f" [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]"
     return f"{d.base:.3f} → {d.model:.3f}{bounds}"
 

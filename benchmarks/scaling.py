@@ -1,8 +1,11 @@
-"""How training speeds up with processes: `python -m benchmarks.scaling OUT [--processes 1 2] [--rounds 3] [key=value ...]`.
+"""Measure how training scales with processes.
 
-Trains a small transformer on the clips of a build, with as many clips a process and one thread each, and takes turns. A rate is
-that of the second half of a run, as the trainer itself reports it; beside it the part of the ideal, rate / (processes x rate of the
-first). Processes share one machine here, its memory and its caches: what is lost to those is not the trainer's.
+    python -m benchmarks.scaling OUT [--processes 1 2] [--rounds 3] [key=value ...]
+
+Trains a small transformer on the clips of a build, with the same number of clips per process and
+one thread each. Process counts take turns. A rate is that of a run's second half, as the trainer
+reports it; its share of the ideal is rate / (processes x rate per process of the first count).
+Processes share this machine's memory and caches, so losses to those are not the trainer's.
 """
 
 from __future__ import annotations
@@ -26,10 +29,10 @@ run: {out: unset, steps: 1, device: cpu, workers: 0, pictures: 0}
 """
 
 
-def rate(
-    processes: int, steps: int, clips: int, config: Path, folder: Path, changes: list[str]
+def clips_per_second(
+    processes: int, config: Path, folder: Path, *, steps: int, clips: int, changes: list[str]
 ) -> float:
-    """Clips a second of all processes together."""
+    """Train once, and return the clips per second of all processes together."""
     run = [
         "-m",
         "trainer",
@@ -55,18 +58,19 @@ def rate(
         check=False,
     )
     if done.returncode:
-        sys.exit(f"the training failed: {done.stderr.strip().splitlines()[-1]}")
+        last_line = (done.stderr.strip().splitlines() or ["without a message"])[-1]
+        sys.exit(f"the training failed: {last_line}")
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     return float(events.Scalars("clips_per_second")[-1].value)
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling")
-    parser.add_argument("out", help="a finished build")
+    parser.add_argument("out", help="the output folder of a finished build")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--clips", type=int, default=4, help="clips a step and process")
+    parser.add_argument("--clips", type=int, default=4, help="clips per step and process")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("changes", nargs="*", metavar="key=value")
@@ -76,17 +80,21 @@ def main() -> None:
         config = Path(scratch) / "config.yaml"
         config.write_text(CONFIG.replace("OUT", str(Path(a.out).resolve())))
         for number in range(a.rounds):
-            for processes, found in rates.items():
+            for processes, measured in rates.items():
                 folder = Path(scratch) / f"{processes}-{number}"
-                found.append(rate(processes, a.steps, a.clips, config, folder, a.changes))
-    print("| processes | clips/s | part of the ideal |\n|---|---|---|")
+                rate = clips_per_second(
+                    processes, config, folder, steps=a.steps, clips=a.clips, changes=a.changes
+                )
+                measured.append(rate)
+    print("| processes | clips per second | share of the ideal |\n|---|---|---|")
     first = a.processes[0]
-    for processes, found in rates.items():
-        part = median(
-            rate / base * first / processes for rate, base in zip(found, rates[first], strict=True)
+    for processes, measured in rates.items():
+        share = median(
+            rate / base * first / processes
+            for rate, base in zip(measured, rates[first], strict=True)
         )
-        print(f"| {processes} | {median(found):.1f} | {part:.0%} |")
-    print(f"\n{pluralise(a.clips, 'clip')} a step and process; medians of {a.rounds} rounds")
+        print(f"| {processes} | {median(measured):.1f} | {share:.0%} |")
+    print(f"\n{pluralise(a.clips, 'clip')} per step and process; medians of {a.rounds} rounds")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,17 @@
-"""A training step as published, and without its waste, part by part: `python -m benchmarks.step [--backbone NAME] [--clips N]`.
+"""Time a training step as published, and with its redundant work removed part by part.
 
-Every row adds one change to the row above, up to the trainer's own step; all compute the published loss of the same clips, weights
-and references, and the table says by how much loss and gradient differ from the first row's. Forward, backward and the teacher's
-update are timed, not the optimiser, which is the same for all, and not the reading of clips. Rows take turns; a time is the median
-over rounds, a gain the median over rounds of the first row's time through the row's. "Kept" is what autograd keeps until backward,
-and on CUDA the peak of allocated memory stands beside it. The tracker is CoTracker3 with random weights on the four frames, as
-published. With `--device cuda` the last row is the trainer's default there, bfloat16. Needs the `dev` extra.
+    python -m benchmarks.step [--backbone NAME] [--clips N]
+
+Each row of the table adds one change to the row above, up to the trainer's own step. All rows
+compute the published loss of the same clips, weights and references; the table shows how much their
+loss and gradient differ from the first row's. Forward, backward and the teacher's update are timed.
+The optimiser, which is the same for all, and the reading of clips are not.
+
+Rows take turns. A time is the median over rounds; a speed-up is the median over rounds of the first
+row's time divided by this row's. "Kept" is what autograd keeps until backward; on CUDA the peak of
+allocated memory is shown beside it. The tracker is CoTracker3 with random weights on the four
+frames, as published. With `--device cuda` the last row is the trainer's default there, bfloat16.
+Needs the `dev` extra.
 """
 
 from __future__ import annotations
@@ -41,44 +47,44 @@ FRAMES, POINTS, REFERENCES = 4, 256, 5
 
 
 @dataclass(frozen=True)
-class Plain:
-    """Which of the published step's detours are left out."""
+class StepVariant:
+    """Which redundant parts of the published step are removed."""
 
     tracker: Callable[[Tensor], object] | None = None
-    """Runs on the frames [B, T, 3, S, S] in 0..255."""
+    """A tracker that runs in the step, on the frames [B, T, 3, S, S] in 0..255."""
     references_by_index: bool = False
-    """References are cut from features that are there, and their frames are not encoded once more."""
+    """Cut references from features already computed, instead of encoding their frames again."""
     anchors_only: bool = False
-    """The teacher encodes frame 0 alone, and not all T."""
+    """Let the teacher encode frame 0 only, instead of all T."""
     orders_once: bool = False
-    """The teacher's soft permutation is made once a reference, and not again for every frame."""
-    operator: bool = False
-    """The loss is the one operator, and not `diffsort`'s."""
+    """Compute the teacher's soft permutation once per reference, instead of for every frame."""
+    fused_loss: bool = False
+    """Compute the loss by the fused operator, instead of `diffsort`."""
 
 
-def plain_step(
-    plain: Plain,
+def variant_step(
+    variant: StepVariant,
     model: Step,
     batch: Batch,
     compared: Sequence[int],
     references: References,
     side: int,
 ) -> Tensor:
-    """The published loss, with every transformer whole."""
+    """Compute the published loss, with every transformer run in full."""
     frames, points = batch["frames"], batch["positions"]
     (b, t), size = frames.shape[:2], frames.shape[-1]
-    if plain.tracker:
-        plain.tracker(frames)
+    if variant.tracker:
+        variant.tracker(frames)
     data = model.settings.data
     images = normalised_images(frames, data.mean, data.std).flatten(0, 1)
     student, teacher = model.student, model.teacher
     features = student.backbone(images)
     with torch.no_grad():
-        taught = teacher.backbone(images[::t] if plain.anchors_only else images)
+        taught = teacher.backbone(images[::t] if variant.anchors_only else images)
         anchor = teacher.embed(
-            sample_points(taught[:: 1 if plain.anchors_only else t], points[:, 0], size, True)
+            sample_points(taught[:: 1 if variant.anchors_only else t], points[:, 0], size, True)
         )
-    if plain.references_by_index:
+    if variant.references_by_index:
         crops = crop_references(features, references, side)
     else:
         again = student.backbone(images[references.frame.flatten()])
@@ -93,7 +99,7 @@ def plain_step(
     )[:, list(compared)]
     mask = track_mask(batch, model.settings.tracks).float()
     weights = mask[:, :1] * mask[:, list(compared)]
-    if plain.operator:
+    if variant.fused_loss:
         return sorting_loss(
             tracks,
             anchor,
@@ -102,13 +108,16 @@ def plain_step(
             objective=make_objective(model.settings.loss),
             detach_teacher=False,
         )
-    return dense_loss(tracks, anchor, crops, weights, plain.orders_once)
+    return dense_loss(tracks, anchor, crops, weights, variant.orders_once)
 
 
 def dense_loss(
     tracks: Tensor, anchor: Tensor, crops: Tensor, weights: Tensor, orders_once: bool
 ) -> Tensor:
-    """`trainer.losses.sorting.objective.sorting_loss` of the published objective, by diffsort."""
+    """Compute the published objective by diffsort.
+
+    It equals `trainer.losses.sorting.objective.sorting_loss`.
+    """
     patches = crops.shape[2]
     hard, soft = (
         DiffSortNet("bitonic", patches, steepness=s, device=tracks.device) for s in (20.0, 3.0)
@@ -127,7 +136,7 @@ def dense_loss(
 
 
 def make_model(backbone: str, size: int, device: str) -> Step:
-    """Student and teacher of random weights that differ, and the published loss."""
+    """Make a student and a different teacher with random weights, and the published loss."""
     settings = TrainSettings.model_validate(
         {
             "recipe": "upstream",
@@ -151,7 +160,7 @@ def make_model(backbone: str, size: int, device: str) -> Step:
 
 
 def make_batch(clips: int, size: int, device: str) -> Batch:
-    """Clips of noise, with points that wander."""
+    """Make clips of noise, with points that move at random."""
     generator = torch.Generator().manual_seed(0)
     frames = torch.randint(
         0, 256, (clips, FRAMES, 3, size, size), generator=generator, dtype=torch.uint8
@@ -171,22 +180,22 @@ def make_batch(clips: int, size: int, device: str) -> Batch:
     return to_device(batch, torch.device(device))
 
 
-def rows(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
-    """The ways to take a step, each one change from the one before."""
+def step_variants(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
+    """Return the steps of the table's rows, each one change from the row before."""
     bfloat16 = Step(
         model.student, model.teacher, model.losses, with_precision(model.settings, "bfloat16")
     )
     tracker = partial(track, load_model("random_offline", device), grid=16, backward=False)
     steps = [
-        ("published, tracker in the step", Plain(tracker)),
-        ("tracks read", plain := Plain()),
-        ("references by index", plain := replace(plain, references_by_index=True)),
-        ("teacher on anchor frames only", plain := replace(plain, anchors_only=True)),
-        ("teacher's order once a reference", plain := replace(plain, orders_once=True)),
-        ("sorting loss as one operator", replace(plain, operator=True)),
+        ("published, tracker in the step", StepVariant(tracker)),
+        ("tracks read, no tracker", variant := StepVariant()),
+        ("references by index", variant := replace(variant, references_by_index=True)),
+        ("teacher on anchor frames only", variant := replace(variant, anchors_only=True)),
+        ("teacher's order once per reference", variant := replace(variant, orders_once=True)),
+        ("sorting loss as a fused operator", replace(variant, fused_loss=True)),
     ]
     named: dict[str, Callable[..., Tensor]] = {
-        name: partial(plain_step, plain, model) for name, plain in steps
+        name: partial(variant_step, variant, model) for name, variant in steps
     }
     named |= {"shared trunk, needed frames only: ours": lambda *arguments: model(*arguments)[0]}
     return named | (
@@ -195,35 +204,38 @@ def rows(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
 
 
 def with_precision(settings: TrainSettings, precision: str) -> TrainSettings:
-    """The same settings but for the transformers' precision."""
+    """Return the same settings with another precision of the transformers."""
     return settings.model_copy(
         update={"run": settings.run.model_copy(update={"precision": precision})}
     )
 
 
 def timed(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...]) -> float:
-    """Seconds of forward, backward and the teacher's update."""
+    """Time forward, backward and the teacher's update, in seconds."""
     model.zero_grad()
-    begun = time.perf_counter()
+    started = time.perf_counter()
     step(*arguments).backward()  # type: ignore[no-untyped-call]
-    update_teacher(
-        model.teacher, model.student, 1.0, True
-    )  # which moves nothing, so that all rows see the same teacher
+    # A momentum of 1 changes nothing, so all rows see the same teacher.
+    update_teacher(model.teacher, model.student, 1.0, True)
     if next(model.parameters()).is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
-def checked(
+def measured(
     step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...]
 ) -> tuple[float, Tensor, float, float]:
-    """The loss, the gradient of all trained weights, and the GB that autograd keeps and that a CUDA device had allocated."""
+    """Run a step once, without timing it.
+
+    Returns the loss, the gradient of all trained weights, the GB that autograd keeps until
+    backward, and the peak of GB allocated on a CUDA device (0 on a CPU).
+    """
     storages: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
-        if (place := tensor.untyped_storage().data_ptr()) not in weights:
-            storages[place] = tensor.untyped_storage().nbytes()
+        if (address := tensor.untyped_storage().data_ptr()) not in weights:
+            storages[address] = tensor.untyped_storage().nbytes()
         return tensor
 
     model.zero_grad()
@@ -242,7 +254,7 @@ def checked(
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step")
     parser.add_argument("--backbone", default="dinov2_reg_base")
     parser.add_argument("--clips", type=int, default=8)
@@ -264,31 +276,31 @@ def main() -> None:
     )
     arguments = (batch, a.compared, references, grid // 2)
     print(
-        f"{a.backbone}, {a.clips} clips of {FRAMES} frames at {a.size} px, {POINTS} points, {a.compared} compared, {a.device}"
+        f"{a.backbone}, {a.clips} clips of {FRAMES} frames at {a.size} px, {POINTS} points,",
+        end=" ",
     )
-    ways = rows(model, a.device)
-    facts = {name: checked(way, model, arguments) for name, way in ways.items()}  # and warms up
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    print(f"frames {a.compared} compared with the anchor frame, {a.device}")
+    steps = step_variants(model, a.device)
+    results = {name: measured(step, model, arguments) for name, step in steps.items()}  # warms up
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(a.rounds):
-        for name, way in ways.items():
-            seconds[name].append(timed(way, model, arguments))
-    first, second, *_ = ways
-    _, true, _, _ = facts[first]
-    print(
-        "| step | s | over the first | over the second | kept GB | peak GB | loss is off | gradient is off |\n"
-        + "|---" * 8
-        + "|"
-    )
-    for name, (loss, gradient, kept, peak) in facts.items():
-        gains = [
+        for name, step in steps.items():
+            seconds[name].append(timed(step, model, arguments))
+    first, second, *_ = steps
+    expected_loss, expected_gradient, _, _ = results[first]
+    heads = ["step", "seconds", "speed-up over the first", "speed-up over the second", "kept GB"]
+    heads += ["peak GB", "difference of the loss", "relative difference of the gradient"]
+    print(f"| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
+    for name, (loss, gradient, kept, peak) in results.items():
+        speed_ups = [
             median(x / y for x, y in zip(seconds[base], seconds[name], strict=True))
             for base in (first, second)
         ]
-        off = (gradient - true).norm() / true.norm()
-        print(
-            f"| {name} | {median(seconds[name]):.2f} | {gains[0]:.1f}x | {gains[1]:.1f}x | {kept:.2f} | {peak:.2f} "
-            f"| {abs(loss - facts[first][0]):.1e} | {off:.1e} |"
-        )
+        difference = (gradient - expected_gradient).norm() / expected_gradient.norm()
+        figures = [f"{median(seconds[name]):.2f}", *(f"{gain:.1f}x" for gain in speed_ups)]
+        figures += [f"{kept:.2f}", f"{peak:.2f}"]
+        figures += [f"{abs(loss - expected_loss):.1e}", f"{difference:.1e}"]
+        print(f"| {name} | {' | '.join(figures)} |")
 
 
 if __name__ == "__main__":
