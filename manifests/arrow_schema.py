@@ -10,14 +10,15 @@ import pyarrow as pa
 
 
 def schema_of(row: type) -> pa.Schema:
-    """Derive the schema of a table from its row's dataclass: one column per field, in the same order.
+    """Derive a table's schema from its row's dataclass: one column per field, in order.
 
-    str, or a Literal of texts:         string
-    Annotated[int, "int32"]:            the Arrow type of that name; `int` and `float` alone are refused
-    list[X], tuple[X, ...]:             list of X
-    Annotated[tuple[X, ...], 12]:       list of X of that fixed size
-    dataclass:                          struct; Annotated[Camera, "float32"] gives the type of its plain numbers
-    X | None:                           X
+    hint                          Arrow type
+    str, or a Literal of texts    string
+    Annotated[int, "int32"]       the type of that name; a plain `int` or `float` is refused
+    list[X], tuple[X, ...]        list of X
+    Annotated[tuple[X, ...], 12]  list of X of that fixed size
+    dataclass                     struct; in Annotated[Camera, "float32"] of such plain numbers
+    X | None                      X
 
     All columns are nullable. Raises TypeError for any other hint.
     """
@@ -30,7 +31,10 @@ def _columns(row: type, number: str | None) -> list[tuple[str, pa.DataType]]:
 
 
 def _arrow_type(hint: Any, number: str | None, length: int = -1) -> pa.DataType:
-    """Translate a type hint. `number` names the type of plain numbers in it, `length` is that of a fixed-size list."""
+    """Translate a type hint.
+
+    `number` names the Arrow type of plain numbers in it; `length` is that of a fixed-size list.
+    """
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         inner, note = arguments

@@ -1,4 +1,4 @@
-"""Which settings differ, by their dotted keys."""
+"""Compare two sets of settings by their dotted keys."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SettingChange:
-    """A setting and its two values, None where it is not there. As text: "tracks.grid 16 → 24"."""
+    """A setting's old and new value, None where it is absent. As text: "tracks.grid 16 → 24"."""
 
     key: str
     old: Any
@@ -18,28 +18,25 @@ class SettingChange:
 
     def __str__(self) -> str:
         if self.key.endswith(".weights") and self.old and self.new:
-            return f"{self.key} changed (another checkpoint)"  # they are known by their digests, which tell people nothing
+            # Weights are identified by digests, which mean nothing to people.
+            return f"{self.key} changed (another checkpoint)"
         return f"{self.key} {_shown(self.old)} → {_shown(self.new)}"
 
 
 def changed_settings(old: dict[str, Any], new: dict[str, Any]) -> list[SettingChange]:
-    """What differs between settings given as plain data, in their order."""
+    """List the differences between two settings given as plain data, in the order of their keys."""
     before, after = dict(_dotted(old)), dict(_dotted(new))
     keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     return [SettingChange(key, before.get(key), after.get(key)) for key in keys]
 
 
 def _dotted(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted key; lists of plain values count as one value."""
-    inner = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    if isinstance(value, list) and not any(isinstance(item, dict) for item in value):
-        inner = ()
+    """Flatten settings to (dotted key, value); a list of plain values counts as one value."""
+    inner: list[tuple[Any, Any]] = []
+    if isinstance(value, dict):
+        inner = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        inner = list(enumerate(value))
     if not inner:
         yield key, value
     for name, item in inner:
@@ -47,7 +44,7 @@ def _dotted(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """A setting's value as a person writes it."""
+    """Show a setting's value as people write it."""
     if value is None:
         return "unset"
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

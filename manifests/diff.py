@@ -1,4 +1,4 @@
-"""What differs between two snapshots of a folder."""
+"""Compare two snapshots of a folder, by their tables."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from manifests.tables import failure_counts, read_table, video_identifiers
 
 @dataclass(frozen=True)
 class VideoChanges:
-    """Videos of one snapshot and not the other, and those whose files changed."""
+    """Numbers of videos in only one snapshot, and of those whose files changed."""
 
     added: int
     removed: int
@@ -25,8 +25,12 @@ class VideoChanges:
 
 @dataclass(frozen=True)
 class ClipChanges:
-    """Clips of one snapshot and not the other; of the clips of both, those with the same bytes, those with other tracks over the
-    same frames, and those with other frames."""
+    """Numbers of clips in only one snapshot, and three kinds of clips in both.
+
+    same:         their bytes are identical
+    retracked:    their frames are identical, their tracks differ
+    other_frames: their frames differ
+    """
 
     added: int
     removed: int
@@ -37,7 +41,7 @@ class ClipChanges:
 
 @dataclass(frozen=True)
 class FailureChange:
-    """How often something was left out for a reason, in each snapshot."""
+    """How often something was left out at a stage for a reason, in each snapshot."""
 
     stage: str
     reason: str
@@ -47,7 +51,7 @@ class FailureChange:
 
 @dataclass(frozen=True)
 class ShardChanges:
-    """Shards and their bytes: in both snapshots, and in only one."""
+    """Numbers of shards in both snapshots and in only one, with their bytes."""
 
     shared: int
     shared_bytes: int
@@ -59,7 +63,7 @@ class ShardChanges:
 
 @dataclass(frozen=True)
 class Difference:
-    """Everything that differs. `failures` has every reason of either snapshot."""
+    """Everything that differs. `failures` has one entry per reason of either snapshot."""
 
     settings: tuple[SettingChange, ...]
     videos: VideoChanges
@@ -69,7 +73,7 @@ class Difference:
 
 
 def compare(old: Snapshot, new: Snapshot) -> Difference:
-    """Compares two snapshots by their tables; no shard is read. Raises PretrackError if a table cannot be read."""
+    """Compare two snapshots without reading any shard. Raises PretrackError for a damaged table."""
     return Difference(
         settings=tuple(changed_settings(old.settings, new.settings)),
         videos=_videos(old, new),
@@ -81,28 +85,34 @@ def compare(old: Snapshot, new: Snapshot) -> Difference:
 
 def _videos(old: Snapshot, new: Snapshot) -> VideoChanges:
     before, after = (
-        read_table(it.folder / "videos.parquet", ["source", "video_id", "identity"])
-        for it in (old, new)
+        read_table(snapshot.folder / "videos.parquet", ["source", "video_id", "identity"])
+        for snapshot in (old, new)
     )
-    place, removed = _matched(video_identifiers(before), video_identifiers(after))
-    common = place >= 0
-    same = pc.equal(after["identity"].filter(common), before["identity"].take(place[common]))
+    index, removed = _match(video_identifiers(before), video_identifiers(after))
+    common = index >= 0
+    same = pc.equal(after["identity"].filter(common), before["identity"].take(index[common]))
     return VideoChanges(
-        int((~common).sum()), removed, int(common.sum()) - (pc.sum(same).as_py() or 0)
+        added=int((~common).sum()),
+        removed=removed,
+        replaced=int(common.sum()) - (pc.sum(same).as_py() or 0),
     )
 
 
 def _clips(old: Snapshot, new: Snapshot) -> ClipChanges:
     columns = ["key", "checksum", "frame_sizes"]
-    before, after = (read_table(it.folder / "clips.parquet", columns) for it in (old, new))
-    place, removed = _matched(before["key"], after["key"])
-    common = place >= 0
+    before, after = (
+        read_table(snapshot.folder / "clips.parquet", columns) for snapshot in (old, new)
+    )
+    index, removed = _match(before["key"], after["key"])
+    common = index >= 0
     changed = pc.not_equal(
-        after["checksum"].filter(common), before["checksum"].take(place[common])
+        after["checksum"].filter(common), before["checksum"].take(index[common])
     ).to_numpy()
     rows = np.flatnonzero(common)[changed]
-    retracked = _same_lists(
-        before["frame_sizes"].take(place[rows]), after["frame_sizes"].take(rows)
+    # Frames copied from the older shard keep their sizes; frames encoded again from other pixels
+    # never all have the same sizes as before.
+    retracked = _count_equal_lists(
+        before["frame_sizes"].take(index[rows]), after["frame_sizes"].take(rows)
     )
     return ClipChanges(
         added=int((~common).sum()),
@@ -113,30 +123,34 @@ def _clips(old: Snapshot, new: Snapshot) -> ClipChanges:
     )
 
 
-def _matched(old: pa.ChunkedArray, new: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
-    """Where each of `new` is in `old`, -1 where it is not; and how many of `old` are not in `new`."""
-    place = pc.index_in(new, value_set=old).fill_null(-1).to_numpy().astype(np.int64)
-    return place, len(old) - len(np.unique(place[place >= 0]))
+def _match(old: pa.ChunkedArray, new: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:
+    """Find each value of `new` in `old`.
+
+    Returns its index [len(new)], -1 if it is absent, and the number of `old` values not in `new`.
+    """
+    index = pc.index_in(new, value_set=old).fill_null(-1).to_numpy().astype(np.int64)
+    return index, len(old) - len(np.unique(index[index >= 0]))
 
 
-def _same_lists(old: pa.ChunkedArray, new: pa.ChunkedArray) -> int:
-    """How many lists are equal, of two columns of as many. Frames that were taken over have the sizes they had; frames encoded
-    anew from other pixels never all have the same."""
+def _count_equal_lists(old: pa.ChunkedArray, new: pa.ChunkedArray) -> int:
+    """Count the rows at which two columns of lists, equally long, hold equal lists."""
     lengths = pc.list_value_length(old).to_numpy(), pc.list_value_length(new).to_numpy()
-    alike = lengths[0] == lengths[1]
-    values = [pc.list_flatten(column.filter(pa.array(alike))).to_numpy() for column in (old, new)]
-    of_list = np.repeat(np.arange(alike.sum()), lengths[0][alike])
-    return int(alike.sum() - len(np.unique(of_list[values[0] != values[1]])))
+    same_length = lengths[0] == lengths[1]
+    keep = pa.array(same_length)
+    values = [pc.list_flatten(column.filter(keep)).to_numpy() for column in (old, new)]
+    # For each flattened value, the list that it belongs to.
+    list_of_value = np.repeat(np.arange(same_length.sum()), lengths[0][same_length])
+    return int(same_length.sum() - len(np.unique(list_of_value[values[0] != values[1]])))
 
 
 def _failures(old: Snapshot, new: Snapshot) -> tuple[FailureChange, ...]:
     counts = [
-        {(stage, reason): count for stage, reason, count in failure_counts(it.failures)}
-        for it in (old, new)
+        {(stage, reason): count for stage, reason, count in failure_counts(snapshot.failures)}
+        for snapshot in (old, new)
     ]
     return tuple(
-        FailureChange(*key, *(count.get(key, 0) for count in counts))
-        for key in sorted({*counts[0], *counts[1]})
+        FailureChange(stage, reason, *(count.get((stage, reason), 0) for count in counts))
+        for stage, reason in sorted({*counts[0], *counts[1]})
     )
 
 
@@ -146,7 +160,12 @@ def _shards(old: pa.Table, new: pa.Table) -> ShardChanges:
     removed = old.filter(pc.invert(pc.is_in(old["shard"], value_set=new["shard"])))
     both = new.filter(shared)
     return ShardChanges(
-        len(both), _bytes(both), len(added), _bytes(added), len(removed), _bytes(removed)
+        shared=len(both),
+        shared_bytes=_bytes(both),
+        added=len(added),
+        added_bytes=_bytes(added),
+        removed=len(removed),
+        removed_bytes=_bytes(removed),
     )
 
 

@@ -1,8 +1,9 @@
-"""Receipts: a shard exists when its receipt does.
+"""Write and read receipts: a shard exists if and only if its receipt does.
 
-A receipt is written after its shard lies whole on disk, and holds that shard's rows of every table. The tar alone means nothing:
-a job killed between the two writes the shard again. A shard is called by its group and its content's checksum, so one once written
-never changes, and the same content made again gets the same name.
+A receipt is written after its shard is complete, and holds the shard's rows of every table. The tar
+alone means nothing: a job killed between the two writes the shard again. A shard's name consists of
+its group and its content's checksum, so a written shard never changes, and the same content gets
+the same name again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a shard holds. `planned` are the keys of the clips it was to hold; those missing from `clips` are among `failures`."""
+    """The rows of one shard.
+
+    planned: keys of the clips that the shard was planned to hold; those missing from `clips` are
+             named in `failures`
+    """
 
     shard: ShardRow
     clips: tuple[ClipRow, ...]
@@ -30,44 +35,48 @@ class Receipt:
 
 
 def shard_name(group: str, checksum: str) -> str:
-    """What a shard of this content is called: "co3d-train-000000-0123456789abcdef"."""
+    """Name a shard after its group and content: "co3d-train-000000-0123456789abcdef"."""
     return f"{group}-{checksum}"
 
 
 def shard_checksum(shard: str) -> str:
-    """The checksum (xxh3-64, hex) that a shard's name holds."""
+    """Extract the checksum (xxh3-64, hex) from a shard's name."""
     return shard.rsplit("-", 1)[1]
 
 
 def is_shard_name(name: str) -> bool:
-    """Whether a shard may be called so: a name is a part of paths, and must not lead elsewhere."""
+    """Tell whether a text may be a shard's name: letters, digits, '-' and '_' only.
+
+    A name becomes part of paths, so it must not lead to another folder.
+    """
     return _NAME.fullmatch(name) is not None
 
 
 def receipt_path(out: Location, shard: str) -> Location:
-    """Where a shard's receipt lies. Raises PretrackError if no shard is called so."""
-    return out / "receipts" / f"{_checked(out, shard)}.json"
+    """Give the path of a shard's receipt. Raises PretrackError for a name that is not allowed."""
+    return out / "receipts" / f"{_check_name(out, shard)}.json"
 
 
 def shard_path(out: Location, shard: str) -> Location:
-    """Where a shard's tar lies. Raises PretrackError if no shard is called so."""
-    return out / "shards" / f"{_checked(out, shard)}.tar"
+    """Give the path of a shard's tar. Raises PretrackError for a name that is not allowed."""
+    return out / "shards" / f"{_check_name(out, shard)}.tar"
 
 
-def _checked(out: Location, shard: str) -> str:
+def _check_name(out: Location, shard: str) -> str:
+    """Return the name if it is one. Names come from tables, which may be damaged or hostile."""
     if not is_shard_name(shard):
-        raise PretrackError(f"the tables in {out} are damaged: {shard!r} is no name of a shard")
+        raise PretrackError(f"the tables in {out} are damaged: {shard!r} is not a shard name")
     return shard
 
 
 def write_receipt(out: Location, receipt: Receipt) -> None:
-    """Makes a shard exist."""
+    """Write a receipt, which makes its shard exist."""
     data = json.dumps(asdict(receipt), sort_keys=True, ensure_ascii=False).encode()
     atomic_write(receipt_path(out, receipt.shard.shard), data)
 
 
 def read_receipt(out: Location, shard: str) -> Receipt:
-    """Reads one receipt. Raises PretrackError if it is damaged: then the shard is as good as not there."""
+    """Read a receipt. Raises PretrackError if it is damaged: the shard is treated as missing."""
     path = receipt_path(out, shard)
     try:
         fields: dict[str, Any] = json.loads(read_file(path))
@@ -79,12 +88,12 @@ def read_receipt(out: Location, shard: str) -> Receipt:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PretrackError(
-            f"the receipt {path} is damaged ({error}): the next build makes its shard again"
+            f"the receipt {path} is damaged ({error}): the next build writes its shard again"
         ) from error
 
 
 def list_receipts(out: Location) -> list[str]:
-    """The names of all shards that have a receipt, sorted."""
+    """List the names of all shards that have a receipt, sorted."""
     names = [
         name.removesuffix(".json") for name in sizes_in(out / "receipts") if name.endswith(".json")
     ]

@@ -1,7 +1,8 @@
 """Define one dataclass per table row: a video, a stored clip, a shard, a failure.
 
-The columns of the Parquet tables are derived from these classes (`manifests.tables`), so each column is written down
-once, here. This module does not import pyarrow: dataset sources use it, and the command line imports them.
+The columns of the Parquet tables are derived from these classes (see `manifests.tables`), so each
+column is written down once, here. This module does not import pyarrow: dataset sources use it, and
+the command line imports them.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ class VideoRow:
     root:          the source's folder; `file` and `image_files` are relative to it
     file:          the video file, or "" for a sequence of images
     image_files:   one per frame, or () for a video file
-    frame_numbers: the source's own number of each image; () for a video file, where the index counts
+    frame_numbers: the source's own number of each image; () for a video file (frames are counted)
     timestamps:    seconds from the start, one per frame, or None
-    cameras:       one per frame (None where there is no pose), in pixels of the source frame, or None
-    width, height: in pixels, in display orientation; 0 for images, whose size is known once one is opened
+    cameras:       one per frame (None for a frame without a pose) in pixels of the source frame,
+                   or None
+    width, height: in pixels, in display orientation; 0 for images, which are measured when decoded
     cuts:          indices of the frames that begin a new shot, never 0
     frames:        number of frames that can be decoded
     identity:      digest of everything in the source that the video's clips depend on
@@ -86,8 +88,8 @@ class TrackSummary:
     anchors:          anchor frames, as indices within the clip
     points:           number of points N per anchor
     visible_fraction: mean visibility of all points over all anchors and frames, 0..1
-    motion:           median over tracks of the largest distance of a visible point from its anchor position, as a fraction
-                      of the frame's diagonal
+    motion:           median over tracks of a point's largest distance from its anchor position
+                      while visible, as a fraction of the frame's diagonal
     """
 
     anchors: tuple[int, ...]
@@ -98,10 +100,11 @@ class TrackSummary:
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One stored clip: a row of the `clips` table, with the byte offset and size of each member in the shard.
+    """One stored clip: a row of the `clips` table.
 
-    For `anchors`, `points`, `visible_fraction` and `motion` see `TrackSummary`. `anchor_sizes` has the bytes of each
-    anchor's part of the tracks member. `checksum` is that of `ClipMembers`.
+    It has the byte offset and size of each member in the shard. `anchors`, `points`,
+    `visible_fraction` and `motion` are those of `TrackSummary`. `anchor_sizes` has the bytes of
+    each anchor's part of the tracks member. `checksum` is that of `ClipMembers`.
     """
 
     key: str
@@ -132,12 +135,12 @@ class ClipRow:
 class ShardRow:
     """One shard file: a row of the `shards` table.
 
-    group:            the shard's name without its content's checksum; it stays while settings change
-    clips, bytes:     number of clips; size of the tar file
-    checksum:         xxh3-64 of the tar file, hex
-    *_settings:       the settings behind each fingerprint, as canonical JSON
-    *_seconds:        seconds that the worker spent in each stage
-    tries:            how often it was built again in the hope that transient failures pass
+    group:        the shard's name without its content's checksum; it stays while settings change
+    clips, bytes: number of clips; size of the tar file
+    checksum:     xxh3-64 of the tar file, hex
+    *_settings:   the settings behind each fingerprint, as canonical JSON
+    *_seconds:    seconds that a worker spent in each stage
+    tries:        how often it was built again in the hope that transient failures pass
     """
 
     shard: str
@@ -163,8 +166,8 @@ class Failure:
 
     video_id: "" where no single video is concerned
     clip:     the clip's key, "" where the whole video is left out
-    reason:   a short fixed phrase to count by, such as "unreadable image": a `pipeline.failures.Reason`,
-              or a phrase of a source that is not part of pretrack
+    reason:   a short fixed phrase to count by, such as "unreadable image": a
+              `pipeline.failures.Reason`, or a phrase of a source that is not part of pretrack
     detail:   one sentence: what is wrong, where, and what to do if something can be done
     shard:    the shard that lacks it, "" for failures before any shard
 
@@ -181,7 +184,7 @@ class Failure:
 
 
 def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSummary) -> ClipRow:
-    """The clips table's row of a clip as it was stored in `shard`; `members_of` gives its members back."""
+    """Make the row of a clip stored in `shard`; `members_of` gives its members back."""
     return ClipRow(
         key=info.key,
         source=info.source,
@@ -202,27 +205,31 @@ def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSumm
         tracks_offset=members.tracks.offset,
         tracks_size=members.tracks.size,
         anchor_sizes=list(members.anchors),
-        frame_offsets=[span.offset for span in members.frames],
-        frame_sizes=[span.size for span in members.frames],
+        frame_offsets=[frame.offset for frame in members.frames],
+        frame_sizes=[frame.size for frame in members.frames],
         checksum=members.checksum,
     )
 
 
 def members_of(row: dict[str, Any]) -> ClipMembers:
-    """Where the members of a clip lie, from its row of the clips table. Raises PretrackError for a row that contradicts itself."""
+    """Locate a clip's members, from its row of the clips table as plain data.
+
+    Raises PretrackError for a row that contradicts itself.
+    """
     offsets, sizes, anchors = row["frame_offsets"], row["frame_sizes"], row["anchor_sizes"]
     if any(values is None or None in values for values in (offsets, sizes, anchors)):
         raise PretrackError(
-            f"the clips table is damaged: {row['key']} lacks places or sizes of its members"
+            f"the clips table is damaged: {row['key']} lacks offsets or sizes of its members"
         )
     if len(offsets) != len(sizes):
         raise PretrackError(
-            f"the clips table is damaged: {row['key']} has {len(offsets)} offsets and {len(sizes)} sizes of frames"
+            f"the clips table is damaged: {row['key']} has {len(offsets)} offsets "
+            f"and {len(sizes)} sizes of frames"
         )
     return ClipMembers(
-        ByteRange(row["json_offset"], row["json_size"]),
-        ByteRange(row["tracks_offset"], row["tracks_size"]),
-        tuple(anchors),
-        tuple(ByteRange(*span) for span in zip(offsets, sizes, strict=True)),
-        row["checksum"],
+        info=ByteRange(row["json_offset"], row["json_size"]),
+        tracks=ByteRange(row["tracks_offset"], row["tracks_size"]),
+        anchors=tuple(anchors),
+        frames=tuple(map(ByteRange, offsets, sizes)),
+        checksum=row["checksum"],
     )

@@ -1,4 +1,7 @@
-"""Typed settings: YAML plus `key=value` overrides → pydantic models, with errors that name the file, the key and the near one."""
+"""Load typed settings: YAML plus `key=value` overrides → pydantic models.
+
+Errors name the file, the key, the value at fault, and for an unknown key the nearest known one.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,22 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
 
+from manifests.wording import pluralise
 from shards.bucket import Url
 from shards.errors import PretrackError, SettingsError
 from shards.files import Location, absolute, parse_location
 
 
 class Settings(BaseModel):
-    """Base of every settings model: immutable, and a key it does not know is an error."""
+    """Base of every settings model: immutable, and an unknown key is an error."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
 
 
-def _place(value: Any) -> Location:
-    """A path or a URL from a config."""
+def _read_location(value: Any) -> Location:
+    """Read a path or a URL from a config. Raises ValueError for anything else."""
     if not isinstance(value, str | Path | Url) or not str(value) or value == Path():
         raise ValueError("should name a folder")
     try:
@@ -33,47 +37,53 @@ def _place(value: Any) -> Location:
         raise ValueError(str(error)) from error
 
 
-LocationSetting = Annotated[Path | Url, PlainValidator(_place), PlainSerializer(str)]
-"""A folder on this machine (made absolute, since workers have another current folder) or on a bucket, as a setting."""
+LocationSetting = Annotated[Path | Url, PlainValidator(_read_location), PlainSerializer(str)]
+"""A setting that names a folder, on this machine or on a bucket.
+
+Paths are made absolute, since workers have another current folder.
+"""
 
 S = TypeVar("S", bound=Settings)
 
-_LARGEST_CONFIG = 1 << 20
+_LARGEST_CONFIG = 1 << 20  # bytes
 _MOST_VALUES = 100_000
+_MOST_PROBLEMS = 10
+_LONGEST_VALUE = 80  # characters shown of a value in an error
+
+_PYDANTIC_WORDS = {
+    "a valid tuple": "a list",
+    "a valid list": "a list",
+    "tuple should have": "list should have",
+    " after validation": "",
+}
+"""Pydantic's words for what a config calls a list."""
 
 
 def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
-    """Reads `path` (YAML), applies overrides such as `tracks.grid=24` or `sources.0.root=/data`, and checks the result.
+    """Read a YAML file, apply overrides (`tracks.grid=24`, `sources.0.root=/data`), validate.
 
-    Raises SettingsError, in one sentence, for a missing file, broken YAML, an unknown key or a value that does not fit.
+    Raises SettingsError, in one sentence, for a missing file, broken YAML, an unknown key or a
+    value that is not allowed.
     """
     if not path.is_file():
-        near = difflib.get_close_matches(
-            path.name,
-            [p.name for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else [],
-            1,
-        )
+        configs = [file.name for file in path.parent.glob("*.yaml")]
+        near = difflib.get_close_matches(path.name, configs, 1)
         hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
         raise SettingsError(f"there is no config file {path}{hint}")
     if path.stat().st_size > _LARGEST_CONFIG:
         raise SettingsError(
-            f"{path} has more than {_LARGEST_CONFIG} bytes: that is no config of pretrack's"
+            f"{path} has more than {_LARGEST_CONFIG} bytes: this is not a config of pretrack"
         )
     try:
         values = _read_yaml(path.read_text())
     except RecursionError as error:
-        raise SettingsError(f"{path} is nested too deep to be a config") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-    ) as error:  # ValueError: not UTF-8, or a date that does not exist
-        mark, problem = (
-            getattr(error, "problem_mark", None),
-            getattr(error, "problem", None) or str(error),
-        )
-        raise SettingsError(
-            f"{path} is not valid YAML{f', line {mark.line + 1}' if mark else ''}: {problem}"
-        ) from error
+        raise SettingsError(f"{path} is nested too deeply to be a config") from error
+    # ValueError: the file is not UTF-8, or has a date that does not exist.
+    except (yaml.YAMLError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise SettingsError(f"{path} is not valid YAML{line}: {problem}") from error
     if not isinstance(values, dict):
         raise SettingsError(
             f"{path} holds no settings: it should be a YAML mapping such as 'out: shards/'"
@@ -84,13 +94,12 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
 
 
 def _read_yaml(text: str) -> Any:
-    """Plain values from YAML. Raises yaml.YAMLError, ValueError, RecursionError.
-
-    Aliases are followed before anything is made of them: a few lines of aliases of aliases would unfold to fill any memory.
-    """
+    """Parse YAML to plain values. Raises yaml.YAMLError, ValueError, RecursionError."""
     loader = yaml.SafeLoader(text)
     try:
         root = loader.get_single_node()
+        # Count the values before constructing them, with aliases followed: a few lines of aliases
+        # of aliases would unfold to fill any memory.
         nodes, count = [root] if root else [], 0
         while nodes:
             value = nodes.pop().value
@@ -107,26 +116,29 @@ def _read_yaml(text: str) -> Any:
 
 
 def check_settings(model: type[S], values: dict[str, Any], where: str) -> S:
-    """Validates a mapping as `model`; `where` names it in the SettingsError raised otherwise."""
+    """Validate a mapping as `model`. Raises SettingsError, in which `where` names the mapping."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        known = list(_keys(model))
+        all_keys = list(_keys(model))
         problems = error.errors()
-        # A list is also called too short where its only entry is wrong: the entry's own problem says it all.
-        inner = {
+        # Pydantic also calls a list too short if its only entry is wrong; only the entry's own
+        # problem, further inside, is of use.
+        outer = {
             problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))
         }
-        telling = [
-            _sentence(problem, _written(problem["loc"], values), known)
+        sentences = [
+            _sentence(problem, _config_key(problem["loc"], values), all_keys)
             for problem in problems
-            if problem["loc"] not in inner
+            if problem["loc"] not in outer
         ]
-        raise SettingsError(f"{where}: " + "; ".join(telling)) from None
+        if len(sentences) > _MOST_PROBLEMS:
+            sentences[_MOST_PROBLEMS:] = [f"and {len(sentences) - _MOST_PROBLEMS} more problems"]
+        raise SettingsError(f"{where}: " + "; ".join(sentences)) from None
 
 
 def _override(values: Any, override: str) -> None:
-    """Sets one dotted key in place."""
+    """Set one dotted key of `values` in place. Raises SettingsError for an impossible key."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise SettingsError(
@@ -142,7 +154,8 @@ def _override(values: Any, override: str) -> None:
         if isinstance(node, list):
             if not part.isdecimal() or int(part) >= len(node):
                 raise SettingsError(
-                    f"'{override}': '{part}' is not one of the {len(node)} entries (0 to {len(node) - 1})"
+                    f"'{override}': '{part}' is not one of the {len(node)} entries "
+                    f"(0 to {len(node) - 1})"
                 )
             index = int(part)
         elif not isinstance(node, dict):
@@ -156,7 +169,7 @@ def _override(values: Any, override: str) -> None:
 
 
 def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """Every key that a model and the models inside it know, as (the key above it or "", the key)."""
+    """List the keys of a model and of the models inside it, as (parent key or "", key)."""
     seen: set[type[BaseModel]] = set()
 
     def walk(annotation: Any, above: str) -> Iterator[tuple[str, str]]:
@@ -173,48 +186,79 @@ def _keys(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     yield from walk(model, "")
 
 
-def _written(location: tuple[int | str, ...], values: Any) -> list[str]:
-    """A key as it stands in the config: pydantic's place without the names of a union's members, such as a source's dataset."""
+def _config_key(location: tuple[int | str, ...], values: Any) -> list[str]:
+    """Translate pydantic's location of a problem to the key in the config, in parts.
+
+    Pydantic also puts the names of a union's members into a location, such as a source's dataset.
+    """
     parts = []
     for number, part in enumerate(location):
-        there = (
+        exists = (
             part in values
             if isinstance(values, dict)
-            else isinstance(values, list) and isinstance(part, int)
+            else isinstance(values, list) and isinstance(part, int) and part < len(values)
         )
-        if there or number == len(location) - 1:
+        if exists or number == len(location) - 1:
             parts.append(str(part))
-        if there:
+        if exists:
             values = values[part]
     return parts
 
 
-def _near(location: list[str], known: list[tuple[str, str]]) -> list[str]:
-    """The known key most like the last of `location`: of those at the same place if one there is like it, or of all."""
-    place = next(
-        (part for part in reversed(location[:-1]) if any(part == above for above, _ in known)), ""
-    )
-    here = [key for above, key in known if above == place]
-    return difflib.get_close_matches(location[-1], here, 1) or difflib.get_close_matches(
-        location[-1], {key for _, key in known}, 1
+def _nearest(location: list[str], all_keys: list[tuple[str, str]]) -> list[str]:
+    """Find the known key most like the last part of `location`, as a list of one or none.
+
+    A similar key under the same parent is preferred to one elsewhere.
+    """
+    parents = {parent for parent, _ in all_keys}
+    parent = next((part for part in reversed(location[:-1]) if part in parents), "")
+    siblings = [key for above, key in all_keys if above == parent]
+    return difflib.get_close_matches(location[-1], siblings, 1) or difflib.get_close_matches(
+        location[-1], {key for _, key in all_keys}, 1
     )
 
 
-def _sentence(problem: Any, location: list[str], known: list[tuple[str, str]]) -> str:
-    """One pydantic problem, of the key at `location`, in words."""
-    key = ".".join(location)
+def _sentence(problem: Any, location: list[str], all_keys: list[tuple[str, str]]) -> str:
+    """Put one pydantic problem, of the key at `location`, into words."""
+    key, value = ".".join(location), problem["input"]
     if problem["type"] == "extra_forbidden":
-        near = _near(location, known)
+        near = _nearest(location, all_keys)
         return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
     if problem["type"] == "missing":
         return f"'{key}' is missing"
     if problem["type"] == "union_tag_invalid":
         given, allowed = problem["ctx"]["tag"], problem["ctx"]["expected_tags"]
-        return f"'{key}' names '{given}', and the choices are {allowed}"
+        return f"'{key}' names {_shown(given)}, and the choices are {allowed}"
     if problem["type"] == "union_tag_not_found":
         return f"'{key}' lacks {problem['ctx']['discriminator']}"
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"'{key}': input should be a mapping (got {_shown(value)})"
     message = problem["msg"].removeprefix("Value error, ")
     message = f"{message[0].lower()}{message[1:]}"
-    if isinstance(problem["input"], dict):  # a rule over several keys, which names them itself
-        return message
-    return f"'{key}': {message} (got {problem['input']!r})"
+    for theirs, ours in _PYDANTIC_WORDS.items():
+        message = message.replace(theirs, ours)
+    # A rule of ours over a whole mapping, or over a list of them, names the entry at fault itself.
+    if problem["type"] == "value_error" and _has_mappings(value):
+        return message if not key or f"'{key}." in message else f"'{key}': {message}"
+    return f"'{key}': {message} (got {_shown(value)})"
+
+
+def _has_mappings(value: Any) -> bool:
+    """Tell whether a value is a mapping or a list with one."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return any(isinstance(entry, dict | BaseModel) for entry in values)
+
+
+def _shown(value: Any) -> str:
+    """Show a value at fault as in YAML; a long or nested one only by its size."""
+    if isinstance(value, dict):
+        return f"a mapping of {pluralise(len(value), 'key')}"
+    if isinstance(value, list | tuple):
+        text = f"[{', '.join(_shown(entry) for entry in value[:_LONGEST_VALUE])}]"
+        is_short = len(text) <= _LONGEST_VALUE and not _has_mappings(value)
+        return text if is_short else f"a list of {pluralise(len(value), 'value')}"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) and len(value) > _LONGEST_VALUE:
+        return f"{value[:_LONGEST_VALUE]!r} and {len(value) - _LONGEST_VALUE:,} more characters"
+    return repr(value) if isinstance(value, str) else f"{value!r:.{_LONGEST_VALUE}}"

@@ -1,9 +1,10 @@
-"""Snapshots: what a finished build publishes, never changed afterwards.
+"""Publish and open snapshots: the immutable result of a finished build.
 
-    OUT/snapshots/000001/{videos,clips,shards,failures}.parquet, settings.json
-    OUT/current.json                     {"snapshot": "000001"}, replaced in one step
+    OUT/snapshots/000001/{videos,clips,shards,failures}.parquet, shards.txt, settings.json
+    OUT/current.json                     {"snapshot": "000001"}, replaced atomically
 
-A trainer holds the snapshot it started with; the shards it names stay until garbage is collected.
+A trainer keeps the snapshot it started with; the shards that a snapshot names stay until garbage
+collection.
 """
 
 from __future__ import annotations
@@ -34,44 +35,44 @@ from shards.files import (
 
 TABLES = ("videos", "clips", "shards", "failures")
 COMMIT_FILE = "settings.json"
-"""What is written last into a snapshot's folder: one without it is not whole, and does not count."""
+"""Written last into a snapshot's folder; a folder without it is incomplete and ignored."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A published state of an output folder; tables are read when first asked for."""
+    """A published state of an output folder. Each table is read on first use."""
 
     out: Location
     name: str
 
     @property
     def folder(self) -> Location:
-        """Where its tables lie."""
+        """The folder of its tables."""
         return self.out / "snapshots" / self.name
 
     @cached_property
     def videos(self) -> pa.Table:
-        """One row a usable video."""
+        """One row per usable video."""
         return read_table(self.folder / "videos.parquet", VIDEOS.names)
 
     @cached_property
     def clips(self) -> pa.Table:
-        """One row a clip, with its members' byte offsets."""
+        """One row per clip, with its members' byte offsets."""
         return read_table(self.folder / "clips.parquet", CLIPS.names)
 
     @cached_property
     def shards(self) -> pa.Table:
-        """One row a shard file."""
+        """One row per shard file."""
         return read_table(self.folder / "shards.parquet", SHARDS.names)
 
     @cached_property
     def failures(self) -> pa.Table:
-        """One row for everything left out."""
+        """One row per failure: whatever was left out."""
         return read_table(self.folder / "failures.parquet", FAILURES.names)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings it was built with. Raises PretrackError if their file is damaged."""
+        """The settings of its build. Raises PretrackError if their file is damaged."""
         file = self.folder / COMMIT_FILE
         try:
             return dict(json.loads(read_file(file)))
@@ -79,12 +80,15 @@ class Snapshot:
             raise PretrackError(f"the settings {file} cannot be read ({error})") from error
 
     def shard_path(self, shard: str) -> Location:
-        """Where a shard's tar lies."""
+        """Give the path of a shard's tar. Raises PretrackError for a name that is not allowed."""
         return shard_path(self.out, shard)
 
 
 def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
-    """The current snapshot of an output folder (a path or a URL), or the one named. Raises PretrackError where there is none."""
+    """Open the current snapshot of an output folder (a path or a URL), or the one called `name`.
+
+    Raises PretrackError if there is none.
+    """
     out = parse_location(where)
     if name is None:
         name = current_snapshot(out)
@@ -94,16 +98,18 @@ def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
             )
     snapshot = Snapshot(out, name)
     try:
-        if not _is_name(name):  # it is a part of paths
+        if not _is_name(name):  # it becomes part of a path
             raise FileNotFoundError
         size_of(snapshot.folder / COMMIT_FILE)
     except FileNotFoundError:
-        raise PretrackError(f"{out} has no snapshot '{name}' (there are: {_known(out)})") from None
+        raise PretrackError(
+            f"{out} has no snapshot '{name}' (there are: {_list_in_words(out)})"
+        ) from None
     return snapshot
 
 
-def _known(out: Location) -> str:
-    """The names of its snapshots in words; a web server often lists nothing."""
+def _list_in_words(out: Location) -> str:
+    """List the snapshots of a folder in words; web servers often cannot list a folder."""
     try:
         return ", ".join(list_snapshots(out)) or "none"
     except OSError:
@@ -111,7 +117,7 @@ def _known(out: Location) -> str:
 
 
 def current_snapshot(out: Location) -> str | None:
-    """The name of the current snapshot, or None. Raises PretrackError if the pointer file is damaged."""
+    """Name the current snapshot, or None. Raises PretrackError if the pointer file is damaged."""
     pointer = out / "current.json"
     try:
         name = str(json.loads(read_file(pointer))["snapshot"])
@@ -125,7 +131,8 @@ def current_snapshot(out: Location) -> str | None:
         ) from error
     if not _is_name(name):
         raise PretrackError(
-            f"{pointer} is damaged ({name!r:.80} is no snapshot): delete it and run 'pretrack build' again"
+            f"{pointer} is damaged ({name!r:.80} is no snapshot): "
+            "delete it and run 'pretrack build' again"
         )
     return name
 
@@ -135,7 +142,7 @@ def _is_name(name: str) -> bool:
 
 
 def list_snapshots(out: Location) -> list[str]:
-    """Names of all whole snapshots, oldest first."""
+    """List the names of all complete snapshots, oldest first."""
     folder = out / "snapshots"
     return [
         name
@@ -147,9 +154,10 @@ def list_snapshots(out: Location) -> list[str]:
 def publish_snapshot(
     out: Location, tables: dict[str, pa.Table], settings: dict[str, Any]
 ) -> Snapshot:
-    """Writes a new snapshot beside the others and makes it current; killed at any moment, the one before stays current.
+    """Write a new snapshot beside the others and make it current.
 
-    Beside the tables and settings it holds `shards.txt`: its tars, relative to `out`, for readers that know nothing of tables.
+    If the process is killed at any moment, the previous snapshot stays current. The snapshot also
+    gets `shards.txt`: its tars, relative to `out`, for readers that do not read tables.
     """
     names = [name for name in folders_in(out / "snapshots") if _is_name(name)]
     name = f"{int(names[-1]) + 1 if names else 1:06d}"
@@ -173,13 +181,16 @@ def publish_snapshot(
 
 
 def remove_unfinished_snapshots(out: Location) -> None:
-    """Removes folders of snapshots that a killed process was writing or removing. Only for who holds the folder's lock."""
-    whole = list_snapshots(out)
+    """Remove the folders of snapshots that a killed process was writing or removing.
+
+    The caller must hold the build lock of `out`.
+    """
+    complete = list_snapshots(out)
     for name in folders_in(out / "snapshots"):
-        if _is_name(name) and name not in whole:
+        if _is_name(name) and name not in complete:
             delete_folder(out / "snapshots" / name)
 
 
 def set_current(out: Location, name: str) -> None:
-    """Makes a snapshot the current one, in one step."""
+    """Make a snapshot the current one, atomically."""
     atomic_write(out / "current.json", json.dumps({"snapshot": name}).encode())

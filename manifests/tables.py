@@ -1,4 +1,4 @@
-"""The columns of the Parquet tables: what is known of videos, clips, shards and failures."""
+"""Read and write the Parquet tables of videos, clips, shards and failures."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ FAILURES = schema_of(Failure)
 
 
 def video_identifiers(rows: pa.Table) -> pa.ChunkedArray:
-    """What tells the video of each row from all others: its source and its id, in one text."""
+    """Join source and video id of each row: together they identify a video."""
     return pc.binary_join_element_wise(rows["source"], rows["video_id"], "\n")
 
 
 def rows_by_shard(rows: pa.Table) -> dict[str, int]:
-    """How many rows name each shard."""
+    """Count the rows per shard."""
     counts = rows["shard"].value_counts()
     return dict(
         zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True)
@@ -37,56 +37,65 @@ def rows_by_shard(rows: pa.Table) -> dict[str, int]:
 
 
 def failure_counts(failures: pa.Table) -> list[tuple[str, str, int]]:
-    """How often something was left out at a stage for a reason: (stage, reason, count), the most frequent first."""
+    """Count failures per stage and reason: (stage, reason, count), the most frequent first."""
     counts = failures.group_by(["stage", "reason"]).aggregate([("reason", "count")])
     rows = counts.sort_by([("reason_count", "descending"), ("reason", "ascending")]).to_pylist()
     return [(row["stage"], row["reason"], row["reason_count"]) for row in rows]
 
 
 def table_of(rows: Iterable[Any], schema: pa.Schema) -> pa.Table:
-    """Dataclass rows (or dicts) as a table."""
+    """Make a table of dataclass rows or dicts; absent columns are null."""
     return pa.Table.from_pylist(
         [row if isinstance(row, dict) else asdict(row) for row in rows], schema=schema
     )
 
 
 def write_table(path: Location, table: pa.Table) -> None:
-    """Writes a Parquet file, whole or not at all."""
+    """Write a Parquet file, whole or not at all."""
     with open_atomic(path) as file:
         pq.write_table(table, file, compression="zstd")
 
 
 def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
-    """Reads a Parquet file, or some columns of it.
+    """Read a Parquet file, or some of its columns.
 
-    Raises PretrackError, naming it, where it is missing or damaged, and FormatVersionError where it lacks any of the columns.
+    Raises PretrackError, naming the file, if it is missing or damaged, and FormatVersionError if it
+    lacks any of the columns.
     """
     try:
         source = path if isinstance(path, Path) else pa.BufferReader(read_file(path))
         names = pq.read_schema(source).names if columns else []
         if lacking := [name for name in columns or () if name not in names]:
             raise FormatVersionError(
-                f"the table {path} lacks {', '.join(lacking)}: another version of pretrack wrote it; a build makes its clips anew"
+                f"the table {path} lacks {', '.join(lacking)}: "
+                "another version of pretrack wrote it; a build makes its clips again"
             )
-        # a file is mapped, since copying it first takes as long again
+        # Memory-mapped: copying the file first takes as long as reading it.
         return pq.read_table(source, columns=columns, memory_map=True)
     except (OSError, pa.ArrowException) as error:
         raise PretrackError(f"the table {path} cannot be read ({error})") from error
 
 
 def columns_of(path: Location) -> list[str]:
-    """The names of a Parquet file's columns, from its end alone. Raises PretrackError as `read_table` does."""
+    """Read the names of a Parquet file's columns, from its footer alone.
+
+    Raises PretrackError as `read_table` does.
+    """
     try:
         size = size_of(path)
+        # A Parquet file ends with its footer, the footer's length (4 bytes) and "PAR1".
         length = int.from_bytes(read_ranges(path, [max(0, size - 8)], [4])[0], "little") + 8
-        (end,) = read_ranges(path, [max(0, size - length)], [min(size, length)])
-        return list(pq.read_schema(pa.BufferReader(end)).names)
+        (footer,) = read_ranges(path, [max(0, size - length)], [min(size, length)])
+        return list(pq.read_schema(pa.BufferReader(footer)).names)
     except (OSError, pa.ArrowException) as error:
         raise PretrackError(f"the table {path} cannot be read ({error})") from error
 
 
 def open_table(path: Location) -> ds.Dataset:
-    """A Parquet file to be read in parts: on a local disk only the columns that are asked for. Raises PretrackError likewise."""
+    """Open a Parquet file for reading in parts; a local file is read only where needed.
+
+    Raises PretrackError as `read_table` does.
+    """
     if not isinstance(path, Path):
         return ds.dataset(read_table(path))
     try:

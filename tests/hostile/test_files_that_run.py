@@ -123,7 +123,7 @@ def test_safetensors_that_lie(tmp_path: Path, little_memory: None, header: bytes
 )
 def test_checkpoints_of_other_programs(tmp_path: Path, state: Any) -> None:
     torch.save(state, tmp_path / "step_00000001.pt")
-    with pytest.raises(PretrackError, match="is no checkpoint of a run of ours"):
+    with pytest.raises(PretrackError, match="is not a checkpoint of pretrack"):
         load_checkpoint(tmp_path / "step_00000001.pt")
 
 

@@ -133,7 +133,7 @@ def test_verify_and_show_stay_in_the_folder(out: Path, tmp_path: Path) -> None:
         verify_snapshot(open_snapshot(out), Progress(quiet=True))[0]
     )
     (out / "snapshots" / "000002" / "shards.txt").write_text("shards/../../etc/passwd.tar\n")
-    with pytest.raises(PretrackError, match=r"'../../etc/passwd' is no name of a shard"):
+    with pytest.raises(PretrackError, match=r"'../../etc/passwd' is not a shard name"):
         verify_snapshot(open_snapshot(out), Progress(quiet=True))
     spoil(out, "clips", frame_sizes=[1])
     with pytest.raises(PretrackError, match="8 offsets and 1 sizes of frames"):
@@ -146,7 +146,7 @@ def test_gc_deletes_nothing_outside(out: Path, tmp_path: Path, shard: str) -> No
     for name in ("precious.tar", "precious.json"):
         (tmp_path / name).write_text("mine")
     spoil(out, "shards", "000001", shard=shard)
-    with pytest.raises(PretrackError, match="is no name of a shard"):
+    with pytest.raises(PretrackError, match="is not a shard name"):
         collect_garbage(out, keep=1)
     for name in ("precious.tar", "precious.json"):
         assert (tmp_path / name).read_text() == "mine"
@@ -185,7 +185,7 @@ def test_a_current_snapshot_elsewhere(out: Path, tmp_path: Path, name: str) -> N
 def test_paths_of_shards_stay_inside(tmp_path: Path) -> None:
     for name in ("..", "a/b", "a\0", "a\n", ".", "", "a.b"):
         for path in (receipt_path, shard_path):
-            with pytest.raises(PretrackError, match="is no name of a shard"):
+            with pytest.raises(PretrackError, match="is not a shard name"):
                 path(tmp_path, name)
 
 

@@ -1,4 +1,4 @@
-"""A row dataclass gives the schema of its table; a hint without a definite Arrow type is refused."""
+"""A row dataclass gives its table's schema; a hint without a definite Arrow type is refused."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def test_names_of_shards_are_parts_of_paths(group: str, tmp_path: Path) -> None:
 def test_other_names_are_refused(name: str, tmp_path: Path) -> None:
     for path in (shard_path, receipt_path):
         with pytest.raises(
-            PretrackError, match=rf"the tables in {tmp_path} are damaged: .* is no name of a shard"
+            PretrackError, match=rf"the tables in {tmp_path} are damaged: .* is not a shard name"
         ):
             path(tmp_path, name)
 

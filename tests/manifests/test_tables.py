@@ -93,7 +93,10 @@ SCHEMAS = {"videos": VIDEOS, "clips": CLIPS, "shards": SHARDS, "failures": FAILU
 
 @pytest.mark.parametrize("table", SCHEMAS)
 def test_the_columns_on_disk_stay(table: str) -> None:
-    """Names, order, types, nullability and metadata: written out, since the schemas are derived from the row classes."""
+    """Check names, order, types, nullability and metadata against a list written out by hand.
+
+    The schemas themselves are derived from the row dataclasses.
+    """
     schema, expected = SCHEMAS[table], pa.schema(COLUMNS[table])
     assert schema.equals(expected, check_metadata=True)
     assert all(column.nullable for column in schema)

@@ -123,7 +123,7 @@ def test_a_damaged_table_does_not_lead_out_of_the_folder(out: Path) -> None:
     before = tars(out)
     with pytest.raises(
         PretrackError,
-        match=rf"the tables in {out} are damaged: '\.\./\.\./victim' is no name of a shard",
+        match=rf"the tables in {out} are damaged: '\.\./\.\./victim' is not a shard name",
     ):
         collect_garbage(out, keep=1)
     assert victim.read_bytes() == b"precious"

@@ -291,7 +291,7 @@ def test_a_folder_that_another_version_wrote_is_built_anew(root: Path) -> None:
         receipt.write_text(receipt.read_text().replace('"anchor_sizes"', '"sizes"'))
     (problem,) = verify_snapshot(Snapshot(old.out, old.name), QUIET)
     assert str(problem).endswith(
-        "lacks anchor_sizes: another version of pretrack wrote it; a build makes its clips anew"
+        "lacks anchor_sizes: another version of pretrack wrote it; a build makes its clips again"
     )
     assert says(plan(settings_for(root))) == {"build: new": 3}
     built = build(settings_for(root), QUIET)
