@@ -51,7 +51,7 @@ def with_poses(
     reason = (
         Reason.POSES_MISSING if missing == len(cameras) else Reason.POSES_MISSING_FOR_SOME_FRAMES
     )
-    detail = f"{missing} of {len(cameras)} frames go on without a pose: {why}"
+    detail = f"{missing} of {len(cameras)} frames have no pose: {why}"
     failure = Failure(
         source=source, video_id=video_id, stage="catalog", reason=reason, detail=detail
     )

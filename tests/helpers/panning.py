@@ -1,4 +1,7 @@
-"""Videos made here whose motion is known: a texture that moves by whole pixels, so that every true track is known too."""
+"""Make videos whose motion is known: a texture that moves by whole pixels per frame.
+
+Every true track is therefore known too.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 STEP = (2, 1)
-"""How far the picture's content moves from frame to frame: (x, y) pixels."""
+"""How far the content moves from frame to frame: (x, y) in pixels."""
 
 
 def texture(seed: int, width: int, height: int) -> NDArray[np.uint8]:
-    """Smooth coloured noise with corners everywhere."""
+    """Make smooth coloured noise [height, width, 3] with corners everywhere."""
     rng = np.random.default_rng(seed)
     noise = sum(
         cv2.resize(
@@ -31,7 +34,7 @@ def texture(seed: int, width: int, height: int) -> NDArray[np.uint8]:
 def panning_frames(
     seed: int, frames: int, width: int = 160, height: int = 120
 ) -> list[NDArray[np.uint8]]:
-    """Frames [height, width, 3] in which everything moves by STEP."""
+    """Make frames [height, width, 3] in which everything moves by STEP."""
     dx, dy = STEP
     whole = texture(seed, width + dx * frames, height + dy * frames)
     starts = [(dx * (frames - t), dy * (frames - t)) for t in range(frames)]
@@ -39,7 +42,7 @@ def panning_frames(
 
 
 def write_video(path: Path, frames: list[NDArray[np.uint8]], rate: int = 25) -> None:
-    """An H.264 file of good quality."""
+    """Write an H.264 file of good quality, with a key frame every 10 frames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(

@@ -16,7 +16,7 @@ from pipeline.execution.build import build
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
 from shards.reader import iterate_shard
-from tests.pipeline.decode.test_decode import ODD
+from tests.pipeline.decode.test_video import ODD
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cores")]
 QUIET = Progress(quiet=True)

@@ -1,4 +1,4 @@
-"""Poses of CO3D and DL3DV against projections that are written out independently, point by point."""
+"""Poses of CO3D and DL3DV against projections that are written out point by point."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ POINTS = [(0.0, 0.0, 0.0), (0.5, -0.25, 0.125), (-1.0, 0.75, 0.5)]
 
 
 def rotation(seed: int) -> np.ndarray:
-    """A proper rotation that is symmetric in nothing."""
+    """Return a rotation without any symmetry, so that a swapped axis or sign shows."""
     q, r = np.linalg.qr(np.random.default_rng(seed).normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
     return q if np.linalg.det(q) > 0 else -q
 
 
 def project(camera: Camera, point: tuple[float, ...]) -> tuple[float, float, float]:
-    """(x, y, depth) of a world point by the definition in `shards.clip.Camera`."""
+    """Return (x, y, depth) of a world point by the definition in `shards.clip.Camera`."""
     matrix = np.array(camera.world_to_camera).reshape(3, 4)
     x, y, z = matrix[:, :3] @ np.array(point) + matrix[:, 3]
     return camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy, z
@@ -33,7 +33,7 @@ def project(camera: Camera, point: tuple[float, ...]) -> tuple[float, float, flo
 
 @pytest.mark.parametrize("form", ["ndc_norm_image_bounds", "ndc_isotropic"])
 @pytest.mark.parametrize(("width", "height"), [(300, 200), (200, 300), (256, 256)])
-def test_co3d_camera_is_pytorch3ds_projection(form: str, width: int, height: int) -> None:
+def test_co3d_cameras_project_as_pytorch3d_does(form: str, width: int, height: int) -> None:
     r, t, focal, principal = rotation(1), [0.3, -0.2, 5.0], [2.1, 2.4], [0.15, -0.05]
     viewpoint = {
         "R": r.tolist(),
@@ -45,10 +45,10 @@ def test_co3d_camera_is_pytorch3ds_projection(form: str, width: int, height: int
     camera = viewpoint_camera(viewpoint, width, height)
     assert camera is not None
     for point in POINTS:
-        # As PyTorch3D's documentation has it: row vector times R, x to the left and y up, NDC, then the screen.
+        # As PyTorch3D documents it: row vector times R, x to the left, y up; NDC, then the screen.
         left, up, depth = (sum(point[i] * r[i, j] for i in range(3)) + t[j] for j in range(3))
         ndc_x, ndc_y = focal[0] * left / depth + principal[0], focal[1] * up / depth + principal[1]
-        # NDC 1 is the left (top) border; in isotropic NDC the longer side reaches beyond 1.
+        # NDC 1 is the left (top) border. In isotropic NDC the longer side reaches beyond 1.
         half_x, half_y = (
             (1.0, 1.0)
             if form == "ndc_norm_image_bounds"
@@ -61,7 +61,7 @@ def test_co3d_camera_is_pytorch3ds_projection(form: str, width: int, height: int
         assert project(camera, point) == pytest.approx((from_left - 0.5, from_top - 0.5, depth))
 
 
-def test_co3d_axis_points_right_and_down() -> None:
+def test_co3d_axes_point_right_and_down() -> None:
     straight = {
         "R": np.eye(3).tolist(),
         "T": [0, 0, 4],
@@ -76,7 +76,7 @@ def test_co3d_axis_points_right_and_down() -> None:
     assert up < 24.5
 
 
-def test_co3d_camera_refuses_nonsense() -> None:
+def test_co3d_viewpoints_that_are_no_camera_are_refused() -> None:
     good: dict[str, Any] = {
         "R": np.eye(3).tolist(),
         "T": [0, 0, 4],
@@ -107,24 +107,23 @@ def nerfstudio_frame(matrix: np.ndarray) -> dict[str, Any]:
     }
 
 
-def test_dl3dv_camera_is_nerfstudios_projection() -> None:
+def test_dl3dv_cameras_project_as_nerfstudio_does() -> None:
     matrix = np.eye(4)
     matrix[:3, :3], matrix[:3, 3] = rotation(2), [0.4, 0.1, -3.0]
     camera = scaled_camera(nerfstudio_frame(matrix), 480, 270)
     assert camera is not None
-    # Points made in the camera's own OpenGL axes (x right, y up, looking along -z), moved to the world, and back by the camera.
+    # Points in the camera's own OpenGL axes (x right, y up, looking along -z) are moved to the
+    # world; the camera must project them back.
     for right, up, ahead in [(0.0, 0.0, 2.0), (0.6, 0.3, 2.5), (-0.4, -0.7, 4.0)]:
         world = matrix[:3, :3] @ np.array([right, up, -ahead]) + matrix[:3, 3]
-        full_x, full_y = (
-            1900 + 1750 * right / ahead,
-            1100 - 1760 * up / ahead,
-        )  # from the corner of the full-size image
+        # Positions in the full-size image, from its corner.
+        full_x, full_y = 1900 + 1750 * right / ahead, 1100 - 1760 * up / ahead
         assert project(camera, tuple(world)) == pytest.approx(
             (full_x / 8 - 0.5, full_y / 8 - 0.5, ahead)
         )
 
 
-def test_dl3dv_camera_refuses_other_shapes_and_nonsense() -> None:
+def test_dl3dv_poses_of_another_shape_or_without_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="270x480"):
         scaled_camera(nerfstudio_frame(np.eye(4)), 270, 480)
     assert scaled_camera(nerfstudio_frame(np.zeros((4, 4))), 480, 270) is None
@@ -132,7 +131,7 @@ def test_dl3dv_camera_refuses_other_shapes_and_nonsense() -> None:
     assert scaled_camera(nerfstudio_frame(np.eye(3)), 480, 270) is None
 
 
-def test_missing_poses_are_counted() -> None:
+def test_frames_without_a_pose_are_counted() -> None:
     camera = opencv_camera(1, 1, 0, 0, np.eye(4)[:3])
     assert with_poses("s", "v", [camera, camera], "") == ((camera, camera), [])
     some, (failure,) = with_poses("s", "v", [camera, None, None], "no luck")
@@ -143,7 +142,7 @@ def test_missing_poses_are_counted() -> None:
             video_id="v",
             stage="catalog",
             reason="poses missing for some frames",
-            detail="2 of 3 frames go on without a pose: no luck",
+            detail="2 of 3 frames have no pose: no luck",
         )
         == failure
     )

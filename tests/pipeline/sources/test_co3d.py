@@ -36,7 +36,7 @@ def image(number: int, sequence: str = SEQUENCE, category: str = "apple") -> str
 
 
 def annotation(number: int, **change: Any) -> dict[str, Any]:
-    """A frame's row: file suffix `number`, frame_number one less."""
+    """Make the row of frame_annotations.jgz for image `number`; its frame_number is one less."""
     viewpoint = {
         "R": np.eye(3).tolist(),
         "T": [0.0, 0.0, 5.0],
@@ -68,7 +68,7 @@ def write(
     frames: list[Any] | None = None,
     scores: dict[str, float | None] | None = None,
 ) -> None:
-    """Images and annotation files of the category apple."""
+    """Write images and annotation files of the category apple."""
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
@@ -101,12 +101,8 @@ def test_annotations_give_numbers_times_and_cameras(tmp_path: Path) -> None:
     assert video.cameras is not None
     camera = video.cameras[0]
     assert camera is not None
-    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (
-        100.0,
-        100.0,
-        49.5,
-        99.5,
-    )  # size is [H, W]
+    # The annotation's size is [H, W] = [200, 100]: the centre of 100 pixels is at 49.5.
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (100.0, 100.0, 49.5, 99.5)
     assert "CC BY-NC 4.0" in video.terms
 
 
@@ -125,9 +121,9 @@ def test_without_annotations_the_files_are_the_frames(tmp_path: Path) -> None:
     (video,), (failure,) = find(tmp_path)
     assert (video.frame_numbers, video.timestamps, video.cameras) == ((1, 5, 12), None, None)
     assert failure.reason == "poses missing"
-    assert (
-        failure.detail
-        == "3 of 3 frames go on without a pose: there is no apple/frame_annotations.jgz; their times are not known either"
+    assert failure.detail == (
+        "3 of 3 frames have no pose: there is no apple/frame_annotations.jgz; "
+        "their times are not known either"
     )
 
 
@@ -143,7 +139,9 @@ def test_without_annotations_the_files_are_the_frames(tmp_path: Path) -> None:
     ],
     ids=["empty", "no gzip", "no list", "other fields", "no annotations", "cut short"],
 )
-def test_broken_annotations_are_named_and_the_files_go_on(tmp_path: Path, data: bytes) -> None:
+def test_with_broken_annotations_the_files_are_used_and_the_damage_is_named(
+    tmp_path: Path, data: bytes
+) -> None:
     write(tmp_path, image(1), image(2))
     (tmp_path / "apple/frame_annotations.jgz").write_bytes(data)
     (video,), (failure,) = find(tmp_path)
@@ -151,17 +149,18 @@ def test_broken_annotations_are_named_and_the_files_go_on(tmp_path: Path, data: 
     assert "apple/frame_annotations.jgz cannot be read" in failure.detail
 
 
-def test_what_is_missing_on_either_side_is_counted(tmp_path: Path) -> None:
+def test_images_without_annotation_and_annotations_without_image_are_counted(
+    tmp_path: Path,
+) -> None:
     rows = [annotation(number) for number in (1, 2, 3, 4)] + [
         annotation(1, sequence_name="40_50_60"),
         annotation(2, frame_number=3),
     ]
     write(tmp_path, *map(image, (2, 3, 8, 9)), frames=rows)
     (video,), (sequences, absent, extra) = find(tmp_path)
-    assert (video.image_files, video.frame_numbers) == (
-        (image(2), image(3)),
-        (1, 2),
-    )  # 2 is annotated twice
+    # Image 2 is annotated twice: the first row counts.
+    assert video.image_files == (image(2), image(3))
+    assert video.frame_numbers == (1, 2)
     assert (sequences.video_id, sequences.reason) == ("", "missing sequences")
     assert "first: 40_50_60" in sequences.detail
     assert (absent.video_id, absent.reason) == (video.video_id, "missing images")
@@ -170,7 +169,7 @@ def test_what_is_missing_on_either_side_is_counted(tmp_path: Path) -> None:
     assert extra.detail.startswith("2 images")
 
 
-def test_a_sequence_with_none_of_its_images_is_a_failure(tmp_path: Path) -> None:
+def test_a_sequence_without_any_annotated_image_is_no_video(tmp_path: Path) -> None:
     write(tmp_path, image(9), image(1, "09_1_1"), frames=[annotation(1)])
     videos, failures = find(tmp_path)
     assert [video.video_id for video in videos] == ["apple/09_1_1"]
@@ -194,7 +193,7 @@ def test_missing_viewpoints_and_times_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_exploded_reconstructions_lose_their_cameras(tmp_path: Path) -> None:
+def test_a_failed_reconstruction_gives_no_cameras(tmp_path: Path) -> None:
     far = annotation(2)
     far["viewpoint"]["T"] = [0.0, -90_000.0, 20_000.0]
     write(tmp_path, image(1), image(2), frames=[annotation(1), far])
@@ -204,7 +203,7 @@ def test_exploded_reconstructions_lose_their_cameras(tmp_path: Path) -> None:
     assert "reconstruction failed" in failure.detail
 
 
-def test_viewpoint_quality(tmp_path: Path) -> None:
+def test_sequences_of_low_or_unknown_viewpoint_quality_are_left_out(tmp_path: Path) -> None:
     scores = {"1_1_1": 0.7, "2_2_2": math.nan, "3_3_3": 0.4, "4_4_4": None, "6_6_6": 0.5}
     write(tmp_path, *(image(1, f"{i}_{i}_{i}") for i in range(1, 7)), scores=scores)
     assert len(find(tmp_path)[0]) == 6
@@ -265,7 +264,7 @@ def test_identity_of_zip_members_is_their_content(tmp_path: Path) -> None:
     assert identity(b"a") != identity(b"b")
 
 
-def test_a_broken_zip_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
+def test_a_broken_zip_is_named_and_the_others_are_used(tmp_path: Path) -> None:
     pack(tmp_path / "apple_000.zip", {image(1): b"1"})
     (tmp_path / "apple_001.zip").write_bytes((tmp_path / "apple_000.zip").read_bytes()[:-30])
     (video,), failures = find(tmp_path)
@@ -273,7 +272,7 @@ def test_a_broken_zip_is_named_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert reasons(failures)[0] == ("apple_001.zip", "unreadable zip")
 
 
-def test_categories(tmp_path: Path) -> None:
+def test_only_the_categories_asked_for_are_read(tmp_path: Path) -> None:
     write(tmp_path, image(1), image(1, category="plant"))
     pack(tmp_path / "car_000.zip", {image(1, category="car"): b"1"})
     assert [video.video_id for video in find(tmp_path)[0]] == [
@@ -286,14 +285,13 @@ def test_categories(tmp_path: Path) -> None:
         find(tmp_path, categories=["aple"])
 
 
-def test_real_layout(shared_data: Path, tmp_path: Path) -> None:
+def test_real_sequences_are_found_unpacked_and_in_zips(shared_data: Path, tmp_path: Path) -> None:
     (orbit, dense, plant), failures = find(shared_data / "co3d_v2")
     assert [len(video.image_files) for video in (orbit, dense, plant)] == [20, 50, 10]
     assert orbit.frame_numbers[:2] == (6, 11)
     assert orbit.cameras is not None
-    for (
-        camera
-    ) in orbit.cameras:  # the cameras turn around the apple: the world's origin is in every picture
+    # The cameras circle the apple, which is at the world's origin: all see it.
+    for camera in orbit.cameras:
         assert camera is not None
         matrix = np.array(camera.world_to_camera).reshape(3, 4)
         x, y, z = matrix[:, 3]

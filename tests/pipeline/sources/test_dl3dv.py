@@ -29,7 +29,7 @@ def find(root: Path, **options: Any) -> tuple[list[Video], list[Failure]]:
 def scene(
     folder: Path, posed: int | None = 3, images: str = "images_8", size: tuple[int, int] = (96, 54)
 ) -> None:
-    """A scene of three frames, of which the first `posed` have a pose; None writes no transforms.json."""
+    """Write a scene of 3 frames; the first `posed` have a pose. None: no transforms.json."""
     (folder / images).mkdir(parents=True)
     for i in range(1, 4):
         Image.new("RGB", size).save(folder / images / f"frame_{i:05d}.png")
@@ -45,7 +45,7 @@ def scene(
 @pytest.mark.parametrize(
     ("layout", "video_id"), [(f"1K/{A}", f"1K/{A}"), (A, A), (f"{A}/nerfstudio", A)]
 )
-def test_layouts(tmp_path: Path, layout: str, video_id: str) -> None:
+def test_scenes_are_found_in_every_layout(tmp_path: Path, layout: str, video_id: str) -> None:
     scene(tmp_path / layout)
     (video,), failures = find(tmp_path)
     assert failures == []
@@ -64,7 +64,7 @@ def test_layouts(tmp_path: Path, layout: str, video_id: str) -> None:
     assert "must not be redistributed" in video.terms
 
 
-def test_images_are_the_smallest_there_or_the_size_asked_for(tmp_path: Path) -> None:
+def test_the_smallest_images_are_read_or_the_size_asked_for(tmp_path: Path) -> None:
     scene(tmp_path / "1K" / A, images="images_4", size=(192, 108))
     (tmp_path / "1K" / A / "images_2").mkdir()
     Image.new("RGB", (384, 216)).save(tmp_path / "1K" / A / "images_2" / "frame_00001.png")
@@ -80,7 +80,7 @@ def test_images_are_the_smallest_there_or_the_size_asked_for(tmp_path: Path) -> 
     assert "there is images_2, images_4" in failure.detail
 
 
-def test_partial_absent_and_broken_poses_are_named_and_the_frames_go_on(tmp_path: Path) -> None:
+def test_without_all_poses_the_frames_are_used_and_what_is_missing_is_named(tmp_path: Path) -> None:
     scene(tmp_path / "1K" / A, posed=1)
     scene(tmp_path / "1K" / B, posed=None)
     scene(tmp_path / "2K" / C)
@@ -95,7 +95,7 @@ def test_partial_absent_and_broken_poses_are_named_and_the_frames_go_on(tmp_path
         (f"1K/{B}", "poses missing"),
         (f"2K/{C}", "poses missing"),
     ]
-    assert failures[0].detail.startswith("2 of 3 frames go on without a pose: ")
+    assert failures[0].detail.startswith("2 of 3 frames have no pose: ")
     assert "there is no" in failures[1].detail
     assert "cannot be read" in failures[2].detail
 
@@ -104,7 +104,9 @@ def test_partial_absent_and_broken_poses_are_named_and_the_frames_go_on(tmp_path
     "change",
     [{"w": 0}, {"frames": [{}]}, {"frames": 3}, {"frames": [{"file_path": 1}]}, {"fl_x": "a"}],
 )
-def test_odd_transforms_never_stop_the_listing(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_malformed_transforms_json_costs_only_the_poses(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     scene(tmp_path / A)
     path = tmp_path / A / "transforms.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
@@ -112,7 +114,7 @@ def test_odd_transforms_never_stop_the_listing(tmp_path: Path, change: dict[str,
     assert (video.cameras, failure.reason) == (None, "poses missing")
 
 
-def test_images_of_another_shape_go_on_without_poses(tmp_path: Path) -> None:
+def test_images_of_another_aspect_ratio_are_used_without_poses(tmp_path: Path) -> None:
     scene(tmp_path / A, size=(54, 96))
     (video,), (failure,) = find(tmp_path)
     assert video.cameras is None
@@ -127,7 +129,7 @@ def test_one_unreadable_image_does_not_cost_the_poses(tmp_path: Path) -> None:
     assert video.cameras is not None
 
 
-def test_video_release(tmp_path: Path) -> None:
+def test_the_video_release_is_read_as_video_files(tmp_path: Path) -> None:
     (tmp_path / "1K" / A).mkdir(parents=True)
     (tmp_path / "1K" / A / "video.mp4").write_bytes(b"x")
     (video,), failures = find(tmp_path)
@@ -138,7 +140,7 @@ def test_video_release(tmp_path: Path) -> None:
     assert "there is video.mp4" in failure.detail
 
 
-def test_excluded_flagged_empty_and_packed_scenes(tmp_path: Path) -> None:
+def test_excluded_scenes_are_silent_and_flagged_empty_and_zipped_ones_named(tmp_path: Path) -> None:
     for name in (A, B):
         scene(tmp_path / "1K" / name)
     (tmp_path / "1K" / C).mkdir()
@@ -160,21 +162,21 @@ def test_excluded_flagged_empty_and_packed_scenes(tmp_path: Path) -> None:
     assert len(failures) == 1
 
 
-def test_a_root_of_zips_says_so(tmp_path: Path) -> None:
+def test_a_root_with_nothing_but_zips_asks_to_unpack_them(tmp_path: Path) -> None:
     (tmp_path / "1K").mkdir()
     (tmp_path / "1K" / f"{A}.zip").write_bytes(b"")
     with pytest.raises(PretrackError, match="have to be unpacked"):
         find(tmp_path)
 
 
-def test_a_csv_that_is_no_list_of_scenes_is_one_sentence(tmp_path: Path) -> None:
+def test_a_csv_of_another_kind_is_refused_in_one_sentence(tmp_path: Path) -> None:
     scene(tmp_path / A)
     (tmp_path / "DL3DV-valid.csv").write_text("x,y\n1,2\n")
     with pytest.raises(PretrackError, match="lacks the columns"):
         find(tmp_path)
 
 
-def test_real_layout(shared_data: Path) -> None:
+def test_real_scenes_are_found(shared_data: Path) -> None:
     (bear, bedroom), (failure,) = find(shared_data / "dl3dv")
     assert bear.cameras is not None
     assert len(bear.image_files) == len(bear.cameras) == 14

@@ -27,7 +27,7 @@ def frames(folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("layout", ["train", "train/train", "."])
-def test_layouts(tmp_path: Path, layout: str) -> None:
+def test_the_split_is_found_in_every_layout(tmp_path: Path, layout: str) -> None:
     frames(tmp_path / layout / "JPEGImages" / "b1", "00015.jpg", "00005.jpg", "00110.jpg")
     frames(tmp_path / layout / "JPEGImages" / "a1", "00000.jpg")
     videos, failures = find(tmp_path)
@@ -52,7 +52,7 @@ def test_all_frames_of_a_video_are_the_same_sequence(tmp_path: Path) -> None:
     assert len(all_.image_files) == 8
 
 
-def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
+def test_a_missing_split_is_an_error_that_names_the_others(tmp_path: Path) -> None:
     frames(tmp_path / "valid/JPEGImages/a1", "00000.jpg")
     with pytest.raises(
         PretrackError, match=r"no YouTube-VOS split 'train': expected .*there is valid"
@@ -63,7 +63,7 @@ def test_a_split_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
         find(tmp_path, "test")
 
 
-def test_what_meta_json_names_and_is_not_there(tmp_path: Path) -> None:
+def test_what_meta_json_names_and_the_disk_lacks_is_counted(tmp_path: Path) -> None:
     frames(tmp_path / "train/JPEGImages/a1", "00000.jpg", "00005.jpg")
     objects = {
         "1": {"category": "cat", "frames": ["00000", "00005"]},
@@ -81,7 +81,7 @@ def test_what_meta_json_names_and_is_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"videos": {"a1": 3}}'])
-def test_a_broken_meta_json_is_named(tmp_path: Path, text: str) -> None:
+def test_a_broken_meta_json_is_named_and_the_frames_are_used(tmp_path: Path, text: str) -> None:
     frames(tmp_path / "train/JPEGImages/a1", "00000.jpg")
     (tmp_path / "train/meta.json").write_text(text)
     (video,), (failure,) = find(tmp_path)
@@ -107,7 +107,7 @@ def test_odd_files_and_empty_folders_are_named(tmp_path: Path) -> None:
     assert (empty.video_id, empty.reason) == ("b1", "no images")
 
 
-def test_real_layout(shared_data: Path) -> None:
+def test_real_videos_are_found(shared_data: Path) -> None:
     root = shared_data / "youtube_vos"
     videos, failures = find(root)
     assert failures == []

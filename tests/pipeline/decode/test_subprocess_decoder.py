@@ -1,0 +1,80 @@
+"""Decoders that hang or die in their process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+
+from pipeline.decode.subprocess_decoder import SubprocessDecoder
+from pipeline.failures import DecodeError, Reason
+from shards.geometry import FrameTransform
+from tests.helpers.panning import panning_frames, write_video
+
+
+@pytest.mark.slow
+def test_a_decoder_that_hangs_is_killed_and_the_next_file_is_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "hangs.mp4")  # opening it blocks forever: nobody writes
+    write_video(tmp_path / "good.mp4", panning_frames(0, 30, 96, 64))
+    with SubprocessDecoder(stall_limit_s=3) as decoder:
+        assert len(decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=True).timestamps) == 30
+        with pytest.raises(DecodeError, match="gave nothing for 3 s") as error:
+            decoder.scan(str(tmp_path / "hangs.mp4"), shot_cuts=True)
+        assert error.value.reason == "decoder stalled"
+        times = decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=True).timestamps
+        frames = decoder.read_video(
+            str(tmp_path / "good.mp4"),
+            decoder="pyav",
+            timestamps=times,
+            indices=[3, 20],
+            transform=FrameTransform.whole(96, 64, 48, 32),
+        )
+        assert [frame.shape for frame in frames] == [(32, 48, 3)] * 2
+    assert not _decoders()
+
+
+def test_a_decoder_that_crashes_is_named_and_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "crashes.mp4")
+    write_video(tmp_path / "good.mp4", panning_frames(0, 30, 96, 64))
+    with SubprocessDecoder(stall_limit_s=60) as decoder:
+        killer = Thread(target=_crash_whoever_opens, args=(tmp_path / "crashes.mp4",))
+        killer.start()
+        with pytest.raises(DecodeError, match="was killed by SIGSEGV") as error:
+            decoder.scan(str(tmp_path / "crashes.mp4"), shot_cuts=True)
+        killer.join()
+        assert error.value.reason == "decoder crashed"
+        assert len(decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=False).timestamps) == 30
+
+
+def test_after_an_unreadable_file_the_same_process_reads_the_next(tmp_path: Path) -> None:
+    """A restart per broken file would make a folder of them slow."""
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    write_video(tmp_path / "good.mp4", panning_frames(0, 4, 96, 64))
+    with SubprocessDecoder(stall_limit_s=60) as decoder:
+        with pytest.raises(DecodeError, match="cannot be opened as a video") as error:
+            decoder.scan(str(tmp_path / "broken.mp4"), shot_cuts=False)
+        assert error.value.reason is Reason.UNREADABLE_VIDEO
+        before = _decoders()
+        assert len(decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=False).timestamps) == 4
+        assert _decoders() == before
+    assert _decoders() == []
+
+
+def _crash_whoever_opens(fifo: Path) -> None:
+    """Kill the decoder process once it has opened a fifo."""
+    writer = os.open(fifo, os.O_WRONLY)  # waits until the decoder has opened the other end
+    (decoder,) = _decoders()
+    decoder.send_signal(signal.SIGSEGV)
+    os.close(writer)
+
+
+def _decoders() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children()
+        if "pipeline.decode.worker" in child.cmdline()
+    ]
