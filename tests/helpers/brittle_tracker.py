@@ -1,4 +1,7 @@
-"""Trackers that die as native code does: Lucas-Kanade, and SIGKILL. Settings fields are Lucas-Kanade's, so content is too."""
+"""Lucas-Kanade trackers that die as native code does, by SIGKILL.
+
+Their settings are those of Lucas-Kanade, so their shards have the same fingerprints.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +24,17 @@ Clips = Sequence[NDArray[np.uint8]]
 
 
 def with_tracker(settings: BuildSettings, kind: type[LucasKanadeSettings]) -> BuildSettings:
-    """The same build by another kind of Lucas-Kanade."""
+    """Return the same build with another kind of Lucas-Kanade."""
     return settings.model_copy(update={"tracks": kind(**settings.tracks.model_dump())})
 
 
 def all_red(frames: NDArray[np.uint8]) -> bool:
-    """Whether a clip shows nothing but red."""
+    """Tell whether a clip shows nothing but red."""
     return bool(frames[..., 0].min() > 200 and frames[..., 1:].max() < 60)
 
 
 class DiesOfRed(LucasKanadeSettings):
-    """Its tracker dies of every clip that is all red."""
+    """Its tracker dies on every clip that is all red."""
 
     def load(self) -> LucasKanadeTracker:
         return _DiesOfRed(self)
@@ -51,7 +54,10 @@ class _DiesOfRed(LucasKanadeTracker):
 
 
 class FailsAfterRed(LucasKanadeSettings):
-    """Its tracker fails at every clip that is all red and at all after it, as CUDA does once a kernel has crashed."""
+    """Its tracker fails on a clip that is all red and on all clips after it.
+
+    So does CUDA once a kernel has crashed.
+    """
 
     def load(self) -> LucasKanadeTracker:
         return _FailsAfterRed(self)
@@ -74,7 +80,7 @@ class _FailsAfterRed(LucasKanadeTracker):
 
 
 class DiesOnce(LucasKanadeSettings):
-    """The first of its trackers that has tracked a clip dies of the next: whoever makes the file `flag` first."""
+    """One of its trackers dies on its second call: the first that creates the file `flag`."""
 
     _flag: Path = PrivateAttr()
 
@@ -129,7 +135,7 @@ class WithoutWeights(LucasKanadeSettings):
 
 
 class DiesWhileLoading(LucasKanadeSettings):
-    """Needs more memory than there is, say."""
+    """Dies while it is loaded, as if it needed more memory than there is."""
 
     def load(self) -> LucasKanadeTracker:
         os.kill(os.getpid(), signal.SIGKILL)

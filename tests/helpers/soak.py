@@ -1,11 +1,12 @@
-"""Kills builds at random moments, again and again, and looks whether anything was lost: `make soak`, or
+"""Kill builds at random moments and check that nothing is lost: `make soak`, or
 
     python -m tests.helpers.soak --kills 100 --seed 0
 
-A build runs in processes of its own. Its driver, one of its Ray workers, its raylet or its GCS gets SIGKILL, at a random moment or
-right after some shard was done; then the build is started again, until it ends. After every kill, each shard that has a receipt is
-whole. After every end, the snapshot verifies, every clip is there exactly once, and all bytes equal an undisturbed build's. Builds
-and re-tracks take turns.
+A build runs in its own processes. Its driver, one of its Ray workers, its raylet or its GCS gets
+SIGKILL at a random moment or right after a shard is done; then the build is started again, until it
+finishes. After every kill, each shard with a receipt is whole. After every finished build, the
+snapshot verifies, every clip exists exactly once, and all bytes equal those of an undisturbed
+build. Builds and re-tracks alternate.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ Contents = dict[str, tuple[bytes, ...]]
 
 
 def settings_for(videos: Path, out: Path, grid: int) -> BuildSettings:
-    """A build of one clip a shard, so that there is much to lose."""
+    """A build with one clip per shard, so that there are many moments to be killed at."""
     values = {
         "sources": [{"dataset": "video_folder", "name": "pans", "root": str(videos)}],
         "frames": {"clip_frames": 10, "min_frames": 6, "short_side": 96},
@@ -58,42 +59,45 @@ def settings_for(videos: Path, out: Path, grid: int) -> BuildSettings:
 
 
 def contents(snapshot: Snapshot) -> Contents:
-    """The bytes of every member of every clip, by key; each key once."""
-    found: Contents = {}
+    """The bytes of every member of every clip, by key. Asserts that each key exists once."""
+    members: Contents = {}
     for shard in snapshot.shards.column("shard").to_pylist():
         for clip in iterate_shard(snapshot.shard_path(shard)):
-            assert clip.info.key not in found, f"{clip.info.key} is there twice"
+            assert clip.info.key not in members, f"{clip.info.key} exists twice"
             tracks = (
                 clip.tracks.positions.tobytes(),
                 clip.tracks.visibility.tobytes(),
                 clip.tracks.confidence.tobytes(),
             )
-            found[clip.info.key] = (clip.info.to_json(), *tracks, *clip.jpegs)
-    assert sorted(found) == sorted(snapshot.clips.column("key").to_pylist())
-    return found
+            members[clip.info.key] = (clip.info.to_json(), *tracks, *clip.jpegs)
+    assert sorted(members) == sorted(snapshot.clips.column("key").to_pylist())
+    return members
 
 
 @dataclass
 class RunningBuild:
-    """A build in a session of its own. `family` remembers its processes, since they outlive their parents for a while."""
+    """A build in its own session.
+
+    family: all processes it ever had: they outlive their parents for a while
+    """
 
     driver: subprocess.Popen[bytes]
     family: dict[psutil.Process, str] = field(default_factory=dict)
 
-    def look(self) -> dict[psutil.Process, str]:
-        """Its processes now, and which of the targets each is."""
-        found: dict[psutil.Process, str] = {}
+    def processes(self) -> dict[psutil.Process, str]:
+        """Its processes now, with the target that each is."""
+        processes: dict[psutil.Process, str] = {}
         with suppress(psutil.NoSuchProcess):
             driver = psutil.Process(self.driver.pid)
             for process in (driver, *driver.children(recursive=True)):
                 with suppress(psutil.NoSuchProcess):
-                    found[process] = kind_of(process, driver)
-        self.family.update(found)
-        return found
+                    processes[process] = kind_of(process, driver)
+        self.family.update(processes)
+        return processes
 
     def end(self) -> None:
-        """Kills whatever is left of it."""
-        for process in self.look() | self.family:
+        """Kill whatever is left of it."""
+        for process in self.processes() | self.family:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.driver.wait()
@@ -101,7 +105,7 @@ class RunningBuild:
 
 @contextmanager
 def running_build(settings: BuildSettings, folder: Path) -> Iterator[RunningBuild]:
-    """Starts a build; when the block ends, nothing of it is left running."""
+    """Run a build; when the block ends, kill whatever is left of it."""
     config = folder / "config.json"
     config.write_text(settings.model_dump_json())
     with open(folder / "log.txt", "a") as log:
@@ -116,7 +120,7 @@ def running_build(settings: BuildSettings, folder: Path) -> Iterator[RunningBuil
 
 
 def kind_of(process: psutil.Process, driver: psutil.Process) -> str:
-    """Which target a process is; "other" if none."""
+    """Return which target a process is, "other" if none."""
     if process == driver:
         return "driver"
     line = process.cmdline()
@@ -127,7 +131,10 @@ def kind_of(process: psutil.Process, driver: psutil.Process) -> str:
 
 
 def kill_once(build: RunningBuild, out: Path, duration: float, rng: random.Random) -> str:
-    """Waits for a moment (any, or right after some more shards are done), and kills something: what, or "" if it was too late."""
+    """Wait for a random moment, or for some more shards, and kill a random target.
+
+    Returns the target, or "" if it was too late.
+    """
     by_time, shards = rng.random() < 0.3, len(list_receipts(out)) + rng.randint(0, 3)
     until = time.monotonic() + (rng.uniform(0, duration) if by_time else 5 * duration)
     while (
@@ -138,7 +145,9 @@ def kill_once(build: RunningBuild, out: Path, duration: float, rng: random.Rando
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 0.3))
     target = rng.choice(TARGETS)
-    candidates = sorted((process.pid for process, kind in build.look().items() if kind == target))
+    candidates = sorted(
+        (process.pid for process, kind in build.processes().items() if kind == target)
+    )
     if build.driver.poll() is not None or not candidates:
         return ""
     with suppress(ProcessLookupError):
@@ -147,7 +156,7 @@ def kill_once(build: RunningBuild, out: Path, duration: float, rng: random.Rando
 
 
 def check_receipts(out: Path) -> None:
-    """Every shard that has a receipt is whole."""
+    """Assert that every shard with a receipt is whole."""
     for shard in list_receipts(out):
         row = read_receipt(out, shard).shard
         assert size_of(shard_path(out, shard)) == row.bytes, (
@@ -156,9 +165,9 @@ def check_receipts(out: Path) -> None:
 
 
 def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> Counter[str]:
-    """Kills builds of these grids, and re-tracks from one to the next, until `kills` were killed.
+    """Build with the first grid and re-track with the next, over and over, until `kills` kills.
 
-    Returns what was killed how often, and "finished builds".
+    Returns how often each target was killed, and the number of "finished builds".
     """
     rng = random.Random(seed)
     videos, out = folder / "videos", folder / "out"
@@ -177,7 +186,7 @@ def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> 
             while kills_in(killed) < kills and build.driver.poll() is None:
                 target = kill_once(build, out, duration, rng)
                 killed[target or "too late"] += 1
-                if target != "worker":  # without a worker a build goes on, and is killed again
+                if target != "worker":  # a build survives the loss of a worker: kill it again
                     break
             try:
                 ended = build.driver.wait(180)
@@ -199,21 +208,21 @@ def soak(folder: Path, kills: int, seed: int, grids: Sequence[int] = (6, 7)) -> 
 
 
 def kills_in(killed: Counter[str]) -> int:
-    """How much was killed."""
+    """Number of kills."""
     return sum(killed[target] for target in TARGETS)
 
 
 def undisturbed(settings: BuildSettings, folder: Path) -> Contents:
-    """What a build gives that nobody kills."""
+    """The contents of a build that is not killed."""
     with running_build(settings, folder) as build:
         assert build.driver.wait(300) == 0, (folder / "log.txt").read_text()[-3000:]
     return contents(open_snapshot(settings.out))
 
 
 def main() -> None:
-    """Prints what was killed; ends with an error at the first thing that is lost."""
+    """Print what was killed; fail on the first loss."""
     parser = argparse.ArgumentParser(
-        description="Kills builds at random moments and looks whether anything was lost."
+        description="Kill builds at random moments and check that nothing is lost."
     )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

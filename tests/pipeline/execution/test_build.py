@@ -1,4 +1,4 @@
-"""The whole build, on real Ray, from real video files to verified shards."""
+"""The whole build on real Ray, from real video files to verified shards."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def settings_for(videos: Path, out: Path, **changes: object) -> BuildSettings:
 
 
 def folder(settings: BuildSettings) -> Path:
-    """The output folder, which lies on this machine."""
+    """The output folder, which is on a local disk."""
     assert isinstance(settings.out, Path)
     return settings.out
 
@@ -77,7 +77,7 @@ def plan(settings: BuildSettings) -> Plan:
 
 
 def contents(snapshot: Snapshot) -> dict[str, tuple[bytes, ...]]:
-    """The bytes of every member of every clip, by key."""
+    """The bytes of the members of every clip, by key."""
     clips = [
         clip
         for shard in snapshot.shards.column("shard").to_pylist()
@@ -212,11 +212,11 @@ def test_another_grid_retracks_stored_frames(
         ("retrack", "tracks.grid 6 → 8")
     }
     new = build(finer, QUIET).snapshot
-    before, after = contents(old), contents(new)
-    assert before.keys() == after.keys()
-    for key in before:
-        assert before[key][2:] == after[key][2:], "frames are kept byte for byte"
-        assert before[key][1] != after[key][1], "tracks are new"
+    coarse, fine = contents(old), contents(new)
+    assert coarse.keys() == fine.keys()
+    for key in coarse:
+        assert coarse[key][2:] == fine[key][2:], "frames are kept byte for byte"
+        assert coarse[key][1] != fine[key][1], "tracks are new"
     assert verify_snapshot(new, QUIET) == []
     assert verify_snapshot(old, QUIET) == [], "the old snapshot is untouched"
     assert build(settings, QUIET).made == 0, "going back finds the old shards again"
@@ -254,7 +254,7 @@ def test_only_shards_concerned_are_touched(videos: Path, tmp_path: Path) -> None
     assert verify_snapshot(third, QUIET) == []
 
 
-def test_other_frame_settings_build_anew(
+def test_other_frame_settings_build_again(
     videos: Path, tmp_path: Path, built: tuple[BuildSettings, BuildResult]
 ) -> None:
     out = tmp_path / "out"
@@ -300,7 +300,13 @@ def test_too_many_failures_stop_the_build(videos: Path, tmp_path: Path) -> None:
 
 
 def test_two_builds_of_one_folder_do_not_meet(videos: Path, tmp_path: Path) -> None:
-    code = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, 2); print('held', flush=True); sys.stdin.read()"
+    code = """
+import fcntl, sys
+file = open(sys.argv[1], 'w')
+fcntl.flock(file, fcntl.LOCK_EX)
+print('held', flush=True)
+sys.stdin.read()
+"""
     command = [sys.executable, "-c", code, str(tmp_path / "build.lock")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -322,7 +328,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(videos: Path, tmp_path:
 def test_a_damaged_receipt_makes_its_shard_again(
     built: tuple[BuildSettings, BuildResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As long as no snapshot names the shard."""
+    """Only if no snapshot names the shard."""
     out = tmp_path / "out"
     shutil.copytree(folder(built[0]), out)
     settings = built[0].model_copy(update={"out": out})
@@ -378,7 +384,7 @@ def test_a_shard_that_is_gone_is_made_again(
 
 @pytest.mark.slow
 def test_a_video_repaired_in_place_is_found_when_asked_for(videos: Path, tmp_path: Path) -> None:
-    """Of the same size and time as the garbage before it, so that nothing else tells."""
+    """It has the size and time of the garbage before it, so that nothing else shows the repair."""
     root = tmp_path / "videos"
     shutil.copytree(videos, root)
     good, time = (root / "b.mp4").read_bytes(), (root / "b.mp4").stat().st_mtime_ns
@@ -430,10 +436,10 @@ def test_sources_whose_names_begin_alike_keep_apart(videos: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_a_relative_output_folder_is_this_ones(
+def test_a_relative_output_folder_is_that_of_the_caller(
     videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's workers run in another folder."""
+    """Ray's workers run in another folder, where a relative path would mean another place."""
     monkeypatch.chdir(tmp_path)
     snapshot = build(settings_for(videos, Path("made/here")), QUIET).snapshot
     assert snapshot.out == tmp_path / "made" / "here"
@@ -444,7 +450,7 @@ def test_a_relative_output_folder_is_this_ones(
 def test_a_killed_build_goes_on_where_it_was(
     videos: Path, tmp_path: Path, built: tuple[BuildSettings, BuildResult]
 ) -> None:
-    """The driver, and with it the whole local Ray, is killed with SIGKILL after its first shard."""
+    """The driver, and with it the whole local Ray, gets SIGKILL after its first shard."""
     out = tmp_path / "out"
     config = tmp_path / "config.yaml"
     settings = settings_for(videos, out, shards={"clips_per_shard": 1}, ray={"cpus": 1})
@@ -513,7 +519,7 @@ def test_a_read_only_folder_is_one_sentence(videos: Path, tiny_disk: Path) -> No
 
 @pytest.mark.slow
 def test_a_build_runs_in_a_notebook(videos: Path, tmp_path: Path) -> None:
-    """There an event loop is running already."""
+    """A notebook's thread has a running event loop already."""
 
     async def cell() -> BuildResult:
         return build(settings_for(videos, tmp_path), QUIET)
@@ -521,16 +527,16 @@ def test_a_build_runs_in_a_notebook(videos: Path, tmp_path: Path) -> None:
     assert asyncio.run(cell()).made == 3
 
 
-def flip(path: Path, place: int) -> None:
-    """Changes one bit of a file."""
+def flip(path: Path, offset: int) -> None:
+    """Flip one bit of a file."""
     data = bytearray(path.read_bytes())
-    data[place] ^= 4
+    data[offset] ^= 4
     path.write_bytes(data)
 
 
 @pytest.mark.slow
 def test_repair_makes_what_is_damaged_again_and_nothing_else(videos: Path, tmp_path: Path) -> None:
-    """One clip of a shard is damaged, and the video of another is gone: only the first comes from its source."""
+    """One clip of a shard is damaged, and another's video is gone: only the first is decoded."""
     out, root = tmp_path / "out", tmp_path / "videos"
     shutil.copytree(videos, root)
     settings = settings_for(root, out, shards={"clips_per_shard": 6})
@@ -563,7 +569,8 @@ def test_repair_refuses_a_video_that_has_changed(videos: Path, tmp_path: Path) -
     write_video(root / "deep/c.mp4", panning_frames(17, 12))
     with pytest.raises(
         PretrackError,
-        match=r"1 video .* changed since they were built \(the first: deep/c.mp4\): run 'pretrack build'",
+        match=r"1 video .* changed since they were built "
+        r"\(the first: deep/c.mp4\): run 'pretrack build'",
     ):
         repair(snapshot, verify_snapshot(snapshot, QUIET), QUIET)
 

@@ -1,4 +1,4 @@
-"""The whole build with its output on an object store, through a proxy that fails now and then."""
+"""The whole build with its output on an object store, through a proxy that sometimes fails."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def store(store: Behaviour) -> Iterator[Behaviour]:
-    """The store, with a Ray whose workers inherit the environment that leads there."""
+    """The store, with a Ray whose workers inherit the environment that names it."""
     ray.shutdown()
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield store
@@ -59,7 +59,7 @@ def settings_for(videos: Path, out: str, grid: int = 6) -> BuildSettings:
     return check_settings(BuildSettings, values, "test")
 
 
-def test_a_build_on_a_bucket_is_one_on_a_disk(
+def test_a_build_on_a_bucket_gives_the_bytes_of_one_on_a_disk(
     store: Behaviour, videos: Path, tmp_path: Path
 ) -> None:
     store.fail_every, store.delay_s = 7, 0.01
@@ -81,7 +81,7 @@ def test_a_build_on_a_bucket_is_one_on_a_disk(
     shown = status(Url(f"s3://{BUCKET}/a"))
     assert (shown["build"]["state"], shown["snapshot"]["name"]) == ("finished", "000002")
     assert not [name for name in sizes_in(Url(f"s3://{BUCKET}/a")) if "lock" in name], (
-        "the lock is given back"
+        "the lease is released"
     )
     store.fail_every, store.delay_s = 0, 0.0
 
@@ -122,7 +122,7 @@ def test_one_build_at_a_time(
 
 
 class Robbed(Progress):
-    """Another build takes the lock as soon as anything happens."""
+    """Another build takes the lease over as soon as an event happens."""
 
     def event(self, sentence: str, json_line: str, notable: bool) -> None:
         atomic_write(Url(f"s3://{BUCKET}/e/build.lock"), b"{}")

@@ -1,4 +1,4 @@
-"""Snapshots side by side, and garbage collection: what is kept stays whole, whatever happens."""
+"""Garbage collection between snapshots: what is kept stays whole, whatever happens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tracks(grid: int) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def three(two_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder with three snapshots, of grids 4, 5 and 6; two shards each."""
+    """An output folder with three snapshots of grids 4, 5 and 6, with two shards each."""
     root, out = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("three")
     for seed in range(3):
         write_video(root / f"{seed}.mp4", panning_frames(seed, 10))
@@ -76,15 +76,18 @@ def test_snapshots_are_listed_with_what_changed(out: Path) -> None:
 
 
 def test_old_snapshots_go_with_the_shards_that_only_they_name(out: Path) -> None:
-    wanted, before = shards(out, "000002", "000003"), tars(out)
-    would = collect_garbage(out, keep=2, dry_run=True)
-    assert tars(out) == before
+    kept, all_tars = shards(out, "000002", "000003"), tars(out)
+    removed_bytes = sum(
+        (out / "shards" / f"{shard}.tar").stat().st_size for shard in all_tars - kept
+    )
+    announced = collect_garbage(out, keep=2, dry_run=True)
+    assert tars(out) == all_tars
     garbage = collect_garbage(out, keep=2)
-    assert garbage == would
+    assert garbage == announced
     assert (garbage.snapshots, garbage.kept) == (("000001",), ("000002", "000003"))
-    assert set(garbage.shards) == before - wanted
-    assert garbage.bytes > 0
-    assert tars(out) == set(list_receipts(out)) == wanted
+    assert set(garbage.shards) == all_tars - kept
+    assert garbage.bytes == removed_bytes > 0
+    assert tars(out) == set(list_receipts(out)) == kept
     for name in ("000002", "000003"):
         assert verify_snapshot(open_snapshot(out, name), QUIET) == []
     assert collect_garbage(out, keep=2).shards == ()
@@ -120,14 +123,14 @@ def test_a_damaged_table_does_not_lead_out_of_the_folder(out: Path) -> None:
     rows = read_table(table)
     names = pa.array(["../../victim", *rows["shard"].to_pylist()[1:]])
     write_table(table, rows.set_column(rows.schema.get_field_index("shard"), "shard", names))
-    before = tars(out)
+    all_tars = tars(out)
     with pytest.raises(
         PretrackError,
         match=rf"the tables in {out} are damaged: '\.\./\.\./victim' is not a shard name",
     ):
         collect_garbage(out, keep=1)
     assert victim.read_bytes() == b"precious"
-    assert tars(out) == before == set(list_receipts(out))
+    assert tars(out) == all_tars == set(list_receipts(out))
 
 
 def test_files_that_are_not_ours_stay(out: Path) -> None:
@@ -142,20 +145,20 @@ def test_files_that_are_not_ours_stay(out: Path) -> None:
 def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
     out: Path, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The process ends at its n-th deletion: before it, since a deletion itself is whole or not."""
+    """The process ends just before its n-th deletion; a deletion itself happens or does not."""
     left = calls
 
     def dies(deletes: Callable[[Path], None]) -> Callable[[Path], None]:
-        def call(place: Path) -> None:
+        def call(path: Path) -> None:
             nonlocal left
             if not left:
                 raise SystemExit
             left -= 1
-            deletes(place)
+            deletes(path)
 
         return call
 
-    wanted = shards(out, "000003")
+    kept = shards(out, "000003")
     with monkeypatch.context() as patch:
         patch.setattr(pipeline.execution.garbage_collection, "delete", dies(delete))
         patch.setattr(manifests.snapshot, "delete_folder", dies(delete_folder))
@@ -169,7 +172,7 @@ def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
     assert (
         [path.name for path in (out / "snapshots").iterdir()] == list_snapshots(out) == ["000003"]
     )
-    assert tars(out) == set(list_receipts(out)) == wanted
+    assert tars(out) == set(list_receipts(out)) == kept
 
 
 def test_changed_settings_are_named_by_their_keys() -> None:

@@ -1,4 +1,4 @@
-"""The lock of an output folder: one build holds it, and only a dead one loses it."""
+"""The lock of an output folder: one build holds it, and only a killed build loses it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def out(request: pytest.FixtureRequest, store: Behaviour) -> Iterator[Url]:
     store.lose_answers, store.clock_s = 0, 0.0
 
 
-def test_a_lock_on_a_bucket_is_held_by_one_and_given_back(out: Url) -> None:
+def test_a_lease_is_held_by_one_build_and_released(out: Url) -> None:
     with build_lock(out) as lock:
         lock.check()
         with (
@@ -55,7 +55,7 @@ def test_a_lock_on_a_bucket_is_held_by_one_and_given_back(out: Url) -> None:
 
 
 @pytest.mark.parametrize("answers", [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_a_lock_is_held_though_answers_are_lost(out: Url, store: Behaviour, answers: int) -> None:
+def test_a_lease_is_held_though_answers_are_lost(out: Url, store: Behaviour, answers: int) -> None:
     store.lose_answers = answers
     with build_lock(out) as lock:
         store.lose_answers = answers
@@ -65,20 +65,20 @@ def test_a_lock_is_held_though_answers_are_lost(out: Url, store: Behaviour, answ
     assert sizes_in(out) == {}
 
 
-def test_a_lock_is_renewed_though_answers_are_lost(
+def test_a_lease_is_renewed_though_answers_are_lost(
     out: Url, store: Behaviour, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline.execution.lock, "RENEW_EVERY_S", 0.05)
     with build_lock(out):
         store.lose_answers = 2
         for _ in range(3):
-            before, end = read_file(out / "build.lock"), time.monotonic() + 20
-            while read_file(out / "build.lock") == before:
-                assert time.monotonic() < end, "it is not renewed any more"
+            lease, deadline = read_file(out / "build.lock"), time.monotonic() + 20
+            while read_file(out / "build.lock") == lease:
+                assert time.monotonic() < deadline, "it is not renewed any more"
                 time.sleep(0.02)
 
 
-def test_who_lost_the_lock_is_told_and_leaves_it_to_its_holder(out: Url) -> None:
+def test_a_build_that_lost_its_lease_is_told_and_does_not_delete_it(out: Url) -> None:
     with build_lock(out) as lock:
         atomic_write(out / "build.lock", _Holder.this_process().to_json())
         with pytest.raises(
@@ -89,7 +89,7 @@ def test_who_lost_the_lock_is_told_and_leaves_it_to_its_holder(out: Url) -> None
     assert list(sizes_in(out)) == ["build.lock"]
 
 
-def test_another_containers_process_is_not_held_for_dead(out: Url) -> None:
+def test_a_process_of_another_container_is_not_taken_for_dead(out: Url) -> None:
     no_process = int(Path("/proc/sys/kernel/pid_max").read_text()) + 1
     atomic_write(
         out / "build.lock",
@@ -97,13 +97,13 @@ def test_another_containers_process_is_not_held_for_dead(out: Url) -> None:
     )
     with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
         pass
-    other = replace(_Holder.this_process(), process=no_process, machine="another boot pid:[1]")
-    atomic_write(out / "build.lock", other.to_json())
+    elsewhere = replace(_Holder.this_process(), process=no_process, machine="another boot pid:[1]")
+    atomic_write(out / "build.lock", elsewhere.to_json())
     with pytest.raises(PretrackError, match="another build is at work"), build_lock(out):
         pass
 
 
-def test_a_killed_process_of_this_machine_loses_its_lock_at_once(out: Url) -> None:
+def test_the_lease_of_a_killed_process_of_this_machine_is_taken_over_at_once(out: Url) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLDS, str(out)], stdout=subprocess.PIPE, text=True
     ) as holder:
@@ -119,7 +119,7 @@ def test_a_killed_process_of_this_machine_loses_its_lock_at_once(out: Url) -> No
         lock.check()
 
 
-def test_a_later_process_of_the_same_number_holds_nothing(out: Url) -> None:
+def test_a_later_process_with_the_same_id_holds_no_lease(out: Url) -> None:
     atomic_write(out / "build.lock", replace(_Holder.this_process(), started="1").to_json())
     with build_lock(out) as lock:
         lock.check()
@@ -127,7 +127,7 @@ def test_a_later_process_of_the_same_number_holds_nothing(out: Url) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("clock_s", [-3600.0, 3600.0])
-def test_a_lock_is_as_old_as_the_store_says(
+def test_a_lease_is_as_old_as_the_store_says(
     out: Url, store: Behaviour, clock_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.clock_s = clock_s
@@ -142,7 +142,7 @@ def test_a_lock_is_as_old_as_the_store_says(
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\xff", b"{", b"[1]", b'{"what": 1}'])
-def test_garbage_is_a_lock_of_nobody_known(
+def test_a_damaged_lease_is_held_until_it_expires(
     out: Url, garbage: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     atomic_write(out / "build.lock", garbage)
@@ -157,7 +157,9 @@ def test_garbage_is_a_lock_of_nobody_known(
     assert sizes_in(out) == {}
 
 
-def test_a_lock_on_googles_store_is_renewed_and_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_on_googles_store_is_renewed_and_taken_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     out = Url(f"gs://{BUCKET}/out")
     with google_store():
         with build_lock(out) as lock:
@@ -175,6 +177,8 @@ def test_a_lock_on_googles_store_is_renewed_and_taken_over(monkeypatch: pytest.M
             read_file(out / "build.lock")
 
 
-def test_a_builds_own_blocking_error_is_not_another_build(tmp_path: Path) -> None:
+def test_a_blocking_error_of_the_build_itself_is_not_taken_for_another_build(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(BlockingIOError), build_lock(tmp_path):
         raise BlockingIOError

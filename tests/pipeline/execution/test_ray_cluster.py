@@ -1,4 +1,4 @@
-"""Builds on a Ray cluster of several nodes (all on this machine), some of which are killed."""
+"""Builds on a Ray cluster of several nodes (all on this machine) while nodes are killed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def settings(tmp_path: Path) -> BuildSettings:
 
 
 def until(happened: Callable[[], bool]) -> None:
-    """Waits, two minutes at most."""
+    """Wait until something happened, for two minutes at most."""
     deadline = time.monotonic() + 120
     while not happened():
         assert time.monotonic() < deadline
@@ -60,11 +60,11 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def undisturbed(settings: BuildSettings, out: Path) -> dict[str, tuple[bytes, ...]]:
-    """What the same settings give when nothing happens."""
+    """The contents of an undisturbed build with the same settings."""
     return contents(build(settings.model_copy(update={"out": out}), QUIET).snapshot)
 
 
-def test_a_node_that_dies_takes_nothing_with_it(
+def test_a_node_that_dies_loses_no_shard(
     cluster: Any, settings: BuildSettings, tmp_path: Path
 ) -> None:
     node = cluster.add_node(num_cpus=2, **NODE)
@@ -109,5 +109,5 @@ def test_a_build_waits_for_the_gpu_it_lost(
 
 
 def names_of(out: Path) -> list[object]:
-    """The events so far."""
+    """The names of the events so far."""
     return names(out) if (out / "build.log").exists() else []

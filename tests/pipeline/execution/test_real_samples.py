@@ -1,4 +1,4 @@
-"""A build over real samples of all datasets at once, and one over a folder of files that are each odd in another way."""
+"""Builds over real samples of all datasets, and over files that are each odd in another way."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_odd_videos_are_read_right_or_named(shared_data: Path, tmp_path: Path) -
 
 
 def test_bad_images_are_left_out_and_the_clip_goes_on(tmp_path: Path) -> None:
-    """A sequence with a black, a truncated, a missing, an empty and a text file among its images."""
+    """Among the images of a sequence: a black, a truncated, a missing, an empty and a text file."""
     folder = tmp_path / "videos" / "walk"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

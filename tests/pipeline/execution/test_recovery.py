@@ -1,4 +1,4 @@
-"""What is damaged, away or of another time: builds and repairs find it, say so, and lose nothing that is still good."""
+"""Builds and repairs find what is damaged, missing or outdated, and lose nothing intact."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def frames_of(snapshot: Snapshot) -> dict[str, tuple[bytes, ...]]:
 
 
 def flip(snapshot: Snapshot, video: str) -> str:
-    """Changes one bit of a frame of a video's first clip; returns the shard."""
+    """Flip one bit of a frame of a video's first clip; return the shard."""
     row = next(row for row in snapshot.clips.to_pylist() if row["video_id"] == video)
     path = snapshot.shard_path(row["shard"])
     assert isinstance(path, Path)
@@ -66,7 +66,7 @@ def test_a_retrack_does_not_take_over_damaged_frames(root: Path) -> None:
 
 
 def test_trying_again_never_makes_a_shard_worse(root: Path) -> None:
-    """One image was damaged; when it is tried again, all of its video is away."""
+    """One image was damaged; when it is decoded again, its whole video is missing."""
     shutil.rmtree(root / "out")
     settings = settings_for(root)
     undo = damage(root / "videos" / "b" / "003.jpg")
@@ -103,7 +103,7 @@ def test_repair_mends_a_table_that_contradicts_its_shard(root: Path) -> None:
 
 
 def test_repair_leaves_other_shards_as_they_are(root: Path) -> None:
-    """One of them has a failure that the next build would try again."""
+    """One of them has a failure that the next build would retry."""
     shutil.rmtree(root / "out")
     settings = settings_for(root)
     undo = damage(root / "videos" / "b" / "003.jpg")
@@ -169,7 +169,7 @@ def test_a_failure_that_stays_does_not_keep_frames_from_being_tracked_again(root
 )
 def test_damaged_tables_are_found_and_made_anew_from_receipts(root: Path, file: str) -> None:
     snapshot = open_snapshot(root / "out")
-    before = snapshot.clips
+    clips = snapshot.clips
     (root / "out" / "snapshots" / "000001" / file).write_bytes(b"not what it was")
     (problem,) = verify_snapshot(open_snapshot(root / "out"), QUIET)
     assert "remove" in str(problem)
@@ -179,7 +179,7 @@ def test_damaged_tables_are_found_and_made_anew_from_receipts(root: Path, file: 
     (root / "out" / "current.json").unlink()
     built = build(settings_for(root), QUIET)
     assert (built.made, built.kept) == (0, 3)
-    assert built.snapshot.clips.equals(before)
+    assert built.snapshot.clips.equals(clips)
     assert verify_snapshot(built.snapshot, QUIET) == []
 
 

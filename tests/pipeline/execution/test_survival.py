@@ -1,4 +1,4 @@
-"""Builds whose workers die: what is made all the same, and what is said of the rest. Real processes, killed by SIGKILL."""
+"""Builds whose workers are killed (by SIGKILL) make all they can and report the rest."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def in_small_shards(videos: Path, out: Path) -> BuildSettings:
 
 
 def events(out: Path) -> list[dict[str, object]]:
-    """What the build's log says."""
+    """The events in the build's log."""
     return [json.loads(line) for line in (out / "build.log").read_text().splitlines()]
 
 
@@ -96,11 +96,11 @@ def test_a_clip_that_kills_the_tracker_is_left_out_alone(
     )
     assert contents(built.snapshot) == without_red(undisturbed)
     assert verify_snapshot(built.snapshot, QUIET) == []
-    said = names(tmp_path)
-    assert said.count("tracker lost") == 3, "twice with its shard, once alone"
-    assert said.count("shard isolated") == said.count("clip left out") == 1
-    assert said[0] == "build started"
-    assert said[-2:] == ["snapshot published", "build finished"]
+    logged = names(tmp_path)
+    assert logged.count("tracker lost") == 3, "twice with its shard, once alone"
+    assert logged.count("shard isolated") == logged.count("clip left out") == 1
+    assert logged[0] == "build started"
+    assert logged[-2:] == ["snapshot published", "build finished"]
     assert status(tmp_path)["build"]["reasons"] == [
         {"stage": "track", "reason": "tracker crashed", "count": 1}
     ]
@@ -125,8 +125,10 @@ def test_a_tracker_that_dies_is_replaced(
 
 
 def kill_readers(video: Path, real: Path, ended: threading.Event, most: int) -> int:
-    """Kills the worker of whoever opens `video`, which is a pipe until the last of so many deaths and then the `real` file; stops
-    when `ended`, and says how often it killed."""
+    """Kill the workers that open `video`, up to `most`; return how many were killed.
+
+    `video` is a named pipe until the last death, and the `real` file after it. Stops when `ended`.
+    """
     video.unlink()
     os.mkfifo(video)
     killed = 0
@@ -135,9 +137,8 @@ def kill_readers(video: Path, real: Path, ended: threading.Event, most: int) -> 
             pipe = os.open(video, os.O_WRONLY | os.O_NONBLOCK)
         except OSError:  # nobody reads
             continue
-        while (
-            not (readers := readers_of(video)) and not ended.is_set()
-        ):  # whoever opened it is just returning from its call
+        # A reader is blocked in `open` until we open the pipe, and shows up a moment later.
+        while not (readers := readers_of(video)) and not ended.is_set():
             time.sleep(0.01)
         if killed + 1 == most:
             os.link(real, video.with_suffix(".real"))
@@ -154,20 +155,20 @@ def kill_readers(video: Path, real: Path, ended: threading.Event, most: int) -> 
 
 def readers_of(file: Path) -> list[psutil.Process]:
     """The decoder processes that have `file` open."""
-    found = []
+    readers = []
     for process in psutil.process_iter(["cmdline"]):
         with suppress(psutil.Error, OSError):
             links = [os.path.realpath(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
             if "pipeline.decode.worker" in (process.info["cmdline"] or []) and str(file) in links:
-                found.append(process)
-    return found
+                readers.append(process)
+    return readers
 
 
 @pytest.mark.parametrize("deaths", [1, 3])
 def test_a_decoding_worker_that_is_killed(
     deaths: int, videos: Path, tmp_path: Path, undisturbed: BuildResult
 ) -> None:
-    """Once is bad luck; a clip whose worker dies even when it is decoded alone is left out."""
+    """One death may be chance; a clip whose worker dies even when decoded alone is left out."""
     root = tmp_path / "videos"
     root.mkdir()
     for video in videos.iterdir():
@@ -188,12 +189,11 @@ def test_a_decoding_worker_that_is_killed(
         ended.set()
         killer.join()
     assert killed == [deaths]
-    said = names(tmp_path / "out")
-    assert said.count("decoder lost") == min(deaths, 2)
+    assert names(tmp_path / "out").count("decoder lost") == min(deaths, 2)
     left_out = [] if deaths < 3 else [{"stage": "decode", "reason": "decoder crashed", "count": 1}]
     assert status(tmp_path / "out")["build"]["reasons"] == left_out
     built = build(settings, QUIET)
-    assert built.made == len(left_out), "a clip that was left out so is tried again"
+    assert built.made == len(left_out), "a clip whose decoder crashed is retried"
     assert contents(built.snapshot) == contents(undisturbed.snapshot)
 
 
@@ -253,22 +253,22 @@ def test_figures_are_on_rays_metrics_endpoint(videos: Path, tmp_path: Path) -> N
     built = build(with_tracker(settings, DiesOfRed), QUIET)
     clips = built.snapshot.clips.to_pylist()
     for _ in range(60):  # they are exported every few seconds
-        found = exported('source="metered"')
-        if found["ray_pretrack_clips_total"] == len(clips):
+        metrics = exported('source="metered"')
+        if metrics["ray_pretrack_clips_total"] == len(clips):
             break
         time.sleep(0.5)
-    assert found["ray_pretrack_clips_total"] == len(clips) == 4
-    assert found["ray_pretrack_frames_total"] == sum(clip["frames"] for clip in clips)
-    assert found["ray_pretrack_bytes_total"] == sum(
+    assert metrics["ray_pretrack_clips_total"] == len(clips) == 4
+    assert metrics["ray_pretrack_frames_total"] == sum(clip["frames"] for clip in clips)
+    assert metrics["ray_pretrack_bytes_total"] == sum(
         built.snapshot.shards.column("bytes").to_pylist()
     )
-    assert found["ray_pretrack_failures_total"] == 1
-    assert found["ray_pretrack_stage_seconds_count"] == 3 * built.made
+    assert metrics["ray_pretrack_failures_total"] == 1
+    assert metrics["ray_pretrack_stage_seconds_count"] == 3 * built.made
     assert {"ray_pretrack_trackers", "ray_pretrack_trackers_busy"} <= exported("").keys()
 
 
 def exported(label: str) -> Counter[str]:
-    """Our figures with a label, by name, as Prometheus would read them."""
+    """Our metrics with a label, by name, as Prometheus reads them."""
     (node,) = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:

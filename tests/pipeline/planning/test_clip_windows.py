@@ -1,4 +1,4 @@
-"""Clips are cut from all videos at once just as a plain loop over videos, shots and windows would cut them."""
+"""Clips cut from all videos at once are those of a plain loop over videos, shots and windows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.clips import make_clip, write_clips
 
 
 def windows(frames: int, cuts: list[int], settings: FrameSettings) -> Iterator[tuple[int, int]]:
-    """(start, frames) of the clips of one video."""
+    """Yield (start, frames) of the clips of one video."""
     for begin, end in pairwise([0, *cuts, frames]):
         stored = (end - begin) // settings.stride
         for first in range(0, stored, settings.clip_frames):
@@ -34,7 +34,7 @@ def windows(frames: int, cuts: list[int], settings: FrameSettings) -> Iterator[t
 
 @st.composite
 def some_videos(draw: st.DrawFn) -> pa.Table:
-    """A videos table with what cutting reads."""
+    """A videos table with the columns that cutting reads."""
     rows = []
     for number in range(draw(st.integers(0, 6))):
         frames = draw(st.integers(0, 120))
@@ -86,7 +86,7 @@ def test_starts_may_have_more_digits_than_keys_leave_room_for(clip_frames: int) 
 
 
 def assert_cut_as_by_hand(videos: pa.Table, frames: FrameSettings) -> None:
-    """Clips, and the videos their keys name, are those of a plain loop."""
+    """Assert that clips, and the videos their keys name, are those of a plain loop."""
     names = video_names(videos)
     expected = [
         {"key": f"{names[number]}-{start:06d}", "video": number, "start": start, "frames": count}

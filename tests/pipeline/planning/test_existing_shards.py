@@ -1,4 +1,4 @@
-"""What is known of an output folder: a snapshot that cannot be used is named, and counts as not there."""
+"""A snapshot that cannot be used is named in the log and treated as missing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
 
 
-def test_a_table_that_is_damaged_before_its_end(
+def test_only_the_current_snapshot_must_not_be_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -23,10 +23,10 @@ def test_a_table_that_is_damaged_before_its_end(
     whole = old.read_bytes()
     damaged = whole[:4] + bytes(200) + whole[204:]
     old.write_bytes(damaged)
-    known = read_existing_shards(tmp_path)
-    assert known.current is not None
-    assert known.current.name == "000002"
-    assert len(known.shards) == 1
+    existing = read_existing_shards(tmp_path)
+    assert existing.current is not None
+    assert existing.current.name == "000002"
+    assert len(existing.shards) == 1
     assert f"{old} cannot be read" in caplog.text
     assert "left out" in caplog.text
     current.write_bytes(damaged)

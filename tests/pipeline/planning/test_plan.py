@@ -1,7 +1,11 @@
-"""What `pretrack plan` says, and what `--retry-failed` and `pretrack diff` find, on folders of images and their real shards."""
+"""`pretrack plan` says what a build changes and why; `pretrack diff` says what has changed.
+
+On folders of images and their real shards.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections import Counter
@@ -40,7 +44,7 @@ def plan(settings: BuildSettings, retry_failed: bool = False) -> Plan:
 
 
 def says(planned: Plan) -> Counter[str]:
-    """How often each action and reason is given."""
+    """Count the shards per action and reason."""
     return Counter(f"{shard.action}: {shard.reason}" for shard in planned.shards)
 
 
@@ -81,29 +85,46 @@ def lose_a_tar(root: Path) -> None:
 
 KEPT = "keep: nothing changed"
 GRID = "tracks.grid 4 → 6"
-MOVED = ("1 video moved to another split", "2 videos moved to another split")
+TRUTH = "tracks.tracker lucas_kanade → truth"
+REPLACED = "1 video replaced"
+MOVED = "1 video moved to another split"
+MOVED_2 = "2 videos moved to another split"
+
+
+def tracks(**changes: object) -> dict[str, object]:
+    """Settings that change how frames are tracked."""
+    return {"tracks": {**TRACKS, **changes}}
+
+
+def frames(**changes: object) -> dict[str, object]:
+    """Settings that change which frames are stored."""
+    return {"frames": {**FRAMES, **changes}}
 
 
 @pytest.mark.parametrize(
     ("change", "settings", "expected"),
     [
         (nothing, {}, {KEPT: 3}),
-        (nothing, {"tracks": {**TRACKS, "grid": 6}}, {f"retrack: {GRID}": 3}),
-        (nothing, {"tracks": {**TRACKS, "tracker": "truth"}}, {"retrack: tracks.tracker lucas_kanade → truth": 3}),
-        (nothing, {"tracks": {**TRACKS, "anchors": [0, 5]}}, {"retrack: tracks.anchors [0] → [0, 5]": 3}),
-        (nothing, {"frames": {**FRAMES, "jpeg_quality": 70}}, {"build: frames.jpeg_quality 90 → 70": 3}),
-        (nothing, {"frames": {**FRAMES, "clip_frames": 6}}, {"build: frames.clip_frames 10 → 6": 4}),
-        (nothing, {"split": {"eval_fraction": 1.0}}, {f"build: {MOVED[0]}": 2, f"build: {MOVED[1]}": 1}),
+        (nothing, tracks(grid=6), {f"retrack: {GRID}": 3}),
+        (nothing, tracks(tracker="truth"), {f"retrack: {TRUTH}": 3}),
+        (nothing, tracks(anchors=[0, 5]), {"retrack: tracks.anchors [0] → [0, 5]": 3}),
+        (nothing, frames(jpeg_quality=70), {"build: frames.jpeg_quality 90 → 70": 3}),
+        (nothing, frames(clip_frames=6), {"build: frames.clip_frames 10 → 6": 4}),
+        (
+            nothing,
+            {"split": {"eval_fraction": 1.0}},
+            {f"build: {MOVED}": 2, f"build: {MOVED_2}": 1},
+        ),
         (add_one, {}, {KEPT: 3, "build: 1 video added": 1}),
         (add_two, {}, {KEPT: 3, "build: 2 videos added": 1}),
         (remove_one, {}, {KEPT: 2, "build: 1 video removed": 1}),
-        (replace_one, {}, {KEPT: 2, "build: 1 video replaced": 1}),
-        (lengthen_one, {}, {KEPT: 2, "build: 1 video replaced": 2}),
-        (shorten_one, {}, {KEPT: 2, "build: 1 video replaced": 1}),
-        (replace_one, {"tracks": {**TRACKS, "grid": 6}}, {f"retrack: {GRID}": 2, f"build: 1 video replaced, {GRID}": 1}),
+        (replace_one, {}, {KEPT: 2, f"build: {REPLACED}": 1}),
+        (lengthen_one, {}, {KEPT: 2, f"build: {REPLACED}": 2}),
+        (shorten_one, {}, {KEPT: 2, f"build: {REPLACED}": 1}),
+        (replace_one, tracks(grid=6), {f"retrack: {GRID}": 2, f"build: {REPLACED}, {GRID}": 1}),
         (lose_a_tar, {}, {KEPT: 2, "build: the shard is gone or damaged": 1}),
     ],
-)  # fmt: skip
+)
 def test_a_plan_says_why(
     root: Path,
     change: Callable[[Path], None],
@@ -139,6 +160,9 @@ def test_another_checkpoint_is_called_one() -> None:
 
 def test_costs_follow_from_earlier_shards(root: Path) -> None:
     add_one(root)
+    state = json.loads((root / "out" / "build.json").read_text())
+    state |= {"began": 100.0, "updated": 110.0, "stage_seconds": {"decode": 10.0, "track": 25.0}}
+    (root / "out" / "build.json").write_text(json.dumps(state))
     rows = plan(settings_for(root)).existing.shards
     costs = estimate(plan(settings_for(root)))
     kept, added = sorted(costs.lines, key=lambda line: line.action != "keep")
@@ -150,13 +174,14 @@ def test_costs_follow_from_earlier_shards(root: Path) -> None:
         for shard in rows
     )
     assert costs.total.seconds == added.seconds == pytest.approx(spent / 6)
-    assert costs.wall_seconds == pytest.approx(spent / 6 / costs.parallel)
-    finer = estimate(plan(settings_for(root, tracks={**TRACKS, "grid": 8}))).lines[-1]
+    assert costs.parallel == 3.5  # 35 s of work in the 10 s of the latest build
+    assert costs.wall_seconds == pytest.approx(spent / 6 / 3.5)
+    finer = estimate(plan(settings_for(root, **tracks(grid=8)))).lines[-1]
     assert finer.action == "retrack"
     assert (finer.clips, finer.bytes) == (6, kept.bytes)
     tracking = 4 * sum(shard.row.track_seconds for shard in rows)
     assert finer.seconds == pytest.approx(tracking + sum(shard.row.write_seconds for shard in rows))
-    other = estimate(plan(settings_for(root, tracks={**TRACKS, "tracker": "truth"}))).total
+    other = estimate(plan(settings_for(root, **tracks(tracker="truth")))).total
     assert (other.bytes, other.seconds) == (kept.bytes + added.bytes, None), (
         "that tracker was never timed"
     )
@@ -174,12 +199,11 @@ def test_a_shards_videos_are_taken_from_a_table_in_many_pieces(root: Path) -> No
     shutil.rmtree(root / "out")
     planned = plan(settings)
     videos = planned.catalog.videos
-    place = videos.schema.get_field_index("terms")
-    large = videos.slice(0, 1).set_column(place, "terms", pa.array(["x" * (64 << 20)]))
+    terms = videos.schema.get_field_index("terms")
+    large = videos.slice(0, 1).set_column(terms, "terms", pa.array(["x" * (64 << 20)]))
     pieces = [videos.slice(n, 1) for n in range(videos.num_rows)]
-    table = pa.concat_tables(
-        [*pieces, *[large] * 33]
-    )  # 2 GiB of text cannot be joined to one column, and takes long
+    # 2 GiB of text cannot be joined to one column, and trying takes long.
+    table = pa.concat_tables([*pieces, *[large] * 33])
     chunked = replace(planned, catalog=replace(planned.catalog, videos=table))
     for shard in planned.shards:
         task = shard_task(shard, chunked, settings)
@@ -189,8 +213,8 @@ def test_a_shards_videos_are_taken_from_a_table_in_many_pieces(root: Path) -> No
         assert task.videos
 
 
-def test_shards_are_called_by_their_content(root: Path) -> None:
-    """Made again from nothing they have the same names and bytes."""
+def test_shards_are_named_by_their_content(root: Path) -> None:
+    """Made again from nothing, they have the same names and bytes."""
     old = {path.name: path.read_bytes() for path in (root / "out" / "shards").iterdir()}
     shutil.rmtree(root / "out")
     snapshot = build(settings_for(root), QUIET).snapshot
@@ -203,7 +227,7 @@ def test_shards_are_called_by_their_content(root: Path) -> None:
 
 
 def damage(image: Path) -> Callable[[], None]:
-    """Puts garbage of the same size and time in an image's place; returns what repairs it in the same way."""
+    """Replace an image by garbage of the same size and time; return what undoes that."""
     good, times = image.read_bytes(), (image.stat().st_atime_ns, image.stat().st_mtime_ns)
 
     def put(data: bytes) -> None:
@@ -233,14 +257,14 @@ def test_what_was_repaired_in_place_is_found_when_asked_for(root: Path) -> None:
 
 
 def test_tries_are_counted_and_end(root: Path) -> None:
-    """An image is away whenever shards are made, and there whenever the source is listed."""
+    """An image is missing whenever shards are made, and there whenever the source is listed."""
     shutil.rmtree(root / "out")
     settings = settings_for(root)
     image, away = root / "videos" / "b" / "003.jpg", root / "away.jpg"
-    heard = []
+    said = []
     for _ in range(3):
         planned = plan(settings)
-        heard.append(says(planned))
+        said.append(says(planned))
         image.rename(away)
         make_shards(
             [shard for shard in planned.shards if shard.action != "keep"],
@@ -250,7 +274,7 @@ def test_tries_are_counted_and_end(root: Path) -> None:
         )
         away.rename(image)
     may_pass = {KEPT: 2, "build: 1 failure may pass": 1}
-    assert heard == [{"build: new": 3}, may_pass, may_pass]
+    assert said == [{"build: new": 3}, may_pass, may_pass]
     assert says(plan(settings)) == {KEPT: 2, "keep: 1 failure stayed in 3 tries": 1}
     snapshot = build(settings, QUIET).snapshot
     assert sorted(snapshot.shards["tries"].to_pylist()) == [1, 1, 3]
@@ -276,7 +300,7 @@ def pretend_published_after_the_first_try(snapshot: Snapshot) -> None:
 
 def test_receipts_are_not_needed_once_a_snapshot_names_their_shards(root: Path) -> None:
     shutil.rmtree(root / "out" / "receipts")
-    finer = settings_for(root, tracks={**TRACKS, "grid": 5})
+    finer = settings_for(root, **tracks(grid=5))
     assert says(plan(settings_for(root))) == {KEPT: 3}
     built = build(finer, QUIET)
     assert (built.made, verify_snapshot(built.snapshot, QUIET)) == (3, [])
@@ -300,7 +324,7 @@ def test_a_folder_that_another_version_wrote_is_built_anew(root: Path) -> None:
 
 def test_going_back_takes_the_rows_of_older_snapshots(root: Path) -> None:
     old = build(settings_for(root), QUIET).snapshot
-    build(settings_for(root, tracks={**TRACKS, "grid": 5}), QUIET)
+    build(settings_for(root, **tracks(grid=5)), QUIET)
     shutil.rmtree(root / "out" / "receipts")
     back = build(settings_for(root), QUIET)
     assert (back.made, back.kept) == (0, 3)
@@ -311,7 +335,7 @@ def test_going_back_takes_the_rows_of_older_snapshots(root: Path) -> None:
 
 def test_a_difference_counts_what_changed(root: Path) -> None:
     first = build(settings_for(root), QUIET).snapshot
-    finer = build(settings_for(root, tracks={**TRACKS, "grid": 5}), QUIET).snapshot
+    finer = build(settings_for(root, **tracks(grid=5)), QUIET).snapshot
     tracked = asdict(compare(first, finer))
     assert tracked["settings"] == ({"key": "tracks.grid", "old": 4, "new": 5},)
     assert tracked["videos"] == {"added": 0, "removed": 0, "replaced": 0}
