@@ -1,27 +1,175 @@
-"""Metrics of a run: what TensorBoard and the console show is what happened."""
+"""Metrics of a run: logs and console show what happened, with rates as worked out by hand."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from shards.errors import PretrackError
+from trainer import metric_logging
 from trainer.config import TrainSettings
 from trainer.data.batch import track_mask
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.distributed import Rank
+from trainer.metric_logging import MetricWindow, TrainingMonitor, compute_rates, peak_flops
 from trainer.run_setup import make_step
 from trainer.train import forward_backward, train
 
 Make = Callable[..., TrainSettings]
+CPU = torch.device("cpu")
+METRICS = {"loss": 1.5, "spearman": 0.25, "visible": 0.75, "lr": 1e-6}
+
+
+class Clock:
+    """A clock that the test moves, in seconds."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr(metric_logging, "perf_counter", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+class Recorder:
+    """A metric logger that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[int, dict[str, float]] = {}
+        self.images: list[tuple[int, str]] = []
+        self.closed = False
+
+    def log_metrics(self, step: int, values: Mapping[str, float]) -> None:
+        self.metrics[step] = dict(values)
+
+    def log_image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
+        self.images.append((step, name))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(metric_logging, "make_metric_logger", lambda *_: recorder)
+    return recorder
+
+
+def monitor_of(settings: TrainSettings, rank: int = 0, steps_per_epoch: int = 2) -> TrainingMonitor:
+    return TrainingMonitor(
+        settings,
+        Rank(rank, 1, CPU),
+        first_step=0,
+        last_step=5,
+        steps_per_epoch=steps_per_epoch,
+        flops_per_step=1e12,
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
+        ("Tesla V100-SXM2-32GB", 125e12),
+        ("some other device", None),
+    ],
+)
+def test_peak_flops_are_those_of_the_data_sheet(device: str, peak: float | None) -> None:
+    assert peak_flops(device) == peak
+
+
+def test_mfu_is_the_fraction_of_the_peak_of_all_devices() -> None:
+    # 791.2 TFLOP/s on 2 H100 of 989 TFLOP/s each
+    rates = compute_rates(791.2e12, "NVIDIA H100 80GB HBM3", world=2)
+    assert rates == pytest.approx({"teraflops": 791.2, "mfu": 0.4})
+    assert compute_rates(5e12, "some other device", world=2) == {"teraflops": 5.0}
+
+
+def test_a_window_averages_losses_and_measures_time_spent_waiting(clock: Clock) -> None:
+    window = MetricWindow()
+    for loss, waited in ((1.0, 0.5), (2.0, 1.0), (6.0, 0.0)):
+        window.add(loss, waited)
+    clock.now += 6
+    assert window.mean_loss == 3.0
+    assert window.steps_per_second == 0.5
+    assert window.wait_fraction == 0.25
+    assert MetricWindow().mean_loss == 0
+
+
+def test_clips_per_second_and_loader_wait_cover_the_steps_since_the_last_report(
+    settings: Make, clock: Clock, recorder: Recorder
+) -> None:
+    with monitor_of(settings(run={"batch_size": 4})) as monitor:
+        clock.now += 3
+        monitor.count_step(1, 1.5, 1.0)
+        clock.now += 1
+        monitor.count_step(2, 1.5, 2.0)
+        monitor.log_metrics(2, METRICS)
+        clock.now += 10
+        monitor.count_step(3, 1.5, 1.0)
+        monitor.log_metrics(3, METRICS)
+    # 2 steps of 4 clips in 4 s, 3 s of them waiting; then 1 step in 10 s, 1 s of it waiting
+    assert recorder.metrics[2] == METRICS | {"clips_per_second": 2.0, "loader_wait": 0.75}
+    assert recorder.metrics[3] == METRICS | {"clips_per_second": 0.4, "loader_wait": 0.1}
+    assert recorder.closed
+
+
+def test_the_console_shows_steps_and_sums_up_epochs(
+    settings: Make, clock: Clock, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monitor_of(settings(run={"batch_size": 4, "log_every": 2})) as monitor:
+        for step, loss in enumerate((1.0, 2.0, 3.0, 5.0, 7.0), start=1):
+            clock.now += 2
+            monitor.count_step(step, loss, 0.5)
+        monitor.log_metrics(5, METRICS | {"loss": 7.0})
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1: mean loss 1.5000 over 2 steps, 2.0 clips/s, 25% of the time waiting for clips",
+        "epoch 2: mean loss 4.0000 over 2 steps, 2.0 clips/s, 25% of the time waiting for clips",
+        "epoch 3: mean loss 7.0000 over 1 steps, 2.0 clips/s, 25% of the time waiting for clips",
+        "step 5/5  loss 7.0000  spearman 0.250  visible 0.75  lr 1.00e-06  2.0 clips/s",
+    ]
+
+
+def test_epochs_shorter_than_a_report_are_not_summed_up_one_by_one(
+    settings: Make, clock: Clock, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monitor_of(settings(run={"log_every": 3})) as monitor:
+        for step in range(1, 6):
+            clock.now += 1
+            monitor.count_step(step, float(step), 0.0)
+    (summary,) = capsys.readouterr().out.splitlines()
+    assert summary.startswith("epoch 3: mean loss 3.0000 over 5 steps")
+
+
+def test_only_the_first_rank_reports(
+    settings: Make, clock: Clock, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monitor_of(settings(), rank=1) as monitor:
+        clock.now += 1
+        monitor.count_step(1, 1.0, 0.0)
+        monitor.log_metrics(1, METRICS)
+        monitor.log_image(1, "features/0", np.zeros((2, 2, 3), np.uint8))
+    assert not recorder.metrics
+    assert not recorder.images
+    assert capsys.readouterr().out == ""
 
 
 def logged(settings: TrainSettings) -> Any:

@@ -25,17 +25,16 @@ from tests.trainer.conftest import panning_clip, publish
 from trainer import train as training
 from trainer.__main__ import main
 from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
-from trainer.config import OptimSettings, TrainSettings
+from trainer.config import TrainSettings
 from trainer.data.batch import track_mask
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.losses.embeddings import Embeddings
-from trainer.losses.settings import LossSettings
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
 from trainer.run_setup import make_step
-from trainer.schedule import compared_frames, learning_rate, step_seed
+from trainer.schedule import step_seed
 from trainer.train import train
 
 Make = Callable[..., TrainSettings]
@@ -368,31 +367,6 @@ def test_exported_weights_load_with_timm_alone(settings: Make) -> None:
     assert description["step"] == 2
     assert description["img_size"] == 64
     assert description["snapshots"][0]["snapshot"] == "000001"
-
-
-def test_learning_rate() -> None:
-    optim = OptimSettings(lr=2.0, warmup=4)
-    rates = [learning_rate(step, 20, optim) for step in range(21)]
-    assert rates[:5] == [0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates[12] == pytest.approx(1.0)
-    assert rates[20] == pytest.approx(0.0)
-    published = OptimSettings(lr=1.0, period=10)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    sgd = torch.optim.SGD([parameter], lr=1.0)
-    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=10)
-    for step in range(25):  # past the period it climbs again, as torch's does
-        assert learning_rate(step, 25, published) == pytest.approx(
-            sgd.param_groups[0]["lr"], abs=1e-9
-        )
-        sgd.step()
-        theirs.step()
-
-
-def test_frames_compared() -> None:
-    curriculum = LossSettings(frames="curriculum")
-    steps = {0: [1, 2, 3], 1: [2, 3], 1085: [2, 3], 1086: [3], 5000: [3]}
-    assert {step: compared_frames(step, 4, curriculum) for step in steps} == steps
-    assert compared_frames(5000, 4, LossSettings()) == [1, 2, 3]
 
 
 def test_the_command(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

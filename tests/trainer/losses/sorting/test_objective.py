@@ -267,3 +267,48 @@ def test_entropy_of_equal_similarities_is_ln_p() -> None:
     torch.testing.assert_close(
         torch.special.entr(order).sum(-1), torch.full((1, 2, 64), math.log(64))
     )
+
+
+@pytest.mark.parametrize(
+    ("student", "spearman", "excess"),
+    [
+        # hard permutations: -log(1 + 1e-6) = 0 for items in the teacher's position,
+        # -log(1e-6) = 13.8155 for others; ln 4 = 1.3863
+        ((0.0, 0.2, 0.4, 0.6), 1.0, 0 - 1.3863),
+        ((0.2, 0.0, 0.4, 0.6), 0.8, 2 / 4 * 13.8155 - 1.3863),
+        ((0.6, 0.4, 0.2, 0.0), -1.0, 13.8155 - 1.3863),
+    ],
+)
+def test_diagnostics_are_those_worked_out_by_hand(
+    student: tuple[float, ...], spearman: float, excess: float
+) -> None:
+    """The excess is negative where orders agree, and positive where they do not."""
+    other = torch.tensor([0.3, 0.1, 0.0, 0.2])
+    similarities = torch.tensor(student)
+    # tracks [seen, unseen]; frames [one that diagnostics do not cover, the last]
+    frames = torch.stack([torch.stack([other, other]), torch.stack([similarities, other])])
+    teacher = torch.tensor([[0.0, 0.1, 0.2, 0.3], [0.3, 0.0, 0.1, 0.2]])
+    embeddings = Embeddings(
+        student=frames[None],
+        teacher=teacher[None],
+        # patches are unit axes, so similarities are the coordinates; the second crop is not covered
+        references=torch.stack([torch.eye(4), torch.eye(4).flip(0)])[None],
+        weights=torch.tensor([[[1.0, 1.0], [1.0, 0.0]]]),
+        positions=torch.zeros(1, 2, 2, 2),
+        anchor_positions=torch.zeros(1, 2, 2),
+    )
+    settings = PUBLISHED.model_copy(
+        update={"student_steepness": 1e4, "teacher_steepness": 1e4, "distribution": "logistic"}
+    )
+    assert diagnostics(embeddings, settings) == pytest.approx(
+        {
+            "spearman": spearman,
+            "student_spread": math.sqrt(0.05),
+            "teacher_spread": math.sqrt(0.05) / 2,
+            "student_entropy": 0.0,
+            "teacher_entropy": 0.0,
+            "excess": excess,
+            "visible": 0.75,
+        },
+        abs=1e-3,
+    )
