@@ -48,8 +48,8 @@ class SubprocessDecoder:
 
     def scan(self, path: str, shot_cuts: bool) -> Scan:
         """Decode a video file from end to end. Raises DecodeError."""
-        (found,) = self._ask(ScanRequest(path, shot_cuts))
-        return found  # type: ignore[no-any-return]
+        (result,) = self._ask(ScanRequest(path, shot_cuts))
+        return result  # type: ignore[no-any-return]
 
     def read_video(
         self,

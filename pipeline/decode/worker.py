@@ -72,8 +72,8 @@ def _answer(pipe: Connection, request: Request) -> Answer:
 
 def _answer_scan(pipe: Connection, request: ScanRequest) -> None:
     """Send `Progress` per frame, then the scan."""
-    found = scan(request.path, request.shot_cuts, on_frame=lambda: pipe.send(Progress()))
-    pipe.send(Result(found))
+    result = scan(request.path, request.shot_cuts, on_frame=lambda: pipe.send(Progress()))
+    pipe.send(Result(result))
 
 
 def _answer_video(pipe: Connection, request: VideoRequest) -> None:

@@ -161,10 +161,10 @@ class Co3d(Settings):
 
     def _category_names(self, zips: Mapping[str, set[str]]) -> list[str]:
         """Return the categories to read, sorted. Raises PretrackError if one is not there."""
-        there = {*folders_in(self.root), *(name for names in zips.values() for name in names)}
+        present = {*folders_in(self.root), *(name for names in zips.values() for name in names)}
         if self.categories is None:
-            return sorted(there)
-        if missing := sorted(set(self.categories) - there):
+            return sorted(present)
+        if missing := sorted(set(self.categories) - present):
             raise PretrackError(
                 f"{self.root} holds no category '{missing[0]}': "
                 "correct 'categories', or unpack or download it"
@@ -235,11 +235,11 @@ class Co3d(Settings):
         for sequence in category.images:
             score = scores.get(sequence, math.nan)
             if not score >= self.min_viewpoint_quality:  # a NaN is below every threshold
-                shown = f"not known ({no_scores or 'it has none'})"
+                score_text = f"not known ({no_scores or 'it has none'})"
                 if sequence in scores:
-                    shown = f"{score:g}"
+                    score_text = f"{score:g}"
                 details[sequence] = (
-                    f"its viewpoint_quality_score is {shown}, "
+                    f"its viewpoint_quality_score is {score_text}, "
                     f"and min_viewpoint_quality asks for {self.min_viewpoint_quality:g}"
                 )
         return details
@@ -262,19 +262,7 @@ class Co3d(Settings):
         video_id, images = f"{category.name}/{sequence}", category.images[sequence]
         ordered = _ordered(frames)
         used = [frame for frame in ordered if frame.path in images]
-        # Report where the annotations and the images on disk disagree; use what both have.
-        if absent := [frame.path for frame in ordered if frame.path not in images]:
-            detail = (
-                f"{len(absent)} of {len(ordered)} annotated images are not there "
-                f"(first: {absent[0]})"
-            )
-            yield self._failure(video_id, Reason.MISSING_IMAGES, detail)
-        if extra := sorted(images.keys() - {frame.path for frame in ordered}):
-            detail = (
-                f"{len(extra)} images are left out: {FRAMES_FILE} gives them no frame "
-                f"of their own (first: {extra[0]})"
-            )
-            yield self._failure(video_id, Reason.IMAGES_WITHOUT_ANNOTATION, detail)
+        yield from self._differences(video_id, images, ordered)
         if not used:
             return
         # One exploded pose means that the reconstruction failed: no pose of the sequence is used.
@@ -300,6 +288,23 @@ class Co3d(Settings):
             timestamps=timestamps,
             cameras=poses,
         )
+
+    def _differences(
+        self, video_id: str, images: Mapping[str, ListedFile], frames: list[_FrameAnnotation]
+    ) -> Iterator[Failure]:
+        """Yield how many images are missing, and how many are without an annotation."""
+        if absent := [frame.path for frame in frames if frame.path not in images]:
+            detail = (
+                f"{len(absent)} of {len(frames)} annotated images are not there "
+                f"(first: {absent[0]})"
+            )
+            yield self._failure(video_id, Reason.MISSING_IMAGES, detail)
+        if extra := sorted(images.keys() - {frame.path for frame in frames}):
+            detail = (
+                f"{len(extra)} images are left out: {FRAMES_FILE} gives them no frame "
+                f"of their own (first: {extra[0]})"
+            )
+            yield self._failure(video_id, Reason.IMAGES_WITHOUT_ANNOTATION, detail)
 
     def _listed(self, category: _Category, sequence: str, why: str) -> Iterator[Video | Failure]:
         """Yield a failure for the poses of a sequence without annotations, then its video."""
@@ -456,6 +461,6 @@ def _scores(rows: Iterator[Any]) -> dict[str, float]:
 
 def _increasing(times: list[float | None]) -> tuple[float, ...] | None:
     """Return the times if all are finite numbers and they increase, otherwise None."""
-    known = [float(time) for time in times if time is not None and math.isfinite(time)]
-    rising = all(earlier < later for earlier, later in itertools.pairwise(known))
-    return tuple(known) if len(known) == len(times) and rising else None
+    finite = [float(time) for time in times if time is not None and math.isfinite(time)]
+    increasing = all(earlier < later for earlier, later in itertools.pairwise(finite))
+    return tuple(finite) if len(finite) == len(times) and increasing else None

@@ -248,8 +248,8 @@ class Dl3dv(Settings):
 
     def _no_images(self, scene: _Scene) -> Failure:
         """Report that the images asked for are missing, and what is there instead."""
-        there = sorted(scene.names.intersection((*_SMALLEST_FIRST, "video.mp4")))
-        hint = f"; there is {', '.join(there)} (see the option 'images')" if there else ""
+        present = sorted(scene.names.intersection((*_SMALLEST_FIRST, "video.mp4")))
+        hint = f"; there is {', '.join(present)} (see the option 'images')" if present else ""
         return self._failure(
             scene.video_id,
             Reason.NO_IMAGES,

@@ -140,11 +140,11 @@ class Scene:
         ):
             # (u, v, 1) / z of the module's docstring, so the rectangle's bounds are divided by z
             # too.
-            u, v, near = (row[0] * x + row[1] * y + row[2] for row in inverse)
-            hit = (np.abs(u) <= near * (surface.width / 2)) & (
-                np.abs(v) <= near * (surface.height / 2)
+            u, v, inverse_depth = (row[0] * x + row[1] * y + row[2] for row in inverse)
+            hit = (np.abs(u) <= inverse_depth * (surface.width / 2)) & (
+                np.abs(v) <= inverse_depth * (surface.height / 2)
             )
-            inverse_depths.append(np.where(hit, near, -np.inf))
+            inverse_depths.append(np.where(hit, inverse_depth, -np.inf))
         return np.stack(inverse_depths)
 
 
@@ -202,14 +202,14 @@ def render(scene: Scene, frame: int) -> NDArray[np.uint8]:
             to_image = (
                 to_samples @ homography @ _from_texture(surface, picture.shape[1], picture.shape[0])
             )
-            shown = cv2.warpPerspective(
+            warped = cv2.warpPerspective(
                 picture,
                 to_image,
                 (width, height),
                 flags=cv2.INTER_LINEAR,
                 borderMode=cv2.BORDER_REPLICATE,
             )
-            np.copyto(canvas, shown, where=visible[..., None])
+            np.copyto(canvas, warped, where=visible[..., None])
     return np.asarray(
         cv2.resize(canvas, (scene.id.width, scene.id.height), interpolation=cv2.INTER_AREA),
         np.uint8,

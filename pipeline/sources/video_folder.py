@@ -71,31 +71,27 @@ class VideoFolder(Settings):
         try:
             entries = self._entries(folder, seen)
         except OSError as error:
-            yield self._failure(
-                folder or ".",
-                Reason.UNREADABLE_FOLDER,
-                f"the folder cannot be listed ({error.strerror})",
-            )
+            detail = f"the folder cannot be listed ({error.strerror})"
+            yield self._failure(folder or ".", Reason.UNREADABLE_FOLDER, detail)
             return
         images = []  # those directly in this folder: together they are one video
         for entry in entries:
             name = join_path(folder, entry.name)
             if is_folder(entry):
                 yield from self._walk(name, seen)
-            elif entry.name.lower().endswith(VIDEO_SUFFIXES) or is_image(entry.name):
-                try:
-                    file = file_of_entry(entry, folder)
-                except OSError as error:
-                    yield self._failure(
-                        name,
-                        Reason.UNREADABLE_FILE,
-                        f"the file cannot be opened ({error.strerror})",
-                    )
-                    continue
-                if is_image(entry.name):
-                    images.append(file)
-                else:
-                    yield self._video(name, [file], name, ())
+                continue
+            if not (entry.name.lower().endswith(VIDEO_SUFFIXES) or is_image(entry.name)):
+                continue
+            try:
+                file = file_of_entry(entry, folder)
+            except OSError as error:
+                detail = f"the file cannot be opened ({error.strerror})"
+                yield self._failure(name, Reason.UNREADABLE_FILE, detail)
+                continue
+            if is_image(entry.name):
+                images.append(file)
+            else:
+                yield self._video(name, [file], name, ())
         if len(images) >= 2:
             frames = number_frames(images)
             yield self._video(

@@ -121,14 +121,7 @@ class YoutubeVos(Settings):
     def _find(self, folder: str, expected: set[int]) -> Iterator[Video | Failure]:
         """Yield what is missing from one video's folder or superfluous in it, then the video."""
         video_id = Path(folder).name
-        frames: dict[int, ListedFile] = {}
-        unnumbered = []  # names without a number, or with one that another file has
-        for file in sorted(images_in(self.root, folder), key=lambda file: file.name):
-            number = trailing_number(file.stem)
-            if number is None or number in frames:
-                unnumbered.append(file.base)
-            else:
-                frames[number] = file
+        frames, unnumbered = self._frames(folder)
         if unnumbered:
             detail = (
                 f"{len(unnumbered)} images of {folder} have no frame number of their own "
@@ -162,6 +155,22 @@ class YoutubeVos(Settings):
             identity=identity_of(files),
             terms=TERMS,
         )
+
+    def _frames(self, folder: str) -> tuple[dict[int, ListedFile], list[str]]:
+        """Map frame numbers to the images of a folder.
+
+        Also returns the names of the images that are left out: those without a number, and those
+        whose number an earlier name has.
+        """
+        frames: dict[int, ListedFile] = {}
+        unnumbered = []
+        for file in sorted(images_in(self.root, folder), key=lambda file: file.name):
+            number = trailing_number(file.stem)
+            if number is None or number in frames:
+                unnumbered.append(file.base)
+            else:
+                frames[number] = file
+        return frames, unnumbered
 
     def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
         return Failure(
