@@ -1,8 +1,10 @@
-"""The benchmarks that a CPU can run, one after the other: `python -m benchmarks FOLDER [--only NAME ...]`. It takes some hours.
+"""Run the benchmarks that need no GPU, one after the other. It takes some hours.
 
-What each prints goes to FOLDER/NAME.md, under its command, the commit, the machine and how busy that was. Needs the
-`dev` extra, and what `make demo` leaves behind for `scaling`. Two are run by themselves: `decoders` wants a folder of videos, and
-`objectives` a build and hours more.
+    python -m benchmarks FOLDER [--only NAME ...]
+
+The output of each goes to FOLDER/NAME.md, below its command, the commit, the machine and its load.
+Needs the `dev` extra; `scaling` also needs the results of `make demo`. Two benchmarks are not
+included: `decoders` needs a folder of videos, and `objectives` a build and many more hours.
 """
 
 from __future__ import annotations
@@ -33,39 +35,44 @@ COMMANDS = {
     "overhead": "",
     "cotracker3": "--frames 8 --grid 16 --rounds 2",
 }
-"""Short ones first; the arguments are those of the tables in README.md, but for `plan --largest` and one round of `scaling`."""
+"""Arguments of each benchmark, short ones first. They are those of the tables in README.md, except
+that `plan --largest` is left out."""
 
 
 def run(name: str) -> tuple[str, bool]:
-    """What a benchmark prints, as a section of Markdown, and whether it came to its end."""
+    """Run a benchmark; return its output as a section of Markdown, and whether it succeeded."""
     arguments = ["-m", f"benchmarks.{name}", *shlex.split(COMMANDS[name])]
-    begun, busy = time.monotonic(), os.getloadavg()[0]
+    started, load = time.monotonic(), os.getloadavg()[0]
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
-    took = duration(time.monotonic() - begun)
+    took = duration(time.monotonic() - started)
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    where = f"{os.cpu_count()}-core {platform.machine()}, Python {platform.python_version()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    head = f"## `{shlex.join(['python', *arguments])}`\n\nCommit {commit}; {where}; load {busy:.1f} before; took {took}.\n\n"
+    machine = f"{os.cpu_count()}-core {platform.machine()}, Python {platform.python_version()}"
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    head = (
+        f"## `{shlex.join(['python', *arguments])}`\n\n"
+        f"Commit {commit}; {machine}, {now}; load {load:.1f} before; took {took}.\n\n"
+    )
     end = (
         ""
         if done.returncode == 0
-        else f"\nIt ended with {done.returncode}:\n\n```\n{done.stderr[-2000:]}\n```\n"
+        else f"\nIt failed with exit status {done.returncode}:\n\n```\n{done.stderr[-2000:]}\n```\n"
     )
     return head + done.stdout + end, done.returncode == 0
 
 
 def main(folder: Path, names: list[str]) -> int:
-    """Runs them; 1 if one fails."""
+    """Run the benchmarks; return 1 if one fails, otherwise 0."""
     failed = []
     for name in names:
-        text, ended = run(name)
+        text, succeeded = run(name)
         atomic_write(folder / f"{name}.md", text.encode())
         print(text, flush=True)
-        if not ended:
+        if not succeeded:
             failed.append(name)
     if failed:
-        print(f"did not come to their end: {', '.join(failed)}", file=sys.stderr)
+        print(f"these benchmarks failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
 
 

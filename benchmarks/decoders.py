@@ -1,8 +1,10 @@
-"""Which video decoder is exact, and how fast: `python -m benchmarks.decoders FOLDER`.
+"""Compare video decoders by exactness and speed: `python -m benchmarks.decoders FOLDER`.
 
-For every video file below FOLDER: does each decoder give, for frames asked by index, those that decoding from the start gives? And
-how long do 24 consecutive frames from the file's middle take, shrunk to short side 256, beside PyAV? Times are medians over rounds
-in which the decoders take turns. "refuses" means an error that names the way out; "WRONG" means another frame without a word.
+For every video file below FOLDER, checks whether each decoder returns for a frame index the frame
+that decoding from the start gives, and times 24 consecutive frames from the middle of the file,
+resized to short side 256, relative to PyAV. Times are medians over rounds in which decoders take
+turns. "refuses" means that the decoder raises an error that says what to do; "WRONG" means that it
+returns another frame without an error.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from shards.geometry import stored_transform
 ROUNDS = 7
 CLIP = 24
 SAME = 5.0
-"""Mean difference in grey levels up to which frames count as the same: 10-bit colours are converted in more than one way."""
+"""Mean difference in grey levels up to which frames count as the same: decoders convert 10-bit
+colours in different ways."""
 
 
 def available() -> list[Decoder]:
-    """The decoders that can be loaded here."""
+    """Return the decoders that can be loaded here, and print why others are left out."""
     usable: list[Decoder] = []
     for decoder in get_args(Decoder):
         try:
@@ -42,18 +45,18 @@ def available() -> list[Decoder]:
     return usable
 
 
-def verdict(path: str, decoder: Decoder, found: Scan, every: Sequence[np.ndarray]) -> str:
-    """Whether frames by index are right: the first, the last, and some in between, in one call and one by one."""
-    count = len(every)
+def verdict(path: str, decoder: Decoder, video: Scan, frames: Sequence[np.ndarray]) -> str:
+    """Check frames read by index: the first, the last and some between, together and one by one."""
+    count = len(frames)
     picks = sorted({0, count - 1, *np.random.default_rng(0).integers(0, count, 6).tolist()})
     try:
         for indices in (picks, *([index] for index in picks)):
             for index, frame in zip(
-                indices, read_frames(path, decoder, found.timestamps, indices), strict=True
+                indices, read_frames(path, decoder, video.timestamps, indices), strict=True
             ):
                 if (
-                    frame.shape != every[index].shape
-                    or np.abs(frame.astype(int) - every[index]).mean() > SAME
+                    frame.shape != frames[index].shape
+                    or np.abs(frame.astype(int) - frames[index]).mean() > SAME
                 ):
                     return "WRONG"
     except DecodeError:
@@ -61,46 +64,47 @@ def verdict(path: str, decoder: Decoder, found: Scan, every: Sequence[np.ndarray
     return "exact"
 
 
-def seconds(path: str, decoder: Decoder, found: Scan) -> float:
-    """Time to read and shrink CLIP frames from the middle."""
-    first = max(0, len(found.timestamps) // 2 - CLIP // 2)
-    indices = range(first, min(first + CLIP, len(found.timestamps)))
-    view = stored_transform(found.width, found.height, 256)
+def seconds(path: str, decoder: Decoder, video: Scan) -> float:
+    """Time reading and resizing CLIP frames from the middle of a file."""
+    first = max(0, len(video.timestamps) // 2 - CLIP // 2)
+    indices = range(first, min(first + CLIP, len(video.timestamps)))
+    resize = stored_transform(video.width, video.height, 256)
     started = time.perf_counter()
-    for frame in read_frames(path, decoder, found.timestamps, indices):
-        view.frame(frame)
+    for frame in read_frames(path, decoder, video.timestamps, indices):
+        resize.frame(frame)
     return time.perf_counter() - started
 
 
 def main(folder: Path) -> None:
-    """Prints the table."""
+    """Print the table."""
     decoders = available()
-    print(
-        f"{platform.processor() or platform.machine()}, {ROUNDS} rounds; in brackets: time / PyAV's"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {ROUNDS} rounds; in brackets: time relative to PyAV's")
     print(f"{'file':<28}{'frames':>7}  " + "".join(f"{decoder:<18}" for decoder in decoders))
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
         try:
-            found = scan(str(path), shot_cuts=False)
+            video = scan(str(path), shot_cuts=False)
         except DecodeError as error:
             print(f"{path.name:<28}{'-':>7}  refused: {error}")
             continue
-        every = list(read_frames(str(path), "pyav", found.timestamps, range(len(found.timestamps))))
-        verdicts = {decoder: verdict(str(path), decoder, found, every) for decoder in decoders}
+        frames = list(
+            read_frames(str(path), "pyav", video.timestamps, range(len(video.timestamps)))
+        )
+        verdicts = {decoder: verdict(str(path), decoder, video, frames) for decoder in decoders}
         times: dict[str, list[float]] = {
             decoder: [] for decoder in decoders if verdicts[decoder] == "exact"
         }
         for _ in range(ROUNDS):
             for decoder in decoders:
                 if decoder in times:
-                    times[decoder].append(seconds(str(path), decoder, found))
+                    times[decoder].append(seconds(str(path), decoder, video))
         shown = [
             f"{verdicts[decoder]} ({median(times[decoder]) / median(times['pyav']):.2f})"
             if decoder in times
             else verdicts[decoder]
             for decoder in decoders
         ]
-        print(f"{path.name:<28}{len(every):>7}  " + "".join(f"{text:<18}" for text in shown))
+        print(f"{path.name:<28}{len(frames):>7}  " + "".join(f"{text:<18}" for text in shown))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.real_clips import VIDEOS_USED, shipped
+from benchmarks.real_clips import VIDEOS_USED, sample_video
 from shards import jpeg
 from shards.errors import first_line
 from shards.geometry import stored_transform
@@ -113,7 +113,7 @@ def stored_frames(short_side: int) -> list[bytes]:
 
     images = []
     for video in VIDEOS_USED:
-        reader = VideoReader(shipped(video))
+        reader = VideoReader(sample_video(video))
         for frame in reader.get_batch(
             np.linspace(0, len(reader) - 1, FRAMES // len(VIDEOS_USED)).astype(int)
         ).asnumpy():

