@@ -1,7 +1,7 @@
-"""A rank that reads clips: `python -m tests.helpers.reading JSON`. Killed at any moment, what it wrote is there.
+"""A rank that reads clips and can be killed at any moment: `python -m tests.helpers.reading JSON`.
 
-Before it goes on to the next batch it appends a line of JSON to its file: the batch's keys and a digest of its content, and the
-loader's state after it.
+After each batch it appends a line of JSON to its file: the keys and a digest per clip, and the
+loader's state after the batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def read(
     workers: int,
     state: dict[str, Any] | None,
 ) -> None:
-    """Reads `steps` batches, from `state` on if there is one."""
+    """Read `steps` batches, from `state` on if it is given."""
     torch.set_num_threads(1)
     settings = DataSettings.model_validate(data)
     dataset = ClipDataset(open_snapshots(settings), settings, seed=7)

@@ -1,4 +1,7 @@
-"""One step of one rank of two, in parts, with references from both ranks' clips, for the test of that: saves loss and gradients."""
+"""One step of one of two ranks, in parts, with references from both ranks' clips.
+
+Saves loss and gradients for the test of references across ranks.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.trainer.model.test_step import a_step, gradients, part_of
+from tests.trainer.model.test_step import a_step, gradients, select_clips
 from trainer.config import TrainSettings
 from trainer.distributed import init_distributed
 from trainer.train import forward_backward
@@ -18,10 +21,10 @@ if __name__ == "__main__":
     settings = TrainSettings.model_validate_json((folder / "settings.json").read_bytes())
     with init_distributed(settings.run.device) as rank:
         model, sample = a_step(settings, clips=8)
-        own = part_of(sample, list(range(4 * rank.number, 4 * rank.number + 4)))
+        ranks_clips = select_clips(sample, list(range(4 * rank.number, 4 * rank.number + 4)))
         loss = forward_backward(
             DistributedDataParallel(model),
-            own,
+            ranks_clips,
             compared=[1, 2, 3],
             patches=(8, 4),
             step=0,

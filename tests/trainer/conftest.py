@@ -1,4 +1,4 @@
-"""A finished build of small made clips, and settings that train on it in seconds."""
+"""A finished build of small synthetic clips, and settings that train on it in seconds."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def panning_clip(
     grid: int = 6,
     anchors: tuple[int, ...] = (0, 6),
 ) -> StoredClip:
-    """A window that moves over a still picture, 3 px right and 1 px down a frame, with its exact tracks."""
+    """Make a clip of a window that moves over a still image, with exact tracks.
+
+    It moves 3 px right and 1 px down per frame.
+    """
     rng = np.random.default_rng(seed)
     picture = cv2.resize(
         rng.integers(0, 256, (24, 32, 3), np.uint8), (192, 128), interpolation=cv2.INTER_CUBIC
@@ -58,7 +61,7 @@ def panning_clip(
 
 
 def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
-    """Writes clips as one shard and publishes a snapshot of them."""
+    """Write clips as one shard and publish a snapshot of them."""
     members, size, checksum = write_clips(shard_path(out, "made-000000"), clips)
     rows = [
         clip_row(
@@ -66,29 +69,29 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
             clip.info,
             members[clip.info.key],
             TrackSummary(
-                tuple(clip.tracks.anchors.tolist()),
-                clip.tracks.positions.shape[2],
-                float(clip.tracks.visibility.mean()) / 255,
-                0.1,
+                anchors=tuple(clip.tracks.anchors.tolist()),
+                points=clip.tracks.positions.shape[2],
+                visible_fraction=float(clip.tracks.visibility.mean()) / 255,
+                motion=0.1,
             ),
         )
         for clip in clips
     ]
     shard = ShardRow(
-        "made-000000",
-        "made",
-        "made",
-        "train",
-        len(clips),
-        size,
-        checksum,
-        "",
-        "",
-        "{}",
-        '{"tracker": "made"}',
-        0.0,
-        0.0,
-        0.0,
+        shard="made-000000",
+        group="made",
+        source="made",
+        split="train",
+        clips=len(clips),
+        bytes=size,
+        checksum=checksum,
+        frames_fingerprint="",
+        tracks_fingerprint="",
+        frames_settings="{}",
+        tracks_settings='{"tracker": "made"}',
+        decode_seconds=0.0,
+        track_seconds=0.0,
+        write_seconds=0.0,
         tries=1,
     )
     tables = {
@@ -101,7 +104,10 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
 
 @pytest.fixture(scope="session")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output folder of a build: 10 training clips and 4 held out, 12 frames of 96x64 each, 36 points from frames 0 and 6."""
+    """The output folder of a build: 10 training clips and 4 held-out ones.
+
+    Each has 12 frames of 96x64 pixels and 36 points from anchor frames 0 and 6.
+    """
     out = tmp_path_factory.mktemp("build")
     clips = [
         panning_clip(f"made-{i:02d}", i, split="train" if i < 10 else "eval") for i in range(14)
@@ -112,7 +118,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(build: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
-    """Makes settings for a quick run, with parts replaced: `settings(run={"steps": 3})`."""
+    """Make settings for a quick run, with parts replaced: `settings(run={"steps": 3})`."""
 
     def make(recipe: str = "pretrack", **changes: dict[str, Any]) -> TrainSettings:
         values: dict[str, dict[str, Any]] = {

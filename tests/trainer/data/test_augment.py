@@ -1,4 +1,7 @@
-"""Geometry: what is drawn at a point is found where the track says, whatever the view; and colours change when asked."""
+"""Augmentation: a dot is where its track says after any crop, resize and flip.
+
+Frames step away from an anchor as worked out by hand, and colours change only when asked.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,12 @@ from shards import jpeg
 from shards.errors import ShardError
 from shards.geometry import FrameTransform
 from trainer.config import ColourSettings, DataSettings
-from trainer.data.augment import change_colours, choose_transforms, decode_and_transform
+from trainer.data.augment import (
+    change_colours,
+    choose_frames,
+    choose_transforms,
+    decode_and_transform,
+)
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 
@@ -26,22 +34,23 @@ def settings(**changes: object) -> DataSettings:
     return DataSettings.model_validate({"out": "x", "frames": 3, **changes})
 
 
-def show(
-    views: list[FrameTransform], images: list[bytes], size: tuple[int, int], reduce: bool
+def decoded(
+    transforms: list[FrameTransform], images: list[bytes], size: tuple[int, int], reduce: bool
 ) -> NDArray[np.uint8]:
-    into = np.empty((len(views), 3, views[0].out_height, views[0].out_width), np.uint8)
-    return decode_and_transform(images, views, size=size, reduce=reduce, into=into)
+    t = transforms[0]
+    into = np.empty((len(transforms), 3, t.out_height, t.out_width), np.uint8)
+    return decode_and_transform(images, transforms, size=size, reduce=reduce, into=into)
 
 
 def dot(width: int, height: int, x: float, y: float, sigma: float) -> bytes:
-    """A frame with a white dot on black, as a JPEG."""
+    """Make a JPEG of a white Gaussian dot on black."""
     rows, columns = np.mgrid[:height, :width]
     value = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * sigma**2))
     return jpeg.encode(np.repeat(value.round().astype(np.uint8)[..., None], 3, axis=2), 98)
 
 
 def centre_of(frame: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(x, y) of the middle of what is bright in a frame [3, H, W]."""
+    """Return the centroid (x, y) of the bright pixels of a frame [3, H, W]."""
     weight = np.clip(frame[1].astype(np.float64) - 30, 0, None)
     rows, columns = np.mgrid[: frame.shape[1], : frame.shape[2]]
     return np.array([(columns * weight).sum(), (rows * weight).sum()]) / weight.sum()
@@ -71,24 +80,26 @@ def test_a_dot_is_where_its_track_says(
     seed: int,
 ) -> None:
     s = settings(size=size, crop=crop, crop_scale=scale, flip=flip, crop_per_frame=per_frame)
-    views = choose_transforms(width, height, s, np.random.default_rng(seed))
+    transforms = choose_transforms(width, height, s, np.random.default_rng(seed))
     sigma = max(
         1.5,
-        *(2 * view.width / view.out_width for view in views),
-        *(2 * view.height / view.out_height for view in views),
+        *(2 * transform.width / transform.out_width for transform in transforms),
+        *(2 * transform.height / transform.out_height for transform in transforms),
     )
-    # Somewhere in the first view, so far from all borders that the dot is whole.
-    box, margin = views[0], 3 * sigma
+    # Somewhere in the first crop, far enough from its borders that the dot is whole.
+    box, margin = transforms[0], 3 * sigma
     assume(box.width > 2 * margin + 1 and box.height > 2 * margin + 1)
     x = box.left + margin + place[0] * (box.width - 1 - 2 * margin)
     y = box.top + margin + place[1] * (box.height - 1 - 2 * margin)
-    shown = show(views, [dot(width, height, x, y, sigma)] * 3, (width, height), s.reduced_decoding)
-    for view, frame in zip(views, shown, strict=True):
-        left, top = x - view.left, y - view.top
-        if min(left, top, view.width - 1 - left, view.height - 1 - top) < margin:
+    shown = decoded(
+        transforms, [dot(width, height, x, y, sigma)] * 3, (width, height), s.reduced_decoding
+    )
+    for transform, frame in zip(transforms, shown, strict=True):
+        left, top = x - transform.left, y - transform.top
+        if min(left, top, transform.width - 1 - left, transform.height - 1 - top) < margin:
             continue
-        event(f"decoded 1/{view.reduction}, {crop}")
-        expected = view.points(np.array([x, y], np.float32))
+        event(f"decoded 1/{transform.reduction}, {crop}")
+        expected = transform.points(np.array([x, y], np.float32))
         assert np.abs(centre_of(frame) - expected).max() < 0.5
 
 
@@ -108,23 +119,24 @@ def test_a_frame_is_decoded_smaller_where_its_view_is_much_smaller() -> None:
 
 @pytest.mark.parametrize("factor", [2, 4, 8])
 @pytest.mark.parametrize(("width", "height"), [(256, 192), (251, 187)])
-def test_reduced_decoding_shows_the_same_picture(factor: int, width: int, height: int) -> None:
+def test_reduced_decoding_gives_the_same_image(factor: int, width: int, height: int) -> None:
     random = np.random.default_rng(0)
     coarse = random.integers(0, 256, (6, 8, 3), np.uint8)
     picture = FrameTransform.whole(8, 6, width, height).frame(coarse)
     image = jpeg.encode(picture, 95)
-    view = FrameTransform(factor * 2, factor, 160, 128, 160 // factor - 3, 128 // factor - 2)
+    transform = FrameTransform(factor * 2, factor, 160, 128, 160 // factor - 3, 128 // factor - 2)
     whole, reduced = (
-        show([view], [image], (width, height), reduce)[0].astype(int) for reduce in (False, True)
+        decoded([transform], [image], (width, height), reduce)[0].astype(int)
+        for reduce in (False, True)
     )
-    assert view.reduction == factor
+    assert transform.reduction == factor
     assert np.abs(whole - reduced).mean() < 2
     assert (
         np.abs(whole[..., 1:] - reduced[..., :-1]).mean() > 2 * np.abs(whole - reduced).mean()
-    )  # a pixel aside it is another
+    )  # shifted by one pixel it is another image
 
 
-def test_views_of_a_moment_differ_and_their_points_correspond(build: Path) -> None:
+def test_crops_of_one_moment_differ_and_their_points_correspond(build: Path) -> None:
     s = DataSettings.model_validate(
         {
             "out": build,
@@ -140,45 +152,49 @@ def test_views_of_a_moment_differ_and_their_points_correspond(build: Path) -> No
     stored = dataset.clips[0]
     assert not torch.equal(sample["frames"][0], sample["frames"][1])
     assert not torch.equal(sample["positions"][0], sample["positions"][1])
-    views = choose_views_of(s, stored.width, stored.height)
+    transforms = transforms_of_first_sample(s, stored.width, stored.height)
     grids = [
-        unmapped(view, positions)
-        for view, positions in zip(views, sample["positions"].numpy(), strict=True)
+        unmapped(transform, positions)
+        for transform, positions in zip(transforms, sample["positions"].numpy(), strict=True)
     ]
     for grid in grids[1:]:
         np.testing.assert_allclose(grid, grids[0], atol=1e-3)
 
 
-def choose_views_of(s: DataSettings, width: int, height: int) -> list[FrameTransform]:
-    """The views of sample (0, 0) of seed 1: the anchor was drawn before them."""
+def transforms_of_first_sample(s: DataSettings, width: int, height: int) -> list[FrameTransform]:
+    """Draw the transforms of sample (0, 0) with seed 1 again; the anchor is drawn before them."""
     random = np.random.default_rng([1, 0, 0])
     random.integers(2)  # forward or backward
     return choose_transforms(width, height, s, random)
 
 
-def unmapped(view: FrameTransform, points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Points of a view in the frame's pixels again."""
-    x = view.out_width - 1 - points[:, 0] if view.flip else points[:, 0]
-    scale = np.array([view.width / view.out_width, view.height / view.out_height], np.float32)
-    corner = np.array([view.left, view.top], np.float32)
+def unmapped(transform: FrameTransform, points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Map points of a transformed frame back to the stored frame's pixels."""
+    x = transform.out_width - 1 - points[:, 0] if transform.flip else points[:, 0]
+    scale = np.array(
+        [transform.width / transform.out_width, transform.height / transform.out_height], np.float32
+    )
+    corner = np.array([transform.left, transform.top], np.float32)
     return ((np.stack([x, points[:, 1]], axis=-1) + 0.5) * scale - 0.5 + corner).astype(np.float32)
 
 
 def test_frames_are_resized_as_published() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (90, 121, 3), np.uint8)
     image = jpeg.encode(picture, 90)
-    shown = show([FrameTransform.whole(121, 90, 56, 56)], [image], (121, 90), False)[0].astype(int)
+    shown = decoded([FrameTransform.whole(121, 90, 56, 56)], [image], (121, 90), False)[0].astype(
+        int
+    )
     published = np.asarray(
         Image.fromarray(jpeg.decode(image)).resize((56, 56), Image.Resampling.BILINEAR)
     ).transpose(2, 0, 1)
     assert np.abs(shown - published).max() <= 1
 
 
-def test_native_pixels_are_not_touched() -> None:
+def test_native_crops_are_not_resampled() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (90, 121, 3), np.uint8)
     image = jpeg.encode(picture, 90)
     s = settings(size=64, crop="native", flip=0.0)
-    shown = show(
+    shown = decoded(
         choose_transforms(121, 90, s, np.random.default_rng(0)), [image] * 3, (121, 90), True
     )
     np.testing.assert_array_equal(shown[0], jpeg.decode(image)[13:77, 28:92].transpose(2, 0, 1))
@@ -186,7 +202,7 @@ def test_native_pixels_are_not_touched() -> None:
 
 def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(ShardError, match="an image has 40x30 pixels and should have 41x30"):
-        show([FrameTransform.whole(41, 30, 20, 20)], [dot(40, 30, 20, 15, 3)], (41, 30), False)
+        decoded([FrameTransform.whole(41, 30, 20, 20)], [dot(40, 30, 20, 15, 3)], (41, 30), False)
 
 
 @pytest.fixture
@@ -198,7 +214,7 @@ def frames() -> torch.Tensor:
 
 @pytest.mark.parametrize("chance", ["jitter", "grey", "blur"])
 @pytest.mark.parametrize("per_frame", [False, True])
-def test_colours_change_for_the_clip_or_for_each_frame(
+def test_colours_change_alike_in_a_clip_or_per_frame(
     frames: torch.Tensor, chance: str, per_frame: bool
 ) -> None:
     colour = ColourSettings.model_validate({chance: 1.0, "per_frame": per_frame})
@@ -221,13 +237,13 @@ def test_grey_has_no_colour_and_blur_is_smoother(frames: torch.Tensor) -> None:
     assert blurred.float().std() < 0.4 * frames.float().std()
 
 
-def test_chances_hold(frames: torch.Tensor) -> None:
+def test_grey_is_as_frequent_as_its_chance(frames: torch.Tensor) -> None:
     random = np.random.default_rng(5)
     grey = [change_colours(frames[:1], ColourSettings(grey=0.25), random) for _ in range(400)]
     assert 70 < sum(torch.equal(frame[:, 0], frame[:, 1]) for frame in grey) < 130
 
 
-def test_the_teacher_may_see_its_own_colours(build: Path) -> None:
+def test_with_student_only_the_teacher_sees_the_original_colours(build: Path) -> None:
     plain = {"out": build, "size": 64, "step": 2}
     clean, changed = (
         ClipDataset(open_snapshots(s), s, seed=1)[0, 3]
@@ -242,3 +258,60 @@ def test_the_teacher_may_see_its_own_colours(build: Path) -> None:
     assert torch.equal(changed["teacher_frame"], clean["frames"][0])
     assert not torch.equal(changed["frames"][0], clean["frames"][0])
     assert torch.equal(changed["positions"], clean["positions"])
+
+
+@given(
+    frames=st.integers(4, 60),
+    anchors=st.lists(st.integers(0, 59), min_size=1, max_size=4, unique=True),
+    step=st.integers(1, 12),
+    direction=st.sampled_from(["both", "forward"]),
+    seed=st.integers(0, 1000),
+)
+def test_frames_step_away_from_an_anchor(
+    frames: int, anchors: list[int], step: int, direction: str, seed: int
+) -> None:
+    anchors = sorted(a for a in anchors if a < frames) or [0]
+    room = max(max(frames - 1 - a, a if direction == "both" else 0) for a in anchors)
+    if room < 3:
+        return  # such clips are left out beforehand
+    settings = DataSettings.model_validate({"out": "x", "step": step, "direction": direction})
+    place, numbers = choose_frames(frames, anchors, settings, np.random.default_rng(seed))
+    steps = set(np.diff(numbers))
+    assert numbers[0] == anchors[place]
+    assert all(0 <= n < frames for n in numbers)
+    assert len(numbers) == 4
+    assert len(steps) == 1
+    assert 1 <= abs(steps.pop()) <= step
+    assert direction == "both" or numbers[1] > numbers[0]
+
+
+def test_a_short_clip_gets_the_published_step() -> None:
+    settings = DataSettings.model_validate({"out": "x", "anchor": "first", "direction": "forward"})
+    random = np.random.default_rng(0)
+    assert choose_frames(40, [0, 8], settings, random) == (0, [0, 10, 20, 30])
+    assert choose_frames(39, [0, 8], settings, random) == (0, [0, 9, 18, 27])
+    assert choose_frames(4, [0], settings, random) == (0, [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("frames", "anchors", "step", "direction", "expected"),
+    [
+        # backward from frame 9 there are 9 frames, forward only 2: just enough for step 3
+        (12, [9], 3, "both", [9, 6, 3, 0]),
+        # 9 frames would be needed and 8 are available: 8 // 3 = 2
+        (12, [3], 3, "forward", [3, 5, 7, 9]),
+        # 6 would be needed: 5 forward and 4 backward are available, so forward with 5 // 3 = 1
+        (10, [4], 2, "both", [4, 5, 6, 7]),
+        # 6 are needed: after frame 5 there are 5, after frame 3 there are 7
+        (11, [5, 3], 2, "forward", [3, 5, 7, 9]),
+        # transforms of one moment
+        (12, [5], 0, "forward", [5, 5, 5, 5]),
+    ],
+)
+def test_frames_are_those_worked_out_by_hand(
+    frames: int, anchors: list[int], step: int, direction: str, expected: list[int]
+) -> None:
+    s = settings(frames=4, step=step, direction=direction)
+    for seed in range(20):
+        index, numbers = choose_frames(frames, anchors, s, np.random.default_rng(seed))
+        assert (anchors[index], numbers) == (expected[0], expected)

@@ -1,8 +1,6 @@
-"""Filters: they choose what they say, and what cannot be understood is named in a sentence."""
+"""Filters: they select the clips that they describe, and mistakes are named in a sentence."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -11,8 +9,6 @@ from manifests.tables import CLIPS, table_of
 from shards.errors import SettingsError
 from trainer.config import DataSettings
 from trainer.data.clip_filter import parse_filter
-from trainer.data.clip_table import open_snapshots
-from trainer.data.dataset import ClipDataset
 
 EMPTY = {field.name: None for field in CLIPS}
 ROWS = [
@@ -39,7 +35,7 @@ ROWS = [
         ("motion > -1 and key != 'a'", "bc"),
     ],
 )
-def test_filters_choose(text: str, kept: str) -> None:
+def test_filters_select_the_clips_they_describe(text: str, kept: str) -> None:
     assert table_of(ROWS, CLIPS).filter(parse_filter(text))["key"].to_pylist() == list(kept)
 
 
@@ -57,18 +53,8 @@ def test_filters_choose(text: str, kept: str) -> None:
         ("frames is 3", "write '=='"),
     ],
 )
-def test_what_is_not_understood_is_said(text: str, message: str) -> None:
+def test_mistakes_in_a_filter_are_named(text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         parse_filter(text)
     with pytest.raises(ValidationError, match=message):
         DataSettings.model_validate({"out": "x", "where": text})
-
-
-def test_a_run_trains_on_what_fits(build: Path, caplog: pytest.LogCaptureFixture) -> None:
-    s = DataSettings.model_validate(
-        {"out": build, "size": 64, "where": "key in ('made-01', 'made-04', 'made-12')"}
-    )
-    with caplog.at_level("INFO", "trainer.data.clip_selection"):
-        dataset = ClipDataset(open_snapshots(s), s, seed=0)
-    assert [dataset.clips[i].key for i in range(len(dataset))] == ["made-01", "made-04"]
-    assert "8 clips left out: not key in" in caplog.text

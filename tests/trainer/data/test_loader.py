@@ -1,4 +1,4 @@
-"""The loader: killed and gone on with by other processes, equal to the unbroken one; and what it does with damage."""
+"""The loader: killed runs resume exactly, in other processes too; damage is named or left out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STEPS, BATCH = 60, 6
 
 
 def reader(path: Path, data: dict[str, Any], **arguments: Any) -> subprocess.Popen[bytes]:
-    """A rank in a process of its own; with its workers in a group that can be killed at once."""
+    """Start a rank in a process of its own, in a process group that can be killed with it."""
     given = {
         "steps": STEPS,
         "batch": BATCH,
@@ -59,7 +59,7 @@ def reader(path: Path, data: dict[str, Any], **arguments: Any) -> subprocess.Pop
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """What a rank wrote of whole lines."""
+    """Read the complete lines that a rank has written."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
@@ -74,7 +74,10 @@ def two_folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture
 def left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Takes what killed processes leave behind, and goes. Paths in pytest's own folders are too long for sockets."""
+    """Give killed processes a temporary folder for what they leave behind.
+
+    Paths in pytest's own folders are too long for sockets.
+    """
     with tempfile.TemporaryDirectory() as folder:
         monkeypatch.setenv("TMPDIR", folder)
         yield
@@ -83,7 +86,7 @@ def left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("left_behind")
 @pytest.mark.parametrize("mixed", [False, True], ids=["list", "mixed"])
-def test_killed_ranks_are_gone_on_with_by_other_ones(
+def test_another_number_of_ranks_and_workers_resumes_killed_ranks(
     two_folders: list[str], mixed: bool, tmp_path: Path
 ) -> None:
     data: dict[str, Any] = {"out": two_folders, "size": 32, "step": 2}
@@ -126,7 +129,7 @@ def opened(out: Path, **changes: object) -> ClipDataset:
     return ClipDataset(open_snapshots(settings), settings, seed=1)
 
 
-def test_a_place_is_kept_and_found(build: Path) -> None:
+def test_a_loader_resumes_at_a_saved_position(build: Path) -> None:
     dataset = opened(build)
     loader = Loader(dataset, dataset.sampler(4))
     keys = [batch["key"] for batch in islice(loader, 5)]
@@ -143,7 +146,7 @@ def test_a_place_is_kept_and_found(build: Path) -> None:
         Loader(opened(build, split="eval"), dataset.sampler(4)).load_state_dict(state)
 
 
-def test_workers_live_on_when_iterating_anew(build: Path) -> None:
+def test_iterating_again_continues_with_the_same_workers(build: Path) -> None:
     dataset = opened(build)
     unbroken = [batch["key"] for batch in islice(Loader(dataset, dataset.sampler(2)), 12)]
     loader = Loader(dataset, dataset.sampler(2), workers=2)
@@ -154,8 +157,12 @@ def test_workers_live_on_when_iterating_anew(build: Path) -> None:
     assert workers <= {child.pid for child in psutil.Process().children()}
 
 
-def test_a_loader_that_only_a_cycle_holds_goes_with_its_workers(build: Path) -> None:
-    """As after an error whose traceback holds it. Taken apart piece by piece, each worker would be waited for, 20 s in all."""
+def test_a_loader_in_a_reference_cycle_shuts_its_workers_down(build: Path) -> None:
+    """An error's traceback can hold a loader in a cycle.
+
+    If the garbage collector cleared the loader piece by piece, torch would wait for each worker,
+    20 s in all.
+    """
     dataset = opened(build)
     before = set(psutil.Process().children())
     loader = Loader(dataset, dataset.sampler(2), workers=2)
@@ -172,7 +179,7 @@ def test_a_loader_that_only_a_cycle_holds_goes_with_its_workers(build: Path) -> 
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
+def test_torchdata_resumes_at_a_saved_position(build: Path, workers: int) -> None:
     dataset = opened(build)
 
     def stateful() -> Any:
@@ -187,7 +194,7 @@ def test_torchdata_keeps_the_place(build: Path, workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_batch_is_what_stacking_would_give(build: Path, workers: int) -> None:
+def test_a_batch_equals_its_stacked_items(build: Path, workers: int) -> None:
     dataset = opened(build, colour={"jitter": 1, "student_only": True})
     items = next(iter(dataset.sampler(4)))
     stacked = default_collate([dataset[item] for item in items])
@@ -201,7 +208,7 @@ def test_a_batch_is_what_stacking_would_give(build: Path, workers: int) -> None:
 def damaged(
     tmp_path: Path, bad: set[int], clips: int = 12, what: str = "tracks"
 ) -> tuple[Path, ClipDataset]:
-    """A build of which some clips' tracks or frames are overwritten."""
+    """Publish a build in which some clips' tracks or frames are overwritten by zeros."""
     snapshot = publish(tmp_path, [panning_clip(f"made-{i:02d}", i) for i in range(clips)])
     rows = snapshot.clips.to_pylist()
     shard = snapshot.shard_path(rows[0]["shard"])
@@ -213,37 +220,38 @@ def damaged(
     return Path(str(shard)), opened(tmp_path, on_error="skip")
 
 
-def test_workers_that_shared_memory_has_no_room_for_are_refused(build: Path) -> None:
+def test_workers_that_need_more_shared_memory_than_there_is_are_refused(build: Path) -> None:
     dataset = opened(build)
     with pytest.raises(
         PretrackError,
-        match=r"no room for \d+ MB: 1000000 workers .* or take fewer workers",
+        match=r"no room for 1517760 MB: 1000000 workers with 5 batches of 0.3 MB each\. "
+        r".* or take fewer workers",
     ):
         Loader(dataset, dataset.sampler(BATCH), workers=1_000_000)
 
 
 @pytest.mark.parametrize("slow", [0.0, 0.05], ids=["at once", "late"])
-def test_a_batch_stays_what_it_was_while_workers_read_on(build: Path, slow: float) -> None:
+def test_a_batch_keeps_its_content_while_workers_read_ahead(build: Path, slow: float) -> None:
     dataset = opened(build)
     expected = list(islice(Loader(dataset, dataset.sampler(2)), 24))
     kept = []
     for batch in islice(Loader(dataset, dataset.sampler(2), workers=2), 24):
         kept.append(batch)
-        time.sleep(slow)  # workers are as far ahead as they can get
+        time.sleep(slow)  # until workers have filled all slots
     for batch, other in zip(kept, expected, strict=True):
         assert batch["key"] == other["key"]
         assert torch.equal(batch["frames"], other["frames"])
         assert torch.equal(batch["positions"], other["positions"])
 
 
-def test_places_that_an_error_or_a_new_beginning_left_are_not_mixed_up(tmp_path: Path) -> None:
+def test_slots_are_not_mixed_up_after_an_error_or_iterating_again(tmp_path: Path) -> None:
     _, dataset = damaged(tmp_path, {3})
     loader = Loader(opened(tmp_path), dataset.sampler(2), workers=2)
     failures = read = 0
     while failures < 3 or read < 24:
         step = loader.step
         try:
-            for batch in islice(loader, 4):  # then anew, with more read than was taken
+            for batch in islice(loader, 4):  # then again, while workers have read further
                 expected = opened(tmp_path).batch(
                     next(iter(dataset.sampler(2, start=loader.step - 1)))
                 )
@@ -273,7 +281,9 @@ def test_damaged_clips_are_left_out_and_counted(
     assert "run 'pretrack verify'" in caplog.text
 
 
-def test_a_mixture_fills_gaps_from_the_same_group(two_folders: list[str], tmp_path: Path) -> None:
+def test_an_unreadable_clip_is_replaced_from_its_group(
+    two_folders: list[str], tmp_path: Path
+) -> None:
     b = tmp_path / "b"
     shutil.copytree(two_folders[1], b)
     weights = {two_folders[0]: 1.0, str(b): 1.0}
@@ -293,7 +303,7 @@ def test_a_mixture_fills_gaps_from_the_same_group(two_folders: list[str], tmp_pa
     assert "b-03" not in keys
 
 
-def test_where_nothing_can_be_read_the_run_ends(tmp_path: Path) -> None:
+def test_a_run_ends_if_no_clip_can_be_read(tmp_path: Path) -> None:
     shard, dataset = damaged(tmp_path, set())
     shard.unlink()
     with pytest.raises(
@@ -308,7 +318,7 @@ def test_where_nothing_can_be_read_the_run_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_clips_reach_other_processes_as_a_file(build: Path) -> None:
+def test_spawned_workers_memory_map_the_clip_table(build: Path) -> None:
     dataset = opened(build)
     assert len(ForkingPickler.dumps(dataset)) < 10_000
     ours = {child.pid for child in psutil.Process().children()}
@@ -326,7 +336,7 @@ def test_clips_reach_other_processes_as_a_file(build: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_workers_memory_stays(build: Path) -> None:
+def test_a_workers_memory_does_not_grow(build: Path) -> None:
     dataset = opened(build, size=224)
     others = {child.pid for child in psutil.Process().children()}
     stream = iter(Loader(dataset, ClipSampler(len(dataset), 8, seed=1), workers=1))
@@ -354,13 +364,16 @@ from trainer.data.streaming import StreamedClips
 
 settings = DataSettings(out=[sys.argv[1]], size=64, step=2)
 dataset = ClipDataset(open_snapshots(settings), settings, seed=1)
-streams = [iter(Loader(dataset, dataset.sampler(2), workers=1)), StreamedClips(sys.argv[1], settings, seed=1).batches(2, workers=1)]
+streams = [
+    iter(Loader(dataset, dataset.sampler(2), workers=1)),
+    StreamedClips(sys.argv[1], settings, seed=1).batches(2, workers=1),
+]
 print([len(next(stream)["key"]) for stream in streams], flush=True)
 """
 
 
 @pytest.mark.slow
-def test_a_process_ends_whose_readers_have_more_to_give(build: Path) -> None:
+def test_a_process_exits_while_its_workers_still_read(build: Path) -> None:
     command = [sys.executable, "-c", STILL_READING, str(build)]
     run = subprocess.run(
         command,

@@ -1,10 +1,11 @@
-"""Training data on a bucket and on a web server: the same samples, few bytes more than they need, and a cache."""
+"""Training data on a bucket or web server: the same samples, few extra bytes, and a cache."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
@@ -27,6 +28,7 @@ from trainer.config import DataSettings
 from trainer.data.augment import choose_frames
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
+from trainer.data.encoded_clip import EncodedClip
 from trainer.data.loader import Loader
 from trainer.data.member_cache import MemberCache
 from trainer.data.sampler import SampleIndex
@@ -60,9 +62,9 @@ def web(local: Path) -> Iterator[tuple[str, Served]]:
 
 @pytest.fixture(params=["s3", "web"])
 def remote(request: pytest.FixtureRequest) -> tuple[str, Behaviour | Served]:
-    """Where the build lies, and what counts what is fetched."""
-    found: tuple[str, Behaviour | Served] = request.getfixturevalue(request.param)
-    return found
+    """The URL of the build, and the server that counts requests and bytes."""
+    url_and_server: tuple[str, Behaviour | Served] = request.getfixturevalue(request.param)
+    return url_and_server
 
 
 def opened(out: object, **changes: object) -> ClipDataset:
@@ -71,7 +73,7 @@ def opened(out: object, **changes: object) -> ClipDataset:
 
 
 def needed(dataset: ClipDataset, item: SampleIndex) -> int:
-    """The bytes of the frames that a sample shows."""
+    """Return the bytes of the frames that a sample shows."""
     clip = dataset.clips[item[1]]
     random = np.random.default_rng([dataset.seed, *item])
     _, numbers = choose_frames(clip.frames, clip.anchors.tolist(), dataset.settings, random)
@@ -84,7 +86,7 @@ def assert_alike(a: ClipDataset, b: ClipDataset, items: list[SampleIndex]) -> No
         assert torch.equal(a[item]["positions"], b[item]["positions"])
 
 
-def test_samples_are_those_of_a_disk_and_little_more_is_fetched(
+def test_remote_samples_equal_local_ones_and_fetch_little_more(
     local: Path, remote: tuple[str, Behaviour | Served]
 ) -> None:
     url, counter = remote
@@ -120,8 +122,8 @@ def test_only_the_tracks_of_the_anchor_that_is_shown_are_fetched(tmp_path: Path)
     )
 
 
-def test_nothing_is_written_to_a_batch_that_failed(local: Path, tmp_path: Path) -> None:
-    """A worker takes its memory for another one."""
+def test_threads_have_stopped_writing_to_a_batch_that_failed(local: Path, tmp_path: Path) -> None:
+    """A worker reuses the batch's memory for another batch."""
     shutil.copytree(local, tmp_path / "build")
     row = open_snapshot(local).clips.to_pylist()[0]
     with open(tmp_path / "build" / "shards" / f"{row['shard']}.tar", "r+b") as file:
@@ -137,14 +139,29 @@ def test_nothing_is_written_to_a_batch_that_failed(local: Path, tmp_path: Path) 
         assert torch.equal(memory, left)
 
 
+def test_clips_of_a_batch_are_read_at_the_same_time(
+    web: tuple[str, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = opened(web[0])
+    read = ClipDataset.read
+    barrier = threading.Barrier(8, timeout=20)
+
+    def read_when_all_have_started(self: ClipDataset, index: SampleIndex) -> EncodedClip:
+        barrier.wait()
+        return read(self, index)
+
+    monkeypatch.setattr(ClipDataset, "read", read_when_all_have_started)
+    batch = dataset.batch([(0, i) for i in range(8)])
+    assert batch["key"] == [f"made-{i:02d}" for i in range(8)]
+
+
 def test_neighbouring_frames_are_one_request(web: tuple[str, Served]) -> None:
     url, served = web
     dataset = opened(url, step=1, anchor="first", direction="forward")
     before = served.requests
     dataset[0, 0]
-    assert (
-        served.requests - before == 1
-    )  # the tracks lie near frame 0, and what is near is fetched together
+    # The tracks lie near frame 0, and nearby members are fetched together.
+    assert served.requests - before == 1
 
 
 @pytest.mark.slow
@@ -159,7 +176,7 @@ def test_workers_read_from_a_store(local: Path, remote: tuple[str, Behaviour | S
 
 
 @pytest.mark.slow
-def test_readers_of_a_store_go_on_when_a_job_is_asked_to_stop(web: tuple[str, Served]) -> None:
+def test_workers_that_read_a_store_defer_sigterm(web: tuple[str, Served]) -> None:
     dataset = opened(web[0])
     batches = iter(Loader(dataset, dataset.sampler(4), workers=1))
     next(batches)
@@ -174,7 +191,7 @@ def test_readers_of_a_store_go_on_when_a_job_is_asked_to_stop(web: tuple[str, Se
     assert not ended
 
 
-def test_folders_here_and_there_are_mixed(
+def test_local_and_remote_folders_are_mixed(
     local: Path, s3: tuple[str, Behaviour], web: tuple[str, Served]
 ) -> None:
     urls = [str(local), s3[0], web[0]]
@@ -185,13 +202,12 @@ def test_folders_here_and_there_are_mixed(
         for _, index in batch
     ]
     assert [drawn.count(folder) for folder in range(3)] == [20, 40, 60]
-    assert (
-        len({dataset[0, i * 40]["frames"].numpy().tobytes() for i in range(3)}) == 3
-    )  # each its own box
+    # The same clip from three folders, with its own crop each time.
+    assert len({dataset[0, i * 40]["frames"].numpy().tobytes() for i in range(3)}) == 3
     assert [dataset[0, i * 40]["key"] for i in range(3)] == ["made-00"] * 3
 
 
-def test_what_was_read_is_kept(
+def test_members_that_were_read_are_cached(
     local: Path, remote: tuple[str, Behaviour | Served], tmp_path: Path
 ) -> None:
     url, counter = remote
@@ -204,7 +220,7 @@ def test_what_was_read_is_kept(
     assert counter.bytes_read == before
 
 
-def test_a_cached_file_that_went_bad_is_fetched_again(
+def test_a_corrupt_cached_file_is_fetched_again(
     local: Path, web: tuple[str, Served], tmp_path: Path
 ) -> None:
     dataset = opened(web[0], cache={"folder": tmp_path, "gb": 1})
@@ -216,7 +232,7 @@ def test_a_cached_file_that_went_bad_is_fetched_again(
     assert_alike(dataset, opened(local), [(0, 0)])
 
 
-def test_a_cache_that_cannot_be_written_is_done_without(
+def test_reading_continues_without_a_cache_that_cannot_be_written(
     local: Path, web: tuple[str, Served], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
@@ -226,7 +242,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def fill(url: str, folder: Path, seed: int) -> None:
-    """Reads 300 parts of a file, drawn from 300 of 1 kB, through a cache of 200 kB that others use too."""
+    """Read 300 random 1 kB parts of a file through a shared cache of 200 kB."""
     cache = MemberCache(folder, 2e-4)
     random = np.random.default_rng(seed)
     for start in (random.integers(300, size=300) * 1000).tolist():
@@ -256,7 +272,7 @@ def test_processes_share_a_cache_and_keep_its_limit(tmp_path: Path) -> None:
 
 
 def size_in(folder: Path) -> int:
-    """Bytes in a folder that others write to."""
+    """Sum the bytes of a folder to which others write."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -266,7 +282,7 @@ def size_in(folder: Path) -> int:
     return total
 
 
-def test_the_least_recently_used_makes_room(tmp_path: Path) -> None:
+def test_the_least_recently_used_member_is_evicted(tmp_path: Path) -> None:
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "data").write_bytes(bytes(10_000_000))
     with web_server(tmp_path / "served") as served:
@@ -282,7 +298,9 @@ def test_the_least_recently_used_makes_room(tmp_path: Path) -> None:
         assert served.requests == before + 1
 
 
-def test_what_is_not_there_is_named(web: tuple[str, Served], tmp_path: Path) -> None:
+def test_missing_builds_snapshots_and_shards_are_named(
+    web: tuple[str, Served], tmp_path: Path
+) -> None:
     with pytest.raises(PretrackError, match="holds no finished build"):
         open_snapshot(f"{web[0]}/elsewhere")
     with pytest.raises(PretrackError, match="has no snapshot '000009'"):

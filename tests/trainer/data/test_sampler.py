@@ -1,11 +1,10 @@
-"""Mixing, shuffling and places in the order."""
+"""The sampler: mixing, shuffling, ranks and positions to resume from."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import PretrackError
-from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings
-from trainer.data.clip_table import open_snapshots
-from trainer.data.dataset import ClipDataset
 from trainer.data.sampler import ClipGroup, ClipSampler, split_by_weight
 
 
@@ -28,34 +23,35 @@ def grouped(*sizes_and_weights: tuple[int, float]) -> list[ClipGroup]:
     ]
 
 
-def test_drawn_fractions_are_the_weights() -> None:
+def test_an_epoch_is_mixed_by_the_weights() -> None:
     groups = grouped((9_000, 1.0), (700, 2.0), (300, 0.5))
-    order = ClipSampler(10_000, 16, seed=3, groups=groups)
+    sampler = ClipSampler(10_000, 16, seed=3, groups=groups)
     for epoch in range(3):
-        drawn = order.epoch(epoch)
+        drawn = sampler.epoch(epoch)
         assert len(drawn) == 10_000
         bounds = np.searchsorted([0, 9_000, 9_700], drawn[:, 1], side="right") - 1
         for number, weight in enumerate((1.0, 2.0, 0.5)):
             exact = 10_000 * weight / 3.5
             assert abs((bounds == number).sum() - exact) < 1
-            # ... and not only over the whole: 3 standard deviations of drawing a tenth of it without order
+            # Also within the epoch: the first tenth is within 3 standard deviations of a random
+            # draw.
             early = (bounds[:1000] == number).sum()
             assert abs(early - exact / 10) < 3 * np.sqrt(1000 * (weight / 3.5) * (1 - weight / 3.5))
 
 
-def test_every_clip_of_a_group_comes_before_one_comes_again() -> None:
-    order = ClipSampler(50, 10, seed=1, groups=grouped((43, 1.0), (7, 1.0)))
-    items = [item for batch in islice(order, 200) for item in batch]
+def test_a_clip_is_repeated_only_after_all_others_of_its_group() -> None:
+    sampler = ClipSampler(50, 10, seed=1, groups=grouped((43, 1.0), (7, 1.0)))
+    items = [item for batch in islice(sampler, 200) for item in batch]
     assert len(set(items)) == len(items)
     for group in (range(43), range(43, 50)):
-        turns = Counter(turn for turn, index in items if index in group)
-        shown = [turn for turn, index in items if index in group]
-        assert shown == sorted(shown)
-        assert all(count == len(group) for turn, count in turns.items() if turn != max(turns))
+        passes = [number for number, clip in items if clip in group]
+        assert passes == sorted(passes)
+        counts = Counter(passes)
+        assert all(count == len(group) for number, count in counts.items() if number != max(counts))
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=6), st.integers(0, 10_000))
-def test_split_by_weight_add_up_and_are_within_one(weights: list[float], total: int) -> None:
+def test_parts_of_a_mix_add_up_and_are_within_one(weights: list[float], total: int) -> None:
     parts = split_by_weight(weights, total)
     assert sum(parts) == total
     assert all(
@@ -67,19 +63,21 @@ def test_split_by_weight_add_up_and_are_within_one(weights: list[float], total: 
 @pytest.mark.parametrize("groups", [[], grouped((80, 1.0), (20, 3.0))], ids=["list", "mixed"])
 @pytest.mark.parametrize("window", [0, 2])
 @pytest.mark.parametrize("start", [1, 11, 12, 13, 40])
-def test_any_place_is_found_again(groups: list[ClipGroup], window: int, start: int) -> None:
-    def order(start: int) -> ClipSampler:
+def test_a_sampler_started_at_any_batch_continues_the_order(
+    groups: list[ClipGroup], window: int, start: int
+) -> None:
+    def sampler(start: int) -> ClipSampler:
         return ClipSampler(
             100, 8, seed=5, start=start, groups=groups, shards=np.arange(100) // 10, window=window
         )
 
-    assert list(islice(order(start), 20)) == list(islice(order(0), start + 20))[start:]
+    assert list(islice(sampler(start), 20)) == list(islice(sampler(0), start + 20))[start:]
 
 
-def test_shards_of_a_window_are_read_together() -> None:
+def test_clips_of_a_window_of_shards_are_read_together() -> None:
     shards = np.arange(1000) // 20
-    order = ClipSampler(1000, 10, seed=2, shards=shards, window=5)
-    first, second = order.epoch(0)[:, 1], order.epoch(1)[:, 1]
+    sampler = ClipSampler(1000, 10, seed=2, shards=shards, window=5)
+    first, second = sampler.epoch(0)[:, 1], sampler.epoch(1)[:, 1]
     assert sorted(first) == list(range(1000))
     for window in first.reshape(10, 100):
         assert len(set(shards[window])) == 5
@@ -87,54 +85,88 @@ def test_shards_of_a_window_are_read_together() -> None:
     assert set(shards[first[:100]]) != set(shards[second[:100]])
 
 
-def test_a_place_late_among_a_million_clips_is_found_at_once() -> None:
+def test_starting_late_among_a_million_clips_takes_no_time() -> None:
     clips = 1_000_000
     shards = np.arange(clips) // 100
     last = clips // 32 - 1
     groups = grouped((900_000, 1.0), (90_000, 1.0), (10_000, 1.0))
-    for order in (
+    for sampler in (
         ClipSampler(clips, 32, seed=1, start=last),
         ClipSampler(clips, 32, seed=1, start=last, groups=groups),
         ClipSampler(clips, 32, seed=1, start=last, shards=shards, window=64),
     ):
         begun = time.process_time()
-        assert len(next(iter(order))) == 32
+        assert len(next(iter(sampler))) == 32
         assert time.process_time() - begun < 2
 
 
-def mixed(tmp_path: Path, **weights: float) -> ClipDataset:
-    a, b = tmp_path / "a", tmp_path / "b"
-    if not a.exists():
-        publish(a, [panning_clip(f"a-{i}", i) for i in range(6)])
-        publish(b, [panning_clip(f"b-{i}", i) for i in range(2)])
-    named = {
-        str(tmp_path / name) if name in ("a", "b") else name: weight
-        for name, weight in weights.items()
-    }
-    s = DataSettings.model_validate(
-        {"out": [str(a), str(b)], "size": 64, "step": 2, "weights": named}
-    )
-    return ClipDataset(open_snapshots(s), s, seed=1)
+def test_an_epoch_repeats_no_clip_and_a_sampler_resumes_at_its_start() -> None:
+    whole = list(islice(ClipSampler(10, 3, seed=7), 9))
+    for epoch in range(3):
+        seen = [index for batch in whole[3 * epoch : 3 * epoch + 3] for index in batch]
+        assert len(set(seen)) == 9
+        assert {e for e, _ in seen} == {epoch}
+    assert whole[0] != whole[3]
+    assert list(islice(ClipSampler(10, 3, seed=7, start=5), 4)) == whole[5:]
 
 
-def test_folders_are_mixed_by_their_weights(tmp_path: Path) -> None:
-    dataset = mixed(tmp_path, a=1, b=3)
-    items = [item for batch in islice(dataset.sampler(4), 20) for item in batch]
-    assert len(items) == 80
-    keys = Counter(dataset[item]["key"][0] for item in items)
-    assert keys == {"a": 20, "b": 60}
-    again = [dataset[item]["positions"] for item in items if dataset.clips[item[1]].key == "b-0"]
-    assert (
-        len({positions.numpy().tobytes() for positions in again}) > 25
-    )  # of 30: other frames or another box each time
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_share_every_batch(world: int) -> None:
+    whole = list(islice(ClipSampler(21, 4, seed=7), 12))
+    ranks = [
+        list(islice(ClipSampler(21, 4, seed=7, rank=r, world=world), 12)) for r in range(world)
+    ]
+    for step, batch in enumerate(whole):
+        parts = [rank[step] for rank in ranks]
+        assert {len(part) for part in parts} == {4 // world}
+        assert sorted(item for part in parts for item in part) == sorted(batch)
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+def test_batch_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
-        PretrackError, match=r"names 'co3d', and no clip is of such a dataset .*video_folder"
+        PretrackError, match=r"'run.batch_size: 32' is more than the 10 clips there are"
     ):
-        mixed(tmp_path, co3d=1)
-    with pytest.raises(PretrackError, match="b-0 is in none"):
-        mixed(tmp_path, a=1)
-    with pytest.raises(PretrackError, match="a-0 is in two"):
-        mixed(tmp_path, a=1, video_folder=2)
+        ClipSampler(10, 32, seed=0)
+    with pytest.raises(PretrackError, match="cannot be shared by 3 ranks"):
+        ClipSampler(10, 4, seed=0, world=3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "total", "parts"),
+    [
+        ([1, 1, 1], 10, [4, 3, 3]),
+        ([2, 1, 1], 7, [3, 2, 2]),  # 3.5, 1.75, 1.75: the largest remainders are rounded up
+        ([1, 3], 8, [2, 6]),
+        ([1, 1000], 8, [0, 8]),
+    ],
+)
+def test_parts_of_a_mix_are_those_worked_out_by_hand(
+    weights: list[float], total: int, parts: list[int]
+) -> None:
+    assert split_by_weight(weights, total) == parts
+
+
+def test_a_small_group_makes_several_passes_per_epoch_and_a_large_one_continues() -> None:
+    sampler = ClipSampler(8, 4, seed=1, groups=grouped((6, 1.0), (2, 3.0)))
+    assert sampler.steps_per_epoch == 2
+    passes = []
+    for epoch in range(4):
+        drawn = sampler.epoch(epoch)
+        large = drawn[drawn[:, 1] < 6, 0].tolist()
+        small = drawn[drawn[:, 1] >= 6, 0].tolist()
+        passes.append((large, small))
+    # Of 8 samples per epoch the groups get 2 and 6. Six clips last three epochs.
+    assert [large for large, _ in passes] == [[0, 0], [0, 0], [0, 0], [1, 1]]
+    assert [small for _, small in passes] == [
+        [0, 0, 1, 1, 2, 2],
+        [3, 3, 4, 4, 5, 5],
+        [6, 6, 7, 7, 8, 8],
+        [9, 9, 10, 10, 11, 11],
+    ]
+
+
+def test_an_epoch_is_all_batches_that_can_be_filled() -> None:
+    sampler = ClipSampler(11, 4, seed=1)
+    assert sampler.steps_per_epoch == 2
+    assert sampler.epoch(3).shape == (8, 2)
+    assert set(sampler.epoch(3)[:, 0]) == {3}

@@ -1,4 +1,4 @@
-"""Tars that are read from front to back: the samples of the loader that reads parts, from where parts cannot be had."""
+"""Tars that are read front to back: the same samples, from where ranges cannot be requested."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from trainer.data.loader import Loader
 from trainer.data.streaming import StreamedClips, listed_tars
 
 PLAIN: dict[str, Any] = {"anchor": "first", "direction": "forward", "crop": "centre", "flip": 0.0}
-"""Nothing is drawn."""
+"""Settings that leave nothing to chance."""
 WHOLE_FILES = r"^http://.*sends only whole files .*'trainer.data.streaming'$"
 
 
@@ -68,21 +68,19 @@ def from_a_command(build: Path) -> str:
 
 
 @pytest.mark.parametrize("where", [from_a_folder, from_its_list, from_a_pattern, from_a_command])
-def test_samples_are_those_of_the_loader_that_reads_parts(
-    build: Path, where: Callable[[Path], str]
-) -> None:
+def test_streamed_samples_equal_indexed_ones(build: Path, where: Callable[[Path], str]) -> None:
     settings = settings_for(build, **PLAIN)
     indexed = ClipDataset(open_snapshots(settings), settings, seed=1)
     expected = {sample["key"]: sample for sample in (indexed[0, i] for i in range(len(indexed)))}
-    found = list(islice(streamed(where(build), **PLAIN), len(indexed)))
-    assert sorted(sample["key"] for sample in found) == sorted(expected)
-    for sample in found:
+    samples = list(islice(streamed(where(build), **PLAIN), len(indexed)))
+    assert sorted(sample["key"] for sample in samples) == sorted(expected)
+    for sample in samples:
         assert sample.keys() == expected[sample["key"]].keys()
         for name in ("frames", "positions", "visibility", "confidence", "inside"):
             assert torch.equal(sample[name], expected[sample["key"]][name]), name  # type: ignore[literal-required]
 
 
-def test_what_is_drawn_follows_from_seed_pass_and_key(build: Path) -> None:
+def test_augmentation_follows_from_seed_pass_and_key(build: Path) -> None:
     changes: dict[str, Any] = {
         "crop": "random",
         "flip": 0.5,
@@ -99,7 +97,7 @@ def test_what_is_drawn_follows_from_seed_pass_and_key(build: Path) -> None:
             assert not torch.equal(sample["frames"][0], sample["teacher_frame"])
     shown = {sample["key"]: sample["frames"] for sample in once[:10]}
     assert not any(torch.equal(sample["frames"], shown[sample["key"]]) for sample in once[10:]), (
-        "each pass draws anew"
+        "each pass draws again"
     )
 
 
@@ -112,7 +110,7 @@ def test_a_server_that_sends_whole_files_only(build: Path) -> None:
         assert not isinstance(caught.value, ShardError), "no clip is damaged"
     with web_server(build, ranges=False) as served:
         assert sorted(keys(streamed(served.url), 10)) == sorted(keys(streamed(str(build)), 10))
-        assert served.requests == 3  # which snapshot, its tars, and the one that there is
+        assert served.requests == 3  # the current snapshot, its list of tars, and its one tar
 
 
 @pytest.mark.slow
@@ -145,18 +143,20 @@ def test_ranks_and_workers_share_the_tars(tars: Path, monkeypatch: pytest.Monkey
     read = []
     for rank in (0, 1):
         monkeypatch.setenv("RANK", str(rank))
-        batches = list(islice(clips.batches(3, workers=2), 4))  # two passes, each worker's in turn
+        batches = list(
+            islice(clips.batches(3, workers=2), 4)
+        )  # two passes, each worker's in pass_number
         seen = [[set(batch["key"]) for batch in batches[worker::2]] for worker in (0, 1)]
         assert all(
             len({key.rsplit("-", 1)[0] for key in batch}) == 1 for part in seen for batch in part
         ), "a tar is one worker's"
-        read.append([seen[0][turn] | seen[1][turn] for turn in (0, 1)])
-    for turn in (0, 1):
-        assert len(read[0][turn]) == len(read[1][turn]) == 6
-        assert read[0][turn] | read[1][turn] == alone[0]
+        read.append([seen[0][pass_number] | seen[1][pass_number] for pass_number in (0, 1)])
+    for pass_number in (0, 1):
+        assert len(read[0][pass_number]) == len(read[1][pass_number]) == 6
+        assert read[0][pass_number] | read[1][pass_number] == alone[0]
 
 
-def test_more_readers_than_tars_are_refused(tars: Path) -> None:
+def test_more_workers_than_tars_are_refused(tars: Path) -> None:
     with pytest.raises(
         PretrackError,
         match=r"^4 tars cannot be shared by 1 ranks with 5 workers each.*take fewer workers$",
@@ -164,7 +164,7 @@ def test_more_readers_than_tars_are_refused(tars: Path) -> None:
         next(streamed(str(tars / "*.tar")).batches(2, workers=5))
 
 
-def test_damage_is_named_or_left_out(
+def test_damaged_tars_and_clips_are_named_or_left_out(
     tars: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = (tars / "0.tar").read_bytes()
@@ -192,7 +192,7 @@ def test_a_command_that_fails_is_named(tars: Path) -> None:
         keys(streamed(f"pipe:head -c 20000 {tars / '0.tar'}; exit 3"), 3)
 
 
-def test_where_nothing_fits_the_stream_ends(tars: Path) -> None:
+def test_a_stream_without_fitting_clips_ends(tars: Path) -> None:
     with pytest.raises(
         PretrackError, match=r"^no clip in .* fits: split 'eval', 4 frames or more from an anchor$"
     ):
@@ -201,7 +201,7 @@ def test_where_nothing_fits_the_stream_ends(tars: Path) -> None:
         next(iter(streamed(str(tars / "*.tar"), frames=13)))
 
 
-def test_what_cannot_be_streamed_is_said_at_once(tmp_path: Path) -> None:
+def test_sources_and_settings_that_cannot_be_streamed_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^'data.where' needs a build's tables"):
         streamed(str(tmp_path / "0.tar"), where="motion > 0.1")
     with pytest.raises(PretrackError, match=r"^no file matches .*none-\*.tar$"):

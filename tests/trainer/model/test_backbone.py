@@ -1,4 +1,4 @@
-"""Backbones: patch maps of every published family, frozen by depth, with weights from files; students and teachers of them."""
+"""Backbones: patch maps of every published family, freezing by depth, weights from files."""
 
 from __future__ import annotations
 
@@ -81,18 +81,18 @@ def test_sizes_that_patches_do_not_fill_are_refused() -> None:
         ("dino_small", __file__, "cannot be read as weights"),
     ],
 )
-def test_what_cannot_be_made_is_said(name: str, weights: str, message: str) -> None:
+def test_models_that_cannot_be_made_are_named(name: str, weights: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         make_backbone(name, weights)
 
 
-def test_random_weights_are_said_plainly(caplog: pytest.LogCaptureFixture) -> None:
+def test_random_weights_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     make_backbone("vit_tiny_patch16_224", "random", TINY)
     assert "starts from random weights" in caplog.text
 
 
 @pytest.mark.parametrize("wrapper", ["plain", "teacher", "dino", "safetensors"])
-def test_weights_from_files(tmp_path: Path, wrapper: str) -> None:
+def test_weights_are_read_from_every_kind_of_file(tmp_path: Path, wrapper: str) -> None:
     source = make_backbone("dinov2_reg_small", None, TINY)
     state: dict[str, Tensor] = source.model.state_dict()
     path = tmp_path / ("weights.safetensors" if wrapper == "safetensors" else "weights.pth")
@@ -127,8 +127,8 @@ def test_another_models_weights_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dino_small", "dinov2_reg_small", "dinov3_small"])
-def test_weights_that_are_not_all_there_are_refused(tmp_path: Path, name: str) -> None:
-    """Nothing is left to chance: a block without weights of its own would be random."""
+def test_incomplete_weights_are_refused(tmp_path: Path, name: str) -> None:
+    """Otherwise a block without weights in the file would silently stay random."""
     state = make_backbone(name, None, TINY).model.state_dict()
     torch.save(state, tmp_path / "all.pth")
     make_backbone(name, str(tmp_path / "all.pth"), TINY)
@@ -157,7 +157,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
         read_weights(tmp_path / "weights.pth")
 
 
-def test_normalised_images() -> None:
+def test_images_are_normalised_as_worked_out_by_hand() -> None:
     frames = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
     values = normalised_images(frames, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
     torch.testing.assert_close(values[0, :, 0, 0], torch.tensor([5.0, 3.0, 1.4]))

@@ -1,4 +1,4 @@
-"""Features are read where the points are, and references come from where they should."""
+"""Sampling: features are read at the points, and references come from the right frames."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ GRID = SIZE // PATCH
 
 
 def position_map() -> torch.Tensor:
-    """A patch map [1, h, w, 2] of every patch's own centre (x, y) in pixels."""
+    """Make a patch map [1, h, w, 2] of every patch's own centre (x, y) in pixels."""
     centres = torch.arange(GRID) * PATCH + (PATCH - 1) / 2
     y, x = torch.meshgrid(centres, centres, indexing="ij")
     return torch.stack([x, y], dim=-1)[None]
 
 
-def test_a_point_is_read_where_it_is() -> None:
+def test_a_point_is_sampled_at_its_position() -> None:
     points = (
         torch.rand(1, 50, 2, generator=torch.Generator().manual_seed(0)) * (SIZE - PATCH)
         + (PATCH - 1) / 2
@@ -36,14 +36,14 @@ def test_a_point_is_read_where_it_is() -> None:
     )
 
 
-def test_published_reading_is_off_most_at_the_border() -> None:
+def test_published_sampling_is_off_most_at_the_border() -> None:
     points = torch.tensor([[[0.0, 31.5], [63.0, 31.5], [31.5, 31.5]]])
     read = sample_points(position_map(), points, SIZE, align_corners=True)
     torch.testing.assert_close(read[0, :, 0], torch.tensor([3.5, 59.5, 31.5]))
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
-def test_points_outside_are_moved_to_the_border(align_corners: bool) -> None:
+def test_points_outside_are_clamped_to_the_border(align_corners: bool) -> None:
     points = torch.tensor([[[-50.0, 20.0], [500.0, 20.0]]])
     torch.testing.assert_close(
         sample_points(position_map(), points, SIZE, align_corners),
@@ -51,14 +51,14 @@ def test_points_outside_are_moved_to_the_border(align_corners: bool) -> None:
     )
 
 
-def test_low_precision_features_keep_exact_places() -> None:
+def test_bfloat16_features_are_sampled_at_exact_positions() -> None:
     points = torch.tensor([[[13.25, 40.0]]])
     read = sample_points(position_map().bfloat16(), points, SIZE, align_corners=False)
     assert read.dtype == torch.float32
     torch.testing.assert_close(read, points, rtol=0, atol=0.25)
 
 
-def test_references_are_other_clips_frames_and_one_of_the_own() -> None:
+def test_references_are_frames_of_other_clips_and_one_of_its_own() -> None:
     clips, frames, count, side = 5, 4, 5, 3
     own_seen, others_seen = set(), set()
     for seed in range(200):
@@ -76,10 +76,11 @@ def test_references_are_other_clips_frames_and_one_of_the_own() -> None:
     assert others_seen == {0, 1, 2, 3}
 
 
-def test_too_few_frames_for_references_is_said() -> None:
+def test_too_few_frames_for_references_are_refused() -> None:
     with pytest.raises(
         SettingsError,
-        match=r"takes 4 frames of other clips, and where 1 go through the model together there are 0",
+        match=r"takes 4 frames of other clips, "
+        r"and where 1 go through the model together there are 0",
     ):
         choose_references(1, 4, 5, GRID, 3, torch.Generator())
     alone = choose_references(1, 4, 1, GRID, 3, torch.Generator().manual_seed(0))
@@ -103,17 +104,43 @@ def test_crops_are_slices() -> None:
             assert torch.equal(crops[b, r], expected)
 
 
-def test_only_frames_that_are_needed_are_kept() -> None:
+def test_needed_frames_are_renumbered() -> None:
     needed, first, second = needed_frames(12, torch.tensor([9, 2]), torch.tensor([[2, 5], [11, 9]]))
     assert needed.tolist() == [2, 5, 9, 11]
     assert first.tolist() == [2, 0]
     assert second.tolist() == [[0, 1], [3, 2]]
 
 
-def test_a_ranks_references_are_its_rows_of_all() -> None:
+def test_a_ranks_references_are_its_rows_of_the_common_draw() -> None:
     drawn = choose_references(6, 4, 3, 8, 4, torch.Generator().manual_seed(0))
     own = rank_references(drawn, 2, 1)
     assert own.across_ranks
     for name in ("frame", "top", "left"):
         assert torch.equal(getattr(own, name), getattr(drawn, name)[2:4])
     assert isinstance(own, References)
+
+
+@pytest.mark.parametrize(
+    ("align_corners", "x", "expected"),
+    [
+        # Patches of 8 pixels have their centres at 3.5, 11.5, ...: 5.5 is a quarter of the way.
+        (False, 5.5, 0.25),
+        (False, 11.5, 1.0),
+        (False, 0.0, 0.0),
+        (False, 63.0, 7.0),
+        # Pixels 0..63 are spread over the centres of patches 0..7: 9 pixels per patch.
+        (True, 9.0, 1.0),
+        (True, 4.5, 0.5),
+        (True, 63.0, 7.0),
+    ],
+)
+def test_sampling_positions_are_those_worked_out_by_hand(
+    align_corners: bool, x: float, expected: float
+) -> None:
+    column = torch.arange(GRID).float().expand(GRID, GRID)[None, ..., None]
+    row = column.transpose(1, 2)
+    points = torch.tensor([[[x, 20.0], [20.0, x]]])
+    columns = sample_points(column, points, SIZE, align_corners)
+    rows = sample_points(row, points, SIZE, align_corners)
+    assert columns[0, 0].item() == pytest.approx(expected, abs=1e-5)
+    assert rows[0, 1].item() == pytest.approx(expected, abs=1e-5)

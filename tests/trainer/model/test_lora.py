@@ -68,7 +68,8 @@ def test_layers_that_no_block_has_are_refused() -> None:
     backbone.freeze(1, train_norm=False)
     with pytest.raises(
         SettingsError,
-        match=r"names 'query', and a block of vit_tiny_patch16_224 has attn.qkv, attn.proj, mlp.fc1",
+        match=r"names 'query', and a block of vit_tiny_patch16_224 "
+        r"has attn.qkv, attn.proj, mlp.fc1",
     ):
         add_adapters(backbone, LoraSettings(layers=("qkv", "query")))
 

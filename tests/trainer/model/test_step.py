@@ -1,4 +1,7 @@
-"""The lean step equals the plain one: shared trunk, only needed frames, parts of a batch, ranks that share references, adapters."""
+"""The step without redundant passes equals the plain one.
+
+With a shared trunk, only the needed frames, a batch in parts, and references across ranks.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 def a_step(settings: TrainSettings, clips: int = 4) -> tuple[Step, Batch]:
-    """A model whose teacher has moved away from its student, and some clips."""
+    """Make a model whose teacher differs from its student, and a batch."""
     torch.manual_seed(0)
     model = make_step(settings, None, CPU)
     with torch.no_grad():
@@ -50,10 +53,10 @@ def a_step(settings: TrainSettings, clips: int = 4) -> tuple[Step, Batch]:
     return model, next(iter(Loader(dataset, dataset.sampler(clips))))
 
 
-def part_of(sample: Batch, clips: list[int]) -> Batch:
-    """Some clips of a sample."""
-    parts = {name: value[clips] for name, value in sample.items() if isinstance(value, Tensor)}
-    return cast(Batch, parts | {"key": [sample["key"][clip] for clip in clips]})
+def select_clips(batch: Batch, clips: list[int]) -> Batch:
+    """Select some clips of a batch."""
+    parts = {name: value[clips] for name, value in batch.items() if isinstance(value, Tensor)}
+    return cast(Batch, parts | {"key": [batch["key"][clip] for clip in clips]})
 
 
 def gradients(model: Step) -> dict[str, Tensor]:
@@ -79,48 +82,78 @@ def test_trunk_and_tail_are_the_backbone(name: str, trained: int) -> None:
 
 
 @pytest.mark.parametrize("compared", [[1, 2, 3], [3]])
-def test_embeddings_are_those_of_whole_passes_over_every_frame(
+def test_embeddings_equal_whole_passes_over_every_frame(
     settings: Make, compared: list[int]
 ) -> None:
     s = settings()
-    model, sample = a_step(s)
+    model, batch = a_step(s)
     references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
-    lean = model.embed(sample, compared, references, 4)
+    lean = model.embed(batch, compared, references, 4)
 
-    images = normalised_images(sample["frames"], s.data.mean, s.data.std).flatten(0, 1)
-    features, teachers = (
-        model.student.backbone(images),
-        model.teacher.backbone(images),
-    )  # each the whole transformer
-    points = sample["positions"].flatten(0, 1)
+    images = normalised_images(batch["frames"], s.data.mean, s.data.std).flatten(0, 1)
+    # Each is a pass through the whole transformer.
+    features = model.student.backbone(images)
+    teacher_features = model.teacher.backbone(images)
+    points = batch["positions"].flatten(0, 1)
     tracks = model.student.embed(sample_points(features, points, 64, False)).view(4, 4, 36, 16)[
         :, compared
     ]
-    anchor = model.teacher.embed(sample_points(teachers, points, 64, False)).view(4, 4, 36, 16)[
-        :, 0
-    ]
+    anchor = model.teacher.embed(sample_points(teacher_features, points, 64, False)).view(
+        4, 4, 36, 16
+    )[:, 0]
     crops = model.student.embed(crop_references(features, references, 4))
     for ours, plain in ((lean.student, tracks), (lean.teacher, anchor), (lean.references, crops)):
         torch.testing.assert_close(ours, plain, rtol=0, atol=1e-5)
 
 
+def test_a_track_counts_where_it_and_its_anchor_are_visible(settings: Make) -> None:
+    model, batch = a_step(settings())
+    # One track in all, in frame 2 just below and in frame 3 just above the threshold of 0.9.
+    batch["visibility"][:] = 0
+    batch["visibility"][0, :, 5] = torch.tensor([0.0, 0.95, 0.85, 0.91])
+    batch["confidence"][:] = 1
+    batch["inside"][:] = True
+    batch["inside"][1:, 0] = False
+    batch["positions"][:] = torch.tensor([31.5, 63.5])
+    references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    embeddings = model.embed(batch, [1, 2, 3], references, 4)
+    assert embeddings.weights.dtype == torch.float32
+    assert embeddings.weights.nonzero().tolist() == [[0, 0, 5], [0, 2, 5]]
+    assert embeddings.weights.sum() == 2
+    # Half of 64 pixels, and the last pixel's lower edge.
+    assert embeddings.positions.unique(dim=-2).flatten()[:2].tolist() == [0.5, 1.0]
+    assert embeddings.anchor_positions[3, 35].tolist() == [0.5, 1.0]
+
+
+def test_the_teacher_embeds_the_anchor_frame_in_its_own_colours(settings: Make) -> None:
+    s = settings(data={"colour": {"jitter": 1.0, "student_only": True}})
+    model, batch = a_step(s)
+    _, anchors = model.trunks(batch)
+    images = normalised_images(batch["teacher_frame"], s.data.mean, s.data.std)
+    torch.testing.assert_close(anchors.values, model.student.backbone.trunk(images).values)
+    changed = normalised_images(batch["frames"][:, 0], s.data.mean, s.data.std)
+    assert not torch.allclose(
+        anchors.values, model.student.backbone.trunk(changed).values, atol=1e-2
+    )
+
+
 def test_a_teacher_averaged_in_all_weights_runs_its_own_trunk(settings: Make) -> None:
-    model, sample = a_step(settings("upstream"))
+    model, batch = a_step(settings("upstream"))
     with torch.no_grad():
         model.teacher.backbone.model.blocks[0].mlp.fc1.weight.mul_(1.5)
-    tokens, anchors = model.trunks(sample)
+    tokens, anchors = model.trunks(batch)
     assert not torch.allclose(tokens.values[::4], anchors.values, atol=1e-3)
     own = normalised_images(
-        sample["frames"][:, 0], model.settings.data.mean, model.settings.data.std
+        batch["frames"][:, 0], model.settings.data.mean, model.settings.data.std
     )
     assert torch.equal(anchors.values, model.teacher.backbone.trunk(own).values)
 
 
-def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
+def test_gradients_of_accumulated_parts_are_their_mean(settings: Make) -> None:
     s = settings(run={"accumulate": 2}, references={"count": 1})
-    model, sample = a_step(s)
+    model, batch = a_step(s)
     loss, parts_of_loss, _ = forward_backward(
-        model, sample, compared=[1, 2, 3], patches=(8, 4), step=0, settings=s, rank=Rank(0, 1, CPU)
+        model, batch, compared=[1, 2, 3], patches=(8, 4), step=0, settings=s, rank=Rank(0, 1, CPU)
     )
     together = gradients(model)
     halves = []
@@ -129,7 +162,7 @@ def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
     for part in (slice(0, 2), slice(2, 4)):
         model.zero_grad()
         references = choose_references(2, 4, 1, 8, 4, generator)
-        value, _, _ = model(slice_batch(sample, part), [1, 2, 3], references, 4)
+        value, _, _ = model(slice_batch(batch, part), [1, 2, 3], references, 4)
         value.backward()
         halves.append(gradients(model))
         total += value.item() / 2
@@ -141,19 +174,21 @@ def test_gradients_of_parts_are_the_mean_of_their_own(settings: Make) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_in_parts_goes_through_and_odd_parts_are_refused(settings: Make) -> None:
+def test_a_run_accumulates_parts_and_uneven_parts_are_refused(settings: Make) -> None:
     assert train(settings(run={"accumulate": 2, "steps": 2}, references={"count": 2})).is_file()
     with pytest.raises(ValueError, match="cannot be shared by 3 parts"):
         settings(run={"accumulate": 3})
 
 
 @pytest.mark.slow
-def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_path: Path) -> None:
+def test_references_across_ranks_equal_those_of_one_big_batch(
+    settings: Make, tmp_path: Path
+) -> None:
     s = settings(
         references={"count": 4, "across_ranks": True}, run={"batch_size": 8, "accumulate": 2}
     )
     (tmp_path / "settings.json").write_text(s.model_dump_json())
-    logs = f"--log-dir={tmp_path / 'logs'}"  # in /tmp otherwise, where they stay
+    logs = f"--log-dir={tmp_path / 'logs'}"  # torchrun would leave them in /tmp
     command = [
         sys.executable,
         "-m",
@@ -175,12 +210,12 @@ def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_
     )
     assert run.returncode == 0, run.stderr
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    model, sample = a_step(s, clips=8)  # the first four are the first rank's
+    model, batch = a_step(s, clips=8)  # the first four are the first rank's
     generator = torch.Generator().manual_seed(step_seed(s.run.seed, 0, 0))
     total = 0.0
     for clips in ([0, 1, 4, 5], [2, 3, 6, 7]):
         references = choose_references(4, 4, 4, 8, 4, generator)
-        loss, _, _ = model(part_of(sample, clips), [1, 2, 3], references, 4)
+        loss, _, _ = model(select_clips(batch, clips), [1, 2, 3], references, 4)
         (loss / 2).backward()
         total += loss.item() / 2
     assert (ranks[0]["loss"] + ranks[1]["loss"]) / 2 == pytest.approx(total, abs=1e-5)
@@ -191,22 +226,20 @@ def test_references_across_ranks_are_those_of_one_big_batch(settings: Make, tmp_
             )
 
 
-def test_operations_are_counted_as_by_hand(settings: Make) -> None:
+def test_flops_are_those_worked_out_by_hand(settings: Make) -> None:
     model = make_step(settings(), None, CPU)
     n, d, patch = 8 * 8 + 1, 192, 8
-    block = 2 * (
-        12 * d * d * n + 2 * n * n * d
-    )  # 3DPoV's ViT: multiply and add, projections and attention
+    # A ViT block: 2 operations per multiply-add, 12 d^2 n in linear layers, 2 n^2 d in attention.
+    block = 2 * (12 * d * d * n + 2 * n * n * d)
     trunk = block + 2 * (n - 1) * 3 * patch * patch * d
     assert step_flops(model, 64) == pytest.approx(4 * trunk + 13 * 2 * block, rel=1e-6)
-    followed = make_step(
-        settings(loss={"track_mean": {}}), None, CPU
-    )  # here the teacher sees all 4 frames
-    assert step_flops(followed, 64) == pytest.approx(4 * trunk + 16 * 2 * block, rel=1e-6)
+    # With track_mean the teacher sees all 4 frames.
+    with_track_mean = make_step(settings(loss={"track_mean": {}}), None, CPU)
+    assert step_flops(with_track_mean, 64) == pytest.approx(4 * trunk + 16 * 2 * block, rel=1e-6)
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_run(settings: Make, tmp_path: Path) -> None:
+def test_compiled_blocks_train_alike(settings: Make, tmp_path: Path) -> None:
     small = {"options": {"depth": 2, "patch_size": 8}, "trainable_blocks": 1}
     plain = settings(model=small, run={"steps": 2, "out": tmp_path / "plain"})
     compiled = settings(
@@ -221,7 +254,7 @@ def test_compiled_blocks_give_the_same_run(settings: Make, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_machine_that_cannot_compile_is_told_so(
+def test_a_missing_compiler_is_named(
     settings: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from torch._inductor import config
