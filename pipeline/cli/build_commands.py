@@ -1,4 +1,4 @@
-"""The commands that make things: `catalog`, `plan`, `build`, `verify` and `gc`."""
+"""The commands that build: `catalog`, `plan`, `build`, `verify` and `gc`."""
 
 from __future__ import annotations
 
@@ -23,38 +23,35 @@ from pipeline.cli.options import (
 from pipeline.cli.output import print_failures, print_json, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from manifests.snapshot import Snapshot
+    from pipeline.inspection.verify import Problem
     from pipeline.planning.cost import Estimate
     from pipeline.planning.plan import Plan
 
 
 def catalog(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """List the videos found, and what cannot be used and why."""
+    """List the videos of all sources, and which cannot be used and why."""
     from pipeline.monitoring.progress import Progress
     from pipeline.planning.catalog import make_catalog
 
-    settings = settings_of(config, overrides)
-    found = make_catalog(settings, Progress())
+    listed = make_catalog(settings_of(config, overrides), Progress())
     if as_json:
-        videos = found.videos.select(
-            ["source", "video_id", "split", "frames", "width", "height", "terms"]
-        )
-        print_json({"videos": videos.to_pylist(), "failures": found.failures.to_pylist()})
+        columns = ["source", "video_id", "split", "frames", "width", "height", "terms"]
+        videos = listed.videos.select(columns).to_pylist()
+        print_json({"videos": videos, "failures": listed.failures.to_pylist()})
         return
-    by_source = found.videos.group_by(["source", "split", "terms"]).aggregate(
+    sums = listed.videos.group_by(["source", "split", "terms"]).aggregate(
         [("video_id", "count"), ("frames", "sum")]
     )
     table = Table("source", "split", "videos", "frames", "terms", title="Videos")
-    for row in by_source.sort_by([("source", "ascending"), ("split", "descending")]).to_pylist():
-        table.add_row(
-            row["source"],
-            row["split"],
-            f"{row['video_id_count']:,}",
-            f"{row['frames_sum']:,}",
-            row["terms"],
-        )
+    for row in sums.sort_by([("source", "ascending"), ("split", "descending")]).to_pylist():
+        videos, frames = f"{row['video_id_count']:,}", f"{row['frames_sum']:,}"
+        table.add_row(row["source"], row["split"], videos, frames, row["terms"])
     print_table(table)
-    if found.failures.num_rows:
-        print_failures(found.failures.to_pylist(), "catalog")
+    if listed.failures.num_rows:
+        print_failures(listed.failures.to_pylist(), "catalog")
 
 
 def plan(
@@ -64,44 +61,48 @@ def plan(
     retry_failed: RetryFailed = False,
     as_json: AsJson = False,
 ) -> None:
-    """Say for every shard whether a build keeps, re-tracks or builds it, why, and what that costs. Makes no shard."""
+    """Show which shards a build would keep, re-track or build, why, and at what cost."""
     from pipeline.monitoring.progress import Progress
     from pipeline.planning.catalog import make_catalog, stored_catalog
     from pipeline.planning.cost import estimate
     from pipeline.planning.plan import make_plan
 
     settings = settings_of(config, overrides)
-    found = stored_catalog(settings) if stored else make_catalog(settings, Progress(), retry_failed)
-    planned = make_plan(settings, found, retry_failed, stored)
+    if stored:
+        videos = stored_catalog(settings)
+    else:
+        videos = make_catalog(settings, Progress(), retry_failed)
+    planned = make_plan(settings, videos, retry_failed, stored)
     costs = estimate(planned)
     if as_json:
         print_json(_plan_as_json(planned, costs, str(settings.out)))
-        return
-    table = Table(
-        "action", "why", "shards", "clips", "size", "worker time", title=f"Plan for {settings.out}"
-    )
+    else:
+        _print_plan(planned, costs, str(settings.out))
+
+
+def _print_plan(planned: Plan, costs: Estimate, out: str) -> None:
+    """Print a plan as a table with a row per action and reason, and the worker time of all."""
+    heads = ("action", "why", "shards", "clips", "size", "worker time")
+    table = Table(*heads, title=f"Plan for {out}")
     for line in costs.lines:
         time = "" if line.action == "keep" else duration(line.seconds)
-        table.add_row(
-            line.action, line.reason, f"{line.shards:,}", f"{line.clips:,}", size(line.bytes), time
-        )
+        counts = (f"{line.shards:,}", f"{line.clips:,}")
+        table.add_row(line.action, line.reason, *counts, size(line.bytes), time)
     if planned.dropped:
-        table.add_row("drop", "nothing asks for it any more", f"{planned.dropped:,}", "", "", "")
+        table.add_row("drop", "no longer part of the config", f"{planned.dropped:,}", "", "", "")
     print_table(table)
     if costs.total.shards:
-        wall = (
-            f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} at work"
-            if costs.wall_seconds is not None
-            else ""
-        )
+        wall = ""
+        if costs.wall_seconds is not None:
+            wall = f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} workers"
         print(f"worker time in all: {duration(costs.total.seconds)}{wall}")
     if notes := planned.failures.num_rows:
-        print(
-            f"{pluralise(notes, 'note')} on what is left out or incomplete: 'pretrack catalog' lists them"
-        )
+        left_out = f"{pluralise(notes, 'note')} on what is left out or incomplete"
+        print(f"{left_out}: 'pretrack catalog' lists them")
 
 
 def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
+    """Return a plan as plain data, with the frames of each shard."""
     frames = planned.clips["frames"].to_numpy().cumsum()
     shards = [
         {
@@ -142,7 +143,7 @@ def build(
         ),
     ] = False,
 ) -> None:
-    """Make the shards that are missing or out of date, and publish a snapshot."""
+    """Build the shards that are missing or out of date, and publish a snapshot."""
     import pyarrow.compute as pc
 
     from pipeline.execution.build import build as run
@@ -150,24 +151,17 @@ def build(
 
     settings = settings_of(config, overrides)
     built = run(settings, Progress(json_lines=json_logs), stored, retry_failed)
-    clips, failures = (
-        pc.sum(built.snapshot.shards["clips"]).as_py(),
-        built.snapshot.failures.num_rows,
-    )
-    kept = f"{pluralise(built.kept, 'shard')} kept"
-    did = (
-        f"{pluralise(built.made, 'shard')} made, {built.kept:,} kept"
-        if built.made
-        else f"nothing to do, {kept}"
-    )
-    notes = (
-        f"; {pluralise(failures, 'note')} on what is left out or incomplete ('pretrack status')"
-        if failures
-        else ""
-    )
-    print(
-        f"{settings.out}: {did}; snapshot {built.snapshot.name} has {pluralise(clips, 'clip')}{notes}"
-    )
+    snapshot = built.snapshot
+    if built.made:
+        done = f"{pluralise(built.made, 'shard')} made, {built.kept:,} kept"
+    else:
+        done = f"nothing to do, {pluralise(built.kept, 'shard')} kept"
+    clips = pluralise(pc.sum(snapshot.shards["clips"]).as_py(), "clip")
+    notes = ""
+    if failures := snapshot.failures.num_rows:
+        left_out = f"{pluralise(failures, 'note')} on what is left out or incomplete"
+        notes = f"; {left_out} ('pretrack status')"
+    print(f"{settings.out}: {done}; snapshot {snapshot.name} has {clips}{notes}")
 
 
 def verify(
@@ -175,13 +169,14 @@ def verify(
     overrides: Overrides = None,
     repair: Annotated[
         bool,
-        typer.Option(
-            "--repair", help="Make damaged shards again: what is still good in them is kept."
-        ),
+        typer.Option("--repair", help="Rebuild damaged shards; intact clips in them are copied."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the current snapshot: sizes, checksums, images, tracks, and what its tables say. Exits with 1 if anything is wrong."""
+    """Check the current snapshot: file sizes, checksums, images, tracks and tables.
+
+    Ends with status 1 if anything is wrong.
+    """
     from manifests.snapshot import open_snapshot
     from pipeline.inspection.verify import verify_snapshot
     from pipeline.monitoring.progress import Progress
@@ -190,33 +185,37 @@ def verify(
     snapshot = open_snapshot(out)
     problems, lost_clips = verify_snapshot(snapshot, Progress()), False
     if problems and repair:
-        from pipeline.execution.repair import repair as mend
-
-        for problem in problems:
-            print(problem, file=sys.stderr)
-        repaired = mend(snapshot, problems, Progress())
-        print(f"{pluralise(repaired.built.made, 'shard')} made again", file=sys.stderr)
-        if lost_clips := bool(repaired.lost):
-            first = f"the first being {repaired.lost[0]}: {repaired.reason}"
-            print(
-                f"{pluralise(len(repaired.lost), 'clip')} could not be had again and are left out, {first}",
-                file=sys.stderr,
-            )
-        snapshot = repaired.built.snapshot
+        snapshot, lost_clips = _repair(snapshot, problems)
         problems = verify_snapshot(snapshot, Progress())
     shards, clips = snapshot.shards.num_rows, snapshot.clips.num_rows
     if as_json:
-        said = [str(problem) for problem in problems]
-        print_json({"snapshot": snapshot.name, "shards": shards, "clips": clips, "problems": said})
+        sentences = [str(problem) for problem in problems]
+        counts = {"snapshot": snapshot.name, "shards": shards, "clips": clips}
+        print_json({**counts, "problems": sentences})
     else:
         for problem in problems:
             print(problem)
         holds = f"{pluralise(shards, 'shard')}, {pluralise(clips, 'clip')}"
         print(f"snapshot {snapshot.name}: {holds}, {pluralise(len(problems), 'problem')}")
         if problems:
-            print(f"to make damaged shards again: pretrack verify {out} --repair")
+            print(f"to rebuild damaged shards: pretrack verify {out} --repair")
     if problems or lost_clips:
         raise typer.Exit(1)
+
+
+def _repair(snapshot: Snapshot, problems: Sequence[Problem]) -> tuple[Snapshot, bool]:
+    """Repair a snapshot; return the new one, and whether clips were lost."""
+    from pipeline.execution.repair import repair
+    from pipeline.monitoring.progress import Progress
+
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    repaired = repair(snapshot, problems, Progress())
+    print(f"{pluralise(repaired.built.made, 'shard')} made again", file=sys.stderr)
+    if repaired.lost:
+        lost = f"{pluralise(len(repaired.lost), 'clip')} could not be recovered and are left out"
+        print(f"{lost}; the first: {repaired.lost[0]}: {repaired.reason}", file=sys.stderr)
+    return repaired.built.snapshot, bool(repaired.lost)
 
 
 def gc(
@@ -224,35 +223,31 @@ def gc(
     overrides: Overrides = None,
     keep: Annotated[
         int,
-        typer.Option(help="How many of the newest snapshots stay; the current one always does."),
+        typer.Option(help="Keep this many of the newest snapshots; the current one always stays."),
     ] = 2,
     keep_snapshot: Annotated[
-        list[str] | None, typer.Option(help="A snapshot that stays, too; may be given again.")
+        list[str] | None, typer.Option(help="Also keep this snapshot; may be given several times.")
     ] = None,
     unpublished: Annotated[
-        bool, typer.Option("--unpublished", help="Also remove an interrupted build's work so far.")
+        bool, typer.Option("--unpublished", help="Also remove the shards of an interrupted build.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+        bool, typer.Option("--dry-run", help="Print what would be removed, and remove nothing.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove old snapshots, and the shards that only they name. Trainers that read them would fail: keep those in use."""
+    """Remove old snapshots, and the shards that only they name; keep those that trainers read."""
     from pipeline.execution.garbage_collection import collect_garbage
 
-    garbage = collect_garbage(
-        out_of(where, overrides), keep, keep_snapshot or (), unpublished, dry_run
-    )
+    out = out_of(where, overrides)
+    garbage = collect_garbage(out, keep, keep_snapshot or (), unpublished, dry_run)
     if as_json:
         print_json({**asdict(garbage), "dry_run": dry_run})
         return
-    did = "would remove" if dry_run else "removed"
-    old = ", ".join(garbage.snapshots) or "no snapshot"
-    print(
-        f"kept snapshots {', '.join(garbage.kept)}; {did} {old}, {pluralise(len(garbage.shards), 'shard')}, {size(garbage.bytes)}"
-    )
+    action = "would remove" if dry_run else "removed"
+    snapshots = ", ".join(garbage.snapshots) or "no snapshot"
+    shards = f"{pluralise(len(garbage.shards), 'shard')}, {size(garbage.bytes)}"
+    print(f"kept snapshots {', '.join(garbage.kept)}; {action} {snapshots}, {shards}")
     if garbage.unpublished:
-        left = pluralise(garbage.unpublished, "shard")
-        print(
-            f"left for the next build: {left} of one that did not end ('--unpublished' removes them)"
-        )
+        unused = f"{pluralise(garbage.unpublished, 'shard')} of an interrupted build"
+        print(f"kept for the next build: {unused} ('--unpublished' removes them)")

@@ -1,4 +1,4 @@
-"""The arguments and options that commands share, and what they mean."""
+"""The arguments and options that commands share."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Stored = Annotated[
     bool,
     typer.Option(
         "--stored",
-        help="Take the videos from the current snapshot: to track again without the sources.",
+        help="Take the videos from the current snapshot, to re-track them without the sources.",
     ),
 ]
 RetryFailed = Annotated[
     bool,
     typer.Option(
         "--retry-failed",
-        help="Try again whatever failed, for whatever reason: after files were repaired in place.",
+        help="Retry everything that failed, for any reason; for files that were repaired in place.",
     ),
 ]
 AsJson = Annotated[
@@ -42,7 +42,7 @@ SnapshotName = Annotated[
 
 
 def settings_of(config: Path, overrides: list[str] | None) -> BuildSettings:
-    """A config's settings. Raises SettingsError."""
+    """Load the settings of a config. Raises SettingsError."""
     from manifests.settings import load_settings
     from pipeline.config import BuildSettings
 
@@ -50,14 +50,14 @@ def settings_of(config: Path, overrides: list[str] | None) -> BuildSettings:
 
 
 def out_of(where: str, overrides: list[str] | None = None) -> Location:
-    """The output folder meant by a config or by itself. Raises PretrackError."""
+    """Return an output folder, given as it is or by a config's `out`. Raises PretrackError."""
     from shards.files import parse_location
 
-    place = parse_location(where)
-    if isinstance(place, Path) and not place.is_dir():
-        return settings_of(place, overrides).out
+    folder = parse_location(where)
+    if isinstance(folder, Path) and not folder.is_dir():
+        return settings_of(folder, overrides).out
     if overrides:
         raise PretrackError(
             f"overrides ({' '.join(overrides)}) need a config, and {where} is a folder"
         )
-    return place
+    return folder

@@ -1,4 +1,4 @@
-"""How commands print: tables for people, JSON for programs."""
+"""Print tables for people, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -13,22 +13,20 @@ _SHOWN_FAILURES = 50
 
 
 def print_json(value: Any) -> None:
-    """Plain data on standard output."""
+    """Print plain data on standard output."""
     print(json.dumps(value, indent=1))
 
 
 def print_table(table: Table) -> None:
-    """As wide as the terminal; in a log, wide enough not to break lines."""
+    """Print a table as wide as the terminal; in a log, wide enough not to break lines."""
     (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
 
 
 def print_failures(failures: list[dict[str, Any]], command: str) -> None:
-    """The first rows of a failures table, and which command lists them all."""
+    """Print the first rows of a failures table, and which command lists them all."""
     table = Table("source", "video or clip", "reason", "detail", title="Left out or incomplete")
     for row in failures[:_SHOWN_FAILURES]:
         table.add_row(row["source"], row["clip"] or row["video_id"], row["reason"], row["detail"])
     print_table(table)
-    if len(failures) > _SHOWN_FAILURES:
-        print(
-            f"… and {len(failures) - _SHOWN_FAILURES:,} more: 'pretrack {command} --json' lists them all"
-        )
+    if (more := len(failures) - _SHOWN_FAILURES) > 0:
+        print(f"… and {more:,} more: 'pretrack {command} --json' lists them all")

@@ -13,7 +13,8 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.cli.build_commands import build, catalog, gc, plan, verify
-from pipeline.cli.inspect_commands import diff, export, report, show, snapshots, stats, status
+from pipeline.cli.inspect_commands import diff, snapshots, stats, status
+from pipeline.cli.picture_commands import export, report, show
 from shards.errors import exit_on_errors
 
 

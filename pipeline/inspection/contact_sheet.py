@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -22,15 +24,25 @@ from shards.reader import read_clip_members
 from shards.stored_clip import StoredClip
 
 
-def show_clips(
-    snapshot: Snapshot, names: list[str], count: int, anchor: int, folder: Path
-) -> list[Path]:
-    """Draw clips into a folder, and return the files.
+@dataclass(frozen=True)
+class ClipChoice:
+    """Which clips to show: those whose keys contain one of `names`, or the best of each source.
 
-    Draws the clips whose keys contain one of `names`; without names, the `count` best clips of each
-    source (see `best_clips`). Raises PretrackError for a name that no clip has, or if no clip has
-    the anchor.
+    count:  clips per source (see `best_clips`); by default one on contact sheets, all in a gallery
+    anchor: index of the anchor whose tracks are drawn
     """
+
+    names: tuple[str, ...] = ()
+    count: int | None = None
+    anchor: int = 0
+
+
+def show_clips(snapshot: Snapshot, choice: ClipChoice, folder: Path) -> list[Path]:
+    """Draw the chosen clips into a folder, and return the files.
+
+    Raises PretrackError for a name that no clip has, or if no clip has the anchor.
+    """
+    names, anchor = choice.names, choice.anchor
     clips = clips_named(snapshot, names)
     anchors = pc.list_value_length(clips["anchors"])
     with_anchor = clips.filter(pc.greater(anchors, anchor))
@@ -42,7 +54,9 @@ def show_clips(
         )
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for number in range(with_anchor.num_rows) if names else best_clips(with_anchor, count):
+    for number in (
+        range(with_anchor.num_rows) if names else best_clips(with_anchor, choice.count or 1)
+    ):
         clip = read_clip(snapshot, with_anchor.slice(number, 1).to_pylist()[0])
         sheet, video = folder / f"{clip.info.key}.png", folder / f"{clip.info.key}.mp4"
         write_sheet(sheet, clip, anchor)
@@ -65,7 +79,7 @@ def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
         ) from error
 
 
-def clips_named(snapshot: Snapshot, names: list[str]) -> pa.Table:
+def clips_named(snapshot: Snapshot, names: Sequence[str]) -> pa.Table:
     """Return the rows of the clips whose keys contain one of `names`; of all clips without names.
 
     Raises PretrackError for a name that no clip has.

@@ -14,7 +14,7 @@ from manifests.receipt import receipt_path, shard_path
 from manifests.snapshot import current_snapshot, list_snapshots, open_snapshot
 from manifests.tables import read_table, write_table
 from pipeline.execution.garbage_collection import collect_garbage
-from pipeline.inspection.contact_sheet import read_clip, show_clips
+from pipeline.inspection.contact_sheet import ClipChoice, read_clip, show_clips
 from pipeline.inspection.report_figures import measure
 from pipeline.inspection.verify import _tasks, _verify, verify_snapshot
 from pipeline.monitoring.progress import Progress
@@ -137,7 +137,7 @@ def test_verify_and_show_stay_in_the_folder(out: Path, tmp_path: Path) -> None:
         verify_snapshot(open_snapshot(out), Progress(quiet=True))
     spoil(out, "clips", frame_sizes=[1])
     with pytest.raises(PretrackError, match="8 offsets and 1 sizes of frames"):
-        show_clips(open_snapshot(out), [], 1, 0, tmp_path / "shown")
+        show_clips(open_snapshot(out), ClipChoice(), tmp_path / "shown")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "shown"]
 
 

@@ -1,11 +1,12 @@
-"""Writes a gallery: a folder that a browser shows from the file system, a bucket or a web server, with nothing from elsewhere.
+"""Write a gallery: a folder that a browser shows from disk, a bucket or a web server.
 
     index.html, gallery.css, and scripts   the page, the same for every gallery
-    clips.js                               one entry a clip, for the list
-    clips/000000.jpg, clips/000000.js      a clip's thumbnail; its frames and tracks, loaded when it is opened
+    clips.js                               one entry per clip, for the list
+    clips/000000.jpg, clips/000000.js      a clip's thumbnail; its frames and tracks, loaded when it
+                                           is opened
 
-Data are scripts that call a function of the page, since a browser loads those from a file system and nothing else. Whatever a
-source calls its videos is only ever text on the page.
+It loads nothing from elsewhere. Data are scripts that call a function of the page: from disk, a
+browser loads nothing else. Names of videos are only ever text on the page, never HTML.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from numpy.typing import NDArray
 from manifests.changes import changed_settings
 from manifests.snapshot import Snapshot
 from manifests.wording import pluralise
-from pipeline.inspection.contact_sheet import best_clips, clips_named, read_clip
+from pipeline.inspection.contact_sheet import ClipChoice, best_clips, clips_named, read_clip
 from pipeline.inspection.draw import thumbnail
 from pipeline.monitoring.progress import Progress
 from shards.errors import PretrackError, ShardError, first_line
@@ -40,19 +41,24 @@ from shards.files import Location, atomic_write, delete, parse_location, sizes_i
 from shards.stored_clip import StoredClip
 
 MOST_CLIPS = 300
-"""How many clips a gallery shows where nothing else is asked for."""
+"""Clips that a gallery shows at most, if no number is given."""
 
 _PAGE = ("index.html", "gallery.css", "gallery.js", "player.js", "draw.js", "input.js")
-_OF_A_CLIP = re.compile(r"\d{6}\.(js|jpg)")
-_AT_ONCE = 4
-_UNITS = 32
+_CLIP_FILE = re.compile(r"\d{6}\.(js|jpg)")
+_WRITERS = 4
+_UNITS_PER_PIXEL = 32
 _LARGEST = 2**15 - 1
+_COLUMNS = ("key", "source", "dataset", "video_id", "split", "frames", "width", "height", "points")
+_FIGURES = ("visible_fraction", "motion")
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What was written: the page to open, the clips it shows, how many were left out for want of room, and those that could not be
-    read, each with the reason."""
+    """A written gallery: its page, and the number of clips it shows.
+
+    left_out: number of clips that were left out because there are more than MOST_CLIPS
+    damaged:  why clips could not be read, one sentence each
+    """
 
     page: Location
     clips: int
@@ -64,167 +70,170 @@ def write_gallery(
     snapshot: Snapshot,
     folder: Location,
     progress: Progress,
-    *,
-    wanted: list[str] | None = None,
-    count: int | None = None,
-    anchor: int = 0,
+    choice: ClipChoice = ClipChoice(),  # noqa: B008 (it is frozen)
     against: Snapshot | None = None,
 ) -> Gallery:
-    """Writes the gallery of a snapshot into `folder`, over an older one if there is one.
+    """Write the gallery of a snapshot into `folder`, in place of an older one.
 
-    It shows the `count` best clips of each source (see `show_clips`), or those whose keys hold one of `wanted`, or all; of more
-    than MOST_CLIPS of those as many, evenly spread over their order. Clips that `against` holds too are shown in both. `anchor` is
-    the one chosen at first. A clip that cannot be read is left out and named. Raises PretrackError for a name that no clip has.
+    Shows the chosen clips. Without a count, or with names, it shows at most MOST_CLIPS of them,
+    spread evenly over their order. Clips that `against` has too are shown in both snapshots. A clip
+    that cannot be read is left out and named. Raises PretrackError for a name that no clip has, or
+    if no clip can be shown.
     """
-    table = clips_named(snapshot, wanted or [])
-    rows = table.take(pa.array(_chosen(table, None if wanted else count), pa.int64())).to_pylist()
+    table = clips_named(snapshot, choice.names)
+    chosen = _choose_rows(table, None if choice.names else choice.count)
+    rows = table.take(pa.array(chosen, pa.int64())).to_pylist()
     others = _rows_by_key(against, [row["key"] for row in rows]) if against else {}
+    sides = _Sides(folder, snapshot, against, choice.anchor)
+
+    entries, damaged = _write_clips(sides, rows, others, progress)
+    if not entries:
+        empty = f"snapshot {snapshot.name} of {snapshot.out} has no clips to show"
+        raise PretrackError(damaged[0] if damaged else empty)
+    left_out = len(table) - len(rows) if choice.names or not choice.count else 0
+    missing = len(rows) - len(others) if against else 0
+    notes = list(_notes(left_out, damaged, missing, against))
+
+    atomic_write(folder / "clips.js", _call("pretrackGallery", _index(sides, entries, notes)))
+    page = files("pipeline.inspection.gallery")
+    for name in _PAGE:
+        atomic_write(folder / name, page.joinpath(name).read_bytes())
+    kept = {f"{entry['file']}.{suffix}" for entry in entries for suffix in ("js", "jpg")}
+    _delete_older_clips(folder, kept)
+    return Gallery(folder / "index.html", len(entries), left_out, tuple(damaged))
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Where a gallery is written, the one or two snapshots it shows, and the anchor shown first."""
+
+    folder: Location
+    snapshot: Snapshot
+    against: Snapshot | None
+    anchor: int
+
+
+def _write_clips(
+    sides: _Sides,
+    rows: list[dict[str, Any]],
+    others: dict[str, dict[str, Any]],
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Write the files of all clips; return their entries, and why others could not be read."""
     entries: list[dict[str, Any]] = []
     damaged: list[str] = []
 
-    def make(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any] | str:
+    def write(numbered: tuple[int, dict[str, Any]]) -> dict[str, Any] | str:
         number, row = numbered
         try:
-            return _write_clip(
-                folder, f"{number:06d}", row, others.get(row["key"]), anchor, (snapshot, against)
-            )
+            return _write_clip(sides, f"{number:06d}", row, others.get(row["key"]))
         except ShardError as error:
             return first_line(error)
 
     with (
-        progress.task("writing the gallery", "clip", len(rows)) as task,
-        ThreadPoolExecutor(_AT_ONCE) as pool,
+        progress.task("writing the gallery", "clip", len(rows)) as shown,
+        ThreadPoolExecutor(_WRITERS) as pool,
     ):
-        for made in pool.map(make, enumerate(rows)):
-            task.advance()
-            if isinstance(made, str):
-                damaged.append(made)
+        for result in pool.map(write, enumerate(rows)):
+            shown.advance()
+            if isinstance(result, str):
+                damaged.append(result)
             else:
-                entries.append(made)
-    if not entries:
-        raise PretrackError(
-            damaged[0]
-            if damaged
-            else f"snapshot {snapshot.name} of {snapshot.out} has no clips to show"
-        )
-    left_out = len(table) - len(rows) if wanted or not count else 0
-    index = {
+                entries.append(result)
+    return entries, damaged
+
+
+def _index(sides: _Sides, entries: list[dict[str, Any]], notes: list[str]) -> dict[str, Any]:
+    """Return the data of the list of clips."""
+    snapshot, against = sides.snapshot, sides.against
+    changes = changed_settings(snapshot.settings, against.settings) if against else []
+    return {
         "out": str(snapshot.out),
         "snapshot": snapshot.name,
         "against": against.name if against else None,
-        "changes": [str(change) for change in changed_settings(snapshot.settings, against.settings)]
-        if against
-        else [],
-        "anchor": anchor,
-        "notes": list(
-            _notes(left_out, damaged, len(rows) - len(others) if against else 0, against)
-        ),
+        "changes": [str(change) for change in changes],
+        "anchor": sides.anchor,
+        "notes": notes,
         "clips": entries,
     }
-    atomic_write(folder / "clips.js", _call("pretrackGallery", index))
-    for name in _PAGE:
-        atomic_write(
-            folder / name, files("pipeline.inspection.gallery").joinpath(name).read_bytes()
-        )
-    _drop_older(
-        folder, {f"{entry['file']}.{suffix}" for entry in entries for suffix in ("js", "jpg")}
-    )
-    return Gallery(folder / "index.html", len(entries), left_out, tuple(damaged))
 
 
 def open_in_browser(page: Location) -> bool:
-    """Opens a page in this machine's browser; False where there is none to see it in (a server, a container)."""
+    """Open a page in this machine's browser; False if there is none (a server, a container)."""
     if not isinstance(page, Path):
         return False
-    if (
-        sys.platform.startswith("linux")
-        and not {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"} & os.environ.keys()
-    ):
-        return False  # what is left are browsers in a terminal, which show no picture
+    displays = {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}
+    if sys.platform.startswith("linux") and not displays & os.environ.keys():
+        return False  # only browsers in a terminal are left, and they show no pictures
     return webbrowser.open(page.absolute().as_uri())
 
 
-def _chosen(table: pa.Table, count: int | None) -> list[int]:
-    """The rows to show, in their order."""
+def _choose_rows(table: pa.Table, count: int | None) -> list[int]:
+    """Choose the rows to show, in their order: the best per source, or an even spread."""
     if count:
         return sorted(best_clips(table, count))
-    return sorted(
-        set(
-            np.linspace(0, len(table) - 1, min(MOST_CLIPS, len(table))).round().astype(int).tolist()
-        )
-    )
+    spread = np.linspace(0, len(table) - 1, min(MOST_CLIPS, len(table))).round().astype(int)
+    return sorted(set(spread.tolist()))
 
 
 def _rows_by_key(snapshot: Snapshot, keys: list[str]) -> dict[str, dict[str, Any]]:
-    """The rows of some clips, those that there are."""
-    rows = snapshot.clips.filter(
-        pc.is_in(snapshot.clips["key"], value_set=pa.array(keys, pa.string()))
-    )
-    return {row["key"]: row for row in rows.to_pylist()}
+    """Return the rows of the clips table by key, for those keys that it has."""
+    wanted = pc.is_in(snapshot.clips["key"], value_set=pa.array(keys, pa.string()))
+    return {row["key"]: row for row in snapshot.clips.filter(wanted).to_pylist()}
 
 
 def _notes(
-    left_out: int, damaged: list[str], alone: int, against: Snapshot | None
+    left_out: int, damaged: list[str], missing: int, against: Snapshot | None
 ) -> Iterator[str]:
-    """What is not shown, and why."""
+    """Say what is not shown, and why; `missing` clips are not in `against`."""
     if left_out:
         more = f"{left_out:,} more {'clip is' if left_out == 1 else 'clips are'} not shown"
         yield f"{more}; those here are spread evenly. --clip or --count choose others."
     if damaged:
-        yield f"{pluralise(len(damaged), 'clip')} could not be read, the first being: {damaged[0]}"
-    if alone and against:
-        yield f"{alone:,} of these {'is' if alone == 1 else 'are'} not in snapshot {against.name}, and shown alone."
+        yield f"{pluralise(len(damaged), 'clip')} could not be read; the first: {damaged[0]}"
+    if missing and against:
+        clips = f"{missing:,} of these clips {'is' if missing == 1 else 'are'}"
+        yield f"{clips} not in snapshot {against.name}, and shown without it."
 
 
 def _write_clip(
-    folder: Location,
-    file: str,
-    row: dict[str, Any],
-    other: dict[str, Any] | None,
-    anchor: int,
-    snapshots: tuple[Snapshot, Snapshot | None],
+    sides: _Sides, file: str, row: dict[str, Any], other: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """Writes a clip's thumbnail, frames and tracks; returns its entry in the list."""
-    snapshot, against = snapshots
-    clip = read_clip(snapshot, row)
-    sides = [_side(clip, snapshot, None)]
-    if other and against:
-        sides.append(_side(read_clip(against, other), against, clip))
+    """Write a clip's thumbnail, frames and tracks; return its entry in the list.
+
+    `row` and `other` are its rows in the two snapshots. Raises ShardError if it cannot be read.
+    """
+    clip = read_clip(sides.snapshot, row)
+    shown = [_side(clip, sides.snapshot, None)]
+    if other and sides.against:
+        shown.append(_side(read_clip(sides.against, other), sides.against, clip))
     info = clip.info
-    shown = {
+    data = {
         "sequence": info.sequence,
         "source_size": [info.source_width, info.source_height],
         "numbers": info.frame_numbers,
         "times": [round(time, 4) for time in info.timestamps] if info.timestamps else None,
-        "sides": sides,
+        "sides": shown,
     }
-    atomic_write(folder / "clips" / f"{file}.js", _call("pretrackClip", file, shown))
-    atomic_write(
-        folder / "clips" / f"{file}.jpg", thumbnail(clip, min(anchor, len(clip.tracks.anchors) - 1))
-    )
-    columns = (
-        "key",
-        "source",
-        "dataset",
-        "video_id",
-        "split",
-        "frames",
-        "width",
-        "height",
-        "points",
-    )
-    figures = ("visible_fraction", "motion")
-    entry: dict[str, Any] = {"file": file, **{column: row[column] for column in columns}}
-    entry |= {"first": info.frame_numbers[0], "last": info.frame_numbers[-1], "terms": info.terms}
-    entry |= {figure: _figure(row[figure]) for figure in figures}
-    entry["against"] = {figure: _figure(other[figure]) for figure in figures} if other else None
-    return entry
+    anchor = min(sides.anchor, len(clip.tracks.anchors) - 1)
+    clips = sides.folder / "clips"
+    atomic_write(clips / f"{file}.js", _call("pretrackClip", file, data))
+    atomic_write(clips / f"{file}.jpg", thumbnail(clip, anchor))
+    return {
+        "file": file,
+        **{column: row[column] for column in _COLUMNS},
+        "first": info.frame_numbers[0],
+        "last": info.frame_numbers[-1],
+        "terms": info.terms,
+        **{name: _json_number(row[name]) for name in _FIGURES},
+        "against": {name: _json_number(other[name]) for name in _FIGURES} if other else None,
+    }
 
 
-def _side(clip: StoredClip, snapshot: Snapshot, shown: StoredClip | None) -> dict[str, Any]:
-    """A clip in one snapshot. Its frames are left out where they are those of the clip `shown` beside it."""
-    positions, units = _whole_numbers(clip)
-    own_frames = shown is None or clip.jpegs != shown.jpegs
+def _side(clip: StoredClip, snapshot: Snapshot, first: StoredClip | None) -> dict[str, Any]:
+    """Return a clip's data in one snapshot; without frames that are those of `first` beside it."""
+    positions, units = _quantised_positions(clip)
+    own_frames = first is None or clip.jpegs != first.jpegs
     return {
         "snapshot": snapshot.name,
         "tracker": str(snapshot.settings.get("tracks", {}).get("tracker", "")),
@@ -240,35 +249,41 @@ def _side(clip: StoredClip, snapshot: Snapshot, shown: StoredClip | None) -> dic
     }
 
 
-def _figure(value: float) -> float | None:
-    """A figure of a table as JSON can hold it: None, for which the page has a question mark, where it is no number."""
+def _json_number(value: float) -> float | None:
+    """Round a figure for JSON; None if it is not finite, which the page shows as "?"."""
     return round(value, 4) if math.isfinite(value) else None
 
 
-def _whole_numbers(clip: StoredClip) -> tuple[NDArray[np.int16], float]:
-    """Positions [A, T, N, 2] in so many units a pixel that they fit 16 bits: 1/32 px as they are stored, unless frames are huge.
+def _quantised_positions(clip: StoredClip) -> tuple[NDArray[np.int16], float]:
+    """Return positions [A, T, N, 2] as 16-bit integers, and their units per pixel.
 
-    Points that have flown off by more than four frames' sizes are kept there: nothing shows the difference.
+    1/32 px, as they are stored, unless frames are huge. Points more than four frame sizes away are
+    moved to that distance: it makes no visible difference.
     """
     limit = 4 * np.array([clip.info.width, clip.info.height], np.float32)
-    near = np.clip(clip.tracks.positions, -limit, limit)
-    units = float(_UNITS)
-    while np.abs(near).max(initial=0) * units > _LARGEST:
+    positions = np.clip(clip.tracks.positions, -limit, limit)
+    units = float(_UNITS_PER_PIXEL)
+    while np.abs(positions).max(initial=0) * units > _LARGEST:
         units /= 2
-    return np.rint(near * units).astype("<i2"), units
+    return np.rint(positions * units).astype("<i2"), units
 
 
 def _base64(data: bytes) -> str:
+    """Return bytes as base64 text."""
     return base64.b64encode(data).decode()
 
 
 def _call(function: str, *values: Any) -> bytes:
-    """A script that hands values to the page. JSON in ASCII is a JavaScript expression, whatever the texts in it."""
-    return f"{function}({', '.join(json.dumps(value, separators=(',', ':'), allow_nan=False) for value in values)});\n".encode()
+    """Return a script that hands values to the page.
+
+    JSON in ASCII is a JavaScript expression, whatever texts it contains.
+    """
+    arguments = (json.dumps(value, separators=(",", ":"), allow_nan=False) for value in values)
+    return f"{function}({', '.join(arguments)});\n".encode()
 
 
-def _drop_older(folder: Location, written: set[str]) -> None:
-    """Removes the clips of an older gallery in the same folder."""
+def _delete_older_clips(folder: Location, kept: set[str]) -> None:
+    """Delete the clips of an older gallery in the same folder."""
     for name in sizes_in(parse_location(folder / "clips")):
-        if _OF_A_CLIP.fullmatch(name) and name not in written:
+        if _CLIP_FILE.fullmatch(name) and name not in kept:
             delete(folder / "clips" / name)

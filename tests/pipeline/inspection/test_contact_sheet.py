@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from manifests.snapshot import Snapshot
-from pipeline.inspection.contact_sheet import best_clips, show_clips
+from pipeline.inspection.contact_sheet import ClipChoice, best_clips, show_clips
 from shards.errors import PretrackError
 from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
@@ -43,15 +43,15 @@ def test_of_each_source_the_best_clip_of_every_video_comes_first(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "anchor", "says"),
+    ("names", "anchor", "says"),
     [
-        (["nowhere"], 0, "no clip of snapshot 000001 has 'nowhere' in its key"),
-        ([], 2, "these clips have up to 2 anchors, and there is no number 2"),
+        (("nowhere",), 0, "no clip of snapshot 000001 has 'nowhere' in its key"),
+        ((), 2, "these clips have up to 2 anchors, and there is no number 2"),
     ],
 )
 def test_what_cannot_be_shown_is_said_and_makes_no_folder(
-    snapshot: Snapshot, tmp_path: Path, wanted: list[str], anchor: int, says: str
+    snapshot: Snapshot, tmp_path: Path, names: tuple[str, ...], anchor: int, says: str
 ) -> None:
     with pytest.raises(PretrackError, match=says):
-        show_clips(snapshot, wanted, 1, anchor, tmp_path / "pictures")
+        show_clips(snapshot, ClipChoice(names, anchor=anchor), tmp_path / "pictures")
     assert not (tmp_path / "pictures").exists()

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from manifests.snapshot import Snapshot
 from pipeline.cli import app
+from pipeline.inspection.contact_sheet import ClipChoice
 from pipeline.inspection.gallery.write import MOST_CLIPS, write_gallery
 from pipeline.monitoring.progress import Progress
 from shards.bucket import Url
@@ -338,7 +339,7 @@ def test_two_snapshots_side_by_side(
     notes = page.locator("#notes li").all_text_contents()
     assert notes == [
         "From 000001 to 000002: tracks.grid 4 → 2",
-        "1 of these is not in snapshot 000002, and shown alone.",
+        "1 of these clips is not in snapshot 000002, and shown without it.",
     ]
     opened.open(0)
     assert page.locator("canvas").count() == 2
@@ -428,7 +429,7 @@ def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(
 ) -> None:
     write_gallery(snapshots[0], tmp_path, QUIET)
     (tmp_path / "clips" / "mine.txt").write_text("kept")
-    made = write_gallery(snapshots[0], tmp_path, QUIET, count=1)
+    made = write_gallery(snapshots[0], tmp_path, QUIET, ClipChoice(count=1))
     assert made.clips == 2
     assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == [
         "000000.jpg",
@@ -438,7 +439,7 @@ def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(
         "mine.txt",
     ]
     with pytest.raises(PretrackError, match="no clip of snapshot 000001 has 'nothing' in its key"):
-        write_gallery(snapshots[0], tmp_path, QUIET, wanted=["nothing"])
+        write_gallery(snapshots[0], tmp_path, QUIET, ClipChoice(("nothing",)))
 
 
 def test_a_damaged_clip_is_left_out_and_named(tmp_path: Path) -> None:
@@ -459,7 +460,7 @@ def test_a_damaged_clip_is_left_out_and_named(tmp_path: Path) -> None:
         .removesuffix(");\n")
     )
     assert [entry["key"] for entry in index["clips"]] == ["made-a"]
-    assert index["notes"] == [f"1 clip could not be read, the first being: {made.damaged[0]}"]
+    assert index["notes"] == [f"1 clip could not be read; the first: {made.damaged[0]}"]
 
 
 def test_a_figure_that_is_no_number_is_a_question_mark(chromium: Any, tmp_path: Path) -> None:

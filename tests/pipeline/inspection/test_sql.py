@@ -125,7 +125,7 @@ def test_a_query_reaches_no_file(out: Path, tmp_path: Path) -> None:
 
 
 def test_what_else_is_wrong_is_said(out: Path, tmp_path: Path) -> None:
-    assert "--csv goes with --sql" in stats(out, "--csv").stderr
+    assert "--csv needs --sql" in stats(out, "--csv").stderr
     assert (
         "has no snapshot '000009' (there are: 000001, 000002)"
         in stats(out, "--snapshot", "000009").stderr
