@@ -1,6 +1,7 @@
-"""`python -m tests [pytest options]`: all tests, in two processes at a time, which take about as long as each other.
+"""`python -m tests [pytest options]`: run all tests, in two processes of about the same duration.
 
-The first has the pipeline's, of which most build something with Ray: a build leaves much of two cores idle.
+The first process runs the tests of the pipeline. Most of them build something with Ray, and a build
+leaves much of two cores idle.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ import tempfile
 from pathlib import Path
 
 LONG = ("test_ray_cluster", "test_cotracker3", "test_survival")
-"""The pipeline's that go with the others, or it would take longer than these."""
+"""Tests of the pipeline that the second process runs, to balance the two."""
 
 
 def main(options: list[str]) -> int:
-    """Runs both, shows the output of the first as it comes and that of the other at the end; the larger exit status."""
+    """Run both processes and return the larger exit status.
+
+    The first one's output is shown as it comes, the other's at the end.
+    """
     of_pipeline = [
         str(path)
         for path in sorted(Path("tests/pipeline").rglob("test_*.py"))

@@ -1,4 +1,4 @@
-"""What several tests need."""
+"""Fixtures and settings for all tests."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from hypothesis import settings
 from tests.helpers.environment import environment
 from tests.helpers.object_store import Behaviour, faulty_store
 
-os.environ.setdefault(
-    "OMP_WAIT_POLICY", "PASSIVE"
-)  # threads that wait busily keep those of the tests beside from working
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # a script's "&" ignores it, and so would what tests start and stop
+# Threads that wait busily would slow down the tests in the other process.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# A shell script's "&" starts processes that ignore SIGINT; processes that tests start and interrupt
+# would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("pretrack", deadline=None, derandomize=True)
 settings.load_profile("pretrack")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def ray_folder() -> Iterator[None]:
-    """A folder for what Ray never deletes; it goes when the tests end. Paths in pytest's own are too long for Ray's sockets."""
+    """Give Ray, which never deletes its files, a folder that is removed when the tests end.
+
+    Paths in pytest's own folders are too long for Ray's sockets.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder,
         environment({"RAY_TMPDIR": folder}),
@@ -36,7 +38,10 @@ def ray_folder() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """A folder of real samples in the datasets' own layouts; most machines have none, and the tests that want it are skipped."""
+    """Give a folder of real samples in the datasets' own layouts.
+
+    Most machines have none; the tests that need it are skipped there.
+    """
     shared = os.environ.get("PRETRACK_SHARED", str(Path(__file__).parents[2] / "shared"))
     folder = Path(shared) / "data"
     if not folder.is_dir():
@@ -46,6 +51,6 @@ def shared_data() -> Path:
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[Behaviour]:
-    """An object store of a module's own, to which `s3://` leads; it can be told to fail."""
+    """Run an object store for one test module, reached by `s3://`; it can be told to fail."""
     with faulty_store() as behaviour:
         yield behaviour

@@ -1,4 +1,4 @@
-"""The script that builds torchsort, where it cannot be built."""
+"""The script that builds torchsort fails softly where it cannot be built."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 SCRIPT = Path(__file__).parent.parent / "scripts" / "install_torchsort.sh"
 
 
-def test_a_build_that_fails_says_why_and_leaves_nothing_where_nvcc_lies_among_all_other_tools(
+def test_a_failing_build_says_why_and_leaves_nothing_even_with_nvcc_among_all_other_tools(
     tmp_path: Path,
 ) -> None:
-    """As with Debian's CUDA packages, whose nvcc is in /usr/bin. In Python's place stands a script that has no torchsort."""
+    """Debian's CUDA packages put nvcc into /usr/bin. A script without torchsort replaces Python."""
     tools, scratch, python = tmp_path / "bin", tmp_path / "scratch", tmp_path / "python"
     tools.mkdir()
     scratch.mkdir()
@@ -23,19 +23,20 @@ def test_a_build_that_fails_says_why_and_leaves_nothing_where_nvcc_lies_among_al
     python.write_text(
         '#!/bin/sh\ncase "$*" in *pip*) echo "found nvcc: $(command -v nvcc)";; esac\nexit 1\n'
     )
-    for made in (tools / "nvcc", python):
-        made.chmod(0o755)
+    for program in (tools / "nvcc", python):
+        program.chmod(0o755)
     environment = {**os.environ, "PATH": str(tools), "TMPDIR": str(scratch)}
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/sh", str(SCRIPT), str(python)],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, "the trainer goes on without it"
-    assert done.stderr.splitlines() == [
+    assert result.returncode == 0, "the trainer goes on without it"
+    assert result.stderr.splitlines() == [
         "found nvcc: ",
-        "torchsort could not be built (is there a C++ compiler?): the trainer will use its slower PyTorch path",
+        "torchsort could not be built (is there a C++ compiler?): "
+        "the trainer will use its slower PyTorch path",
     ]
     assert not list(scratch.iterdir())

@@ -1,4 +1,4 @@
-"""A training run is not disturbed by what happens to the folder it reads: a rebuild, and garbage collection."""
+"""A rebuild and garbage collection do not disturb a training run that reads the same folder."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def test_a_trainer_streams_through_a_rebuild_and_garbage_collection(tmp_path: Pa
     for grid in (5, 6):
         build(settings(videos, out, grid), QUIET)
     with trainer(config, out, tmp_path / "undisturbed") as undisturbed:
-        said, _ = undisturbed.communicate(timeout=240)
-        assert undisturbed.returncode == 0, said
+        output, _ = undisturbed.communicate(timeout=240)
+        assert undisturbed.returncode == 0, output
 
     with trainer(config, out, tmp_path / "run") as running:
         assert running.stdout is not None
@@ -89,11 +89,11 @@ def test_a_trainer_streams_through_a_rebuild_and_garbage_collection(tmp_path: Pa
         build(settings(videos, out, 7), QUIET)
         collect_garbage(out)
         assert list_snapshots(out) == ["000002", "000003"], (
-            "its snapshot is the one before the current one"
+            "the training run reads the snapshot before the current one"
         )
         os.killpg(running.pid, signal.SIGCONT)
-        said = running.stdout.read()
-        assert running.wait(60) == 0, said
+        output = running.stdout.read()
+        assert running.wait(60) == 0, output
     ray.shutdown()
     before, after = weights(tmp_path / "undisturbed"), weights(tmp_path / "run")
     assert before.keys() == after.keys()

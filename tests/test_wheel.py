@@ -1,4 +1,4 @@
-"""A wheel holds all that a user's machine needs: the command, the gallery's pages, and the loader as the README shows it."""
+"""A wheel contains the command, the gallery's pages, and the loader as the README shows it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ PACKAGES = ("shards", "manifests", "pipeline", "trainer")
 
 
 def run(*command: str | Path, site: Path, folder: Path) -> str:
-    """What a command prints where only the wheel has our packages."""
+    """Run a command where only the wheel has our packages; return what it prints."""
     environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
+    result = subprocess.run(
         [*map(str, command)],
         cwd=folder,
         env=environment,
@@ -31,13 +31,13 @@ def run(*command: str | Path, site: Path, folder: Path) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the wheel is installed; what it depends on comes from this environment."""
+    """Install the wheel into a folder; its dependencies come from this environment."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     for name in PACKAGES:
@@ -61,7 +61,7 @@ def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path
     )
     pretrack = (sys.executable, site / "bin" / "pretrack")
     assert "build" in run(*pretrack, "--help", site=site, folder=tmp_path)
-    made = json.loads(
+    shown = json.loads(
         run(
             *pretrack,
             "show",
@@ -74,7 +74,7 @@ def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path
             folder=tmp_path,
         )
     )
-    page = tmp_path / made["page"]
+    page = tmp_path / shown["page"]
     for file in ("gallery.css", "gallery.js", "player.js", "draw.js", "input.js", "clips.js"):
         assert f'"{file}"' in page.read_text()
         assert (page.parent / file).stat().st_size > 0
@@ -88,13 +88,17 @@ def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path
         .replace("size=224", "size=32")
         .replace("order(32", "order(2")
     )
-    program = f"{loader.rstrip()}\n    break\nimport trainer\nprint(trainer.__file__, tuple(batch['frames'].shape))\n"
+    program = (
+        f"{loader.rstrip()}\n    break\nimport trainer\n"
+        "print(trainer.__file__, tuple(batch['frames'].shape))\n"
+    )
     (tmp_path / "read.py").write_text(
         "if __name__ == '__main__':\n" + textwrap.indent(program, "    ")
     )
-    said = run(sys.executable, "read.py", site=site, folder=tmp_path).split(maxsplit=1)
-    assert Path(said[0]).is_relative_to(site)
-    assert said[1].strip() == "(2, 4, 3, 32, 32)"
+    output = run(sys.executable, "read.py", site=site, folder=tmp_path)
+    module, shape = output.split(maxsplit=1)
+    assert Path(module).is_relative_to(site)
+    assert shape.strip() == "(2, 4, 3, 32, 32)"
 
 
 def test_the_version_is_the_newest_of_the_changes() -> None:

@@ -1,4 +1,4 @@
-"""Small clips made here, for tests that need a shard and no video."""
+"""Make small clips, for tests that need a shard and no video."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ GREY = 110
 
 
 def make_tracks(seed: int, anchors: tuple[int, ...], frames: int, points: int) -> Tracks:
-    """Random walks, some of them leaving the frame; visibility and confidence of every value."""
+    """Make random walks, some of which leave the frame, with random visibility and confidence."""
     rng = np.random.default_rng(seed)
     shape = (len(anchors), frames, points)
     walks = np.cumsum(rng.normal(0, 3, (*shape, 2)), axis=1) + rng.uniform(
         -20, 150, (len(anchors), 1, points, 2)
     )
     return Tracks(
-        np.asarray(anchors, np.int32),
-        walks.astype(np.float32),
-        rng.integers(0, 256, shape).astype(np.uint8),
-        rng.integers(0, 256, shape).astype(np.uint8),
+        anchors=np.asarray(anchors, np.int32),
+        positions=walks.astype(np.float32),
+        visibility=rng.integers(0, 256, shape).astype(np.uint8),
+        confidence=rng.integers(0, 256, shape).astype(np.uint8),
     )
 
 
@@ -41,7 +41,7 @@ def make_clip(
     split: str = "train",
     points: int = 9,
 ) -> StoredClip:
-    """A clip of smooth noise, 96x64, with two anchors and a camera in every second frame."""
+    """Make a clip of smooth noise, 96x64, with two anchors and a camera in every second frame."""
     rng = np.random.default_rng(seed)
     pictures = [
         cv2.GaussianBlur(rng.integers(0, 256, (64, 96, 3), np.uint8), (0, 0), 2)
@@ -82,7 +82,10 @@ def grey_clip(
     step: tuple[float, float] = (3.0, 1.0),
     confidence: int = 255,
 ) -> StoredClip:
-    """A clip of 96x64 whose points move by `step` pixels a frame; they are visible while they are inside."""
+    """Make a grey clip of 96x64 whose points move by `step` pixels per frame.
+
+    Points are visible while they are inside the frame.
+    """
     info = replace(make_clip(key, 0, frames, split).info, video_id=video or key, source=source)
     shift = np.array([[t - a for t in range(frames)] for a in anchors], np.float32)
     positions = grid_points(grid, WIDTH, HEIGHT) + shift[..., None, None] * np.array(
@@ -97,7 +100,7 @@ def grey_clip(
 
 
 def write_clips(path: Location, clips: list[StoredClip]) -> tuple[dict[str, ClipMembers], int, str]:
-    """Writes a shard; returns its members by key, its size and its checksum."""
+    """Write a shard; return its members by key, its size and its checksum."""
     with open_shard(path) as writer:
         members = {
             clip.info.key: writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)

@@ -1,4 +1,4 @@
-"""Environment variables for a while."""
+"""Set environment variables temporarily."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def environment(ours: dict[str, str]) -> Iterator[None]:
-    """Sets variables for this process and those that it starts, and puts back what was there when the block ends."""
-    before = {name: os.environ.get(name) for name in ours}
-    os.environ.update(ours)
+def environment(variables: dict[str, str]) -> Iterator[None]:
+    """Set variables for this process and its children; restore the old values after the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:

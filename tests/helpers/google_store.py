@@ -1,4 +1,7 @@
-"""As much of Google's object store as single objects need: it compares generations, where S3 compares tags."""
+"""Imitate Google's object store for single objects.
+
+It compares generations where S3 compares tags.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ _NOTHING = (0, b"", "")
 
 @contextmanager
 def google_store() -> Iterator[None]:
-    """An empty store; `gs://` leads to it until the block ends."""
-    objects: dict[str, tuple[int, bytes, str]] = {}  # generation, content, when it was written
-    turn = threading.Lock()
+    """Run an empty store that `gs://` leads to until the block ends."""
+    objects: dict[str, tuple[int, bytes, str]] = {}  # generation, content, time of the last write
+    lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -41,11 +44,10 @@ def google_store() -> Iterator[None]:
 
         def do_PUT(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
-            with turn:
+            with lock:
                 generation = objects.get(self.path, _NOTHING)[0]
-                if self.headers.get("x-goog-if-generation-match", str(generation)) != str(
-                    generation
-                ):
+                condition = self.headers.get("x-goog-if-generation-match", str(generation))
+                if condition != str(generation):
                     self._answer(412)
                     return
                 objects[self.path] = (generation + 1, data, formatdate(usegmt=True))
@@ -71,7 +73,7 @@ def google_store() -> Iterator[None]:
 
 
 def _leading_to(url: str) -> dict[str, str]:
-    """Environment variables that lead to the store."""
+    """Give the environment variables that make `gs://` lead to the store at `url`."""
     key = {
         "gcs_base_url": url,
         "disable_oauth": True,
@@ -79,7 +81,5 @@ def _leading_to(url: str) -> dict[str, str]:
         "private_key": "",
         "private_key_id": "",
     }
-    return {
-        "GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key),
-        "AWS_ENDPOINT_URL": url,
-    }  # the second allows http for all stores
+    # The second variable makes `shards.bucket` allow http for all stores.
+    return {"GOOGLE_SERVICE_ACCOUNT_KEY": json.dumps(key), "AWS_ENDPOINT_URL": url}

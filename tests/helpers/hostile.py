@@ -1,4 +1,4 @@
-"""What several of these tests read, and how."""
+"""Make and read hostile data for several tests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ DEEP = b"[" * 100_000
 
 
 def streamed(tar: Path) -> list[str]:
+    """Stream a tar as training does; return the key of its first sample, if there is one."""
     settings = DataSettings.model_validate(
         {"out": "not-looked-at", "size": 64, "step": 1, "frames": 2}
     )
@@ -22,7 +23,7 @@ def streamed(tar: Path) -> list[str]:
 
 
 def track_bomb() -> bytes:
-    """Tracks of 100 kB that unpack to 400 MB."""
+    """Make tracks of 100 kB that unpack to 400 MB."""
     packer = zstandard.ZstdCompressor().compressobj(size=400_000_020)
     bomb = packer.compress(struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 4000, 10_000))
     bomb += b"".join(packer.compress(bytes(1_000_000)) for _ in range(400)) + packer.flush()

@@ -1,4 +1,4 @@
-"""An S3 server in a process of its own (moto), and a proxy before it that can be told to fail, to be slow, and that counts."""
+"""Run an S3 server (moto), behind a proxy that counts requests and can fail or be slow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BUCKET = "shards"
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """Find a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -29,7 +29,7 @@ def free_port() -> int:
 
 @contextmanager
 def s3_server() -> Iterator[int]:
-    """Runs moto's server with an empty bucket; yields its port."""
+    """Run moto's server, in its own process, with an empty bucket; yields its port."""
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -49,21 +49,27 @@ def s3_server() -> Iterator[int]:
 
 
 def s3_environment(port: int) -> AbstractContextManager[None]:
-    """Environment variables that lead to the server, for this process and those that it starts."""
-    ours = {
+    """Make `s3://` lead to the server, for this process and its children."""
+    variables = {
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
     }
-    return environment(ours)
+    return environment(variables)
 
 
 @dataclass
 class Behaviour:
-    """What the proxy does. fail_every: every n-th request is answered with 503 (0: none); delay_s: seconds before each answer;
-    deny_writes: 403 for every PUT and POST; lose_answers: so many PUTs are done and answered with 503; clock_s: how many seconds
-    the store's clock is ahead of this machine's."""
+    """How the proxy behaves, and what it counts.
+
+    fail_every:   answer every n-th request with 503 (0: none)
+    delay_s:      seconds before each answer
+    deny_writes:  answer every PUT and POST with 403
+    lose_answers: do this many PUTs and yet answer them with 503
+    clock_s:      seconds by which the store's clock is ahead of this machine's
+    requests, failed, bytes_read: counts of requests, of 503 by `fail_every`, of bytes of GETs
+    """
 
     fail_every: int = 0
     delay_s: float = 0.0
@@ -78,7 +84,7 @@ class Behaviour:
 
 @contextmanager
 def faulty_proxy(upstream: int) -> Iterator[tuple[int, Behaviour]]:
-    """A proxy before the server: yields its port and its behaviour, which may be changed at any time."""
+    """Run a proxy before the server; yields its port and its behaviour, changeable at any time."""
     behaviour = Behaviour()
 
     class Handler(BaseHTTPRequestHandler):
@@ -156,6 +162,6 @@ def faulty_proxy(upstream: int) -> Iterator[tuple[int, Behaviour]]:
 
 @contextmanager
 def faulty_store() -> Iterator[Behaviour]:
-    """An S3 server behind a proxy, to which `s3://` leads until the block ends."""
+    """Run an S3 server behind a proxy that `s3://` leads to until the block ends."""
     with s3_server() as server, faulty_proxy(server) as (port, behaviour), s3_environment(port):
         yield behaviour

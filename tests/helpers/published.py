@@ -1,4 +1,4 @@
-"""Published snapshots of given clips, for tests that read a finished build and need no pipeline to make one."""
+"""Publish snapshots of given clips, for tests that read a finished build."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def publish_clips(
     settings: dict[str, Any] | None = None,
     failures: Sequence[dict[str, str]] = (),
 ) -> Snapshot:
-    """Writes clips as one shard and publishes a snapshot of them and their videos."""
+    """Write clips as one shard, and publish a snapshot of them and their videos."""
     group = "made-train-000000"
     members, size, checksum = write_clips(out / "shards" / "new.tar", list(clips))
     shard = shard_name(group, checksum)
@@ -41,29 +41,27 @@ def publish_clips(
         )
         for number, clip in enumerate(clips)
     ]
-    of_video = ("source", "dataset", "video_id", "sequence", "split", "terms")
+    columns = ("source", "dataset", "video_id", "sequence", "split", "terms")
     videos = {
-        (clip.info.source, clip.info.video_id): {
-            name: getattr(clip.info, name) for name in of_video
-        }
+        (clip.info.source, clip.info.video_id): {name: getattr(clip.info, name) for name in columns}
         for clip in clips
     }
     row = ShardRow(
-        shard,
-        group,
-        "made",
-        "train",
-        len(rows),
-        size,
-        checksum,
-        "f",
-        "t",
-        "{}",
-        "{}",
-        2.0,
-        6.0,
-        0.5,
-        0,
+        shard=shard,
+        group=group,
+        source="made",
+        split="train",
+        clips=len(rows),
+        bytes=size,
+        checksum=checksum,
+        frames_fingerprint="f",
+        tracks_fingerprint="t",
+        frames_settings="{}",
+        tracks_settings="{}",
+        decode_seconds=2.0,
+        track_seconds=6.0,
+        write_seconds=0.5,
+        tries=0,
     )
     tables = {
         "videos": table_of(videos.values(), VIDEOS),

@@ -1,4 +1,7 @@
-"""A plain web server for a folder's files: understands ranges, as nginx does, or sends whole files; lists nothing, and counts."""
+"""Serve a folder's files over HTTP, with ranges as nginx does or without, and count requests.
+
+The server lists no folders.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 
 @dataclass
 class Served:
-    """What was asked for."""
+    """The server's URL, and counts of GET requests and of their bytes."""
 
     url: str = ""
     requests: int = 0
@@ -22,14 +25,12 @@ class Served:
 
 @contextmanager
 def web_server(folder: Path, ranges: bool = True) -> Iterator[Served]:
-    """Serves a folder until the block ends. Without `ranges` who asks for a part of a file gets the whole."""
+    """Serve a folder until the block ends. Without `ranges`, range requests get the whole file."""
     served = Served()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        wbufsize = (
-            1 << 16
-        )  # headers and body in one packet, or each answer waits for an acknowledgement
+        wbufsize = 1 << 16  # headers and body in one packet, without waiting for acknowledgement
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -42,18 +43,16 @@ def web_server(folder: Path, ranges: bool = True) -> Iterator[Served]:
                 self.end_headers()
                 return
             size = path.stat().st_size
-            asked = self.headers.get("Range") if ranges else None
-            first, last = (
-                (int(part) for part in asked.removeprefix("bytes=").split("-"))
-                if asked
-                else (0, size - 1)
-            )
+            wanted = self.headers.get("Range") if ranges else None
+            first, last = 0, size - 1
+            if wanted:
+                first, last = map(int, wanted.removeprefix("bytes=").split("-"))
             last = min(last, size - 1)
             with path.open("rb") as file:
                 file.seek(first)
                 data = file.read(last + 1 - first)
-            self.send_response(206 if asked else 200)
-            if asked:
+            self.send_response(206 if wanted else 200)
+            if wanted:
                 self.send_header("Content-Range", f"bytes {first}-{last}/{size}")
             self.send_header("Content-Length", str(len(data)))
             self.send_header("Last-Modified", "Sat, 21 Nov 2026 10:00:00 GMT")

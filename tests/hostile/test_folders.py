@@ -1,4 +1,4 @@
-"""Output folders of people who mean harm lead nowhere else, and run nothing."""
+"""Hostile output folders lead nowhere else, and run nothing."""
 
 from __future__ import annotations
 
@@ -33,25 +33,24 @@ from trainer.data.streaming import listed_tars
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """A folder with two snapshots of the same shard, of one clip."""
+    """Publish two snapshots of the same shard with one clip; give their folder."""
     for _ in range(2):
         publish_clips(tmp_path / "out", [grey_clip("made-a-000000")])
     return tmp_path / "out"
 
 
 def spoil(out: Path, table: str, snapshot: str = "000002", **values: Any) -> None:
-    """Replaces columns of a table of one row."""
+    """Replace columns of a table that has one row."""
     file = out / "snapshots" / snapshot / f"{table}.parquet"
-    whole = read_table(file)
+    spoilt = read_table(file)
     for name, value in values.items():
-        place = whole.schema.get_field_index(name)
-        whole = whole.set_column(
-            place, whole.schema.field(name), pa.array([value], whole.schema.field(name).type)
-        )
-    write_table(file, whole)
+        index, field = spoilt.schema.get_field_index(name), spoilt.schema.field(name)
+        spoilt = spoilt.set_column(index, field, pa.array([value], field.type))
+    write_table(file, spoilt)
 
 
-def loaded(out: Path) -> object:
+def load_clip(out: Path) -> object:
+    """Read the first clip as training does."""
     settings = DataSettings.model_validate({"out": out, "size": 32, "frames": 4, "step": 1})
     return ClipDataset(open_snapshots(settings), settings, seed=0)[0, 0]
 
@@ -82,10 +81,10 @@ def loaded(out: Path) -> object:
 def test_tables_that_point_elsewhere(
     out: Path, little_memory: None, table: str, values: dict[str, Any]
 ) -> None:
-    assert loaded(out)
+    assert load_clip(out)
     spoil(out, table, **values)
     with pytest.raises(PretrackError) as caught:
-        loaded(out)
+        load_clip(out)
     assert len(str(caught.value).splitlines()) == 1
     assert "root:" not in str(caught.value)
 
@@ -106,23 +105,23 @@ def test_tables_bound_what_tracks_unfold_to(out: Path, little_memory: None) -> N
     clip, shard = grey_clip("made-a-000000"), open_snapshot(out).shards["shard"][0].as_py()
     with open_shard(shard_path(out, shard)) as writer:
         members = writer.add(clip.info, (track_bomb(),) * 2, clip.jpegs)
-    frames = [span.offset for span in members.frames]
+    frames = [frame.offset for frame in members.frames]
     sizes: dict[str, Any] = {
         "tracks_size": members.tracks.size,
         "anchor_sizes": list(members.anchors),
     }
     spoil(out, "clips", **sizes, frame_offsets=frames, checksum=members.checksum)
     snapshot = open_snapshot(out)
-    said = "claim to unpack to 400000020 bytes, more than 8 frames x 16 points take"
+    message = "claim to unpack to 400000020 bytes, more than 8 frames x 16 points take"
     problems = [
         str(problem)
         for task in _tasks(snapshot, snapshot.shards.to_pylist())
         for problem in _verify(task)
     ]
-    assert any(said in problem for problem in problems)
-    with pytest.raises(ShardError, match=said):
-        loaded(out)
-    with pytest.raises(ShardError, match=said):
+    assert any(message in problem for problem in problems)
+    with pytest.raises(ShardError, match=message):
+        load_clip(out)
+    with pytest.raises(ShardError, match=message):
         read_clip(snapshot, snapshot.clips.to_pylist()[0])
     assert measure(snapshot).damaged == 1
 
@@ -150,7 +149,7 @@ def test_gc_deletes_nothing_outside(out: Path, tmp_path: Path, shard: str) -> No
         collect_garbage(out, keep=1)
     for name in ("precious.tar", "precious.json"):
         assert (tmp_path / name).read_text() == "mine"
-    assert list_snapshots(out) == ["000001", "000002"], "and nothing inside before that was seen"
+    assert list_snapshots(out) == ["000001", "000002"], "nothing inside is deleted either"
 
 
 def test_gc_follows_no_link(out: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What lies in shards and sources of people who mean harm: one sentence, little memory, and no file outside the folder."""
+"""Hostile shards and sources: one sentence, little memory, and no file outside the folder."""
 
 from __future__ import annotations
 
@@ -125,12 +125,14 @@ def test_tracks_that_unfold(little_memory: None) -> None:
             read(bomb)
     with pytest.raises(
         ShardError,
-        match="have 2 anchors x 5 frames x 8 points, and should have 2 anchors x 5 frames x 9 points",
+        match="have 2 anchors x 5 frames x 8 points, "
+        "and should have 2 anchors x 5 frames x 9 points",
     ):
         decode_tracks(b"".join(encode_tracks(make_tracks(0, (0, 2), 5, 8))), (2, 5, 9))
     with pytest.raises(
         ShardError,
-        match="have 2 anchors x 5 frames x 9 points, and should have 3 anchors x 5 frames x 9 points",
+        match="have 2 anchors x 5 frames x 9 points, "
+        "and should have 3 anchors x 5 frames x 9 points",
     ):
         decode_tracks(b"".join(honest), (3, 5, 9))
     part = encode_tracks(make_tracks(0, (0,), 50, 4096))[0]  # 2 MB each

@@ -1,4 +1,4 @@
-"""A shard's name is a part of paths, and leads nowhere else."""
+"""A shard's name becomes part of paths, and never leads out of the folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LONGEST = "My_source-" + 22 * "x"
 @pytest.mark.parametrize(
     "group", ["co3d-train-000000", "youtube_vos-eval-1234567", f"{LONGEST}-train-000001"]
 )
-def test_names_of_shards_are_parts_of_paths(group: str, tmp_path: Path) -> None:
+def test_a_shards_name_gives_the_paths_of_its_tar_and_receipt(group: str, tmp_path: Path) -> None:
     name = shard_name(group, "0123456789abcdef")
     assert shard_path(tmp_path, name) == tmp_path / "shards" / f"{group}-0123456789abcdef.tar"
     assert receipt_path(Url("s3://b/out"), name) == Url(

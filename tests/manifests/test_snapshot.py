@@ -1,4 +1,4 @@
-"""Snapshots are whole or absent, never change, and are replaced in one step."""
+"""Snapshots are complete or absent, never change, and are replaced atomically."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EMPTY = {
 }
 
 
-def test_the_newest_is_current_and_the_old_one_stays(tmp_path: Path) -> None:
+def test_the_newest_snapshot_is_current_and_the_old_one_stays_readable(tmp_path: Path) -> None:
     first = publish_snapshot(tmp_path, EMPTY, {"grid": 16})
     second = publish_snapshot(tmp_path, EMPTY, {"grid": 24})
     assert open_snapshot(tmp_path).name == second.name == "000002"
@@ -31,7 +31,7 @@ def test_the_newest_is_current_and_the_old_one_stays(tmp_path: Path) -> None:
     assert second.clips.schema == CLIPS
 
 
-def test_a_publication_that_breaks_leaves_the_one_before(tmp_path: Path) -> None:
+def test_a_publication_that_fails_leaves_the_previous_snapshot(tmp_path: Path) -> None:
     publish_snapshot(tmp_path, EMPTY, {})
     broken = {**EMPTY, "shards": "not a table"}
     with pytest.raises(AttributeError):
@@ -40,20 +40,21 @@ def test_a_publication_that_breaks_leaves_the_one_before(tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000001"]
 
 
-def test_killed_between_folder_and_pointer_the_old_one_stays_current(tmp_path: Path) -> None:
+def test_a_publication_killed_before_the_pointer_leaves_the_previous_snapshot_current(
+    tmp_path: Path,
+) -> None:
     publish_snapshot(tmp_path, EMPTY, {})
     pointer = (tmp_path / "current.json").read_bytes()
     publish_snapshot(tmp_path, EMPTY, {})
-    (tmp_path / "current.json").write_bytes(
-        pointer
-    )  # as if the second publication had been killed before this file
+    # As if the second publication had been killed before it wrote this file.
+    (tmp_path / "current.json").write_bytes(pointer)
     assert current_snapshot(tmp_path) == "000001"
     assert publish_snapshot(tmp_path, EMPTY, {}).name == "000003"
     assert current_snapshot(tmp_path) == "000003"
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff", b"null", b"7"])
-def test_damaged_settings_are_one_sentence(tmp_path: Path, content: bytes) -> None:
+def test_damaged_settings_are_reported_in_one_sentence(tmp_path: Path, content: bytes) -> None:
     snapshot = publish_snapshot(tmp_path, EMPTY, {"grid": 16})
     (snapshot.folder / "settings.json").write_bytes(content)  # type: ignore[union-attr]
     with pytest.raises(
@@ -63,7 +64,7 @@ def test_damaged_settings_are_one_sentence(tmp_path: Path, content: bytes) -> No
         snapshot.settings  # noqa: B018 - reading is what fails
 
 
-def test_what_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_and_damaged_parts_are_named(tmp_path: Path) -> None:
     with pytest.raises(PretrackError, match="holds no finished build: run 'pretrack build'"):
         open_snapshot(tmp_path)
     publish_snapshot(tmp_path, EMPTY, {})

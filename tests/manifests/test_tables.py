@@ -1,11 +1,26 @@
-"""The tables on disk keep their columns: snapshots of earlier versions stay readable."""
+"""The tables keep their columns, so that earlier snapshots stay readable, and count right."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
+from manifests.tables import (
+    CLIPS,
+    FAILURES,
+    SHARDS,
+    VIDEOS,
+    columns_of,
+    failure_counts,
+    read_table,
+    rows_by_shard,
+    table_of,
+    video_identifiers,
+    write_table,
+)
+from shards.errors import FormatVersionError, PretrackError
 
 CAMERA = pa.struct(
     [
@@ -100,3 +115,42 @@ def test_the_columns_on_disk_stay(table: str) -> None:
     schema, expected = SCHEMAS[table], pa.schema(COLUMNS[table])
     assert schema.equals(expected, check_metadata=True)
     assert all(column.nullable for column in schema)
+
+
+def test_rows_are_counted_per_shard_and_failures_per_stage_and_reason() -> None:
+    rows = [
+        {"shard": "b", "stage": "scan", "reason": "x"},
+        {"shard": "a", "stage": "scan", "reason": "y"},
+        {"shard": "b", "stage": "scan", "reason": "z"},
+        {"shard": "b", "stage": "track", "reason": "y"},
+        {"shard": "b", "stage": "scan", "reason": "y"},
+    ]
+    failures = table_of(rows, FAILURES)
+    assert rows_by_shard(failures) == {"b": 4, "a": 1}
+    counts = failure_counts(failures)
+    assert counts[0] == ("scan", "y", 2), "the most frequent first"
+    assert sorted(counts[1:]) == [("scan", "x", 1), ("scan", "z", 1), ("track", "y", 1)]
+    assert [count for *_, count in failure_counts(FAILURES.empty_table())] == []
+
+
+def test_videos_of_two_sources_with_the_same_name_are_told_apart() -> None:
+    rows = [{"source": "a", "video_id": "1"}, {"source": "b", "video_id": "1"}]
+    assert len(set(video_identifiers(table_of(rows, VIDEOS)).to_pylist())) == 2
+
+
+def test_the_columns_of_a_file_are_read_from_its_footer(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", SHARDS.empty_table())
+    assert columns_of(tmp_path / "t.parquet") == SHARDS.names
+    (tmp_path / "short.parquet").write_bytes(b"PAR1")
+    for file in ("short.parquet", "none.parquet"):
+        with pytest.raises(PretrackError, match=rf"the table .*{file} cannot be read"):
+            columns_of(tmp_path / file)
+
+
+def test_a_missing_column_is_another_versions(tmp_path: Path) -> None:
+    write_table(tmp_path / "t.parquet", pa.table({"a": [1], "b": [2]}))
+    assert read_table(tmp_path / "t.parquet", ["b"]).to_pylist() == [{"b": 2}]
+    with pytest.raises(
+        FormatVersionError, match="lacks c, d: another version of pretrack wrote it"
+    ):
+        read_table(tmp_path / "t.parquet", ["c", "a", "d"])

@@ -1,4 +1,4 @@
-"""Files on an object store behave as those on a disk do, also when the store fails or is slow."""
+"""Files on an object store behave like files on a disk, even if the store fails or is slow."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder(request: pytest.FixtureRequest, store: Behaviour) -> Iterator[Url]:
 def test_what_was_written_is_read(folder: Url) -> None:
     atomic_write(folder / "deep" / "a", b"0123456789")
     with open_atomic(folder / "b") as file:
-        file.write(b"abc" * 5_000_000)  # more than one part
+        file.write(b"abc" * 5_000_000)  # more than one part of a multipart upload
     assert read_file(folder / "deep" / "a") == b"0123456789"
     assert read_ranges(folder / "deep" / "a", [7, 0, 2], [3, 2, 0]) == [b"789", b"01", b""]
     with open_stream(folder / "b") as stream:
@@ -55,14 +55,14 @@ def test_what_was_written_is_read(folder: Url) -> None:
         size_of(folder / "b")
 
 
-def test_what_is_not_finished_never_appears(folder: Url) -> None:
+def test_an_unfinished_object_never_appears(folder: Url) -> None:
     with suppress(ZeroDivisionError), open_atomic(folder / "half") as file:
         file.write(b"half")
         raise ZeroDivisionError
     assert sizes_in(folder) == {}
 
 
-def test_an_object_is_created_once_and_replaced_knowingly(folder: Url) -> None:
+def test_an_object_is_created_once_and_replaced_only_if_unchanged(folder: Url) -> None:
     first = bucket.create(folder / "lock", b"1")
     assert first is not None
     assert bucket.create(folder / "lock", b"2") is None
@@ -75,7 +75,7 @@ def test_an_object_is_created_once_and_replaced_knowingly(folder: Url) -> None:
     ) == (b"3", second)
 
 
-def test_a_failing_store_is_asked_again(folder: Url, store: Behaviour) -> None:
+def test_requests_to_a_failing_store_are_retried(folder: Url, store: Behaviour) -> None:
     store.fail_every, store.delay_s = 3, 0.02
     before = store.failed
     for number in range(8):
@@ -107,6 +107,6 @@ def test_ranges_that_lie_close_are_fetched_together(folder: Url, store: Behaviou
     assert store.bytes_read - read < 20_000
 
 
-def test_other_schemes_are_named() -> None:
+def test_an_unknown_scheme_is_named_with_the_known_ones() -> None:
     with pytest.raises(PretrackError, match="'ftp://' is not known; use a path, or one of s3://"):
         parse_location("ftp://server/x")

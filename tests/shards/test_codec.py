@@ -1,4 +1,4 @@
-"""Tracks survive being stored: positions to 1/64 px, the rest exactly; anything else is refused."""
+"""Tracks survive being stored: positions within 1/64 px, the rest exactly; damage is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.helpers.clips import make_tracks
 
 
 def packed(tracks: Tracks) -> bytes:
-    """The member `KEY.tracks.zst`."""
+    """Give the member `KEY.tracks.zst`."""
     return b"".join(encode_tracks(tracks))
 
 
@@ -36,6 +36,44 @@ def test_round_trip(seed: int, anchors: int, frames: int, points: int) -> None:
     assert (back.anchors == tracks.anchors).all()
     assert (back.visibility == tracks.visibility).all()
     assert (back.confidence == tracks.confidence).all()
+
+
+def test_the_bytes_on_disk_are_those_of_the_format() -> None:
+    """One point over three frames, packed by hand from the table in `docs/format.md`."""
+    tracks = Tracks(
+        anchors=np.array([1], np.int32),
+        # in units of 1/32 px: x 160, 161, 159 and y -16, -17, -17
+        positions=np.array(
+            [[[[5, -0.5]], [[5.03125, -0.53125]], [[4.96875, -0.53125]]]], np.float32
+        ),
+        visibility=np.array([[[255], [0], [10]]], np.uint8),
+        confidence=np.array([[[7], [7], [6]]], np.uint8),
+    )
+    (part,) = encode_tracks(tracks)
+    header = b"PTRK" + bytes([2, 0, 32, 0, 1, 0, 0, 0, 3, 0, 0, 0, 1, 0, 0, 0])
+    # differences 160, 1, -2 and -16, -1, 0; zigzag 320, 2, 3 and 31, 1, 0; lowest bytes first
+    low, next_bytes = bytes([320 - 256, 2, 3, 31, 1, 0]), bytes([1, 0, 0, 0, 0, 0])
+    certainty = bytes([255, 1, 10, 7, 0, 255])
+    expected = header + low + next_bytes + bytes(12) + certainty
+    assert zstandard.ZstdDecompressor().decompress(part) == expected
+    back = decode_tracks(part)
+    assert (back.positions == tracks.positions).all()
+    assert (back.visibility == tracks.visibility).all()
+    assert (back.confidence == tracks.confidence).all()
+    assert back.anchors.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("position", "stored"),
+    [(0.015, 0.0), (0.016, 0.03125), (-0.016, -0.03125), (99.99, 100.0), (100.02, 100.03125)],
+)
+def test_positions_are_rounded_to_the_nearest_32nd_of_a_pixel(
+    position: float, stored: float
+) -> None:
+    one = np.full((1, 1, 1), 255, np.uint8)
+    positions = np.full((1, 1, 1, 2), position, np.float32)
+    back = decode_tracks(packed(Tracks(np.zeros(1, np.int32), positions, one, one)))
+    assert back.positions.ravel().tolist() == [stored, stored]
 
 
 def test_storing_again_changes_nothing() -> None:
@@ -67,7 +105,8 @@ def test_tracks_that_no_reader_would_unpack_are_not_stored() -> None:
     )
     with pytest.raises(
         ValueError,
-        match="8 anchors x 999 frames x 16384 points take 1309409440 bytes, more than the 1073741824",
+        match="8 anchors x 999 frames x 16384 points take 1309409440 bytes, "
+        "more than the 1073741824",
     ):
         encode_tracks(Tracks(np.arange(8, dtype=np.int32), positions, certainty, certainty))
 
@@ -90,7 +129,7 @@ def test_damage_is_named() -> None:
         with pytest.raises(ShardError):
             decode_tracks(broken)
     pack = zstandard.ZstdCompressor().compress
-    for record, said in (
+    for record, message in (
         (b"PTRK", "cut short"),
         (b"X" * 64, "not tracks"),
         (
@@ -103,7 +142,7 @@ def test_damage_is_named() -> None:
             "hold 31 bytes, which does not fit 1 frames x 1 points",
         ),
     ):
-        with pytest.raises(ShardError, match=said):
+        with pytest.raises(ShardError, match=message):
             decode_tracks(pack(record))
     with pytest.raises(ShardError, match="anchor 3 differ in shape"):
         decode_tracks(data + packed(make_tracks(0, (3,), 5, 4)))
@@ -148,7 +187,7 @@ def test_some_frames_are_those_of_all(seed: int, frames: list[int], anchor: int,
 
 
 def test_sums_wrap_alike() -> None:
-    """Or verify would see other positions than a trainer."""
+    """Otherwise verification would see other positions than training."""
     positions = np.array([-(2.0**25), 2.0**25, 0], np.float32).repeat(2).reshape(1, 3, 1, 2)
     (part,) = encode_tracks(
         Tracks(

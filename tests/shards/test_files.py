@@ -1,7 +1,8 @@
-"""Places are understood as they were meant, and folders may change while they are listed."""
+"""Paths and URLs are told apart, folders may change while they are listed, ranges stay ranges."""
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from shards.bucket import Url
 from shards.errors import PretrackError
-from shards.files import parse_location, sizes_in
+from shards.files import is_permanent_error, parse_location, read_ranges, sizes_in
 
 
 @pytest.mark.parametrize("scheme", ["s3", "gs", "az"])
@@ -23,9 +24,36 @@ def test_a_folder_that_a_url_would_cut_is_refused(scheme: str, path: str) -> Non
         parse_location(f"{scheme}://{path}")
 
 
-def test_other_places_may_have_such_names() -> None:
+def test_other_paths_and_urls_may_have_such_names() -> None:
     assert parse_location("runs/run#1?") == Path("runs/run#1?")
     assert parse_location("https://host/a?token=1") == Url("https://host/a?token=1")
+
+
+def test_ranges_of_a_file_are_read_in_the_order_asked(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"0123456789")
+    assert read_ranges(tmp_path / "f", [7, 0, 8, 20], [2, 3, 1 << 60, 5]) == [
+        b"78",
+        b"012",
+        b"89",
+        b"",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "permanent"),
+    [
+        (errno.ENOSPC, True),
+        (errno.EDQUOT, True),
+        (errno.EROFS, True),
+        (errno.EACCES, True),
+        (errno.EIO, False),
+        (errno.ENOENT, False),
+    ],
+)
+def test_errors_that_every_later_write_would_meet_are_told_apart(
+    number: int, permanent: bool
+) -> None:
+    assert is_permanent_error(OSError(number, "no")) is permanent
 
 
 def test_files_that_vanish_do_not_hide_the_others(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
-"""A point drawn into a frame lands where the view says it does."""
+"""A point drawn into a frame lands where its transform says, to half a pixel's convention."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,18 +17,19 @@ from shards.geometry import (
     normalised,
     normalised_corners,
     stored_size,
+    stored_transform,
 )
 
 
 def blob(width: int, height: int, x: float, y: float) -> np.ndarray:
-    """A frame with a soft white spot centred at (x, y)."""
+    """Draw a frame with a soft white spot centred at (x, y)."""
     ys, xs = np.mgrid[:height, :width]
     spot = 255 * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * 4.0**2))
     return np.repeat(spot[..., None], 3, axis=2).round().astype(np.uint8)
 
 
 def centre(frame: np.ndarray) -> tuple[float, float]:
-    """The spot's centre of mass, in pixels."""
+    """Compute the spot's centre of mass, in pixels."""
     weight = frame[..., 0].astype(float)
     ys, xs = np.mgrid[: frame.shape[0], : frame.shape[1]]
     return float((xs * weight).sum() / weight.sum()), float((ys * weight).sum() / weight.sum())
@@ -44,11 +47,11 @@ def centre(frame: np.ndarray) -> tuple[float, float]:
 def test_points_follow_pixels(
     x: float, y: float, left: int, top: int, out: tuple[int, int], flip: bool
 ) -> None:
-    view = FrameTransform(left, top, 160 - 2 * left, 140 - 2 * top, *out, flip)
-    seen = centre(view.frame(blob(160, 140, x, y)))
-    told = view.points(np.array([[x, y]], np.float32))[0]
-    assert abs(seen[0] - told[0]) < 0.5
-    assert abs(seen[1] - told[1]) < 0.5
+    transform = FrameTransform(left, top, 160 - 2 * left, 140 - 2 * top, *out, flip)
+    spot = centre(transform.frame(blob(160, 140, x, y)))
+    point = transform.points(np.array([[x, y]], np.float32))[0]
+    assert abs(spot[0] - point[0]) < 0.5
+    assert abs(spot[1] - point[1]) < 0.5
 
 
 def test_borders_stay_borders() -> None:
@@ -62,31 +65,99 @@ def test_borders_stay_borders() -> None:
     )
 
 
+@pytest.mark.parametrize(("flip", "x"), [(False, [-0.5, 0.5, 199.5]), (True, [199.5, 198.5, -0.5])])
+def test_crop_resize_and_flip_keep_pixel_centres(flip: bool, x: list[float]) -> None:
+    """A 100x50 box at (10, 20) becomes 200x25: x' = (x - 10 + 0.5) * 2 - 0.5, likewise y by 1/2."""
+    transform = FrameTransform(10, 20, 100, 50, 200, 25, flip)
+    points = np.array([[9.5, 19.5], [10, 20], [109.5, 69.5]], np.float32)
+    expected = np.stack([x, [-0.5, -0.25, 24.5]], axis=-1)
+    assert transform.points(points).tolist() == expected.tolist()
+
+
+def test_a_camera_follows_crop_and_resize() -> None:
+    camera = Camera(500.0, 400.0, 60.0, 45.0, tuple(map(float, range(12))))
+    expected = replace(camera, fx=1000.0, fy=200.0, cx=100.5, cy=12.25)
+    assert FrameTransform(10, 20, 100, 50, 200, 25).camera(camera) == expected
+
+
+@pytest.mark.parametrize(
+    ("left", "width", "out_width", "reduction"),
+    [
+        (0, 64, 8, 8),
+        (0, 64, 9, 4),
+        (0, 64, 16, 4),
+        (0, 64, 17, 2),
+        (0, 64, 32, 2),
+        (0, 64, 33, 1),
+        (4, 64, 8, 4),
+        (2, 64, 8, 2),
+        (1, 64, 8, 1),
+        (0, 62, 8, 2),
+    ],
+)
+def test_frames_are_decoded_smaller_only_where_the_box_still_shrinks_and_fits_whole_pixels(
+    left: int, width: int, out_width: int, reduction: int
+) -> None:
+    assert FrameTransform(left, 0, width, 64, out_width, 8).reduction == reduction
+    assert FrameTransform(0, left, 64, width, 8, out_width).reduction == reduction
+
+
+def test_a_reduced_transform_maps_a_smaller_frame_to_the_same_pixels() -> None:
+    transform = FrameTransform(8, 16, 64, 32, 16, 8)
+    assert transform.reduced(4) == FrameTransform(2, 4, 16, 8, 16, 8)
+    points = np.array([[8, 16], [30.25, 20.5]], np.float32)
+    smaller = ((points + 0.5) / 4 - 0.5).astype(np.float32)
+    np.testing.assert_allclose(
+        transform.reduced(4).points(smaller), transform.points(points), atol=1e-6
+    )
+    with pytest.raises(
+        ValueError, match="does not lie on whole pixels of a frame 16 times smaller"
+    ):
+        transform.reduced(16)
+
+
+def test_frames_shrink_by_averaging_and_are_cropped_and_flipped_exactly() -> None:
+    frame = np.zeros((4, 6, 3), np.uint8)
+    frame[..., 0] = np.arange(24).reshape(4, 6) * 4
+    crop = FrameTransform(1, 1, 4, 2, 4, 2)
+    assert crop.frame(frame)[..., 0].tolist() == [[28, 32, 36, 40], [52, 56, 60, 64]]
+    assert crop.flipped().frame(frame)[..., 0].tolist() == [[40, 36, 32, 28], [64, 60, 56, 52]]
+    half = FrameTransform(1, 1, 4, 2, 2, 1)
+    assert half.frame(frame)[..., 0].tolist() == [[42, 50]]
+
+
+def test_a_stored_frame_is_shrunk_or_resized_to_a_given_size() -> None:
+    assert stored_transform(1280, 720, 256) == FrameTransform(0, 0, 1280, 720, 455, 256)
+    assert stored_transform(1280, 720, 256, (64, 48)) == FrameTransform(0, 0, 1280, 720, 64, 48)
+
+
 def test_inside_counts_the_half_pixel_border() -> None:
     points = np.array([[-0.5, 0], [-0.51, 0], [9.5, 4.5], [9.51, 4.5], [5, 4.6]], np.float32)
     assert inside(points, 10, 5).tolist() == [True, False, True, False, False]
 
 
-def test_a_camera_sees_the_same_through_a_view() -> None:
+def test_a_camera_projects_a_point_to_the_same_pixel_after_a_transform() -> None:
     camera = Camera(500.0, 510.0, 300.0, 200.0, (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0))
-    view = FrameTransform(40, 20, 400, 300, 224, 200)
+    transform = FrameTransform(40, 20, 400, 300, 224, 200)
     point = np.array([0.1, -0.2, 2.0])
     pixel = np.array(
         [[camera.fx * point[0] / 2 + camera.cx, camera.fy * point[1] / 2 + camera.cy]], np.float32
     )
-    seen = view.camera(camera)
+    mapped = transform.camera(camera)
     assert np.allclose(
-        view.points(pixel)[0],
-        [seen.fx * point[0] / 2 + seen.cx, seen.fy * point[1] / 2 + seen.cy],
+        transform.points(pixel)[0],
+        [mapped.fx * point[0] / 2 + mapped.cx, mapped.fy * point[1] / 2 + mapped.cy],
         atol=1e-3,
     )
     with pytest.raises(ValueError, match="mirrored"):
-        view.flipped().camera(camera)
+        transform.flipped().camera(camera)
 
 
 def test_stored_size_shrinks_and_never_enlarges() -> None:
     assert stored_size(1280, 720, 256) == (455, 256)
     assert stored_size(1066, 1896, 256) == (256, 455)
+    assert stored_size(1000, 720, 256) == (356, 256), "355.6 is rounded up"
+    assert stored_size(300, 256, 256) == (300, 256)
     assert stored_size(176, 144, 256) == (176, 144)
 
 
@@ -107,6 +178,13 @@ def test_sampling_coordinates() -> None:
     assert normalised(9.5, 10) == pytest.approx(1)
     assert normalised_corners(0, 10) == -1
     assert normalised_corners(9, 10) == 1
+    assert normalised(2, 10) == pytest.approx(-0.5)
+    assert normalised_corners(2, 9) == pytest.approx(-0.5)
+
+
+def test_a_grid_needs_a_point() -> None:
+    with pytest.raises(ValueError, match="at least 1 point per side, not 0"):
+        grid_points(0, 512, 384)
 
 
 def test_a_box_outside_the_frame_is_refused() -> None:

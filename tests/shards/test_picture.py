@@ -1,4 +1,4 @@
-"""What a notebook shows of a clip."""
+"""A notebook shows a clip's own frames, with its tracks where they are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.clips import make_clip
 
 
 def shown(clip: StoredClip) -> ET.Element:
-    """The clip's HTML, which is well formed."""
+    """Parse the clip's HTML, which is well formed."""
     return ET.fromstring(clip._repr_html_().replace("<br>", "<br/>"))
 
 
@@ -52,14 +52,40 @@ def test_names_are_only_text() -> None:
     assert "<script>alert(1)</script>" in "".join(shown(clip).itertext())
 
 
+def test_a_visible_point_has_a_tail_of_its_last_seven_positions() -> None:
+    clip = make_clip(frames=12, points=1)
+    tracks = replace(clip.tracks, visibility=np.full_like(clip.tracks.visibility, 128))
+    pictures = shown(replace(clip, tracks=tracks)).findall(".//svg")
+    for picture, t in zip(pictures, (0, 4, 7, 11), strict=True):
+        (tail,) = picture.findall("polyline")
+        places = [place.split(",") for place in (tail.get("points") or "").split()]
+        expected = tracks.positions[0, max(0, t - 6) : t + 1, 0] + 0.5
+        np.testing.assert_allclose(np.array(places, float), expected, atol=0.051)
+
+
+@pytest.mark.parametrize(
+    ("points", "most", "indices"),
+    [
+        (16, 16, list(range(16))),
+        (16, 9, [0, 2, 8, 10]),
+        (17, 9, [0, 2, 4, 10, 12, 14]),
+        (49, 9, [0, 3, 6, 21, 24, 27, 42, 45, 48]),
+    ],
+)
+def test_of_a_dense_grid_every_second_or_third_row_and_column_is_drawn(
+    points: int, most: int, indices: list[int]
+) -> None:
+    assert thin_grid(points, most) == indices
+
+
 @pytest.mark.parametrize(
     ("points", "most"), [(0, 9), (1, 9), (5, 9), (8, 9), (9, 9), (16, 9), (17, 9), (1024, 100)]
 )
 def test_of_any_number_of_points_some_are_drawn(points: int, most: int) -> None:
-    places = thin_grid(points, most)
-    assert len(places) <= most
-    assert places == sorted({place for place in places if place < points})
-    assert len(places) == points or points > most
+    indices = thin_grid(points, most)
+    assert len(indices) <= most
+    assert indices == sorted({index for index in indices if index < points})
+    assert len(indices) == points or points > most
 
 
 def test_clips_whose_points_are_no_grid_are_drawn() -> None:

@@ -1,4 +1,4 @@
-"""A shard is a plain tar that tar, an image viewer and webdataset read; our reader and its index agree with them."""
+"""A shard is a plain tar: tar, image viewers and webdataset read it, and agree with our reader."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def shard(tmp_path: Path) -> Path:
     return tmp_path / "s.tar"
 
 
-def test_tar_lists_it(shard: Path) -> None:
+def test_tar_lists_the_members_in_order(shard: Path) -> None:
     names = subprocess.run(
         ["tar", "tf", shard], check=True, capture_output=True, text=True
     ).stdout.split()
-    kinds = ["json", "tracks.zst", *(f"{i:03d}.jpg" for i in range(6))]
-    assert names == [f"{key}.{kind}" for key in KEYS for kind in kinds]
+    extensions = ["json", "tracks.zst", *(f"{i:03d}.jpg" for i in range(6))]
+    assert names == [f"{key}.{extension}" for key in KEYS for extension in extensions]
 
 
-def test_plain_webdataset_reads_it(shard: Path) -> None:
+def test_plain_webdataset_reads_a_shard(shard: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     samples = list(webdataset.WebDataset(str(shard), shardshuffle=False))
     assert [sample["__key__"] for sample in samples] == KEYS
@@ -52,11 +52,10 @@ def test_index_and_tar_agree(tmp_path: Path) -> None:
     members, size, _ = write_clips(tmp_path / "s.tar", clips)
     assert size == (tmp_path / "s.tar").stat().st_size
     for streamed, clip in zip(iterate_shard(tmp_path / "s.tar"), clips, strict=True):
-        spans = members[clip.info.key]
+        located = members[clip.info.key]
+        wanted = (located.info, located.tracks, located.frames[-1])
         info, tracks, last = read_members(
-            tmp_path / "s.tar",
-            [spans.info.offset, spans.tracks.offset, spans.frames[-1].offset],
-            [spans.info.size, spans.tracks.size, spans.frames[-1].size],
+            tmp_path / "s.tar", [part.offset for part in wanted], [part.size for part in wanted]
         )
         assert ClipInfo.from_json(info) == streamed.info == clip.info
         assert streamed.jpegs == clip.jpegs
@@ -105,8 +104,8 @@ def test_verify_finds_nothing_wrong_with_a_good_shard(tmp_path: Path) -> None:
     assert list(verify_shard(tmp_path / "s.tar", size, checksum, members)) == []
 
 
-def places_in(members: ClipMembers, size: int) -> dict[str, int]:
-    """A byte within every kind of thing that a shard is made of."""
+def offsets_in(members: ClipMembers, size: int) -> dict[str, int]:
+    """Pick the offset of one byte in each kind of content that a shard has."""
     last = members.frames[-1]
     return {
         "description": members.info.offset + members.info.size // 2,
@@ -120,21 +119,21 @@ def places_in(members: ClipMembers, size: int) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    "place",
+    "content",
     list(
-        places_in(ClipMembers(ByteRange(0, 0), ByteRange(0, 0), (), (ByteRange(0, 1),) * 3, ""), 0)
+        offsets_in(ClipMembers(ByteRange(0, 0), ByteRange(0, 0), (), (ByteRange(0, 1),) * 3, ""), 0)
     ),
 )
-def test_verify_finds_one_flipped_bit_anywhere(tmp_path: Path, place: str) -> None:
+def test_verify_finds_one_flipped_bit_anywhere(tmp_path: Path, content: str) -> None:
     members, size, checksum = write_clips(
         tmp_path / "s.tar", [make_clip(key, seed) for seed, key in enumerate(KEYS)]
     )
     damaged = bytearray((tmp_path / "s.tar").read_bytes())
-    damaged[places_in(members[KEYS[1]], size)[place]] ^= 4
+    damaged[offsets_in(members[KEYS[1]], size)[content]] ^= 4
     (tmp_path / "s.tar").write_bytes(damaged)
     problems = list(verify_shard(tmp_path / "s.tar", size, checksum, members))
     assert "s.tar: its checksum is" in problems[0]
-    in_a_clip = place in ("description", "tracks", "frame")
+    in_a_clip = content in ("description", "tracks", "frame")
     assert [KEYS[1] in problem for problem in problems[1:]] == [True] * in_a_clip, (
         "the clip concerned is named, and no other"
     )
@@ -185,15 +184,15 @@ def test_verify_finds_a_missing_or_short_shard(tmp_path: Path) -> None:
 def test_tracks_of_other_frames_than_the_description_are_refused(tmp_path: Path) -> None:
     clip = replace(make_clip(), tracks=make_tracks(0, (0, 3), 5, 9))
     members, size, checksum = write_clips(tmp_path / "s.tar", [clip])
-    said = r"the tracks have 2 anchors x 5 frames x 9 points, and should have 6 frames"
-    with pytest.raises(ShardError, match=rf"the clip {clip.info.key} in .*s\.tar: {said}"):
+    message = r"the tracks have 2 anchors x 5 frames x 9 points, and should have 6 frames"
+    with pytest.raises(ShardError, match=rf"the clip {clip.info.key} in .*s\.tar: {message}"):
         list(iterate_shard(tmp_path / "s.tar"))
     (problem,) = verify_shard(tmp_path / "s.tar", size, checksum, members)
-    assert said in problem
+    assert message in problem
 
 
 @pytest.mark.parametrize(
-    ("anchors", "said"),
+    ("anchors", "message"),
     [
         ((0, 6), "the tracks' anchor 6 is not among their 6 frames"),
         ((-1, 3), "the tracks' anchor -1 is not among their 6 frames"),
@@ -201,13 +200,13 @@ def test_tracks_of_other_frames_than_the_description_are_refused(tmp_path: Path)
         ((3, 0), "the tracks' anchors do not increase: 0 comes after 3"),
     ],
 )
-def test_verify_finds_anchors_that_are_none(
-    tmp_path: Path, anchors: tuple[int, ...], said: str
+def test_verify_finds_anchors_that_are_not_frames_of_the_clip(
+    tmp_path: Path, anchors: tuple[int, ...], message: str
 ) -> None:
     clip = replace(make_clip(), tracks=make_tracks(0, anchors, 6, 9))
     members, size, checksum = write_clips(tmp_path / "s.tar", [clip])
     (problem,) = verify_shard(tmp_path / "s.tar", size, checksum, members)
-    assert said in problem
+    assert message in problem
 
 
 def test_streaming_a_damaged_shard_names_it(shard: Path) -> None:
