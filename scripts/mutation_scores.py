@@ -32,7 +32,9 @@ TESTS = {
     "trainer/evaluate/bootstrap.py": "tests/trainer/evaluate/test_bootstrap.py",
     "trainer/evaluate/heldout/measures.py": "tests/trainer/evaluate/heldout/test_measures.py",
     "trainer/losses/sorting/objective.py": "tests/trainer/losses/sorting/test_objective.py",
+    "trainer/metric_logging.py": "tests/trainer/test_metric_logging.py",
     "trainer/model/feature_sampling.py": "tests/trainer/model/test_feature_sampling.py",
+    "trainer/model_card.py": "tests/trainer/test_model_card.py",
     "trainer/schedule.py": "tests/trainer/test_schedule.py",
 }
 """Each module, and the test file that states its figures."""
