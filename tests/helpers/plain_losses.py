@@ -1,4 +1,4 @@
-"""The losses on tracks written straight from their formulas, a track at a time, in NumPy: what `trainer.losses` must equal."""
+"""Losses on tracks as plain NumPy transcriptions of their formulas, to compare ours with."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -7,7 +7,7 @@ Array = NDArray[np.float64]
 
 
 def mean_over_tracks(losses: Array, weights: Array) -> float:
-    """losses, weights [B, F, N]."""
+    """Return the weighted mean of losses [B, F, N] with weights [B, F, N]."""
     frames = [
         (a * w).sum() / (w.sum() + 1e-6)
         for clip, shown in zip(losses, weights, strict=True)
@@ -21,27 +21,31 @@ def info_nce(
     teacher: Array,
     weights: Array,
     anchors: Array,
+    *,
     temperature: float,
     apart: float,
     other_clips: bool,
 ) -> float:
-    """student [B, F, N, E], teacher [B, N, E], weights [B, F, N], anchors [B, N, 2]."""
-    losses, counted = np.zeros(weights.shape), weights.max(axis=1) > 0
+    """Return the InfoNCE loss, computed track by track.
+
+    student: [B, F, N, E]; teacher: [B, N, E]; weights: [B, F, N]; anchors: [B, N, 2]
+    """
+    losses, counts = np.zeros(weights.shape), weights.max(axis=1) > 0
     for b, f, n in np.ndindex(*weights.shape):
         keys = [
             teacher[c, m]
-            for c, m in np.ndindex(*counted.shape)
-            if counted[c, m]
+            for c, m in np.ndindex(*counts.shape)
+            if counts[c, m]
             and (
                 m != n and np.linalg.norm(anchors[b, n] - anchors[b, m]) >= apart
                 if c == b
                 else other_clips
             )
         ]
-        own, *others = np.exp(
+        positive, *negatives = np.exp(
             [student[b, f, n] @ key / temperature for key in [teacher[b, n], *keys]]
         )
-        losses[b, f, n] = -np.log(own / (own + sum(others)))
+        losses[b, f, n] = -np.log(positive / (positive + sum(negatives)))
     return mean_over_tracks(losses, weights)
 
 
@@ -50,17 +54,18 @@ def smooth_ap(
     teacher: Array,
     weights: Array,
     anchors: Array,
+    *,
     temperature: float,
     near: float,
     far: float,
 ) -> float:
-    """Arguments as `info_nce`'s."""
-    losses, counted = np.zeros(weights.shape), weights.max(axis=1) > 0
+    """Return the SmoothAP loss, computed track by track; arguments as `info_nce`'s."""
+    losses, counts = np.zeros(weights.shape), weights.max(axis=1) > 0
     for b, f, n in np.ndindex(*weights.shape):
         scores = teacher[b] @ student[b, f, n]
         apart = np.linalg.norm(anchors[b] - anchors[b, n], axis=1)
-        positive = [m for m in range(len(apart)) if m == n or (apart[m] < near and counted[b, m])]
-        negative = [m for m in range(len(apart)) if apart[m] > far and counted[b, m]]
+        positive = [m for m in range(len(apart)) if m == n or (apart[m] < near and counts[b, m])]
+        negative = [m for m in range(len(apart)) if apart[m] > far and counts[b, m]]
         precisions = []
         for i in positive:
             above = 1 / (1 + np.exp(-(scores - scores[i]) / temperature))
@@ -71,7 +76,10 @@ def smooth_ap(
 
 
 def sinkhorn(scores: Array, epsilon: float, iterations: int) -> Array:
-    """Of cosines [points, prototypes], in SwAV's words: the matrix is [prototypes, points] and sums to 1."""
+    """Return Sinkhorn assignments of cosines [points, prototypes].
+
+    In SwAV's notation: the matrix is [prototypes, points] and sums to 1.
+    """
     q = np.exp(scores.T / epsilon)
     q /= q.sum()
     for _ in range(iterations):
@@ -85,16 +93,17 @@ def clusters(
     teacher: Array,
     weights: Array,
     prototypes: Array,
+    *,
     temperature: float,
     epsilon: float,
     iterations: int,
     soft: bool,
 ) -> float:
-    """Arguments as `info_nce`'s; prototypes [K, E] of any length."""
+    """Return the clustering loss; arguments as `info_nce`'s, prototypes [K, E] of any length."""
     prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
-    losses, counted = np.zeros(weights.shape), weights.max(axis=1) > 0
-    assigned = np.zeros((*counted.shape, len(prototypes)))
-    assigned[counted] = sinkhorn(teacher[counted] @ prototypes.T, epsilon, iterations)
+    losses, counts = np.zeros(weights.shape), weights.max(axis=1) > 0
+    assigned = np.zeros((*counts.shape, len(prototypes)))
+    assigned[counts] = sinkhorn(teacher[counts] @ prototypes.T, epsilon, iterations)
     for b, f, n in np.ndindex(*weights.shape):
         chances = np.exp(prototypes @ student[b, f, n] / temperature)
         logs = np.log(chances / chances.sum())
@@ -103,7 +112,7 @@ def clusters(
 
 
 def track_mean(student: Array, teacher: Array, weights: Array, teacher_frames: Array) -> float:
-    """Arguments as `info_nce`'s; teacher_frames [B, F, N, E]."""
+    """Return the track-mean loss; arguments as `info_nce`'s, teacher_frames [B, F, N, E]."""
     losses = np.zeros(weights.shape)
     for b, f, n in np.ndindex(*weights.shape):
         mean = np.mean(

@@ -1,4 +1,4 @@
-"""The 3DPoV loss written straight from its formula, loop by loop, with `diffsort`: what the trainer must equal."""
+"""The 3DPoV loss as a plain transcription of its formula, with `diffsort`, to compare ours with."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from torch.nn.functional import cosine_similarity, grid_sample, normalize
 
 
 def plain_loss(
+    *,
     student: nn.Module,
     teacher: nn.Module,
     student_head: nn.Module,
@@ -21,7 +22,15 @@ def plain_loss(
     reference_corners: Tensor,
     side: int,
 ) -> Tensor:
-    """frames [B, T, 3, S, S], tracks [B, T, N, 2] px, visible [B, T, N]; references [B, R] (b * T + t), [B, R, 2] (row, column)."""
+    """Return the loss, looping over clips, references and frames.
+
+    frames:            [B, T, 3, S, S]
+    tracks:            [B, T, N, 2] in pixels
+    visible:           [B, T, N]
+    reference_frames:  [B, R], as b * T + t
+    reference_corners: [B, R, 2], (row, column) of a crop's first patch
+    side:              of a crop, in patches
+    """
     clips, frame_count = frames.shape[:2]
     size = frames.shape[-1]
     references = reference_frames.shape[1]

@@ -1,4 +1,4 @@
-"""`python -m trainer`, which also saves what every rank read, lost and ended with, for the test of two ranks."""
+"""`python -m trainer` that also saves each rank's clip keys, losses and weights, for tests."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ models: list[Any] = []
 check, make = training.check_finite, run_setup.make_step
 
 
-def remember(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+def record_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
     keys.append(list(batch["key"]))
     losses.append(loss.item())
     check(loss, norm, step, batch)
 
 
-def remember_models(*arguments: Any) -> Any:
+def record_models(*arguments: Any) -> Any:
     model = make(*arguments)
     models[:] = [model.student, model.teacher, model.losses]
     return model
 
 
 if __name__ == "__main__":
-    training.check_finite, training.make_step = remember, remember_models  # type: ignore[assignment, attr-defined]
+    training.check_finite, training.make_step = record_step, record_models  # type: ignore[assignment, attr-defined]
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
     torch.save(

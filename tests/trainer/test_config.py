@@ -1,4 +1,4 @@
-"""Recipes resolve to what they promise, and settings that cannot work are refused in words."""
+"""Recipes resolve to the values they promise, and settings that cannot work are refused."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ README = Path(__file__).parents[2] / "README.md"
 RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml"))
 
 
-def test_there_is_a_recipe_of_both_kinds_for_every_published_backbone() -> None:
+def test_every_published_backbone_has_both_recipes() -> None:
     published = {name for name in BACKBONES if not name.endswith("_large")}
     for recipe in ("upstream", "pretrack"):
         assert {path.stem for path in RECIPES if path.parent.name == recipe} == published
@@ -39,7 +39,7 @@ def test_recipes_load(path: Path) -> None:
             ), key
 
 
-def test_the_demo_and_the_readmes_example_load() -> None:
+def test_the_demo_and_the_example_in_the_readme_load() -> None:
     load_settings(TrainSettings, CONFIGS / "demo.yaml")
     (example,) = [
         block
@@ -55,7 +55,7 @@ def test_backbones_exist_in_timm() -> None:
     assert all(timm.is_model(timm_id) for timm_id in BACKBONES.values())
 
 
-def test_a_key_that_is_given_wins_over_the_recipe() -> None:
+def test_a_key_that_is_set_overrides_the_recipe() -> None:
     path = CONFIGS / "upstream" / "dino_small.yaml"
     settings = load_settings(TrainSettings, path, ["loss.frames=all", "data.flip=0.25"])
     assert settings.loss.frames == "all"
@@ -86,7 +86,7 @@ def test_resolved_settings_resolve_to_themselves(settings: Callable[..., TrainSe
         ("data=7", "'data'"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_sentence(override: str, message: str) -> None:
+def test_settings_that_cannot_work_are_refused_in_one_sentence(override: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load_settings(TrainSettings, CONFIGS / "pretrack" / "dino_small.yaml", [override])
 

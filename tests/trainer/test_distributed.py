@@ -1,4 +1,4 @@
-"""Processes that train together: they agree, read different clips, and need no folder that all of them see."""
+"""Ranks agree on weights, read different clips, and need no shared folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from trainer.train import train
 
 
 def torchrun(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    logs = f"--log-dir={config.parent / 'logs'}"  # in /tmp otherwise, where they stay
+    logs = f"--log-dir={config.parent / 'logs'}"  # by default in /tmp, where they stay
     command = [
         sys.executable,
         "-m",
@@ -75,12 +75,12 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
     seen: list[set[str]] = []
     check = training.check_finite
 
-    def remember(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+    def record_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
         seen.append(set(batch["key"]))
         check(loss, norm, step, batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "check_finite", remember)
+        patch.setattr(training, "check_finite", record_step)
         train(alone)
     assert [
         set(a) | set(b) for a, b in zip(traces[0]["keys"], traces[1]["keys"], strict=True)
@@ -92,7 +92,7 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
 
 
 def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
-    """Two ranks as on two machines, which share nothing but the network."""
+    """Start two ranks as on two machines that share only the network."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -101,7 +101,7 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
         s.run.out.mkdir(parents=True, exist_ok=True)
         config = s.run.out.with_name("config.json")
         config.write_text(s.model_dump_json())
-        place = {
+        environment = {
             "RANK": str(rank),
             "WORLD_SIZE": "2",
             "MASTER_ADDR": "127.0.0.1",
@@ -111,7 +111,7 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
             subprocess.Popen(
                 [sys.executable, "-u", "-m", "tests.helpers.traced", str(config)],
                 cwd=REPOSITORY,
-                env=os.environ | place | {"OMP_NUM_THREADS": "1"},
+                env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -121,7 +121,9 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
 
 
 @pytest.mark.slow
-def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_path: Path) -> None:
+def test_nodes_without_a_shared_folder_stop_and_resume_together(
+    settings: Make, tmp_path: Path
+) -> None:
     snapshot = publish(tmp_path / "build", [panning_clip(f"made-{i}", i) for i in range(10)])
     data = {"out": str(tmp_path / "build"), "on_error": "skip"}
     order = ClipDataset([snapshot], settings(data=data).data, seed=1).sampler(4, rank=1, world=2)
@@ -138,10 +140,10 @@ def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_
     assert first[0].stdout is not None
     for line in first[0].stdout:
         if line.startswith("step 2/"):
-            first[1].terminate()  # one of them alone
-    said = first[1].communicate(timeout=150)[0]
-    assert [first[0].wait(), first[1].returncode] == [143, 143], said
-    assert f"left out (1 so far): clip {damaged['key']}" in said
+            first[1].terminate()  # only one of the two
+    output = first[1].communicate(timeout=150)[0]
+    assert [first[0].wait(), first[1].returncode] == [143, 143], output
+    assert f"left out (1 so far): clip {damaged['key']}" in output
     events: Any = EventAccumulator(str(tmp_path / "a" / "run" / "tensorboard"))
     assert events.Reload().Scalars("skipped_clips")[0].value == 1
     newest = newest_checkpoint(tmp_path / "a" / "run")
@@ -160,5 +162,5 @@ def test_nodes_that_share_no_folder_stop_and_go_on_together(settings: Make, tmp_
         torch.load(tmp_path / node / "run" / f"rank{rank}.pt", weights_only=True)
         for rank, node in enumerate("ab")
     ]
-    assert [len(trace["keys"]) for trace in traces] == [1, 1]  # both took the last step alone
+    assert [len(trace["keys"]) for trace in traces] == [1, 1]  # both took only the last step
     assert_same(traces[0]["weights"], traces[1]["weights"])

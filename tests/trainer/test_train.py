@@ -1,4 +1,4 @@
-"""Training runs: they train what they should, stop and go on exactly, agree between ranks, and leave weights that timm loads."""
+"""Training runs train what they should, resume exactly, and export weights that timm loads."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def last_state(settings: TrainSettings) -> dict[str, Any]:
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Equal bit for bit, all the way down."""
+    """Assert that nested values are equal bit for bit; `where` names the place in messages."""
     if isinstance(a, Tensor):
         assert torch.equal(a, b), where
     elif isinstance(a, dict):
@@ -63,8 +63,8 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
         assert a == b, where
 
 
-def embedded(settings: TrainSettings, batch: Any) -> Embeddings:
-    """What a batch's frames 2 and 3 look like to models that are the same for the same seed."""
+def embed_batch(settings: TrainSettings, batch: Any) -> Embeddings:
+    """Embed frames 2 and 3 of a batch with a model that is the same for the same seed."""
     torch.manual_seed(0)
     model = make_step(settings, None, torch.device("cpu"))
     references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
@@ -101,20 +101,20 @@ def test_a_step_of_upstream_equals_the_plain_loss(
     models: list[Any] = []
     make, check = make_step, training.check_finite
 
-    def remember_models(*arguments: Any) -> Any:
+    def record_models(*arguments: Any) -> Any:
         model = make(*arguments)
         models[:] = [model.student, model.teacher]
         return model
 
-    def remember_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+    def record_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
         gradients = [
             weight.grad.clone() for weight in models[0].parameters() if weight.requires_grad
         ]
         steps.append((loss.item(), gradients, copy.deepcopy(models), batch))
         check(loss, norm, step, batch)
 
-    monkeypatch.setattr(training, "make_step", remember_models)
-    monkeypatch.setattr(training, "check_finite", remember_step)
+    monkeypatch.setattr(training, "make_step", record_models)
+    monkeypatch.setattr(training, "check_finite", record_step)
     train(s)
 
     for step, compared in enumerate([(1, 2, 3), (2, 3), (3,)]):
@@ -124,16 +124,16 @@ def test_a_step_of_upstream_equals_the_plain_loss(
         )
         student.zero_grad()
         plain = plain_loss(
-            student.backbone,
-            teacher.backbone,
-            student.head,
-            teacher.head,
-            normalised_images(batch["frames"], (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)),
-            batch["positions"],
-            (batch["visibility"] > 0.9).float(),
-            compared,
-            references.frame,
-            torch.stack([references.top, references.left], dim=-1),
+            student=student.backbone,
+            teacher=teacher.backbone,
+            student_head=student.head,
+            teacher_head=teacher.head,
+            frames=normalised_images(batch["frames"], (0.485, 0.456, 0.406), (0.228, 0.224, 0.225)),
+            tracks=batch["positions"],
+            visible=(batch["visibility"] > 0.9).float(),
+            compared=compared,
+            reference_frames=references.frame,
+            reference_corners=torch.stack([references.top, references.left], dim=-1),
             side=4,
         )
         plain.backward()  # type: ignore[no-untyped-call]
@@ -145,7 +145,7 @@ def test_a_step_of_upstream_equals_the_plain_loss(
             )
 
 
-def test_the_teacher_follows_and_the_backbone_learns_slower(settings: Make) -> None:
+def test_the_teacher_follows_the_student_and_the_backbone_has_a_lower_rate(settings: Make) -> None:
     s = settings(
         run={"steps": 1},
         teacher={"momentum": 0.75},
@@ -170,21 +170,23 @@ def test_the_teacher_follows_and_the_backbone_learns_slower(settings: Make) -> N
     ]
 
 
-def test_a_track_counts_where_it_is_seen_in_both_frames(settings: Make) -> None:
+def test_a_track_counts_only_if_visible_in_both_frames(settings: Make) -> None:
     s = settings()
     dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
     batch = next(iter(Loader(dataset, dataset.sampler(4))))
-    seen_as = embedded(s, batch)
-    assert seen_as.student.shape == (4, 2, 36, 16)
-    assert seen_as.teacher.shape == (4, 36, 16)
-    assert seen_as.references.shape == (4, 3, 16, 16)
-    torch.testing.assert_close(seen_as.student.norm(dim=-1), torch.ones(4, 2, 36))
+    embeddings = embed_batch(s, batch)
+    assert embeddings.student.shape == (4, 2, 36, 16)
+    assert embeddings.teacher.shape == (4, 36, 16)
+    assert embeddings.references.shape == (4, 3, 16, 16)
+    torch.testing.assert_close(embeddings.student.norm(dim=-1), torch.ones(4, 2, 36))
     seen = track_mask(batch, s.tracks)
-    assert not seen[:, 0].all()  # the view leaves out some of the anchor frame
-    assert torch.equal(seen_as.weights.bool(), seen[:, :1] & seen[:, [2, 3]])
+    assert not seen[:, 0].all()  # the crop leaves out part of the anchor frame
+    assert torch.equal(embeddings.weights.bool(), seen[:, :1] & seen[:, [2, 3]])
 
 
-def test_the_teacher_sees_the_anchor_in_its_own_colours(settings: Make) -> None:
+def test_with_student_only_the_teacher_sees_the_anchor_frame_in_its_original_colours(
+    settings: Make,
+) -> None:
     plain, coloured = (
         settings(),
         settings(data={"colour": {"jitter": 1, "grey": 1, "student_only": True}}),
@@ -192,7 +194,7 @@ def test_the_teacher_sees_the_anchor_in_its_own_colours(settings: Make) -> None:
     both = []
     for s in (plain, coloured):
         dataset = ClipDataset(open_snapshots(s.data), s.data, seed=1)
-        both.append(embedded(s, next(iter(Loader(dataset, dataset.sampler(4))))))
+        both.append(embed_batch(s, next(iter(Loader(dataset, dataset.sampler(4))))))
     torch.testing.assert_close(both[0].teacher, both[1].teacher)
     assert not torch.allclose(both[0].student, both[1].student, atol=1e-3)
 
@@ -212,7 +214,7 @@ def test_every_objective_runs(settings: Make, loss: dict[str, Any]) -> None:
 
 @pytest.fixture
 def two_threads() -> Iterator[None]:
-    """Threads that add up gradients together must not make a run differ from itself."""
+    """Use two threads: the order in which they add up gradients must not change a run."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield
@@ -221,7 +223,7 @@ def two_threads() -> Iterator[None]:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("recipe", ["pretrack", pytest.param("upstream", marks=pytest.mark.slow)])
-def test_stopped_and_resumed_equals_unbroken(
+def test_a_killed_and_resumed_run_equals_an_unbroken_one(
     settings: Make, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken = settings(recipe, run={"steps": 6, "out": tmp_path / "unbroken", "pictures": 1})
@@ -266,7 +268,7 @@ def test_a_finished_run_has_nothing_left_to_do(settings: Make) -> None:
     assert train(s).read_bytes() == first
 
 
-def test_another_run_is_not_gone_on_from(settings: Make, tmp_path: Path) -> None:
+def test_a_run_with_other_settings_or_clips_is_not_resumed(settings: Make, tmp_path: Path) -> None:
     train(settings(run={"steps": 1}))
     with pytest.raises(
         PretrackError, match=r"started with other settings \(optim.lr was 0.001, now 0.1\)"
@@ -281,13 +283,16 @@ def test_another_run_is_not_gone_on_from(settings: Make, tmp_path: Path) -> None
         train(settings(data={"out": str(tmp_path / "other")}, run={"steps": 2}))
 
 
-def test_what_another_version_began_is_refused_and_can_be_started_from(
+def test_a_run_of_another_version_is_refused_but_its_weights_can_be_used(
     settings: Make, tmp_path: Path
 ) -> None:
     s = settings(run={"steps": 1})
     train(s)
     path, state = checkpoint_path(s.run.out, 1), last_state(s)
-    start = f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has learned"
+    start = (
+        f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has "
+        "learned"
+    )
     torch.save(
         state
         | {
@@ -296,7 +301,10 @@ def test_what_another_version_began_is_refused_and_can_be_started_from(
         },
         path,
     )
-    differing = "perhaps by another version of pretrack (references.across_ranks was unknown, now False, references.where was here, now"
+    differing = (
+        "perhaps by another version of pretrack (references.across_ranks was unknown, now False, "
+        "references.where was here, now"
+    )
     with pytest.raises(PretrackError, match=re.escape(differing) + f".*: {re.escape(start)}$"):
         train(s)
     del state["losses"]
@@ -306,15 +314,15 @@ def test_what_another_version_began_is_refused_and_can_be_started_from(
         match=rf"is of another version of pretrack \(it lacks losses\): {re.escape(start)}$",
     ):
         train(s)
-    anew = settings(
+    restarted = settings(
         model={**s.model.model_dump(), "weights": str(path)},
-        run={"steps": 1, "out": tmp_path / "anew"},
+        run={"steps": 1, "out": tmp_path / "restarted"},
     )
-    exported = load_file(train(anew).with_name("step_00000000.safetensors"))
+    exported = load_file(train(restarted).with_name("step_00000000.safetensors"))
     assert_same(exported, {name: state["teacher"][f"backbone.model.{name}"] for name in exported})
 
 
-def test_what_a_killed_run_was_writing_is_removed(settings: Make) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(settings: Make) -> None:
     s = settings(run={"steps": 1})
     for folder in ("checkpoints", "weights", "mine"):
         (s.run.out / folder).mkdir(parents=True)
@@ -337,13 +345,13 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make) -> 
     s = settings(optim={"lr": 1e30})
     with pytest.raises(
         PretrackError,
-        match=r"step 2: the loss is nan .* clips of this rank were made-0\d, made-0\d, .*: lower 'optim",
+        match=r"step 2: the loss is nan .* of this rank were made-0\d, made-0\d, .*: lower 'optim",
     ):
         train(s)
     assert newest_checkpoint(s.run.out) is None
 
 
-def test_too_few_clips_for_a_batch_is_said(settings: Make) -> None:
+def test_too_few_clips_for_a_batch_is_an_error(settings: Make) -> None:
     with pytest.raises(PretrackError, match=r"'run.batch_size: 32' is more than the 10 clips"):
         train(settings(run={"batch_size": 32}))
     with pytest.raises(PretrackError, match="takes 2 frames of other clips"):

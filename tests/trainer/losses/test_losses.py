@@ -1,4 +1,4 @@
-"""Losses on tracks: equal to their plain formulas, blind to what does not count, and lowered by what they are meant to teach."""
+"""Losses on tracks equal their formulas, ignore masked tracks, and fall when tracks match."""
 
 from __future__ import annotations
 
@@ -44,10 +44,13 @@ CLIPS, FRAMES, TRACKS, WIDTH, REFERENCES, PATCHES = 3, 2, 9, 6, 2, 16
 EVERY = {"info_nce": {}, "smooth_ap": {}, "clusters": {"prototypes": 5}, "track_mean": {}}
 
 
-def a_batch(
+def example_embeddings(
     dtype: torch.dtype = torch.float64, clips: int = CLIPS, tracks: int = TRACKS, width: int = WIDTH
 ) -> Embeddings:
-    """Tracks of which some count, some of them near each other; nothing counts in the last clip of several."""
+    """Make random embeddings; some tracks are masked, and some are near each other.
+
+    Of several clips, the last one has no track that counts.
+    """
     generator = torch.Generator().manual_seed(0)
 
     def units(*shape: int) -> Tensor:
@@ -56,7 +59,7 @@ def a_batch(
         ).to(dtype)
 
     weights = (torch.rand(clips, FRAMES, tracks, generator=generator) < 0.7).to(dtype)
-    weights[:, :, 4] = 0  # a track that counts nowhere
+    weights[:, :, 4] = 0  # a track that counts in no frame
     if clips > 1:
         weights[-1] = 0
     anchors = torch.rand(clips, tracks, 2, generator=generator, dtype=torch.float64).to(dtype)
@@ -67,12 +70,17 @@ def a_batch(
         dtype
     )
     return Embeddings(
-        units(clips, FRAMES, tracks), units(clips, tracks), units(clips, REFERENCES, PATCHES), weights, positions, anchors,
-        units(clips, FRAMES, tracks),
-    )  # fmt: skip
+        student=units(clips, FRAMES, tracks),
+        teacher=units(clips, tracks),
+        references=units(clips, REFERENCES, PATCHES),
+        weights=weights,
+        positions=positions,
+        anchor_positions=anchors,
+        teacher_frames=units(clips, FRAMES, tracks),
+    )
 
 
-def clusters_of(
+def make_clusters(
     soft: bool = False, prototypes: int = 5, width: int = WIDTH, dtype: torch.dtype = torch.float64
 ) -> Clusters:
     torch.manual_seed(1)
@@ -84,8 +92,8 @@ def every_loss(dtype: torch.dtype = torch.float64) -> dict[str, Callable[[Embedd
         "info_nce": partial(info_nce, settings=InfoNCESettings()),
         "info_nce of all clips": partial(info_nce, settings=InfoNCESettings(other_clips=True)),
         "smooth_ap": partial(smooth_ap, settings=SmoothAPSettings(temperature=0.1)),
-        "clusters": clusters_of(dtype=dtype),
-        "soft clusters": clusters_of(soft=True, dtype=dtype),
+        "clusters": make_clusters(dtype=dtype),
+        "soft clusters": make_clusters(soft=True, dtype=dtype),
         "track_mean": track_mean,
     }
 
@@ -100,15 +108,15 @@ def assert_value(ours: Tensor, plain: float) -> None:
 @pytest.mark.parametrize("other_clips", [False, True])
 @pytest.mark.parametrize("apart", [0.0, 0.1, 0.4])
 def test_info_nce_equals_its_formula(apart: float, other_clips: bool) -> None:
-    e = a_batch()
+    e = example_embeddings()
     plain = plain_losses.info_nce(
         e.student.numpy(),
         e.teacher.numpy(),
         e.weights.numpy(),
         e.anchor_positions.numpy(),
-        0.07,
-        apart,
-        other_clips,
+        temperature=0.07,
+        apart=apart,
+        other_clips=other_clips,
     )
     assert_value(info_nce(e, InfoNCESettings(apart=apart, other_clips=other_clips)), plain)
 
@@ -116,39 +124,39 @@ def test_info_nce_equals_its_formula(apart: float, other_clips: bool) -> None:
 @pytest.mark.parametrize(("near", "far"), [(0.005, 0.1), (0.1, 0.1), (0.3, 0.5)])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
 def test_smooth_ap_equals_its_formula(near: float, far: float, temperature: float) -> None:
-    e = a_batch()
+    e = example_embeddings()
     plain = plain_losses.smooth_ap(
         e.student.numpy(),
         e.teacher.numpy(),
         e.weights.numpy(),
         e.anchor_positions.numpy(),
-        temperature,
-        near,
-        far,
+        temperature=temperature,
+        near=near,
+        far=far,
     )
     assert_value(smooth_ap(e, SmoothAPSettings(near=near, far=far, temperature=temperature)), plain)
 
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_clusters_equal_their_formula(soft: bool) -> None:
-    e, clusters = a_batch(), clusters_of(soft)
+    e, clusters = example_embeddings(), make_clusters(soft)
     with torch.no_grad():
-        clusters.prototypes.mul_(torch.arange(1, 6)[:, None])  # their length means nothing
+        clusters.prototypes.mul_(torch.arange(1, 6)[:, None])  # lengths have no effect
     plain = plain_losses.clusters(
         e.student.numpy(),
         e.teacher.numpy(),
         e.weights.numpy(),
         clusters.prototypes.detach().numpy(),
-        0.1,
-        0.06,
-        3,
-        soft,
+        temperature=0.1,
+        epsilon=0.06,
+        iterations=3,
+        soft=soft,
     )
     assert_value(clusters(e), plain)
 
 
 def test_track_mean_equals_its_formula() -> None:
-    e = a_batch()
+    e = example_embeddings()
     assert e.teacher_frames is not None
     plain = plain_losses.track_mean(
         e.student.numpy(), e.teacher.numpy(), e.weights.numpy(), e.teacher_frames.numpy()
@@ -156,8 +164,8 @@ def test_track_mean_equals_its_formula() -> None:
     assert_value(track_mean(e), plain)
 
 
-def test_the_mean_is_the_sorting_losses_own() -> None:
-    e, objective = a_batch(torch.float32), make_objective(LossSettings())
+def test_all_losses_average_as_the_sorting_loss_does() -> None:
+    e, objective = example_embeddings(torch.float32), make_objective(LossSettings())
     losses = torch.stack(
         [
             objective.loss(
@@ -181,7 +189,7 @@ def test_the_mean_is_the_sorting_losses_own() -> None:
 
 @EVERY_LOSS
 def test_gradient_against_finite_differences(name: str) -> None:
-    e, loss = a_batch(clips=2, tracks=6), every_loss()[name]
+    e, loss = example_embeddings(clips=2, tracks=6), every_loss()[name]
 
     def of_student(student: Tensor) -> Tensor:
         return loss(replace(e, student=normalize(student, dim=-1)))
@@ -190,7 +198,7 @@ def test_gradient_against_finite_differences(name: str) -> None:
 
 
 def test_gradient_of_prototypes_against_finite_differences() -> None:
-    e, clusters = a_batch(clips=2, tracks=6), clusters_of()
+    e, clusters = example_embeddings(clips=2, tracks=6), make_clusters()
 
     def of_prototypes(prototypes: Tensor) -> Tensor:
         return torch.func.functional_call(clusters, {"prototypes": prototypes}, (e,))  # type: ignore[no-any-return]
@@ -202,7 +210,7 @@ def test_gradient_of_prototypes_against_finite_differences() -> None:
 
 @EVERY_LOSS
 def test_the_teacher_gets_no_gradient(name: str) -> None:
-    e = a_batch()
+    e = example_embeddings()
     assert e.teacher_frames is not None
     inputs = [values.requires_grad_() for values in (e.student, e.teacher, e.teacher_frames)]
     student, *teacher = torch.autograd.grad(every_loss()[name](e), inputs, allow_unused=True)
@@ -211,8 +219,8 @@ def test_the_teacher_gets_no_gradient(name: str) -> None:
 
 
 @EVERY_LOSS
-def test_what_does_not_count_changes_nothing(name: str) -> None:
-    e, loss = a_batch(), every_loss()[name]
+def test_masked_tracks_do_not_change_the_loss(name: str) -> None:
+    e, loss = example_embeddings(), every_loss()[name]
     assert e.teacher_frames is not None
     hidden, nowhere = (e.weights == 0)[..., None], ~e.valid_tracks[..., None]
     noise = normalize(
@@ -236,7 +244,7 @@ def test_what_does_not_count_changes_nothing(name: str) -> None:
 @EVERY_LOSS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nothing_visible_is_zero_without_gradient(name: str, dtype: torch.dtype) -> None:
-    e, loss = a_batch(dtype, clips=1), every_loss(dtype)[name]
+    e, loss = example_embeddings(dtype, clips=1), every_loss(dtype)[name]
     for weights, is_zero in ((0 * e.weights, True), (e.weights, False)):
         value = loss(replace(e, student=e.student.requires_grad_(), weights=weights))
         (gradient,) = torch.autograd.grad(value, e.student)
@@ -245,8 +253,8 @@ def test_nothing_visible_is_zero_without_gradient(name: str, dtype: torch.dtype)
         assert (value.item() == 0) == (gradient.abs().max().item() == 0) == is_zero
 
 
-def found(e: Embeddings) -> float:
-    """The part of tracks whose likest anchor point, seen by the teacher, is their own or one near it; all that count."""
+def retrieval_rate(e: Embeddings) -> float:
+    """Return the fraction of tracks whose most similar anchor point is their own or one near it."""
     scores = (e.student @ e.teacher[:, None].mT).masked_fill(~e.valid_tracks[:, None, None], -1)
     apart = (
         e.anchor_distances[:, None]
@@ -257,13 +265,13 @@ def found(e: Embeddings) -> float:
 
 
 @pytest.mark.parametrize("name", ["info_nce", "info_nce of all clips", "smooth_ap", "track_mean"])
-def test_descent_finds_points_again(name: str) -> None:
+def test_minimising_the_loss_makes_tracks_retrieve_their_anchor_points(name: str) -> None:
     loss = every_loss()[name]
-    e = a_batch(width=16)
+    e = example_embeddings(width=16)
     e = replace(e, teacher_frames=e.teacher[:, None].expand(-1, FRAMES, -1, -1))
     student = e.student.clone().requires_grad_()
     optimizer = torch.optim.Adam([student], lr=0.05)
-    assert found(e) < 0.5
+    assert retrieval_rate(e) < 0.5
     values = []
     for _ in range(60):
         e = replace(e, student=normalize(student, dim=-1))
@@ -271,18 +279,18 @@ def test_descent_finds_points_again(name: str) -> None:
         optimizer.zero_grad()
         values[-1].backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert found(e) == 1
+    assert retrieval_rate(e) == 1
     assert values[1] < values[0]
     assert values[-1] < 0.2 * values[0]
     assert loss(replace(e, student=e.teacher[:, None].expand_as(student))) < 0.2 * values[0]
 
 
-def test_descent_keeps_clusters_along_tracks() -> None:
-    e, clusters = a_batch(), clusters_of()
+def test_minimising_the_loss_keeps_clusters_along_tracks() -> None:
+    e, clusters = example_embeddings(), make_clusters()
     student = e.student.clone().requires_grad_()
     optimizer = torch.optim.Adam([student, *clusters.parameters()], lr=0.05)
 
-    def kept() -> float:
+    def agreement() -> float:
         prototypes = normalize(clusters.prototypes, dim=-1)
         assigned = sinkhorn(
             (e.teacher @ prototypes.T).flatten(0, 1), e.valid_tracks.flatten(), 0.06, 3
@@ -292,14 +300,14 @@ def test_descent_keeps_clusters_along_tracks() -> None:
         )
         return float((followed * e.weights).sum() / e.weights.sum())
 
-    assert kept() < 0.5
+    assert agreement() < 0.5
     values = []
     for _ in range(100):
         values.append(clusters(replace(e, student=normalize(student, dim=-1))))
         optimizer.zero_grad()
         values[-1].backward()
         optimizer.step()
-    assert kept() == 1
+    assert agreement() == 1
     assert values[1] < values[0]
     assert values[-1] < 0.2 * values[0]
 
@@ -313,7 +321,7 @@ def scores_of(points: int, prototypes: int) -> Tensor:
     return a @ b.T
 
 
-def test_sinkhorn_gives_every_point_once_and_every_prototype_the_same() -> None:
+def test_sinkhorn_gives_points_mass_one_and_prototypes_equal_mass() -> None:
     counted = torch.arange(60) % 3 > 0
     mass = sinkhorn(scores_of(60, 8), counted, 0.06, 2000)
     torch.testing.assert_close(mass.sum(dim=1), counted.double())
@@ -335,8 +343,8 @@ def test_sinkhorn_stays_finite_at_its_smallest_epsilon() -> None:
     torch.testing.assert_close(mass.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
 
 
-def part_of_sinkhorn(rank: int, meet: Path, part: slice) -> Tensor:
-    """Sinkhorn of one of two processes with its part of 40 points."""
+def sinkhorn_of_rank(rank: int, meet: Path, part: slice) -> Tensor:
+    """Run Sinkhorn on one of two processes, with its part of 40 points."""
     dist.init_process_group(
         "gloo",
         init_method=f"file://{meet}",
@@ -350,31 +358,31 @@ def part_of_sinkhorn(rank: int, meet: Path, part: slice) -> Tensor:
         dist.destroy_process_group()
 
 
-def the_rest_of_sinkhorn(meet: Path, path: Path) -> None:
-    torch.save(part_of_sinkhorn(1, meet, slice(17, None)), path)
+def sinkhorn_of_second_rank(meet: Path, path: Path) -> None:
+    torch.save(sinkhorn_of_rank(1, meet, slice(17, None)), path)
 
 
 @pytest.mark.slow
 def test_sinkhorn_of_two_processes_equals_one(tmp_path: Path) -> None:
-    other = multiprocessing.get_context("spawn").Process(
-        target=the_rest_of_sinkhorn, args=(tmp_path / "meet", tmp_path / "rest.pt")
+    second = multiprocessing.get_context("spawn").Process(
+        target=sinkhorn_of_second_rank, args=(tmp_path / "meet", tmp_path / "rest.pt")
     )
-    other.start()
-    own = part_of_sinkhorn(0, tmp_path / "meet", slice(17))
-    other.join(120)
-    together = torch.cat([own, torch.load(tmp_path / "rest.pt")])
+    second.start()
+    first = sinkhorn_of_rank(0, tmp_path / "meet", slice(17))
+    second.join(120)
+    together = torch.cat([first, torch.load(tmp_path / "rest.pt")])
     torch.testing.assert_close(
         together, sinkhorn(scores_of(40, 8), torch.arange(40) % 4 > 0, 0.06, 3), rtol=1e-12, atol=0
     )
 
 
-def made(**settings: Any) -> Losses:
+def losses_of(**settings: Any) -> Losses:
     torch.manual_seed(2)
     return make_losses(LossSettings.model_validate(settings), WIDTH)
 
 
-def test_mixing_is_the_weighted_sum() -> None:
-    e = a_batch(torch.float32)
+def test_the_total_is_the_weighted_sum() -> None:
+    e = example_embeddings(torch.float32)
     weights = {
         "sorting": 0.5,
         "info_nce": 2.0,
@@ -382,7 +390,7 @@ def test_mixing_is_the_weighted_sum() -> None:
         "clusters": 0.25,
         "track_mean": 4.0,
     }
-    losses = made(
+    losses = losses_of(
         sorting=0.5, **{name: {**part, "weight": weights[name]} for name, part in EVERY.items()}
     )
     total, parts = losses(replace(e, student=e.student.requires_grad_()))
@@ -393,14 +401,14 @@ def test_mixing_is_the_weighted_sum() -> None:
     assert total.requires_grad
     assert not any(part.requires_grad for part in parts.values())
     for name, part in EVERY.items():
-        alone, only = made(sorting=0, **{name: part})(e)
+        alone, only = losses_of(sorting=0, **{name: part})(e)
         assert list(only) == [name]
         torch.testing.assert_close(alone, parts[name])
 
 
-def test_alone_the_sorting_loss_is_itself() -> None:
-    e, settings = a_batch(torch.float32), LossSettings()
-    losses = made()
+def test_by_default_the_total_is_the_sorting_loss() -> None:
+    e, settings = example_embeddings(torch.float32), LossSettings()
+    losses = losses_of()
     total, parts = losses(replace(e, teacher_frames=None))
     assert torch.equal(
         total,
@@ -418,23 +426,23 @@ def test_alone_the_sorting_loss_is_itself() -> None:
     assert not list(losses.parameters())
 
 
-def test_what_losses_need_and_train() -> None:
-    assert made(track_mean={}).needs_teacher_frames
-    assert not made(track_mean={"weight": 0}).needs_teacher_frames
-    losses = made(sorting=0, clusters={"prototypes": 7})
+def test_losses_state_what_they_need_and_train_their_parameters() -> None:
+    assert losses_of(track_mean={}).needs_teacher_frames
+    assert not losses_of(track_mean={"weight": 0}).needs_teacher_frames
+    losses = losses_of(sorting=0, clusters={"prototypes": 7})
     ((name, prototypes),) = losses.named_parameters()
     assert name in losses.state_dict()
     assert prototypes.shape == (7, WIDTH)
-    losses(a_batch(torch.float32))[0].backward()
+    losses(example_embeddings(torch.float32))[0].backward()
     assert prototypes.grad is not None
     assert prototypes.grad.abs().sum() > 0
-    assert not list(made(clusters={"weight": 0}).parameters())
+    assert not list(losses_of(clusters={"weight": 0}).parameters())
     with pytest.raises(ValueError, match="needs the teacher's embeddings in the compared frames"):
-        made(track_mean={})(replace(a_batch(torch.float32), teacher_frames=None))
+        losses_of(track_mean={})(replace(example_embeddings(torch.float32), teacher_frames=None))
 
 
-def test_autocast_changes_nothing() -> None:
-    e, losses = a_batch(torch.float32), made(**EVERY)
+def test_losses_are_computed_in_float32_under_autocast() -> None:
+    e, losses = example_embeddings(torch.float32), losses_of(**EVERY)
     with torch.autocast("cpu", torch.bfloat16):
         total, _ = losses(e)
     assert torch.equal(total, losses(e)[0])
@@ -461,7 +469,9 @@ def test_autocast_changes_nothing() -> None:
         ({"track_mean": {"wieght": 2}}, "unknown key 'track_mean.wieght' .did you mean 'weight'"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_sentence(values: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_work_are_refused_in_one_sentence(
+    values: dict[str, Any], message: str
+) -> None:
     with pytest.raises(SettingsError, match=message) as caught:
         check_settings(LossSettings, values, "train.yaml")
     assert str(caught.value).count("; ") == 0
@@ -472,7 +482,7 @@ MIX: dict[str, Any] = {"sorting": 0.5, **EVERY}
 
 
 @pytest.mark.slow
-def test_a_run_trains_prototypes_and_goes_on_with_them(
+def test_a_resumed_run_continues_its_prototypes(
     settings: Callable[..., TrainSettings], tmp_path: Path
 ) -> None:
     whole = settings(loss=MIX, optim={"lr": 1e-3}, run={"steps": 4, "out": tmp_path / "whole"})
@@ -508,8 +518,8 @@ def test_two_ranks_train_the_same_prototypes(
     assert_same([student, losses], [theirs[0], theirs[2]])
 
 
-def test_the_readmes_example_is_read() -> None:
+def test_the_example_in_the_readme_loads() -> None:
     (example,) = re.findall(r"```yaml\n(loss:.*?)```", README.read_text(), re.DOTALL)
     settings = check_settings(LossSettings, yaml.safe_load(example)["loss"], "README.md")
     assert set(settings.weights) == {"sorting", "info_nce", "clusters"}
-    assert make_losses(settings, WIDTH)(a_batch(torch.float32))[0].isfinite()
+    assert make_losses(settings, WIDTH)(example_embeddings(torch.float32))[0].isfinite()

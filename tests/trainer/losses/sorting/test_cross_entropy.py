@@ -1,4 +1,4 @@
-"""The cross-entropy of soft permutations against its formula, with our plain network and with diffsort's."""
+"""The cross-entropy of soft permutations equals its formula with plain networks and diffsort."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PRECISIONS = pytest.mark.parametrize(
 X_STEEPNESS, Y_STEEPNESS, EPSILON = 20.0, 3.0, 1e-6
 
 
-def two_of_rows(n: int, dtype: torch.dtype, count: int = 6) -> tuple[Tensor, Tensor]:
+def two_sides(n: int, dtype: torch.dtype, count: int = 6) -> tuple[Tensor, Tensor]:
     x, y = 0.2 * torch.randn(
         2, count, n, generator=torch.Generator().manual_seed(n), dtype=torch.float64
     )
@@ -65,7 +65,10 @@ def assert_equal(
     tolerance: float,
     gradient_tolerance: float,
 ) -> None:
-    """Values to `tolerance`, gradients (of a sum with unequal weights) to a part of their largest entry."""
+    """Compare values to `tolerance`, and gradients relative to their largest entry.
+
+    Gradients are those of a sum with unequal weights.
+    """
     torch.testing.assert_close(ours, theirs, rtol=0, atol=tolerance)
     weights = torch.linspace(0.5, 2, ours.numel(), dtype=ours.dtype).view_as(ours)
     for mine, other in zip(
@@ -88,7 +91,7 @@ def test_equals_the_plain_network(
     tolerance: float,
     gradient_tolerance: float,
 ) -> None:
-    x, y = two_of_rows(n, dtype)
+    x, y = two_sides(n, dtype)
     ours = sorting_cross_entropy(x, y, network, X_STEEPNESS, Y_STEEPNESS, distribution, EPSILON)
     assert_equal(ours, plain(x, y, network, distribution), (x, y), tolerance, gradient_tolerance)
 
@@ -105,7 +108,7 @@ def test_equals_diffsort(
     tolerance: float,
     gradient_tolerance: float,
 ) -> None:
-    x, y = two_of_rows(n, dtype)
+    x, y = two_sides(n, dtype)
     p = DiffSortNet(network, n, steepness=X_STEEPNESS, distribution=distribution)(x)[1]
     q = DiffSortNet(network, n, steepness=Y_STEEPNESS, distribution=distribution)(y)[1]
     ours = sorting_cross_entropy(x, y, network, X_STEEPNESS, Y_STEEPNESS, distribution, EPSILON)
@@ -118,7 +121,7 @@ def test_equals_diffsort(
 def test_gradient_against_finite_differences(
     network: Network, distribution: Distribution, n: int
 ) -> None:
-    x, y = two_of_rows(n, torch.float64, count=1)
+    x, y = two_sides(n, torch.float64, count=1)
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         return sorting_cross_entropy(x, y, network, 5.0, 3.0, distribution, 1e-2)
@@ -126,13 +129,13 @@ def test_gradient_against_finite_differences(
     assert torch.autograd.gradcheck(loss, (x, y))
 
 
-def test_more_rows_than_are_worked_on_together() -> None:
-    x, y = two_of_rows(16, torch.float64, count=5000)
+def test_rows_beyond_one_chunk() -> None:
+    x, y = two_sides(16, torch.float64, count=5000)
     assert_equal(sorting_cross_entropy(x, y), plain(x, y), (x, y), 1e-13, 1e-12)
 
 
 def test_leading_axes_and_only_one_gradient() -> None:
-    x, y = two_of_rows(9, torch.float64)
+    x, y = two_sides(9, torch.float64)
     shaped = sorting_cross_entropy(x.detach().view(2, 3, 9), y.view(2, 3, 9))
     assert_equal(shaped.flatten(), plain(x.detach(), y), (y,), 1e-13, 1e-12)
     shaped = sorting_cross_entropy(x.view(2, 3, 9), y.detach().view(2, 3, 9))
@@ -145,11 +148,13 @@ def test_leading_axes_and_only_one_gradient() -> None:
 @pytest.mark.parametrize("n", [9, 16])
 @pytest.mark.parametrize("few_want", [False, True])
 @pytest.mark.parametrize("few_first", [False, True])
-def test_one_side_stands_for_all_frames_of_the_other(
+def test_one_side_is_shared_by_all_frames_of_the_other(
     network: Network, n: int, few_want: bool, few_first: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sorting_loss, "CPU_STATE", 4 * n**2)  # 4 rows together, of 6 a frame
-    few, many = (values.detach() for values in two_of_rows(n, torch.float64))
+    monkeypatch.setattr(
+        sorting_loss, "CPU_STATE", 4 * n**2
+    )  # chunks of 4 rows, with 6 rows per frame
+    few, many = (values.detach() for values in two_sides(n, torch.float64))
     many = torch.stack([many, -many, many.flip(0)]).requires_grad_()
     few.requires_grad_(few_want)
     x, y = (few, many) if few_first else (many, few)
@@ -175,7 +180,7 @@ def test_one_side_is_sorted_once_for_all_frames_of_the_other(
         original(self, x, sort, keep)
 
     monkeypatch.setattr(NetworkPass, "__init__", counting)
-    x, y = two_of_rows(16, torch.float64)
+    x, y = two_sides(16, torch.float64)
     sorting_cross_entropy(x.expand(3, -1, -1), y.detach())
     assert sorted(runs) == [(6, Y_STEEPNESS), (6, X_STEEPNESS), (6, X_STEEPNESS), (6, X_STEEPNESS)]
 
@@ -188,7 +193,7 @@ def test_rows_of_two_shapes_are_refused(x: tuple[int, ...], y: tuple[int, ...]) 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_sorted_in_float32(dtype: torch.dtype) -> None:
-    x, y = (values.detach().to(dtype).requires_grad_() for values in two_of_rows(49, torch.float32))
+    x, y = (values.detach().to(dtype).requires_grad_() for values in two_sides(49, torch.float32))
     with torch.autocast("cpu", torch.bfloat16):
         ours, ranks = sorting_cross_entropy(x, y), expected_ranks(x, "bitonic", X_STEEPNESS)
     assert ours.dtype == ranks.dtype == torch.float32
@@ -197,7 +202,7 @@ def test_low_precision_is_sorted_in_float32(dtype: torch.dtype) -> None:
 
 
 def saved_bytes(make: Callable[[], Tensor]) -> int:
-    """What autograd keeps until backward, every storage once."""
+    """Return the bytes that autograd saves for backward, counting every storage once."""
     storages: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -210,8 +215,8 @@ def saved_bytes(make: Callable[[], Tensor]) -> int:
     return sum(storages.values())
 
 
-def test_keeps_a_hundredth_of_what_the_plain_network_keeps() -> None:
-    x, y = two_of_rows(64, torch.float32, count=32)
+def test_saves_a_hundredth_of_the_plain_networks_memory_for_backward() -> None:
+    x, y = two_sides(64, torch.float32, count=32)
     ours, theirs = (
         saved_bytes(lambda: sorting_cross_entropy(x, y)),
         saved_bytes(lambda: plain(x, y)),
@@ -226,7 +231,7 @@ def test_keeps_a_hundredth_of_what_the_plain_network_keeps() -> None:
 def test_expected_ranks_equal_the_permutation_times_positions(
     network: Network, distribution: Distribution, n: int
 ) -> None:
-    x, _ = two_of_rows(n, torch.float64)
+    x, _ = two_sides(n, torch.float64)
     theirs = soft_permutation(x, network, X_STEEPNESS, distribution) @ torch.arange(
         n, dtype=torch.float64
     )
@@ -241,18 +246,24 @@ from trainer.losses.sorting.cross_entropy import cross_entropy_rows
 from trainer.losses.sorting.network import Sort
 
 n = int(sys.argv[1])
-sorting_triton.MOST_LAYERS = n + 1  # nothing is compiled here
+sorting_triton.MOST_LAYERS = n + 1  # the limit is compile time; the interpreter has none
 if n > 8:
-    sorting_triton.ITEMS = 32  # the interpreter's time is a number of operations
+    sorting_triton.ITEMS = 32  # fewer operations: the interpreter's time grows with them
 x, y = 0.2 * torch.randn(2, 2, n, generator=torch.Generator().manual_seed(n))
-cases = [("bitonic", "cauchy", (True, True)), ("bitonic", "logistic", (False, True)), ("odd_even", "cauchy", (True, False)),
-         ("odd_even", "logistic", (False, False))]
+cases = [
+    ("bitonic", "cauchy", (True, True)),
+    ("bitonic", "logistic", (False, True)),
+    ("odd_even", "cauchy", (True, False)),
+    ("odd_even", "logistic", (False, False)),
+]
 for network, distribution, wanted in cases:
     sorts = Sort(network, 20.0, distribution), Sort(network, 3.0, distribution)
-    ours, theirs = (compute(x, y, sorts, 1e-6, wanted) for compute in (sorting_triton.cross_entropy_rows, cross_entropy_rows))
+    ours = sorting_triton.cross_entropy_rows(x, y, sorts, 1e-6, wanted)
+    theirs = cross_entropy_rows(x, y, sorts, 1e-6, wanted)
     for mine, other in zip(ours, theirs):
         assert (mine is None) == (other is None)
-        assert other is None or (mine - other).abs().max() <= 2e-5 * other.abs().max(), (mine, other)
+        if other is not None:
+            assert (mine - other).abs().max() <= 2e-5 * other.abs().max(), (mine, other)
 print("equal")
 """
 
@@ -277,7 +288,7 @@ def test_triton_kernel_equals_pytorch_in_the_interpreter(n: int) -> None:
 @DISTRIBUTIONS
 @pytest.mark.parametrize("n", [8, 49, 64])
 def test_cuda_equals_the_cpu(network: Network, distribution: Distribution, n: int) -> None:
-    x, y = two_of_rows(n, torch.float32)
+    x, y = two_sides(n, torch.float32)
     steepness = X_STEEPNESS, Y_STEEPNESS
     on_gpu = sorting_cross_entropy(x.cuda(), y.cuda(), network, *steepness, distribution, EPSILON)
     assert_equal(
@@ -295,7 +306,7 @@ def test_cuda_equals_the_cpu(network: Network, distribution: Distribution, n: in
     assert_equal(on_gpu.cpu(), on_cpu, (x,), 1e-5, 5e-4)
 
 
-def test_pytorch_stands_in_where_the_kernel_does_not_run(caplog: pytest.LogCaptureFixture) -> None:
+def test_pytorch_takes_over_where_the_kernel_does_not_run(caplog: pytest.LogCaptureFixture) -> None:
     sorts = Sort("bitonic", 20.0, "cauchy"), Sort("bitonic", 3.0, "cauchy")
     for _ in range(2):
         assert gpu_kernel(sorts, 8, (True, True), torch.device("cpu")) is cross_entropy_rows
@@ -305,7 +316,10 @@ def test_pytorch_stands_in_where_the_kernel_does_not_run(caplog: pytest.LogCaptu
 
 @pytest.mark.slow
 def test_triton_is_imported_only_where_it_is_used() -> None:
-    code = "import sys, trainer.losses.sorting.network, trainer.losses.sorting.cross_entropy, trainer.losses.sorting.objective; print('triton' in sys.modules)"
+    code = (
+        "import sys, trainer.losses.sorting.network, trainer.losses.sorting.cross_entropy, "
+        "trainer.losses.sorting.objective; print('triton' in sys.modules)"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,4 @@
-"""The sorting networks against diffsort."""
+"""The sorting networks equal diffsort's and sort."""
 
 from __future__ import annotations
 

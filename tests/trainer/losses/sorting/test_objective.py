@@ -1,4 +1,4 @@
-"""The losses against the plain transcription of the formula, and what each objective must do."""
+"""The sorting loss equals a plain transcription of its formula; objectives and diagnostics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PUBLISHED = LossSettings(objective="published", sorter="bitonic", detach_teacher
 
 
 class TinyBackbone(nn.Module):
-    """One trainable convolution over patches: [B, 3, S, S] → [B, S / 8, S / 8, 6]."""
+    """Apply one trainable convolution over patches: [B, 3, S, S] → [B, S / 8, S / 8, 6]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,12 +42,14 @@ class TinyBackbone(nn.Module):
         return self.patches(images).tanh().movedim(1, -1)
 
 
-def untouched(frames: Tensor) -> Tokens:
-    """Frames [B, T, 3, S, S] as they come out of a trunk without blocks."""
+def tokens_of(frames: Tensor) -> Tokens:
+    """Return frames [B, T, 3, S, S] as the tokens of a trunk without blocks."""
     return Tokens(frames.flatten(0, 1), (), (SIZE // PATCH, SIZE // PATCH))
 
 
-def a_batch(dtype: torch.dtype) -> tuple[Embedder, Embedder, Tensor, Tensor, Tensor, References]:
+def example_batch(
+    dtype: torch.dtype,
+) -> tuple[Embedder, Embedder, Tensor, Tensor, Tensor, References]:
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     student = Embedder(
@@ -65,7 +67,7 @@ def a_batch(dtype: torch.dtype) -> tuple[Embedder, Embedder, Tensor, Tensor, Ten
     )
     visible = (torch.rand(CLIPS, FRAMES, POINTS, generator=generator) < 0.7).to(dtype)
     visible[:, 0] = 1
-    visible[2, 1:] = 0  # a clip in which nothing stays visible
+    visible[2, 1:] = 0  # a clip without a visible track
     references = choose_references(CLIPS, FRAMES, 5, SIZE // PATCH, 4, generator)
     return student, teacher, frames, points, visible, references
 
@@ -75,15 +77,16 @@ def a_batch(dtype: torch.dtype) -> tuple[Embedder, Embedder, Tensor, Tensor, Ten
 def test_equals_the_plain_transcription(
     dtype: torch.dtype, tolerance: float, compared: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Tensor, "float", lambda self: self)  # embeddings become float32 otherwise
-    student, teacher, frames, points, visible, references = a_batch(dtype)
+    # otherwise embeddings become float32
+    monkeypatch.setattr(Tensor, "float", lambda self: self)
+    student, teacher, frames, points, visible, references = example_batch(dtype)
     plain_student = copy.deepcopy(student)
 
-    tracks, crops = student(untouched(frames), points, SIZE, compared, references, 4)
+    tracks, crops = student(tokens_of(frames), points, SIZE, compared, references, 4)
     weights = visible[:, :1] * visible[:, list(compared)]
     loss = sorting_loss(
         tracks,
-        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
         crops,
         weights,
         objective=make_objective(PUBLISHED),
@@ -93,9 +96,18 @@ def test_equals_the_plain_transcription(
 
     corners = torch.stack([references.top, references.left], dim=-1)
     plain = plain_loss(
-        plain_student.backbone, teacher.backbone, plain_student.head, teacher.head, frames, points, visible, compared,
-        references.frame, corners, 4,
-    )  # fmt: skip
+        student=plain_student.backbone,
+        teacher=teacher.backbone,
+        student_head=plain_student.head,
+        teacher_head=teacher.head,
+        frames=frames,
+        tracks=points,
+        visible=visible,
+        compared=compared,
+        reference_frames=references.frame,
+        reference_corners=corners,
+        side=4,
+    )
     plain.backward()  # type: ignore[no-untyped-call]
 
     assert abs(loss.item() - plain.item()) < tolerance
@@ -108,9 +120,9 @@ def test_equals_the_plain_transcription(
         assert difference < tolerance * max(1.0, theirs.grad.abs().max().item()), name
 
 
-def test_teacher_order_is_made_once_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(untouched(frames), points, SIZE, (1, 2, 3), references, 4)
+def test_teacher_order_is_computed_once_per_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher, frames, points, visible, references = example_batch(torch.float32)
+    tracks, crops = student(tokens_of(frames), points, SIZE, (1, 2, 3), references, 4)
     calls: list[Tensor] = []
     original = PublishedObjective.teacher_order
 
@@ -121,7 +133,7 @@ def test_teacher_order_is_made_once_a_reference(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(PublishedObjective, "teacher_order", counted_order)
     sorting_loss(
         tracks,
-        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
         crops,
         visible[:, 1:],
         objective=make_objective(PUBLISHED),
@@ -141,11 +153,11 @@ ALL = [
 
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
 def test_every_objective_trains_the_student_alone(settings: LossSettings) -> None:
-    student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(untouched(frames), points, SIZE, (1, 2, 3), references, 4)
+    student, teacher, frames, points, visible, references = example_batch(torch.float32)
+    tracks, crops = student(tokens_of(frames), points, SIZE, (1, 2, 3), references, 4)
     loss = sorting_loss(
         tracks,
-        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
         crops,
         visible[:, 1:],
         objective=make_objective(settings),
@@ -164,7 +176,7 @@ def test_every_objective_trains_the_student_alone(settings: LossSettings) -> Non
     [s for s in ALL if s.objective != "published"],
     ids=lambda s: f"{s.objective}-{s.sorter}",
 )
-def test_orders_that_agree_cost_least(settings: LossSettings) -> None:
+def test_agreeing_orders_have_the_lowest_loss(settings: LossSettings) -> None:
     objective = make_objective(
         settings.model_copy(update={"student_steepness": 100.0, "teacher_steepness": 100.0})
     )
@@ -194,13 +206,13 @@ def test_spearman_does_not_depend_on_the_scale_of_similarities() -> None:
     )
 
 
-def test_published_teacher_gradient_is_a_switch() -> None:
-    student, teacher, frames, points, visible, references = a_batch(torch.float32)
+def test_detach_teacher_changes_the_gradient() -> None:
+    student, teacher, frames, points, visible, references = example_batch(torch.float32)
     gradients = []
     for detach in (False, True):
         student.zero_grad()
-        tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
-        anchor = teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE)
+        tracks, crops = student(tokens_of(frames), points, SIZE, (3,), references, 4)
+        anchor = teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE)
         sorting_loss(
             tracks,
             anchor,
@@ -216,11 +228,11 @@ def test_published_teacher_gradient_is_a_switch() -> None:
 
 
 def test_nothing_visible_is_zero_and_finite() -> None:
-    student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
+    student, teacher, frames, points, visible, references = example_batch(torch.float32)
+    tracks, crops = student(tokens_of(frames), points, SIZE, (3,), references, 4)
     loss = sorting_loss(
         tracks,
-        teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE),
+        teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
         crops,
         0 * visible[:, 3:],
         objective=make_objective(PUBLISHED),
@@ -231,12 +243,17 @@ def test_nothing_visible_is_zero_and_finite() -> None:
 
 
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
-def test_diagnostics_are_the_same_in_every_mode(settings: LossSettings) -> None:
-    student, teacher, frames, points, visible, references = a_batch(torch.float32)
-    tracks, crops = student(untouched(frames), points, SIZE, (3,), references, 4)
-    anchor, places = teacher.tracks(untouched(frames[:, :1]), points[:, 0], SIZE), points / SIZE
+def test_diagnostics_mean_the_same_with_every_objective(settings: LossSettings) -> None:
+    student, teacher, frames, points, visible, references = example_batch(torch.float32)
+    tracks, crops = student(tokens_of(frames), points, SIZE, (3,), references, 4)
+    positions = points / SIZE
     embeddings = Embeddings(
-        tracks, anchor, crops, visible[:, 3:], places[:, 3:], places[:, 0], None
+        student=tracks,
+        teacher=teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
+        references=crops,
+        weights=visible[:, 3:],
+        positions=positions[:, 3:],
+        anchor_positions=positions[:, 0],
     )
     values = diagnostics(embeddings, settings)
     assert set(values) == {
@@ -248,12 +265,8 @@ def test_diagnostics_are_the_same_in_every_mode(settings: LossSettings) -> None:
         "excess",
         "visible",
     }
-    for name in (
-        "spearman",
-        "student_spread",
-        "teacher_spread",
-        "visible",
-    ):  # the others depend on how steep the sorter is
+    # the others depend on the sorter's steepness
+    for name in ("spearman", "student_spread", "teacher_spread", "visible"):
         assert values[name] == diagnostics(embeddings, PUBLISHED)[name], name
     assert values["visible"] == pytest.approx(visible[:, 3].mean().item())
     assert -1 <= values["spearman"] <= 1

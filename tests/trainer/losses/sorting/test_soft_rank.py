@@ -1,4 +1,4 @@
-"""Soft ranks against torchsort, isotonic regression against scipy."""
+"""Soft ranks equal torchsort's, isotonic regression scipy's."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_equal_values_have_finite_ranks_and_gradients() -> None:
     assert torch.isfinite(x.grad).all()
 
 
-def test_says_once_which_path_is_used(caplog: pytest.LogCaptureFixture) -> None:
+def test_logs_once_which_implementation_is_used(caplog: pytest.LogCaptureFixture) -> None:
     has_torchsort.cache_clear()
     with caplog.at_level("INFO", "trainer.losses.sorting.soft_rank"):
         soft_rank(rows(4), 0.1)
