@@ -54,3 +54,4 @@ def test_a_summary_names_the_anchors_and_counts_points_per_anchor() -> None:
     summary = summarise_tracks(two_anchors(), WIDTH, HEIGHT)
     assert (summary.anchors, summary.points) == ((0, 2), 3)
     assert summary.motion == pytest.approx(0.25)
+    assert summary.visible_fraction == pytest.approx((17 * 128 + 127) / 18 / 255)

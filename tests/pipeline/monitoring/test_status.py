@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from manifests.receipt import Receipt
 from manifests.rows import Failure, FailureStage, ShardRow
 from pipeline.monitoring.status import BuildState, StateFile, TrackerUsage, read_state, status
+from shards.errors import PretrackError
 from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
 
@@ -150,3 +154,45 @@ def test_status_counts_what_a_snapshot_holds_and_leaves_out(tmp_path: Path) -> N
         "track_seconds": 6.0,
         "write_seconds": 0.5,
     }
+
+
+def test_a_new_state_names_its_process_and_has_done_nothing(tmp_path: Path) -> None:
+    state = BuildState.started(shards=2, clips=20, tracker_gpus=0.5)
+    assert (state.host, state.pid) == (socket.gethostname(), os.getpid())
+    assert (state.shards_total, state.clips_total, state.tracker_gpus) == (2, 20, 0.5)
+    done = (state.shards_done, state.shards_broken, state.clips_done, state.failures, state.bytes)
+    assert done == (0, 0, 0, 0, 0)
+    assert state.updated == state.began
+
+
+def test_the_state_is_written_once_per_second_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "monotonic", lambda: 50.0)
+    file = StateFile(tmp_path, BuildState.started(shards=9, clips=90, tracker_gpus=0.0))
+    usage = TrackerUsage(live=1, busy=1, live_seconds=1.0, busy_seconds=1.0)
+
+    def running() -> int:
+        return int(json.loads((tmp_path / "build.json").read_text())["shards_running"])
+
+    for seconds, shards, written in ((50.9, 4, 0), (51.1, 5, 5), (52.0, 6, 5), (52.2, 7, 7)):
+        monkeypatch.setattr(time, "monotonic", lambda now=seconds: now)
+        file.in_flight(shards, usage)
+        assert running() == written
+    file.end("finished")
+    assert running() == 0
+
+
+def test_trackers_are_never_busier_than_all_of_the_time(tmp_path: Path) -> None:
+    file = StateFile(tmp_path, BuildState.started(shards=1, clips=1, tracker_gpus=0.0))
+    file.in_flight(1, TrackerUsage(live=1, busy=1, live_seconds=10.0, busy_seconds=10.1))
+    file.end("finished")
+    assert status(tmp_path)["build"]["trackers_busy"] == 1.0
+
+
+def test_a_folder_without_a_build_and_a_damaged_state_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PretrackError, match=rf"{tmp_path} holds no build: run 'pretrack build'"):
+        status(tmp_path)
+    (tmp_path / "build.json").write_text("{")
+    with pytest.raises(PretrackError, match=rf"{tmp_path}/build\.json is damaged .*: delete it"):
+        read_state(tmp_path)

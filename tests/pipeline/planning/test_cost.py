@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -30,19 +31,19 @@ def existing_shard(
     size: int,
     seconds: tuple[float, float, float],
     tracks: str,
-    source: str = "pans",
+    frames: str = "frames",
 ) -> ExistingShard:
-    """A shard of ten clips; all have the same frames. `seconds` are those of the three stages."""
+    """A shard of ten clips. `seconds` are those of decode, track and write."""
     decode_seconds, track_seconds, write_seconds = seconds
     row = ShardRow(
         shard=name,
-        group=f"{source}-train-000000",
-        source=source,
+        group="pans-train-000000",
+        source="pans",
         split="train",
         clips=10,
         bytes=size,
         checksum="0",
-        frames_fingerprint="frames",
+        frames_fingerprint=frames,
         tracks_fingerprint=name,
         frames_settings="{}",
         tracks_settings=tracks,
@@ -100,12 +101,12 @@ RETRACKED = existing_shard(
 )
 
 
-def plan_of(out: Path, *shards: PlannedShard) -> Plan:
-    """A plan of these shards over the two existing ones."""
+def plan_of(out: Path, *shards: PlannedShard, existing_shards: Sequence[ExistingShard]) -> Plan:
+    """A plan of these shards."""
     existing = ExistingShards(
         out=out,
         current=None,
-        shards=(DECODED, RETRACKED),
+        shards=tuple(existing_shards),
         failures=FAILURES.empty_table(),
         planned={},
     )
@@ -120,8 +121,12 @@ def plan_of(out: Path, *shards: PlannedShard) -> Plan:
     )
 
 
-def estimated(out: Path, *shards: PlannedShard) -> Estimate:
-    return estimate(plan_of(out, *shards))
+def estimated(
+    out: Path,
+    *shards: PlannedShard,
+    existing_shards: Sequence[ExistingShard] = (DECODED, RETRACKED),
+) -> Estimate:
+    return estimate(plan_of(out, *shards, existing_shards=existing_shards))
 
 
 KEEP = planned_shard("keep", clips=10, tracks="{}", shard="decoded", reason="nothing changed")
@@ -147,6 +152,33 @@ def test_work_is_estimated_per_clip_and_point(tmp_path: Path) -> None:
     assert build == Cost("build", "1 video added", 1, 4, 400, 14.0)
     # As many bytes as before; 0.2 s to load a clip, 0.25 s x 16 points, 0.5 s: 10 x 4.7 s.
     assert retrack == Cost("retrack", "tracks.grid", 1, 10, 3000, 47.0)
+
+
+def test_of_shards_with_the_same_frames_the_slowest_was_decoded(tmp_path: Path) -> None:
+    others = [
+        existing_shard(
+            name,
+            current=False,
+            size=1000,
+            seconds=(decode_seconds, 0.0, 0.0),
+            tracks=tracks_settings(4, 1),
+            frames="other frames",
+        )
+        for name, decode_seconds in (("loaded", 6.0), ("slowest", 40.0))
+    ]
+    shards = (DECODED, RETRACKED, *others)
+    build, retrack = estimated(tmp_path, BUILD, RETRACK, existing_shards=shards).lines
+    # Decoding 20 + 40 s for 20 clips, loading 2 + 6 s for 20; tracking 120 s / 800 points.
+    assert build.seconds == pytest.approx(4 * (3.0 + 0.15 * 4 + 0.5))
+    assert retrack.seconds == pytest.approx(10 * (0.4 + 0.15 * 16 + 0.5))
+
+
+def test_a_source_that_never_loaded_stored_frames_counts_no_time_for_it(tmp_path: Path) -> None:
+    retrack = planned_shard(
+        "retrack", clips=10, tracks=tracks_settings(4, 1), previous="decoded", reason="finer"
+    )
+    costs = estimated(tmp_path, retrack, existing_shards=[DECODED])
+    assert costs.total.seconds == pytest.approx(10 * (0.25 * 16 + 0.5))
 
 
 def test_the_total_leaves_kept_shards_out(tmp_path: Path) -> None:
