@@ -61,9 +61,12 @@ class BuildMonitor:
         try:
             yield
         except BaseException as error:
-            failed = isinstance(error, Exception)
-            reason = first_line(error) if isinstance(error, Exception) else "it was interrupted"
-            self._state.end("failed" if failed else "stopped")
+            # Ctrl-C and SystemExit are no Exceptions: they interrupt a build that did not fail.
+            if isinstance(error, Exception):
+                state, reason = "failed", first_line(error)
+            else:
+                state, reason = "stopped", "it was interrupted"
+            self._state.end(state)
             self._log("build stopped", f"the build stopped: {reason}", reason=reason)
             raise
         self._state.end("finished")
@@ -108,6 +111,7 @@ class BuildMonitor:
             shard=shard.group,
             reason=reason,
         )
+        # Its clips count as done, so that rate and time left stay right.
         self._state.shard_failed(shard.count)
         self._metrics.shard_failed()
         self._task.advance(shard.count)

@@ -87,6 +87,7 @@ class ShardChain:
                 tracked = await self._track(decoded)
                 return await _WRITE.remote(self._task_ref, decoded.frames, *tracked)
             except (ObjectLostError, RayTaskError) as error:
+                # A lost object also surfaces as the error of the task that needed it.
                 if start + 1 == _STARTS or not isinstance(cause_of(error), ObjectLostError):
                     raise
                 self._monitor.shard_restarted(self._group, error)
@@ -120,7 +121,7 @@ class ShardChain:
     async def _decode_one_at_a_time(self) -> _DecodedRef:
         """Decode each clip in a task of its own; a clip whose worker dies becomes a failure."""
         self._monitor.shard_isolated(self._group, "decode", _DEATHS)
-        parts = []
+        parts = []  # decoded shards of one clip each, mostly as Ray references
         for clip in self._task.clips:
             try:
                 frames, names = _DECODE.remote(replace(self._task, clips=(clip,)))
@@ -134,6 +135,7 @@ class ShardChain:
 
     async def _track(self, decoded: _DecodedRef) -> list[Any]:
         """Track the shard; return its parts: tracked shards, or Ray references to them."""
+        # Trackers hold several calls: only the death of the one at work on this shard counts.
         deaths = 0
         while deaths < _DEATHS:
             try:

@@ -74,7 +74,9 @@ async def _make_shards(
         ),
     ):
         with monitor.progress_task(clips):
-            async with aclosing(_run_chains(todo, plan, settings, pool, monitor)) as results:
+            async with aclosing(
+                _run_chains(todo, plan, settings, pool=pool, monitor=monitor)
+            ) as results:
                 async for shard, result in results:
                     if isinstance(result, Receipt):
                         monitor.shard_made(shard, result)
@@ -92,6 +94,7 @@ async def _run_chains(
     todo: list[PlannedShard],
     plan: Plan,
     settings: BuildSettings,
+    *,
     pool: TrackerPool,
     monitor: BuildMonitor,
 ) -> AsyncGenerator[tuple[PlannedShard, Receipt | Exception]]:

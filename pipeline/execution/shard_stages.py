@@ -100,6 +100,7 @@ def load_shard(task: ShardTask) -> DecodedShard:
     """
     started = time.monotonic()
     out, previous = task.settings.out, task.shard.previous
+    # The stored description names the old tracking settings.
     digest = fingerprint_lines([task.shard.tracks_settings])
     clips = tuple(
         DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs)
@@ -233,12 +234,12 @@ def _decode_from_source(
 ) -> tuple[DecodedClip | None, list[Failure]]:
     """Decode a clip from its video file or images; also return what was left out."""
     video = task.videos[planned.video]
-    failures: list[Failure] = []
+    failures: list[Failure] = []  # a clip may be made without some of its images
     try:
         if video.file:
             clip = _decode_from_file(planned, video, task, decoder)
         else:
-            clip = _decode_from_images(planned, video, task, decoder, failures)
+            clip = _decode_from_images(planned, video, task, decoder, failures=failures)
     except DecodeError as error:
         return None, [*failures, _decode_failure(planned, video, error, str(error))]
     return clip, failures
@@ -280,6 +281,7 @@ def _decode_from_images(
     video: VideoRow,
     task: ShardTask,
     decoder: SubprocessDecoder,
+    *,
     failures: list[Failure],
 ) -> DecodedClip:
     """Decode a clip of image files, leaving out unusable ones, which are appended to `failures`.
@@ -292,6 +294,7 @@ def _decode_from_images(
     images = decoder.read_images(
         video.root, names, short_side=settings.short_side, size=settings.size
     )
+    # By index in the video: each image, resized as stored, with the size that it had.
     usable: dict[int, tuple[Frame, Size]] = {}
     for index, name, image in zip(indices, names, images, strict=True):
         if isinstance(image, DecodeError):

@@ -122,6 +122,7 @@ class TrackerPool:
 
     def _start(self, cores: float) -> None:
         """Start a worker, and load its tracker in the background."""
+        # SPREAD: one node should not hold all trackers while others are idle.
         options = {
             "num_cpus": cores,
             "num_gpus": self._settings.ray.tracker_gpus,
@@ -139,7 +140,7 @@ class TrackerPool:
         try:
             tracker.location = await tracker.actor.load.remote()
         except RayError as error:
-            if not tracker.lost:
+            if not tracker.lost:  # a retired tracker fails to load, too
                 self._load_failed(tracker, error)
         else:
             self._restarts.loaded()
@@ -149,6 +150,7 @@ class TrackerPool:
 
     def _load_failed(self, tracker: TrackerHandle, error: RayError) -> None:
         """Drop a tracker that did not load; the restart policy says when to try again."""
+        # A task error wraps what `load` raised; any other Ray error means that the worker died.
         raised = error.cause if isinstance(error, RayTaskError) else None
         if not isinstance(raised, Exception):
             raised = None

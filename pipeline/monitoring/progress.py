@@ -105,6 +105,7 @@ class Progress:
 
     def event(self, sentence: str, json_line: str, notable: bool) -> None:
         """Show an event, above the bar if there is one."""
+        # Markup off: paths and errors may hold brackets, which rich would take for styles.
         if self._json_lines:
             print(json_line, file=sys.stderr, flush=True)
         elif notable and self._bar:

@@ -207,11 +207,13 @@ def _build_status(state: BuildState) -> dict[str, Any]:
         "clips_left": state.clips_total - state.clips_done,
         "reasons": _reasons(state.reasons),
     }
+    # Rates need something done in some time; a key is left out where its figure is unknown.
     if state.clips_done and state.updated > state.began:
         shown["clips_per_s"] = rate = state.clips_done / (state.updated - state.began)
         if state.state == "running":
             shown["seconds_left"] = shown["clips_left"] / rate
     if state.tracker_seconds:
+        # The two times are read at different moments: their ratio may exceed 1 slightly.
         shown["trackers_busy"] = min(1.0, state.tracking_seconds / state.tracker_seconds)
     if state.stage_seconds:
         shown["slowest_stage"] = max(

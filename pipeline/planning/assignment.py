@@ -52,7 +52,11 @@ def assign_clips(
     )
     prefix_of_clip = prefixes.indices.to_numpy()[video]
     old_groups, group = _existing_groups(
-        settings, clips["key"], prefixes.dictionary, prefix_of_clip, existing
+        settings,
+        clips["key"],
+        prefixes=prefixes.dictionary,
+        prefix_of_clip=prefix_of_clip,
+        existing=existing,
     )
     # Clips without a group fill new groups, numbered after the existing ones of their prefix.
     groups = list(old_groups)
@@ -112,6 +116,7 @@ def _lines(clips: pa.Table, identities: pa.Array) -> tuple[memoryview, NDArray[n
 def _existing_groups(
     settings: BuildSettings,
     keys: pa.ChunkedArray,
+    *,
     prefixes: pa.Array,
     prefix_of_clip: NDArray[np.int32],
     existing: ExistingShards,
@@ -136,31 +141,28 @@ def _existing_groups(
         return numbers, assigned
     stored_keys, shard_of_key = existing.clips_of(list(shards.values()))
     group_of_key = np.array([numbers[group] for group, _ in shards])[shard_of_key]
-    prefix_of_group = (
-        pc.index_in(pa.array([_prefix(group) for group in numbers]), value_set=prefixes)
-        .fill_null(-1)
-        .to_numpy()
-    )
+    prefix_of_group = _positions(pa.array([_prefix(group) for group in numbers]), prefixes)
     # Look the keys up, prefix by prefix.
     for code in range(len(prefixes)):
-        stored, planned = prefix_of_group[group_of_key] == code, prefix_of_clip == code
-        position = (
-            pc.index_in(
-                keys.filter(pa.array(planned)), value_set=stored_keys.filter(pa.array(stored))
-            )
-            .fill_null(-1)
-            .to_numpy()
-        )
+        stored = prefix_of_group[group_of_key] == code
+        planned = prefix_of_clip == code
+        position = _positions(keys.filter(pa.array(planned)), stored_keys.filter(pa.array(stored)))
         # Position -1 picks the -1 that is appended.
-        groups = np.append(group_of_key[stored], -1)
-        assigned[planned] = np.where(position >= 0, groups[position], -1)
+        assigned[planned] = np.append(group_of_key[stored], -1)[position]
     return numbers, assigned
+
+
+def _positions(values: pa.ChunkedArray, value_set: pa.ChunkedArray) -> NDArray[np.int32]:
+    """The index of each value in `value_set`, -1 if it is not there."""
+    positions: NDArray[np.int32] = pc.index_in(values, value_set=value_set).fill_null(-1).to_numpy()
+    return positions
 
 
 def _sorted(clips: pa.Table, groups: list[str], group: NDArray[np.int64]) -> Assignment:
     """Sort clips by the names of their groups, and leave out groups without clips."""
     counts = np.bincount(group, minlength=len(groups))
     order = sorted(np.flatnonzero(counts).tolist(), key=lambda number: groups[number])
+    # Groups get ranks by name; a stable sort by rank keeps the order of clips within a group.
     rank = np.zeros(len(groups), np.int64)
     rank[order] = np.arange(len(order))
     rows = np.argsort(rank[group], kind="stable")

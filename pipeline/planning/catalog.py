@@ -238,6 +238,7 @@ def changed_videos(
         if (row["source"], row["video_id"]) in needed
     }
     changed = []
+    # One source at a time: a source that cannot be listed must not hide changes in another.
     for source in settings.sources:
         this_source = settings.model_copy(update={"sources": (source,)})
         with suppress(PretrackError):
@@ -348,6 +349,7 @@ def _stored_scans(
 
 def _store_scans(store: Location, scans: pa.Table) -> None:
     """Store scans without transient failures, so that these files are scanned again."""
+    # Stored failures are not retried unless asked for.
     transient = pc.is_in(scans["reason"], value_set=pa.array(TRANSIENT_REASONS))
     write_table(store, scans.filter(pc.invert(transient)))
 
@@ -357,6 +359,7 @@ def _scan_files(
 ) -> Iterator[tuple[str, Scan | ScanFailure]]:
     """Scan files on Ray's workers; yield each as it is done."""
     cluster = connect(settings.ray)
+    # Twice as many tasks as cores, so that a core never waits for its next file.
     task = ray_task(_scan_file)
     yield from results_as_completed(
         (partial(task.remote, path, settings.frames) for path in paths), limit=2 * cluster.cpus

@@ -32,6 +32,7 @@ def plan_clips(videos: pa.Table, names: pa.Array, settings: FrameSettings) -> pa
     video, start, frames = clip_windows(
         videos["frames"].to_numpy(), *_cuts(videos["cuts"]), settings
     )
+    # In blocks, since a string array of all keys could exceed Arrow's 2 GiB limit.
     keys = [
         pc.binary_join_element_wise(
             names.take(pa.array(video[first : first + _BLOCK])),
@@ -93,10 +94,12 @@ def video_names(videos: pa.Table) -> pa.Array:
 
 def videos_of(keys: pa.ChunkedArray) -> pa.ChunkedArray:
     """Return the `video_names` part of clips' keys."""
+    # A key ends with "-" and the clip's start; starts may have more than six digits.
     return pc.replace_substring_regex(keys, "-[0-9]+$", "")
 
 
 def _video_name(source: str, video_id: str) -> str:
+    # The hash makes it unique: different ids may look alike once they are made readable.
     readable = _UNREADABLE.sub("_", video_id).strip("_")[-32:]
     return f"{source}-{readable}-{hashlib.blake2b(video_id.encode(), digest_size=8).hexdigest()}"
 

@@ -92,6 +92,7 @@ def _size_and_seconds(
         return rows[shard.shard].bytes, 0.0
     if rates is None:
         return None, None
+    # A re-track keeps the frames, which are most of a shard's bytes.
     size = rows[shard.previous].bytes if shard.previous else round(rates.bytes * shard.count)
     tracker, points = _points_per_clip(shard.tracks_settings)
     if tracker not in rates.track:
@@ -130,6 +131,7 @@ def _rates(shards: Sequence[ExistingShard]) -> _Rates:
     and tracking are means over all shards.
     """
     rows = [shard.row for shard in shards]
+    # Size depends on the settings, and the current snapshot's are most like the plan's.
     newest = [shard.row for shard in shards if shard.current] or rows
     newest_clips = sum(row.clips for row in newest)
     decoded, loaded = _decoded_and_loaded(rows)
@@ -183,4 +185,5 @@ def _parallel(plan: Plan) -> float:
     work_seconds = sum(state.stage_seconds.values()) if state else 0.0
     if state is None or not work_seconds or state.updated <= state.began:
         return float(os.cpu_count() or 1)
+    # A build that mostly waited (for a GPU, for example) did less than 1 s of work per second.
     return max(1.0, work_seconds / (state.updated - state.began))

@@ -177,43 +177,48 @@ def read_existing_shards(out: Location, damaged: Collection[str] = ()) -> Existi
 
     Raises PretrackError if the current snapshot is damaged.
     """
-    # Rows and failures by the first snapshot that names each shard.
+    # Rows and failures of the shards that snapshots name.
     snapshots = _usable_snapshots(out)
     rows = _shard_rows(snapshots)
-    failures = [FAILURES.empty_table()]
-    for snapshot in snapshots:
-        names = rows["shard"].filter(pc.equal(rows["snapshot"], snapshot.name)).combine_chunks()
-        failures.append(
-            snapshot.failures.filter(pc.is_in(snapshot.failures["shard"], value_set=names))
-        )
-    # Newer receipts take the place of these rows.
-    receipts = _newer_receipts(out, rows, pa.concat_tables(failures))
-    superseded = pa.array(list(receipts), pa.string())
-    rows = rows.filter(pc.invert(pc.is_in(rows["shard"], value_set=superseded)))
-    failures = [
-        table.filter(pc.invert(pc.is_in(table["shard"], value_set=superseded)))
-        for table in failures
-    ]
-    failures.append(
-        table_of((row for receipt in receipts.values() for row in receipt.failures), FAILURES)
-    )
-    all_failures = pa.concat_tables(failures)
-    all_failures = all_failures.take(pc.sort_indices(all_failures["shard"]))
+    failures = _snapshot_failures(snapshots, rows)
+    # Receipts of other shards, and newer ones, which take the place of these rows.
+    receipts = _newer_receipts(out, rows, failures)
+    rows, failures = (_without(table, receipts) for table in (rows, failures))
+    from_receipts = [failure for receipt in receipts.values() for failure in receipt.failures]
+    failures = pa.concat_tables([failures, table_of(from_receipts, FAILURES)])
+    failures = failures.take(pc.sort_indices(failures["shard"]))
+    # One row per shard, with its snapshot, "" for a receipt.
+    fields = rows.select(SHARDS.names).to_pylist()
     shard_rows = [
-        (ShardRow(**row), snapshot)
-        for row, snapshot in zip(
-            rows.select(SHARDS.names).to_pylist(), rows["snapshot"].to_pylist(), strict=True
-        )
+        *zip((ShardRow(**row) for row in fields), rows["snapshot"].to_pylist(), strict=True),
+        *((receipt.shard, "") for receipt in receipts.values()),
     ]
-    shard_rows += [(receipt.shard, "") for receipt in receipts.values()]
     current = snapshots[0] if snapshots and snapshots[0].name == current_snapshot(out) else None
     return ExistingShards(
         out=out,
         current=current,
-        shards=_existing_shards(out, current, shard_rows, all_failures, damaged),
-        failures=all_failures,
+        shards=_existing_shards(
+            out, current=current, rows=shard_rows, failures=failures, damaged=damaged
+        ),
+        failures=failures,
         planned={shard: receipt.planned for shard, receipt in receipts.items()},
     )
+
+
+def _snapshot_failures(snapshots: Sequence[Snapshot], rows: pa.Table) -> pa.Table:
+    """Collect what was left out of each shard, from the snapshot that its row comes from."""
+    tables = [FAILURES.empty_table()]
+    for snapshot in snapshots:
+        names = rows["shard"].filter(pc.equal(rows["snapshot"], snapshot.name)).combine_chunks()
+        in_snapshot = pc.is_in(snapshot.failures["shard"], value_set=names)
+        tables.append(snapshot.failures.filter(in_snapshot))
+    return pa.concat_tables(tables)
+
+
+def _without(table: pa.Table, shards: Collection[str]) -> pa.Table:
+    """Drop the rows of some shards."""
+    names = pa.array(list(shards), pa.string())
+    return table.filter(pc.invert(pc.is_in(table["shard"], value_set=names)))
 
 
 def _usable_snapshots(out: Location) -> list[Snapshot]:
@@ -257,6 +262,7 @@ def _shard_rows(snapshots: Sequence[Snapshot]) -> pa.Table:
     """
     tables = [SHARDS.empty_table().append_column("snapshot", pa.array([], pa.string()))]
     for snapshot in snapshots:
+        # The current snapshot comes first: a shard is described by its rows there, if it is there.
         name = pa.repeat(pa.scalar(snapshot.name), snapshot.shards.num_rows)
         tables.append(snapshot.shards.append_column("snapshot", name))
     rows = pa.concat_tables(tables)
@@ -297,6 +303,7 @@ def _with_transient_reasons(failures: pa.Table) -> pa.Table:
 
 def _existing_shards(
     out: Location,
+    *,
     current: Snapshot | None,
     rows: list[tuple[ShardRow, str]],
     failures: pa.Table,
@@ -307,6 +314,7 @@ def _existing_shards(
     published = set(current.shards["shard"].to_pylist()) if current else set()
     total = rows_by_shard(failures)
     transient = rows_by_shard(_with_transient_reasons(failures))
+    # A failure of stage "track" had its frames decoded, and they were not stored.
     untracked = rows_by_shard(failures.filter(pc.equal(failures["stage"], "track")))
     return tuple(
         ExistingShard(

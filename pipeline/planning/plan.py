@@ -145,7 +145,14 @@ def make_plan(
         else:
             shards.append(_decide(target, candidates, retry_failed, stored))
     # Why, for the shards whose content changes.
-    shards = _with_reasons(shards, assigned.clips, catalog.videos, names, existing, by_group)
+    shards = _with_reasons(
+        shards,
+        clips=assigned.clips,
+        videos=catalog.videos,
+        names=names,
+        existing=existing,
+        by_group=by_group,
+    )
     too_short = table_of(_too_short(catalog.videos, assigned.clips, settings.frames), FAILURES)
     current_groups = {shard.row.group for shard in existing.shards if shard.current}
     return Plan(
@@ -257,6 +264,7 @@ def _kept(target: PlannedShard, shard: ExistingShard, reason: str) -> PlannedSha
 
 def _with_reasons(
     shards: list[PlannedShard],
+    *,
     clips: pa.Table,
     videos: pa.Table,
     names: pa.Array,
