@@ -43,12 +43,12 @@ from pipeline.sources.synthetic_scene import SceneId, make_scene, render
 from shards.errors import PretrackError
 from shards.geometry import FrameTransform
 
-Mode = Callable[[CoTracker3, Tensor, int, tuple[int, ...], int | None], object]
-"""A way of tracking: (model, video, grid, anchors, memory) → tracks."""
+Mode = Callable[..., object]
+"""A way of tracking: (model, video, *, grid, anchors, memory) → tracks."""
 
 
 def published(
-    model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
+    model: CoTracker3, video: Tensor, *, grid: int, anchors: tuple[int, ...], memory: int | None
 ) -> None:
     """Track one clip, anchor and direction at a time. The first frame needs only one direction."""
     for clip in video:
@@ -60,7 +60,7 @@ def published(
 
 
 def exact(
-    model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
+    model: CoTracker3, video: Tensor, *, grid: int, anchors: tuple[int, ...], memory: int | None
 ) -> PredictedTracks:
     """Track all anchors and both directions of a clip from one encoding."""
     parts = [track(model, clip[None], grid=grid, anchors=anchors, memory=memory) for clip in video]
@@ -73,7 +73,7 @@ def exact(
 
 
 def fast(
-    model: CoTracker3, video: Tensor, grid: int, anchors: tuple[int, ...], memory: int | None
+    model: CoTracker3, video: Tensor, *, grid: int, anchors: tuple[int, ...], memory: int | None
 ) -> PredictedTracks:
     """Track all anchors and both directions of all clips together, in bfloat16."""
     return track(model, video, grid=grid, anchors=anchors, fast=True, memory=memory)
@@ -128,6 +128,7 @@ def peak_of_process(
     mode: str,
     weights: str,
     video: np.ndarray,
+    *,
     grid: int,
     anchors: tuple[int, ...],
     memory: int | None,
@@ -136,9 +137,9 @@ def peak_of_process(
     MODES[mode](
         load_model(weights, compiled=mode == "compiled"),
         torch.from_numpy(video),
-        grid,
-        anchors,
-        memory,
+        grid=grid,
+        anchors=anchors,
+        memory=memory,
     )
     # Not getrusage: its peak is inherited from the parent process.
     status = Path("/proc/self/status")
@@ -172,19 +173,18 @@ def compare(a: argparse.Namespace, video: Tensor, anchors: tuple[int, ...]) -> N
     plain = load_model(a.weights, a.device)
     compiled = load_model(a.weights, a.device, compiled=True) if a.compiled else plain
     models = {mode: compiled if mode == "compiled" else plain for mode in modes}
-    works = {
-        mode: partial(MODES[mode], models[mode], video, a.grid, anchors, memory) for mode in modes
-    }
+    options = {"grid": a.grid, "anchors": anchors, "memory": memory}
+    works = {mode: partial(MODES[mode], models[mode], video, **options) for mode in modes}
     peaks = dict.fromkeys(modes, 0)
     for mode in modes:
         if a.device == "cuda" or mode == "compiled":
             works[mode]()
         else:
             # The first use starts threads and allocates memory; two frames are enough to warm up.
-            MODES[mode](plain, video[:, :2], a.grid, (0,), memory)
+            MODES[mode](plain, video[:, :2], **{**options, "anchors": (0,)})
         if a.device == "cpu":
             peaks[mode] = in_fresh_process(
-                partial(peak_of_process, mode, a.weights, video.numpy(), a.grid, anchors, memory)
+                partial(peak_of_process, mode, a.weights, video.numpy(), **options)
             )
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     results: dict[str, object] = {}

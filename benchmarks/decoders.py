@@ -98,13 +98,13 @@ def main(folder: Path) -> None:
             for decoder in decoders:
                 if decoder in times:
                     times[decoder].append(seconds(str(path), decoder, video))
-        shown = [
+        cells = [
             f"{verdicts[decoder]} ({median(times[decoder]) / median(times['pyav']):.2f})"
             if decoder in times
             else verdicts[decoder]
             for decoder in decoders
         ]
-        print(f"{path.name:<28}{len(frames):>7}  " + "".join(f"{text:<18}" for text in shown))
+        print(f"{path.name:<28}{len(frames):>7}  " + "".join(f"{text:<18}" for text in cells))
 
 
 if __name__ == "__main__":

@@ -71,11 +71,11 @@ def print_operator() -> None:
         )
         fused = partial(ours, network=network, distribution=distribution)
         reference = partial(theirs, hard=hard, soft=soft)
-        shown = [
+        cells = [
             "{:.0e}, {:.0e}".format(*largest_differences(fused, reference, rows(2 * n, dtype)))
             for dtype in (torch.float64, torch.float32)
         ]
-        print(f"| {network} | {n} | {distribution} | {' | '.join(shown)} |")
+        print(f"| {network} | {n} | {distribution} | {' | '.join(cells)} |")
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def main() -> None:
             for steepness in (3.0, 20.0):
                 ours = partial(soft_permutation, network=network, steepness=steepness)
                 net = DiffSortNet(network, n, steepness=steepness)
-                shown = [
+                cells = [
                     "{:.1e}, {:.1e}".format(
                         *largest_differences(
                             ours,
@@ -98,7 +98,7 @@ def main() -> None:
                     )
                     for dtype in (torch.float64, torch.float32)
                 ]
-                print(f"{network:<10} n={n:<4} steepness={steepness:<14g}{'   '.join(shown)}")
+                print(f"{network:<10} n={n:<4} steepness={steepness:<14g}{'   '.join(cells)}")
     print_operator()
     if not has_torchsort("cpu"):
         print("torchsort is not installed: soft ranks are not compared")

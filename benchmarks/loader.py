@@ -255,7 +255,7 @@ def webdataset_decode(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 
     def convert(sample: dict[str, Any]) -> LoadedClip:
         frames = [sample[f"{i:03d}.jpg"] for i in data.frame_indices]
-        shown = [
+        resized = [
             interpolate(
                 torch.from_numpy(frame).permute(2, 0, 1)[None],
                 (SIZE, SIZE),
@@ -265,7 +265,7 @@ def webdataset_decode(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
             for frame in frames
         ]
         height, width = frames[0].shape[:2]
-        return {"frames": torch.cat(shown)} | load_tracks(
+        return {"frames": torch.cat(resized)} | load_tracks(
             sample["tracks.zst"], data.frame_indices, width, height
         )
 
@@ -446,9 +446,9 @@ def watch_memory(data: ClipsOnDisk, minutes: float) -> None:
         while time.monotonic() < started + 60 * minutes * part:
             clips_read += len(next(stream)["key"])
         memories = [worker.memory_full_info() for worker in workers]
-        shown = " | ".join(f"{memory.uss / 1e6:.1f}, {memory.pss / 1e6:.1f}" for memory in memories)
+        cells = " | ".join(f"{memory.uss / 1e6:.1f}, {memory.pss / 1e6:.1f}" for memory in memories)
         minutes_passed = (time.monotonic() - started) / 60
-        print(f"| {minutes_passed:.1f} | {clips_read:,} | {shown} |", flush=True)
+        print(f"| {minutes_passed:.1f} | {clips_read:,} | {cells} |", flush=True)
 
 
 def main(folder: Path | None, memory: float | None) -> None:

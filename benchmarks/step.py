@@ -253,8 +253,8 @@ def measured(
     return loss.item(), gradient, kept / 1e9, peak / 1e9
 
 
-def main() -> None:
-    """Print the table."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step")
     parser.add_argument("--backbone", default="dinov2_reg_base")
     parser.add_argument("--clips", type=int, default=8)
@@ -268,7 +268,12 @@ def main() -> None:
         help="frames compared with the anchor frame",
     )
     parser.add_argument("--device", default="cpu")
-    a = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the table."""
+    a = parse_arguments()
     model, batch = make_model(a.backbone, a.size, a.device), make_batch(a.clips, a.size, a.device)
     grid = model.student.backbone.grid(a.size)
     references = choose_references(

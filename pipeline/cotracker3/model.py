@@ -145,6 +145,7 @@ class CoTracker3(nn.Module):
         frames: Tensor,
         support: Sequence[Tensor],
         estimates: TrackEstimates,
+        *,
         iterations: int,
     ) -> TrackEstimates:
         """Refine the tracks of a window by a number of iterations.

@@ -132,24 +132,24 @@ def track(
     if memory is None:
         memory = 0 if video.device.type == "cpu" else 4 << 30
     if grid is not None:
-        asked = _grid_queries(video, grid, anchors)
+        query_sets = _grid_queries(video, grid, anchors)
     else:
         assert queries is not None
-        asked = _explicit_queries(video, queries, model.window == WINDOW_FRAMES["offline"])
+        query_sets = _explicit_queries(video, queries, model.window == WINDOW_FRAMES["offline"])
     scale = _map_scale(video)
     with torch.autocast(video.device.type, torch.bfloat16, enabled=fast):
         maps = encode(model, video, torch.bfloat16 if fast else torch.float32, memory)
         estimates = _track_both_ways(
             model,
             maps,
-            asked,
+            query_sets,
             scale,
             frames=frames,
             backward=backward,
             iterations=iterations,
             memory=memory,
         )
-    predicted = _in_video_pixels(estimates, asked, scale)
+    predicted = _in_video_pixels(estimates, query_sets, scale)
     if grid is None:
         return predicted
     return PredictedTracks(
@@ -300,7 +300,7 @@ def _track_whole(
     """Track through all frames as one window."""
     support = model.support_features(maps, batch.frames.gather(1, batch.times), batch.positions)
     initial = initial_estimates(batch.positions, batch.frames.shape[1])
-    return model.refine(maps, batch.frames, support, initial, iterations)
+    return model.refine(maps, batch.frames, support, initial, iterations=iterations)
 
 
 def _track_sliding(
@@ -328,7 +328,9 @@ def _track_sliding(
         estimates = _continue_estimates(
             result, batch.positions, tracked, first=first, window=window
         )
-        estimates = model.refine(maps, batch.frames[:, index], support, estimates, iterations)
+        estimates = model.refine(
+            maps, batch.frames[:, index], support, estimates, iterations=iterations
+        )
         end = min(first + window, frames)
         for name in ("positions", "visibility", "confidence"):
             getattr(result, name)[:, first:end] = getattr(estimates, name)[:, : end - first]

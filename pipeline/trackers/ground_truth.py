@@ -66,7 +66,7 @@ def _track(info: ClipInfo, anchors: Sequence[int], queries: NDArray[np.float32])
     shape = (len(anchors), info.frames, len(queries))
     positions, visibility = np.empty((*shape, 2), np.float32), np.empty(shape, np.uint8)
     for row, anchor in enumerate(anchors):
-        # Tracks of all frames of the scene, of which the clip has some.
+        # Tracks through all frames of the scene; the clip has some of them.
         scene_positions, visible = true_tracks(scene, info.frame_numbers[anchor], scene_queries)
         stored_positions = to_stored.points(scene_positions.astype(np.float32))
         positions[row] = clamp_to_frame(stored_positions, info.width, info.height)[frames]

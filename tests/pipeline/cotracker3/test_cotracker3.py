@@ -125,7 +125,11 @@ def test_network_equals_golden_after_one_and_six_iterations(
     support = offline.support_features(maps, times, positions)
     for iterations in (1, 6):
         state = offline.refine(
-            maps, torch.arange(10)[None], support, initial_estimates(positions, 10), iterations
+            maps,
+            torch.arange(10)[None],
+            support,
+            initial_estimates(positions, 10),
+            iterations=iterations,
         )
         for name, ours, tolerance in (
             ("coords", state.positions * FEATURE_STRIDE, PIXELS),
