@@ -1,7 +1,7 @@
 """How sure a difference is: a paired bootstrap over items (clips, image pairs or photographs).
 
-Items that are not independent, such as clips of one video, are drawn together (the cluster bootstrap:
-Field & Welsh, Bootstrapping clustered data, JRSS B 2007).
+Items that are not independent, such as clips of one video, are drawn together (the cluster
+bootstrap: Field & Welsh, Bootstrapping clustered data, JRSS B 2007).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _verdict(
 
 
 def interval(values: NDArray[np.float64], groups: Sequence[int]) -> tuple[float, float]:
-    """The central 95 % of resampled means of `values` [n]. Whole groups are drawn, with replacement.
+    """The central 95 % of the means of resampled `values` [n]; whole groups are resampled.
 
     groups: group number of each value, from 0 without gaps
     """

@@ -1,7 +1,7 @@
 """The command `evaluate`: judge one or several backbones side by side.
 
-`labelfree` is defined here, the public benchmarks in `benchmarks/command.py`. Neither this module nor
-`--help` imports torch.
+`labelfree` is defined here, the public benchmarks in `benchmarks/command.py`. Neither this module
+nor `--help` imports torch.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
 class EvaluateGroup(TyperGroup):
     """The group of evaluations: adds the benchmarks on demand and turns errors into one sentence.
 
-    A benchmark's options are made from its settings class, which needs pydantic. Programs that mount
-    this group should not wait for that, so benchmarks are listed when somebody asks for them.
+    A benchmark's options are made from its settings class, which needs pydantic. Programs that
+    mount this group should not wait for that, so benchmarks are listed when somebody asks for them.
     """
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -33,7 +33,7 @@ class EvaluateGroup(TyperGroup):
         return super().get_command(ctx, cmd_name) or _benchmark_commands().get(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run an evaluation. Errors that a user can act on become one sentence and exit status 1."""
+        """Run an evaluation; errors that a user can act on become one sentence and status 1."""
         logging.basicConfig(level=logging.WARNING, format="%(message)s")
         program = "trainer" if ctx.parent is None else "pretrack"
         with exit_on_errors(program, extra="train", interrupted="stopped: nothing was written."):
@@ -49,7 +49,7 @@ def _benchmark_commands() -> Mapping[str, Any]:
 
 app = typer.Typer(
     cls=EvaluateGroup,
-    help="Judge backbones side by side: on held-out clips without labels, and on public benchmarks.",
+    help="Judge backbones side by side, on held-out clips without labels and on benchmarks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -62,18 +62,19 @@ def _group() -> None:
     """Keep `labelfree` a subcommand: Typer makes the only command of an app the app itself."""
 
 
-_LABEL_FREE = """Do features follow the tracked points of held-out clips? Needs a build and no labels.
+_LABEL_FREE = """Do features follow tracked points of held-out clips? Needs a build, no labels.
 
 Every model sees the same frames and the same points, at the image size that gives it the same grid
-of patches: with --grid 16, 224 pixels for patches of 14 and 256 for patches of 16. Metrics are means
-over clips; they are also given by frame gap, by viewpoint where poses are stored, and by source.
+of patches: with --grid 16, 224 pixels for patches of 14 and 256 for patches of 16. Metrics are
+means over clips; they are also given by frame gap, by viewpoint where poses are stored, and by
+source.
 
 The first model is the base. The others are compared with it by a paired bootstrap over videos, each
 with all its clips. Two more columns say what these clips are worth: the answer "it has not moved",
 and chance.
 
-The tracks are a tracker's, and training on the same tracker's tracks may learn its mistakes: confirm
-a gain by another evaluation. Clips of the source `synthetic` have exact tracks.
+The tracks are a tracker's, and training on the same tracker's tracks may learn its mistakes:
+confirm a gain by another evaluation. Clips of the source `synthetic` have exact tracks.
 """
 
 

@@ -57,7 +57,9 @@ class EvaluatedModel:
 
 
 def load_evaluated_models(models: Sequence[str], device: str | None) -> list[EvaluatedModel]:
-    """Load the models given as NAME=WHERE onto a device; None: CUDA if there is a GPU, else the CPU.
+    """Load the models given as NAME=WHERE onto a device.
+
+    device: None for CUDA if there is a GPU, otherwise the CPU
 
     Raises SettingsError, in one sentence, for a wrong device, a wrong name or no such model.
     """
@@ -67,7 +69,8 @@ def load_evaluated_models(models: Sequence[str], device: str | None) -> list[Eva
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError) as error:  # AssertionError: torch is built without CUDA
         raise SettingsError(
-            f"torch sees no device '{device}' here: give '--device cpu', or 'cuda' if there is a GPU"
+            f"torch sees no device '{device}' here: "
+            "give '--device cpu', or 'cuda' if there is a GPU"
         ) from error
     named = [model.partition("=") for model in models]
     for name, equals, where in named:
@@ -113,7 +116,8 @@ def load_evaluated_model(name: str, where: str) -> EvaluatedModel:
         raise SettingsError(f"there is no run and no file {where}: write {name}=BACKBONE:FILE")
     if weights in ("first", "last"):
         raise SettingsError(
-            f"there is no run {backbone}: give the 'run.out' of a training run, {name}=RUN:{weights}"
+            f"there is no run {backbone}: "
+            f"give the 'run.out' of a training run, {name}=RUN:{weights}"
         )
     torch.manual_seed(0)  # random weights are the same every time
     default = {field: DataSettings.model_fields[field].default for field in ("size", "mean", "std")}

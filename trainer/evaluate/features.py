@@ -73,7 +73,8 @@ def level_features(model: EvaluatedModel) -> LevelFeatures:
     depth = len(backbone.model.blocks)
     if depth < 4 or backbone.model.num_prefix_tokens < 1:
         raise SettingsError(
-            f"the DPT probe reads four blocks and a CLS token: {backbone.timm_id} does not have them"
+            "the DPT probe reads four blocks and a CLS token: "
+            f"{backbone.timm_id} does not have them"
         )
     # The last block of each quarter: 2, 5, 8 and 11 of a ViT-B's 0 to 11.
     blocks = [depth * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
@@ -110,7 +111,7 @@ def _normalise_and_pad(images: Tensor, model: EvaluatedModel) -> Tensor:
 def _as_map(tokens: Tensor, images: Tensor, model: EvaluatedModel) -> Tensor:
     """Tokens [B, h w, D] of padded images → float32 [B, h, w, D].
 
-    Raises PretrackError if they are not finite: the first candidate would then win every comparison.
+    Raises PretrackError if they are not finite: the first candidate would then always win.
     """
     if not tokens.isfinite().all():
         raise PretrackError(

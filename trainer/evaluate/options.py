@@ -1,4 +1,4 @@
-"""The arguments and options that every evaluation has. Imports nothing heavy, so that `--help` answers at once."""
+"""The options that all evaluations share. Nothing heavy, so that `--help` answers at once."""
 
 from __future__ import annotations
 

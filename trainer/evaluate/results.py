@@ -27,11 +27,11 @@ def finite_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
 def write_results(
     folder: Path, evaluation: str, values: dict[str, Any], pictures: dict[str, bytes] | None = None
 ) -> Path:
-    """Write FOLDER/EVALUATION.json and FOLDER/EVALUATION-NAME.png per picture; return the JSON's path.
+    """Write FOLDER/EVALUATION.json, and FOLDER/EVALUATION-NAME.png per picture.
 
-    NaN becomes null, since JSON has no NaN. Pictures of an earlier evaluation of this name are
-    removed. The JSON is removed first and written last, so that it never lies beside pictures of
-    another run.
+    Returns the path of the JSON. NaN becomes null, since JSON has no NaN. Pictures of an earlier
+    evaluation of this name are removed. The JSON is removed first and written last, so that it
+    never lies beside pictures of another run.
     """
     results = folder / f"{evaluation}.json"
     results.unlink(missing_ok=True)
@@ -46,7 +46,7 @@ def write_results(
 
 
 def plain(value: Any) -> Any:
-    """Convert to JSON's types: tuples and arrays to lists, NumPy's numbers to Python's, NaN to null."""
+    """Convert to JSON's types: arrays to lists, NumPy's numbers to Python's, NaN to None."""
     if isinstance(value, dict):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -1,4 +1,4 @@
-"""The public benchmarks as commands. Their options are the fields of their settings; imports no torch."""
+"""The public benchmarks as commands; their options are the fields of their settings. No torch."""
 
 from __future__ import annotations
 
@@ -24,41 +24,84 @@ from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What the command line knows of a benchmark; `benchmarks/run.py` has the function behind its name.
+    """What the command line knows of a benchmark; `run.py` has the function behind its name.
 
-    dense: it takes the features of four blocks for a probe, which are always from before the final norm
+    quick: options for a first look that takes minutes
+    dense: trains a probe on the features of four blocks, always from before the final norm
+    items: what the bootstrap resamples; "" for a metric over all images together
     """
 
     name: str
     help: str
     settings: type[Settings]
+    quick: str
+    items: str
     dense: bool = False
 
 
 BENCHMARKS = (
     Benchmark(
-        "spair", "Keypoints of SPair-71k, found on other objects of their class.", SpairSettings
+        name="spair",
+        help="Keypoints of SPair-71k, found on other objects of their class.",
+        settings=SpairSettings,
+        quick="--size 224 --pairs 20",
+        items="image pairs",
     ),
-    Benchmark("navi", "Points on objects of NAVI, found in other photographs.", NaviSettings),
-    Benchmark("navi-depth", "Depth of NAVI's objects, by a DPT probe.", ProbeSettings, dense=True),
     Benchmark(
-        "navi-normals",
-        "Surface normals of NAVI's objects, by a DPT probe.",
-        ProbeSettings,
+        name="navi",
+        help="Points on objects of NAVI, found in other photographs.",
+        settings=NaviSettings,
+        quick="--size 224 --pairs 20",
+        items="image pairs",
+    ),
+    Benchmark(
+        name="navi-depth",
+        help="Depth of NAVI's objects, by a DPT probe.",
+        settings=ProbeSettings,
+        quick="--size 224 --steps 100",
+        items="photographs",
         dense=True,
     ),
-    Benchmark("voc-clusters", "PASCAL VOC's classes, by k-means.", ClusteringSettings),
     Benchmark(
-        "voc-retrieval", "PASCAL VOC's classes, by the nearest labelled patches.", RetrievalSettings
+        name="navi-normals",
+        help="Surface normals of NAVI's objects, by a DPT probe.",
+        settings=ProbeSettings,
+        quick="--size 224 --steps 100",
+        items="photographs",
+        dense=True,
+    ),
+    Benchmark(
+        name="voc-clusters",
+        help="PASCAL VOC's classes, by k-means.",
+        settings=ClusteringSettings,
+        quick="--images 100",
+        items="",
+    ),
+    Benchmark(
+        name="voc-retrieval",
+        help="PASCAL VOC's classes, by the nearest labelled patches.",
+        settings=RetrievalSettings,
+        quick="--images 100",
+        items="",
     ),
 )
 
-_DETAILS = """Prints a table per model, how sure the differences are, and what papers report.
-
-A first look takes minutes with fewer and smaller images, such as --size 224 --pairs 20. The first
-model is the base that the others are compared with, by a paired bootstrap over image pairs or
-photographs. It takes these as independent; pairs that share a photograph, and photographs of one
+_COMPARED = """The first model is the base. The others are compared with it by a paired bootstrap over
+{items}. It takes these as independent; pairs that share a photograph, and photographs of one
 object, are not, so intervals are somewhat too narrow."""
+
+
+def _help(benchmark: Benchmark) -> str:
+    """The help page of a benchmark, up to its options."""
+    paragraphs = [
+        benchmark.help,
+        "Prints a table per model, and published results where they are comparable. "
+        f"For a first look in minutes: {benchmark.quick}.",
+    ]
+    if benchmark.items:
+        paragraphs.append(_COMPARED.format(items=benchmark.items))
+    return unwrapped("\n\n".join(paragraphs))
+
 
 Root = Annotated[
     Path, typer.Argument(metavar="ROOT", help="The folder that the dataset unpacks to.")
@@ -86,28 +129,27 @@ def _command(benchmark: Benchmark) -> Callable[..., None]:
             benchmark.name, root, settings, model, device=device, out=out, final_norm=final_norm
         )
 
-    shared = {"root": Root, "model": Models, "out": OutFolder}
+    required = {"root": Root, "model": Models, "out": OutFolder}
     optional: dict[str, tuple[Any, Any]] = {"device": (Device, None)}
     if not benchmark.dense:
         optional["final_norm"] = (FinalNorm, False)
     for name, field in benchmark.settings.model_fields.items():
         optional[name] = (_option(name, field), _text(field.default))
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [
-            *(inspect.Parameter(name, keyword, annotation=kind) for name, kind in shared.items()),
-            *(
-                inspect.Parameter(name, keyword, annotation=kind, default=default)
-                for name, (kind, default) in optional.items()
-            ),
-        ]
-    )
-    run.__annotations__ = {}  # Typer would prefer the annotations above to those of the signature
+    parameters = [
+        *(_parameter(name, kind, inspect.Parameter.empty) for name, kind in required.items()),
+        *(_parameter(name, kind, default) for name, (kind, default) in optional.items()),
+    ]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {}  # Typer prefers these to the signature's
     return run
 
 
+def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+
+
 def _option(name: str, field: FieldInfo) -> Any:
-    """A setting as an option. Values stay text: `check_settings` refuses wrong ones in a sentence."""
+    """A setting as an option. Values stay text: `check_settings` refuses wrong ones."""
     return Annotated[
         str | None,
         typer.Option(
@@ -147,6 +189,4 @@ def given_settings(model: type[Settings], options: dict[str, str | None]) -> Set
 
 
 for _benchmark in BENCHMARKS:
-    app.command(_benchmark.name, help=unwrapped(f"{_benchmark.help}\n\n{_DETAILS}"), epilog=WHERE)(
-        _command(_benchmark)
-    )
+    app.command(_benchmark.name, help=_help(_benchmark), epilog=WHERE)(_command(_benchmark))

@@ -1,8 +1,8 @@
-"""The DPT probe of Probe3D: a small decoder on frozen features that predicts depth or surface normals.
+"""The DPT probe of Probe3D: a small decoder from frozen features to depth or surface normals.
 
-Four maps of features, early to late, are fused from late to early (Ranftl et al., ICCV 2021) at twice the
-patches' resolution, then upsampled to sixteen times. Decoder, heads, losses and schedule are those of
-Probe3D's code (El Banani et al., CVPR 2024).
+Four maps of features, early to late, are fused from late to early (Ranftl et al., ICCV 2021) at
+twice the patches' resolution, then upsampled to sixteen times. Decoder, heads, losses and schedule
+are those of Probe3D's code (El Banani et al., CVPR 2024).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def normals_loss(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def fitted_scale_and_shift(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Scale and shift each image of `predicted` [B, H, W] to be nearest to the truth, by least squares.
+    """Scale and shift each image of `predicted` [B, H, W] to fit the truth, by least squares.
 
     Only pixels with truth > 0 count. An image from which no scale can be told, such as a flat one,
     stays as it is.
@@ -161,8 +161,8 @@ def normals_metrics(predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str
     predicted, truth: [B, 3, H, W], of any length
     valid:            bool [B, H, W]
 
-    Shares of pixels whose normal is less than 11.25, 22.5 and 30 degrees off, and the RMSE in degrees.
-    An image without valid pixels gives NaN.
+    Shares of pixels whose normal is less than 11.25, 22.5 and 30 degrees off, and the RMSE in
+    degrees. An image without valid pixels gives NaN.
     """
     error = cosine_similarity(predicted, truth, dim=1).clamp(-1, 1).acos().rad2deg()
     metrics = {f"{degrees:g}°": _share(error < degrees, valid) for degrees in (11.25, 22.5, 30)}
@@ -200,7 +200,8 @@ def train_probe(
 ) -> list[float]:
     """Train with AdamW; return the loss of every step.
 
-    losses_of_epoch: yields a loss per batch of an epoch; each is one step. Called until `steps` are done
+    losses_of_epoch: yields a loss per batch of an epoch; each is one step. Called again until
+                     `steps` are done
     """
     optimizer = torch.optim.AdamW(probe.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -1,4 +1,4 @@
-"""The datasets that benchmarks read: where to get them, their terms, and errors for what is missing or broken."""
+"""The datasets of the benchmarks: home, terms, and errors for files that are missing or broken."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ VOC = Dataset(
 
 
 def check_dataset(root: Path, dataset: Dataset) -> None:
-    """Raise SettingsError, in one sentence, if `root` is missing or is not laid out like the dataset."""
+    """Raise SettingsError, in one sentence, if `root` is missing or not laid out as the dataset."""
     described = f"{dataset.name} ({dataset.what}; {dataset.terms})"
     if not root.is_dir():
         raise SettingsError(
@@ -89,8 +89,8 @@ def read_json(path: Path) -> Any:
 def describing(what: str, path: Path) -> Iterator[None]:
     """Parse values of a JSON file inside this context.
 
-    Values of the wrong kind raise a PretrackError that says, in one sentence, that the file does not
-    describe `what`.
+    Values of the wrong kind raise a PretrackError that says, in one sentence, that the file does
+    not describe `what`.
     """
     try:
         yield

@@ -1,17 +1,20 @@
-"""Correspondence on NAVI: is a point on an object found in another photograph of it? After Probe3D (El Banani et al., CVPR 2024).
+"""Correspondence on NAVI: is a point on an object found in another photograph of it?
 
-Patch features of two photographs are upsampled to a grid. Each grid point on the object in the first is
-matched to the grid point on the object in the second with the most similar feature. Poses and depth
-give both a position in space; a match is correct if these are less than 2 cm apart. Recall is computed
-per pair, then averaged over pairs within bins of the angle between the two poses.
+After Probe3D (El Banani et al., CVPR 2024).
 
-Probe3D keeps the 1000 matches of highest ratio (1 - distance to the nearest / to the second nearest). On
-an upsampled grid the second nearest is mostly the neighbour of the nearest, which makes the ratio noisy,
-so recall over all points is given as well. Its pairs depend on the order in which the file system lists
-them; here they are sorted, and a digest identifies the list.
+Patch features of two photographs are upsampled to a grid. Each grid point on the object in the
+first is matched to the grid point on the object in the second with the most similar feature. Poses
+and depth give both a position in space; a match is correct if these are less than 2 cm apart.
+Recall is computed per pair, then averaged over pairs within bins of the angle between the two
+poses.
 
-Pairs of photographs whose luminances differ little or much show the effect of lighting. Pairs are split
-into terciles within each bin of angle, so that the angles of the terciles are alike.
+Probe3D keeps the 1000 matches of highest ratio (1 - distance to the nearest / to the second
+nearest). On an upsampled grid the second nearest is mostly the neighbour of the nearest, which
+makes the ratio noisy, so recall over all points is given as well. Its pairs depend on the order in
+which the file system lists them; here they are sorted, and a digest identifies the list.
+
+Pairs of photographs whose luminances differ little or much show the effect of lighting. Pairs are
+split into terciles within each bin of angle, so that the angles of the terciles are alike.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from trainer.evaluate.tables import Row, table
 log = logging.getLogger(__name__)
 
 BINS = {"3DPoV": (0, 15, 30, 60, 120), "Probe3D": (0, 30, 60, 90, 120)}
-"""Edges in degrees of the bins of angle that papers report; a bin has its lower edge, not its upper one."""
+"""Edges in degrees of the bins of angle that papers report; a bin contains its lower edge only."""
 METRES = (0.01, 0.02, 0.05)
 PIXELS = (5, 25, 50)
 _HEADLINE = METRES.index(0.02)
@@ -113,7 +116,7 @@ class NaviResult:
         return 100 * finite_mean([getattr(pair, points).pixels[limit] for pair in self.pairs])
 
     def within(self, low: float, high: float, light: Light | None = None) -> list[PairRecalls]:
-        """The pairs of a bin of angle; with `light`, the third whose luminances differ least or most."""
+        """The pairs of a bin of angle; with `light`, the third that differs least or most in it."""
         inside = sorted(
             (pair for pair in self.pairs if low <= pair.angle < high),
             key=lambda pair: (pair.light, pair.first),
@@ -278,8 +281,8 @@ def choose_pairs(
 ) -> tuple[list[tuple[Photograph, Photograph]], int]:
     """Pair photographs of one collection; also return how many found no partner.
 
-    Every photograph draws one partner, uniformly from those within (0, `farthest`] degrees; then every
-    n-th pair is kept.
+    Every photograph draws one partner, uniformly from those within (0, `farthest`] degrees; then
+    every n-th pair is kept.
     """
     generator = torch.Generator().manual_seed(settings.seed)
     partners: list[tuple[Photograph, Photograph | None]] = []
@@ -371,10 +374,10 @@ def _recalls(metres: Tensor, pixels: Tensor) -> Recalls:
 
 
 def nearest_with_ratio(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the nearest candidate of each query, with its ratio: unit vectors [N, D], [M, D] → [N], [N].
+    """Find the nearest candidate of each query, and its ratio: [N, D], [M, D] → [N], [N].
 
-    The ratio is 1 - cosine distance to the nearest / to the second nearest. Computed for a few
-    thousand queries at a time, to bound memory.
+    Vectors have unit length. The ratio is 1 - cosine distance to the nearest / to the second
+    nearest. Computed for a few thousand queries at a time, to bound memory.
     """
     indices, ratios = [], []
     for part in queries.split(_CHUNK):
@@ -386,12 +389,15 @@ def nearest_with_ratio(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Ten
 
 
 def project(points: Tensor, focal: float) -> Tensor:
-    """Project points [N, 3] to pixels [N, 2], relative to the principal point; x right, y down, z ahead."""
+    """Project points [N, 3] to pixels [N, 2], relative to the principal point."""
     return focal * points[:, :2] / points[:, 2:].clamp(min=1e-9)
 
 
 def luminance_distance(first: Crop, second: Crop) -> float:
-    """L1 distance, 0 to 2, between histograms of the object's luminance (32 levels, each sums to one)."""
+    """L1 distance, 0 to 2, between histograms of the object's luminance.
+
+    Histograms have 32 levels and sum to one.
+    """
     histograms = []
     for crop in (first, second):
         weights = torch.tensor(_LUMA, dtype=torch.float64)[:, None, None]

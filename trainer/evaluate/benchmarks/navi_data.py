@@ -1,4 +1,7 @@
-"""NAVI on disk: photographs of scanned objects with poses and depth, read as in Probe3D (versions 1.0 and 1.5)."""
+"""NAVI on disk: photographs of scanned objects with poses and depth, read as in Probe3D.
+
+Versions 1.0 and 1.5.
+"""
 
 from __future__ import annotations
 
@@ -63,7 +66,8 @@ class Crop:
 
     image:  uint8 RGB [3, size, size]
     depth:  float32 [size, size] in metres; 0 beside the object
-    points: float32 [size, size, 3], surface points in metres in the camera's frame; 0 beside the object
+    points: float32 [size, size, 3], surface points in metres in the camera's frame; 0 beside the
+            object
     box:    float32 depth [side, side] of the square before it is resized, for normals
     box_focal, focal: focal lengths in pixels of `box` and of the crop
     corner: (row, column) of the box's first pixel in the centre-cropped square of `size`
@@ -82,7 +86,8 @@ def list_photographs(root: Path, subset: Subset) -> list[Photograph]:
     """List the photographs of a subset, sorted by name.
 
     `wild_set`, or all multiview collections of the objects that also have a wild set. Raises
-    SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or broken.
+    SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or
+    broken.
     """
     check_dataset(root, NAVI)
     photographs = []
@@ -96,7 +101,8 @@ def list_photographs(root: Path, subset: Subset) -> list[Photograph]:
             photographs += _read_collection(folder)
     if not photographs:
         raise SettingsError(
-            f"{root} holds no {subset} photographs: expected OBJECT/{subset}…/annotations.json and images/"
+            f"{root} holds no {subset} photographs: "
+            f"expected OBJECT/{subset}…/annotations.json and images/"
         )
     return photographs
 
@@ -183,7 +189,7 @@ def _read_image_and_depth(photograph: Photograph) -> tuple[Tensor, Tensor]:
 
 
 def _read_shrunk(folder: Path, name: str, method: Image.Resampling) -> Image.Image:
-    """Read a file with its shorter side at most 1024 px: Probe3D's own shrunk file, or shrunk here."""
+    """Read a file with its shorter side at most 1024 px: Probe3D's shrunk file, or shrunk here."""
     if (folder / f"{_SHRUNK}{name}").is_file():
         return open_image(folder / f"{_SHRUNK}{name}")
     image = open_image(folder / name)

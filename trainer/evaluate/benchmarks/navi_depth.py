@@ -1,9 +1,12 @@
-"""Depth and surface normals on NAVI by a DPT probe: how much of an object's shape do frozen features hold? After Probe3D.
+"""Depth and normals on NAVI by a DPT probe: how much of a shape do frozen features hold?
 
-The probe (`dpt_probe.py`) is trained on the multiview photographs and scored on the wild sets. Probe3D
-computes its true normals with the principal point in the corner of the crop: those of a plane tilted by
-45 degrees are about 12 to 21 degrees off. `snorm_gt: probe3d` does the same, to compare with its table;
-`true` puts the principal point where it is and leaves out silhouettes, where depth has no neighbour.
+After Probe3D (El Banani et al., CVPR 2024).
+
+The probe (`dpt_probe.py`) is trained on the multiview photographs and scored on the wild sets.
+Probe3D computes its true normals with the principal point in the corner of the crop: those of a
+plane tilted by 45 degrees are about 12 to 21 degrees off. `snorm_gt: probe3d` does the same, to
+compare with its table; `true` puts the principal point where it is and leaves out silhouettes,
+where depth has no neighbour.
 
 Two things differ from Probe3D: photographs are shuffled in every epoch (its code does so on several
 GPUs, not on one), and colours are jittered before they are normalised, as its comments say.
@@ -59,8 +62,8 @@ _JITTERED = 0.8  # share of images
 class ProbeResult:
     """Metrics of a trained probe: means over the tested photographs that have a value.
 
-    figures:    kind (`scale-aware`, `scale-invariant`; or `normals`) → metric → value; shares are in
-                per cent
+    figures:    kind (`scale-aware`, `scale-invariant`; or `normals`) → metric → value; shares are
+                in per cent
     images:     the same for each photograph, by its name
     losses:     training loss of every step
     trained_on: number of photographs
@@ -167,8 +170,8 @@ def evaluate_depth(
 ) -> ProbeResult:
     """Train and score a depth probe on NAVI in the folder `root`, from four maps of features.
 
-    `patch` is only noted in the result. Raises SettingsError or PretrackError, in one sentence, if the
-    dataset is missing, incomplete or broken.
+    `patch` is only noted in the result. Raises SettingsError or PretrackError, in one sentence, if
+    the dataset is missing, incomplete or broken.
     """
     return _evaluate("depth", features, patch, root, settings or ProbeSettings())
 
@@ -176,7 +179,7 @@ def evaluate_depth(
 def evaluate_normals(
     features: LevelFeatures, patch: int, root: Path, settings: ProbeSettings | None = None
 ) -> ProbeResult:
-    """Train and score a probe for surface normals on NAVI; arguments and errors as `evaluate_depth`."""
+    """Train and score a probe for surface normals; arguments and errors as `evaluate_depth`."""
     return _evaluate("normals", features, patch, root, settings or ProbeSettings())
 
 
@@ -302,7 +305,7 @@ def _unit(name: str, value: Tensor) -> float:
 
 
 def predict(task: Task, probe: Dpt, levels: Sequence[Tensor], settings: ProbeSettings) -> Tensor:
-    """Predict depth [B, S, S] in metres, or normals and their kappa [B, 4, S, S], at the photographs' size."""
+    """Predict depth [B, S, S] in metres, or normals and kappa [B, 4, S, S], at full size."""
     outputs, size = probe(levels), (settings.size, settings.size)
     if task == "normals":
         return interpolate(outputs, size, mode="bicubic", align_corners=True)
@@ -311,9 +314,9 @@ def predict(task: Task, probe: Dpt, levels: Sequence[Tensor], settings: ProbeSet
 
 
 def relative_depth(depth: Tensor) -> Tensor:
-    """Map depth [S, S] to 0.01 at the nearest and 1 at the farthest point; 0, which means none, stays.
+    """Map depth [S, S] to 0.01 at the nearest and 1 at the farthest point.
 
-    Objects less than 1 cm deep are not stretched further.
+    0, which means no depth, stays. Objects less than 1 cm deep are not stretched further.
     """
     valid = depth > 0
     low, high = depth[valid].min(), depth[valid].max()
@@ -321,9 +324,9 @@ def relative_depth(depth: Tensor) -> Tensor:
 
 
 def crop_normals(crop: Crop, size: int, truth: Normals) -> tuple[Tensor, Tensor]:
-    """Unit normals [3, size, size] that point away from the camera, and where they are valid [size, size].
+    """Unit normals [3, size, size] and where they are valid [size, size].
 
-    `truth` is the setting `snorm_gt`.
+    Normals point away from the camera. `truth` is the setting `snorm_gt`.
     """
     row, column = crop.corner
     principal = (0.0, 0.0) if truth == "probe3d" else (size / 2 - column, size / 2 - row)
@@ -340,8 +343,9 @@ def crop_normals(crop: Crop, size: int, truth: Normals) -> tuple[Tensor, Tensor]
 def surface_normals(depth: Tensor, focal: float, principal: tuple[float, float]) -> Tensor:
     """Unit normals [3, H, W] of the surface in a depth image [H, W].
 
-    The mean of the cross products of the four pairs of adjacent neighbours. 0 where there is no depth
-    and on the image's border. A neighbour without depth counts as very far away, as in Probe3D.
+    The mean of the cross products of the four pairs of adjacent neighbours. 0 where there is no
+    depth and on the image's border. A neighbour without depth counts as very far away, as in
+    Probe3D.
     """
     filled = depth.where(depth > 0, _FAR_AWAY).double()
     points = unproject(filled, focal, principal).movedim(-1, 0)

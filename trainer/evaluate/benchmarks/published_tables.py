@@ -1,7 +1,7 @@
-"""Published results, to be read beside a row of one's own; each table says how its protocol may differ from ours.
+"""Published results, to be printed beside ours.
 
-All are from 3DPoV's results (its page and paper), which also measure the other methods. Values are
-recall in per cent.
+Each table says how its protocol may differ from ours. All are from 3DPoV's results (its page and
+paper), which also measure the other methods. Values are recall in per cent.
 """
 
 from __future__ import annotations
@@ -31,18 +31,22 @@ class PublishedTable:
     rows: tuple[PublishedRow, ...]
 
 
-_PROBE3D = "The code behind these rows is not public. It is said to follow Probe3D; ours follows Probe3D's code."
+_PROBE3D = (
+    "The code behind these rows is not public. It is said to follow Probe3D; "
+    "ours follows Probe3D's code."
+)
 _SAMPLING = (
-    "Probe3D's choice of pairs depends on the order of files on its disk. Ours is sorted, and is listed in "
-    "the results."
+    "Probe3D's choice of pairs depends on the order of files on its disk. "
+    "Ours is sorted, and is listed in the results."
 )
 _OCCLUDED = (
     "How views are occluded is not published. Ours are seeded rectangles.",
-    "The unoccluded baseline is lower (53.47 for all), so these are other points: compare only within this "
-    "table.",
+    "The unoccluded baseline is lower (53.47 for all), so these are other points: "
+    "compare only within this table.",
 )
 _LIGHTING = (
-    "How pairs are chosen by lighting is not published, and every bin is higher than over all pairs.",
+    "How pairs are chosen by lighting is not published, "
+    "and every bin is higher than over all pairs.",
 )
 _VIEWPOINTS = ("small", "medium", "large", "all")
 _DEGREES = ("0-15", "15-30", "30-60", "60-120")

@@ -13,7 +13,7 @@ from trainer.evaluate.benchmarks.navi_depth import evaluate_depth, evaluate_norm
 from trainer.evaluate.benchmarks.published_tables import beside
 from trainer.evaluate.benchmarks.spair import evaluate_spair
 from trainer.evaluate.benchmarks.voc import evaluate_clustering, evaluate_retrieval
-from trainer.evaluate.bootstrap import Difference, difference
+from trainer.evaluate.bootstrap import Better, Difference, difference
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.features import level_features, patch_features
 from trainer.evaluate.results import versions, write_results
@@ -30,7 +30,7 @@ class Result(Protocol):
         """Metrics that are means over image pairs or photographs: metric → item → value."""
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """Names of published tables (`published_tables.py`) that this result fits, each with its row."""
+        """Names of the published tables that this result fits, each with its row."""
 
 
 DENSE: dict[str, Callable[[Any, int, Path, Any], Result]] = {
@@ -44,7 +44,10 @@ PATCHES: dict[str, Callable[[Any, int, Path, Any], Result]] = {
     "voc-clusters": evaluate_clustering,
     "voc-retrieval": evaluate_retrieval,
 }
-"""Benchmarks on the patch features of the last block. All take features, patch size, root, settings."""
+"""Benchmarks on the patch features of the last block.
+
+The arguments of both kinds are features, patch size in pixels, root folder and settings.
+"""
 
 
 def run_benchmark(
@@ -103,10 +106,14 @@ def _evaluate(
 
 
 def differences(base: Result, model: Result) -> dict[str, Difference]:
-    """How a model differs from the base in every figure that is a mean over items, over those that both have."""
-    found, mine = {}, model.by_item()
-    for name, theirs in base.by_item().items():
-        both = [item for item in theirs if item in mine[name]]
-        better = "lower" if name.endswith("rmse") else "higher"
-        found[name] = difference([theirs[i] for i in both], [mine[name][i] for i in both], better)  # type: ignore[arg-type]
-    return found
+    """Compare a model with the base in every metric that is a mean over items that both have."""
+    compared = {}
+    model_items = model.by_item()
+    for metric, base_values in base.by_item().items():
+        model_values = model_items[metric]
+        items = [item for item in base_values if item in model_values]
+        better: Better = "lower" if metric.endswith("rmse") else "higher"
+        compared[metric] = difference(
+            [base_values[item] for item in items], [model_values[item] for item in items], better
+        )
+    return compared

@@ -29,9 +29,10 @@ class SpairSettings(Settings):
     seed: int = 20
     """Seed of the shuffle that chooses pairs."""
     readout: Readout = "probe3d"
-    """Position that a patch stands for. `probe3d`: its top left corner, and features are sampled as if
-    the centres of the outermost patches lay on the border; with 50 patches per side a perfect matcher
-    is off by 0.0153 of the image. `centre`: its centre; a perfect matcher is off by 0.0076."""
+    """Position that a patch stands for. `probe3d`: its top left corner, and features are sampled as
+    if the centres of the outermost patches lay on the border; with 50 patches per side a perfect
+    matcher is off by 0.0153 of the image. `centre`: its centre; a perfect matcher is off by
+    0.0076."""
     occluded: Occluded = "none"
     """Hide a part of the object in the target (`one`), or in source and target (`both`)."""
 
@@ -79,7 +80,7 @@ class ProbeSettings(Settings):
     farthest: float = Field(default=1.0, gt=0.001)
     """Largest depth that the probe can predict, in metres."""
     relative: bool = False
-    """Predict relative depth instead of metres: 0.01 at an object's nearest point, 1 at its farthest."""
+    """Predict relative depth instead of metres, from 0.01 at an object's nearest point to 1."""
     snorm_gt: Normals = "probe3d"
     """Normals that count as true: `probe3d` to compare with its table, `true` for the object's."""
     seed: int = 8
@@ -110,12 +111,12 @@ class ClusteringSettings(Settings):
 
 
 class RetrievalSettings(Settings):
-    """How labels are retrieved. The defaults are hummingbird's, except for the size of the memory."""
+    """How labels are retrieved. The defaults are hummingbird's, except for `memory`."""
 
     size: int = Field(default=224, ge=16)
     """Side in pixels of the square that images are squashed to."""
     memory: int = Field(default=300_000, ge=1)
-    """Patches in the memory, drawn at random, equally many per training image: 0.9 GB for a ViT-B."""
+    """Patches in the memory, drawn at random, equally many per image: 0.9 GB for a ViT-B."""
     memory_split: Split = "trainaug"
     """Training images. `trainaug` labels 10 582 images and needs the folder SegmentationClassAug;
     `train` labels 1464."""

@@ -1,14 +1,16 @@
-"""Keypoint recall on SPair-71k: is a cat's left ear found on another cat? After Probe3D (El Banani et al., CVPR 2024).
+"""Keypoint recall on SPair-71k: is a cat's left ear found on another cat?
 
-The feature of a keypoint is sampled from the source image's map and matched to the target's patch of
-highest cosine similarity. The match is correct if it is nearer than 0.1 of the longer side of the
-target's bounding box. Recall is over the keypoints of a class, then a mean over classes. There are
-four passes: small, medium and large differences of viewpoint, and all of them; the last is a separate
-draw of pairs, not the mean of the others.
+After Probe3D (El Banani et al., CVPR 2024).
+
+The feature of a keypoint is sampled from the source image's map and matched to the target's patch
+of highest cosine similarity. The match is correct if it is nearer than 0.1 of the longer side of
+the target's bounding box. Recall is over the keypoints of a class, then a mean over classes. There
+are four passes: small, medium and large differences of viewpoint, and all of them; the last is a
+separate draw of pairs, not the mean of the others.
 
 Two things differ from Probe3D. Its sample of pairs follows the order in which the file system lists
-them; here they are sorted before the seeded shuffle, and a digest identifies the list. And beside its
-readout, which takes a patch's corner for its position, there is one that takes the centre.
+them; here they are sorted before the seeded shuffle, and a digest identifies the list. And beside
+its readout, which takes a patch's corner for its position, there is one that takes the centre.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ _COVERED = (0.1, 0.3)  # share of the bounding box that an occluder covers
 
 @dataclass(frozen=True)
 class PairErrors:
-    """The errors of the keypoints that are annotated in both images of a pair and occluded in neither.
+    """The errors of a pair's keypoints that are annotated in both images and occluded in neither.
 
     errors: distances from the match to the target keypoint, as fractions of the longer side of the
             target's bounding box; a match is correct below THRESHOLD
@@ -202,8 +204,8 @@ class SpairResult:
         rows.append(["keypoints", *(self.keypoints(name) for name in PASSES)])
         occlusion = "" if s.occluded == "none" else f", {s.occluded} of the two views occluded"
         return (
-            f"SPair-71k {s.split}: recall@{THRESHOLD} in % at {s.size} px, patches of {self.patch}, "
-            f"readout {s.readout}{occlusion}\n"
+            f"SPair-71k {s.split}: recall@{THRESHOLD} in % at {s.size} px, "
+            f"patches of {self.patch}, readout {s.readout}{occlusion}\n"
             f"{table(('', *PASSES), rows)}\n"
             f"  {len(self.pairs)} pairs of {self.images} images, list {self.digest}"
         )
@@ -214,10 +216,10 @@ def evaluate_spair(
 ) -> SpairResult:
     """Score features with patches of `patch` pixels on SPair-71k in the folder `root`.
 
-    Features are kept in float32, exactly as the backbone gave them, for the images of one class at a
-    time: a test class has about thirty, 0.3 GB for a ViT-B. Occluded images differ from pair to pair
-    and are encoded pair by pair. Raises SettingsError or PretrackError, in one sentence, if the
-    dataset is missing, incomplete or broken.
+    Features are kept in float32, exactly as the backbone gave them, for the images of one class at
+    a time: a test class has about thirty, 0.3 GB for a ViT-B. Occluded images differ from pair to
+    pair and are encoded pair by pair. Raises SettingsError or PretrackError, in one sentence, if
+    the dataset is missing, incomplete or broken.
     """
     settings = settings or SpairSettings()
     check_dataset(root, SPAIR)
@@ -256,7 +258,7 @@ def evaluate_spair(
 
 
 def choose_pairs(pairs: Sequence[ImagePair], settings: SpairSettings) -> dict[str, list[ImagePair]]:
-    """The pairs of each pass: up to `settings.pairs` per class, from a seeded shuffle of the sorted list."""
+    """Choose up to `settings.pairs` per class and pass, by a seeded shuffle of the sorted list."""
     ordered = sorted(pairs, key=lambda pair: pair.name)
     chosen: dict[str, list[ImagePair]] = {name: [] for name in PASSES}
     for name, viewpoint in PASSES.items():
@@ -272,7 +274,7 @@ def choose_pairs(pairs: Sequence[ImagePair], settings: SpairSettings) -> dict[st
 
 
 def _encode(images: Sequence[Tensor], features: PatchFeatures, patch: int) -> list[Tensor]:
-    """Unit features [h, w, D] of each image. Raises SettingsError if they do not fit the patch size."""
+    """Unit features [h, w, D] of each image. Raises SettingsError if they do not fit `patch`."""
     maps: list[Tensor] = []
     for start in range(0, len(images), _BATCH):
         batch = torch.stack(list(images[start : start + _BATCH]))

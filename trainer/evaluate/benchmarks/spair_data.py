@@ -52,7 +52,10 @@ class AnnotatedImage:
 
 
 def read_pairs(root: Path, split: str) -> list[ImagePair]:
-    """Read all pairs of a split. Raises SettingsError if there is none, PretrackError if one is broken."""
+    """Read all pairs of a split.
+
+    Raises SettingsError if there is none, and PretrackError if one is broken.
+    """
     folder = root / "PairAnnotation" / split
     files = sorted(folder.glob("*.json"))
     if not files:

@@ -1,11 +1,11 @@
 """Segmentation on PASCAL VOC 2012 without training: do features of one class lie together?
 
-*Clustering*, after Leopart and MoSiC: k-means over the patch features of all validation images. With as
-many clusters as classes each cluster is matched to one class (Hungarian method); with more, each is
-assigned to the class that most of its pixels have. *Retrieval*, after hummingbird (Balažević et al.,
-NeurIPS 2023): each patch takes its label from the most similar patches in a memory of training images.
-Both give the mean over classes of intersection over union (mIoU), background included; pixels labelled
-255 do not count.
+*Clustering*, after Leopart and MoSiC: k-means over the patch features of all validation images.
+With as many clusters as classes each cluster is matched to one class (Hungarian method); with more,
+each is assigned to the class that most of its pixels have. *Retrieval*, after hummingbird
+(Balažević et al., NeurIPS 2023): each patch takes its label from the most similar patches in a
+memory of training images. Both give the mean over classes of intersection over union (mIoU),
+background included; pixels labelled 255 do not count.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ _CHUNK = 256  # queries compared with the memory at once
 class VocResult:
     """Intersection over union in per cent.
 
-    iou:    method (`21 clusters, one to one`, `retrieval from …`) → class → IoU; NaN for a class in no
-            image
+    iou:    method (`21 clusters, one to one`, `retrieval from …`) → class → IoU; NaN for a class
+            in no image
     images: number of validation images
     digest: of the list of images
     """
@@ -126,7 +126,9 @@ def evaluate_clustering(
 def evaluate_retrieval(
     features: PatchFeatures, patch: int, root: Path, settings: RetrievalSettings | None = None
 ) -> VocResult:
-    """Segment VOC's validation images by the nearest patches of its training images, in `root` (VOC2012).
+    """Segment VOC's validation images by the nearest patches of its training images.
+
+    root: the folder VOC2012
 
     Errors as `evaluate_clustering`; also SettingsError for a size that is no multiple of the patch.
     """
@@ -185,7 +187,7 @@ def many_to_one(counts: NDArray[np.int64]) -> list[float]:
 
 
 def class_iou(counts: NDArray[np.int64]) -> list[float]:
-    """IoU of every class from counts [predicted, true] of pixels; NaN for a class without pixels."""
+    """IoU of every class from pixel counts [predicted, true]; NaN for a class without pixels."""
     intersection = counts.diagonal()
     union = counts.sum(axis=1) + counts.sum(axis=0) - intersection
     present = counts.sum(axis=0) > 0
@@ -203,8 +205,8 @@ def retrieve(
     queries, keys: unit vectors [N, D] and [M, D]
     values:        [M, C]
 
-    The weights are a softmax of cosine similarity / temperature. Computed for a few hundred queries at
-    a time, to bound memory.
+    The weights are a softmax of cosine similarity / temperature. Computed for a few hundred queries
+    at a time, to bound memory.
     """
     averages = []
     for part in queries.split(_CHUNK):
@@ -226,7 +228,7 @@ def _principal_features(
     names: Sequence[str],
     settings: ClusteringSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Principal components of the features of all images [N, h, w, C], and labels uint8 [N, S, S]."""
+    """Principal components of all images' features [N, h, w, C], and labels uint8 [N, S, S]."""
     maps, masks = torch.empty(0), list[Tensor]()
     for images, labels in read_batches(root, "val", names, settings.size):
         part = encode_images(features, images, patch)
@@ -311,7 +313,7 @@ def _build_memory(
     names: Sequence[str],
     settings: RetrievalSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Unit features of training patches [M, D], and the shares of classes among their pixels [M, C]."""
+    """Unit features of training patches [M, D], and class shares of their pixels [M, C]."""
     per_image = max(1, settings.memory // len(names))
     generator = torch.Generator().manual_seed(settings.seed)
     keys, values = [], []

@@ -18,8 +18,9 @@ from trainer.evaluate.benchmarks.settings import Split
 log = logging.getLogger(__name__)
 
 CLASSES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
+    "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa",
+    "train", "tvmonitor",
 )  # fmt: skip
 IGNORED = 255
 """The label of pixels that do not count."""
@@ -77,7 +78,7 @@ def _read_image(path: Path, size: int) -> Tensor:
 
 
 def _read_labels(path: Path, size: int) -> Tensor:
-    """int64 [size, size]. Raises PretrackError for an image that is broken or holds other values."""
+    """Read labels as int64 [size, size]. Raises PretrackError for a broken or unfit image."""
     image = open_image(path).resize((size, size), Image.Resampling.NEAREST)
     labels = np.array(image).astype(np.int64)
     if labels.ndim != 2 or not np.isin(labels, [*range(len(CLASSES)), IGNORED]).all():

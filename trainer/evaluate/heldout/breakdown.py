@@ -1,4 +1,4 @@
-"""Metrics per clip, broken down by frame gap, viewpoint and source; and differences between models."""
+"""Metrics per clip and per bin of frame gap, viewpoint and source; differences between models."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _angle_label(angle: float) -> str:
 def by_clip(
     metric: Metric, scores: Scores, held_out: HeldOutSet, kind: str = "", label: str = ""
 ) -> NDArray[np.float64]:
-    """A metric of each clip, over all its pairs or those of one bin: [clips], NaN if it has no point."""
+    """A metric of each clip, over all its pairs or one bin's: [clips], NaN without points."""
     pairs = defaultdict(list)
     for pair in scores.pairs:
         if not kind or _bin_of(held_out, pair, kind) == label:

@@ -1,4 +1,4 @@
-"""Held-out clips of a build: the same frames and the same points for every model, whatever its patch size."""
+"""Held-out clips of a build: the same frames and points for models of every patch size."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class HeldOutClip:
     images:     side S in pixels → uint8 [T, 3, S, S], for each side that a model needs
     positions:  float32 [T, N, 2] (x, y) as fractions of the image, 0 and 1 its borders
     track_mask: bool [T, N]: visible, confident and inside the image
-    angles:     float [T], degrees between the anchor's camera and each frame's; NaN if a pose is unknown
+    angles:     float [T], degrees between the anchor's camera and each frame's; NaN if a pose is
+                unknown
     """
 
     info: ClipInfo
@@ -128,43 +129,53 @@ def read_held_out(
         for side in sorted(set(sides))
     }
     # All datasets list the same clips: only the image size differs.
-    dataset = next(iter(datasets.values()))
-    count = len(dataset)
+    clips = next(iter(datasets.values())).clips
+    count = len(clips)
     indices = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int)).tolist()
-    rows = _clip_rows(snapshot, [dataset.clips[i].key for i in indices])
-    clips = []
-    for index, row in zip(indices, rows, strict=True):
-        clip = dataset.clips[index]
-        [data] = read_members(
-            snapshot.shard_path(row["shard"]), [row["json_offset"]], [row["json_size"]]
-        )
-        info = ClipInfo.from_json(data)
-        # The datasets choose the same frames: the settings leave nothing to chance.
-        _, frame_numbers = choose_frames(
-            clip.frames, clip.anchors.tolist(), settings, np.random.default_rng(0)
-        )
-        samples = {side: sized[0, index] for side, sized in datasets.items()}
-        sample = samples[next(iter(datasets))]
-        clips.append(
-            HeldOutClip(
-                info=info,
-                checksum=row["checksum"],
-                frame_numbers=tuple(frame_numbers),
-                images={side: sized["frames"] for side, sized in samples.items()},
-                # Pixel centres have integer coordinates, so the border is at -0.5.
-                positions=(sample["positions"] + 0.5) / sample["frames"].shape[-1],
-                track_mask=track_mask(sample, tracks),
-                angles=_camera_angles(info.cameras, frame_numbers),
-            )
-        )
+    rows = _clip_rows(snapshot, [clips[i].key for i in indices])
+    held_out = tuple(
+        _read_clip(datasets, index, row, tracks) for index, row in zip(indices, rows, strict=True)
+    )
     trackers = _trackers(snapshot, {row["shard"] for row in rows})
-    return HeldOutSet(snapshot, settings, tracks, tuple(clips), trackers)
+    return HeldOutSet(snapshot, settings, tracks, held_out, trackers)
+
+
+def _read_clip(
+    datasets: dict[int, ClipDataset], index: int, row: dict[str, Any], tracks: TrackFilterSettings
+) -> HeldOutClip:
+    """Read a clip at every size.
+
+    datasets: image side → dataset
+    row:      the clip's row of the snapshot's table
+    """
+    dataset = next(iter(datasets.values()))
+    clip, [snapshot] = dataset.clips[index], dataset.snapshots
+    [data] = read_members(
+        snapshot.shard_path(row["shard"]), [row["json_offset"]], [row["json_size"]]
+    )
+    info = ClipInfo.from_json(data)
+    # The datasets choose the same frames: the settings leave nothing to chance.
+    _, frame_numbers = choose_frames(
+        clip.frames, clip.anchors.tolist(), dataset.settings, np.random.default_rng(0)
+    )
+    samples = {side: sized[0, index] for side, sized in datasets.items()}
+    sample = next(iter(samples.values()))
+    return HeldOutClip(
+        info=info,
+        checksum=row["checksum"],
+        frame_numbers=tuple(frame_numbers),
+        images={side: sized["frames"] for side, sized in samples.items()},
+        # Pixel centres have integer coordinates, so the border is at -0.5.
+        positions=(sample["positions"] + 0.5) / sample["frames"].shape[-1],
+        track_mask=track_mask(sample, tracks),
+        angles=_camera_angles(info.cameras, frame_numbers),
+    )
 
 
 def evaluation_settings(
     snapshot: Snapshot, *, split: str, where: str, frames: int, step: int
 ) -> dict[str, Any]:
-    """`DataSettings` without chance: whole frames squashed to a square, forward from the first anchor."""
+    """`DataSettings` without chance: whole frames, squashed, forward from the first anchor."""
     return {
         "out": [str(snapshot.out)],
         "snapshot": snapshot.name,

@@ -29,7 +29,7 @@ def plot(
     curves: dict[str, list[float]],
     baselines: Sequence[str] = (),
 ) -> Image.Image:
-    """Plot curves over labelled positions; NaN is a gap. Those named in `baselines` are thin and grey."""
+    """Plot curves over labelled positions; NaN is a gap. `baselines` are thin and grey."""
     legend = _legend(list(curves), _ACROSS)
     lines = 1 + max(line for _, line in legend.values())
     top = 56 + _LINE * lines
@@ -80,7 +80,7 @@ def _curve(canvas: Picture, points: Sequence[tuple[int, int] | None], style: _St
 
 
 def _legend(names: Sequence[str], across: float) -> dict[str, tuple[float, int]]:
-    """Lay out the legend: name → (offset in pixels, line), so that no entry goes beyond `across`."""
+    """Lay out the legend within `across` pixels: name → (offset in pixels, line)."""
     draw, entries = ImageDraw.Draw(Image.new("RGB", (1, 1))), {}
     x, line = 0.0, 0
     for name in names:

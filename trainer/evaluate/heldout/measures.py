@@ -1,21 +1,22 @@
-"""Label-free measures at every point of a frame pair, and the metrics made of them. No model, no files.
+"""Label-free measures at every point of a frame pair, and the metrics made of them.
 
-A pair is an anchor frame a and a later frame b. Its n points lie at p in a (the queries) and at q in b
-(the targets), as fractions of the image. Features F are unit vectors, sampled bilinearly between
-patches; a patch's feature lies at its centre. d is the distance from q to the centre of the patch of b
-that is most similar to F_a(p).
+A pair is an anchor frame a and a later frame b. Its n points lie at p in a (the queries) and at q
+in b (the targets), as fractions of the image. Features F are unit vectors, sampled bilinearly
+between patches; a patch's feature lies at its centre. d is the distance from q to the centre of the
+patch of b that is most similar to F_a(p).
 
-- PCK@t: the share of points with d < t. On *moving* points, those with |q - p| > 0.1, an answer that
-  never moves scores nothing.
+- PCK@t: the share of points with d < t. On *moving* points, those with |q - p| > 0.1, an answer
+  that never moves scores nothing.
 - matching AUC: the mean of 1 - min(d / 0.5, 1); median error: the median of d.
-- track@k: among the n points of b, is one of the k most similar to F_a(p) the same point, or less than
-  a patch away from it?
+- track@k: among the n points of b, is one of the k most similar to F_a(p) the same point, or less
+  than a patch away from it?
 - rank correlation (Spearman's) and overlap@10 of the orders into which F_a(p) and F_b(q) bring the
   patches of a reference bank.
 - consistency gap: cos(F_a(p), F_b(q)) less its mean over the other points q' of b.
 
 Effective rank (Roy & Vetterli, The effective rank, EUSIPCO 2007) and the mean cosine of different
-patches show features that collapse; drift is 1 - the mean cosine of a patch's features in two models.
+patches show features that collapse; drift is 1 - the mean cosine of a patch's features in two
+models.
 """
 
 from __future__ import annotations
@@ -142,7 +143,9 @@ def measure_static(queries: Tensor, targets: Tensor, rows: int, columns: int) ->
 
 
 def measure_chance(targets: Tensor, rows: int, columns: int, references: int) -> Measures:
-    """Compute the expected measures of uninformative features: all patches, points and orders equally likely.
+    """Compute the expected measures of features that know nothing.
+
+    All patches, points and orders are equally likely.
 
     references: number of patches in the reference bank
     """
@@ -172,7 +175,7 @@ def _as_numpy(measures: dict[str, Tensor]) -> Measures:
 
 
 def match(anchor: Tensor, later: Tensor, queries: Tensor) -> Tensor:
-    """Where a model finds points of the anchor frame: centres of the most similar patches, [n, 2]."""
+    """Match points of the anchor frame to the centres of the most similar patches: [n, 2]."""
     rows, columns = later.shape[:2]
     similarities = sample_features(anchor, queries) @ later.flatten(0, 1).T
     return patch_centres(rows, columns)[similarities.argmax(dim=1)]
@@ -228,7 +231,8 @@ def track_retrieval(
 def rank_agreement(first: Tensor, second: Tensor) -> dict[str, Tensor]:
     """How far two orders of the reference bank agree, from similarities [n, R] each.
 
-    NaN if the bank has fewer than two patches; the correlation is NaN if all similarities are equal.
+    NaN for a bank of fewer than two patches; the correlation is also NaN if all similarities are
+    equal.
     """
     count = first.shape[1]
     if count < 2:
@@ -244,7 +248,10 @@ def rank_agreement(first: Tensor, second: Tensor) -> dict[str, Tensor]:
 
 
 def consistency_gap(similarities: Tensor) -> Tensor:
-    """A point's cosine with itself less its mean with the others: [n, n] → [n]; NaN for one point."""
+    """A point's cosine with itself less its mean with the others: [n, n] → [n].
+
+    NaN for a point alone.
+    """
     n = len(similarities)
     if n < 2:
         return torch.full((n,), torch.nan)

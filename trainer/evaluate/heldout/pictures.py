@@ -30,9 +30,10 @@ RIGHT, WRONG = (34, 160, 74), (220, 50, 47)
 
 
 def choose_clips(clips: Sequence[HeldOutClip], count: int) -> list[int]:
-    """Choose clips to draw, evenly from the half in which most points move. Independent of any model.
+    """Choose clips to draw, evenly from the half in which most points move.
 
-    Clips without a moving point are chosen only if there are no others.
+    The choice does not depend on any model. Clips without a moving
+    point are chosen only if there are no others.
     """
     moving = []
     for clip in clips:
@@ -77,11 +78,13 @@ def draw_pictures(
 
 
 def draw_features(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image:
-    """Draw the frames of a clip, and below them a row per model: its features [T, h, w, D] as colours.
+    """Draw the frames of a clip, and below them each model's features as colours.
 
-    Red, green and blue are the first three principal components of the anchor frame's features, from
-    their 1st to their 99th percentile there; the other frames use the same components and range. The
-    sign of a component is the one that agrees most with the first model's.
+    features: model → [T, h, w, D]
+
+    Red, green and blue are the first three principal components of the anchor frame's features,
+    from their 1st to their 99th percentile there; the other frames use the same components and
+    range. The sign of a component is the one that agrees most with the first model's.
     """
     rows: list[list[Picture]] = [_resized_frames(clip)]
     first: NDArray[np.float64] | None = None
@@ -104,7 +107,9 @@ def draw_features(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image
 
 
 def draw_matches(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image | None:
-    """Draw the anchor frame beside the clip's last frame that shares a point with it, a row per model.
+    """Draw the matches of each model from the anchor frame to the last that shares a point with it.
+
+    features: model → [T, h, w, D]
 
     A line joins each point to where the model finds it. Green: less than a tenth of the image away
     from the track; red: further. None if no frame shares a point.
@@ -132,7 +137,7 @@ def draw_matches(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image 
 
 
 def _choose_points(queries: Tensor, targets: Tensor) -> Tensor:
-    """Indices of up to MAX_LINES points, evenly from the list: moving ones if there are at least four."""
+    """Choose up to MAX_LINES points, evenly: moving ones if there are at least four."""
     moving = torch.nonzero((targets - queries).norm(dim=-1) > MOVING_DISTANCE).flatten()
     pool = moving if len(moving) >= 4 else torch.arange(len(queries))
     spaced = torch.linspace(0, len(pool) - 1, min(MAX_LINES, len(pool))).round().long()

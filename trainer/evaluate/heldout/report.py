@@ -1,4 +1,4 @@
-"""The label-free evaluation as text: tables, a conclusion per model, and remarks on their limits."""
+"""The label-free evaluation as text: tables, a conclusion per model, and remarks on limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainer.evaluate.tables import aligned_lines, format_number, table_of_diffe
 MIN_VIDEOS = 20
 """With fewer videos no model is called better."""
 MIN_RANK_RATIO = 0.8
-"""A model whose effective rank falls below this share of the base's has partly collapsed: no better."""
+"""A model with less than this share of the base's effective rank has collapsed: no better."""
 HEADLINE, TRACK = METRICS[0], next(metric for metric in METRICS if metric.name == "track@1")
 
 
@@ -64,7 +64,7 @@ def _metric_table(held_out: HeldOutSet, base: str, scores: dict[str, Scores]) ->
 
 
 def _headline_table(held_out: HeldOutSet, scores: dict[str, Scores]) -> list[str]:
-    """The headline metric: a row per bin, a column per model, and the number of clips with points."""
+    """The headline metric: a row per bin, a column per model, and the number of clips."""
     rows = [[HEADLINE.title, *scores, "clips"]]
     names = {"gap": "frame gap {}", "angle": "viewpoint {} degrees apart", "source": "source {}"}
     for kind, labels in bins(held_out).items():
@@ -94,7 +94,8 @@ def _conclusion(
     videos = by_metric[HEADLINE.name].groups
     if videos < MIN_VIDEOS:
         missing.append(
-            f"only {pluralise(videos, 'video')} with moving points, at least {MIN_VIDEOS} are needed"
+            f"only {pluralise(videos, 'video')} with moving points, "
+            f"at least {MIN_VIDEOS} are needed"
         )
     if missing:
         return f"{model} is not shown to be better than {base} ({'; '.join(missing)})"
@@ -117,4 +118,6 @@ def _remarks(held_out: HeldOutSet, models: Sequence[EvaluatedModel]) -> Iterator
         yield f"With only {pluralise(videos, 'video')}, intervals are too narrow."
     for model in models:
         if model.file == "random":
-            yield f"'{model.name}' has random weights: good for trying the code out, not for results."
+            yield (
+                f"'{model.name}' has random weights: good for trying the code out, not for results."
+            )

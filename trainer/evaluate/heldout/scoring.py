@@ -28,7 +28,7 @@ from trainer.evaluate.heldout.measures import (
 )
 
 REFERENCES = 320
-"""Patches of other clips in the reference bank of a clip, which a point's similarities are ordered over."""
+"""Size of the reference bank: patches of other clips that similarities are ranked over."""
 STATIC, CHANCE = "never moves", "chance"
 """Names of the two baselines in results."""
 _FRAMES_AT_ONCE = 32  # encoded in one forward pass
@@ -130,7 +130,9 @@ def _frame_pairs(held_out: HeldOutSet, measure: _MeasurePair) -> list[FramePair]
 
 
 def reference_features(features: Tensor, clip: int) -> Tensor:
-    """The reference bank of a clip: patches of other clips' anchor frames, the same for every model.
+    """The reference bank of a clip: patches of other clips' anchor frames.
+
+    The same patches for every model.
 
     features: [clips, T, h, w, D] → [R, D], R up to REFERENCES; fewer if the other clips have fewer
     patches, none for a clip alone
