@@ -1,4 +1,4 @@
-"""Settings with some of their values replaced."""
+"""Change values of settings."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ S = TypeVar("S", bound=Settings)
 
 
 def changed(settings: S, **values: Any) -> S:
-    """The same settings but for `values`, checked."""
+    """Copy settings with `values` replaced; the copy is validated."""
     return type(settings).model_validate(settings.model_dump() | values)

@@ -1,4 +1,4 @@
-"""A small dataset in NAVI's layout: photographs of a ball whose colours say which place of it a pixel shows."""
+"""A small dataset in NAVI's layout: photographs of a ball, coloured by position on the ball."""
 
 from __future__ import annotations
 
@@ -16,11 +16,15 @@ from torch.nn.functional import avg_pool2d, normalize, pad
 RADIUS, DISTANCE, FOCAL = 0.1, 0.5, 220.0
 HEIGHT, WIDTH = 96, 128
 ANGLES = (0, 8, 20, 35, 70, 100, 160)
-"""How far each photograph of a wild set is turned about the vertical axis, in degrees."""
+"""Degrees by which the photographs of a wild set are turned about the vertical axis."""
 
 
 def write_navi(root: Path, objects: tuple[str, ...] = ("ball", "orb"), joint: str = "-") -> Path:
-    """Objects with a wild set at `ANGLES` and two multiview collections; the photograph 001 lies on its side, as EXIF says."""
+    """Write objects with a wild set at `ANGLES` and two multiview collections.
+
+    Photograph 001 is stored on its side, as its EXIF data says. `joint` is the character after
+    "multiview".
+    """
     for number, name in enumerate(objects):
         (root / name / "3d_scan").mkdir(parents=True)
         write_collection(root / name / "wild_set", ANGLES, offset=0.02 * number)
@@ -33,6 +37,7 @@ def write_navi(root: Path, objects: tuple[str, ...] = ("ball", "orb"), joint: st
 
 
 def write_collection(folder: Path, angles: list[int] | tuple[int, ...], offset: float) -> None:
+    """Write photographs of a ball; its centre is `offset` metres off the optical axis."""
     for part in ("images", "depth", "masks"):
         (folder / part).mkdir(parents=True)
     annotations = []
@@ -40,16 +45,14 @@ def write_collection(folder: Path, angles: list[int] | tuple[int, ...], offset: 
         half = math.radians(angle) / 2
         quaternion = (math.cos(half), 0.0, math.sin(half), 0.0)
         centre = np.array([offset, -offset, DISTANCE + 0.02 * number])
-        depth, places = render(quaternion, centre)
+        depth, points = render(quaternion, centre)
         value = np.where(depth > 0, np.round(65535 * 10 / np.maximum(depth * 1000, 1)), 0).astype(
             np.uint16
         )
-        colours = np.where((depth > 0)[..., None], places / RADIUS * 100 + 127, 90.0)
+        colours = np.where((depth > 0)[..., None], points / RADIUS * 100 + 127, 90.0)
         picture = Image.fromarray(colours.clip(0, 255).astype(np.uint8))
         exif = Image.Exif()
-        if (
-            number == 1
-        ):  # stored as seen with the camera turned: orientation 6 says to turn it clockwise
+        if number == 1:  # taken with the camera turned: orientation 6 asks to turn it clockwise
             picture, exif[0x0112] = picture.transpose(Image.Transpose.ROTATE_90), 6
         picture.save(folder / "images" / f"{number:03d}.jpg", quality=98, subsampling=0, exif=exif)
         Image.fromarray(value).save(folder / "depth" / f"{number:03d}.png")
@@ -76,7 +79,11 @@ def write_collection(folder: Path, angles: list[int] | tuple[int, ...], offset: 
 def render(
     quaternion: tuple[float, ...], centre: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Depth [H, W] in metres, 0 beside the ball, and the place on the ball [H, W, 3] in its own frame. Turns about y only."""
+    """Render a ball that is turned about y.
+
+    Returns depth [H, W] in metres, 0 beside the ball, and the point on the ball [H, W, 3] in the
+    ball's frame.
+    """
     x, y = np.arange(WIDTH) + 0.5 - WIDTH / 2, np.arange(HEIGHT) + 0.5 - HEIGHT / 2
     rays = np.stack(
         [*np.broadcast_arrays(x[None] / FOCAL, y[:, None] / FOCAL), np.ones((HEIGHT, WIDTH))],
@@ -85,22 +92,22 @@ def render(
     a, b, c = (rays**2).sum(-1), -2 * rays @ centre, centre @ centre - RADIUS**2
     inside = b**2 - 4 * a * c
     depth = np.where(inside > 0, (-b - np.sqrt(np.maximum(inside, 0))) / (2 * a), 0.0)
-    turn = 2 * math.atan2(quaternion[2], quaternion[0])
+    angle = 2 * math.atan2(quaternion[2], quaternion[0])
     rotation = np.array(
-        [[math.cos(turn), 0, math.sin(turn)], [0, 1, 0], [-math.sin(turn), 0, math.cos(turn)]]
+        [[math.cos(angle), 0, math.sin(angle)], [0, 1, 0], [-math.sin(angle), 0, math.cos(angle)]]
     )
-    return depth, (depth[..., None] * rays - centre) @ rotation  # of row vectors: by the inverse
+    return depth, (depth[..., None] * rays - centre) @ rotation  # row vectors, so by the inverse
 
 
 def colour_features(images: Tensor, patch: int) -> Tensor:
-    """Features that say which place of the ball a patch shows."""
+    """Features that tell which point of the ball a patch shows."""
     extra = -images.shape[-1] % patch
     filled = pad(images.float(), (extra // 2, extra - extra // 2) * 2, mode="replicate")
     return normalize(avg_pool2d(filled, patch).movedim(1, -1) - 127, dim=-1)
 
 
 def random_features(images: Tensor, patch: int) -> Tensor:
-    """Features that say nothing, the same for the same image."""
+    """Features that tell nothing, the same for the same image."""
     cells = -(-images.shape[-1] // patch)
     seeds = [int(image.long().sum()) for image in images]
     return torch.stack(

@@ -1,4 +1,4 @@
-"""A small dataset in SPair-71k's layout: views of a picture whose colours say where on the object a pixel is."""
+"""A small dataset in SPair-71k's layout: views of an object, coloured by position on the object."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ KEYPOINTS = 9
 def write_spair(
     root: Path, classes: tuple[str, ...] = ("cat", "bus"), views: int = 4, side: int = 1
 ) -> Path:
-    """Per class some images of 96x72 or 72x96 (times `side`) and every pair of them, viewpoints 0, 1, 2, 0, 1 … in turn."""
+    """Write `views` images per class, 96x72 or 72x96 times `side`, and every pair of them.
+
+    The pairs have viewpoints 0, 1, 2, 0, 1 and so on.
+    """
     rng = np.random.default_rng(0)
     for category in classes:
         for part in ("JPEGImages", "ImageAnnotation", "Segmentation"):
@@ -75,7 +78,10 @@ def write_spair(
 
 
 def colour_features(images: Tensor, patch: int) -> Tensor:
-    """Features that say where on the object a patch is, from its mean red and green; images are filled up in the centre."""
+    """Features that tell where on the object a patch is, from its mean red and green.
+
+    Images are padded on all sides to whole patches.
+    """
     extra = -images.shape[-1] % patch
     filled = torch.nn.functional.pad(
         images.float(), (extra // 2, extra - extra // 2) * 2, mode="replicate"
@@ -85,7 +91,7 @@ def colour_features(images: Tensor, patch: int) -> Tensor:
 
 
 def noisy_features(images: Tensor, patch: int, noise: float = 0.1) -> Tensor:
-    """The same with noise that depends on the images alone, so that some keypoints are found."""
+    """Colour features with noise that depends only on the image: some keypoints are found."""
     features = colour_features(images, patch)
     seeds = [int(image.long().sum()) for image in images]
     drawn = [
@@ -96,5 +102,5 @@ def noisy_features(images: Tensor, patch: int, noise: float = 0.1) -> Tensor:
 
 
 def random_features(images: Tensor, patch: int) -> Tensor:
-    """Features that say nothing."""
+    """Features that tell nothing."""
     return noisy_features(images, patch, 1e6)

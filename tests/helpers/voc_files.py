@@ -1,4 +1,4 @@
-"""A small dataset in PASCAL VOC 2012's layout: pictures of squares, each in the colour of its class."""
+"""A small dataset in PASCAL VOC 2012's layout: squares, each in the colour of its class."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ KINDS = 5  # background and four classes are in the pictures
 
 
 def write_voc(root: Path) -> Path:
-    """Pictures of 64x64 in 4x4 squares of one class each, in that class's colour, with a border of pixels that do not count."""
+    """Write images of 64x64 pixels in 4x4 squares, each of one class and in its colour.
+
+    The first two rows of pixels do not count (label 255).
+    """
     rng = np.random.default_rng(0)
     colours = rng.integers(30, 226, (KINDS, 3))
     names: dict[str, list[str]] = {
@@ -49,6 +52,7 @@ def colour_features(images: Tensor, patch: int) -> Tensor:
 
 
 def random_features(images: Tensor, patch: int) -> Tensor:
+    """Features that tell nothing, the same for the same image."""
     side = images.shape[-1] // patch
     seeds = [int(image.long().sum()) for image in images]
     return torch.stack(

@@ -90,3 +90,39 @@ def test_intervals_of_alike_items_hold_the_truth_as_often_as_they_say() -> None:
     ]
     assert 0.85 < np.mean(held) < 1
     assert np.mean(taken_alone) < 0.8
+
+
+def test_the_interval_is_the_middle_95_per_cent() -> None:
+    """Half of 40 values are 1: 40 times the mean is binomial, and 14 to 26 are its quantiles."""
+    values = np.array([0.0, 1.0] * 20)
+    assert interval(values, range(40)) == pytest.approx((14 / 40, 26 / 40))
+    assert interval(np.ones(7), range(7)) == (1, 1)
+
+
+def test_means_are_over_items_and_not_over_groups() -> None:
+    """One group of two groups has three of the four items; both are drawn half of the time."""
+    low, high = interval(np.array([1.0, 1.0, 1.0, 0.0]), [0, 0, 0, 1])
+    assert (low, high) == (0, 1)
+    found = difference([0, 0, 0, 0], [1, 1, 1, 0], "higher", ["a", "a", "a", "b"])
+    assert (found.base, found.model, found.count, found.groups) == (0, 0.75, 4, 2)
+    sizes = [1] * 20 + [3] * 20
+    groups = [group for group, size in enumerate(sizes) for _ in range(size)]
+    values = np.array([float(group >= 20) for group in groups])
+    low, high = interval(values, groups)  # 3 k / (40 + 2 k) for k = 14 and 26 of the large groups
+    assert (low, high) == pytest.approx((3 * 14 / 68, 3 * 26 / 92))
+
+
+def test_a_lower_error_is_better() -> None:
+    """Which of the two values is whose, and which way is better, decide the verdict together."""
+    lower = difference([0.75] * 8, [0.25] * 8, "lower")
+    assert lower.to_json() == {
+        "base": 0.75,
+        "model": 0.25,
+        "count": 8,
+        "groups": 8,
+        "interval": (-0.5, -0.5),
+        "verdict": "better",
+        "gain": -0.5,
+    }
+    assert difference([0.75] * 8, [0.25] * 8, "higher").verdict == "worse"
+    assert difference([0.75] * 8, [0.25] * 8, "").verdict == "lower"

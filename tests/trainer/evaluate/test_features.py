@@ -1,4 +1,4 @@
-"""A backbone's features as the evaluations take them: padded in the centre, before or after the norm, from one block or four."""
+"""Features for evaluation: padded in the centre, before or after the norm, of one block or four."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def test_broken_weights() -> None:
     for features in (patch_features(model), level_features(model)):
         with pytest.raises(
             PretrackError,
-            match=r"the model 'tiny' gives features that are not finite: its weights \(tiny.pth\) are broken",
+            match=r"the model 'tiny' gives features that are not finite: "
+            r"its weights \(tiny.pth\) are broken",
         ):
             features(some_images(32))

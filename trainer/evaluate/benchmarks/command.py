@@ -86,8 +86,8 @@ BENCHMARKS = (
     ),
 )
 
-_COMPARED = """The first model is the base. The others are compared with it by a paired bootstrap over
-{items}. It takes these as independent; pairs that share a photograph, and photographs of one
+_COMPARED = """The first model is the base. The others are compared with it by a paired bootstrap
+over {items}. It takes these as independent; pairs that share a photograph, and photographs of one
 object, are not, so intervals are somewhat too narrow."""
 
 

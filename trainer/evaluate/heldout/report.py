@@ -43,7 +43,7 @@ def report(
         by_title = {metric.title: by_metric[metric.name] for metric in METRICS}
         title = f"{model.name} less {base.name}"
         lines += ["", table_of_differences(title, by_title, ["clips", "videos"], digits=4)]
-        lines.append(_conclusion(by_metric, scores, base.name, model.name))
+        lines.append(conclusion(by_metric, scores, base.name, model.name))
     return "\n".join([*lines, "", *_remarks(held_out, models)])
 
 
@@ -79,7 +79,7 @@ def _headline_table(held_out: HeldOutSet, scores: dict[str, Scores]) -> list[str
     return aligned_lines(rows)
 
 
-def _conclusion(
+def conclusion(
     by_metric: dict[str, Difference], scores: dict[str, Scores], base: str, model: str
 ) -> str:
     """Whether the model is better: by two metrics, without collapse, on enough videos."""

@@ -16,7 +16,7 @@ from trainer.evaluate.benchmarks.image_datasets import open_image
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_damaged_image_is_read_or_named(kind: str, tmp_path: Path) -> None:
-    """Whatever byte is wrong: of pixels, of the header, or of the EXIF data that say which way is up."""
+    """A wrong byte may be in the pixels, in the header, or in the EXIF data for the orientation."""
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = 6, "maker"
     stored = io.BytesIO()

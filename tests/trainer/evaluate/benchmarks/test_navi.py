@@ -1,4 +1,4 @@
-"""NAVI: photographs and poses are read as they are, recall equals one written down in NumPy, pairs are the same everywhere."""
+"""NAVI: geometry is read right, recall equals plain NumPy's, pairs are the same everywhere."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ from trainer.evaluate.benchmarks.navi import (
     evaluate_navi,
     luminance_distance,
     nearest_with_ratio,
+    project,
 )
 from trainer.evaluate.benchmarks.navi_data import (
     list_photographs,
     read_crop,
     resize_nearest,
     rotation_of,
+    unproject,
 )
 from trainer.evaluate.benchmarks.settings import NaviSettings
 from trainer.evaluate.geometry import angle_between
@@ -53,7 +55,7 @@ def navi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("stem", ["000", "001", "004"])
 def test_places_seen_lie_on_the_object(navi: Path, stem: str) -> None:
-    """Depth, focal length, centre and pose fit together: every pixel's place is on the ball, of 10 cm."""
+    """Depth, focal length, centre and pose agree: every pixel's point is on the ball of 10 cm."""
     view = next(
         view for view in list_photographs(navi, "wild_set") if view.name == f"orb/wild_set/{stem}"
     )
@@ -145,7 +147,7 @@ def test_pairs(navi: Path) -> None:
 
 
 def test_features_that_know_the_place(navi: Path) -> None:
-    """They find what is visible in both photographs: nearly everything at small angles, less at large ones."""
+    """They find what both photographs show: nearly all at small angles, less at large ones."""
     result = evaluate_navi(partial(colour_features, patch=4), 4, navi, SMALL)
     (near, _), (middle, _), _, (far, _) = result.by_angle(BINS["3DPoV"], "all")
     assert near > 90
@@ -356,3 +358,21 @@ def test_resizing_by_nearest_neighbours() -> None:
         resize_nearest(image, 4, 6).tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
     )
     assert resize_nearest(image, 1, 2).tolist() == [[0, 1]]
+
+
+def test_the_ratio_compares_the_nearest_with_the_second_nearest() -> None:
+    """Cosine distances of 0.2, 0.4 and 2: a ratio of 1 - 0.2 / 0.4."""
+    query = torch.tensor([[1.0, 0.0]])
+    candidates = torch.tensor([[0.6, 0.8], [-1.0, 0.0], [0.8, 0.6]])
+    indices, ratios = nearest_with_ratio(query, candidates)
+    assert indices.tolist() == [2]
+    assert ratios.item() == pytest.approx(0.5)
+
+
+def test_a_point_is_projected_by_its_depth() -> None:
+    points = torch.tensor([[0.1, -0.2, 0.5], [0.0, 0.3, 3.0]])
+    assert project(points, 100).flatten().tolist() == pytest.approx([20, -40, 0, 10])
+    depth = torch.full((2, 3), 2.0)
+    seen = unproject(depth, focal=4.0, principal=(1.5, 1.0))
+    assert seen[0, 0].tolist() == [-0.5, -0.25, 2]  # pixel (0, 0) is seen at (0.5, 0.5)
+    assert seen[1, 2].tolist() == [0.5, 0.25, 2]

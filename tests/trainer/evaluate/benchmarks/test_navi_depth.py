@@ -1,4 +1,4 @@
-"""Depth and normals on NAVI: metrics equal NumPy's, normals are those of known shapes, and the probe learns what can be learnt."""
+"""Depth and normals on NAVI: metrics equal NumPy's, normals fit known shapes, the probe learns."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def navi(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def levels(images: Tensor) -> list[Tensor]:
-    """Four maps of 2x2 patches of the colours, which say where on the ball, and so how far, a patch is."""
+    """Four maps of 2x2 patch colours, which tell the position on the ball, and so the depth."""
     return [colour_features(images, 16)] * 4
 
 
@@ -109,7 +109,7 @@ def test_normals_metrics_are_those_of_numpy() -> None:
 
 
 def plane(tilt: float, focal: float, size: int = 64) -> tuple[Tensor, Tensor]:
-    """Depth of a plane through (0, 0, 1), tilted about the image's diagonal, and its normal, away from the camera."""
+    """Depth of a plane through (0, 0, 1), tilted about the diagonal, and its normal."""
     turn = math.radians(tilt)
     normal = torch.tensor(
         [math.sin(turn) / 2**0.5, math.sin(turn) / 2**0.5, math.cos(turn)], dtype=torch.float64
@@ -130,7 +130,10 @@ def plane(tilt: float, focal: float, size: int = 64) -> tuple[Tensor, Tensor]:
     ],
 )
 def test_normals_of_a_tilted_plane(tilt: float, focal: float, off: float) -> None:
-    """With the principal point in the middle they are the plane's; in the corner, as Probe3D has it, off by so many degrees."""
+    """The principal point in the middle gives the plane's normals.
+
+    In the corner, as in Probe3D, they are `off` degrees off.
+    """
     depth, normal = plane(tilt, focal * 64)
     assert (depth > 0).all()
     true = surface_normals(depth, focal * 64, (32.0, 32.0))[:, 1:-1, 1:-1]
@@ -189,14 +192,14 @@ def test_losses_fall_to_nothing_at_the_truth() -> None:
 
 
 def test_the_gradient_loss_looks_at_neighbouring_pixels() -> None:
-    """Errors strewn over the image cost more than the same ones side by side; other images of the batch have no say."""
+    """Scattered errors cost more than the same ones side by side, whatever else is in the batch."""
     truth = torch.full((1, 24, 24), 0.5)
     halves = torch.where((torch.arange(24) < 12)[:, None], 0.6, 0.4).expand(1, 24, 24)
-    strewn = halves.flatten()[torch.randperm(576, generator=torch.Generator().manual_seed(0))].view(
-        1, 24, 24
-    )
-    assert depth_loss(strewn, truth) > depth_loss(halves, truth) + 0.2
-    for found in (strewn, halves):
+    scattered = halves.flatten()[
+        torch.randperm(576, generator=torch.Generator().manual_seed(0))
+    ].view(1, 24, 24)
+    assert depth_loss(scattered, truth) > depth_loss(halves, truth) + 0.2
+    for found in (scattered, halves):
         torch.testing.assert_close(
             depth_loss(found.repeat(3, 1, 1), truth.repeat(3, 1, 1)), depth_loss(found, truth)
         )
@@ -284,3 +287,36 @@ def test_workers_change_nothing_without_jitter(navi: Path) -> None:
         evaluate_depth(partial(levels), 16, navi, changed(settings, workers=n)) for n in (0, 2)
     )
     assert alone.losses == helped.losses
+
+
+def test_depth_metrics_of_a_few_pixels() -> None:
+    """Ratios of 1.25 (no longer good), 1.5, 1.8 and 1, both ways; a pixel without truth."""
+    predicted = torch.tensor([[[1.0, 1.5, 1.0, 0.5, 9.0]]])
+    truth = torch.tensor([[[1.25, 1.0, 1.8, 0.5, 0.0]]])
+    metrics = {name: value.item() for name, value in depth_metrics(predicted, truth).items()}
+    squares = 0.25**2 + 0.5**2 + 0.8**2
+    assert metrics == pytest.approx(
+        {"d1": 0.25, "d2": 0.75, "d3": 1.0, "rmse": math.sqrt(squares / 4)}, abs=1e-6
+    )
+
+
+def test_normals_metrics_of_a_few_pixels() -> None:
+    """Normals that are 5, 20, 25 and 90 degrees off, of any length; an invalid pixel."""
+    off = torch.tensor([5.0, 20.0, 25.0, 90.0, 70.0]).deg2rad()
+    predicted = 3 * torch.stack([off.sin(), torch.zeros(5), off.cos()])[None, :, None]
+    truth = torch.tensor([0.0, 0.0, 2.0]).view(1, 3, 1, 1).expand(1, 3, 1, 5)
+    valid = torch.tensor([True, True, True, True, False]).view(1, 1, 5)
+    metrics = {k: v.item() for k, v in normals_metrics(predicted, truth, valid).items()}
+    rmse = math.sqrt((5**2 + 20**2 + 25**2 + 90**2) / 4)
+    assert metrics == pytest.approx(
+        {"11.25°": 0.25, "22.5°": 0.5, "30°": 0.75, "rmse": rmse}, rel=1e-4
+    )
+
+
+def test_scale_and_shift_of_three_pixels() -> None:
+    """1, 2, 3 become 2 x + 1; the pixel without truth has no say."""
+    predicted = torch.tensor([[[1.0, 2.0, 3.0, 50.0]]])
+    truth = torch.tensor([[[3.0, 5.0, 7.0, 0.0]]])
+    assert fitted_scale_and_shift(predicted, truth).flatten().tolist() == pytest.approx(
+        [3, 5, 7, 101], rel=1e-5
+    )

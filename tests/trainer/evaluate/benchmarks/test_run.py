@@ -25,7 +25,7 @@ OPTIONS = {"depth": 4, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The options for two models with weights in files: one drawn, the other with noise added to its last block."""
+    """Options for two models in files: random weights, and those with a changed last block."""
     folder = tmp_path_factory.mktemp("models")
     torch.manual_seed(0)
     backbone = make_backbone("vit_tiny_patch16_224", None, OPTIONS)

@@ -1,4 +1,4 @@
-"""SPair-71k: recall equals one written down in NumPy, oracles find everything, and lists of pairs are the same everywhere."""
+"""SPair-71k: recall equals plain NumPy's, oracles find all, pairs are the same everywhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from torch import Tensor
 from shards.errors import PretrackError, SettingsError
 from tests.helpers.spair_files import colour_features, noisy_features, random_features, write_spair
 from trainer.evaluate.benchmarks.settings import Occluded, Readout, SpairSettings
-from trainer.evaluate.benchmarks.spair import PASSES, evaluate_spair, occluder, patch_positions
+from trainer.evaluate.benchmarks.spair import (
+    PASSES,
+    PairErrors,
+    SpairResult,
+    evaluate_spair,
+    occluder,
+    patch_positions,
+)
 from trainer.evaluate.features import padding
 
 SIZE = 100
@@ -119,8 +126,11 @@ def plain_errors(
 def test_a_perfect_matcher_has_a_ceiling(
     patch: int, corner: float, centre: float, ceiling: float
 ) -> None:
-    """At 800 px a perfect matcher is off by so much of the image, twice as much if a patch stands for its corner. With that it
-    finds four keypoints of five on objects of a fifth of the image, and with centres all."""
+    """Even a perfect matcher is off: at 800 px by `corner` or `centre` of the image.
+
+    On objects of a fifth of the image it finds four keypoints of five if a patch stands for its
+    corner, and all if it stands for its centre.
+    """
     before, cells = padding(800, patch)[0], -(-800 // patch)
     points = torch.rand(200_000, 2, generator=torch.Generator().manual_seed(0))
     column, row = ((points * 800 + before) / patch).long().unbind(1)
@@ -289,3 +299,30 @@ def test_images_are_encoded_once(spair: Path) -> None:
 
     result = evaluate_spair(counted, 20, spair, SpairSettings(size=SIZE))
     assert sum(seen) == result.images == 8
+
+
+def test_recall_is_a_mean_over_classes_and_not_over_pairs() -> None:
+    """Cats: 3 of 4 keypoints. Buses: 1 of 2; a distance of 0.1 is too far."""
+
+    def pair(category: str, *errors: float) -> PairErrors:
+        return PairErrors(category, 0, errors, clean=(0.0,) * len(errors))
+
+    pairs = {
+        "a": pair("cat", 0.0, 0.05, 0.2),
+        "b": pair("cat", 0.09),
+        "c": pair("bus", 0.1, 0.01),
+        "d": pair("dog"),
+    }
+    passes = {"S": ("a", "b", "c", "d"), "M": ("a",), "L": (), "All": ("a", "c")}
+    result = SpairResult(SpairSettings(), 14, passes, pairs, images=8, digest="abc")
+    assert result.recall("S", "cat") == 75
+    assert result.recall("S", "bus") == 50
+    assert math.isnan(result.recall("S", "dog"))
+    assert result.recall("S") == pytest.approx(62.5)
+    assert result.recall("M") == pytest.approx(200 / 3)
+    assert math.isnan(result.recall("L"))
+    assert result.recall("S", clean=True) == 100
+    contributions = result.by_item()["recall, S"]
+    assert contributions == pytest.approx({"a": 100, "b": 50, "c": 100, "d": 0})
+    assert sum(contributions.values()) / 4 == pytest.approx(62.5)
+    assert result.keypoints("S") == 6

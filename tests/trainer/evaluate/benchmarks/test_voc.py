@@ -1,4 +1,4 @@
-"""PASCAL VOC: IoU equals NumPy's, features that know the class segment perfectly, features that know nothing do not."""
+"""PASCAL VOC: IoU equals NumPy's; perfect features segment perfectly, and noise does not."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clusters_of_features_that_know_the_class(voc: Path) -> None:
-    """The picture's squares are whole patches: 60 clusters suffice for what lies between two colours when enlarged to the grid."""
+    """Squares are whole patches; 60 clusters suffice for the mixed colours of the enlarged grid."""
     result = evaluate_clustering(partial(colour_features, patch=4), 4, voc, CLUSTER)
     assert result.miou["60 clusters, many to one"] > 99
     assert math.isnan(result.iou["60 clusters, many to one"]["sofa"])
@@ -211,3 +211,23 @@ def test_a_size_that_is_no_multiple_is_fine_for_clusters(voc: Path) -> None:
         changed(CLUSTER, clusters=(60,)),
     )
     assert result.miou["60 clusters, many to one"] > 20
+
+
+def test_iou_of_two_classes() -> None:
+    """3 of 3 + 1 + 2 pixels, and 4 of 4 + 1 + 2; a third class is nowhere, a fourth never found."""
+    counts = np.array([[3, 1, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+    iou = class_iou(counts)
+    assert iou[:2] == pytest.approx([3 / 6, 4 / 7])
+    assert math.isnan(iou[2])
+    assert class_iou(np.array([[3, 1], [0, 0]])) == pytest.approx([3 / 4, 0])
+    clusters = np.array([[3, 1], [0, 4], [2, 0]])  # the first and the third are class 0
+    assert many_to_one(clusters) == pytest.approx([5 / 6, 4 / 5])
+
+
+def test_retrieval_from_two_neighbours() -> None:
+    """Cosines of 1 and 0.6 at a temperature of 0.4: weights of e to 1; the third is left out."""
+    queries = torch.tensor([[1.0, 0.0]])
+    keys = torch.tensor([[0.6, 0.8], [1.0, 0.0], [-1.0, 0.0]])
+    values = torch.tensor([[1.0], [0.0], [100.0]])
+    found = retrieve(queries, keys, values, neighbours=2, temperature=0.4)
+    assert found.item() == pytest.approx(1 / (1 + math.e))

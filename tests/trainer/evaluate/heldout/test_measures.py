@@ -1,4 +1,4 @@
-"""The label-free measures: right on features that are known, at chance on noise, and what a few lines of NumPy give."""
+"""The label-free measures: right on known features, at chance on noise, equal to plain NumPy's."""
 
 from __future__ import annotations
 
@@ -19,19 +19,27 @@ from trainer.evaluate.heldout.measures import (
     consistency_gap,
     drift,
     effective_rank,
+    localisation,
+    match,
     mean_cosine,
     measure_chance,
     measure_model,
     measure_static,
     moving_points,
     patch_centres,
+    rank_agreement,
+    sample_features,
+    track_retrieval,
 )
 
 GRID = 16
 
 
 def knowing_features(shift: float, grid: int = GRID) -> Tensor:
-    """Patch features [h, w, D] that say where in a picture moved right by `shift` a patch lies: smooth bumps over the plane."""
+    """Patch features [h, w, D] that tell the position in a picture moved right by `shift`.
+
+    They are smooth bumps over the plane.
+    """
     bumps = torch.cartesian_prod(torch.linspace(-0.5, 1.5, 35), torch.linspace(-0.1, 1.1, 20))
     there = patch_centres(grid, grid) - torch.tensor([shift, 0.0])
     return normalize((-torch.cdist(there, bumps).square() / (2 * 0.06**2)).exp(), dim=-1).unflatten(
@@ -185,3 +193,100 @@ def test_what_shows_collapse_and_drift() -> None:
     assert drift(features, features) == pytest.approx(0, abs=1e-6)
     assert drift(-features, features) == pytest.approx(2, abs=1e-6)
     assert math.isnan(drift(features, noise(30, 4)))
+
+
+def test_distances_become_pck_auc_and_error() -> None:
+    """A distance equal to a threshold is a miss; the AUC falls linearly to 0 at half the image."""
+    distances = torch.tensor([0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.5, 0.9])
+    measures = localisation(distances)
+    assert measures["pck@0.05"].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert measures["pck@0.1"].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+    assert measures["pck@0.2"].tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
+    assert measures["auc"].tolist() == pytest.approx([1, 0.9, 0.8, 0.7, 0.6, 0.5, 0, 0])
+    assert torch.equal(measures["error"], distances)
+
+
+def test_the_location_error_is_from_the_matched_patch_to_the_target() -> None:
+    """One row of four patches; the feature of the first is found at the third, centred on 0.625."""
+    anchor = torch.eye(4).view(1, 4, 4)
+    later = anchor[:, [1, 2, 0, 3]]
+    query, target = torch.tensor([[0.125, 0.5]]), torch.tensor([[0.625, 0.2]])
+    assert match(anchor, later, query).tolist() == [[0.625, 0.5]]
+    measures = measure_model(anchor, later, query, target, torch.zeros(0, 4))
+    assert measures["error"] == pytest.approx(0.3)
+    assert measures["auc"] == pytest.approx(0.4)
+    assert measure_static(query, target, 1, 4)["error"] == pytest.approx(math.hypot(0.5, 0.3))
+
+
+def test_centres_and_samples_of_a_map_that_is_not_square() -> None:
+    assert patch_centres(2, 1).tolist() == [[0.5, 0.25], [0.5, 0.75]]
+    assert patch_centres(1, 2).tolist() == [[0.25, 0.5], [0.75, 0.5]]
+    features = torch.eye(2).view(1, 2, 2)
+    at = torch.tensor([[0.25, 0.5], [0.5, 0.9], [0.0, 0.1], [1.0, 0.5]])
+    half = 0.5**0.5  # between two centres, back to unit length
+    assert sample_features(features, at).flatten().tolist() == pytest.approx(
+        [1, 0, half, half, 1, 0, 0, 1]
+    )
+
+
+def test_a_point_less_than_a_patch_away_counts_as_the_same_track() -> None:
+    """On 2 rows and 4 columns 0.4 down is 0.8 patches, and 0.4 across is 1.6 patches."""
+    targets = torch.tensor([[0.1, 0.1], [0.1, 0.5], [0.5, 0.1]])
+    always_the_second = torch.tensor([[0.0, 1.0, -1.0]]).expand(3, 3)
+    measures = track_retrieval(always_the_second, targets, rows=2, columns=4)
+    assert measures["track@1"].tolist() == [1, 1, 0]
+    always_the_third = torch.tensor([[0.0, -1.0, 1.0]]).expand(3, 3)
+    measures = track_retrieval(always_the_third, targets, rows=2, columns=4)
+    assert measures["track@1"].tolist() == [0, 0, 1]
+    assert measures["track@5"].tolist() == [1, 1, 1]  # all three are among the first five
+    one_patch_away = torch.tensor([[0.0, 0.0], [0.25, 0.0]])
+    swapped = 1 - torch.eye(2)
+    assert track_retrieval(swapped, one_patch_away, 2, 4)["track@1"].tolist() == [0, 0]
+
+
+def test_agreement_of_two_orders() -> None:
+    first = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 1.0, 2.0]])
+    second = torch.tensor([[1.0, 3.0, 2.0], [3.0, 2.0, 1.0], [5.0, 7.0, 9.0]])
+    # Spearman: 1 - 6 * (0 + 1 + 1) / (3 * 8); reversed; and 1.5 / sqrt(1.5 * 2) with a tie.
+    assert rank_agreement(first, second)["rank_correlation"].tolist() == pytest.approx(
+        [0.5, -1, 0.75**0.5]
+    )
+    up, down = torch.arange(12.0)[None], -torch.arange(12.0)[None]
+    assert rank_agreement(up, up)["overlap@10"].item() == 1
+    assert rank_agreement(up, down)["overlap@10"].item() == pytest.approx(0.8)
+
+
+def test_the_consistency_gap_is_to_the_mean_of_the_other_points() -> None:
+    similarities = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.5, 0.3], [0.6, 0.0, 0.2]])
+    assert consistency_gap(similarities).tolist() == pytest.approx([0.6, 0.3, -0.1])
+
+
+def test_chance_of_points_far_apart() -> None:
+    """Ten points, each several patches from the others: one in ten, five in ten."""
+    targets = torch.stack([torch.linspace(0.05, 0.95, 10), torch.full((10,), 0.5)], dim=1)
+    chance = measure_chance(targets, 32, 32, 40)
+    assert chance["track@1"] == pytest.approx(0.1)
+    assert chance["track@5"] == pytest.approx(0.5)
+    assert chance["overlap@10"] == pytest.approx(0.25)
+    assert (chance["rank_correlation"].tolist(), chance["consistency"].tolist()) == (
+        [0] * 10,
+        [0] * 10,
+    )
+    assert measure_chance(targets, 32, 32, 4)["overlap@10"] == pytest.approx(1)
+    assert measure_chance(targets, 32, 32, 2)["rank_correlation"] == pytest.approx(0)
+    assert np.isnan(measure_chance(targets, 32, 32, 1)["rank_correlation"]).all()
+    assert np.isnan(measure_chance(targets, 32, 32, 0)["overlap@10"]).all()
+    corner = measure_chance(torch.tensor([[0.0, 0.0]]), 1, 3, 0)  # patches at 1/6, 1/2 and 5/6
+    assert corner["error"] == pytest.approx(math.hypot(0.5, 0.5))
+    assert corner["track@5"] == pytest.approx(1)
+
+
+def test_effective_rank_mean_cosine_and_drift_of_a_few_rows() -> None:
+    """Variances of 3 to 1 have an entropy of 0.562, so a rank of 1.755."""
+    rows = torch.tensor([[3**0.5, 0], [-(3**0.5), 0], [0, 1], [0, -1]]) + 5
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(rows) == pytest.approx(math.exp(entropy), abs=1e-6)
+    assert math.isnan(effective_rank(torch.ones(4, 2)))
+    x, y = torch.eye(2)
+    assert mean_cosine(torch.stack([x, x, y])) == pytest.approx(1 / 3)
+    assert drift(torch.stack([x, y, y, y]), torch.stack([x, x, y, y])) == pytest.approx(0.25)

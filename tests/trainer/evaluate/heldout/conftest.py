@@ -1,0 +1,57 @@
+"""Builds and runs that the tests of the label-free evaluation share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from manifests.snapshot import Snapshot, open_snapshot
+from manifests.tables import SHARDS, table_of, write_table
+from tests.helpers.scenic_clips import scenic_clip
+from tests.trainer.conftest import publish
+from trainer.config import TrainSettings
+from trainer.export import export_weights
+from trainer.model.backbone import make_backbone
+
+
+@pytest.fixture(scope="session")
+def a_run(tmp_path_factory: pytest.TempPathFactory, build: Path) -> Path:
+    """A training run's exports: weights before the first step, and changed ones."""
+    out = tmp_path_factory.mktemp("run")
+    model = {
+        "backbone": "vit_tiny_patch16_224",
+        "weights": "random",
+        "options": {"depth": 2, "patch_size": 8},
+        "head": (8,),
+    }
+    values = {
+        "data": {"out": str(build), "size": 64},
+        "model": model,
+        "run": {"out": str(out), "steps": 2},
+    }
+    settings = TrainSettings.model_validate(values)
+    torch.manual_seed(1)
+    backbone = make_backbone(settings.model.backbone, "random", settings.model.options)
+    for step in (0, 2):
+        export_weights(backbone, settings, [open_snapshot(build)], step)
+        with torch.no_grad():
+            for weights in backbone.parameters():
+                weights.add_(0.02 * torch.randn_like(weights))
+    return out
+
+
+@pytest.fixture(scope="session")
+def scenic(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A build of six scenic clips whose tracks are marked as exact."""
+    snapshot = publish(
+        tmp_path_factory.mktemp("scenic"),
+        [scenic_clip(f"scene-{i}", i, turn=5.0 * i) for i in range(6)],
+    )
+    row = dict.fromkeys(SHARDS.names) | {
+        "shard": "made-000000",
+        "tracks_settings": '{"tracker":"truth"}',
+    }
+    write_table(snapshot.folder / "shards.parquet", table_of([row], SHARDS))
+    return snapshot
