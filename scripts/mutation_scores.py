@@ -22,6 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 TESTS = {
+    "manifests/diff.py": "tests/manifests/test_diff.py",
+    "manifests/wording.py": "tests/manifests/test_wording.py",
     "pipeline/execution/track_summary.py": "tests/pipeline/execution/test_track_summary.py",
     "pipeline/inspection/report_figures.py": "tests/pipeline/inspection/test_report_figures.py",
     "pipeline/monitoring/status.py": "tests/pipeline/monitoring/test_status.py",
