@@ -83,11 +83,10 @@ def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path
     (loader,) = (
         block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "Loader(" in block
     )
-    loader = (
-        loader.replace('"out/mixed"', '"out"')
-        .replace("size=224", "size=32")
-        .replace("order(32", "order(2")
-    )
+    smaller = {'"out/mixed"': '"out"', "size=224": "size=32", "sampler(32": "sampler(2"}
+    for text, replacement in smaller.items():
+        assert text in loader
+        loader = loader.replace(text, replacement)
     program = (
         f"{loader.rstrip()}\n    break\nimport trainer\n"
         "print(trainer.__file__, tuple(batch['frames'].shape))\n"
