@@ -74,7 +74,7 @@ def sorting_cross_entropy(
     return _CrossEntropy.apply(*rows, sorts, epsilon, wanted).view(shape[:-1])
 
 
-Compute = Callable[
+RowFunction = Callable[
     [Tensor, Tensor, tuple[Sort, Sort], float, tuple[bool, bool]],
     tuple[Tensor, Tensor | None, Tensor | None],
 ]
@@ -110,13 +110,15 @@ class _CrossEntropy(torch.autograd.Function):
 @lru_cache
 def gpu_kernel(
     sorts: tuple[Sort, Sort], n: int, wanted: tuple[bool, bool], device: torch.device
-) -> Compute:
+) -> RowFunction:
     """Return the Triton kernel after trying it on one row.
 
     Logs a warning and returns `cross_entropy_rows` if Triton is missing or the kernel fails.
     """
     try:
-        kernel: Compute = import_module("trainer.losses.sorting.triton_kernel").cross_entropy_rows
+        kernel: RowFunction = import_module(
+            "trainer.losses.sorting.triton_kernel"
+        ).cross_entropy_rows
         row = torch.zeros(1, n, device=device)
         kernel(row, row, sorts, 1e-6, wanted)
     except Exception as error:  # any failure to import, compile or launch: PyTorch takes over
@@ -290,8 +292,8 @@ def narrowed(state: Tensor, width: int) -> Tensor:
     if items == width:
         return state
     runs = items // width
-    own = state.view(wires // items, runs, width, runs, width, rows).diagonal(dim1=1, dim2=3)
-    return own.permute(0, 4, 1, 2, 3).reshape(wires, width, rows)
+    diagonal = state.view(wires // items, runs, width, runs, width, rows).diagonal(dim1=1, dim2=3)
+    return diagonal.permute(0, 4, 1, 2, 3).reshape(wires, width, rows)
 
 
 @lru_cache(maxsize=16)

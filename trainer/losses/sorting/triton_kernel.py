@@ -50,12 +50,14 @@ def _atan(v):
 
 @triton.jit
 def _layer(partners, signs, layer, WIRES: tl.constexpr):
+    """Load the partner and the sign of every wire in a layer."""
     wires = layer * WIRES + tl.arange(0, WIRES)
     return tl.load(partners + wires), tl.load(signs + wires)
 
 
 @triton.jit
 def _partner(state, partner, ITEMS: tl.constexpr, WIRES: tl.constexpr):
+    """Gather the state [items, wires] of each wire's partner."""
     return tl.gather(state, tl.broadcast_to(partner[None, :], (ITEMS, WIRES)), 1)
 
 
@@ -125,6 +127,10 @@ def _rows(
     N: tl.constexpr, LAYERS: tl.constexpr, ITEMS: tl.constexpr, WIRES: tl.constexpr,
     CAUCHY: tl.constexpr, BY_X: tl.constexpr, BY_Y: tl.constexpr,
 ):  # fmt: skip
+    """Compute one row: its value, and with BY_X and BY_Y its gradients.
+
+    Wires from N on are padding; items from N on contribute nothing.
+    """
     row = tl.program_id(0).to(tl.int64)
     wires = tl.arange(0, WIRES)
     x = tl.load(x_at + row * N + wires, mask=wires < N, other=0.0)
@@ -145,30 +151,14 @@ def _rows(
         value += tl.sum(tl.where(items[:, None] < N, p * log_q, 0.0), axis=0)
         if BY_Y:
             by_y += _gradient(
-                p / (q + epsilon),
-                y_values,
-                y_differences,
-                partners,
-                signs,
-                y_steepness,
-                LAYERS,
-                ITEMS,
-                WIRES,
-                CAUCHY,
-            )
+                p / (q + epsilon), y_values, y_differences, partners, signs, y_steepness,
+                LAYERS, ITEMS, WIRES, CAUCHY,
+            )  # fmt: skip
         if BY_X:
             by_x += _gradient(
-                log_q,
-                x_values,
-                x_differences,
-                partners,
-                signs,
-                x_steepness,
-                LAYERS,
-                ITEMS,
-                WIRES,
-                CAUCHY,
-            )
+                log_q, x_values, x_differences, partners, signs, x_steepness,
+                LAYERS, ITEMS, WIRES, CAUCHY,
+            )  # fmt: skip
     tl.store(values_at + row, tl.sum(value, axis=0) / -N)
     if BY_X:
         tl.store(by_x_at + row * N + wires, by_x / -N, mask=wires < N)
