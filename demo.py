@@ -137,7 +137,9 @@ def write_page(commands: list[str], seconds: float) -> Path:
         for path in (DEMO / "run" / "weights").glob("*.safetensors")
     )
     evaluated = json.loads((EVALUATION / "labelfree.json").read_text())
-    heads = "".join(f"<th>{name}</th>" for name in ("", *evaluated["figures"], "trained less base"))
+    heads = "".join(
+        f"<th>{name}</th>" for name in ("", *evaluated["figures"], "trained compared with base")
+    )
     path = DEMO / "index.html"
     path.write_text(
         PAGE.format(

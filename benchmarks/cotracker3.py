@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from manifests.wording import pluralise
 from pipeline.cotracker3.model import MODEL_HEIGHT, MODEL_WIDTH, CoTracker3
 from pipeline.cotracker3.tracking import PredictedTracks, encode, track
 from pipeline.cotracker3.weights import load_model
@@ -290,8 +291,9 @@ def main() -> None:
         else f"CPU, {torch.get_num_threads()} threads"
     )
     source = a.video or "synthetic scenes"
-    print(f"{machine}; {a.clips} clips of {a.frames} frames, {source}, weights {a.weights}")
-    print(f"{a.grid**2} tracks per anchor; medians of {a.rounds} rounds", flush=True)
+    clips = f"{pluralise(a.clips, 'clip')} of {a.frames} frames"
+    print(f"{machine}; {clips}, {source}, weights {a.weights}")
+    print(f"{a.grid**2} tracks per anchor; medians of {pluralise(a.rounds, 'round')}", flush=True)
     for anchors in ((0,), tuple(range(0, a.frames, max(1, a.frames // 3)))[:3]):
         compare(a, video, anchors)
     print_time_shares(load_model(a.weights, a.device), video, a.grid, a.device)

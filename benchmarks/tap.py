@@ -28,6 +28,7 @@ from benchmarks.tap_vid import (
     mean_metrics,
 )
 from benchmarks.tap_vid_davis import read_tap_davis
+from manifests.wording import pluralise
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render, true_tracks
 from pipeline.trackers.cotracker3 import CoTracker3Settings
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings
@@ -134,7 +135,9 @@ def main() -> None:
             seconds[scored.name] += time.perf_counter() - started
     count = len(results["standing still"])
     source = options.davis or "synthetic scenes"
-    print(f"means over {count} clips of {source}, query mode '{options.mode}',", end=" ")
+    print(
+        f"means over {pluralise(count, 'clip')} of {source}, query mode '{options.mode}',", end=" "
+    )
     print(f"{FRAME_SIDE}x{FRAME_SIDE}, metrics in %")
     heads = f"{'average Jaccard':>17}{'delta_avg':>11}{'occlusion accuracy':>20}"
     print(f"{'tracker':<28}{heads}{'seconds per clip':>18}")
