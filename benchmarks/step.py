@@ -277,7 +277,12 @@ def main() -> None:
     model, batch = make_model(a.backbone, a.size, a.device), make_batch(a.clips, a.size, a.device)
     grid = model.student.backbone.grid(a.size)
     references = choose_references(
-        a.clips, FRAMES, REFERENCES, grid, grid // 2, torch.Generator().manual_seed(1)
+        a.clips,
+        FRAMES,
+        REFERENCES,
+        grid=grid,
+        side=grid // 2,
+        generator=torch.Generator().manual_seed(1),
     )
     arguments = (batch, a.compared, references, grid // 2)
     print(

@@ -329,7 +329,9 @@ def _draw_references(
     across_ranks = settings.references.across_ranks
     pool = clips * (rank.world if across_ranks else 1)
     frames, count = settings.data.frames, settings.references.count
-    references = choose_references(pool, frames, count, *patches, generator)
+    references = choose_references(
+        pool, frames, count, grid=patches[0], side=patches[1], generator=generator
+    )
     return rank_references(references, clips, rank.number) if across_ranks else references
 
 

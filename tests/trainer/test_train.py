@@ -67,7 +67,9 @@ def embed_batch(settings: TrainSettings, batch: Any) -> Embeddings:
     """Embed frames 2 and 3 of a batch with a model that is the same for the same seed."""
     torch.manual_seed(0)
     model = make_step(settings, None, torch.device("cpu"))
-    references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    references = choose_references(
+        4, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0)
+    )
     return model.embed(batch, [2, 3], references, 4)
 
 
@@ -120,7 +122,7 @@ def test_a_step_of_upstream_equals_the_plain_loss(
     for step, compared in enumerate([(1, 2, 3), (2, 3), (3,)]):
         loss, gradients, (student, teacher), batch = steps[step]
         references = choose_references(
-            4, 4, 3, 8, 4, torch.manual_seed(step_seed(s.run.seed, step, 0))
+            4, 4, 3, grid=8, side=4, generator=torch.manual_seed(step_seed(s.run.seed, step, 0))
         )
         student.zero_grad()
         plain = plain_loss(

@@ -7,6 +7,7 @@ the generator that is passed, in a fixed order: it is part of what makes resumin
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import ceil, exp, log, sqrt
 
 import cv2
@@ -78,7 +79,12 @@ def choose_transform(
     else:
         side = size if settings.crop == "native" else min(width, height)
         transform = FrameTransform(
-            (width - side) // 2, (height - side) // 2, side, side, size, size
+            left=(width - side) // 2,
+            top=(height - side) // 2,
+            width=side,
+            height=side,
+            out_width=size,
+            out_height=size,
         )
     if settings.reduced_decoding and settings.crop != "squash":
         transform = _aligned_to_reduction(transform)
@@ -96,7 +102,14 @@ def _random_box(
     box_height = min(height, max(1, round(sqrt(area) / root_of_aspect)))
     left = int(random.integers(width - box_width + 1))
     top = int(random.integers(height - box_height + 1))
-    return FrameTransform(left, top, box_width, box_height, settings.size, settings.size)
+    return FrameTransform(
+        left=left,
+        top=top,
+        width=box_width,
+        height=box_height,
+        out_width=settings.size,
+        out_height=settings.size,
+    )
 
 
 def _aligned_to_reduction(transform: FrameTransform) -> FrameTransform:
@@ -112,7 +125,7 @@ def _aligned_to_reduction(transform: FrameTransform) -> FrameTransform:
         width = (t.left + t.width - left) // factor * factor
         height = (t.top + t.height - top) // factor * factor
         if width >= factor * t.out_width and height >= factor * t.out_height:
-            return FrameTransform(left, top, width, height, t.out_width, t.out_height)
+            return replace(t, left=left, top=top, width=width, height=height)
     return t
 
 

@@ -180,7 +180,13 @@ class _Batches(Dataset["PackedBatch | _SharedBatch"]):
         slot = self.batches_read % SLOTS
         self.batches_read += 1
         batch = self.dataset.load(indices, self.slots[worker.id, slot])
-        return _SharedBatch(worker.id, slot, batch.shape, batch.keys, batch.left_out)
+        return _SharedBatch(
+            worker=worker.id,
+            slot=slot,
+            shape=batch.shape,
+            keys=batch.keys,
+            left_out=batch.left_out,
+        )
 
 
 def _not_collated(batch: Any) -> Any:

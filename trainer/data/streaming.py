@@ -244,7 +244,13 @@ class StreamedClips(IterableDataset[Batch]):
     def _decode(self, clip: EncodedClip) -> Batch | None:
         """Decode a clip; None if an image is damaged and `on_error` is `skip`."""
         s = self.settings
-        shape = BatchShape(1, s.frames, s.size, clip.points, s.colour.student_only)
+        shape = BatchShape(
+            clips=1,
+            frames=s.frames,
+            size=s.size,
+            points=clip.points,
+            teacher_frames=s.colour.student_only,
+        )
         packed = PackedBatch.empty(shape)
         try:
             decode_clip(clip, packed, 0, s)

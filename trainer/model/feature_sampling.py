@@ -68,7 +68,7 @@ def check_references(clips: int, frames: int, count: int) -> None:
 
 
 def choose_references(
-    clips: int, frames: int, count: int, grid: int, side: int, generator: torch.Generator
+    clips: int, frames: int, count: int, *, grid: int, side: int, generator: torch.Generator
 ) -> References:
     """Draw the references of a batch (3DPoV), on the CPU.
 

@@ -59,7 +59,9 @@ class Step(nn.Module):
         positions = batch["positions"]
         (b, t), size = batch["frames"].shape[:2], batch["frames"].shape[-1]
         tokens, anchor_tokens = self.trunks(batch)
-        tracks, crops = self.student(tokens, positions, size, compared, references, side)
+        tracks, crops = self.student(
+            tokens, positions, size, compared=compared, references=references, side=side
+        )
         with torch.no_grad():
             anchors = self.teacher.tracks(anchor_tokens, positions[:, 0], size)
             teacher_frames = None

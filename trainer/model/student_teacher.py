@@ -50,6 +50,7 @@ class Embedder(nn.Module):
         frames: Tokens,
         points: Tensor,
         size: int,
+        *,
         compared: Sequence[int],
         references: References,
         side: int,

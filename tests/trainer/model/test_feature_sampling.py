@@ -62,7 +62,14 @@ def test_references_are_frames_of_other_clips_and_one_of_its_own() -> None:
     clips, frames, count, side = 5, 4, 5, 3
     own_seen, others_seen = set(), set()
     for seed in range(200):
-        r = choose_references(clips, frames, count, GRID, side, torch.Generator().manual_seed(seed))
+        r = choose_references(
+            clips,
+            frames,
+            count,
+            grid=GRID,
+            side=side,
+            generator=torch.Generator().manual_seed(seed),
+        )
         assert r.frame.shape == r.top.shape == r.left.shape == (clips, count)
         for clip in range(clips):
             *others, own = r.frame[clip].tolist()
@@ -82,8 +89,10 @@ def test_too_few_frames_for_references_are_refused() -> None:
         match=r"takes 4 frames of other clips, "
         r"and where 1 go through the model together there are 0",
     ):
-        choose_references(1, 4, 5, GRID, 3, torch.Generator())
-    alone = choose_references(1, 4, 1, GRID, 3, torch.Generator().manual_seed(0))
+        choose_references(1, 4, 5, grid=GRID, side=3, generator=torch.Generator())
+    alone = choose_references(
+        1, 4, 1, grid=GRID, side=3, generator=torch.Generator().manual_seed(0)
+    )
     assert alone.frame.tolist()[0][0] in (1, 2)
 
 
@@ -112,7 +121,7 @@ def test_needed_frames_are_renumbered() -> None:
 
 
 def test_a_ranks_references_are_its_rows_of_the_common_draw() -> None:
-    drawn = choose_references(6, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    drawn = choose_references(6, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0))
     own = rank_references(drawn, 2, 1)
     assert own.across_ranks
     for name in ("frame", "top", "left"):

@@ -87,7 +87,9 @@ def test_embeddings_equal_whole_passes_over_every_frame(
 ) -> None:
     s = settings()
     model, batch = a_step(s)
-    references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    references = choose_references(
+        4, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0)
+    )
     lean = model.embed(batch, compared, references, 4)
 
     images = normalised_images(batch["frames"], s.data.mean, s.data.std).flatten(0, 1)
@@ -115,7 +117,9 @@ def test_a_track_counts_where_it_and_its_anchor_are_visible(settings: Make) -> N
     batch["inside"][:] = True
     batch["inside"][1:, 0] = False
     batch["positions"][:] = torch.tensor([31.5, 63.5])
-    references = choose_references(4, 4, 3, 8, 4, torch.Generator().manual_seed(0))
+    references = choose_references(
+        4, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0)
+    )
     embeddings = model.embed(batch, [1, 2, 3], references, 4)
     assert embeddings.weights.dtype == torch.float32
     assert embeddings.weights.nonzero().tolist() == [[0, 0, 5], [0, 2, 5]]
@@ -161,7 +165,7 @@ def test_gradients_of_accumulated_parts_are_their_mean(settings: Make) -> None:
     total = 0.0
     for part in (slice(0, 2), slice(2, 4)):
         model.zero_grad()
-        references = choose_references(2, 4, 1, 8, 4, generator)
+        references = choose_references(2, 4, 1, grid=8, side=4, generator=generator)
         value, _, _ = model(slice_batch(batch, part), [1, 2, 3], references, 4)
         value.backward()
         halves.append(gradients(model))
@@ -214,7 +218,7 @@ def test_references_across_ranks_equal_those_of_one_big_batch(
     generator = torch.Generator().manual_seed(step_seed(s.run.seed, 0, 0))
     total = 0.0
     for clips in ([0, 1, 4, 5], [2, 3, 6, 7]):
-        references = choose_references(4, 4, 4, 8, 4, generator)
+        references = choose_references(4, 4, 4, grid=8, side=4, generator=generator)
         loss, _, _ = model(select_clips(batch, clips), [1, 2, 3], references, 4)
         (loss / 2).backward()
         total += loss.item() / 2

@@ -68,7 +68,9 @@ def example_batch(
     visible = (torch.rand(CLIPS, FRAMES, POINTS, generator=generator) < 0.7).to(dtype)
     visible[:, 0] = 1
     visible[2, 1:] = 0  # a clip without a visible track
-    references = choose_references(CLIPS, FRAMES, 5, SIZE // PATCH, 4, generator)
+    references = choose_references(
+        CLIPS, FRAMES, 5, grid=SIZE // PATCH, side=4, generator=generator
+    )
     return student, teacher, frames, points, visible, references
 
 
@@ -82,7 +84,9 @@ def test_equals_the_plain_transcription(
     student, teacher, frames, points, visible, references = example_batch(dtype)
     plain_student = copy.deepcopy(student)
 
-    tracks, crops = student(tokens_of(frames), points, SIZE, compared, references, 4)
+    tracks, crops = student(
+        tokens_of(frames), points, SIZE, compared=compared, references=references, side=4
+    )
     weights = visible[:, :1] * visible[:, list(compared)]
     loss = sorting_loss(
         tracks,
@@ -122,7 +126,9 @@ def test_equals_the_plain_transcription(
 
 def test_teacher_order_is_computed_once_per_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(tokens_of(frames), points, SIZE, (1, 2, 3), references, 4)
+    tracks, crops = student(
+        tokens_of(frames), points, SIZE, compared=(1, 2, 3), references=references, side=4
+    )
     calls: list[Tensor] = []
     original = PublishedObjective.teacher_order
 
@@ -154,7 +160,9 @@ ALL = [
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
 def test_every_objective_trains_the_student_alone(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(tokens_of(frames), points, SIZE, (1, 2, 3), references, 4)
+    tracks, crops = student(
+        tokens_of(frames), points, SIZE, compared=(1, 2, 3), references=references, side=4
+    )
     loss = sorting_loss(
         tracks,
         teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
@@ -211,7 +219,9 @@ def test_detach_teacher_changes_the_gradient() -> None:
     gradients = []
     for detach in (False, True):
         student.zero_grad()
-        tracks, crops = student(tokens_of(frames), points, SIZE, (3,), references, 4)
+        tracks, crops = student(
+            tokens_of(frames), points, SIZE, compared=(3,), references=references, side=4
+        )
         anchor = teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE)
         sorting_loss(
             tracks,
@@ -229,7 +239,9 @@ def test_detach_teacher_changes_the_gradient() -> None:
 
 def test_nothing_visible_is_zero_and_finite() -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(tokens_of(frames), points, SIZE, (3,), references, 4)
+    tracks, crops = student(
+        tokens_of(frames), points, SIZE, compared=(3,), references=references, side=4
+    )
     loss = sorting_loss(
         tracks,
         teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
@@ -245,7 +257,9 @@ def test_nothing_visible_is_zero_and_finite() -> None:
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
 def test_diagnostics_mean_the_same_with_every_objective(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(tokens_of(frames), points, SIZE, (3,), references, 4)
+    tracks, crops = student(
+        tokens_of(frames), points, SIZE, compared=(3,), references=references, side=4
+    )
     positions = points / SIZE
     embeddings = Embeddings(
         student=tracks,
