@@ -60,6 +60,11 @@ def _in_event_loop() -> bool:
 async def _make_shards(
     todo: list[PlannedShard], plan: Plan, settings: BuildSettings, monitor: BuildMonitor
 ) -> dict[str, str]:
+    """Run the chains and report what becomes of each shard.
+
+    A shard that fails is recorded, and the others go on. An error that every shard would meet ends
+    the build at once; recorded failures end it once all other shards are made.
+    """
     clips = sum(shard.count for shard in todo)
     made: dict[str, str] = {}
     failed: dict[str, str] = {}

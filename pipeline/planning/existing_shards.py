@@ -136,11 +136,11 @@ class ExistingShards:
 
         Raises PretrackError if the table or receipt that has them cannot be read.
         """
-        existing = next(existing for existing in self.shards if existing.row.shard == shard)
-        if not existing.snapshot:
+        entry = next(entry for entry in self.shards if entry.row.shard == shard)
+        if not entry.snapshot:
             return {row.key: members_of(asdict(row)) for row in read_receipt(self.out, shard).clips}
-        snapshot = Snapshot(self.out, existing.snapshot)
-        if self.current and existing.current:  # it has its table in memory already
+        snapshot = Snapshot(self.out, entry.snapshot)
+        if self.current and entry.current:  # it has its table in memory already
             snapshot = self.current
         rows = snapshot.clips.filter(pc.equal(snapshot.clips["shard"], shard)).to_pylist()
         return {row["key"]: members_of(row) for row in rows}
