@@ -1,4 +1,4 @@
-"""The command `evaluate`: every setting is an option, help needs no torch, wrong use exits with 2."""
+"""The command `evaluate`: settings are options, help needs no torch, wrong use exits with 2."""
 
 from __future__ import annotations
 
