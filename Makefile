@@ -8,7 +8,7 @@ setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "pretrack needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
-	@echo 'making $(VENV), some 7 GB: this takes some minutes'
+	@echo 'creating $(VENV) and installing about 7 GB: this takes some minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt pip setuptools wheel
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,cotracker3,train,demo,docs,dev]'
@@ -19,14 +19,15 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
 demo: setup
 	$(RUN)/python demo.py
 
+# Run all tests. Takes about twelve minutes on two cores.
 test: setup
 	$(RUN)/python -m tests
 
-# Kills builds a hundred times at random moments: some twenty minutes.
+# Kill builds a hundred times at random moments. Takes about twenty minutes.
 soak: setup
 	$(RUN)/python -m tests.helpers.soak --kills 100
 
-# The tests without the slow ones: less than two minutes on two cores.
+# Run the tests without the slow ones. Takes less than two minutes on two cores.
 quick: setup
 	$(RUN)/python -m tests -m 'not slow'
 
@@ -35,7 +36,7 @@ check: setup
 	$(RUN)/ruff check .
 	$(RUN)/mypy
 
-# The documentation's site, into site/; every warning is an error.
+# Build the documentation's site into site/; every warning is an error.
 docs: setup
 	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict
 

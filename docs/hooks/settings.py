@@ -1,6 +1,6 @@
-"""Writes the settings reference from the typed models themselves: each field with its type, default and docstring.
+"""Write the settings reference from the pydantic models: type, default and docstring per field.
 
-A page asks for a model by a line `<!-- settings: pipeline.config.BuildSettings -->`.
+It replaces the line `<!-- settings: pipeline.config.BuildSettings -->` of a page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pydantic.fields import FieldInfo
 
 from shards.bucket import Url
 
-_ASKED = re.compile(r"^<!-- settings: ([\w.]+)\.(\w+) -->$", re.MULTILINE)
+_MARK = re.compile(r"^<!-- settings: ([\w.]+)\.(\w+) -->$", re.MULTILINE)
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
 _PLAIN = {
     str: "text",
@@ -35,27 +35,32 @@ _PLAIN = {
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Called by MkDocs for every page."""
-    return _ASKED.sub(
-        lambda asked: "\n".join(settings_page(getattr(import_module(asked[1]), asked[2]))), markdown
+    """Replace the marks in a page; MkDocs calls this for every page."""
+    return _MARK.sub(
+        lambda mark: "\n".join(settings_page(getattr(import_module(mark[1]), mark[2]))), markdown
     )
 
 
 def settings_page(model: type[BaseModel]) -> Iterator[str]:
-    """A model and those inside it as Markdown: a section each, with a table of its fields."""
+    """Yield a section per model, for `model` and all models in it, with a table of its fields."""
     yield from _section(model, "", set())
 
 
 def _section(model: type[BaseModel], key: str, above: set[type[BaseModel]]) -> Iterator[str]:
-    """A model under a dotted key ("" for the outermost)."""
+    """Yield the section of a model under a dotted key ("" for the outermost), and those below it.
+
+    `above` holds the models that contain this one, so that a recursive model ends.
+    """
     yield f"\n## {_title(model, key)}\n\n{cleandoc(model.__doc__ or '')}\n"
-    yield "| key | type | default | |\n|---|---|---|---|"
+    yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
         inner = _models(field.annotation)
-        said = field.description or (
+        meaning = field.description or (
             cleandoc(inner[0].__doc__ or "").splitlines()[0] if inner else ""
         )
-        yield f"| `{name}` | {_cell(_type(field.annotation, field))} | {_cell(_default(field))} | {_cell(said)} |"
+        kind = _type(field.annotation, field)
+        cells = (f"`{name}`", *map(_cell, (kind, _default(field), meaning)))
+        yield f"| {' | '.join(cells)} |"
     for name, field in model.model_fields.items():
         for inner_model in _models(field.annotation):
             if inner_model not in above:
@@ -63,7 +68,7 @@ def _section(model: type[BaseModel], key: str, above: set[type[BaseModel]]) -> I
 
 
 def _title(model: type[BaseModel], key: str) -> str:
-    """The dotted key; where there is a choice of models, with the field that chooses and its value."""
+    """Return the dotted key; for one of several models, with the field and value that choose it."""
     choice = next(
         (
             f"{name}: {get_args(f.annotation)[0]}"
@@ -72,18 +77,18 @@ def _title(model: type[BaseModel], key: str) -> str:
         ),
         "",
     )
-    return f"{key}, {choice}" if choice else key or "The whole"
+    return f"{key}, {choice}" if choice else key or "Top level"
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The settings models that a type has in it."""
+    """Return the settings models that a type contains."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for inner in get_args(annotation) for model in _models(inner)]
 
 
 def _type(annotation: Any, field: FieldInfo | None = None) -> str:
-    """A type in words, with the bounds that a field has."""
+    """Describe a type in words, with the bounds of the field."""
     bounds = [
         words.format(f"{getattr(limit, name):g}")
         for limit in (field.metadata if field else ())
@@ -94,22 +99,23 @@ def _type(annotation: Any, field: FieldInfo | None = None) -> str:
 
 
 def _words(annotation: Any) -> str:
+    """Describe a type in words, without bounds."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(inner[0], FieldInfo.from_annotation(annotation))
     if _models(annotation) and origin is not tuple:
-        return "part, below"
+        return "section, below"
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
     if origin in (Union, types.UnionType) and inner == (Path, Url):
         return "folder or URL"
     if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(one) for one in inner))
+        return " or ".join(dict.fromkeys(_words(option) for option in inner))
     if origin is tuple:
         return (
             f"list of {_words(inner[0])}"
             if inner[-1] is ...
-            else f"{len(inner)} times {_words(inner[0])}"
+            else f"list of {len(inner)} {_words(inner[0])}"
         )
     if origin is dict:
         return f"mapping of {_words(inner[0])} to {_words(inner[1])}"
@@ -117,8 +123,9 @@ def _words(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
+    """Return a field's default as a config would state it."""
     if field.is_required():
-        return "*needed*"
+        return "*required*"
     value = field.get_default(call_default_factory=True)  # type: ignore[call-arg]
     if isinstance(value, BaseModel):
         return "its defaults"
@@ -131,5 +138,5 @@ def _default(field: FieldInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text that a table's cell can hold."""
+    """Return a text as a cell of a Markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
