@@ -1,9 +1,10 @@
-"""The documentation: it builds without a warning, refers to nothing outside, and says what the code says."""
+"""The documentation builds without a warning, loads nothing from elsewhere, matches the code."""
 
 from __future__ import annotations
 
 import ast
 import html
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -33,12 +34,14 @@ from trainer.losses.settings import LossSettings
 REPOSITORY = Path(__file__).parent.parent
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+TEXTS = [*PAGES, *(REPOSITORY / name for name in ("README.md", "CONTRIBUTING.md"))]
+"""The pages of the site, and those that GitHub shows."""
 PACKAGES = ("shards", "manifests", "pipeline", "trainer")
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built with every warning an error."""
+    """Build the site, with every warning an error."""
     pytest.importorskip(
         "mkdocs", reason="the site needs the extra 'docs': pip install 'pretrack[docs]'"
     )
@@ -61,18 +64,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Resources(HTMLParser):
-    """What a page makes a browser load."""
+    """Collects what a page makes a browser load."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.urls: list[str] = []
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         given = dict(attributes)
         if tag in ("script", "img", "iframe", "source", "video", "embed"):
-            self.found.append(given.get("src") or "")
+            self.urls.append(given.get("src") or "")
         if tag == "link" and given.get("rel") not in ("next", "prev", "canonical"):
-            self.found.append(given.get("href") or "")
+            self.urls.append(given.get("href") or "")
 
 
 @pytest.mark.slow
@@ -84,10 +87,9 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(site: Path) -> None:
     for page in pages:
         resources = Resources()
         resources.feed(page.read_text())
-        assert resources.found
-        assert not [url for url in resources.found if url.startswith(("http:", "https:", "//"))], (
-            page
-        )
+        assert resources.urls
+        outside = [url for url in resources.urls if url.startswith(("http:", "https:", "//"))]
+        assert not outside, page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet
     assert not list(site.rglob("*.py")), "hooks are no part of the site"
@@ -112,10 +114,12 @@ def test_the_settings_pages_have_every_setting(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_pages_show_the_files_that_they_take_in(site: Path) -> None:
-    taken = {page: re.findall(r'^--8<-- "(.+)"$', page.read_text(), re.MULTILINE) for page in PAGES}
-    assert sum(map(len, taken.values())) > 10
-    for page, files in taken.items():
+def test_the_pages_show_the_files_that_they_include(site: Path) -> None:
+    included = {
+        page: re.findall(r'^--8<-- "(.+)"$', page.read_text(), re.MULTILINE) for page in PAGES
+    }
+    assert sum(map(len, included.values())) > 10
+    for page, files in included.items():
         text = html.unescape(
             re.sub("<[^>]+>", "", (site / page.relative_to(DOCS).with_suffix(".html")).read_text())
         )
@@ -125,7 +129,7 @@ def test_the_pages_show_the_files_that_they_take_in(site: Path) -> None:
 
 
 def hook(name: str) -> ModuleType:
-    """A hook that writes pages, loaded as MkDocs does."""
+    """Load a hook of the site as MkDocs does."""
     spec = importlib.util.spec_from_file_location(f"{name}_hook", DOCS / "hooks" / f"{name}.py")
     assert spec
     assert spec.loader
@@ -139,10 +143,10 @@ def test_every_setting_is_explained(model: type) -> None:
     rows = [line for line in hook("settings").settings_page(model) if line.startswith("| `")]
     assert len(rows) > 20
     for row in rows:
-        key, kind, default, said = re.split(r"(?<!\\)\|", row)[1:5]
+        key, kind, default, meaning = re.split(r"(?<!\\)\|", row)[1:5]
         assert kind.strip(), row
         assert default.strip(), row
-        assert len(said.strip()) > 5, f"{model.__name__}: {key} has no docstring"
+        assert len(meaning.strip()) > 5, f"{model.__name__}: {key} has no docstring"
         assert "typing." not in row
 
 
@@ -163,25 +167,25 @@ def test_the_commands_page_has_every_option() -> None:
 
 @cache
 def strings() -> frozenset[str]:
-    """Every text in the code, with … for what is put into it."""
-    found = set()
+    """Return every string in the code, with … for the values that an f-string formats."""
+    texts = set()
     for package in PACKAGES:
         for path in (REPOSITORY / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    found.add(
+                    texts.add(
                         "".join(
                             str(part.value) if isinstance(part, ast.Constant) else "…"
                             for part in node.values
                         )
                     )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.add(node.value)
-    return frozenset(found)
+                    texts.add(node.value)
+    return frozenset(texts)
 
 
 def rows_of(text: str) -> list[str]:
-    """What is in code in the first cell of a page's tables."""
+    """Return the code spans in the first cells of a page's tables."""
     return [
         code
         for line in text.splitlines()
@@ -191,13 +195,13 @@ def rows_of(text: str) -> list[str]:
 
 
 def test_every_message_of_the_trouble_page_is_in_the_code() -> None:
-    known = "\n".join(strings())
+    code = "\n".join(strings())
     messages = rows_of((DOCS / "trouble.md").read_text())
     assert len(messages) > 40
     for message in messages:
         parts = [re.escape(part) for part in message.split("…")]
         assert max(map(len, parts)) > 10, message
-        assert re.search("[^\n]*".join(parts), known), f"no code says '{message}'"
+        assert re.search("[^\n]*".join(parts), code), f"no code says '{message}'"
 
 
 @pytest.mark.parametrize(
@@ -241,37 +245,72 @@ def test_the_format_page_has_every_field_of_a_description() -> None:
 
 
 def test_files_that_the_pages_name_are_there() -> None:
+    folders = "configs|examples|benchmarks|docs|scripts|tests|pipeline|trainer|manifests|shards"
     named = {
         name
-        for page in PAGES
-        for name in re.findall(
-            r"\b(?:configs|examples|benchmarks|pipeline|trainer|manifests|shards)/[\w/.]+\w\b",
-            page.read_text(),
-        )
+        for page in TEXTS
+        for name in re.findall(rf"(?<![\w/.])(?:{folders})/[\w/.]+\w\b", page.read_text())
     }
-    assert len(named) > 20
+    assert len(named) > 60
     made_by_readers = {"pipeline/sources/davis.py"}
     missing = {
         name
         for name in named - made_by_readers
-        if not (REPOSITORY / name).exists() and not re.search(r"NAME|\.tar$|\.parquet$", name)
+        if not (REPOSITORY / name).exists()
+        and not re.search(r"NAME|SOURCE|\.tar$|\.parquet$", name)
     }
     assert not missing
 
 
+def test_names_that_the_pages_import_exist() -> None:
+    blocks = [
+        block
+        for page in TEXTS
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    imported = {
+        (node.module, alias.name)
+        for block in blocks
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] in PACKAGES
+        for alias in node.names
+    }
+    assert len(imported) > 8
+    for module, name in imported:
+        assert hasattr(importlib.import_module(str(module)), name), f"{module}.{name}"
+
+
+def test_the_changelog_names_where_imports_moved_to() -> None:
+    moved = re.findall(
+        r"^\| `(?:trainer|pipeline|shards)\.[^|]+ \| `([\w.]+)`",
+        (REPOSITORY / "CHANGELOG.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(moved) > 12
+    for path in moved:
+        module, _, name = path.rpartition(".")
+        parent = importlib.import_module(module)
+        assert hasattr(parent, name) or importlib.util.find_spec(path), path
+
+
 def test_commands_that_the_pages_name_exist() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
+    evaluations = commands["evaluate"]
     shell = "\n".join(
         block
-        for page in PAGES
+        for page in TEXTS
         for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     )
     used = set(re.findall(r"^\s*pretrack (\w+)", shell, re.MULTILINE))
-    assert used >= {"build", "plan", "stats", "export"}
+    assert used >= {"build", "plan", "stats", "export", "train", "evaluate"}
     assert used <= commands.keys()
-    for command, options in re.findall(r"pretrack (\w+)([^\n#|]*)", shell):
-        known = {option for parameter in commands[command].params for option in parameter.opts}
-        assert set(re.findall(r"(?<!\w)--[a-z-]+", options.split('"')[0])) <= known, command
+    for name, arguments in re.findall(r"pretrack (\w+)([^\n#|]*)", shell):
+        command = commands[name]
+        if name == "evaluate":
+            command = evaluations.get_command(None, arguments.split()[0])
+        options = {option for parameter in command.params for option in parameter.opts}
+        shown = set(re.findall(r"(?<!\w)--[a-z-]+", arguments.split('"')[0]))
+        assert shown <= options, f"{name}{arguments}"
 
 
 @pytest.fixture(scope="module")
@@ -285,8 +324,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> SnapshotQueries:
 
 
 def queries() -> list[str]:
-    """Every query in the pages: those after --sql, and those in blocks of SQL."""
-    text = "\n".join(page.read_text() for page in PAGES)
+    """Return every query in the pages: those after --sql, and those in blocks of SQL."""
+    text = "\n".join(page.read_text() for page in TEXTS)
     blocks = [
         query
         for block in re.findall(r"```sql\n(.*?)```", text, re.DOTALL)
