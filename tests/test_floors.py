@@ -125,11 +125,11 @@ def test_a_planted_circle_is_found(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     graph = import_graph(tmp_path, ["house"])
-    found = import_circle(graph)
-    assert sorted(set(found)) == [f"house.{name}" for name in circle]
-    if found:
-        assert found[0] == found[-1]
-        assert all(imported in graph[module] for module, imported in pairwise(found))
+    reported = import_circle(graph)
+    assert sorted(set(reported)) == [f"house.{name}" for name in circle]
+    if reported:
+        assert reported[0] == reported[-1]
+        assert all(imported in graph[module] for module, imported in pairwise(reported))
 
 
 def forbidden_imports(root: Path, package: str) -> list[str]:

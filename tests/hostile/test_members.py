@@ -162,8 +162,8 @@ def test_tracks_that_unfold(little_memory: None) -> None:
 
 def jpeg_claiming(width: int, height: int) -> bytes:
     data = bytearray(jpeg.encode(np.zeros((16, 16, 3), np.uint8), 90))
-    place = data.index(b"\xff\xc0") + 5
-    data[place : place + 4] = struct.pack(">HH", height, width)
+    offset = data.index(b"\xff\xc0") + 5
+    data[offset : offset + 4] = struct.pack(">HH", height, width)
     return bytes(data)
 
 
@@ -221,10 +221,10 @@ def test_a_description_of_other_kinds(change: dict[str, Any]) -> None:
 )
 def test_a_description_that_does_not_fit_its_frames(change: dict[str, Any]) -> None:
     fields = json.loads(make_clip().info.to_json()) | change
-    said = (
+    message = (
         r"^not a clip description .*('frame_numbers'|'timestamps'|'cameras'|a camera) (has|should)"
     )
-    with pytest.raises(ShardError, match=said):
+    with pytest.raises(ShardError, match=message):
         ClipInfo.from_json(json.dumps(fields).encode())
 
 
