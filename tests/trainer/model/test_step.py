@@ -116,6 +116,7 @@ def test_a_track_counts_where_it_and_its_anchor_are_visible(settings: Make) -> N
     batch["confidence"][:] = 1
     batch["inside"][:] = True
     batch["inside"][1:, 0] = False
+    batch["visibility"][1, 1, 7] = 0.95  # whose anchor position is outside the crop
     batch["positions"][:] = torch.tensor([31.5, 63.5])
     references = choose_references(
         4, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0)
@@ -237,6 +238,9 @@ def test_flops_are_those_worked_out_by_hand(settings: Make) -> None:
     block = 2 * (12 * d * d * n + 2 * n * n * d)
     trunk = block + 2 * (n - 1) * 3 * patch * patch * d
     assert step_flops(model, 64) == pytest.approx(4 * trunk + 13 * 2 * block, rel=1e-6)
+    # With colours of its own the teacher's anchor frame is a fifth one for the trunk.
+    own_colours = make_step(settings(data={"colour": {"student_only": True}}), None, CPU)
+    assert step_flops(own_colours, 64) == pytest.approx(5 * trunk + 13 * 2 * block, rel=1e-6)
     # With track_mean the teacher sees all 4 frames.
     with_track_mean = make_step(settings(loss={"track_mean": {}}), None, CPU)
     assert step_flops(with_track_mean, 64) == pytest.approx(4 * trunk + 16 * 2 * block, rel=1e-6)
