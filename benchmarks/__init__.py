@@ -1,4 +1,4 @@
 """Measurements of pretrack beside other libraries: `python -m benchmarks.NAME` prints a table.
 
-Real clips, rendered scenes or synthetic tables → one process per benchmark → the tables of README.md.
+Real clips, rendered scenes or synthetic tables → one process each → the tables of README.md.
 """
