@@ -1,10 +1,10 @@
-// Draws the clip that is shown.
+// Draws the open clip.
 "use strict";
 
 const narrow = matchMedia("(max-width: 760px)");
 const ANCHOR_HUES = [205, 35, 140, 320, 265, 60, 0, 175];
 
-// Positions have pixel centres at whole numbers; the canvas has them at halves.
+// Positions have pixel centres at integers; the canvas has them at halves.
 const at = (side, row, t, n) => {
   const place = 2 * ((row * side.frames.length + t) * side.points + n);
   return [side.positions[place] / side.units + 0.5, side.positions[place + 1] / side.units + 0.5];
@@ -19,7 +19,7 @@ function colour(side, row, t, n) {
   return `hsl(${310 * (n % side.columns) / last} 95% ${48 + 24 * Math.floor(n / side.columns) / last}%)`;
 }
 
-// Two pictures lie beside each other or one above the other, beside unless that makes them much smaller.
+// Two pictures are placed side by side, or one above the other if that makes them much larger.
 function lay() {
   const stage = byId("stage");
   const { width, height } = shown.clip.sides[0];
@@ -92,7 +92,7 @@ function drawTrack(context, side, row, n, scale, radius, square) {
   context.globalAlpha = 1;
 }
 
-// Where both snapshots followed the same points: a line from where one has it to where the other has.
+// If both snapshots follow the same points: a line from a point in one to the same point in the other.
 function drawDifferences(context, view, scale) {
   const [a, b] = view.sides;
   if (a.points !== b.points || shown.t >= Math.min(a.frames.length, b.frames.length)) return;
@@ -108,7 +108,7 @@ function drawDifferences(context, view, scale) {
   }
 }
 
-// How much of the chosen anchor is visible, over time.
+// The fraction of visible points of the chosen anchors over time.
 function drawCurve() {
   const [side] = shown.clip.sides;
   const rows = anchorsOf(side);

@@ -1,15 +1,15 @@
-// The list of clips. clips.js calls pretrackGallery once. The page's scripts (this, player, draw, input) see each other's names.
-// Texts from the data are only ever set as text, never as HTML.
+// The list of clips. clips.js calls pretrackGallery once. The page's scripts (this, player, draw, input)
+// share one global scope. Texts from the data are only ever set as text, never as HTML.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
 const CARDS_AT_ONCE = 60;
 const STEPS = 100; // of the filters' sliders
 const percent = (part) => (part === null ? "?" : `${(100 * part).toFixed(part && part < 0.0995 ? 1 : 0)}%`);
-const counted = (number, noun) => `${number.toLocaleString("en-GB")} ${noun}${number === 1 ? "" : "s"}`;
+const pluralise = (number, noun) => `${number.toLocaleString("en-GB")} ${noun}${number === 1 ? "" : "s"}`;
 
 let gallery = null;
-let found = [];
+let listed = [];
 let filters = [];
 let sources = new Set();
 
@@ -22,7 +22,7 @@ function element(tag, properties = {}, ...children) {
 // ---- dark and light -------------------------------------------------------------------------------------------------------
 
 function remembered(value) {
-  try { // a browser may keep nothing for files
+  try { // a browser may store nothing for pages from disk
     if (value) localStorage.setItem("pretrack-theme", value);
     return localStorage.getItem("pretrack-theme");
   } catch { return null; }
@@ -43,7 +43,7 @@ function begin(data) {
   const frames = data.clips.reduce((sum, clip) => sum + clip.frames, 0);
   const both = data.against ? ` against ${data.against}` : "";
   byId("about").textContent =
-    `${data.out} · snapshot ${data.snapshot}${both} · ${counted(data.clips.length, "clip")}, ${counted(frames, "frame")}`;
+    `${data.out} · snapshot ${data.snapshot}${both} · ${pluralise(data.clips.length, "clip")}, ${pluralise(frames, "frame")}`;
   document.title = `Gallery of ${data.out}`;
   const notes = data.changes.length ? [`From ${data.snapshot} to ${data.against}: ${data.changes.join(", ")}`] : [];
   byId("notes").replaceChildren(...[...notes, ...data.notes].map((note) => element("li", { textContent: note })));
@@ -52,7 +52,7 @@ function begin(data) {
   fillChips();
   filters = [
     filterBy("visible", "visible_fraction", "Visible", "Mean visibility of a clip's points"),
-    filterBy("motion", "motion", "Motion", "How far a clip's median point gets from its anchor while visible, as a part of the frame's diagonal"),
+    filterBy("motion", "motion", "Motion", "How far a clip's median point gets from its anchor while visible, as a fraction of the frame's diagonal"),
   ];
   for (const id of ["search", "sort"]) byId(id).addEventListener("input", list);
   byId("clear").addEventListener("click", clearFilters);
@@ -136,7 +136,7 @@ function clearFilters() {
 
 function list() {
   const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  found = gallery.clips.filter((clip) => {
+  listed = gallery.clips.filter((clip) => {
     const text = `${clip.key} ${clip.video_id} ${clip.dataset} ${clip.source} ${clip.split}`.toLowerCase();
     return words.every((word) => text.includes(word)) && filters.every((filter) => filter.has(clip))
       && (!sources.size || sources.has(`${clip.source} · ${clip.split}`));
@@ -144,11 +144,11 @@ function list() {
   const order = byId("sort").value;
   if (order) {
     const sign = order.endsWith("+") ? 1 : -1;
-    found.sort((a, b) => sign * ((a[order.slice(0, -1)] ?? 0) - (b[order.slice(0, -1)] ?? 0)));
+    listed.sort((a, b) => sign * ((a[order.slice(0, -1)] ?? 0) - (b[order.slice(0, -1)] ?? 0)));
   }
   const all = gallery.clips.length;
-  byId("found").textContent = found.length === all ? counted(all, "clip")
-    : found.length ? `${found.length.toLocaleString("en-GB")} of ${counted(all, "clip")}` : "No clip is like that.";
+  byId("found").textContent = listed.length === all ? pluralise(all, "clip")
+    : listed.length ? `${listed.length.toLocaleString("en-GB")} of ${pluralise(all, "clip")}` : "No clips match.";
   byId("clear").hidden = !(words.length || sources.size || filters.some((filter) => filter.active()));
   byId("cards").replaceChildren();
   showMore();
@@ -156,9 +156,9 @@ function list() {
 
 function showMore() {
   const cards = byId("cards");
-  cards.append(...found.slice(cards.childElementCount, cards.childElementCount + CARDS_AT_ONCE).map(card));
+  cards.append(...listed.slice(cards.childElementCount, cards.childElementCount + CARDS_AT_ONCE).map(card));
   end.disconnect();
-  if (cards.childElementCount < found.length) end.observe(byId("more")); // anew, or it stays silent while the end is in sight
+  if (cards.childElementCount < listed.length) end.observe(byId("more")); // an observer reports only changes
 }
 
 const end = new IntersectionObserver((seen) => seen.at(-1).isIntersecting && showMore(), { rootMargin: "800px" });
@@ -177,16 +177,16 @@ function card(clip) {
   return made;
 }
 
-const framesOf = (clip) => `frames ${clip.first}–${clip.last}`; // as the source counts them
+const framesOf = (clip) => `frames ${clip.first}–${clip.last}`; // numbered as in the source
 
 const hashOf = (clip) => `#clip=${encodeURIComponent(clip.key)}`;
 
-// The address says which clip is open, so that it can be kept, shared and gone back from.
+// The address names the open clip, so that it can be bookmarked, shared and left with "back".
 function follow() {
   let key = null;
   try {
     key = location.hash.startsWith("#clip=") ? decodeURIComponent(location.hash.slice(6)) : null;
-  } catch { /* an address that somebody cut short */ }
+  } catch { /* a truncated address */ }
   const number = key === null ? undefined : gallery.byKey.get(key);
   if (number === undefined) shutClip();
   else openClip(gallery.clips[number]);

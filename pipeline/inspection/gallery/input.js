@@ -42,7 +42,7 @@ function pick(view, event) {
   seek(shown.t);
 }
 
-// The same point on another side, or, of another grid, the one that starts nearest.
+// The same point in the other snapshot; in another grid, the point that starts nearest to it.
 function counterpart(from, row, n, side) {
   const start = from.anchors[row];
   const there = side.anchors.indexOf(start);
@@ -88,8 +88,8 @@ function step(by) {
 }
 
 function go(by) {
-  const next = found[found.indexOf(shown.entry) + by];
-  if (next && found.includes(shown.entry)) location.replace(hashOf(next));
+  const next = listed[listed.indexOf(shown.entry) + by];
+  if (next && listed.includes(shown.entry)) location.replace(hashOf(next));
 }
 
 function focusCard(by) {
@@ -142,7 +142,7 @@ byId("on").addEventListener("click", () => step(1));
 byId("play").addEventListener("click", toggle);
 byId("help-open").addEventListener("click", () => byId("help").showModal());
 byId("frame").addEventListener("input", (event) => { pause(); if (shown.clip) seek(Number(event.target.value)); });
-byId("speed").append(...SPEEDS.map((speed) => element("option", { value: speed, textContent: `${speed} a second` })));
+byId("speed").append(...SPEEDS.map((speed) => element("option", { value: speed, textContent: `${speed} frames/s` })));
 byId("speed").addEventListener("input", (event) => { shown.speed = Number(event.target.value); });
 for (const id of ["tail", "least"]) byId(id).addEventListener("input", (event) => { shown[id] = Number(event.target.value); refresh(); });
 for (const id of ["hidden", "faint"]) byId(id).addEventListener("input", (event) => { shown[id] = event.target.checked; refresh(); });

@@ -1,8 +1,8 @@
-// One clip: loading it, and everything on its page but the drawing. clips/NUMBER.js calls pretrackClip when it is opened.
+// One open clip: loading it, and its page except the drawing. clips/NUMBER.js calls pretrackClip.
 "use strict";
 
 const KEPT_CLIPS = 6;
-const MOST_POINTS = 144; // drawn at first; more hide the picture
+const MOST_POINTS = 144; // shown at first: more would hide the picture
 
 const shown = {
   entry: null, clip: null, frames: 0, t: 0, anchor: 0, colour: "point", every: 0, tail: 6, least: 50, hidden: true, faint: true,
@@ -54,9 +54,9 @@ async function openClip(entry) {
   if (!byId("player").open) byId("player").showModal();
   document.body.style.overflow = "hidden";
   byId("play").focus();
-  const place = found.indexOf(entry);
+  const place = listed.indexOf(entry);
   byId("earlier").disabled = place <= 0;
-  byId("later").disabled = place < 0 || place === found.length - 1;
+  byId("later").disabled = place < 0 || place === listed.length - 1;
   try {
     const clip = await loadClip(entry.file);
     if (shown.entry === entry) showClip(clip);
@@ -182,7 +182,7 @@ function refresh() {
   drawCurve();
   seek(shown.t);
   byId("tail").value = shown.tail;
-  byId("tail-said").textContent = counted(shown.tail, "frame");
+  byId("tail-said").textContent = pluralise(shown.tail, "frame");
   byId("least").value = shown.least;
   byId("least-said").textContent = `${shown.least}%`;
   byId("hidden").checked = shown.hidden;

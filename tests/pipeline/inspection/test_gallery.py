@@ -197,7 +197,7 @@ def test_filters(opened: Gallery) -> None:
     assert opened.cards() == ["a.mp4", "c.mp4"]
     page.locator("#visible input").first.fill("100")
     assert opened.cards() == []
-    assert page.locator("#found").text_content() == "No clip is like that."
+    assert page.locator("#found").text_content() == "No clips match."
     page.click("#clear")
     page.select_option("#sort", "motion-")
     assert opened.cards() == ["a.mp4", "c.mp4", HOSTILE, "a.mp4"]
