@@ -31,7 +31,6 @@ from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
 from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.heldout.breakdown import by_clip
-from trainer.evaluate.heldout.canvas import png
 from trainer.evaluate.heldout.clips import HeldOutSet, evaluation_settings, read_held_out
 from trainer.evaluate.heldout.curves import plot
 from trainer.evaluate.heldout.measures import METRICS
@@ -178,8 +177,8 @@ def main() -> None:
                     ]
             labels = [str(step.step) for step in scored]
     for metric, lines in curves.items():
-        image = plot(f"{titles[metric]}, by step", labels, lines)
-        atomic_write(a.folder / f"{metric}.png", png(image))
+        chart = plot(f"{titles[metric]}, by step", labels, lines)
+        atomic_write(a.folder / f"{metric}.png", chart)
 
 
 def table_row(name: str, seed: int, scored: list[ScoredStep], held_out: HeldOutSet) -> str:

@@ -1,4 +1,4 @@
-"""What plots and pictures share: ink, font, sub-pixel coordinates and PNG."""
+"""What pictures are drawn with: ink, font, sub-pixel coordinates and PNG."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def draw_pictures(
                 for name, of_model in scores.items()
             }
             title = f"{headline.title}, {words}"
-            yield f"recall-{kind}", png(plot(title, labels, curves, baselines=(STATIC, CHANCE)))
+            yield f"recall-{kind}", plot(title, labels, curves, baselines=(STATIC, CHANCE))
     for i in drawn:
         clip = held_out.clips[i]
         features = {model.name: scores[model.name].kept_features[i] for model in models}
