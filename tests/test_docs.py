@@ -14,10 +14,12 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pytest
 import yaml
+from pydantic import BaseModel, Field
 from typer.main import get_command
 
 from manifests.settings import Settings
@@ -147,7 +149,39 @@ def test_every_setting_is_explained(model: type) -> None:
         assert kind.strip(), row
         assert default.strip(), row
         assert len(meaning.strip()) > 5, f"{model.__name__}: {key} has no docstring"
+        assert meaning.rstrip().endswith((".", ".)")), (
+            f"{model.__name__}: {key} ends amid a sentence"
+        )
         assert "typing." not in row
+
+
+def test_types_and_bounds_of_settings_are_in_words() -> None:
+    class Inner(BaseModel):
+        """The first paragraph
+        has two lines.
+
+        The second is left out.
+        """
+
+    class Model(BaseModel):
+        """Settings of several types."""
+
+        size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] | None = None
+        count: int | None = Field(None, ge=1, lt=9, description="Number.")
+        names: tuple[str, ...] = Field(("a", "b"), description="Names.")
+        mode: Literal["fast", "exact"] = Field("fast", description="Mode.")
+        shares: dict[str, float] = Field({}, description="Shares.")
+        inner: Inner
+
+    rows = [line for line in hook("settings").settings_page(Model) if line.startswith("| `")]
+    assert rows == [
+        "| `size` | list of 2 integers from 16 or null | `null` |  |",
+        "| `count` | integer from 1 below 9 or null | `null` | Number. |",
+        "| `names` | list of texts | `['a', 'b']` | Names. |",
+        "| `mode` | `fast` or `exact` | `fast` | Mode. |",
+        "| `shares` | mapping of text to number | `{}` | Shares. |",
+        "| `inner` | section, below | *required* | The first paragraph has two lines. |",
+    ]
 
 
 def test_the_commands_page_has_every_option() -> None:

@@ -23,6 +23,7 @@ from shards.bucket import Url
 
 _MARK = re.compile(r"^<!-- settings: ([\w.]+)\.(\w+) -->$", re.MULTILINE)
 _BOUNDS = {"ge": "from {}", "gt": "above {}", "le": "to {}", "lt": "below {}"}
+_UNIONS = (Union, types.UnionType)
 _PLAIN = {
     str: "text",
     int: "integer",
@@ -31,6 +32,14 @@ _PLAIN = {
     Path: "path",
     type(None): "null",
     Any: "anything",
+}
+_PLURALS = {
+    "text": "texts",
+    "integer": "integers",
+    "number": "numbers",
+    "path": "paths",
+    "folder or URL": "folders or URLs",
+    "section, below": "sections, below",
 }
 
 
@@ -55,8 +64,9 @@ def _section(model: type[BaseModel], key: str, above: set[type[BaseModel]]) -> I
     yield "| key | type | default | meaning |\n|---|---|---|---|"
     for name, field in model.model_fields.items():
         inner = _models(field.annotation)
+        # A section without a docstring of its own is explained by its model's first paragraph.
         meaning = field.description or (
-            cleandoc(inner[0].__doc__ or "").splitlines()[0] if inner else ""
+            cleandoc(inner[0].__doc__ or "").partition("\n\n")[0] if inner else ""
         )
         kind = _type(field.annotation, field)
         cells = (f"`{name}`", *map(_cell, (kind, _default(field), meaning)))
@@ -88,14 +98,17 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _type(annotation: Any, field: FieldInfo | None = None) -> str:
-    """Describe a type in words, with the bounds of the field."""
+    """Describe a type in words, with the bounds of the field; "or null" comes last."""
     bounds = [
         words.format(f"{getattr(limit, name):g}")
         for limit in (field.metadata if field else ())
         for name, words in _BOUNDS.items()
         if hasattr(limit, name)
     ]
-    return " ".join([_words(annotation), *bounds])
+    options = get_args(annotation) if get_origin(annotation) in _UNIONS else (annotation,)
+    values = tuple(option for option in options if option is not type(None))
+    nullable = ["or null"] if len(values) < len(options) else []
+    return " ".join([_words(Union[values]), *bounds, *nullable])  # noqa: UP007
 
 
 def _words(annotation: Any) -> str:
@@ -107,19 +120,27 @@ def _words(annotation: Any) -> str:
         return "section, below"
     if origin is Literal:
         return " or ".join(f"`{value}`" for value in inner)
-    if origin in (Union, types.UnionType) and inner == (Path, Url):
+    if origin in _UNIONS and inner == (Path, Url):
         return "folder or URL"
-    if origin in (Union, types.UnionType):
+    if origin in _UNIONS:
         return " or ".join(dict.fromkeys(_words(option) for option in inner))
     if origin is tuple:
         return (
-            f"list of {_words(inner[0])}"
+            f"list of {_plural(_words(inner[0]))}"
             if inner[-1] is ...
-            else f"list of {len(inner)} {_words(inner[0])}"
+            else f"list of {len(inner)} {_plural(_words(inner[0]))}"
         )
     if origin is dict:
         return f"mapping of {_words(inner[0])} to {_words(inner[1])}"
     return _PLAIN.get(annotation, annotation.__name__)
+
+
+def _plural(words: str) -> str:
+    """Return a type's description in the plural: "integers from 1"."""
+    for singular, plural in _PLURALS.items():
+        if words.startswith(singular):
+            return plural + words.removeprefix(singular)
+    return words
 
 
 def _default(field: FieldInfo) -> str:
