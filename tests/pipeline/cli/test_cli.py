@@ -1,4 +1,4 @@
-"""The `pretrack` command as a user runs it: what it prints, how it ends, and what it says of bad input."""
+"""The commands of `pretrack` as a user runs them: output, exit status, and bad input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which clips are drawn where none is named, and what is said where one cannot be."""
+"""The choice of clips to draw, and the errors for clips and anchors that do not exist."""
 
 from __future__ import annotations
 

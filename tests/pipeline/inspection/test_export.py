@@ -1,4 +1,4 @@
-"""Clips in other programs' forms: read back with those programs' own readers, they say what the shard says."""
+"""Exported clips, read back with the readers of other programs, equal the clips in the shard."""
 
 from __future__ import annotations
 

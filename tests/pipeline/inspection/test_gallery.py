@@ -73,7 +73,9 @@ class Gallery:
             .evaluate(
                 """(canvas, [x, y, width]) => {
                     const scale = canvas.width / width;
-                    return [...canvas.getContext("2d").getImageData((x + .5) * scale, (y + .5) * scale, 1, 1).data].slice(0, 3);
+                    const at = [(x + .5) * scale, (y + .5) * scale];
+                    const { data } = canvas.getContext("2d").getImageData(...at, 1, 1);
+                    return [...data].slice(0, 3);
                 }""",
                 [*map(float, place), WIDTH],
             )
@@ -251,7 +253,8 @@ def test_hidden_points_are_hollow_and_can_be_left_out(chromium: Any, tmp_path: P
         const scale = canvas.width / width, reach = 16;
         const corner = [(x + .5) * scale - reach, (y + .5) * scale - reach];
         const { data } = canvas.getContext("2d").getImageData(...corner, 2 * reach, 2 * reach);
-        const spreads = [...Array(data.length / 4).keys()].map((i) => [...data.slice(4 * i, 4 * i + 3)]);
+        const indices = [...Array(data.length / 4).keys()];
+        const spreads = indices.map((i) => [...data.slice(4 * i, 4 * i + 3)]);
         return Math.max(...spreads.map((pixel) => Math.max(...pixel) - Math.min(...pixel)));
     }"""
     opened.seek(1)

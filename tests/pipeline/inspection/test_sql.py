@@ -1,4 +1,4 @@
-"""Questions about a snapshot: what the command prints, that its queries reach nothing else, and what it says of wrong ones."""
+"""`pretrack stats`: its output, wrong queries, and that queries reach nothing but the tables."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ def test_a_query_is_answered_as_a_table_as_json_and_as_csv(out: Path) -> None:
 
 
 def test_every_table_is_there_and_the_current_snapshot_is_asked_by_default(out: Path) -> None:
-    sql = "select (select count(*) from videos), (select count(*) from clips), (select sum(bytes) from shards), reason from failures"
+    sql = (
+        "select (select count(*) from videos), (select count(*) from clips), "
+        "(select sum(bytes) from shards), reason from failures"
+    )
     (row,) = json.loads(stats(out, "--json", "--sql", sql).stdout)
     (tar,) = [
         (out / "shards" / f"{name}.tar").stat().st_size

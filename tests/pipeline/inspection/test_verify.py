@@ -1,4 +1,4 @@
-"""What is checked of a snapshot is its tables' rows, however these are ordered and cut in pieces."""
+"""Verification checks every shard by its own rows, in any order and chunking of the table."""
 
 from __future__ import annotations
 
