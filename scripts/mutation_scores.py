@@ -2,7 +2,7 @@
 
     pip install 'mutmut==3.8.1'
     python scripts/mutation_scores.py                       # every module that computes figures
-    python scripts/mutation_scores.py shards/geometry.py    # one of them, with its surviving mutants
+    python scripts/mutation_scores.py shards/geometry.py    # one, with its surviving mutants
 
 mutmut changes one operator, constant or argument at a time and runs the module's tests on it. The
 score is killed mutants over all mutants; mutants that no test reaches count as survivors. The
@@ -45,9 +45,13 @@ COPIED = ("shards", "manifests", "pipeline", "trainer", "tests", "configs", "ben
 
 
 def main(modules: list[str]) -> int:
-    """Score the named modules, or all of them; return 2 for an unknown one."""
+    """Score the named modules, or all of them; return 2 for an unknown one or missing tests."""
     if unknown := [module for module in modules if module not in TESTS]:
         print(f"no tests are named for {unknown[0]}; known: {', '.join(TESTS)}", file=sys.stderr)
+        return 2
+    # mutmut would count every mutant of a module without tests as a survivor.
+    if moved := [tests for tests in TESTS.values() if not (ROOT / tests).is_file()]:
+        print(f"there is no {moved[0]}: correct TESTS in this script", file=sys.stderr)
         return 2
     for module in modules or TESTS:
         counts, survivors = run_mutmut(module)

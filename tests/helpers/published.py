@@ -11,7 +11,10 @@ from manifests.rows import ShardRow, TrackSummary, clip_row
 from manifests.snapshot import Snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards.stored_clip import StoredClip
-from tests.helpers.clips import write_clips
+from tests.helpers.clips import grey_clip, write_clips
+
+HOSTILE = "<script>alert(1)</script>"
+"""A name that must never reach a page as it is."""
 
 
 def publish_clips(
@@ -70,3 +73,39 @@ def publish_clips(
         "failures": table_of(failures, FAILURES),
     }
     return publish_snapshot(out, tables, settings or {})
+
+
+def publish_pans(out: Path) -> Snapshot:
+    """Publish clips of two panning videos and a still one of the source `HOSTILE`, with failures.
+
+    One failure is a clip of a video that has other clips; the other lost a whole video.
+    """
+    lost = {
+        "source": "pans",
+        "video_id": "bad.mp4",
+        "clip": "",
+        "stage": "scan",
+        "reason": "unreadable video",
+        "detail": "",
+        "shard": "",
+    }
+    dropped = {
+        **lost,
+        "video_id": "a.mp4",
+        "clip": "pans-a-000016",
+        "stage": "decode",
+        "reason": HOSTILE,
+    }
+    clips = [
+        grey_clip("pans-a-000000", video="a.mp4", source="pans", frames=12),
+        grey_clip("pans-a-000008", video="a.mp4", source="pans"),
+        grey_clip("pans-b-000000", video="b.mp4", source="pans", split="eval", step=(40.0, 0.0)),
+        grey_clip("walks-c-000000", video="c.mp4", source=HOSTILE, step=(0.0, 0.0)),
+    ]
+    return publish_clips(
+        out,
+        clips,
+        motion=(0.05, 0.04, 0.6, 0.0),
+        settings={"tracks": {"tracker": "lucas_kanade", "grid": 4, "anchors": [0, 4]}},
+        failures=[lost, lost, dropped],
+    )
