@@ -39,7 +39,9 @@ from manifests.wording import pluralise
 from pipeline.cotracker3.model import MODEL_HEIGHT, MODEL_WIDTH, CoTracker3
 from pipeline.cotracker3.tracking import PredictedTracks, encode, track
 from pipeline.cotracker3.weights import load_model
-from pipeline.decode.video import read_frames, scan
+from pipeline.decode.ledger import Ledger
+from pipeline.decode.scan import scan
+from pipeline.decode.video import read_frames
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render
 from shards.errors import PretrackError
 from shards.geometry import FrameTransform
@@ -100,7 +102,7 @@ def clips_of_file(path: str, clips: int, frames: int) -> Tensor:
             "lower --clips or --frames"
         )
     resize = FrameTransform.whole(video.width, video.height, MODEL_WIDTH, MODEL_HEIGHT)
-    decoded = read_frames(path, "pyav", video.timestamps, range(clips * frames))
+    decoded = read_frames(path, "pyav", Ledger.unpack(video.ledger), range(clips * frames))
     return stacked([resize.frame(frame) for frame in decoded], clips)
 
 

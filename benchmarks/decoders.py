@@ -19,9 +19,10 @@ from typing import get_args
 
 import numpy as np
 
-from pipeline.decode.video import Decoder, check_decoder, read_frames, scan
+from pipeline.decode.ledger import Ledger
+from pipeline.decode.scan import scan
+from pipeline.decode.video import Decoder, check_decoder, read_frames
 from pipeline.failures import DecodeError
-from pipeline.sources.video import Scan
 from pipeline.sources.video_folder import VIDEO_SUFFIXES
 from shards.errors import PretrackError
 from shards.geometry import stored_transform
@@ -45,14 +46,14 @@ def available() -> list[Decoder]:
     return usable
 
 
-def verdict(path: str, decoder: Decoder, video: Scan, frames: Sequence[np.ndarray]) -> str:
+def verdict(path: str, decoder: Decoder, ledger: Ledger, frames: Sequence[np.ndarray]) -> str:
     """Check frames read by index: the first, the last and some between, together and one by one."""
     count = len(frames)
     picks = sorted({0, count - 1, *np.random.default_rng(0).integers(0, count, 6).tolist()})
     try:
         for indices in (picks, *([index] for index in picks)):
             for index, frame in zip(
-                indices, read_frames(path, decoder, video.timestamps, indices), strict=True
+                indices, read_frames(path, decoder, ledger, indices), strict=True
             ):
                 if (
                     frame.shape != frames[index].shape
@@ -64,13 +65,13 @@ def verdict(path: str, decoder: Decoder, video: Scan, frames: Sequence[np.ndarra
     return "exact"
 
 
-def seconds(path: str, decoder: Decoder, video: Scan) -> float:
+def seconds(path: str, decoder: Decoder, ledger: Ledger) -> float:
     """Time reading and resizing CLIP frames from the middle of a file."""
-    first = max(0, len(video.timestamps) // 2 - CLIP // 2)
-    indices = range(first, min(first + CLIP, len(video.timestamps)))
-    resize = stored_transform(video.width, video.height, 256)
+    first = max(0, len(ledger) // 2 - CLIP // 2)
+    indices = range(first, min(first + CLIP, len(ledger)))
+    resize = stored_transform(*ledger.format_of(first).upright_size, 256)
     started = time.perf_counter()
-    for frame in read_frames(path, decoder, video.timestamps, indices):
+    for frame in read_frames(path, decoder, ledger, indices):
         resize.frame(frame)
     return time.perf_counter() - started
 
@@ -83,21 +84,19 @@ def main(folder: Path) -> None:
     print(f"{'file':<28}{'frames':>7}  " + "".join(f"{decoder:<18}" for decoder in decoders))
     for path in sorted(path for path in folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
         try:
-            video = scan(str(path), shot_cuts=False)
+            ledger = Ledger.unpack(scan(str(path), shot_cuts=False).ledger)
         except DecodeError as error:
             print(f"{path.name:<28}{'-':>7}  refused: {error}")
             continue
-        frames = list(
-            read_frames(str(path), "pyav", video.timestamps, range(len(video.timestamps)))
-        )
-        verdicts = {decoder: verdict(str(path), decoder, video, frames) for decoder in decoders}
+        frames = list(read_frames(str(path), "pyav", ledger, range(len(ledger))))
+        verdicts = {decoder: verdict(str(path), decoder, ledger, frames) for decoder in decoders}
         times: dict[str, list[float]] = {
             decoder: [] for decoder in decoders if verdicts[decoder] == "exact"
         }
         for _ in range(ROUNDS):
             for decoder in decoders:
                 if decoder in times:
-                    times[decoder].append(seconds(str(path), decoder, video))
+                    times[decoder].append(seconds(str(path), decoder, ledger))
         cells = [
             f"{verdicts[decoder]} ({median(times[decoder]) / median(times['pyav']):.2f})"
             if decoder in times

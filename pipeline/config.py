@@ -16,7 +16,7 @@ AnyTrackerSettings = Annotated[
     CoTracker3Settings | LucasKanadeSettings | GroundTruthSettings, Field(discriminator="tracker")
 ]
 
-FRAMES_VERSION = 1
+FRAMES_VERSION = 2
 """Raised by hand when the same frame settings give other pixels, so that old shards are rebuilt."""
 
 Side = Annotated[int, Field(ge=16, le=65500)]
@@ -44,7 +44,12 @@ class FrameSettings(Settings):
     """JPEG quality of the stored frames."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
     """What reads the clips of video files. `pyav` is exact on every odd file tried
-    (benchmarks/decoders.py). Frames are always counted, and shot cuts found, with PyAV."""
+    (benchmarks/decoders.py). Frames are always counted, and shot cuts found, with PyAV. Whatever
+    reads a frame, it is compared with what PyAV found there before it is stored."""
+    square_pixels: bool = True
+    """Resample frames whose pixels are not square (as on DVDs) to square pixels."""
+    deinterlace: bool = True
+    """Deinterlace frames that are flagged as interlaced, each by itself (FFmpeg's estdif)."""
     shot_cuts: bool = True
     """Find shot cuts in video files, so that no clip contains one."""
     decode_timeout_s: float = Field(60.0, gt=0)

@@ -15,12 +15,10 @@ from pipeline.failures import DecodeError, Reason
 from shards.errors import first_line
 
 
-def frames_at(
-    path: str, timestamps: Sequence[float], indices: Sequence[int]
-) -> Iterator[NDArray[np.uint8]]:
+def frames_at(path: str, count: int, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames [H, W, 3] at increasing `indices`.
 
-    `timestamps` are those of all frames, from the file's scan. Raises DecodeError if decord cannot
+    `count` frames are in the file, by its scan. Raises DecodeError if decord cannot
     read the file, or counts another number of frames than the scan did.
     """
     import decord
@@ -29,9 +27,9 @@ def frames_at(
     try:
         # The reader must not outlive this call: an idle open one keeps decoding and fills memory.
         reader = decord.VideoReader(path, num_threads=1)
-        if len(reader) != len(timestamps):
+        if len(reader) != count:
             raise DecodeError(
-                f"decord sees {len(reader)} frames where {len(timestamps)} decode; "
+                f"decord sees {len(reader)} frames where {count} decode; "
                 "set frames.decoder to pyav for this source",
                 Reason.DECORD_MISCOUNTS,
             )

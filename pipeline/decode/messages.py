@@ -10,9 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.decode.video import Decoder
 from pipeline.failures import Reason
-from shards.geometry import FrameTransform
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,32 +25,50 @@ class ScanRequest:
     shot_cuts: bool
 
 
+@dataclass(frozen=True, slots=True)
+class StoredForm:
+    """How frames are stored: what becomes of their size and pixels.
+
+    short_side, size: see `stored_transform`
+    square_pixels:    resample pixels that are not square
+    deinterlace:      interpolate one field of interlaced frames
+    """
+
+    short_side: int
+    size: tuple[int, int] | None = None
+    square_pixels: bool = True
+    deinterlace: bool = True
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoRequest:
-    """Read frames of a video file at increasing `indices`. Result per frame: [h, w, 3], resized.
+    """Read frames of a video file at increasing `indices`. Result per frame: `StoredFrame`.
 
-    `timestamps` are those of all frames of the file, from its scan.
+    `ledger` is the packed one of the file's scan.
     """
 
     path: str
     decoder: Decoder
-    timestamps: tuple[float, ...]
+    ledger: bytes
     indices: tuple[int, ...]
-    transform: FrameTransform
+    form: StoredForm
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredFrame:
+    """A frame [h, w, 3] resized as it is stored, and its (width, height) in the file."""
+
+    pixels: NDArray[np.uint8]
+    source_size: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesRequest:
-    """Read image files. Answer per image: `Result` or `ItemFailed`.
-
-    A result is (frame [h, w, 3], (width, height)): the frame resized as it is stored, and the size
-    that it has in the file.
-    """
+    """Read image files. Answer per image: `Result` with a `StoredFrame`, or `ItemFailed`."""
 
     root: str
     names: tuple[str, ...]
-    short_side: int
-    size: tuple[int, int] | None
+    form: StoredForm
 
 
 Request = ScanRequest | VideoRequest | ImagesRequest

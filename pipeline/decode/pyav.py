@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -11,10 +12,14 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decode.frame_format import FrameFormat, progressive
+from pipeline.decode.ledger import Ledger
 from pipeline.failures import DecodeError, Reason
 
 _SEEK_EARLY_S = (0.0, 2.0, 12.0)
-"""Seconds before the wanted frame at which seeks aim, in the order in which they are tried."""
+"""Seconds before the wanted key frame at which seeks aim, in the order in which they are tried."""
+_LEAST_SKIPPED = 50
+"""Frames between two wanted ones that are decoded rather than skipped by opening the file again."""
 
 
 @contextmanager
@@ -39,104 +44,168 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
         yield container, stream
 
 
-def decode(path: str) -> Iterator[Any]:
-    """Yield all frames of a file in order, as `av.VideoFrame`.
+def packets(
+    container: Any, stream: Any, on_error: Callable[[str], None] = lambda _: None
+) -> Iterator[Any]:
+    """Yield the packets of a stream; where reading fails, call `on_error` and end."""
+    try:
+        yield from container.demux(stream)
+    except av.FFmpegError as error:
+        on_error(_reason(error))
 
-    Raises DecodeError if the file cannot be opened, decoding stops with an error midway, or the
-    file holds no frame.
+
+def decode(
+    stream_packets: Iterator[Any], on_error: Callable[[str], None] = lambda _: None
+) -> Iterator[Any]:
+    """Yield the frames of packets in the order in which they are shown, as `av.VideoFrame`.
+
+    A packet that cannot be decoded is skipped, and `on_error` is called with FFmpeg's words.
     """
-    count = 0
-    with open_video(path) as (container, stream):
+    for packet in stream_packets:
         try:
-            for frame in container.decode(stream):
-                yield frame
-                count += 1
+            frames = packet.decode()
         except av.FFmpegError as error:
-            raise DecodeError(
-                f"decoding stopped after {count} frames ({_reason(error)})", Reason.DAMAGED_VIDEO
-            ) from error
-    if count == 0:
-        raise DecodeError("no frame could be decoded", Reason.NO_FRAMES)
+            on_error(_reason(error))
+            continue
+        yield from frames
 
 
-def upright(frame: Any) -> NDArray[np.uint8]:
-    """Convert a decoded frame to [H, W, 3] RGB uint8, rotated as its metadata asks."""
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns))
+def rgb(frame: Any, described: FrameFormat, deinterlace: bool) -> NDArray[np.uint8]:
+    """Convert a decoded frame to [H, W, 3] RGB uint8, upright."""
+    if deinterlace:
+        frame = progressive(frame)
+    return described.orientation.apply(frame.to_ndarray(format="rgb24"))
 
 
 def frame_times(times: Sequence[float | None], rate: float) -> tuple[float, ...]:
-    """Return the time of every frame in seconds.
+    """Return the time of every frame in seconds from the first.
 
     If any of the file's own times is missing or they do not increase, frame i gets i / rate
     instead.
     """
-    present = tuple(time for time in times if time is not None)
+    present = [time for time in times if time is not None]
     if len(present) == len(times) and all(a < b for a, b in pairwise(present)):
-        return present
+        return tuple(time - present[0] for time in present)
     return tuple(index / rate for index in range(len(times)))
 
 
 def frames_at(
     path: str,
-    timestamps: Sequence[float],
+    ledger: Ledger,
     indices: Sequence[int],
+    *,
+    deinterlace: bool = True,
     on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames [H, W, 3] at increasing `indices`, identical to decoding the whole file.
+    """Yield the frames [H, W, 3] at increasing `indices`, each proven by its ledger entry.
 
-    `timestamps` are those of all frames, from the file's scan. `on_frame` is called after each
-    decoded frame, wanted or not. Raises DecodeError if the file cannot be read, or lacks a frame
-    that the scan counted.
+    One pass over the file: frames between two wanted ones are decoded, except where a later key
+    frame lets decoding skip them. `on_frame` is called after each decoded frame, wanted or not.
+    Raises DecodeError if the file cannot be read, or lacks a frame that the scan entered.
     """
-    wanted = list(indices)
-    # Try to seek to a key frame before the first wanted frame; frames are recognised by their time.
-    # A seek fails if the file has no times or the seek lands late. The last attempt decodes the
-    # file from its beginning, where the index of a frame is its count. Each attempt continues with
-    # the frames that the earlier ones did not find.
-    seeks = (_after_seek(path, timestamps, wanted[0], early) for early in _SEEK_EARLY_S)
-    for attempt in (*seeks, enumerate(decode(path))):
-        for index, frame in attempt:
-            on_frame()
-            if index > wanted[0]:  # landed late, or skipped a frame: try the next way
+    remaining = list(indices)
+    while remaining:
+        missing = remaining[0]
+        # Skip to the key frame before the next wanted frame. What is found so is checked; if it is
+        # wrong or missing, decode the file from its start, where no skip can mislead.
+        ways = [_from_start(path)]
+        if key_frame := ledger.key_before(missing):
+            ways.insert(0, _from_key_frame(path, ledger, key_frame))
+        for way in ways:
+            with closing(way):
+                for index, frame in way:
+                    on_frame()
+                    if index < remaining[0]:
+                        continue
+                    if index > remaining[0] or not ledger.matches(index, frame):
+                        break
+                    yield rgb(frame, ledger.format_of(index), deinterlace)
+                    remaining.pop(0)
+                    if not remaining or ledger.key_before(remaining[0]) - index > _LEAST_SKIPPED:
+                        break
+            if not remaining or remaining[0] != missing:
                 break
-            if index == wanted[0]:
-                yield upright(frame)
-                wanted.pop(0)
-                if not wanted:
-                    return
-    raise DecodeError(
-        f"frame {wanted[0]} is gone, which was there when the file was scanned: "
-        "has the file changed?",
-        Reason.VIDEO_CHANGED,
-    )
+        else:
+            raise DecodeError(
+                f"frame {missing} is not the one that was there when the file was scanned: "
+                "the file has changed; if its size and time are the same, 'touch' it",
+                Reason.VIDEO_CHANGED,
+            )
+
+
+def _from_start(path: str) -> Generator[tuple[int, Any]]:
+    """Yield (index, frame) of all frames of a file."""
+    with open_video(path) as (container, stream):
+        yield from enumerate(decode(packets(container, stream)))
+
+
+def _from_key_frame(path: str, ledger: Ledger, key_frame: int) -> Generator[tuple[int, Any]]:
+    """Yield (index, frame) from a key frame on; nothing if it cannot be found."""
+    if ledger.seekable:
+        for early in _SEEK_EARLY_S:
+            found = False
+            for index, frame in _after_seek(path, ledger, key_frame, early):
+                if not found and index > key_frame:  # the seek landed late
+                    break
+                if index >= key_frame:
+                    found = True
+                    yield index, frame
+            if found:
+                return
+    else:
+        yield from _after_packets(path, ledger, key_frame)
 
 
 def _after_seek(
-    path: str, timestamps: Sequence[float], first: int, early: float
+    path: str, ledger: Ledger, key_frame: int, early: float
 ) -> Iterator[tuple[int, Any]]:
-    """Seek to a key frame before frame `first`, and yield (index in the file, frame) from there on.
+    """Seek to a key frame and yield (index, frame) from there on; frames are known by their times.
 
     The seek aims `early` seconds before that frame: some containers (MPEG-TS) lead to the key frame
-    *after* the requested time. Ends at the first frame whose time is not in `timestamps`, and
-    yields nothing if the seek fails.
+    *after* the requested time. Ends at the first frame whose time is not in the ledger.
     """
-    index_of = {time: index for index, time in enumerate(timestamps)}
+    target = int(ledger.times[key_frame]) - round(Fraction(early) / ledger.time_base)
     key_seen = False
     with open_video(path) as (container, stream):
         try:
-            container.seek(
-                round(max(0.0, timestamps[first] - early) / stream.time_base), stream=stream
-            )
-            for frame in container.decode(stream):
-                key_seen = key_seen or frame.key_frame
-                if frame.time not in index_of:
-                    return
-                # Before the first key frame, frames may refer to ones that the seek skipped.
-                if key_seen:
-                    yield index_of[frame.time], frame
+            container.seek(max(target, int(ledger.times[0])), stream=stream)
         except av.FFmpegError:
-            return  # decoding from the beginning succeeds, or raises the error that names the cause
+            return
+        for frame in decode(packets(container, stream)):
+            index = int(np.searchsorted(ledger.times, frame.pts)) if frame.pts is not None else -1
+            if not 0 <= index < len(ledger) or ledger.times[index] != frame.pts:
+                return
+            # Before the first key frame, frames may refer to ones that the seek skipped.
+            key_seen = key_seen or frame.key_frame
+            if key_seen:
+                yield index, frame
+
+
+def _after_packets(path: str, ledger: Ledger, key_frame: int) -> Iterator[tuple[int, Any]]:
+    """Read packets without decoding them up to a key frame's, and yield (index, frame) from it on.
+
+    For files whose times are missing, repeat or jump back: there, a seek by time leads anywhere.
+    Reading packets costs a hundredth of decoding them.
+    """
+    skipped = ledger.key_frames_before(key_frame)
+    with open_video(path) as (container, stream):
+        index = -1
+        for frame in decode(_from_key_packet(packets(container, stream), skipped)):
+            # Frames shown before the key frame but coded after it refer to ones that were skipped.
+            if index < 0 and not frame.key_frame:
+                continue
+            index = key_frame if index < 0 else index + 1
+            yield index, frame
+
+
+def _from_key_packet(stream_packets: Iterator[Any], skipped: int) -> Iterator[Any]:
+    """Yield packets from key packet number `skipped` on."""
+    keys = 0
+    for packet in stream_packets:
+        if packet.is_keyframe:
+            keys += 1
+        if keys > skipped:
+            yield packet
 
 
 def _reason(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scenedetect.common import FrameTimecode
 from scenedetect.detectors import ContentDetector
 from scenedetect.stats_manager import StatsManager
@@ -17,6 +18,15 @@ _LEAST_RATIO = 2.0
 """A cut's change is at least this many times the mean change of its neighbours."""
 _WINDOW = 2
 """Neighbours on each side."""
+
+
+def small_picture(frame: Any) -> NDArray[np.uint8]:
+    """Shrink an `av.VideoFrame` to [h, w, 3] BGR uint8, as coded: what is judged of a frame."""
+    shrink = max(1, min(frame.width, frame.height) // _SHORT_SIDE)
+    small: NDArray[np.uint8] = frame.reformat(
+        width=frame.width // shrink, height=frame.height // shrink, format="bgr24"
+    ).to_ndarray()
+    return small
 
 
 class ShotDetector:
@@ -32,24 +42,26 @@ class ShotDetector:
     def __init__(self) -> None:
         self._changes = StatsManager()
         self._detector = ContentDetector()
-        self._detector.stats_manager = self._changes
+        self._size: tuple[int, ...] = ()
+        self._firsts: set[int] = set()
         self._count = 0
 
-    def add(self, frame: Any) -> None:
-        """Add the next frame of the video, an `av.VideoFrame`, in order."""
-        # Judge it at a small size and unrotated: neither matters to cuts.
-        shrink = max(1, min(frame.width, frame.height) // _SHORT_SIDE)
-        small = frame.reformat(
-            width=frame.width // shrink, height=frame.height // shrink, format="bgr24"
-        ).to_ndarray()
+    def add(self, small: NDArray[np.uint8]) -> None:
+        """Add the next frame of the video, in order, as its `small_picture`."""
+        if small.shape != self._size:  # pictures of different sizes cannot be compared
+            self._size = small.shape
+            self._firsts.add(self._count)
+            self._detector = ContentDetector()
+            self._detector.stats_manager = self._changes
         self._detector.process_frame(_time(self._count), small)
         self._count += 1
 
     def cuts(self) -> list[int]:
         """Return the indices of the frames that begin a new shot, once all frames were added."""
-        # changes[i] is the change from frame i - 1 to frame i; there is none into frame 0.
+        # changes[i] is the change from frame i - 1 to frame i; there is none into the first of a
+        # size.
         changes = np.zeros(max(1, self._count))
-        for index in range(1, self._count):
+        for index in sorted(set(range(self._count)) - self._firsts):
             (changes[index],) = self._changes.get_metrics(
                 _time(index), [ContentDetector.FRAME_SCORE_KEY]
             )

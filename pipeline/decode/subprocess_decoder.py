@@ -12,9 +12,6 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.decode.messages import (
     Answer,
     ImagesRequest,
@@ -25,12 +22,13 @@ from pipeline.decode.messages import (
     RequestFailed,
     Result,
     ScanRequest,
+    StoredForm,
+    StoredFrame,
     VideoRequest,
 )
 from pipeline.decode.video import Decoder
 from pipeline.failures import DecodeError, Reason
 from pipeline.sources.video import Scan
-from shards.geometry import FrameTransform
 
 
 class SubprocessDecoder:
@@ -56,38 +54,35 @@ class SubprocessDecoder:
         path: str,
         *,
         decoder: Decoder,
-        timestamps: Sequence[float],
+        ledger: bytes,
         indices: Sequence[int],
-        transform: FrameTransform,
-    ) -> list[NDArray[np.uint8]]:
-        """Read the frames [h, w, 3] of a video file at increasing `indices`, each transformed.
+        form: StoredForm,
+    ) -> Iterator[StoredFrame]:
+        """Read the frames of a video file at increasing `indices`, in one pass over the file.
 
-        `timestamps` are those of all frames, from the file's scan. Raises DecodeError.
+        `ledger` is the packed one of the file's scan: every frame is proven by it. Raises
+        DecodeError where a frame cannot be read; those before it have been yielded.
         """
         request = VideoRequest(
-            path=path,
-            decoder=decoder,
-            timestamps=tuple(timestamps),
-            indices=tuple(indices),
-            transform=transform,
+            path=path, decoder=decoder, ledger=ledger, indices=tuple(indices), form=form
         )
-        frames = list(self._ask(request))
-        if len(frames) != len(indices):
+        count = 0
+        for frame in self._ask(request):
+            yield frame
+            count += 1
+        if count != len(indices):
             raise DecodeError(
-                f"the decoder gave {len(frames)} frames of {len(indices)}", Reason.DECODER_FAILED
+                f"the decoder gave {count} frames of {len(indices)}", Reason.DECODER_FAILED
             )
-        return frames
 
     def read_images(
-        self, root: str, names: Sequence[str], *, short_side: int, size: tuple[int, int] | None
-    ) -> list[tuple[NDArray[np.uint8], tuple[int, int]] | DecodeError]:
-        """Read image files: for each its frame and original (width, height), or why it is unusable.
+        self, root: str, names: Sequence[str], form: StoredForm
+    ) -> list[StoredFrame | DecodeError]:
+        """Read image files: for each its frame as it is stored, or why it is unusable.
 
-        Frames [h, w, 3] are resized as they are stored. Raises DecodeError if the child was killed
-        or died.
+        Raises DecodeError if the child was killed or died.
         """
-        request = ImagesRequest(root=root, names=tuple(names), short_side=short_side, size=size)
-        return list(self._ask(request))
+        return list(self._ask(ImagesRequest(root=root, names=tuple(names), form=form)))
 
     def close(self) -> None:
         """Kill the child. The decoder stays usable: the next request starts another child."""

@@ -14,21 +14,19 @@ from pipeline.failures import DecodeError, Reason
 from shards.errors import first_line
 
 
-def frames_at(
-    path: str, timestamps: Sequence[float], indices: Sequence[int]
-) -> Iterator[NDArray[np.uint8]]:
+def frames_at(path: str, count: int, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames [H, W, 3] at increasing `indices`.
 
-    `timestamps` are those of all frames, from the file's scan. Raises DecodeError if torchcodec
+    `count` frames are in the file, by its scan. Raises DecodeError if torchcodec
     cannot read the file, or counts another number of frames than the scan did.
     """
     from torchcodec.decoders import VideoDecoder
 
     try:
         reader = VideoDecoder(path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-        if len(reader) != len(timestamps):
+        if len(reader) != count:
             raise DecodeError(
-                f"torchcodec sees {len(reader)} frames where {len(timestamps)} decode; "
+                f"torchcodec sees {len(reader)} frames where {count} decode; "
                 "set frames.decoder to pyav for this source",
                 Reason.TORCHCODEC_MISCOUNTS,
             )

@@ -1,8 +1,8 @@
-"""Read a video file: scan it once from end to end, then read frames by index.
+"""Read frames of a video file by index, and prove each by the ledger of the file's scan.
 
-The scan is always done with PyAV, whatever `frames.decoder` says: it alone decides how many frames
-there are and when each is shown. The decoder then reads the clips; where it disagrees with the
-scan, the file is refused.
+The scan (`scan.py`) is always done with PyAV, whatever `frames.decoder` says: it alone decides how
+many frames there are and when each is shown. The decoder then reads the clips; where it hands over
+another frame than the scan entered, the file is refused.
 
 The modules `pyav`, `decord` and `torchcodec` implement one function with the same meaning,
 `frames_at`.
@@ -20,14 +20,12 @@ from numpy.typing import NDArray
 from pipeline.decode import decord as with_decord
 from pipeline.decode import pyav as with_pyav
 from pipeline.decode import torchcodec as with_torchcodec
-from pipeline.decode.shots import ShotDetector
-from pipeline.sources.video import Scan
+from pipeline.decode.frame_format import progressive_picture
+from pipeline.decode.ledger import Ledger
+from pipeline.failures import DecodeError, Reason
 from shards.errors import PretrackError, first_line
 
 Decoder = Literal["pyav", "decord", "torchcodec"]
-
-_FALLBACK_RATE = 25
-"""Frames per second assumed for a file that states none; only used if it has no usable times."""
 
 
 def check_decoder(decoder: Decoder) -> None:
@@ -49,47 +47,64 @@ def check_decoder(decoder: Decoder) -> None:
         ) from error
 
 
-def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None) -> Scan:
-    """Decode a file from end to end: true frame count, times, displayed size, shot cuts if wanted.
-
-    `on_frame` is called after each frame. Raises DecodeError if the file cannot be read to its end.
-    """
-    times: list[float | None] = []
-    shots = ShotDetector() if shot_cuts else None
-    with with_pyav.open_video(path) as (_, stream):
-        rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
-    for frame in with_pyav.decode(path):
-        times.append(frame.time)
-        if shots:
-            shots.add(frame)
-        # Width and height are those of the last frame, after its rotation by a quarter turn or not.
-        on_its_side = round(frame.rotation / 90) % 2
-        width, height = (frame.height, frame.width) if on_its_side else (frame.width, frame.height)
-        on_frame()
-    return Scan(
-        width=width,
-        height=height,
-        timestamps=with_pyav.frame_times(times, rate),
-        cuts=tuple(shots.cuts()) if shots else (),
-    )
-
-
 def read_frames(
     path: str,
     decoder: Decoder,
-    timestamps: Sequence[float],
+    ledger: Ledger,
     indices: Sequence[int],
     *,
+    deinterlace: bool = True,
     on_frame: Callable[[], None] = lambda: None,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames [H, W, 3] RGB uint8 at increasing `indices`, upright, as the scan counted.
+    """Yield the frames [H, W, 3] RGB uint8 at increasing `indices`, upright, each proven.
 
-    `timestamps` are those of all frames, from the scan. `on_frame` is called for each frame that
-    PyAV decodes on the way to the wanted ones. Raises DecodeError if the file cannot be read or is
-    not the file that was scanned.
+    Frames have the size of their format in `ledger`, with pixels as coded (see `FrameFormat`).
+    `on_frame` is called for each frame that PyAV decodes on the way to the wanted ones. Raises
+    DecodeError if the file cannot be read, is not the file that was scanned, or the decoder hands
+    over another frame.
     """
-    if decoder == "decord":
-        return with_decord.frames_at(path, timestamps, indices)
-    if decoder == "torchcodec":
-        return with_torchcodec.frames_at(path, timestamps, indices)
-    return with_pyav.frames_at(path, timestamps, indices, on_frame)
+    if decoder == "pyav":
+        return with_pyav.frames_at(
+            path, ledger, indices, deinterlace=deinterlace, on_frame=on_frame
+        )
+    reader = with_decord if decoder == "decord" else with_torchcodec
+    return _proven(reader.frames_at, decoder, path, ledger, indices, deinterlace)
+
+
+def _proven(
+    frames_at: Callable[[str, int, Sequence[int]], Iterator[NDArray[np.uint8]]],
+    decoder: Decoder,
+    path: str,
+    ledger: Ledger,
+    indices: Sequence[int],
+    deinterlace: bool,
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of a decoder that hands over RGB only, each compared with its entry.
+
+    One that differs is read again, by reading all frames before it in order. Raises DecodeError if
+    it differs still.
+    """
+    for index, seen in zip(indices, frames_at(path, len(ledger), indices), strict=True):
+        # However it seeks: in order from the start, it has no choice of frames.
+        picture = (
+            seen if ledger.resembles(index, seen) else _in_order(frames_at, path, ledger, index)
+        )
+        if not ledger.resembles(index, picture):
+            raise DecodeError(
+                f"{decoder} gives another frame {index} than the scan found: set "
+                "frames.decoder to pyav for this source",
+                Reason.WRONG_FRAME,
+            )
+        interlaced = deinterlace and ledger.interlaced(index)
+        yield progressive_picture(picture) if interlaced else picture
+
+
+def _in_order(
+    frames_at: Callable[[str, int, Sequence[int]], Iterator[NDArray[np.uint8]]],
+    path: str,
+    ledger: Ledger,
+    index: int,
+) -> NDArray[np.uint8]:
+    """Read a frame by reading all before it."""
+    *_, picture = frames_at(path, len(ledger), range(index + 1))
+    return picture

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 import cv2
 
 from pipeline.decode.images import read_image
+from pipeline.decode.ledger import Ledger
 from pipeline.decode.messages import (
     Answer,
     ImagesRequest,
@@ -25,11 +26,13 @@ from pipeline.decode.messages import (
     RequestFailed,
     Result,
     ScanRequest,
+    StoredFrame,
     VideoRequest,
 )
-from pipeline.decode.video import read_frames, scan
+from pipeline.decode.scan import scan
+from pipeline.decode.video import read_frames
 from pipeline.failures import DecodeError, Reason
-from shards.geometry import stored_transform
+from shards.geometry import FrameTransform, stored_size, stored_transform
 
 _PR_SET_PDEATHSIG = 1
 """The option of Linux's prctl that sets the signal a process gets when its parent dies."""
@@ -78,19 +81,28 @@ def _answer_scan(pipe: Connection, request: ScanRequest) -> None:
 
 def _answer_video(pipe: Connection, request: VideoRequest) -> None:
     """Send each frame, resized, and `Progress` per frame that is decoded on the way."""
+    ledger = Ledger.unpack(request.ledger)
+    form = request.form
     frames = read_frames(
         request.path,
         request.decoder,
-        request.timestamps,
+        ledger,
         request.indices,
+        deinterlace=form.deinterlace,
         on_frame=lambda: pipe.send(Progress()),
     )
-    for frame in frames:
-        pipe.send(Result(request.transform.frame(frame)))
+    for index, frame in zip(request.indices, frames, strict=True):
+        described = ledger.format_of(index)
+        # Pixels become square in the same step in which the frame is shrunk, so that it is
+        # resampled once.
+        shown = described.display_size if form.square_pixels else described.upright_size
+        stored = form.size or stored_size(*shown, form.short_side)
+        transform = FrameTransform.whole(*described.upright_size, *stored)
+        pipe.send(Result(StoredFrame(transform.frame(frame), described.upright_size)))
 
 
 def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
-    """Send per image its frame, resized, and its (width, height); or why it cannot be used."""
+    """Send per image its frame, resized; or why it cannot be used."""
     for name in request.names:
         try:
             image = read_image(request.root, name)
@@ -103,8 +115,8 @@ def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
             pipe.send(ItemFailed(message, Reason.UNREADABLE_IMAGE))
         else:
             height, width = image.shape[:2]
-            transform = stored_transform(width, height, request.short_side, request.size)
-            pipe.send(Result((transform.frame(image), (width, height))))
+            transform = stored_transform(width, height, request.form.short_side, request.form.size)
+            pipe.send(Result(StoredFrame(transform.frame(image), (width, height))))
 
 
 if __name__ == "__main__":

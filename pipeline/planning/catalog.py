@@ -27,9 +27,10 @@ from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
 from pipeline.failures import TRANSIENT_REASONS, DecodeError, Reason
 from pipeline.monitoring.progress import Progress
+from pipeline.planning.ledger_store import scan_texts, write_ledger
 from pipeline.ray_cluster import connect, decoder_of_this_worker, ray_task, results_as_completed
-from pipeline.sources.video import Scan, Video
-from shards.errors import PretrackError
+from pipeline.sources.video import Scan, ScanNote, Video
+from shards.errors import FormatVersionError, PretrackError
 from shards.files import Location, sizes_in
 
 _SAVE_EVERY = 200
@@ -44,7 +45,9 @@ class ScanRow:
 
     identity: the file's identity when it was scanned
     settings: the scan settings
-    error, reason: why the file cannot be scanned, "" if it was; the results are None then
+    ledger:   digest of the ledger of its frames (see `ledger_store`), "" without one
+    notes:    what a user should know of the file: why it cannot be used, or what of it is not
+    reason:   why the file cannot be scanned, "" if it was; the results are None then
     """
 
     path: str
@@ -54,19 +57,15 @@ class ScanRow:
     height: Int32 | None
     timestamps: tuple[Float64, ...] | None
     cuts: tuple[Int32, ...] | None
-    error: str
+    ledger: str
+    notes: tuple[ScanNote, ...]
     reason: str
 
 
 SCANS = schema_of(ScanRow)
 
-
-@dataclass(frozen=True)
-class ScanFailure:
-    """A video file that cannot be scanned."""
-
-    reason: str
-    detail: str
+ScanResult = tuple[Scan, str] | ScanNote
+"""A scan and the digest of its ledger; or why a file cannot be scanned."""
 
 
 @dataclass(frozen=True)
@@ -179,13 +178,13 @@ def _scanned_videos(
             source=video.source,
             video_id=video.video_id,
             stage="scan",
-            reason=scan["reason"],
-            detail=scan["error"],
+            reason=note["reason"],
+            detail=note["detail"],
         )
-        for video, scan in zip(files, scans.select(["error", "reason"]).to_pylist(), strict=True)
-        if scan["error"]
+        for video, notes in zip(files, scans["notes"].to_pylist(), strict=True)
+        for note in notes
     ]
-    usable = pc.equal(scans["error"], "")
+    usable = pc.equal(scans["reason"], "")
     videos = _videos_table(
         _video_row(video, settings) for video in compress(files, usable.to_pylist())
     )
@@ -193,7 +192,7 @@ def _scanned_videos(
     results = scans.filter(usable)
     columns = {name: results[name] for name in ("width", "height", "timestamps", "cuts")}
     columns["frames"] = pc.list_value_length(results["timestamps"])
-    columns["scan"] = results["settings"]
+    columns["scan"] = scan_texts(results["settings"], results["ledger"])
     for name, column in columns.items():
         videos = videos.set_column(VIDEOS.get_field_index(name), VIDEOS.field(name), column)
     return videos, failures
@@ -336,14 +335,17 @@ def _stored_scans(
     """
     if store.name not in sizes_in(store.parent):
         return SCANS.empty_table()
-    scans = read_table(store)
+    try:
+        scans = read_table(store, SCANS.names)
+    except FormatVersionError:  # of an earlier version, without ledgers
+        return SCANS.empty_table()
     position = pc.index_in(scans["path"], value_set=pa.array(identities.keys(), pa.string()))
     identity_now = pa.array(identities.values(), pa.string()).take(position.combine_chunks())
     holds = pc.and_(
         pc.equal(scans["settings"], scan_settings), pc.equal(scans["identity"], identity_now)
     )
     if retry_failed:
-        holds = pc.and_(holds, pc.equal(scans["error"], ""))
+        holds = pc.and_(holds, pc.equal(scans["reason"], ""))
     return scans.filter(holds)
 
 
@@ -354,40 +356,56 @@ def _store_scans(store: Location, scans: pa.Table) -> None:
     write_table(store, scans.filter(pc.invert(transient)))
 
 
-def _scan_files(
-    paths: list[str], settings: BuildSettings
-) -> Iterator[tuple[str, Scan | ScanFailure]]:
+def _scan_files(paths: list[str], settings: BuildSettings) -> Iterator[tuple[str, ScanResult]]:
     """Scan files on Ray's workers; yield each as it is done."""
     cluster = connect(settings.ray)
     # Twice as many tasks as cores, so that a core never waits for its next file.
     task = ray_task(_scan_file)
     yield from results_as_completed(
-        (partial(task.remote, path, settings.frames) for path in paths), limit=2 * cluster.cpus
+        (partial(task.remote, path, settings.frames, settings.out) for path in paths),
+        limit=2 * cluster.cpus,
     )
 
 
-def _scan_file(path: str, frames: FrameSettings) -> tuple[str, Scan | ScanFailure]:
-    """Scan one file; runs on a worker."""
+def _scan_file(path: str, frames: FrameSettings, out: Location) -> tuple[str, ScanResult]:
+    """Scan one file and store its ledger; runs on a worker."""
+    decoder = decoder_of_this_worker(frames.decode_timeout_s)
     try:
-        return path, decoder_of_this_worker(frames.decode_timeout_s).scan(path, frames.shot_cuts)
+        scan = decoder.scan(path, frames.shot_cuts)
     except DecodeError as error:
-        return path, ScanFailure(error.reason, str(error))
+        return path, ScanNote(error.reason, str(error))
+    # The driver needs the digest only.
+    return path, (replace(scan, ledger=b""), write_ledger(out, scan.ledger))
 
 
-def _scan_row(path: str, identity: str, scan_settings: str, scan: Scan | ScanFailure) -> ScanRow:
-    result, failure = (None, scan) if isinstance(scan, ScanFailure) else (scan, None)
-    return ScanRow(
+def _scan_row(path: str, identity: str, scan_settings: str, result: ScanResult) -> ScanRow:
+    row = ScanRow(
         path=path,
         identity=identity,
         settings=scan_settings,
-        width=result.width if result else None,
-        height=result.height if result else None,
-        timestamps=result.timestamps if result else None,
-        cuts=result.cuts if result else None,
-        error=failure.detail if failure else "",
-        reason=failure.reason if failure else "",
+        width=None,
+        height=None,
+        timestamps=None,
+        cuts=None,
+        ledger="",
+        notes=(),
+        reason="",
+    )
+    if isinstance(result, ScanNote):
+        return replace(row, notes=(result,), reason=result.reason)
+    scan, ledger = result
+    return replace(
+        row,
+        width=scan.width,
+        height=scan.height,
+        timestamps=scan.timestamps,
+        cuts=scan.cuts,
+        ledger=ledger,
+        notes=scan.notes,
     )
 
 
 def _scans_table(rows: Iterable[ScanRow]) -> pa.Table:
-    return table_of((vars(row) for row in rows), SCANS)
+    return table_of(
+        ({**vars(row), "notes": [vars(note) for note in row.notes]} for row in rows), SCANS
+    )

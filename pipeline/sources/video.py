@@ -45,15 +45,28 @@ class Video:
 
 
 @dataclass(frozen=True)
+class ScanNote:
+    """Something a user should know of a file that can be used all the same."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class Scan:
     """What decoding a video file from end to end shows.
 
-    width, height: of the frames in pixels, in display orientation
-    timestamps:    one per decoded frame, in seconds, increasing
-    cuts:          indices of the frames that begin a new shot; never 0
+    width, height: of the first frame in its own pixels, in display orientation
+    timestamps:    one per decoded frame, in seconds from the first, increasing
+    cuts:          indices of the frames that begin a new shot, never 0; every damaged frame is a
+                   shot by itself
+    notes:         on damage and the like
+    ledger:        the packed `Ledger` of all frames
     """
 
     width: int
     height: int
     timestamps: tuple[float, ...]
     cuts: tuple[int, ...]
+    notes: tuple[ScanNote, ...] = ()
+    ledger: bytes = b""

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.decode.images import read_image
+from pipeline.decode.messages import StoredForm, StoredFrame
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.failures import DecodeError
 
@@ -72,11 +73,11 @@ def test_bad_images_are_refused_with_a_reason_and_the_others_are_read(tmp_path: 
         assert error.value.reason == reason, name
     with SubprocessDecoder(stall_limit_s=60) as decoder:
         got = decoder.read_images(
-            str(tmp_path), ["whole.jpg", *bad, "whole.jpg"], short_side=32, size=None
+            str(tmp_path), ["whole.jpg", *bad, "whole.jpg"], StoredForm(short_side=32)
         )
     assert [isinstance(image, DecodeError) for image in got] == [False] + [True] * len(bad) + [
         False
     ]
-    frame, size = got[0]  # type: ignore[misc]
-    assert frame.shape == (32, 32, 3)
-    assert size == (64, 64)
+    assert isinstance(got[0], StoredFrame)
+    assert got[0].pixels.shape == (32, 32, 3)
+    assert got[0].source_size == (64, 64)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.decode.video import scan
+from pipeline.decode.scan import scan
 from tests.helpers.panning import panning_frames, write_video
 
 

@@ -10,9 +10,9 @@ from threading import Thread
 import psutil
 import pytest
 
+from pipeline.decode.messages import StoredForm
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.failures import DecodeError, Reason
-from shards.geometry import FrameTransform
 from tests.helpers.panning import panning_frames, write_video
 
 
@@ -25,15 +25,14 @@ def test_a_decoder_that_hangs_is_killed_and_the_next_file_is_read(tmp_path: Path
         with pytest.raises(DecodeError, match="gave nothing for 3 s") as error:
             decoder.scan(str(tmp_path / "hangs.mp4"), shot_cuts=True)
         assert error.value.reason == "decoder stalled"
-        times = decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=True).timestamps
         frames = decoder.read_video(
             str(tmp_path / "good.mp4"),
             decoder="pyav",
-            timestamps=times,
+            ledger=decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=True).ledger,
             indices=[3, 20],
-            transform=FrameTransform.whole(96, 64, 48, 32),
+            form=StoredForm(short_side=32),
         )
-        assert [frame.shape for frame in frames] == [(32, 48, 3)] * 2
+        assert [frame.pixels.shape for frame in frames] == [(32, 48, 3)] * 2
     assert not _decoders()
 
 

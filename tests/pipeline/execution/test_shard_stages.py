@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from manifests.settings import check_settings
 from pipeline.config import BuildSettings
-from pipeline.execution.shard_stages import DecodedClip, DecodedShard, track_shard
+from pipeline.execution.clip_decoding import DecodedClip
+from pipeline.execution.shard_stages import DecodedShard, track_shard
 from pipeline.trackers.protocol import Tracker
 from shards.clip import ClipInfo, Tracks
 from tests.helpers.clips import grey_clip

@@ -1,0 +1,262 @@
+"""A ledger of the frames of a video file: what identifies each, so that no other is stored for it.
+
+The scan decodes a file once from its start and enters every frame. Whatever reads the file later,
+however it seeks, each frame is compared with its entry before it is stored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from typing import Any
+
+import cv2
+import numpy as np
+import xxhash
+import zstandard
+from numpy.typing import NDArray
+
+from pipeline.decode.frame_format import FrameFormat, Orientation
+
+_VERSION = 1
+_LARGEST = 1 << 30
+"""Bytes that an unpacked ledger may have: some 50 million frames."""
+
+KEY, DAMAGED, TIMED, INTERLACED = 1, 2, 4, 8
+"""Flags of a frame: decoding can begin here; it is damaged; the container itself gave its time; its
+odd and even lines were taken at different times."""
+
+_CELLS = 16
+"""A print is computed from the means of 16x16 cells of a picture."""
+_PATTERNS = 5
+_TOLERANCE = 6
+"""Steps by which prints of one frame may differ: decoders convert colours differently."""
+_NEIGHBOURS = 4
+"""Frames before and after, none of which may match a picture clearly better than its own entry."""
+_CLEARLY = 3
+"""Steps by which a neighbour must match better to prove that it was handed over instead."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Ledger:
+    """The frames of one file, in the order in which they are shown.
+
+    times:     int64 [F], in units of `time_base` seconds; 0 for a frame without a time
+    checksums: uint32 [F], of the decoded planes: decoders of one codec agree on every bit
+    prints:    uint8 [F, 5], a small perceptual hash of the upright picture, for decoders that hand
+               over RGB only
+    flags:     uint8 [F], see KEY, DAMAGED, TIMED, INTERLACED
+    formats:   (first frame, format) of every stretch of frames of one format
+    """
+
+    times: NDArray[np.int64]
+    time_base: Fraction
+    checksums: NDArray[np.uint32]
+    prints: NDArray[np.uint8]
+    flags: NDArray[np.uint8]
+    formats: tuple[tuple[int, FrameFormat], ...]
+
+    def __len__(self) -> int:
+        return len(self.checksums)
+
+    @cached_property
+    def seekable(self) -> bool:
+        """Whether times are proven: each given by the container, and strictly increasing."""
+        return bool((self.flags & TIMED).all() and (np.diff(self.times) > 0).all())
+
+    def key_frames_before(self, index: int) -> int:
+        """Return how many key frames, damaged ones included, come before frame `index`."""
+        return int((self.flags[:index] & KEY > 0).sum())
+
+    @cached_property
+    def key_frames(self) -> NDArray[np.int64]:
+        """Indices of the undamaged key frames."""
+        return np.flatnonzero((self.flags & (KEY | DAMAGED)) == KEY)
+
+    def key_before(self, index: int) -> int:
+        """Return the last key frame at or before frame `index`; 0 if there is none."""
+        place = int(np.searchsorted(self.key_frames, index, side="right"))
+        return int(self.key_frames[place - 1]) if place else 0
+
+    def format_of(self, index: int) -> FrameFormat:
+        """Return the format of frame `index`."""
+        starts = [first for first, _ in self.formats]
+        return self.formats[int(np.searchsorted(starts, index, side="right")) - 1][1]
+
+    def interlaced(self, index: int) -> bool:
+        """Whether frame `index` is interlaced."""
+        return bool(self.flags[index] & INTERLACED)
+
+    def matches(self, index: int, frame: Any) -> bool:
+        """Whether an `av.VideoFrame` is frame `index`."""
+        return bool(self.checksums[index] == frame_checksum(frame))
+
+    def resembles(self, index: int, picture: NDArray[np.uint8]) -> bool:
+        """Whether a picture [H, W, 3] RGB, upright, can be frame `index`.
+
+        Its size must be the frame's, its print near the frame's own, and no neighbour's clearly
+        nearer. A frame that differs from its neighbour by less than decoders' colours do cannot be
+        told from it.
+        """
+        width, height = self.format_of(index).upright_size
+        if picture.shape[:2] != (height, width):
+            return False
+        first = max(0, index - _NEIGHBOURS)
+        nearby = self.prints[first : index + _NEIGHBOURS + 1].astype(np.int16)
+        distances = np.abs(nearby - picture_print(picture).astype(np.int16)).max(axis=1)
+        own = distances[index - first]
+        return bool(own <= _TOLERANCE and own < distances.min() + _CLEARLY)
+
+    def pack(self) -> bytes:
+        """Pack the ledger: a JSON line, then the arrays, compressed together."""
+        header = {
+            "version": _VERSION,
+            "frames": len(self),
+            "time_base": [self.time_base.numerator, self.time_base.denominator],
+            "formats": [[first, *_format_fields(described)] for first, described in self.formats],
+        }
+        # Differences of times are nearly constant, and compress to almost nothing.
+        steps = np.diff(self.times, prepend=0)
+        arrays = (steps, self.checksums, self.prints, self.flags)
+        data = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
+        line = json.dumps(header, separators=(",", ":")).encode() + b"\n"
+        return zstandard.ZstdCompressor(level=3).compress(line + data)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Ledger:
+        """Read a packed ledger. Raises ValueError if it is damaged or of another version."""
+        try:
+            raw = zstandard.ZstdDecompressor().decompress(data, max_output_size=_LARGEST)
+            line, _, body = raw.partition(b"\n")
+            header = json.loads(line)
+            if header["version"] != _VERSION:
+                raise ValueError(f"version {header['version']}")
+            count = int(header["frames"])
+            if len(body) != count * (8 + 4 + _PATTERNS + 1):
+                raise ValueError(f"{len(body)} bytes for {count} frames")
+            steps = np.frombuffer(body, np.int64, count)
+            checksums = np.frombuffer(body, np.uint32, count, offset=8 * count)
+            prints = np.frombuffer(body, np.uint8, count * _PATTERNS, offset=12 * count)
+            flags = np.frombuffer(body, np.uint8, count, offset=(12 + _PATTERNS) * count)
+            return cls(
+                times=np.cumsum(steps),
+                time_base=Fraction(*header["time_base"]),
+                checksums=checksums,
+                prints=prints.reshape(count, _PATTERNS),
+                flags=flags,
+                formats=tuple((first, _format(*fields)) for first, *fields in header["formats"]),
+            )
+        except (zstandard.ZstdError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+            raise ValueError(f"not a ledger ({error})") from error
+
+
+class LedgerWriter:
+    """Collects the entries of a ledger, frame by frame."""
+
+    def __init__(self, time_base: Fraction) -> None:
+        self._time_base = time_base
+        self._times: list[int] = []
+        self._checksums: list[int] = []
+        self._prints: list[NDArray[np.uint8]] = []
+        self._flags: list[int] = []
+        self._formats: list[tuple[int, FrameFormat]] = []
+
+    def __len__(self) -> int:
+        return len(self._checksums)
+
+    def add(self, frame: Any, described: FrameFormat, small: NDArray[np.uint8]) -> None:
+        """Enter the next frame, an `av.VideoFrame`; `small` is it as a small [h, w, 3] BGR."""
+        if not self._formats or self._formats[-1][1] != described:
+            self._formats.append((len(self), described))
+        self._times.append(frame.pts or 0)
+        self._checksums.append(frame_checksum(frame))
+        self._prints.append(picture_print(described.orientation.apply(small)[..., ::-1]))
+        self._flags.append(
+            KEY * frame.key_frame
+            | DAMAGED * frame.is_corrupt
+            | TIMED * (frame.pts is not None)
+            | INTERLACED * frame.interlaced_frame
+        )
+
+    def ledger(self, damaged: Sequence[range], timed: bool) -> Ledger:
+        """Return the ledger; `timed`: the container gave a time with every packet."""
+        flags = np.array(self._flags, np.uint8)
+        for stretch in damaged:
+            flags[stretch.start : stretch.stop] |= DAMAGED
+        if not timed:
+            flags &= 0xFF ^ TIMED
+        return Ledger(
+            times=np.array(self._times, np.int64),
+            time_base=self._time_base,
+            checksums=np.array(self._checksums, np.uint32),
+            prints=np.array(self._prints, np.uint8).reshape(len(self), _PATTERNS),
+            flags=flags,
+            formats=tuple(self._formats),
+        )
+
+
+def frame_checksum(frame: Any) -> int:
+    """Return 32 bits of XXH3 over the pixels of an `av.VideoFrame`, without the lines' padding."""
+    digest = xxhash.xxh3_64()
+    bits = {component.bits for component in frame.format.components}
+    if _is_planar(frame) and len(bits) == 1:
+        wide = 2 if bits.pop() > 8 else 1
+        for plane in frame.planes:
+            lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
+            digest.update(np.ascontiguousarray(lines[:, : plane.width * wide]).data)
+    else:  # packed, paletted or semi-planar: rare in files, and layouts differ
+        digest.update(frame.to_ndarray(format="rgb24"))
+    return int(digest.intdigest() & 0xFFFFFFFF)
+
+
+def picture_print(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the print [5] uint8 of a picture [H, W, 3] RGB of any size.
+
+    Five sums of the picture's brightness, averaged over cells, each with a fixed pattern of signs.
+    """
+    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
+    cells = cv2.resize(grey, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
+    sums = _SIGNS @ cells.astype(np.float64).ravel() / _CELLS
+    return np.clip(np.rint(sums) + 128, 0, 255).astype(np.uint8)
+
+
+def _signs() -> NDArray[np.float64]:
+    """Five balanced patterns of signs, from XXH3 so that they are the same for ever."""
+    words = [
+        xxhash.xxh3_64_intdigest(f"{row} {cell}".encode())
+        for row in range(_PATTERNS)
+        for cell in range(_CELLS**2)
+    ]
+    order = np.argsort(np.array(words, np.uint64).reshape(_PATTERNS, -1), axis=1)
+    return np.where(order % 2 == 0, 1.0, -1.0)
+
+
+_SIGNS = _signs()
+
+
+def _is_planar(frame: Any) -> bool:
+    """Whether each component has a plane of its own."""
+    components = [component for component in frame.format.components if not component.is_alpha]
+    return len(frame.planes) >= len(components) and not frame.format.has_palette
+
+
+def _format_fields(described: FrameFormat) -> list[Any]:
+    """The fields of a format as JSON holds them."""
+    way, aspect = described.orientation, described.pixel_aspect
+    return [
+        described.width,
+        described.height,
+        described.pixel_format,
+        [way.transpose, way.mirror_x, way.mirror_y],
+        [aspect.numerator, aspect.denominator],
+    ]
+
+
+def _format(
+    width: int, height: int, pixel_format: str, way: Sequence[bool], aspect: Sequence[int]
+) -> FrameFormat:
+    """A format from its fields."""
+    return FrameFormat(width, height, pixel_format, Orientation(*way), Fraction(*aspect))

@@ -1,0 +1,129 @@
+"""What the scan of a file finds: damage, changes within the file, and pictures that do not move."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from pipeline.decode.ledger import DAMAGED, Ledger
+from pipeline.decode.scan import scan
+from pipeline.decode.video import read_frames
+from pipeline.failures import DecodeError, Reason
+from tests.helpers.barcode import HEIGHT, WIDTH, Recipe, numbered_frame, read_number, write_numbered
+
+
+def numbers(path: Path, indices: list[int]) -> list[int]:
+    ledger = Ledger.unpack(scan(str(path), shot_cuts=False).ledger)
+    return [read_number(frame) for frame in read_frames(str(path), "pyav", ledger, indices)]
+
+
+def test_times_begin_at_the_first_frame(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "a.mkv", Recipe("mkv", frames=5, times=(50, 51, 52, 55, 56)))
+    times = scan(str(tmp_path / "a.mkv"), shot_cuts=False).timestamps
+    assert times == pytest.approx([0, 0.04, 0.08, 0.2, 0.24], abs=1e-3)
+
+
+def test_recordings_joined_byte_by_byte_are_read_by_number(tmp_path: Path) -> None:
+    """Both parts have the same times; a seek by time would find the first for the second."""
+    write_numbered(tmp_path / "a.ts", Recipe("ts", b_frames=2, parts=(40, 50)))
+    found = scan(str(tmp_path / "a.ts"), shot_cuts=False)
+    assert len(found.timestamps) == 90
+    assert Reason.TIMES_INVENTED in [note.reason for note in found.notes]
+    assert np.diff(found.timestamps) == pytest.approx(np.full(89, 0.04))
+    assert numbers(tmp_path / "a.ts", [3, 39, 40, 41, 77]) == [3, 39, 40, 41, 77]
+
+
+def test_a_change_of_size_begins_a_shot_of_its_own(tmp_path: Path) -> None:
+    data = b""
+    for size in ((WIDTH, HEIGHT), (2 * WIDTH, 2 * HEIGHT)):
+        path = tmp_path / "part.ts"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25, options={"bf": "0"})
+            stream.width, stream.height = size
+            stream.pix_fmt = "yuv420p"
+            for number in range(10):
+                picture = numbered_frame(number).repeat(size[0] // WIDTH, 0)
+                picture = picture.repeat(size[0] // WIDTH, 1)
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        data += path.read_bytes()
+    (tmp_path / "joined.ts").write_bytes(data)
+    found = scan(str(tmp_path / "joined.ts"), shot_cuts=True)
+    # MPEG-TS numbers its packets, and the numbers break off at the join: the frames before it, up
+    # to the key frame that begins the second part, are not trusted.
+    assert found.cuts == (8, 9, 10)
+    ledger = Ledger.unpack(found.ledger)
+    shapes = [
+        frame.shape for frame in read_frames(str(tmp_path / "joined.ts"), "pyav", ledger, [9, 10])
+    ]
+    assert shapes == [(HEIGHT, WIDTH, 3), (2 * HEIGHT, 2 * WIDTH, 3)]
+
+
+def test_damaged_frames_are_named_and_left_out_up_to_the_next_key_frame(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    write_numbered(path, Recipe("ts", frames=60, b_frames=0, gop=20))
+    data = bytearray(path.read_bytes())
+    # Zeros over a stretch in the middle, away from the packets' headers.
+    start = len(data) // 2
+    data[start : start + 1500] = bytes(1500)
+    path.write_bytes(data)
+    found = scan(str(path), shot_cuts=False)
+    ledger = Ledger.unpack(found.ledger)
+    assert found.notes
+    assert found.notes[0].reason == Reason.DAMAGED_FRAMES
+    damaged = np.flatnonzero(ledger.flags & DAMAGED)
+    # The damage swallowed a frame, so key frame 40 is the 39th: there, trust begins again.
+    assert (len(ledger), damaged[-1]) == (59, 38)
+    assert 20 < damaged[0] < 30
+    assert read_number(next(read_frames(str(path), "pyav", ledger, [39]))) == 40
+    # Every damaged frame is a shot by itself; the rest shows its own number.
+    assert set(damaged.tolist()) <= {*found.cuts, 0}
+    before = list(range(damaged[0]))
+    shown = [read_number(frame) for frame in read_frames(str(path), "pyav", ledger, before)]
+    assert shown == before
+
+
+def test_a_truncated_file_keeps_what_comes_before(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    write_numbered(path, Recipe("mkv", frames=60))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 2 // 3])
+    found = scan(str(path), shot_cuts=False)
+    count = len(found.timestamps)
+    assert 25 <= count < 60
+    good = [index for index in range(count) if index not in found.cuts or index % 12 == 0][:30]
+    assert numbers(path, good) == good
+
+
+def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    write_numbered(path, Recipe("ts", frames=12))
+    data = bytearray(path.read_bytes())
+    data[564:] = bytes(len(data) - 564)
+    path.write_bytes(data)
+    with pytest.raises(DecodeError):
+        scan(str(path), shot_cuts=False)
+
+
+@pytest.mark.parametrize(("level", "kind"), [(None, "the same picture"), (255, "blank")])
+def test_stretches_that_do_not_change_are_named(
+    tmp_path: Path, level: int | None, kind: str
+) -> None:
+    """60 equal frames at 25 per second: more than two seconds."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for number in range(70):
+            picture = numbered_frame(number if number < 10 else 10)
+            if level is not None and number >= 10:
+                picture[:] = level
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    (note,) = scan(str(path), shot_cuts=False).notes
+    assert note.reason == Reason.FROZEN_FRAMES
+    assert note.detail == f"frames 10 to 69 are {kind}"
