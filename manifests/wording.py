@@ -21,7 +21,7 @@ def size(number: int | None) -> str:
         if scaled < 999.5 or unit == "TB":
             break
         scaled /= 1000
-    return f"{scaled:,.1f} {unit}" if 0 < scaled < 9.95 and unit != "B" else f"{scaled:,.0f} {unit}"
+    return f"{scaled:,.1f} {unit}" if scaled < 9.95 and unit != "B" else f"{scaled:,.0f} {unit}"
 
 
 def duration(seconds: float | None) -> str:

@@ -15,7 +15,9 @@ import pytest
 from manifests.receipt import Receipt
 from manifests.rows import Failure, FailureStage, ShardRow
 from pipeline.monitoring.status import BuildState, StateFile, TrackerUsage, read_state, status
+from shards.bucket import Url
 from shards.errors import PretrackError
+from shards.files import read_file
 from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
 
@@ -165,22 +167,60 @@ def test_a_new_state_names_its_process_and_has_done_nothing(tmp_path: Path) -> N
     assert state.updated == state.began
 
 
-def test_the_state_is_written_once_per_second_and_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("bucket", "interval_s"), [(False, 1.0), (True, 10.0)], ids=["disk", "bucket"]
+)
+def test_the_state_is_written_once_per_interval_and_at_the_end(
+    bucket: bool, interval_s: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Per second on a disk; per ten on a bucket, where each write is a request."""
+    out = Url(f"memory://{tmp_path}") if bucket else tmp_path
     monkeypatch.setattr(time, "monotonic", lambda: 50.0)
-    file = StateFile(tmp_path, BuildState.started(shards=9, clips=90, tracker_gpus=0.0))
+    file = StateFile(out, BuildState.started(shards=9, clips=90, tracker_gpus=0.0))
     usage = TrackerUsage(live=1, busy=1, live_seconds=1.0, busy_seconds=1.0)
 
     def running() -> int:
-        return int(json.loads((tmp_path / "build.json").read_text())["shards_running"])
+        return int(json.loads(read_file(out / "build.json"))["shards_running"])
 
-    for seconds, shards, written in ((50.9, 4, 0), (51.1, 5, 5), (52.0, 6, 5), (52.2, 7, 7)):
-        monkeypatch.setattr(time, "monotonic", lambda now=seconds: now)
+    for intervals, shards, written in ((0.9, 4, 0), (1.1, 5, 5), (2.0, 6, 5), (2.2, 7, 7)):
+        now = 50.0 + intervals * interval_s
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
         file.in_flight(shards, usage)
         assert running() == written
     file.end("finished")
     assert running() == 0
+
+
+def test_the_rate_counts_the_time_until_the_state_was_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def set_clock(seconds: float) -> None:
+        monkeypatch.setattr(time, "time", lambda: 1000.0 + seconds)
+        monkeypatch.setattr(time, "monotonic", lambda: 50.0 + seconds)
+
+    set_clock(0.0)
+    file = StateFile(tmp_path, BuildState.started(shards=4, clips=40, tracker_gpus=0.0))
+    set_clock(2.0)
+    file.in_flight(1, TrackerUsage(live=1, busy=1, live_seconds=1.0, busy_seconds=1.0))
+    build = status(tmp_path)["build"]
+    assert not {"clips_per_s", "seconds_left"} & build.keys(), "no clip is made yet"
+    set_clock(8.0)
+    file.shard_made(receipt(700, (1.0, 8.0, 0.5)), clips=24)
+    build = status(tmp_path)["build"]
+    assert build["clips_per_s"] == pytest.approx(3.0)  # 24 clips in 8 s
+    set_clock(16.0)
+    file.end("stopped")
+    assert status(tmp_path)["build"]["clips_per_s"] == pytest.approx(1.5)
+
+
+def test_clips_made_in_no_measured_time_have_no_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    file = StateFile(tmp_path, BuildState.started(shards=1, clips=12, tracker_gpus=0.0))
+    file.shard_made(receipt(700, (1.0, 8.0, 0.5)), clips=12)
+    file.end("finished")
+    assert "clips_per_s" not in status(tmp_path)["build"]
 
 
 def test_trackers_are_never_busier_than_all_of_the_time(tmp_path: Path) -> None:
