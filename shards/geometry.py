@@ -28,7 +28,7 @@ def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     if shortest <= short_side:
         return width, height
     scale = short_side / shortest
-    return max(1, round(width * scale)), max(1, round(height * scale))
+    return round(width * scale), round(height * scale)
 
 
 def grid_points(grid: int, width: int, height: int) -> NDArray[np.float32]:

@@ -69,7 +69,7 @@ def estimate(plan: Plan) -> Estimate:
         by_reason[shard.action, shard.reason].append(cost)
     lines = tuple(
         replace(_sum(costs), action=action, reason=reason)
-        for (action, reason), costs in sorted(by_reason.items(), key=lambda item: item[0])
+        for (action, reason), costs in sorted(by_reason.items())
     )
     total = _sum([line for line in lines if line.action != "keep"])
     parallel = _parallel(plan)
@@ -182,8 +182,11 @@ def _parallel(plan: Plan) -> float:
         state = read_state(plan.existing.out)
     except PretrackError:  # damaged, or another version's: the next build writes a new one
         state = None
-    work_seconds = sum(state.stage_seconds.values()) if state else 0.0
-    if state is None or not work_seconds or state.updated <= state.began:
-        return float(os.cpu_count() or 1)
-    # A build that mostly waited (for a GPU, for example) did less than 1 s of work per second.
-    return max(1.0, work_seconds / (state.updated - state.began))
+    if (
+        state
+        and state.updated > state.began
+        and (work_seconds := sum(state.stage_seconds.values()))
+    ):
+        # A build that mostly waited (for a GPU, for example) did less than 1 s of work per second.
+        return max(1.0, work_seconds / (state.updated - state.began))
+    return float(os.cpu_count() or 1)

@@ -131,5 +131,24 @@ def test_a_snapshot_does_not_differ_from_itself(snapshots: tuple[Snapshot, Snaps
 
 def test_empty_snapshots_do_not_differ(tmp_path: Path) -> None:
     empty = publish(tmp_path, 16, [], [], [], [])
-    assert compare(empty, empty).clips == ClipChanges(0, 0, 0, 0, 0)
+    difference = compare(empty, empty)
+    assert difference.videos == VideoChanges(0, 0, 0)
+    assert difference.clips == ClipChanges(0, 0, 0, 0, 0)
+    assert difference.shards == ShardChanges(0, 0, 0, 0, 0, 0)
     assert pa.types.is_list(empty.clips.schema.field("frame_sizes").type)
+
+
+def test_snapshots_with_nothing_in_common_replace_nothing(
+    snapshots: tuple[Snapshot, Snapshot], tmp_path: Path
+) -> None:
+    empty = publish(tmp_path / "empty", 16, [], [], [], [])
+    assert compare(empty, snapshots[0]).videos == VideoChanges(added=5, removed=0, replaced=0)
+    assert compare(snapshots[0], empty).videos == VideoChanges(added=0, removed=5, replaced=0)
+
+
+def test_all_videos_may_be_replaced(tmp_path: Path) -> None:
+    old, new = (
+        publish(tmp_path, 16, [video("s", "a", one), video("s", "b", two)], [], [], [])
+        for one, two in (("1", "2"), ("11", "22"))
+    )
+    assert compare(old, new).videos == VideoChanges(added=0, removed=0, replaced=2)

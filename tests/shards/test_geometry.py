@@ -126,14 +126,50 @@ def test_frames_shrink_by_averaging_and_are_cropped_and_flipped_exactly() -> Non
     assert half.frame(frame)[..., 0].tolist() == [[42, 50]]
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (4, 1)])
+def test_a_shrunk_pixel_is_the_mean_of_all_pixels_under_it(shape: tuple[int, int]) -> None:
+    """Interpolation between the middle two, which are 120, would leave the outer two out."""
+    frame = np.repeat(np.array([0, 120, 120, 40], np.uint8)[:, None], 3, axis=1)
+    height, width = shape
+    shrunk = FrameTransform.whole(width, height, 1, 1).frame(frame.reshape(height, width, 3))
+    assert shrunk.tolist() == [[[70, 70, 70]]]
+
+
+@pytest.mark.parametrize("out_width", [2, 4, 8])
+def test_a_frame_enlarged_along_a_side_is_bilinear(out_width: int) -> None:
+    """Rows of 0 and 200 become four, whose centres lie at -0.25, 0.25, 0.75 and 1.25."""
+    frame = np.zeros((2, 4, 3), np.uint8)
+    frame[1] = 200
+    enlarged = FrameTransform.whole(4, 2, out_width, 4).frame(frame)
+    assert enlarged.shape == (4, out_width, 3)
+    assert (enlarged == np.array([0, 50, 150, 200])[:, None, None]).all()
+
+
+def test_a_reduced_transform_takes_the_same_box_of_a_smaller_frame() -> None:
+    transform = FrameTransform(2, 2, 4, 2, 2, 1)
+    frame = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(6, 8, 3)
+    averaged = FrameTransform.whole(8, 6, 4, 3).frame(frame)
+    assert (transform.reduced(2).frame(averaged) == transform.frame(frame)).all()
+
+
+def test_points_of_all_anchors_and_frames_are_mapped_at_once() -> None:
+    points = np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
+    mapped = FrameTransform.whole(10, 10, 20, 10).points(points)
+    assert mapped.shape == points.shape
+    assert mapped.dtype == np.float32
+    assert mapped[1, 2, 1].tolist() == [44.5, 23.0]  # of (22, 23)
+
+
 def test_a_stored_frame_is_shrunk_or_resized_to_a_given_size() -> None:
     assert stored_transform(1280, 720, 256) == FrameTransform(0, 0, 1280, 720, 455, 256)
     assert stored_transform(1280, 720, 256, (64, 48)) == FrameTransform(0, 0, 1280, 720, 64, 48)
 
 
 def test_inside_counts_the_half_pixel_border() -> None:
-    points = np.array([[-0.5, 0], [-0.51, 0], [9.5, 4.5], [9.51, 4.5], [5, 4.6]], np.float32)
-    assert inside(points, 10, 5).tolist() == [True, False, True, False, False]
+    first = np.array([[-0.5, 0], [-0.51, 0], [0, -0.5], [0, -0.51]], np.float32)
+    assert inside(first, 10, 5).tolist() == [True, False, True, False]
+    last = np.array([[9.5, 4.5], [9.51, 4.5], [5, 4.6]], np.float32)
+    assert inside(last, 10, 5).tolist() == [True, False, False]
 
 
 def test_a_camera_projects_a_point_to_the_same_pixel_after_a_transform() -> None:
@@ -149,7 +185,7 @@ def test_a_camera_projects_a_point_to_the_same_pixel_after_a_transform() -> None
         [mapped.fx * point[0] / 2 + mapped.cx, mapped.fy * point[1] / 2 + mapped.cy],
         atol=1e-3,
     )
-    with pytest.raises(ValueError, match="mirrored"):
+    with pytest.raises(ValueError, match=r"^a mirrored view has no pinhole camera$"):
         transform.flipped().camera(camera)
 
 
@@ -167,7 +203,9 @@ def test_grid_is_cotrackers() -> None:
     assert points[0].tolist() == [8, 8]
     assert points[15].tolist() == [504, 8]
     assert points[-1].tolist() == [504, 376]
+    assert points.dtype == np.float32
     assert grid_points(1, 512, 384).tolist() == [[256, 192]]
+    assert grid_points(2, 512, 384).tolist() == [[8, 8], [504, 8], [8, 376], [504, 376]]
     small = grid_points(16, 224, 224)
     assert np.allclose(small[0], [3.49, 4.66], atol=0.01)
     assert np.allclose(small[-1], [219.95, 218.92], atol=0.01)

@@ -214,6 +214,26 @@ def test_without_an_earlier_build_the_cores_count(
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 7)
     assert estimated(tmp_path, BUILD).parallel == 7.0
-    write_state(tmp_path, {}, 40.0)
-    assert estimated(tmp_path, BUILD).parallel == 7.0
     assert estimated(tmp_path, BUILD).wall_seconds == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("stage_seconds", "wall_seconds"), [({}, 40.0), ({"decode": 0.0}, 40.0), ({"decode": 5.0}, 0.0)]
+)
+def test_after_a_build_that_did_nothing_the_cores_count(
+    stage_seconds: dict[str, float],
+    wall_seconds: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    write_state(tmp_path, stage_seconds, wall_seconds)
+    assert estimated(tmp_path, BUILD).parallel == 7.0
+
+
+def test_after_a_build_whose_state_is_damaged_the_cores_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    (tmp_path / "build.json").write_text("{")
+    assert estimated(tmp_path, BUILD).parallel == 7.0
