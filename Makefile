@@ -23,9 +23,11 @@ demo: setup
 test: setup
 	$(RUN)/python -m tests
 
-# Kill builds a hundred times at random moments. Takes about twenty minutes.
+# Kill builds a hundred times at random moments, and read 200 random video files. Takes about half
+# an hour.
 soak: setup
 	$(RUN)/python -m tests.helpers.soak --kills 100
+	PRETRACK_FILES=200 $(RUN)/python -m pytest tests/pipeline/decode/test_random_files.py
 
 # Run the tests without the slow ones. Takes less than two minutes on two cores.
 quick: setup
