@@ -43,9 +43,9 @@ class Orientation:
         return cls(True, mirror_x=c < 0, mirror_y=b < 0)
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Lay a picture [H, W, 3] as it is to be shown."""
+        """Lay a picture [H, W] or [H, W, 3] as it is to be shown."""
         if self.transpose:
-            picture = picture.transpose(1, 0, 2)
+            picture = picture.swapaxes(0, 1)
         if self.mirror_x:
             picture = picture[:, ::-1]
         if self.mirror_y:

@@ -167,13 +167,14 @@ class LedgerWriter:
     def __len__(self) -> int:
         return len(self._checksums)
 
-    def add(self, frame: Any, described: FrameFormat, small: NDArray[np.uint8]) -> None:
-        """Enter the next frame, an `av.VideoFrame`; `small` is it as a small [h, w, 3] BGR."""
+    def add(self, frame: Any, described: FrameFormat, cells: NDArray[np.uint8]) -> None:
+        """Enter the next frame, an `av.VideoFrame`; `cells` are its `picture_cells`, as coded."""
         if not self._formats or self._formats[-1][1] != described:
             self._formats.append((len(self), described))
         self._times.append(frame.pts or 0)
         self._checksums.append(frame_checksum(frame))
-        self._prints.append(picture_print(described.orientation.apply(small)[..., ::-1]))
+        # Cells are turned as the picture is: a turned picture has turned cells.
+        self._prints.append(cells_print(described.orientation.apply(cells)))
         self._flags.append(
             KEY * frame.key_frame
             | DAMAGED * frame.is_corrupt
@@ -201,25 +202,32 @@ class LedgerWriter:
 def frame_checksum(frame: Any) -> int:
     """Return 32 bits of XXH3 over the pixels of an `av.VideoFrame`, without the lines' padding."""
     digest = xxhash.xxh3_64()
-    bits = {component.bits for component in frame.format.components}
-    if _is_planar(frame) and len(bits) == 1:
-        wide = 2 if bits.pop() > 8 else 1
+    if sample_bytes := _bytes_per_sample(frame.format):
         for plane in frame.planes:
             lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-            digest.update(np.ascontiguousarray(lines[:, : plane.width * wide]).data)
+            digest.update(np.ascontiguousarray(lines[:, : plane.width * sample_bytes]).data)
     else:  # packed, paletted or semi-planar: rare in files, and layouts differ
         digest.update(frame.to_ndarray(format="rgb24"))
     return int(digest.intdigest() & 0xFFFFFFFF)
 
 
 def picture_print(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the print [5] uint8 of a picture [H, W, 3] RGB of any size.
+    """Return the print [5] uint8 of a picture [H, W, 3] RGB of any size."""
+    return cells_print(picture_cells(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)))
 
-    Five sums of the picture's brightness, averaged over cells, each with a fixed pattern of signs.
+
+def picture_cells(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return the means of 16x16 cells of a grey picture [H, W]."""
+    cells: NDArray[np.uint8] = cv2.resize(grey, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
+    return cells
+
+
+def cells_print(cells: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the print [5] uint8 of a picture's cells.
+
+    Five sums of the brightness, each with a fixed pattern of signs.
     """
-    grey = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2GRAY)
-    cells = cv2.resize(grey, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
-    sums = _SIGNS @ cells.astype(np.float64).ravel() / _CELLS
+    sums = _SIGNS @ cells.ravel() / _CELLS
     return np.clip(np.rint(sums) + 128, 0, 255).astype(np.uint8)
 
 
@@ -235,12 +243,19 @@ def _signs() -> NDArray[np.float64]:
 
 
 _SIGNS = _signs()
+_SAMPLE_BYTES: dict[str, int] = {}
 
 
-def _is_planar(frame: Any) -> bool:
-    """Whether each component has a plane of its own."""
-    components = [component for component in frame.format.components if not component.is_alpha]
-    return len(frame.planes) >= len(components) and not frame.format.has_palette
+def _bytes_per_sample(pixel_format: Any) -> int:
+    """Return 1 or 2 for a format with a plane per component, as video codecs use; 0 for others."""
+    name = pixel_format.name
+    if name not in _SAMPLE_BYTES:
+        components = pixel_format.components
+        planar = len({component.plane for component in components}) == len(components)
+        usual = planar and not pixel_format.has_palette and not pixel_format.is_bit_stream
+        wide = max((component.bits for component in components), default=0) > 8
+        _SAMPLE_BYTES[name] = (2 if wide else 1) if usual else 0
+    return _SAMPLE_BYTES[name]
 
 
 def _format_fields(described: FrameFormat) -> list[Any]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import cv2
 import numpy as np
 
 from pipeline.decode.frame_format import FrameFormat, pixel_aspect
-from pipeline.decode.ledger import Ledger, LedgerWriter
+from pipeline.decode.ledger import Ledger, LedgerWriter, picture_cells
 from pipeline.decode.pyav import decode, frame_times, open_video, packets
 from pipeline.decode.shots import ShotDetector, small_picture
 from pipeline.failures import DecodeError, Reason
@@ -20,8 +21,8 @@ _FALLBACK_RATE = 25
 """Frames per second assumed for a file that states none; only used if it has no usable times."""
 _FROZEN_S = 2.0
 """A picture that does not change for this many seconds is named."""
-_LEAST_CONTRAST = 2.0
-"""A frozen picture whose grey levels vary less than this (standard deviation) is called blank."""
+_LEAST_CONTRAST = 4
+"""A frozen picture whose cells differ by fewer grey levels is called blank."""
 
 
 @dataclass
@@ -39,7 +40,7 @@ class _Observed:
     corrupt: list[int] = field(default_factory=list)
     bidirectional: set[int] = field(default_factory=set)
     times: list[float | None] = field(default_factory=list)
-    contrasts: list[float] = field(default_factory=list)
+    contrasts: list[int] = field(default_factory=list)
 
 
 def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None) -> Scan:
@@ -69,9 +70,10 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
         for frame in decode(watched(), note_error):
             number = len(entries)
             small = small_picture(frame)
-            entries.add(frame, FrameFormat.of_frame(frame, pixel_aspect(stream)), small)
+            cells = picture_cells(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
+            entries.add(frame, FrameFormat.of_frame(frame, pixel_aspect(stream)), cells)
             seen.times.append(frame.time)
-            seen.contrasts.append(float(small.std()))
+            seen.contrasts.append(int(cells.max()) - int(cells.min()))
             if frame.is_corrupt:
                 seen.corrupt.append(number)
             if frame.pict_type == "B":
