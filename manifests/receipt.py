@@ -76,7 +76,11 @@ def write_receipt(out: Location, receipt: Receipt) -> None:
 
 
 def read_receipt(out: Location, shard: str) -> Receipt:
-    """Read a receipt. Raises PretrackError if it is damaged: the shard is treated as missing."""
+    """Read a receipt.
+
+    Raises PretrackError if it is damaged: the shard is treated as missing. Raises AccessError if it
+    cannot be read: the shard must not be made again.
+    """
     path = receipt_path(out, shard)
     try:
         fields: dict[str, Any] = json.loads(read_file(path))

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from manifests.receipt import shard_path
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, read_table, write_table
-from shards.errors import PretrackError
+from shards.errors import AccessError, PretrackError
 from shards.files import (
     Location,
     atomic_write,
@@ -72,7 +72,7 @@ class Snapshot:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """The settings of its build. Raises PretrackError if their file is damaged."""
+        """The settings of its build. Raises PretrackError if their file is damaged or missing."""
         file = self.folder / COMMIT_FILE
         try:
             return dict(json.loads(read_file(file)))
@@ -112,20 +112,21 @@ def _list_in_words(out: Location) -> str:
     """List the snapshots of a folder in words; web servers often cannot list a folder."""
     try:
         return ", ".join(list_snapshots(out)) or "none"
-    except OSError:
+    except AccessError:
         return "it cannot be listed"
 
 
 def current_snapshot(out: Location) -> str | None:
-    """Name the current snapshot, or None. Raises PretrackError if the pointer file is damaged."""
+    """Name the current snapshot, or None.
+
+    Raises PretrackError if the pointer file is damaged, AccessError if it cannot be read.
+    """
     pointer = out / "current.json"
     try:
         name = str(json.loads(read_file(pointer))["snapshot"])
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise PretrackError(f"{pointer} cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PretrackError(
             f"{pointer} is damaged ({error}): delete it and run 'pretrack build' again"
         ) from error

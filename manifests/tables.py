@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from manifests.arrow_schema import schema_of
 from manifests.rows import ClipRow, Failure, ShardRow, VideoRow
 from shards.errors import FormatVersionError, PretrackError
-from shards.files import Location, open_atomic, read_file, read_ranges, size_of
+from shards.files import Location, open_atomic, read_file, read_ranges, reading, size_of
 
 VIDEOS = schema_of(VideoRow)
 CLIPS = schema_of(ClipRow)
@@ -59,10 +59,11 @@ def write_table(path: Location, table: pa.Table) -> None:
 def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns.
 
-    Raises PretrackError, naming the file, if it is missing or damaged, and FormatVersionError if it
-    lacks any of the columns.
+    Raises PretrackError, naming the file, if it is missing or damaged; FormatVersionError if it
+    lacks any of the columns; and AccessError if it cannot be read.
     """
     try:
+        _check_access(path)
         source = path if isinstance(path, Path) else pa.BufferReader(read_file(path))
         names = pq.read_schema(source).names if columns else []
         if lacking := [name for name in columns or () if name not in names]:
@@ -73,7 +74,7 @@ def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
         # Memory-mapped: copying the file first takes as long as reading it.
         return pq.read_table(source, columns=columns, memory_map=True)
     except (OSError, pa.ArrowException) as error:
-        raise PretrackError(f"the table {path} cannot be read ({error})") from error
+        raise _unreadable(path, error) from error
 
 
 def columns_of(path: Location) -> list[str]:
@@ -88,7 +89,7 @@ def columns_of(path: Location) -> list[str]:
         (footer,) = read_ranges(path, [max(0, size - length)], [min(size, length)])
         return list(pq.read_schema(pa.BufferReader(footer)).names)
     except (OSError, pa.ArrowException) as error:
-        raise PretrackError(f"the table {path} cannot be read ({error})") from error
+        raise _unreadable(path, error) from error
 
 
 def open_table(path: Location) -> ds.Dataset:
@@ -99,6 +100,18 @@ def open_table(path: Location) -> ds.Dataset:
     if not isinstance(path, Path):
         return ds.dataset(read_table(path))
     try:
+        _check_access(path)
         return ds.dataset(path, format="parquet")
     except (OSError, pa.ArrowException) as error:
-        raise PretrackError(f"the table {path} cannot be read ({error})") from error
+        raise _unreadable(path, error) from error
+
+
+def _check_access(path: Location) -> None:
+    """Raise AccessError if a local file cannot be read; pyarrow's errors do not tell why."""
+    if isinstance(path, Path):
+        with reading(path), open(path, "rb") as file:
+            file.read(1)
+
+
+def _unreadable(path: Location, error: Exception) -> PretrackError:
+    return PretrackError(f"the table {path} cannot be read ({error})")

@@ -6,17 +6,17 @@ Why obstore and not pyarrow.fs or fsspec: an object appears only when it is whol
 to its writer; an object can be put only if none exists (build locks need that); nearby byte ranges
 are read by one request; transient errors are retried.
 
-Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL,
-GOOGLE_APPLICATION_CREDENTIALS …) or from the machine's role. The store's threads do not survive a
-fork: after a process has used a bucket, a forked child must not use one.
+Credentials of S3 are found by `shards.credentials`; those of Google and Azure come from the
+environment (GOOGLE_APPLICATION_CREDENTIALS …) or from the machine's role. The store's threads do
+not survive a fork: after a process has used a bucket, a forked child must not use one.
 """
 
 from __future__ import annotations
 
-import errno
 import io
 import mimetypes
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,7 +30,9 @@ import obstore
 import obstore.exceptions as errors
 from obstore.store import from_url
 
-from shards.errors import PretrackError
+from shards.credentials import environment_of_store, s3_options, s3_region
+from shards.errors import AccessError, PretrackError
+from shards.store_errors import is_beyond_the_end, store_error
 
 T = TypeVar("T")
 
@@ -105,23 +107,51 @@ def read_ranges(url: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[
     does not support ranges.
     """
     store, path = _resolve(url)
-    wanted = [(offset, offset + size) for offset, size in zip(offsets, sizes, strict=True) if size]
-    if not wanted:
-        return [b"" for _ in sizes]
-    starts, ends = ([part[side] for part in wanted] for side in (0, 1))
-    parts = iter(
-        _call(
-            url,
-            lambda: obstore.get_ranges(store, path, starts=starts, ends=ends, coalesce=COALESCE),
+    # obstore crashes where a request for several ranges is answered in part, so ranges are joined
+    # here: spans of bytes, far enough apart that obstore does not join them again.
+    spans: list[list[int]] = []
+    for offset, size in sorted(zip(offsets, sizes, strict=True)):
+        if not size:
+            continue
+        if spans and offset - spans[-1][1] <= COALESCE:
+            spans[-1][1] = max(spans[-1][1], offset + size)
+        else:
+            spans.append([offset, offset + size])
+    parts = _read_spans(url, store, path, spans)
+    starts = [start for start, _ in spans]
+    data = []
+    for offset, size in zip(offsets, sizes, strict=True):
+        span = bisect_right(starts, offset) - 1
+        first = offset - starts[span] if size else 0
+        data.append(parts[span][first : first + size] if size else b"")
+    return data
+
+
+def _read_spans(url: Url, store: Any, path: str, spans: list[list[int]]) -> list[bytes]:
+    """Read spans of bytes, given as [start, end]; what lies beyond the object's end is left out."""
+    if not spans:
+        return []
+    starts, ends = ([span[side] for span in spans] for side in (0, 1))
+    try:
+        parts = _call(
+            url, lambda: obstore.get_ranges(store, path, starts=starts, ends=ends, coalesce=0)
         )
-    )
-    return [bytes(next(parts)) if size else b"" for size in sizes]
+        return [bytes(part) for part in parts]
+    except OSError as error:
+        if not is_beyond_the_end(error.__cause__):
+            raise
+    # A store refuses all ranges if one of them begins after the object's end.
+    size = size_of(url)
+    inside = [[start, min(end, size)] for start, end in spans if start < size]
+    return _read_spans(url, store, path, inside) + [b""] * (len(spans) - len(inside))
 
 
 def open_stream(url: Url) -> io.BufferedReader:
     """Open an object for reading from front to back. Raises OSError, now or while reading."""
     store, path = _resolve(url)
-    reader = _call(url, lambda: obstore.open_reader(store, path, buffer_size=8 << 20))
+    reader = _call_head(
+        url, store, path, lambda: obstore.open_reader(store, path, buffer_size=8 << 20)
+    )
     return io.BufferedReader(_Stream(url, reader), 1 << 20)
 
 
@@ -155,15 +185,19 @@ def download(url: Url) -> Iterator[BinaryIO]:
 
 def size_of(url: Url) -> int:
     """Give an object's size in bytes. Raises FileNotFoundError, OSError."""
-    store, path = _resolve(url)
-    return int(_call(url, lambda: obstore.head(store, path))["size"])
+    return int(_head(url)["size"])
 
 
 def written_at(url: Url) -> datetime:
     """Tell when an object was put, by the store's clock. Raises FileNotFoundError, OSError."""
-    store, path = _resolve(url)
-    written: datetime = _call(url, lambda: obstore.head(store, path))["last_modified"]
+    written: datetime = _head(url)["last_modified"]
     return written
+
+
+def _head(url: Url) -> Any:
+    """Ask for an object's size and time. Raises FileNotFoundError, OSError."""
+    store, path = _resolve(url)
+    return _call_head(url, store, path, lambda: obstore.head(store, path))
 
 
 def sizes_in(url: Url) -> dict[str, int]:
@@ -247,53 +281,50 @@ def delete_folder(url: Url) -> None:
 
 
 def _resolve(url: Url) -> tuple[Any, str]:
-    """Give the store that a URL leads to, and the path in it."""
+    """Give the store that a URL leads to, and the path in it.
+
+    Raises AccessError if there are no credentials, or if the store needs other settings.
+    """
     parts = urlsplit(url.url)
-    endpoint = os.environ.get("AWS_ENDPOINT_URL", "")
-    store = _store(f"{parts.scheme}://{parts.netloc}", endpoint, os.getpid())
+    try:
+        store = _store(f"{parts.scheme}://{parts.netloc}", environment_of_store(), os.getpid())
+    except (PretrackError, errors.BaseError) as error:
+        reason = str(error).split("\n\nDebug source:")[0]
+        raise AccessError(f"{url} cannot be reached: {reason}") from error
     return store, parts.path.strip("/")
 
 
 @cache
-def _store(root: str, endpoint: str, process: int) -> Any:
+def _store(root: str, environment: tuple[str, ...], process: int) -> Any:
     """Open a store. The cache's key has the process, since a store does not survive a fork."""
+    options = s3_options() if root.startswith("s3:") else {}
+    endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
     insecure = root.startswith("http:") or endpoint.startswith("http:")
     return from_url(
         root,
         client_options={"timeout": "120s", "connect_timeout": "10s", "allow_http": insecure},
         retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=3)},
+        **options,
     )
 
 
 def _call(url: Url, request: Callable[[], T]) -> T:
-    """Call the store, and translate its errors to the OSErrors that a local disk would raise.
-
-    A web server without ranges raises PretrackError instead: every clip on it would fail, although
-    none is damaged.
-    """
+    """Call the store, and translate its errors as `store_error` says."""
     try:
         return request()
-    except FileNotFoundError as error:
-        raise FileNotFoundError(errno.ENOENT, "is not there", str(url)) from error
-    except (errors.AlreadyExistsError, errors.PreconditionError) as error:
-        raise FileExistsError(errno.EEXIST, "was put by somebody else", str(url)) from error
-    except (errors.PermissionDeniedError, errors.UnauthenticatedError) as error:
-        raise PermissionError(
-            errno.EACCES, f"access is denied: {_sentence(error)}", str(url)
-        ) from error
-    except errors.NotSupportedError as error:
-        if "Range" not in str(error):
-            raise OSError(
-                errno.ENOTSUP, f"the store cannot do that: {_sentence(error)}", str(url)
-            ) from error
-        raise PretrackError(
-            f"{url}: this web server sends only whole files (it ignores 'Range'): use one that "
-            "supports ranges, such as nginx, or stream whole tars with 'trainer.data.streaming'"
-        ) from error
     except (errors.BaseError, OSError) as error:
-        raise OSError(errno.EIO, f"the store failed: {_sentence(error)}", str(url)) from error
+        region = s3_region() if url.url.startswith("s3:") else ""
+        raise store_error(error, str(url), region) from error
 
 
-def _sentence(error: Exception) -> str:
-    """Cut an obstore error to one sentence, without its debug output."""
-    return " ".join(str(error).split("Debug source:")[0].split())[:600]
+def _call_head(url: Url, store: Any, path: str, request: Callable[[], T]) -> T:
+    """Do as `_call` for a HEAD request: its answer has no body that would say why it failed."""
+
+    def request_with_reason() -> T:
+        try:
+            return request()
+        except errors.BaseError:
+            obstore.get(store, path)  # fails as well, and its answer says why
+            raise
+
+    return _call(url, request_with_reason)

@@ -6,6 +6,7 @@ The command line prints their sentence and exits with 1. All other errors keep t
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,14 +25,31 @@ class SettingsError(PretrackError):
     """A configuration cannot be used."""
 
 
+class AccessError(PretrackError):
+    """A file cannot be read, for a reason outside of it: permissions, network, disk or store.
+
+    What cannot be read may be whole. Never treat it as missing or damaged, and never replace it.
+    """
+
+
+def access_error(file: object, error: OSError) -> AccessError:
+    """Make the error for a file that cannot be read."""
+    reason = error.strerror or first_line(error)
+    advice = "; check who may read it" if reason == os.strerror(errno.EACCES) else ""
+    return AccessError(f"{file} cannot be read: {reason}{advice}")
+
+
 def describe_os_error(error: OSError) -> str:
     """Explain a failed file operation: which file, why, and what to do about the usual causes."""
     file = f"{error.filename}: " if error.filename else ""
+    reason = error.strerror or str(error)
+    # Only for the system's own words: a store's sentence ends in advice of its own.
     advice = {
-        errno.ENOSPC: "; make room and run the same command again, what is done is kept",
-        errno.EACCES: "; check who may write",
+        os.strerror(errno.ENOSPC): "; make room and run the same command again, what is done is "
+        "kept",
+        os.strerror(errno.EACCES): "; check who may write",
     }
-    return f"{file}{error.strerror or error}{advice.get(error.errno or 0, '')}"
+    return f"{file}{reason}{advice.get(reason, '')}"
 
 
 def first_line(error: BaseException) -> str:

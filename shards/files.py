@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from shards import bucket
 from shards.bucket import BUCKETS, SCHEMES, Url
-from shards.errors import PretrackError
+from shards.errors import PretrackError, access_error
 
 Location = Path | Url
 """A file or a folder. Both types have `/`, `.name`, `.parent` and `str()`."""
@@ -42,76 +42,105 @@ def parse_location(where: str | Location) -> Location:
     return Url(where.rstrip("/"))
 
 
+@contextmanager
+def reading(file: Location) -> Iterator[None]:
+    """Raise AccessError instead of an OSError that says nothing about what the file holds.
+
+    These are passed on, since they do: FileNotFoundError, IsADirectoryError, NotADirectoryError.
+    """
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise access_error(file, error) from error
+
+
 def read_file(file: Location) -> bytes:
-    """Read a whole file. Raises OSError."""
-    return bucket.read(file) if isinstance(file, Url) else file.read_bytes()
+    """Read a whole file. Raises FileNotFoundError, AccessError."""
+    with reading(file):
+        return bucket.read(file) if isinstance(file, Url) else file.read_bytes()
 
 
 def read_ranges(file: Location, offsets: Sequence[int], sizes: Sequence[int]) -> list[bytes]:
     """Read byte ranges of a file, in the given order, and nothing else of it.
 
-    A range beyond the file's end is cut short. Raises OSError.
+    A range beyond the file's end is cut short. Raises FileNotFoundError, AccessError.
     """
-    if isinstance(file, Url):
-        return bucket.read_ranges(file, offsets, sizes)
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        # pread allocates the size it is asked for, even where a damaged table asks for terabytes.
-        file_size = os.fstat(descriptor).st_size
-        return [
-            os.pread(descriptor, min(size, file_size), offset)
-            for offset, size in zip(offsets, sizes, strict=True)
-        ]
-    finally:
-        os.close(descriptor)
+    with reading(file):
+        if isinstance(file, Url):
+            return bucket.read_ranges(file, offsets, sizes)
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            # pread allocates the size it is asked for, even where a damaged table asks for
+            # terabytes.
+            file_size = os.fstat(descriptor).st_size
+            return [
+                os.pread(descriptor, min(size, file_size), offset)
+                for offset, size in zip(offsets, sizes, strict=True)
+            ]
+        finally:
+            os.close(descriptor)
 
 
-def open_stream(file: Location) -> BinaryIO:
-    """Open a file for reading from front to back. Raises OSError."""
-    return bucket.open_stream(file) if isinstance(file, Url) else open(file, "rb")
+@contextmanager
+def open_stream(file: Location) -> Iterator[BinaryIO]:
+    """Open a file for reading from front to back.
+
+    Raises FileNotFoundError, AccessError; AccessError also where the block's reading fails.
+    """
+    with (
+        reading(file),
+        bucket.open_stream(file) if isinstance(file, Url) else open(file, "rb") as stream,
+    ):
+        yield stream
 
 
 def size_of(file: Location) -> int:
-    """Give a file's size in bytes. Raises FileNotFoundError, OSError."""
-    return bucket.size_of(file) if isinstance(file, Url) else file.stat().st_size
+    """Give a file's size in bytes. Raises FileNotFoundError, AccessError."""
+    with reading(file):
+        return bucket.size_of(file) if isinstance(file, Url) else file.stat().st_size
 
 
 def written_at(file: Location) -> datetime:
-    """Tell when a file was last written (UTC). Raises FileNotFoundError, OSError."""
-    return (
-        bucket.written_at(file)
-        if isinstance(file, Url)
-        else datetime.fromtimestamp(file.stat().st_mtime, UTC)
-    )
+    """Tell when a file was last written (UTC). Raises FileNotFoundError, AccessError."""
+    with reading(file):
+        return (
+            bucket.written_at(file)
+            if isinstance(file, Url)
+            else datetime.fromtimestamp(file.stat().st_mtime, UTC)
+        )
 
 
 def sizes_in(folder: Location) -> dict[str, int]:
     """List the files directly in a folder with their sizes in bytes, without temporary files.
 
-    An absent folder has no files. Raises OSError.
+    An absent folder has no files. Raises AccessError.
     """
-    if isinstance(folder, Url):
-        return bucket.sizes_in(folder)
-    sizes = {}
-    with suppress(FileNotFoundError), os.scandir(folder) as entries:
-        for entry in entries:
-            with suppress(FileNotFoundError):  # deleted since the folder was read
-                if entry.is_file() and not entry.name.startswith(TEMPORARY):
-                    sizes[entry.name] = entry.stat().st_size
-    return sizes
+    with reading(folder):
+        if isinstance(folder, Url):
+            return bucket.sizes_in(folder)
+        sizes = {}
+        with suppress(FileNotFoundError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # deleted since the folder was read
+                    if entry.is_file() and not entry.name.startswith(TEMPORARY):
+                        sizes[entry.name] = entry.stat().st_size
+        return sizes
 
 
 def folders_in(folder: Location) -> list[str]:
-    """List the names of the folders directly in a folder, sorted. Raises OSError."""
-    if isinstance(folder, Url):
-        return bucket.folders_in(folder)
-    if not folder.is_dir():
-        return []
-    return sorted(
-        path.name
-        for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(TEMPORARY)
-    )
+    """List the names of the folders directly in a folder, sorted. Raises AccessError."""
+    with reading(folder):
+        if isinstance(folder, Url):
+            return bucket.folders_in(folder)
+        if not folder.is_dir():
+            return []
+        return sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.is_dir() and not path.name.startswith(TEMPORARY)
+        )
 
 
 def open_atomic(file: Location) -> AbstractContextManager[BinaryIO]:

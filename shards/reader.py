@@ -25,7 +25,7 @@ def read_members(
 ) -> list[bytes]:
     """Read members of a shard by byte range, in the given order, and nothing else of it.
 
-    Raises ShardError if the shard is missing, cannot be read or is cut short.
+    Raises ShardError if the shard is missing or cut short, AccessError if it cannot be read.
     """
     path = parse_location(shard)
     if min(*offsets, *sizes, 0) < 0 or any(
@@ -48,7 +48,7 @@ def read_members(
 def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes]:
     """Read all members of a clip: description, tracks, then frames in order.
 
-    Raises ShardError if they are not as written.
+    Raises ShardError if they are not as written, AccessError if they cannot be read.
     """
     ranges = members.byte_ranges
     data = read_members(shard, [part.offset for part in ranges], [part.size for part in ranges])
@@ -59,8 +59,9 @@ def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes
 def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterator[StoredClip]:
     """Iterate over all clips of a shard in order, reading a plain tar without any index.
 
-    Raises ShardError for damage, naming the shard. With the shard's `checksum` (xxh3-64, hex) every
-    kind of damage is noticed, at the latest after the last clip.
+    Raises ShardError for damage, naming the shard, and AccessError if it cannot be read. With the
+    shard's `checksum` (xxh3-64, hex) every kind of damage is noticed, at the latest after the last
+    clip.
     """
     path = parse_location(shard)
     for key, members in _samples(path, checksum):

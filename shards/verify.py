@@ -34,6 +34,8 @@ def verify_shard(
     that description, tracks and the size of every JPEG agree with each other, that anchors are
     frames of the clip, and that positions are not absurdly far outside the frame.
 
+    Raises AccessError if the shard cannot be read.
+
     clips:  the members of each clip, by key
     tabled: values of each clip in the tables, by key: `anchors`, `points`, `frames`, and any field
             of its description. They must agree with the shard, since training uses only the tables.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from manifests.rows import members_of
 from manifests.snapshot import TABLES, Snapshot
 from manifests.tables import rows_by_shard
 from pipeline.monitoring.progress import Progress
-from shards.errors import FormatVersionError, PretrackError
+from shards.errors import AccessError, FormatVersionError, PretrackError
 from shards.files import Location, read_file
 from shards.verify import verify_shard
 
@@ -45,7 +46,10 @@ _Task = tuple[str, Location, int, str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem in one sentence that begins with the shard's name; `shard` is "" for the tables."""
+    """A problem in one sentence that begins with the shard's name.
+
+    `shard` is "" for what a repair of shards cannot help: tables, and files that cannot be read.
+    """
 
     shard: str
     sentence: str
@@ -57,7 +61,8 @@ class Problem:
 def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
     """Return all problems, in the order of the shards; [] if everything is as it was written.
 
-    `pipeline.execution.repair` repairs them.
+    `pipeline.execution.repair` repairs them. Raises AccessError if tables, or shards on a store,
+    cannot be read.
     """
     if table_problems := list(_table_problems(snapshot)):
         return table_problems
@@ -102,6 +107,8 @@ def _table_problems(snapshot: Snapshot) -> Iterator[Problem]:
         if listed != [f"shards/{shard}.tar" for shard in snapshot.shards["shard"].to_pylist()]:
             file = snapshot.folder / "shards.txt"
             yield Problem("", f"{file} does not name the shards of the tables: {_remedy(snapshot)}")
+    except AccessError:
+        raise
     except FormatVersionError as error:
         yield Problem("", str(error))
     except (PretrackError, OSError, ValueError) as error:
@@ -131,5 +138,11 @@ def _verify(task: _Task) -> list[Problem]:
     shard, path, size, checksum, rows = task
     members = {row["key"]: members_of(row) for row in rows}
     expected = {row["key"]: {name: row[name] for name in _REPEATED} for row in rows}
-    sentences = verify_shard(path, size, checksum, members, expected)
+    try:
+        sentences = list(verify_shard(path, size, checksum, members, expected))
+    except AccessError as error:
+        if not isinstance(path, Path):  # a store that fails for one shard fails for all
+            raise
+        # A problem of no shard: a repair must not replace what it cannot read.
+        return [Problem("", f"{error}; if its disk is failing, delete the file and repair")]
     return [Problem(shard, sentence) for sentence in sentences]

@@ -168,7 +168,7 @@ def read_state(out: Location) -> BuildState | None:
 
     A "running" build whose process on this machine has exited is returned as "killed".
 
-    Raises PretrackError if the file is damaged.
+    Raises PretrackError if the file is damaged, AccessError if it cannot be read.
     """
     try:
         state = BuildState(**json.loads(read_file(out / "build.json")))

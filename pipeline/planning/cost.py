@@ -12,7 +12,7 @@ from manifests.rows import ShardRow
 from pipeline.monitoring.status import read_state
 from pipeline.planning.existing_shards import ExistingShard
 from pipeline.planning.plan import Action, Plan, PlannedShard
-from shards.errors import PretrackError
+from shards.errors import AccessError, PretrackError
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,8 @@ def _parallel(plan: Plan) -> float:
     """Seconds of work per second in the folder's latest build; this machine's cores without one."""
     try:
         state = read_state(plan.existing.out)
+    except AccessError:
+        raise
     except PretrackError:  # damaged, or another version's: the next build writes a new one
         state = None
     if (

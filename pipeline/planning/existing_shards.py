@@ -30,7 +30,7 @@ from manifests.tables import (
     table_of,
 )
 from pipeline.failures import TRANSIENT_REASONS
-from shards.errors import PretrackError
+from shards.errors import AccessError, PretrackError
 from shards.files import Location, sizes_in
 from shards.writer import ClipMembers
 
@@ -106,13 +106,15 @@ class ExistingShards:
         return pa.chunked_array(keys), np.concatenate(indices)
 
     def _stored_clips(self, snapshot: str) -> pa.Table | None:
-        """Read key and shard of a snapshot's clips; None, with a warning, if it cannot be read.
+        """Read key and shard of a snapshot's clips; None, with a warning, if it is damaged.
 
-        Raises PretrackError for the current snapshot.
+        Raises PretrackError for the current snapshot, AccessError for any.
         """
         path = Snapshot(self.out, snapshot).folder / "clips.parquet"
         try:
             return read_table(path, ["key", "shard"])
+        except AccessError:
+            raise
         except PretrackError as error:
             if self.current and snapshot == self.current.name:
                 raise
@@ -175,7 +177,8 @@ def read_existing_shards(out: Location, damaged: Collection[str] = ()) -> Existi
 
     A snapshot or receipt that cannot be used is logged and treated as missing.
 
-    Raises PretrackError if the current snapshot is damaged.
+    Raises PretrackError if the current snapshot is damaged, and AccessError if any snapshot or
+    receipt cannot be read.
     """
     # Rows and failures of the shards that snapshots name.
     snapshots = _usable_snapshots(out)
@@ -224,7 +227,7 @@ def _without(table: pa.Table, shards: Collection[str]) -> pa.Table:
 def _usable_snapshots(out: Location) -> list[Snapshot]:
     """The current snapshot, then the others, newest first, without those that cannot be used.
 
-    Raises PretrackError if the current snapshot is damaged.
+    Raises PretrackError if the current snapshot is damaged, AccessError if any cannot be read.
     """
     current = current_snapshot(out)
     names = [
@@ -242,6 +245,8 @@ def _usable_snapshots(out: Location) -> list[Snapshot]:
             same_version = columns == [CLIPS.names, SHARDS.names, FAILURES.names]
             if same_version:
                 snapshot.shards, snapshot.failures  # noqa: B018 - reading them raises if damaged
+        except AccessError:
+            raise
         except PretrackError as error:
             if name == current:
                 raise
@@ -289,6 +294,8 @@ def _newer_receipts(out: Location, rows: pa.Table, failures: pa.Table) -> dict[s
             continue
         try:
             receipt = read_receipt(out, name)
+        except AccessError:
+            raise  # its shard may be whole, and must not be made again
         except PretrackError as error:
             log.warning("%s", error)
             continue

@@ -67,8 +67,11 @@ class Behaviour:
     delay_s:      seconds before each answer
     deny_writes:  answer every PUT and POST with 403
     lose_answers: do this many PUTs and yet answer them with 503
+    refuse:       answer every request with this status, error code and message; None: answer it
+    refuse_only:  with `refuse`, do so only for paths that contain this text
     clock_s:      seconds by which the store's clock is ahead of this machine's
     requests, failed, bytes_read: counts of requests, of 503 by `fail_every`, of bytes of GETs
+    scope:   what the latest request was signed with: "KEY/DATE/REGION/s3/aws4_request"
     """
 
     fail_every: int = 0
@@ -76,9 +79,12 @@ class Behaviour:
     deny_writes: bool = False
     lose_answers: int = 0
     clock_s: float = 0.0
+    refuse: tuple[int, str, str] | None = None
+    refuse_only: str = ""
     requests: int = 0
     failed: int = 0
     bytes_read: int = 0
+    scope: str = ""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -93,9 +99,10 @@ def faulty_proxy(upstream: int) -> Iterator[tuple[int, Behaviour]]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-        def _refuse(self, status: int, code: str) -> None:
+        def _refuse(self, status: int, code: str, message: str = "") -> None:
             self.send_response(status)
-            body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+            message = message or code
+            body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
@@ -107,7 +114,12 @@ def faulty_proxy(upstream: int) -> Iterator[tuple[int, Behaviour]]:
                 behaviour.requests += 1
                 fails = behaviour.fail_every and behaviour.requests % behaviour.fail_every == 0
                 behaviour.failed += bool(fails)
+            signature = self.headers.get("Authorization", "")
+            behaviour.scope = signature.partition("Credential=")[2].partition(",")[0]
             time.sleep(behaviour.delay_s)
+            if behaviour.refuse and behaviour.refuse_only in self.path:
+                self._refuse(*behaviour.refuse)
+                return
             if fails:
                 self._refuse(503, "SlowDown")
                 return

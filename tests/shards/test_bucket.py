@@ -110,3 +110,8 @@ def test_ranges_that_lie_close_are_fetched_together(folder: Url, store: Behaviou
 def test_an_unknown_scheme_is_named_with_the_known_ones() -> None:
     with pytest.raises(PretrackError, match="'ftp://' is not known; use a path, or one of s3://"):
         parse_location("ftp://server/x")
+
+
+def test_ranges_beyond_the_end_are_cut_short_as_on_a_disk(folder: Url) -> None:
+    atomic_write(folder / "x", b"0123456789")
+    assert read_ranges(folder / "x", [8, 20, 2], [5, 5, 2]) == [b"89", b"", b"23"]

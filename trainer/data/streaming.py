@@ -13,7 +13,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from glob import glob
 from itertools import count
@@ -33,7 +33,7 @@ from shards.bucket import Url, download
 from shards.clip import ClipInfo, Tracks
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
-from shards.files import parse_location, read_file
+from shards.files import Location, parse_location, read_file, reading
 from shards.reader import ChecksumStream, read_tar
 from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
@@ -291,11 +291,20 @@ def _samples(tar: str) -> Iterator[dict[str, Any]]:
 
 
 def _opened(tar: str) -> AbstractContextManager[BinaryIO]:
-    """Open a tar to be read once, front to back. Raises OSError."""
+    """Open a tar to be read once, front to back. Raises FileNotFoundError, AccessError."""
     if tar.startswith(PIPE):
         return cast(AbstractContextManager[BinaryIO], webdataset.gopen(tar))
-    path = parse_location(tar)
-    return download(path) if isinstance(path, Url) else open(path, "rb")
+    return _opened_file(parse_location(tar))
+
+
+@contextmanager
+def _opened_file(path: Location) -> Iterator[BinaryIO]:
+    """Open a file, or download it first. Raises FileNotFoundError, AccessError."""
+    with (
+        reading(path),
+        download(path) if isinstance(path, Url) else open(path, "rb") as stream,
+    ):
+        yield stream
 
 
 def _fits(info: ClipInfo, tracks: Tracks, settings: DataSettings) -> bool:
