@@ -25,7 +25,7 @@ def write_ledger(out: Location, packed: bytes) -> str:
 
 
 def read_ledger(out: Location, digest: str) -> bytes | None:
-    """Return a packed ledger; None if it is missing or damaged."""
+    """Return a packed ledger; None if it is missing or damaged. Raises AccessError."""
     try:
         packed = read_file(_path(out, digest))
     except FileNotFoundError:

@@ -20,6 +20,7 @@ from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
 from pipeline.monitoring.status import status
 from pipeline.planning.existing_shards import read_existing_shards
+from pipeline.planning.ledger_store import read_ledger
 from shards.bucket import Url
 from shards.errors import AccessError, PretrackError
 from shards.files import atomic_write, size_of
@@ -117,6 +118,7 @@ READERS: list[tuple[str, Callable[[Url], Any]]] = [
     ("shards.parquet", read_existing_shards),
     ("receipts/", lambda out: read_receipt(out, "made-train-000000-0")),
     ("receipts", list_receipts),
+    ("ledgers", lambda out: read_ledger(out, "0" * 32)),
     ("receipts", read_existing_shards),
     ("shards.txt", lambda out: verify_snapshot(open_snapshot(out), QUIET)),
     (".tar", lambda out: verify_snapshot(open_snapshot(out), QUIET)),
