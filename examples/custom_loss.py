@@ -18,9 +18,8 @@ from torch import Tensor
 from manifests.settings import Settings
 from trainer.__main__ import main
 from trainer.config import TrainSettings
-from trainer.losses.embeddings import Embeddings, mean_over_tracks
+from trainer.losses.embeddings import Embeddings, Loss, mean_over_tracks
 from trainer.losses.settings import LossSettings
-from trainer.losses.weighted_sum import Losses, make_losses
 
 
 class SteadySettings(Settings):
@@ -30,21 +29,21 @@ class SteadySettings(Settings):
     """Weight of this loss in the sum of all losses; 0 turns it off."""
 
 
-class Loss(LossSettings):
+class OwnLossSettings(LossSettings):
     """The settings of pretrack's losses and of ours."""
 
     steady: SteadySettings = SteadySettings()
     """Settings of our loss."""
 
-    def make(self, width: int) -> Losses:
-        """Make pretrack's losses and ours, for embeddings of this width."""
-        return make_losses(self, width, steady=steady)
+    def custom_losses(self) -> dict[str, Loss]:
+        """Map the field `steady` to the function that computes it."""
+        return {"steady": steady}
 
 
 class Train(TrainSettings):
     """The settings of a run, with `loss.steady` as one more choice."""
 
-    loss: Loss = Loss()
+    loss: OwnLossSettings = OwnLossSettings()
 
 
 def steady(e: Embeddings) -> Tensor:

@@ -267,6 +267,7 @@ def test_the_custom_loss_is_the_mean_distance_over_tracks_that_count() -> None:
     import torch
 
     from trainer.losses.embeddings import Embeddings
+    from trainer.losses.weighted_sum import make_losses
 
     teacher = torch.nn.functional.normalize(
         torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(0)), dim=-1
@@ -281,7 +282,8 @@ def test_the_custom_loss_is_the_mean_distance_over_tracks_that_count() -> None:
         counts = weights[None, :, None].expand(2, 2, 5)
         e = Embeddings(student, teacher, teacher[:, None], counts, points, points[:, 0])
         assert example.steady(e).item() == pytest.approx(expected, abs=1e-5)
-    total, parts = example.Loss(sorting=0, steady={"weight": 0.5}).make(8)(e)
+    settings = example.OwnLossSettings(sorting=0, steady={"weight": 0.5})
+    total, parts = make_losses(settings, 8)(e)
     assert list(parts) == ["steady"]
     assert total.item() == pytest.approx(0.5 * expected, abs=1e-5)
 

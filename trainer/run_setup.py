@@ -9,6 +9,7 @@ from torch import nn
 
 from shards.errors import PretrackError, SettingsError
 from trainer.config import OptimSettings, TrainSettings
+from trainer.losses.weighted_sum import make_losses
 from trainer.model.backbone import Backbone, make_backbone
 from trainer.model.feature_sampling import check_references
 from trainer.model.lora import add_adapters
@@ -26,7 +27,7 @@ def make_step(
     if m.lora:
         add_adapters(backbone, m.lora)
     student = Embedder(backbone, Projection(backbone.width, m.head), settings.tracks.align_corners)
-    model = Step(student, make_teacher(student), settings.loss.make(m.head[-1]), settings)
+    model = Step(student, make_teacher(student), make_losses(settings.loss, m.head[-1]), settings)
     if checkpoint:
         for part in ("student", "teacher", "losses"):
             model.get_submodule(part).load_state_dict(checkpoint[part])

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from trainer.distributed import all_reduce_sum
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
-
-if TYPE_CHECKING:
-    from trainer.losses.settings import ClusterSettings
+from trainer.losses.settings import ClusterSettings
 
 
 class Clusters(nn.Module):

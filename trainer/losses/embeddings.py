@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,10 @@ class Embeddings:
         points = self.anchor_positions.detach()
         # the matrix-product form of cdist loses small distances to rounding
         return torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+Loss = Callable[[Embeddings], Tensor]
+"""The embeddings of a batch → a scalar."""
 
 
 def mean_over_tracks(losses: Tensor, weights: Tensor) -> Tensor:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
-
-if TYPE_CHECKING:
-    from trainer.losses.settings import InfoNCESettings
+from trainer.losses.settings import InfoNCESettings
 
 
 def info_nce(e: Embeddings, settings: InfoNCESettings) -> Tensor:

@@ -1,7 +1,6 @@
 """Settings of the losses: the `loss` part of a training config.
 
-Cheap to import: only `LossSettings.make` imports the losses, and torch with them. The losses read
-these settings but import them for type checking only, so there is no import circle.
+Cheap to import: torch takes seconds, and a mistyped key should be reported before.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pydantic import Field, model_validator
 from manifests.settings import Settings
 
 if TYPE_CHECKING:
-    from trainer.losses.weighted_sum import Losses
+    from trainer.losses.embeddings import Loss
 
 
 class InfoNCESettings(Settings):
@@ -145,15 +144,9 @@ class LossSettings(Settings):
             if weight > 0
         }
 
-    def make(self, width: int) -> Losses:
-        """Make these losses for embeddings of `width` numbers.
-
-        A subclass that adds losses overrides this and passes them to `make_losses`.
-        """
-        # torch takes seconds to import; reporting a mistyped key should not
-        from trainer.losses.weighted_sum import make_losses
-
-        return make_losses(self, width)
+    def custom_losses(self) -> dict[str, Loss]:
+        """Return losses from outside pretrack, by the name of their field; a subclass adds them."""
+        return {}
 
     @model_validator(mode="after")
     def _check_weights(self) -> LossSettings:

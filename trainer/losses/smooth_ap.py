@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
-
-if TYPE_CHECKING:
-    from trainer.losses.settings import SmoothAPSettings
+from trainer.losses.settings import SmoothAPSettings
 
 
 def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:

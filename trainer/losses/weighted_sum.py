@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from trainer.losses.clusters import Clusters
-from trainer.losses.embeddings import Embeddings
+from trainer.losses.embeddings import Embeddings, Loss
 from trainer.losses.info_nce import info_nce
+from trainer.losses.settings import LossSettings
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean
-
-if TYPE_CHECKING:
-    from trainer.losses.settings import LossSettings
-
-Loss = Callable[[Embeddings], Tensor]
-"""The embeddings of a batch → a scalar."""
 
 
 class Losses(nn.Module):
@@ -53,10 +46,9 @@ class Losses(nn.Module):
         return total, {name: part.detach() for name, part in parts.items()}
 
 
-def make_losses(settings: LossSettings, width: int, **custom: Loss) -> Losses:
+def make_losses(settings: LossSettings, width: int) -> Losses:
     """Make the losses with a weight above 0, for embeddings of `width` numbers.
 
-    `custom` are losses from outside pretrack, by the name of their field in the settings.
     Prototypes are drawn from torch's default generator.
     """
     s, objective = settings, make_objective(settings)
@@ -71,7 +63,7 @@ def make_losses(settings: LossSettings, width: int, **custom: Loss) -> Losses:
             detach_teacher=s.detach_teacher,
         )
 
-    losses: dict[str, Loss] = {"sorting": sorting, **custom}
+    losses: dict[str, Loss] = {"sorting": sorting, **s.custom_losses()}
     if s.info_nce:
         losses["info_nce"] = partial(info_nce, settings=s.info_nce)
     if s.smooth_ap:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import log
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from trainer.losses.embeddings import Embeddings
+from trainer.losses.settings import LossSettings
 from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
 from trainer.losses.sorting.network import Distribution, Network, expected_ranks, soft_permutation
 from trainer.losses.sorting.soft_rank import (
@@ -24,9 +25,6 @@ from trainer.losses.sorting.soft_rank import (
     spearman,
     standardised,
 )
-
-if TYPE_CHECKING:
-    from trainer.losses.settings import LossSettings
 
 
 class Objective(Protocol):
