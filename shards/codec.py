@@ -293,7 +293,7 @@ def _unpack(frame: bytes, shape: Shape | None) -> bytes:
     _, t, n = shape or (None, None, None)
     try:
         size = zstandard.get_frame_parameters(frame).content_size
-        if not 0 <= size <= LARGEST_TRACKS:
+        if size > LARGEST_TRACKS:
             raise ShardError(
                 f"the tracks claim to unpack to {size} bytes, "
                 f"more than the {LARGEST_TRACKS} allowed"

@@ -11,6 +11,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shards import codec
 from shards.clip import Tracks
 from shards.codec import LARGEST_TRACKS, decode_frames, decode_tracks, encode_tracks
 from shards.errors import ShardError
@@ -36,6 +37,8 @@ def test_round_trip(seed: int, anchors: int, frames: int, points: int) -> None:
     assert (back.anchors == tracks.anchors).all()
     assert (back.visibility == tracks.visibility).all()
     assert (back.confidence == tracks.confidence).all()
+    assert back.anchors.dtype == np.int32
+    assert back.positions.dtype == np.float32
 
 
 def test_the_bytes_on_disk_are_those_of_the_format() -> None:
@@ -93,7 +96,10 @@ def test_points_far_outside_the_frame_are_kept() -> None:
 def test_positions_that_mean_nothing_are_not_stored(bad: float) -> None:
     tracks = make_tracks(0, (0,), 3, 4)
     tracks.positions[0, 1, 2, 0] = bad
-    with pytest.raises(ValueError, match="not finite or are absurdly far"):
+    with pytest.raises(
+        ValueError,
+        match=r"^tracks hold positions that are not finite or are absurdly far outside the frame$",
+    ):
         encode_tracks(tracks)
 
 
@@ -117,37 +123,147 @@ def test_shapes_that_disagree_are_refused() -> None:
         Tracks(good.anchors, good.positions, good.visibility[:, :2], good.confidence)
 
 
-def test_damage_is_named() -> None:
+def record(
+    *,
+    anchor: int = 0,
+    frames: int = 1,
+    points: int = 1,
+    magic: bytes = b"PTRK",
+    version: int = 2,
+    units: int = 32,
+    size: int | None = None,
+) -> bytes:
+    """An unpacked record: its header, and `size` zeros (as many as fit the header by default)."""
+    header = struct.pack("<4sHHiII", magic, version, units, anchor, frames, points)
+    return header + bytes(10 * frames * points if size is None else size)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the tracks are cut short"),
+        (b"PTRK", "the tracks are cut short"),
+        (b"X" * 64, "these are not tracks"),
+        (record(magic=b"PTRX"), "these are not tracks"),
+        (record(units=0), "these are not tracks"),
+        (record(points=0), "these are not tracks"),
+        (
+            record(version=1),
+            "these tracks have version 1, and this version of pretrack reads version 2",
+        ),
+        (
+            record(frames=9, size=0),
+            "the tracks hold 20 bytes, which does not fit 9 frames x 1 points",
+        ),
+        (record(size=11), "the tracks hold 31 bytes, which does not fit 1 frames x 1 points"),
+    ],
+)
+def test_a_damaged_record_is_named(content: bytes, message: str) -> None:
+    with pytest.raises(ShardError, match=f"^{message}$"):
+        decode_tracks(zstandard.ZstdCompressor().compress(content))
+
+
+def test_every_cut_is_named() -> None:
+    first, second = encode_tracks(make_tracks(0, (0, 2), 4, 4))
+    with pytest.raises(ShardError, match=r"^the tracks are cut short$"):
+        decode_tracks(b"")
+    for before, part in ((b"", first), (first, second)):
+        for end in range(1, len(part)):
+            # The frame's own header has 6 bytes; the blocks after it say how long they are.
+            message = "cannot be unpacked" if end < 6 else "are cut short$"
+            with pytest.raises(ShardError, match=f"^the tracks {message}"):
+                decode_tracks(before + part[:end])
+    for other in (b"not zstandard", first + second + b"x"):
+        with pytest.raises(ShardError, match=r"^the tracks cannot be unpacked \(.+\)$"):
+            decode_tracks(other)
+
+
+def test_anchors_that_do_not_belong_together_are_refused() -> None:
     parts = encode_tracks(make_tracks(0, (0, 2), 4, 4))
     data = b"".join(parts)
-    for broken in (
-        b"",
-        b"not zstandard",
-        *(data[:end] for end in range(1, len(data)) if end != len(parts[0])),
-        data + b"x",
-    ):
-        with pytest.raises(ShardError):
-            decode_tracks(broken)
-    pack = zstandard.ZstdCompressor().compress
-    for record, message in (
-        (b"PTRK", "cut short"),
-        (b"X" * 64, "not tracks"),
-        (
-            struct.pack("<4sHHIII", b"PTRK", 1, 32, 1, 1, 1),
-            "version 1, and this version of pretrack reads version 2",
-        ),
-        (struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 9, 1), "does not fit 9 frames x 1 points"),
-        (
-            struct.pack("<4sHHiII", b"PTRK", 2, 32, 0, 1, 1) + bytes(11),
-            "hold 31 bytes, which does not fit 1 frames x 1 points",
-        ),
-    ):
-        with pytest.raises(ShardError, match=message):
-            decode_tracks(pack(record))
-    with pytest.raises(ShardError, match="anchor 3 differ in shape"):
+    with pytest.raises(ShardError, match="anchor 3 differ in shape from those of anchor 0"):
         decode_tracks(data + packed(make_tracks(0, (3,), 5, 4)))
     with pytest.raises(ShardError, match="anchors do not increase: 0 comes after 2"):
         decode_tracks(data + parts[0])
+    with pytest.raises(ShardError, match="anchors do not increase: 0 comes after 0"):
+        decode_tracks(parts[0] + parts[0])
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 4, 9), (None, 4, 9), (None, 4, None), (None, None, 9), (2, None, None)]
+)
+def test_tracks_of_the_expected_shape_are_decoded(
+    shape: tuple[int | None, int | None, int | None],
+) -> None:
+    tracks = make_tracks(0, (0, 2), 4, 9)
+    assert (decode_tracks(packed(tracks), shape).visibility == tracks.visibility).all()
+    part = encode_tracks(tracks)[1]
+    assert (decode_frames(part, 2, [3], (4, 9))[1] == tracks.visibility[1, 3]).all()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((3, 4, 9), "have 2 anchors x 4 frames x 9 points, and should have 3 anchors x 4 frames x"),
+        ((1, 4, 9), "have 2 anchors x 4 frames x 9 points, and should have 1 anchors x 4 frames x"),
+        ((2, 5, 9), "have 2 anchors x 4 frames x 9 points, and should have 2 anchors x 5 frames x"),
+        ((None, None, 8), "have 2 anchors x 4 frames x 9 points, and should have 8 points$"),
+        ((None, 3, None), "have 2 anchors x 4 frames x 9 points, and should have 3 frames$"),
+        # A record has 20 + 10 x 4 x 9 bytes: more than expected ones are not even unpacked.
+        ((2, 3, 9), "claim to unpack to 380 bytes, more than 3 frames x 9 points take"),
+        ((2, 4, 8), "claim to unpack to 380 bytes, more than 4 frames x 8 points take"),
+    ],
+)
+def test_tracks_of_another_shape_are_refused(
+    shape: tuple[int | None, int | None, int | None], message: str
+) -> None:
+    with pytest.raises(ShardError, match=f"^the tracks {message}"):
+        decode_tracks(packed(make_tracks(0, (0, 2), 4, 9)), shape)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((5, 9), "have 4 frames x 9 points, and should have 5 frames x 9 points"),
+        ((4, 8), "claim to unpack to 380 bytes, more than 4 frames x 8 points take"),
+    ],
+)
+def test_frames_of_tracks_of_another_shape_are_refused(
+    shape: tuple[int, int], message: str
+) -> None:
+    part, _ = encode_tracks(make_tracks(0, (0, 2), 4, 9))
+    with pytest.raises(ShardError, match=f"^the tracks {message}$"):
+        decode_frames(part, 0, [0], shape)
+
+
+def test_no_more_anchors_are_unpacked_than_tell_that_there_are_too_many() -> None:
+    first, second = encode_tracks(make_tracks(0, (0, 2), 9, 4))
+    with pytest.raises(ShardError, match="and should have 1 anchors"):
+        decode_tracks(first + second + b"anything", (1, 9, 4))
+
+
+def test_other_units_than_ours_are_read_as_the_header_says() -> None:
+    """One point at (3, -2) in whole pixels: zigzag 6 and 3, in the lowest byte plane."""
+    data = record(units=1)[:20] + bytes([6, 3]) + bytes(6) + bytes([255, 9])
+    tracks = decode_tracks(zstandard.ZstdCompressor().compress(data))
+    assert tracks.positions.tolist() == [[[[3.0, -2.0]]]]
+
+
+def test_tracks_of_several_blocks_are_split_into_anchors() -> None:
+    """A zstandard block unpacks to 128 KiB at most, and these anchors to 200 kB each."""
+    tracks = make_tracks(0, (0, 30), 80, 256)
+    back = decode_tracks(packed(tracks))
+    assert (back.visibility == tracks.visibility).all()
+    assert back.anchors.tolist() == [0, 30]
+
+
+def test_parts_with_checksums_are_read_too() -> None:
+    """zstandard's command line writes checksums by default."""
+    tracks = make_tracks(0, (0, 2), 4, 9)
+    unpack = zstandard.ZstdDecompressor().decompress
+    pack = zstandard.ZstdCompressor(write_checksum=True).compress
+    checked = b"".join(pack(unpack(part)) for part in encode_tracks(tracks))
+    assert (decode_tracks(checked).visibility == tracks.visibility).all()
 
 
 @pytest.mark.parametrize("anchor", [-1, 4, 1 << 20])
@@ -175,9 +291,26 @@ def test_a_bomb_is_not_unpacked() -> None:
     assert len(bomb) < 50_000
     for read in (decode_tracks, lambda data: decode_frames(data, 0, [0])):
         with pytest.raises(
-            ShardError, match="claim to unpack to 1073741825 bytes, more than the 1073741824 allowed"
+            ShardError,
+            match="claim to unpack to 1073741825 bytes, more than the 1073741824 allowed",
         ):
             read(bomb)  # type: ignore[no-untyped-call]
+
+
+def test_tracks_are_stored_and_read_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two anchors take 2 x (20 + 10 x 4 x 4) = 360 bytes."""
+    tracks = make_tracks(0, (0, 2), 4, 4)
+    monkeypatch.setattr(codec, "LARGEST_TRACKS", 360)
+    data = packed(tracks)
+    assert (decode_tracks(data).visibility == tracks.visibility).all()
+    monkeypatch.setattr(codec, "LARGEST_TRACKS", 359)
+    with pytest.raises(ValueError, match="2 anchors x 4 frames x 4 points take 360 bytes"):
+        encode_tracks(tracks)
+    with pytest.raises(ShardError, match="claim to unpack to 360 bytes, more than the 359 allowed"):
+        decode_tracks(data)
+    first = packed(make_tracks(0, (0,), 4, 4))
+    monkeypatch.setattr(codec, "LARGEST_TRACKS", 180)
+    assert decode_tracks(first).anchors.tolist() == [0]
 
 
 @given(
