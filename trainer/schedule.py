@@ -44,6 +44,4 @@ def compared_frames(step: int, frames: int, loss: LossSettings) -> list[int]:
 
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Return the seed for all random choices of one step on one rank, below 2^63."""
-    return int(
-        np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1)
-    )
+    return np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64).item() >> 1
