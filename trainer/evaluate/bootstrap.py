@@ -6,6 +6,7 @@ bootstrap: Field & Welsh, Bootstrapping clustered data, JRSS B 2007).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import compress
@@ -73,7 +74,7 @@ def difference(
     valid = [bool(row.all()) for row in np.isfinite(pairs)]
     labels = list(compress(range(len(pairs)) if groups is None else groups, valid))
     if not labels:
-        return Difference(float("nan"), float("nan"), 0, 0, None, "too few to tell")
+        return Difference(math.nan, math.nan, 0, 0, None, "too few to tell")
     base_mean, model_mean = (float(mean) for mean in pairs[valid].mean(axis=0))
     # Groups are numbered in the order in which they appear.
     numbers = {label: number for number, label in enumerate(dict.fromkeys(labels))}
@@ -90,9 +91,13 @@ def _verdict(
     low: float, high: float, better: Better
 ) -> Literal["better", "worse", "higher", "lower", "not distinguishable from 0"]:
     """What an interval of a difference says. 0 on its border is inside."""
-    if low <= 0 <= high:
+    direction: Literal["higher", "lower"]
+    if low > 0:
+        direction = "higher"
+    elif high < 0:
+        direction = "lower"
+    else:
         return "not distinguishable from 0"
-    direction: Literal["higher", "lower"] = "higher" if low > 0 else "lower"
     if not better:
         return direction
     return "better" if direction == better else "worse"

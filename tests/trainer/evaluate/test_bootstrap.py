@@ -40,8 +40,12 @@ def test_differences_and_what_they_say() -> None:
 def test_nothing_is_said_of_a_handful() -> None:
     for count in range(6):
         few = difference([0.1] * count, [0.9] * count, "higher")
-        assert (few.count, few.interval, few.verdict) == (count, None, "too few to tell")
+        assert (few.count, few.groups, few.interval) == (count, count, None)
+        assert few.verdict == "too few to tell"
     assert difference([0.1] * 6, [0.9] * 6, "higher").verdict == "better"
+    none = difference([0.1, math.nan], [math.nan, 0.9], "higher")
+    assert math.isnan(none.base)
+    assert math.isnan(none.model)
 
 
 def test_intervals_are_the_same_every_time_and_hold_the_truth_as_often_as_they_say() -> None:
@@ -93,9 +97,12 @@ def test_intervals_of_alike_items_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_the_interval_is_the_middle_95_per_cent() -> None:
-    """Half of 40 values are 1: 40 times the mean is binomial, and 14 to 26 are its quantiles."""
-    values = np.array([0.0, 1.0] * 20)
-    assert interval(values, range(40)) == pytest.approx((14 / 40, 26 / 40))
+    """Half of 50 values are 1, so the number of ones in a resample is binomial.
+
+    At most 17 of 50 have a probability of 1.6 %, at most 18 one of 3.2 %.
+    """
+    values = np.array([0.0, 1.0] * 25)
+    assert interval(values, range(50)) == pytest.approx((18 / 50, 32 / 50))
     assert interval(np.ones(7), range(7)) == (1, 1)
 
 
