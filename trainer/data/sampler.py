@@ -162,7 +162,7 @@ def split_by_weight(weights: Sequence[float], total: int) -> list[int]:
 
     Each part is within one of its exact value, and the parts add up to `total`.
     """
-    exact = np.array(weights, np.float64) / sum(weights) * total
+    exact = np.array(weights) / sum(weights) * total
     parts = np.floor(exact).astype(np.int64)
     by_remainder = np.argsort(parts - exact, kind="stable")
     parts[by_remainder[: total - parts.sum()]] += 1

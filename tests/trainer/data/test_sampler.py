@@ -124,9 +124,11 @@ def test_ranks_share_every_batch(world: int) -> None:
 
 def test_batch_sizes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(
-        PretrackError, match=r"'run.batch_size: 32' is more than the 10 clips there are"
+        PretrackError,
+        match=r"^'run.batch_size: 11' is more than the 10 clips there are: make it smaller$",
     ):
-        ClipSampler(10, 32, seed=0)
+        ClipSampler(10, 11, seed=0)
+    assert ClipSampler(10, 10, seed=0).steps_per_epoch == 1
     with pytest.raises(PretrackError, match="cannot be shared by 3 ranks"):
         ClipSampler(10, 4, seed=0, world=3)
 
@@ -138,6 +140,8 @@ def test_batch_sizes_that_do_not_fit_are_refused() -> None:
         ([2, 1, 1], 7, [3, 2, 2]),  # 3.5, 1.75, 1.75: the largest remainders are rounded up
         ([1, 3], 8, [2, 6]),
         ([1, 1000], 8, [0, 8]),
+        # 1.125 and 3.375, ten times each: of equal remainders the first five are rounded up
+        ([1, 3] * 10, 45, [1, 4] * 5 + [1, 3] * 5),
     ],
 )
 def test_parts_of_a_mix_are_those_worked_out_by_hand(
@@ -170,3 +174,59 @@ def test_an_epoch_is_all_batches_that_can_be_filled() -> None:
     assert sampler.steps_per_epoch == 2
     assert sampler.epoch(3).shape == (8, 2)
     assert set(sampler.epoch(3)[:, 0]) == {3}
+
+
+def test_shards_without_a_window_change_nothing() -> None:
+    plain = ClipSampler(100, 10, seed=2).epoch(0).tolist()
+    shards = np.arange(100) // 20
+    assert ClipSampler(100, 10, seed=2, shards=shards).epoch(0).tolist() == plain
+    assert ClipSampler(100, 10, seed=2, window=5).epoch(0).tolist() == plain
+
+
+def test_every_group_and_every_pass_has_an_order_of_its_own() -> None:
+    sampler = ClipSampler(40, 40, seed=1, groups=grouped((20, 1.0), (20, 1.0)))
+    orders = []
+    for epoch in range(2):  # each group makes one pass per epoch
+        clips = sampler.epoch(epoch)[:, 1]
+        orders += [clips[clips < 20].tolist(), (clips[clips >= 20] - 20).tolist()]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+
+
+@pytest.mark.parametrize(
+    ("sampler", "batches"),
+    [
+        (
+            ClipSampler(7, 3, seed=1, start=4),
+            [[(2, 0), (2, 6), (2, 5)], [(2, 1), (2, 4), (2, 3)]],
+        ),
+        (
+            ClipSampler(7, 3, seed=1, start=2, groups=grouped((4, 1.0), (3, 1.0))),
+            [[(0, 3), (1, 1), (1, 6)], [(1, 2), (1, 4), (1, 5)]],
+        ),
+        (
+            ClipSampler(8, 4, seed=1, shards=np.arange(8) // 2, window=2),
+            [[(0, 0), (0, 2), (0, 3), (0, 1)], [(0, 7), (0, 5), (0, 6), (0, 4)]],
+        ),
+    ],
+    ids=["list", "mixed", "window"],
+)
+def test_a_run_that_resumes_after_an_upgrade_sees_the_clips_that_it_would_have_seen(
+    sampler: ClipSampler, batches: list[list[tuple[int, int]]]
+) -> None:
+    """The order of a seed is part of the interface: these are recorded, not computed."""
+    drawn = list(islice(sampler, 2))
+    assert drawn == batches
+    assert all(type(clip) is int for batch in drawn for _, clip in batch)
+
+
+def test_a_saved_position_continues_with_the_next_batch() -> None:
+    unbroken = iter(ClipSampler(21, 4, seed=7))
+    batches = [next(unbroken) for _ in range(7)]
+    state = unbroken.state_dict()
+    assert state == {"step": 7}
+    resumed = iter(ClipSampler(21, 4, seed=7))
+    resumed.load_state_dict(state)
+    following = [next(resumed) for _ in range(3)]
+    assert following == [next(unbroken) for _ in range(3)]
+    assert not {tuple(batch) for batch in following} & {tuple(batch) for batch in batches}
