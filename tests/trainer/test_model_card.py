@@ -42,13 +42,42 @@ def test_the_card_states_every_term_and_every_snapshot(settings: Make) -> None:
     assert "\n- CC BY 4.0\n- Research only.\n" in terms
     assert "The starting weights have terms of their own." in terms
     assert "This card grants no licence." in terms
-    assert "- `out/a`, snapshot `000001`\n- `out/b`, snapshot `000012`\n" in card
+    data = card.split("## Data\n\n")[1].split("\n\n## Terms")[0]
+    assert data.splitlines() == [
+        "- `out/a`, snapshot `000001`",
+        "- `out/b`, snapshot `000012`",
+        "",
+        "Split `train`.",
+    ]
     assert "Digest `d1935`. `step_00000007.json` beside this file" in card
 
 
 def test_the_card_says_so_where_no_video_states_terms(settings: Make) -> None:
     card = model_card(described(settings(), terms=[]), "w.safetensors")
-    assert "The videos' tables state no terms." in card
+    assert "\n## Terms\n\nThe videos' tables state no terms.\n" in card
+
+
+def test_the_card_says_what_the_weights_are_and_how_to_feed_them(settings: Make) -> None:
+    card = model_card(described(settings(recipe="upstream")), "w.safetensors")
+    introduction = card.split("---\n\n")[1].split("\n```python")[0]
+    assert introduction.splitlines()[2:4] == [
+        "vit_tiny_patch16_224, trained for 7 steps with pretrack's recipe `upstream` on stored "
+        "point tracks, after",
+        "3DPoV, with the loss 1 x `sorting` (objective `published`, sorter `bitonic`).",
+    ]
+    assert "Taken from the student. `w.safetensors` is a plain timm state dict; " in introduction
+    assert "its features are the patch tokens." in introduction
+    assert "# images: [B, 3, 64, 64], normalised as below\n" in card
+    pixels = "minus (0.485, 0.456, 0.406), divided by (0.229, 0.224, 0.225)."
+    assert f"\nPixels are RGB in 0..1, {pixels}\n" in card
+
+
+def test_the_cards_code_passes_options_to_timm_only_where_there_are_any(settings: Make) -> None:
+    overlay = '    pretrained_cfg_overlay=dict(file="w.safetensors")'
+    card = model_card(described(settings()), "w.safetensors")
+    assert f"{overlay}, **{{'depth': 3}},\n)\n" in card
+    card = model_card(described(settings(), options={}), "w.safetensors")
+    assert f"{overlay},\n)\n" in card
 
 
 def test_the_cards_table_has_the_settings_that_were_used(settings: Make) -> None:
