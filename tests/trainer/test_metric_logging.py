@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -20,12 +22,20 @@ from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.distributed import Rank
-from trainer.metric_logging import MetricWindow, TrainingMonitor, compute_rates, peak_flops
+from trainer.metric_logging import (
+    MetricWindow,
+    TensorBoardLogger,
+    TrainingMonitor,
+    compute_rates,
+    make_metric_logger,
+    peak_flops,
+)
 from trainer.run_setup import make_step
 from trainer.train import forward_backward, train
 
 Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")
+FIRST_RANK = Rank(0, 1, CPU)
 METRICS = {"loss": 1.5, "spearman": 0.25, "visible": 0.75, "lr": 1e-6}
 
 
@@ -67,14 +77,20 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     return recorder
 
 
-def monitor_of(settings: TrainSettings, rank: int = 0, steps_per_epoch: int = 2) -> TrainingMonitor:
+def monitor_of(
+    settings: TrainSettings,
+    rank: Rank = FIRST_RANK,
+    *,
+    first_step: int = 0,
+    flops_per_step: float = 1e12,
+) -> TrainingMonitor:
     return TrainingMonitor(
         settings,
-        Rank(rank, 1, CPU),
-        first_step=0,
+        rank,
+        first_step=first_step,
         last_step=5,
-        steps_per_epoch=steps_per_epoch,
-        flops_per_step=1e12,
+        steps_per_epoch=2,
+        flops_per_step=flops_per_step,
     )
 
 
@@ -162,14 +178,57 @@ def test_epochs_shorter_than_a_report_are_not_summed_up_one_by_one(
 def test_only_the_first_rank_reports(
     settings: Make, clock: Clock, recorder: Recorder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with monitor_of(settings(), rank=1) as monitor:
+    with monitor_of(settings(), Rank(1, 1, CPU)) as monitor:
         clock.now += 1
-        monitor.count_step(1, 1.0, 0.0)
-        monitor.log_metrics(1, METRICS)
+        monitor.count_step(5, 1.0, 0.0)  # the last step: the first rank sums up the epoch
+        monitor.log_metrics(5, METRICS)
         monitor.log_image(1, "features/0", np.zeros((2, 2, 3), np.uint8))
     assert not recorder.metrics
     assert not recorder.images
     assert capsys.readouterr().out == ""
+
+
+def test_a_terminal_shows_the_progress_of_the_run_and_plain_lines(
+    settings: Make,
+    clock: Clock,
+    recorder: Recorder,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the captured output for a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    with monitor_of(settings(), first_step=2) as monitor:
+        monitor.progress.refresh()
+        begun = capsys.readouterr().out
+        clock.now += 1
+        monitor.count_step(4, 1.0, 0.0)
+        monitor.log_metrics(4, METRICS)
+    output = capsys.readouterr().out
+    assert "training" in begun
+    assert "40%" in begun  # resumed at step 2 of 5
+    assert "80%" in output
+    # numbers have no colours of their own
+    assert "step 4/5  loss 1.5000  spearman 0.250  visible 0.75  lr 1.00e-06" in output
+
+
+def test_a_gpus_memory_and_utilisation_are_reported(
+    settings: Make, clock: Clock, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a step per second of 791.2 TFLOP on 4 H100: 395.6 of 4 x 989 TFLOP/s are 10 %."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 40_500_000_000)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    rank = Rank(0, 4, torch.device("cuda"))
+    with monitor_of(settings(run={"batch_size": 4}), rank, flops_per_step=791.2e12) as monitor:
+        clock.now += 2
+        monitor.count_step(1, 1.5, 0.5)
+        monitor.log_metrics(1, METRICS)
+    assert recorder.metrics[1] == METRICS | {
+        "clips_per_second": 2.0,
+        "loader_wait": 0.25,
+        "gpu_memory_gb": 40.5,
+        "teraflops": pytest.approx(395.6),
+        "mfu": pytest.approx(0.1),
+    }
 
 
 def logged(settings: TrainSettings) -> Any:
@@ -255,3 +314,66 @@ def test_tensorboard_shows_frames_above_their_features(settings: Make) -> None:
 def test_a_logger_that_is_not_installed_is_named(settings: Make) -> None:
     with pytest.raises(PretrackError, match=r"'run\.watch' names trackio, which is not installed"):
         train(settings(run={"steps": 5, "watch": ("trackio",)}))
+
+
+def test_tensorboard_of_a_resumed_run_shows_no_step_twice(settings: Make) -> None:
+    s = settings()
+    first = TensorBoardLogger(s.run, 0)
+    for step in (1, 2, 3, 4):
+        first.log_metrics(step, {"loss": 1.0 * step})
+    first.close()
+    (events,) = (s.run.out / "tensorboard").iterdir()
+    events.rename(events.with_name("events.out.tfevents.1000000000"))  # of an earlier second
+    resumed = TensorBoardLogger(s.run, 2)  # its checkpoint was after step 2
+    resumed.log_metrics(3, {"loss": 30.0})
+    resumed.close()
+    values = [(event.step, event.value) for event in logged(s).Scalars("loss")]
+    assert values == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+class RecordingPackage(ModuleType):
+    """Stands for wandb or trackio, which need an account or a server: keeps what it is given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.calls: list[tuple[Any, ...]] = []
+
+    def init(self, **arguments: Any) -> None:
+        self.calls.append(("init", arguments))
+
+    def log(self, values: dict[str, Any], step: int) -> None:
+        self.calls.append(("log", values, step))
+
+    def Image(self, image: NDArray[np.uint8]) -> tuple[str, Any]:
+        return ("picture", image.tolist())
+
+    def finish(self) -> None:
+        self.calls.append(("finish",))
+
+
+@pytest.mark.parametrize(
+    ("name", "identity"), [("wandb", {"id": "run"}), ("trackio", {})], ids=["wandb", "trackio"]
+)
+def test_wandb_and_trackio_continue_the_run_of_the_same_folder(
+    settings: Make, monkeypatch: pytest.MonkeyPatch, name: str, identity: dict[str, str]
+) -> None:
+    package = RecordingPackage(name)
+    monkeypatch.setitem(sys.modules, name, package)
+    s = settings()
+    logger = make_metric_logger(name, s, 0)
+    logger.log_metrics(3, {"loss": 1.5})
+    logger.log_image(4, "features/0", np.full((1, 1, 3), 7, np.uint8))
+    logger.close()
+    init = {
+        "project": "pretrack",
+        "name": "run",
+        "config": s.model_dump(mode="json"),
+        "resume": "allow",
+    }
+    assert s.run.out.name == "run"
+    assert package.calls == [
+        ("init", init | identity),
+        ("log", {"loss": 1.5}, 3),
+        ("log", {"features/0": ("picture", [[[7, 7, 7]]])}, 4),
+        ("finish",),
+    ]
