@@ -17,7 +17,7 @@ from manifests.settings import Settings, load_settings
 from shards.errors import PretrackError, SettingsError
 from tests.helpers.hostile import DEEP
 from trainer.checkpoint import load_checkpoint
-from trainer.model.backbone import read_weights
+from trainer.model.weights import read_weights
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,6 +14,7 @@ from shards.errors import SettingsError
 from trainer.config import DataSettings
 from trainer.export import exported_weights, read_description
 from trainer.model.backbone import Backbone, make_backbone
+from trainer.model.weights import split_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,4 +165,5 @@ def _from_export(name: str, where: str, path: Path) -> EvaluatedModel:
 
 def _digest(weights: str) -> str:
     """xxh3-64 of a weight file; "" for `hub` and `random`."""
-    return xxhash.xxh3_64_hexdigest(Path(weights).read_bytes()) if Path(weights).is_file() else ""
+    path, _ = split_part(weights)
+    return xxhash.xxh3_64_hexdigest(path.read_bytes()) if path.is_file() else ""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import difflib
 import logging
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from shards.errors import SettingsError
+from trainer.model.weights import Architecture, architecture_of, load_weights, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +36,16 @@ BACKBONES = {
     "dinov3_large": "vit_large_patch16_dinov3.lvd1689m",
 }
 """Short names of the backbones that the method is published for, and their names in timm."""
+
+WITH_ATTENTION_BIASES = (
+    "vit_small_patch16_dinov3_qkvb",
+    "vit_base_patch16_dinov3_qkvb",
+    "vit_large_patch16_dinov3_qkvb",
+)
+"""DINOv3 with biases that are not 0. The published ones are, so timm's usual models have none."""
+
+TIMM_ERRORS = (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, AssertionError)
+"""What timm and torch raise for options and weights that do not fit."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +190,9 @@ def make_backbone(
     """Make a backbone.
 
     name:    a short name from BACKBONES, or timm's
-    weights: a file, `hub` (timm downloads them), or `random` (drawn from torch's global generator,
-             with a warning); None for random ones without a warning, if the caller loads others
+    weights: a file or `FILE:PART` (`read_weights`), `hub` (timm downloads them), or `random` (drawn
+             from torch's global generator, with a warning); None for random ones without a warning,
+             if the caller loads others
     options: further arguments for timm's `create_model`
 
     Raises SettingsError, in one sentence, for an unknown name, for a model that is no vision
@@ -196,35 +206,14 @@ def make_backbone(
         raise SettingsError(
             f"there is no backbone '{name}'" + (f" (did you mean '{near[0]}'?)" if near else "")
         )
-    arguments: dict[str, Any] = {"num_classes": 0, **_any_size(timm_id), **(options or {})}
+    options = options or {}
     if weights == "random":
         log.warning(
             "%s starts from random weights: good for trying the code out, not for results", timm_id
         )
-    state = None if weights in ("random", "hub", None) else read_weights(Path(str(weights)))
-    try:
-        model = timm.create_model(timm_id, pretrained=weights == "hub", **arguments)
-        lacking = _fill(model, state) if state else []
-    except (
-        RuntimeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        AssertionError,
-    ) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise SettingsError(
-            f"{timm_id} cannot be made with weights '{weights}' and options {options or {}}: "
-            f"{reason}"
-        ) from error
-    except Exception as error:
-        if weights != "hub":
-            raise
-        raise SettingsError(
-            f"timm could not download the weights of {timm_id} ({type(error).__name__}): give a "
-            "file with 'model.weights=PATH'"
-        ) from error
+    path = None if weights in ("random", "hub", None) else str(weights)
+    state = read_weights(Path(path)) if path else None
+    model = _timm_model(timm_id, weights, options)
     if not all(
         hasattr(model, part) for part in ("blocks", "norm", "num_prefix_tokens", "forward_features")
     ):
@@ -232,89 +221,78 @@ def make_backbone(
             f"'{name}' is not a vision transformer: it has no blocks of tokens to take features "
             "from"
         )
-    if lacking:
-        adapters = (
-            "; a run's adapters are merged in its folder 'weights'"
-            if any(".lora_" in name for name in state or ())
-            else ""
-        )
-        raise SettingsError(
-            f"{weights} lacks {len(lacking)} tensors of {timm_id} (first: {lacking[0]}){adapters}"
-        )
+    if path and state:
+        _check_fits(path, state, model, timm_id, options)
+        try:
+            load_weights(model, state, path, timm_id)
+        except TIMM_ERRORS as error:
+            raise _cannot_be_made(timm_id, weights, options, error) from error
     if weights not in ("random", None):
         log.info("%s starts from %s", timm_id, "timm's weights" if weights == "hub" else weights)
     return Backbone(model, timm_id)
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor]) -> list[str]:
-    """Load weights as timm does; return the names of the model's parameters that are missing.
-
-    timm's filter converts published names to its own. Its own loading ignores missing parameters
-    for a model without a classifier, as these are: a block would silently stay random.
-    """
-    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    missing = set(
-        model.load_state_dict(
-            convert(state, model) if convert else state, strict=False
-        ).missing_keys
-    )
-    return [name for name, _ in model.named_parameters() if name in missing]
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a weight file: safetensors, or torch's format with tensors only.
-
-    `{"teacher": ...}` and the like are unwrapped. Raises SettingsError if the file is missing or is
-    not a weight file.
-    """
-    if not path.is_file():
-        near = difflib.get_close_matches(
-            path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [], 1
-        )
-        hint = (
-            f"did you mean {path.parent / near[0]}?" if near else "give a file, 'hub' or 'random'"
-        )
-        raise SettingsError(f"there is no weight file {path} ({hint})")
+def _timm_model(timm_id: str, weights: str | None, options: dict[str, Any]) -> Any:
+    """Make a model, with timm's weights if `weights` is `hub`."""
     try:
-        state: Any = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+        return timm.create_model(
+            timm_id, pretrained=weights == "hub", **_arguments(timm_id, options)
         )
-    except Exception as error:  # both readers have types of their own for files of other formats
+    except TIMM_ERRORS as error:
+        raise _cannot_be_made(timm_id, weights, options, error) from error
+    except Exception as error:
+        if weights != "hub":
+            raise
         raise SettingsError(
-            f"{path} cannot be read as weights ({' '.join(str(error).split())[:200]})"
+            f"timm could not download the weights of {timm_id} ({type(error).__name__}): give a "
+            "file with 'model.weights=PATH'"
         ) from error
-    for wrapper in ("teacher", "student", "model_ema", "model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if (
-        not isinstance(state, dict)
-        or not all(isinstance(value, Tensor) for value in state.values())
-        or not state
-    ):
-        raise SettingsError(f"{path} holds no weights: it should be a mapping of names to tensors")
-    return _without_wrappers(state)
 
 
-def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Strip the prefixes that training code adds to a backbone's names.
+def _cannot_be_made(
+    timm_id: str, weights: str | None, options: dict[str, Any], error: Exception
+) -> SettingsError:
+    reason = " ".join(str(error).split())[:300]
+    return SettingsError(
+        f"{timm_id} cannot be made with weights '{weights}' and options {options}: {reason}"
+    )
 
-    Tensors without the prefix, such as those of a head, are dropped.
+
+def _check_fits(
+    path: str, state: dict[str, Tensor], model: nn.Module, timm_id: str, options: dict[str, Any]
+) -> None:
+    """Raise SettingsError if weights are those of another architecture, and name one that fits."""
+    given, wanted = architecture_of(state), architecture_of(model.state_dict(), model=True)
+    different = given.differences(wanted) if given and wanted else []
+    if not given or not wanted or not different:
+        return
+    fitting = _fitting_backbone(given, options)
+    raise SettingsError(
+        f"{path} holds a vision transformer with {given.describe(different)}, but {timm_id} has "
+        + ", ".join(wanted.words(field) for field in different)
+        + (f": take the backbone '{fitting}'" if fitting else "")
+    )
+
+
+def _fitting_backbone(given: Architecture, options: dict[str, Any]) -> str | None:
+    """Return the backbone that weights fit, with the same options."""
+    for name, timm_id in {**BACKBONES, **{n: n for n in WITH_ATTENTION_BIASES}}.items():
+        try:
+            with torch.device("meta"):  # shapes alone
+                model = timm.create_model(timm_id, **_arguments(timm_id, options))
+        except TIMM_ERRORS:
+            continue
+        fits = architecture_of(model.state_dict(), model=True)
+        if fits and fits.patch == given.patch and not given.differences(fits):
+            return name
+    return None
+
+
+def _arguments(timm_id: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return all arguments for `create_model`.
+
+    They make a model accept other image sizes than its own: learned positions must be resampled;
+    rotary positions (DINOv3) need nothing.
     """
-    for prefix in ("module.", "backbone.", "model."):
-        inner = {
-            name.removeprefix(prefix): value
-            for name, value in state.items()
-            if name.startswith(prefix)
-        }
-        state = inner or state
-    return state
-
-
-def _any_size(timm_id: str) -> dict[str, bool]:
-    """Return the arguments that make a model accept other image sizes than its own.
-
-    Learned positions must be resampled; rotary positions (DINOv3) need nothing.
-    """
-    return {} if "dinov3" in timm_id else {"dynamic_img_size": True}
+    any_size = {} if "dinov3" in timm_id else {"dynamic_img_size": True}
+    return {"num_classes": 0, **any_size, **options}
