@@ -214,7 +214,8 @@ class ModelSettings(Settings):
     """A short name from `trainer.model.backbone.BACKBONES`, such as `dinov2_reg_base`, or the timm
     name of any vision transformer."""
     weights: str
-    """A weight file (safetensors or torch), `hub` to let timm download weights, or `random`."""
+    """A weight file (safetensors or torch), `hub` to let timm download weights, or `random`.
+    `FILE:PART` chooses one of several backbones in a file, such as `w.pth:student`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of timm's `create_model`, such as `depth: 4`."""
     trainable_blocks: int = Field(default=2, ge=0)

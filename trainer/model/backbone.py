@@ -10,7 +10,6 @@ import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -42,9 +41,18 @@ WITH_ATTENTION_BIASES = (
     "vit_base_patch16_dinov3_qkvb",
     "vit_large_patch16_dinov3_qkvb",
 )
-"""DINOv3 with biases that are not 0. The published ones are, so timm's usual models have none."""
+"""timm's DINOv3 models with attention biases. Its others have none, because the published biases
+are all 0."""
 
-TIMM_ERRORS = (RuntimeError, KeyError, TypeError, ValueError, ArithmeticError, AssertionError)
+TIMM_ERRORS = (
+    RuntimeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+)
 """What timm and torch raise for options and weights that do not fit."""
 
 
@@ -211,8 +219,8 @@ def make_backbone(
         log.warning(
             "%s starts from random weights: good for trying the code out, not for results", timm_id
         )
-    path = None if weights in ("random", "hub", None) else str(weights)
-    state = read_weights(Path(path)) if path else None
+    file = None if weights in ("random", "hub") else weights
+    state = read_weights(file) if file else None
     model = _timm_model(timm_id, weights, options)
     if not all(
         hasattr(model, part) for part in ("blocks", "norm", "num_prefix_tokens", "forward_features")
@@ -221,10 +229,10 @@ def make_backbone(
             f"'{name}' is not a vision transformer: it has no blocks of tokens to take features "
             "from"
         )
-    if path and state:
-        _check_fits(path, state, model, timm_id, options)
+    if file and state:
+        _check_fits(file, state, model, timm_id, options)
         try:
-            load_weights(model, state, path, timm_id)
+            load_weights(model, state, file, timm_id)
         except TIMM_ERRORS as error:
             raise _cannot_be_made(timm_id, weights, options, error) from error
     if weights not in ("random", None):
@@ -252,6 +260,7 @@ def _timm_model(timm_id: str, weights: str | None, options: dict[str, Any]) -> A
 def _cannot_be_made(
     timm_id: str, weights: str | None, options: dict[str, Any], error: Exception
 ) -> SettingsError:
+    """Say in one sentence why timm refused options or weights."""
     reason = " ".join(str(error).split())[:300]
     return SettingsError(
         f"{timm_id} cannot be made with weights '{weights}' and options {options}: {reason}"
@@ -259,7 +268,7 @@ def _cannot_be_made(
 
 
 def _check_fits(
-    path: str, state: dict[str, Tensor], model: nn.Module, timm_id: str, options: dict[str, Any]
+    file: str, state: dict[str, Tensor], model: nn.Module, timm_id: str, options: dict[str, Any]
 ) -> None:
     """Raise SettingsError if weights are those of another architecture, and name one that fits."""
     given, wanted = architecture_of(state), architecture_of(model.state_dict(), model=True)
@@ -268,7 +277,7 @@ def _check_fits(
         return
     fitting = _fitting_backbone(given, options)
     raise SettingsError(
-        f"{path} holds a vision transformer with {given.describe(different)}, but {timm_id} has "
+        f"{file} holds a vision transformer with {given.describe(different)}, but {timm_id} has "
         + ", ".join(wanted.words(field) for field in different)
         + (f": take the backbone '{fitting}'" if fitting else "")
     )

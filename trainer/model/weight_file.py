@@ -171,9 +171,10 @@ def _reason(path: Path, error: Exception) -> str:
     text = " ".join(str(error).split())
     classes = _foreign_classes(path, text)
     if classes:
+        names = ", ".join(classes[:3])[:150]
         more = f" and {len(classes) - 3} more" if len(classes) > 3 else ""
         return (
-            f"beside tensors it holds Python objects ({', '.join(classes[:3])}{more}), and loading "
+            f"beside tensors it holds Python objects ({names}{more}), and loading "
             "those can run code; if you trust it, load it where they are installed and "
             "'torch.save' its state dict alone"
         )

@@ -53,7 +53,10 @@ TRANSFORMERS = [
 OTHER_MODELS = [
     (re.compile(pattern), model)
     for pattern, model in (
-        (r"vision_model\.embeddings\.|^embeddings\.class_embedding$", "a CLIP or SigLIP model of transformers"),
+        (
+            r"vision_model\.embeddings\.|^embeddings\.class_embedding$",
+            "a CLIP or SigLIP model of transformers",
+        ),
         (r"word_embeddings\.weight$", "BERT or a relative, a text model of transformers"),
         (r"(embed_tokens|wte)\.weight$", "a language model"),
         (r"updateformer\.", "the tracker CoTracker"),

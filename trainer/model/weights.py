@@ -139,15 +139,15 @@ def split_part(weights: str) -> tuple[Path, str]:
     return Path(weights), ""
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(weights: str | Path) -> dict[str, Tensor]:
     """Read a backbone's weights from a checkpoint, with names that timm's filters read.
 
-    path: a file, or `FILE:PART` to choose one of several backbones in it
+    weights: a file, or `FILE:PART` to choose one of several backbones in it
 
     Raises SettingsError, in one sentence, if the file is missing, is no weight file, holds another
     kind of model or adapters, or holds several backbones and none is the averaged one.
     """
-    path, part = split_part(str(path))
+    path, part = split_part(str(weights))
     state = without_wrappers(read_tensors(path))
     prefixes = backbones_in(state)
     if any(".lora_" in name for name in state):
@@ -165,8 +165,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     inner = {
         name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)
     }
-    inner = official_names(inner)
-    if architecture_of(inner) is None and (model := other_model(inner)):
+    try:
+        inner = official_names(inner)
+        architecture = architecture_of(inner)
+    except (RuntimeError, LookupError, ValueError) as error:
+        raise SettingsError(
+            f"{path} has a vision transformer's names, but tensors of other shapes "
+            f"({' '.join(str(error).split())[:200]})"
+        ) from error
+    if architecture is None and (model := other_model(inner)):
         raise SettingsError(f"{path} holds {model}, not a vision transformer")
     return inner
 
@@ -174,7 +181,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _chosen(prefixes: list[str], part: str, path: Path) -> str:
     """Return the prefix of the backbone to take."""
     fitting = [prefix for prefix in prefixes if not part or f".{part}." in f".{prefix}"]
-    names = ", ".join(f"'{prefix.rstrip('.') or 'itself'}'" for prefix in prefixes)
+    names = _quoted([prefix.rstrip(".") for prefix in prefixes])
     if not fitting:
         raise SettingsError(f"{path} holds no vision transformer called '{part}', but {names}")
     if len(fitting) == 1:
@@ -196,6 +203,12 @@ def _chosen(prefixes: list[str], part: str, path: Path) -> str:
     )
 
 
+def _quoted(names: list[str]) -> str:
+    """List names of a file in a message; they may be any text, and many."""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(repr(name[:60]) for name in names[:4]) + more
+
+
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, timm_id: str) -> None:
     """Fill a timm model with weights, converted and resampled by timm's own filter.
 
@@ -213,10 +226,9 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, timm_i
     missing = set(model.load_state_dict(converted, strict=False).missing_keys)
     lacking = [name for name, _ in model.named_parameters() if name in missing]
     if lacking:
-        own = ", ".join(f"'{name}'" for name in list(state)[:2])
         raise SettingsError(
             f"{source} lacks {len(lacking)} tensors of {timm_id} "
-            f"(first: {lacking[0]}); it has names such as {own}"
+            f"(first: {lacking[0]}); it has names such as {_quoted(list(state)[:2])}"
         )
 
 

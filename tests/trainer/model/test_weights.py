@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xxhash
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.errors import SettingsError
+from trainer.checkpoint import save_checkpoint
+from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.model.backbone import Backbone, make_backbone
+from trainer.model.student_teacher import Embedder, Projection, make_teacher
 from trainer.model.weights import read_weights
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
@@ -134,6 +138,46 @@ def test_nothing_is_guessed_among_equals(tmp_path: Path) -> None:
     ):
         make_backbone("dino_small", str(path), TINY)
     assert_loads(f"{path}:left", "dino_small", state)
+
+
+def test_pretracks_own_checkpoint_gives_its_teacher(tmp_path: Path) -> None:
+    """As `model.weights=RUN/checkpoints/step_….pt` starts another run."""
+    state = random_state("dino_small")
+    backbone = make_backbone("dino_small", None, TINY)
+    backbone.model.load_state_dict(state)
+    student = Embedder(backbone, Projection(48, (8,)), align_corners=False)
+    teacher = make_teacher(student)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=0.1)
+    student.embed(backbone(images_of(32))).sum().backward()
+    optimizer.step()
+    checkpoint = {
+        "step": 1,
+        "settings": {"run": {"steps": 2}},
+        "snapshots": ["a"],
+        "student": student.state_dict(),
+        "teacher": teacher.state_dict(),
+        "losses": {},
+        "optimizer": optimizer.state_dict(),
+    }
+    path = save_checkpoint(tmp_path, checkpoint, keep=1)
+    assert_loads(path, "dino_small", state)
+    trained = student.backbone.model.state_dict()
+    assert not torch.equal(trained["norm.weight"], state["norm.weight"])
+    assert_loads(f"{path}:student", "dino_small", trained)
+
+
+def test_an_evaluated_part_has_the_files_digest(tmp_path: Path) -> None:
+    """Results say which file a model was read from, also if only a part of it was."""
+    states = [
+        make_backbone("vit_tiny_patch16_224", None).model.state_dict() for _ in ("left", "right")
+    ]
+    path = tmp_path / "w.pth"
+    torch.save(dict(zip(("left", "right"), states, strict=True)), path)
+    model = load_evaluated_model("mine", f"vit_tiny_patch16_224:{path}:right")
+    assert model.digest == xxhash.xxh3_64_hexdigest(path.read_bytes())
+    loaded = model.backbone.model.state_dict()
+    assert torch.equal(loaded["cls_token"], states[1]["cls_token"])
+    assert not torch.equal(loaded["cls_token"], states[0]["cls_token"])
 
 
 # ---- Official repositories
@@ -438,6 +482,62 @@ def test_other_resolutions_and_patches_are_resampled_and_logged(
     assert backbone(images_of(64)).shape == (2, 8, 8, 48)
     assert "position embedding is resampled by timm: from 4 x 4 to 28 x 28 patches" in caplog.text
     assert "patch embedding is resampled by timm: from 16 x 16 to 8 x 8 pixels" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(), (3,), (0, 0), (1, 2, 3, 4, 5)])
+@pytest.mark.parametrize(
+    "names", ["dino_small", "dinov2_reg_small", "dinov3_small", "transformers"]
+)
+def test_tensors_of_odd_shapes_are_refused_in_one_sentence(
+    tmp_path: Path, names: str, shape: tuple[int, ...]
+) -> None:
+    name = "dinov2_small" if names == "transformers" else names
+    state = transformers_names() if names == "transformers" else random_state(name)
+    for key in state:
+        if "blocks.1." in key or "layer.1." in key:
+            continue
+        torch.save({**state, key: torch.ones(shape)}, tmp_path / "w.pth")
+        with pytest.raises(SettingsError) as caught:
+            make_backbone(name, str(tmp_path / "w.pth"), {**TINY, "img_size": 64 // 16 * 14})
+        assert "\n" not in str(caught.value), key
+
+
+def transformers_names() -> State:
+    """The shapes of transformers' DINOv2, with its published names."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.cls_token": (1, 1, 48),
+        "embeddings.position_embeddings": (1, 17, 48),
+        "embeddings.patch_embeddings.projection.weight": (48, 3, 14, 14),
+        "embeddings.patch_embeddings.projection.bias": (48,),
+        "layernorm.weight": (48,),
+        "layernorm.bias": (48,),
+    }
+    for i in range(2):
+        block = f"encoder.layer.{i}."
+        for end, inner in (("weight", (48,)), ("bias", ())):
+            for projection in ("query", "key", "value"):
+                shapes[f"{block}attention.attention.{projection}.{end}"] = (48, *inner)
+            shapes[f"{block}attention.output.dense.{end}"] = (48, *inner)
+            shapes[f"{block}norm1.{end}"] = shapes[f"{block}norm2.{end}"] = (48,)
+            shapes[f"{block}mlp.fc1.{end}"] = (192, *inner)
+        shapes[f"{block}mlp.fc2.weight"], shapes[f"{block}mlp.fc2.bias"] = (48, 192), (48,)
+        for scale in "12":
+            shapes[f"{block}layer_scale{scale}.lambda1"] = (48,)
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_transformers_weights_load_where_transformers_is_not_installed(tmp_path: Path) -> None:
+    state = transformers_names()
+    save_file(state, tmp_path / "model.safetensors")
+    options = {**TINY, "img_size": 56}
+    model = make_backbone("dinov2_small", str(tmp_path / "model.safetensors"), options).model
+    attention = "encoder.layer.1.attention.attention"
+    q, k, v = (state[f"{attention}.{which}.weight"] for which in ("query", "key", "value"))
+    assert torch.equal(model.blocks[1].attn.qkv.weight, torch.cat([q, k, v]))
+    assert torch.equal(model.blocks[1].ls2.gamma, state["encoder.layer.1.layer_scale2.lambda1"])
+    assert torch.equal(model.norm.bias, state["layernorm.bias"])
 
 
 # ---- Files
