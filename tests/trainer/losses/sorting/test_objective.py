@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
+from diffsort import DiffSortNet
 from torch import Tensor, nn
 
 from tests.helpers.plain_sorting_loss import plain_loss
@@ -286,6 +288,81 @@ def test_diagnostics_mean_the_same_with_every_objective(settings: LossSettings) 
     assert -1 <= values["spearman"] <= 1
     assert 0 < values["student_entropy"] < math.log(16)
     assert values["teacher_entropy"] <= math.log(16) + 1e-5
+
+
+UNUSUAL = LossSettings(
+    objective="published",
+    sorter="odd_even",
+    distribution="logistic",
+    student_steepness=5.0,
+    teacher_steepness=8.0,
+    epsilon=0.01,
+)
+"""Differs from every default."""
+
+
+def unusual_permutation(similarities: Tensor, steepness: float) -> Tensor:
+    """Sort softly as `UNUSUAL` says, with diffsort: [..., P] → [..., P (item), P (position)]."""
+    count = similarities.shape[-1]
+    network = DiffSortNet("odd_even", count, steepness=steepness, distribution="logistic")
+    permutation: Tensor = network(similarities.reshape(-1, count))[1]
+    return permutation.view(*similarities.shape, count)
+
+
+@pytest.mark.parametrize("kind", ["published", "teacher_student", "spearman"])
+def test_every_setting_of_a_sorting_network_reaches_the_loss(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 1, 3, 6, generator=generator)
+    teacher = torch.randn(1, 3, 6, generator=generator)
+    a, q = unusual_permutation(student, 5), unusual_permutation(teacher, 8)
+    positions = torch.arange(6.0)
+    expected = {
+        "published": -(a * (q + 0.01).log()).sum(-1).mean(-1),
+        "teacher_student": -(q * (a + 0.01).log()).sum(-1).mean(-1),
+        "spearman": torch.tensor(
+            [
+                [
+                    [
+                        1
+                        - np.corrcoef(a[f, 0, n] @ positions, teacher[0, n].argsort().argsort())[
+                            0, 1
+                        ]
+                    ]
+                    for n in range(3)
+                ]
+                for f in range(2)
+            ]
+        )
+        .view(2, 1, 3)
+        .float(),
+    }
+    objective = make_objective(UNUSUAL.model_copy(update={"objective": kind}))
+    loss = objective.loss(student, objective.teacher_order(teacher))
+    torch.testing.assert_close(loss, expected[kind], rtol=1e-5, atol=1e-5)
+
+
+def test_every_setting_of_a_sorting_network_reaches_the_diagnostics() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = torch.rand(2, 6, generator=generator)
+    embeddings = Embeddings(
+        student=student.view(1, 1, 1, 6),
+        teacher=teacher.view(1, 1, 6),
+        references=torch.eye(6).view(1, 1, 6, 6),  # similarities are the embeddings
+        weights=torch.ones(1, 1, 1),
+        positions=torch.zeros(1, 1, 1, 2),
+        anchor_positions=torch.zeros(1, 1, 2),
+    )
+    a, q = unusual_permutation(student, 5), unusual_permutation(teacher, 8)
+    values = diagnostics(embeddings, UNUSUAL)
+    found = [values[name] for name in ("student_entropy", "teacher_entropy", "excess")]
+    assert found == pytest.approx(
+        [
+            -(a * a.log()).sum(-1).mean().item(),
+            -(q * q.log()).sum(-1).mean().item(),
+            -(a * (q + 0.01).log()).sum(-1).mean().item() - math.log(6),
+        ],
+        abs=1e-5,
+    )
 
 
 def test_entropy_of_equal_similarities_is_ln_p() -> None:
