@@ -10,6 +10,7 @@ from trainer.model.feature_sampling import (
     References,
     choose_references,
     crop_references,
+    frames_of_clips,
     needed_frames,
     rank_references,
     sample_points,
@@ -58,9 +59,16 @@ def test_bfloat16_features_are_sampled_at_exact_positions() -> None:
     torch.testing.assert_close(read, points, rtol=0, atol=0.25)
 
 
+def test_float64_features_stay_float64_at_float32_points() -> None:
+    points = torch.tensor([[[13.25, 40.0]]])
+    read = sample_points(position_map().double(), points, SIZE, align_corners=False)
+    torch.testing.assert_close(read, points.double(), rtol=0, atol=1e-5)
+
+
 def test_references_are_frames_of_other_clips_and_one_of_its_own() -> None:
     clips, frames, count, side = 5, 4, 5, 3
     own_seen, others_seen = set(), set()
+    tops, lefts = set(), set()
     for seed in range(200):
         r = choose_references(
             clips,
@@ -78,18 +86,36 @@ def test_references_are_frames_of_other_clips_and_one_of_its_own() -> None:
             assert own // frames == clip
             own_seen.add(own % frames)
             others_seen |= {frame % frames for frame in others}
-        assert r.top.min() >= 0 and r.left.max() <= GRID - side  # noqa: PT018
+        tops |= set(r.top.flatten().tolist())
+        lefts |= set(r.left.flatten().tolist())
+        assert not torch.equal(r.top, r.left)
     assert own_seen == {1, 2}
     assert others_seen == {0, 1, 2, 3}
+    assert tops == lefts == set(range(6))  # a square of 3 begins at 0..5 on a grid of 8
+
+
+def test_the_same_seed_draws_the_same_references() -> None:
+    first, second, other = (
+        choose_references(5, 4, 5, grid=GRID, side=3, generator=torch.Generator().manual_seed(seed))
+        for seed in (7, 7, 8)
+    )
+    for name in ("frame", "top", "left"):
+        assert torch.equal(getattr(first, name), getattr(second, name)), name
+        assert not torch.equal(getattr(first, name), getattr(other, name)), name
 
 
 def test_too_few_frames_for_references_are_refused() -> None:
-    with pytest.raises(
-        SettingsError,
-        match=r"takes 4 frames of other clips, "
-        r"and where 1 go through the model together there are 0",
-    ):
-        choose_references(1, 4, 5, grid=GRID, side=3, generator=torch.Generator())
+    with pytest.raises(SettingsError) as error:
+        choose_references(2, 4, 6, grid=GRID, side=3, generator=torch.Generator())
+    assert str(error.value) == (
+        "'references.count: 6' takes 5 frames of other clips, and where 2 go through the model "
+        "together there are 4: enlarge 'run.batch_size', lower 'run.accumulate' if it is above 1, "
+        "or set 'references.count=1' to use only a clip's own frames"
+    )
+    all_of_the_other = choose_references(
+        2, 4, 5, grid=GRID, side=3, generator=torch.Generator().manual_seed(0)
+    )
+    assert sorted(all_of_the_other.frame[0, :4].tolist()) == [4, 5, 6, 7]
     alone = choose_references(
         1, 4, 1, grid=GRID, side=3, generator=torch.Generator().manual_seed(0)
     )
@@ -111,6 +137,10 @@ def test_crops_are_slices() -> None:
             )
             expected = features[frame, top : top + 3, left : left + 3].reshape(9, 3)
             assert torch.equal(crops[b, r], expected)
+
+
+def test_frames_of_clips_are_numbered_clip_by_clip() -> None:
+    assert frames_of_clips(3, 4, [1, 3]).tolist() == [1, 3, 5, 7, 9, 11]
 
 
 def test_needed_frames_are_renumbered() -> None:
