@@ -25,10 +25,14 @@ most 100 bytes: 30 characters leave room for a clip that starts at frame 10^8 - 
 Root = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 """A source's folder; a leading ~ is replaced by the home folder."""
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
+_DIGITS = "0123456789"
 _MOST_DIGITS = 18
 """Digits of a frame number at most, so that it fits an int64."""
+_EPOCH_DIGITS = 9
+"""Digits before the point from which a decimal number is a time: seconds since 1970."""
+_DECIMAL = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,22 +134,39 @@ def trailing_number(stem: str) -> int | None:
 def number_frames(files: Iterable[ListedFile]) -> list[tuple[int, ListedFile]]:
     """Order image files and give each its frame number: [(number, file), …], increasing.
 
-    A file's number is the one that its name ends in. If any file has none, or two have the same,
-    all are numbered from 0 in natural order ("2" before "10").
+    A file's number is the one that its name ends in, if everything before that number is the same
+    in all names and no two numbers are equal. Otherwise the files are numbered from 0, in natural
+    order ("2" before "10", "9.07.37" before "10.01.02"); times in seconds are compared as decimal
+    numbers ("0.08" before "0.2").
     """
-    ordered = sorted(files, key=lambda file: _natural(file.name))
-    numbers = [trailing_number(file.stem) for file in ordered]
-    distinct = {number for number in numbers if number is not None}
-    if len(distinct) < len(ordered):
-        return list(enumerate(ordered))
-    return sorted(
-        (
-            (number, file)
-            for number, file in zip(numbers, ordered, strict=True)
-            if number is not None
-        ),
-        key=lambda pair: pair[0],
-    )
+    listed = list(files)
+    numbers = [trailing_number(file.stem) for file in listed]
+    numbered = [
+        (number, file) for number, file in zip(numbers, listed, strict=True) if number is not None
+    ]
+    distinct = len({number for number, _ in numbered}) == len(listed)
+    if distinct and len({file.stem.rstrip(_DIGITS).casefold() for file in listed}) <= 1:
+        return sorted(numbered, key=lambda pair: pair[0])
+    decimal = _are_times([file.stem for file in listed])
+    return list(enumerate(sorted(listed, key=lambda file: _natural(file.name, decimal))))
+
+
+def _are_times(stems: list[str]) -> bool:
+    """Whether the names hold times in seconds, one decimal number each: "1341847980.72", "0.2".
+
+    As opposed to two counters ("1.9", "1.10"): a time has nine or more digits before the point, or
+    the digits after it vary in number and never end in a zero that could be left out.
+    """
+    decimals = [_DECIMAL.findall(stem) for stem in stems]
+    if any(
+        len(found) != 1 or stem.count(".") != 1 for found, stem in zip(decimals, stems, strict=True)
+    ):
+        return False
+    wholes, fractions = zip(*(found[0] for found in decimals), strict=True)
+    if all(len(whole) >= _EPOCH_DIGITS for whole in wholes):
+        return True
+    no_zeros = all(len(fraction) == 1 or fraction[-1] != "0" for fraction in fractions)
+    return no_zeros and len({len(fraction) for fraction in fractions}) > 1
 
 
 def identity_of(files: Iterable[ListedFile]) -> str:
@@ -158,10 +179,16 @@ def identity_of(files: Iterable[ListedFile]) -> str:
     return digest.hexdigest()
 
 
-def _natural(name: str) -> tuple[list[tuple[bool, int, str]], str]:
-    """Make a sort key that compares runs of digits as numbers; ties ("1", "01") go by the name."""
+def _natural(name: str, decimal: bool = False) -> tuple[list[tuple[bool, int, str]], str]:
+    """Make a sort key that compares runs of digits as numbers; ties ("1", "01") go by the name.
+
+    decimal: compare the digits after a point as those of a decimal number ("0.08" before "0.2")
+    """
+    if decimal:
+        # Zeros at the end make all fractions equally long, so that they compare as whole numbers.
+        name = _DECIMAL.sub(lambda match: f"{match[1]}.{match[2]:0<{_MOST_DIGITS}}", name)
     parts = [part for part in re.split(r"([0-9]+)", name) if part]
     # Per part: (is text, number, text). Numbers and texts are never compared with each other.
     return [
-        (False, int(part), "") if part[0] in "0123456789" else (True, 0, part) for part in parts
+        (False, int(part), "") if part[0] in _DIGITS else (True, 0, part) for part in parts
     ], name

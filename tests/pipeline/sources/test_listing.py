@@ -14,7 +14,35 @@ def order(*names: str) -> list[tuple[int, str]]:
 
 def test_frames_are_ordered_by_number() -> None:
     assert order("f10.jpg", "f9.jpg", "f2.jpg") == [(2, "f2.jpg"), (9, "f9.jpg"), (10, "f10.jpg")]
-    assert order("a7.jpg", "b3.png") == [(3, "b3.png"), (7, "a7.jpg")]
+    assert order("F7.JPG", "f3.png") == [(3, "f3.png"), (7, "F7.JPG")]
+
+
+def test_numbers_after_different_beginnings_do_not_order_frames() -> None:
+    """The seconds and fractions of TUM's names: the fraction alone would put 103.01 first."""
+    assert order("103.016667.png", "102.983333.png", "102.750000.png") == [
+        (0, "102.750000.png"),
+        (1, "102.983333.png"),
+        (2, "103.016667.png"),
+    ]
+    assert order("9.07.38.jpg", "10.00.01.jpg", "9.08.02.jpg") == [
+        (0, "9.07.38.jpg"),
+        (1, "9.08.02.jpg"),
+        (2, "10.00.01.jpg"),
+    ]
+    assert order("a7.jpg", "b3.png") == [(0, "a7.jpg"), (1, "b3.png")]
+
+
+def test_times_in_seconds_are_ordered_as_decimal_numbers() -> None:
+    """As Python prints them, without zeros at the end: 0.2 is later than 0.16."""
+    seconds = ["0.0.png", "0.04.png", "0.16.png", "0.2.png", "1.0.png", "10.12.png"]
+    assert [name for _, name in order(*reversed(seconds))] == seconds
+    epoch = ["1341847980.72.png", "1341847980.722.png", "1341847980.8.png", "1341847981.1.png"]
+    assert [name for _, name in order(*reversed(epoch))] == epoch
+
+
+def test_two_counters_in_a_name_are_ordered_as_whole_numbers() -> None:
+    counters = [f"{scene}.{frame}.png" for scene in (1, 2) for frame in range(1, 12)]
+    assert [name for _, name in order(*reversed(counters))] == counters
 
 
 def test_without_distinct_numbers_frames_are_counted_in_natural_order() -> None:

@@ -47,7 +47,11 @@ def test_videos_and_image_folders_are_found_at_any_depth(tmp_path: Path) -> None
         "walk",
         "walk/clip.mov",
     ]
-    assert failures == []
+    (ignored,) = failures
+    assert (ignored.video_id, ignored.reason) == ("", "ignored files")
+    assert ignored.detail.startswith(
+        "2 files are ignored: 1 .png alone in its folder, 1 .txt (first: notes.txt)"
+    )
     walk = videos[2]
     assert (walk.file, walk.image_files, walk.frame_numbers) == (
         "",
@@ -57,6 +61,36 @@ def test_videos_and_image_folders_are_found_at_any_depth(tmp_path: Path) -> None
     assert (videos[0].file, videos[0].image_files, videos[0].frame_numbers) == ("b.MP4", (), ())
     assert {video.terms for video in videos} == {"mine"}
     assert len({video.identity for video in videos}) == 4
+
+
+def test_every_common_suffix_is_read(tmp_path: Path) -> None:
+    for suffix in ("mpg", "mpeg", "flv", "wmv", "mts", "m2ts", "3gp", "gif", "ogv", "MTS"):
+        touch(tmp_path / f"clip.{suffix}")
+    images = ["1.bmp", "2.jfif", "3.jpeg", "4.jpg", "5.png", "6.tif", "7.tiff", "8.WEBP"]
+    for name in images:
+        touch(tmp_path / "walk" / name)
+    videos, failures = find(tmp_path)
+    assert failures == []
+    assert len(videos) == 11
+    assert videos[-1].image_files == tuple(f"walk/{name}" for name in images)
+
+
+def test_files_that_are_not_read_are_counted_by_suffix_in_one_row(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    for name in ("a.json", "b/b.json", "b/README", "b/c.TXT", "b/d/e.json"):
+        touch(tmp_path / name)
+    _, (ignored,) = find(tmp_path)
+    assert ignored.detail == (
+        f"5 files are ignored: 3 .json, 1 .txt, 1 without a suffix (first: a.json) in {tmp_path}"
+    )
+
+
+def test_files_of_a_build_into_the_same_tree_are_not_part_of_the_source(tmp_path: Path) -> None:
+    touch(tmp_path / "a.mp4")
+    for name in ("build.lock", "current.json", "shards/x.tar", "snapshots/000001/clips.parquet"):
+        touch(tmp_path / "out" / name)
+    (video,), failures = find(tmp_path)
+    assert (video.video_id, failures) == ("a.mp4", [])
 
 
 def test_a_file_that_was_written_again_has_another_identity(tmp_path: Path) -> None:
@@ -111,3 +145,26 @@ def test_real_videos_are_found(shared_data: Path) -> None:
     ]
     assert failures == []
     assert len(find(shared_data / "odd")[0]) == 16
+
+
+def test_folders_of_images_that_were_stored_wrongly(shared_data: Path) -> None:
+    videos, failures = find(shared_data / "bugs")
+    tum, scenes = (
+        next(video for video in videos if video.video_id == name)
+        for name in ("tum/rgb", "7scenes/seq-01")
+    )
+    times = [float(Path(name).stem) for name in tum.image_files]
+    assert times == sorted(times)
+    assert len(times) == 24
+    colour = tuple(f"7scenes/seq-01/frame-{number:06d}.color.png" for number in range(24))
+    assert scenes.image_files == colour
+    assert [(failure.video_id, failure.reason) for failure in failures] == [
+        ("7scenes/seq-01", "other kinds of pictures"),
+        ("grey16", "16-bit images"),
+        ("rgba", "transparent images"),
+        ("", "ignored files"),
+    ]
+    assert failures[0].detail.endswith(
+        "24 images beside the video's 24 frame-*.color.png are of other kinds and left out: "
+        "24 frame-*.depth.png (16-bit grey)"
+    )
