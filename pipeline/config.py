@@ -52,6 +52,9 @@ class FrameSettings(Settings):
     """Deinterlace frames that are flagged as interlaced, each by itself (FFmpeg's estdif)."""
     shot_cuts: bool = True
     """Find shot cuts in video files, so that no clip contains one."""
+    max_megapixels: float = Field(200.0, gt=0)
+    """The largest image file that is read, in millions of pixels. Larger ones are left out and
+    named: decoding takes 4 bytes or more of memory per pixel."""
     decode_timeout_s: float = Field(60.0, gt=0)
     """Seconds after which a decoder that delivers no new frame is killed. The video, or the clip
     that is being read, is left out; the next builds try it again."""
@@ -67,7 +70,7 @@ class FrameSettings(Settings):
     def of_content(self) -> dict[str, Any]:
         """Return the settings that determine what is stored: part of a shard's fingerprint."""
         return {
-            **self.model_dump(mode="json", exclude={"decode_timeout_s"}),
+            **self.model_dump(mode="json", exclude={"decode_timeout_s", "max_megapixels"}),
             "version": FRAMES_VERSION,
         }
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 import zipfile
 import zlib
+from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -14,51 +14,94 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.failures import DecodeError, Reason
+from pipeline.sources.picture_kinds import Channels, header_of
 
-LARGEST_FILE = 1 << 29
-"""Bytes of an image file at most: enough for the most pixels that Pillow accepts, uncompressed."""
+# Pillow's own limit is the same for everyone; `frames.max_megapixels` takes its place, below.
+Image.MAX_IMAGE_PIXELS = None
 
+MAX_MEGAPIXELS = 200.0
+"""The default of `frames.max_megapixels`."""
+
+_BYTES_PER_PIXEL = 8
+"""Bytes of a pixel of an uncompressed file at most: four channels of 16 bits."""
 _BLACK = 4
 """The brightest value of a black frame: JPEG adds a little noise to 0."""
+_BEHIND = (128, 128, 128, 255)
+"""What transparent images are composed over: mid grey, opaque."""
+_UINT16 = 65535
 
 
-def read_image(root: str, name: str) -> NDArray[np.uint8]:
-    """Read the image ROOT/NAME as [H, W, 3] RGB uint8, rotated as its EXIF orientation asks.
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """An image [H, W, 3] RGB uint8, and what its pixels were in the file."""
+
+    pixels: NDArray[np.uint8]
+    channels: Channels
+
+
+def read_image(root: str, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> DecodedImage:
+    """Read the image ROOT/NAME in RGB, rotated as its EXIF orientation asks.
+
+    Transparent images are composed over mid grey. 16-bit grey is scaled by the range of the type,
+    0 to 65535, so that all frames of a video are scaled alike.
 
     The name "a.zip!b/c.jpg" means the member b/c.jpg of the archive a.zip. Raises DecodeError if
-    the image is missing, empty, truncated, not an image, too large to be one, or black all over
-    (CO3D blanks the frames it hides).
+    the image is missing, empty, truncated, not an image, larger than `max_megapixels`, or black all
+    over (CO3D blanks the frames it hides).
     """
-    # Pillow only warns of images between its limit and twice that; here both are refused.
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            with Image.open(BytesIO(_read_bytes(root, name))) as image:
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except FileNotFoundError as error:
-            raise DecodeError("the file is missing", Reason.MISSING_IMAGE) from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise DecodeError(
-                f"the image is too large ({error})", Reason.IMAGE_TOO_LARGE
-            ) from error
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
-            raise DecodeError(
-                f"the image cannot be read ({_sentence(error)})", Reason.UNREADABLE_IMAGE
-            ) from error
+    try:
+        data = _read_bytes(root, name, round(max_megapixels * 1e6) * _BYTES_PER_PIXEL)
+        with Image.open(BytesIO(data)) as image:
+            _check_pixels(image.width, image.height, max_megapixels)
+            channels = header_of(image.mode, image.has_transparency_data).channels
+            pixels = _rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as error:
+        raise DecodeError("the file is missing", Reason.MISSING_IMAGE) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise DecodeError(
+            f"the image cannot be read ({_sentence(error)})", Reason.UNREADABLE_IMAGE
+        ) from error
     if pixels.max() <= _BLACK:
-        raise DecodeError("the image is black all over", Reason.BLACK_IMAGE)
-    return pixels
+        scaled = ", after its 16 bits per pixel were scaled to 8" if channels[:2] == "16" else ""
+        raise DecodeError(f"the image is black all over{scaled}", Reason.BLACK_IMAGE)
+    return DecodedImage(pixels, channels)
 
 
-def _read_bytes(root: str, name: str) -> bytes:
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Convert an image of any mode to RGB. Raises ValueError if its values have no known range."""
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.uint32) * 255 + _UINT16 // 2) // _UINT16
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            "its pixels are 32-bit numbers of no known range: save it with 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        pixels = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", pixels.size, _BEHIND), pixels)
+    return np.asarray(image.convert("RGB"))
+
+
+def _check_pixels(width: int, height: int, max_megapixels: float) -> None:
+    """Raise DecodeError if an image has too many pixels."""
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        raise DecodeError(
+            f"the image is too large: it has {width}x{height} pixels, {megapixels:,.1f} million, "
+            f"and frames.max_megapixels allows {max_megapixels:g}",
+            Reason.IMAGE_TOO_LARGE,
+        )
+
+
+def _read_bytes(root: str, name: str, largest: int) -> bytes:
     """Read a file, or a member of a zip, as `read_image` names it.
 
     Raises FileNotFoundError if it is missing, OSError if the archive is damaged, and DecodeError if
-    it is too large.
+    it has more than `largest` bytes.
     """
     if ".zip!" not in name:
         path = Path(root) / name
-        _check_size(path.stat().st_size)
+        _check_size(path.stat().st_size, largest)
         return path.read_bytes()
     archive, member = name.split(".zip!", 1)
     archive += ".zip"
@@ -67,7 +110,7 @@ def _read_bytes(root: str, name: str) -> bytes:
         stat = path.stat()
         opened = _open_archive(str(path), stat.st_size, stat.st_mtime_ns)
         # zipfile never unpacks more than the size in the directory, so the check holds for bombs.
-        _check_size(opened.getinfo(member).file_size)
+        _check_size(opened.getinfo(member).file_size, largest)
         return opened.read(member)
     except KeyError as error:
         raise FileNotFoundError(name) from error
@@ -76,11 +119,12 @@ def _read_bytes(root: str, name: str) -> bytes:
         raise OSError(f"damaged archive {archive}: {error}") from error
 
 
-def _check_size(size: int) -> None:
+def _check_size(size: int, largest: int) -> None:
     """Raise DecodeError if a file, or an unpacked archive member, is far larger than an image."""
-    if size > LARGEST_FILE:
+    if size > largest:
         raise DecodeError(
-            f"the image is too large ({size} bytes, and {LARGEST_FILE} are allowed)",
+            f"the image is too large: its file has {size:,} bytes, more than an image of "
+            "frames.max_megapixels can have",
             Reason.IMAGE_TOO_LARGE,
         )
 

@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decode.images import MAX_MEGAPIXELS
 from pipeline.decode.video import Decoder
 from pipeline.failures import Reason
+from pipeline.sources.picture_kinds import Channels
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +34,14 @@ class StoredForm:
     short_side, size: see `stored_transform`
     square_pixels:    resample pixels that are not square
     deinterlace:      interpolate one field of interlaced frames
+    max_megapixels:   pixels of the largest image file that is read, in millions
     """
 
     short_side: int
     size: tuple[int, int] | None = None
     square_pixels: bool = True
     deinterlace: bool = True
+    max_megapixels: float = MAX_MEGAPIXELS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,10 +60,15 @@ class VideoRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StoredFrame:
-    """A frame [h, w, 3] resized as it is stored, and its (width, height) in the file."""
+    """A frame [h, w, 3] resized as it is stored, and what it was in the file.
+
+    source_size: (width, height)
+    channels:    of an image file
+    """
 
     pixels: NDArray[np.uint8]
     source_size: tuple[int, int]
+    channels: Channels = "colour"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

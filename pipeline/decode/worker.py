@@ -105,7 +105,7 @@ def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
     """Send per image its frame, resized; or why it cannot be used."""
     for name in request.names:
         try:
-            image = read_image(request.root, name)
+            image = read_image(request.root, name, request.form.max_megapixels)
         except DecodeError as error:
             pipe.send(ItemFailed(str(error), error.reason))
         except Exception as error:
@@ -114,9 +114,10 @@ def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
             message = f"the image cannot be read ({type(error).__name__}: {error})"
             pipe.send(ItemFailed(message, Reason.UNREADABLE_IMAGE))
         else:
-            height, width = image.shape[:2]
+            height, width = image.pixels.shape[:2]
             transform = stored_transform(width, height, request.form.short_side, request.form.size)
-            pipe.send(Result(StoredFrame(transform.frame(image), (width, height))))
+            stored = transform.frame(image.pixels)
+            pipe.send(Result(StoredFrame(stored, (width, height), image.channels)))
 
 
 if __name__ == "__main__":

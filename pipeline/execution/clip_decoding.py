@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -16,14 +17,19 @@ from pipeline.execution.shard_task import ShardTask
 from pipeline.failures import DecodeError, Reason
 from pipeline.planning.ledger_store import digest_of, read_ledger, write_ledger
 from pipeline.planning.plan import PlannedClip
+from pipeline.sources.picture_kinds import main_channels
 from shards import jpeg
 from shards.clip import Camera, ClipInfo
 from shards.errors import ShardError
-from shards.geometry import FrameTransform
+from shards.geometry import FrameTransform, stored_size
 from shards.reader import read_clip_members
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
+
+_LARGEST_ASPECT_CHANGE = 1.05
+"""Frames of one clip are resized to one size if their aspect ratios differ by less than this: the
+first release of CO3D crops each frame for itself, within 1 %."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,34 +188,87 @@ def _decode_from_images(
 ) -> DecodedClip:
     """Decode a clip of image files, leaving out unusable ones, which are appended to `failures`.
 
-    Raises DecodeError if too few images are usable or if they differ in size.
+    Raises DecodeError if too few images are usable or if they differ too much in size.
     """
     settings = task.settings.frames
-    indices = _frame_indices(planned, task)
-    names = [video.image_files[index] for index in indices]
-    images = decoder.read_images(video.root, names, _stored_form(task))
-    # By index in the video.
-    usable: dict[int, StoredFrame] = {}
-    for index, name, image in zip(indices, names, images, strict=True):
+    names = {index: video.image_files[index] for index in _frame_indices(planned, task)}
+    images = _of_one_kind(_read_images(names, video, _stored_form(task), decoder))
+    frames: dict[int, StoredFrame] = {}
+    for index, image in images.items():
         if isinstance(image, DecodeError):
-            failures.append(_decode_failure(planned, video, image, f"{name}: {image}"))
+            failures.append(_decode_failure(planned, video, image, f"{names[index]}: {image}"))
         else:
-            usable[index] = image
-    if len(usable) < settings.min_frames:
+            frames[index] = image
+    if len(frames) < settings.min_frames:
         raise DecodeError(
-            f"{len(usable)} of {len(names)} images are usable, and a clip needs "
+            f"{len(frames)} of {len(names)} images are usable, and a clip needs "
             f"{settings.min_frames} (frames.min_frames)",
             Reason.TOO_FEW_IMAGES,
         )
-    used = sorted(usable)
+    frames = _of_one_size(frames, names, video, task, decoder=decoder)
     return _encode(
         planned,
         video,
         task,
-        indices=used,
-        numbers=[video.frame_numbers[index] for index in used],
-        frames=[usable[index] for index in used],
+        indices=list(frames),
+        numbers=[video.frame_numbers[index] for index in frames],
+        frames=list(frames.values()),
     )
+
+
+def _read_images(
+    names: Mapping[int, str], video: VideoRow, form: StoredForm, decoder: SubprocessDecoder
+) -> dict[int, StoredFrame | DecodeError]:
+    """Read images of a video. Results and file names are by the images' index in the video."""
+    images = decoder.read_images(video.root, tuple(names.values()), form) if names else []
+    return dict(zip(names, images, strict=True))
+
+
+def _of_one_size(
+    frames: Mapping[int, StoredFrame],
+    names: Mapping[int, str],
+    video: VideoRow,
+    task: ShardTask,
+    *,
+    decoder: SubprocessDecoder,
+) -> dict[int, StoredFrame]:
+    """Return the frames of a clip at the size that the clip is stored at.
+
+    Those that would be stored at another size are read again, so that each is resampled once.
+    Raises DecodeError if they differ too much in size, or one cannot be read any more.
+    """
+    settings = task.settings.frames
+    source_size = _clip_size([frame.source_size for frame in frames.values()])
+    size = settings.size or stored_size(*source_size, settings.short_side)
+    others = {
+        index: names[index]
+        for index, frame in frames.items()
+        if frame.pixels.shape[:2] != (size[1], size[0])
+    }
+    same_size = dict(frames)
+    form = replace(_stored_form(task), size=size)
+    for index, image in _read_images(others, video, form, decoder).items():
+        if isinstance(image, DecodeError):
+            raise image
+        same_size[index] = image
+    return same_size
+
+
+def _of_one_kind(
+    images: Mapping[int, StoredFrame | DecodeError],
+) -> dict[int, StoredFrame | DecodeError]:
+    """Put an error in the place of images of another kind, such as depth beside colour."""
+    frames = [image for image in images.values() if isinstance(image, StoredFrame)]
+    main = main_channels(Counter(frame.channels for frame in frames))
+    return {
+        index: DecodeError(
+            f"the image is {image.channels}, and the others of the clip are {main}",
+            Reason.OTHER_PICTURES,
+        )
+        if isinstance(image, StoredFrame) and image.channels != main
+        else image
+        for index, image in images.items()
+    }
 
 
 def _stored_form(task: ShardTask) -> StoredForm:
@@ -219,6 +278,7 @@ def _stored_form(task: ShardTask) -> StoredForm:
         size=settings.size,
         square_pixels=settings.square_pixels,
         deinterlace=settings.deinterlace,
+        max_megapixels=settings.max_megapixels,
     )
 
 
@@ -241,17 +301,23 @@ def _frame_indices(planned: PlannedClip, task: ShardTask) -> list[int]:
     return [planned.start + number * stride for number in range(planned.frames)]
 
 
-def _common_size(sizes: Iterable[Size]) -> Size:
-    """Return the one size of a clip's frames. Raises DecodeError if there are several."""
-    different = sorted(set(sizes))
-    if len(different) > 1:
+def _clip_size(sizes: Sequence[Size]) -> Size:
+    """Choose the source size that a clip's stored size follows from: the median of its frames'.
+
+    Raises DecodeError if the frames differ in orientation, or their aspect ratios by 5 % or more.
+    """
+    aspects = [width / height for width, height in sizes]
+    turned = min(aspects) < 1 < max(aspects)
+    if turned or max(aspects) >= _LARGEST_ASPECT_CHANGE * min(aspects):
+        different = sorted(set(sizes))
         shown = ", ".join(f"{width}x{height}" for width, height in different[:4])
         more = " …" if len(different) > 4 else ""
         raise DecodeError(
-            f"its images have {len(different)} different sizes ({shown}{more})",
+            f"its images have {len(different)} different sizes ({shown}{more}), whose orientation "
+            "or aspect ratio differs too much to be stored at one size",
             Reason.MIXED_IMAGE_SIZES,
         )
-    return different[0]
+    return sorted(sizes)[(len(sizes) - 1) // 2]
 
 
 def _encode(
@@ -263,14 +329,14 @@ def _encode(
     numbers: list[int],
     frames: Sequence[StoredFrame],
 ) -> DecodedClip:
-    """Encode resized frames as JPEG and describe the clip. Raises DecodeError if sizes differ.
+    """Encode resized frames as JPEG and describe the clip. Raises DecodeError if sizes differ much.
 
     indices: of the frames within the video
     numbers: the source's own frame numbers
     """
-    width, height = _common_size(frame.source_size for frame in frames)
+    source_sizes = [frame.source_size for frame in frames]
+    width, height = _clip_size(source_sizes)
     out_height, out_width = frames[0].pixels.shape[:2]
-    transform = FrameTransform.whole(width, height, out_width, out_height)
     info = ClipInfo(
         key=planned.key,
         source=video.source,
@@ -284,7 +350,7 @@ def _encode(
         source_height=height,
         frame_numbers=tuple(numbers),
         timestamps=tuple(video.timestamps[i] for i in indices) if video.timestamps else None,
-        cameras=_stored_cameras(video, indices, transform),
+        cameras=_stored_cameras(video, indices, source_sizes, (out_width, out_height)),
         terms=video.terms,
         frames_settings=fingerprint_lines([task.shard.frames_settings]),
         tracks_settings=fingerprint_lines([task.shard.tracks_settings]),
@@ -294,10 +360,16 @@ def _encode(
 
 
 def _stored_cameras(
-    video: VideoRow, indices: Sequence[int], transform: FrameTransform
+    video: VideoRow, indices: Sequence[int], source_sizes: Sequence[Size], stored: Size
 ) -> tuple[Camera | None, ...] | None:
-    """The cameras of a clip's frames, in pixels of the stored frames."""
+    """The cameras of a clip's frames, in pixels of the stored frames.
+
+    Each is mapped by the transform of its own frame, from its own source size.
+    """
     if not video.cameras:
         return None
     cameras = [video.cameras[index] for index in indices]
-    return tuple(camera and transform.camera(camera) for camera in cameras)
+    return tuple(
+        camera and FrameTransform.whole(*source, *stored).camera(camera)
+        for camera, source in zip(cameras, source_sizes, strict=True)
+    )

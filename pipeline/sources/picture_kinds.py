@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -194,8 +195,10 @@ def _read_header(root: Path, file: ListedFile) -> ImageHeader:
     from PIL import Image
 
     try:
-        with Image.open(root / file.name) as image:
-            return header_of(image.mode, image.has_transparency_data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its size, which decoding checks
+            with Image.open(root / file.name) as image:
+                return header_of(image.mode, image.has_transparency_data)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return ImageHeader("unknown", False)
 
