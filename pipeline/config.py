@@ -136,6 +136,9 @@ class BuildSettings(Settings):
     max_failed_videos: float = Field(0.2, ge=0, le=1)
     """The build stops without publishing if more than this fraction of all videos yields no
     clip."""
+    max_missing_videos: float = Field(0.5, ge=0, le=1)
+    """The build stops before it makes a shard if a source does not find more than this fraction of
+    its videos in the current snapshot any more, unless `--allow-fewer` is given."""
 
     @field_validator("sources")
     @classmethod

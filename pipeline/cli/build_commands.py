@@ -96,6 +96,8 @@ def _print_plan(planned: Plan, costs: Estimate, out: str) -> None:
         if costs.wall_seconds is not None:
             wall = f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} workers"
         print(f"worker time in all: {duration(costs.total.seconds)}{wall}")
+    for missing in planned.missing:
+        print(f"{missing}: check its root {missing.root}; 'pretrack build' asks for --allow-fewer")
     if notes := planned.failures.num_rows:
         left_out = f"{pluralise(notes, 'note')} on what is left out or incomplete"
         print(f"{left_out}: 'pretrack catalog' lists them")
@@ -122,6 +124,7 @@ def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
         "out": out,
         "shards": shards,
         "dropped": planned.dropped,
+        "missing_videos": [asdict(missing) for missing in planned.missing],
         "costs": [asdict(line) for line in costs.lines],
         "worker_seconds": costs.total.seconds,
         "parallel": costs.parallel,
@@ -135,6 +138,14 @@ def build(
     overrides: Overrides = None,
     stored: Stored = False,
     retry_failed: RetryFailed = False,
+    allow_fewer: Annotated[
+        bool,
+        typer.Option(
+            "--allow-fewer",
+            help="Publish even if a source finds less than half of its videos in the current "
+            "snapshot (max_missing_videos).",
+        ),
+    ] = False,
     json_logs: Annotated[
         bool,
         typer.Option(
@@ -150,7 +161,13 @@ def build(
     from pipeline.monitoring.progress import Progress
 
     settings = settings_of(config, overrides)
-    built = run(settings, Progress(json_lines=json_logs), stored, retry_failed)
+    built = run(
+        settings,
+        Progress(json_lines=json_logs),
+        stored=stored,
+        retry_failed=retry_failed,
+        allow_fewer=allow_fewer,
+    )
     snapshot = built.snapshot
     if built.made:
         done = f"{pluralise(built.made, 'shard')} made, {built.kept:,} kept"

@@ -38,15 +38,21 @@ class BuildResult:
 
 
 def build(
-    settings: BuildSettings, progress: Progress, stored: bool = False, retry_failed: bool = False
+    settings: BuildSettings,
+    progress: Progress,
+    stored: bool = False,
+    retry_failed: bool = False,
+    *,
+    allow_fewer: bool = False,
 ) -> BuildResult:
     """Make the shards that are missing or out of date; publish a snapshot if anything changed.
 
     stored:       take the videos from the current snapshot; the sources are not needed
     retry_failed: retry everything that failed
+    allow_fewer:  publish even if a source finds far fewer videos than the current snapshot has
 
-    Raises PretrackError if too many videos fail, if a shard cannot be made, or if another build is
-    at work on the same folder; the shards made until then are kept.
+    Raises PretrackError if too many videos fail or are missing, if a shard cannot be made, or if
+    another build is at work on the same folder; the shards made until then are kept.
     """
     with build_lock(settings.out) as lock:
         remove_temporary_files(settings.out)
@@ -54,6 +60,11 @@ def build(
             stored_catalog(settings) if stored else make_catalog(settings, progress, retry_failed)
         )
         plan = make_plan(settings, catalog, retry_failed, stored)
+        if plan.missing and not allow_fewer:
+            raise PretrackError(
+                f"{plan.missing[0]}: check its root {plan.missing[0].root}, or use --allow-fewer "
+                f"if that is meant (max_missing_videos={settings.max_missing_videos:g})"
+            )
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))
         # `take` copies every column, and some are large: select first.

@@ -32,6 +32,7 @@ from pipeline.planning.assignment import Assignment, assign_clips, frames_finger
 from pipeline.planning.catalog import Catalog
 from pipeline.planning.clip_windows import video_names
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards, read_existing_shards
+from pipeline.planning.missing_videos import MissingVideos, missing_videos
 from pipeline.planning.reasons import ChangedShard, describe_settings_change, describe_video_changes
 
 Action = Literal["keep", "retrack", "build"]
@@ -93,6 +94,7 @@ class Plan:
     clips:    every clip (table PLANNED_CLIPS), shard by shard
     failures: those known before the build starts
     dropped:  number of shards of the current snapshot that no clip is left for
+    missing:  the sources that find far fewer videos than the current snapshot has
     existing: the shards of the output folder
     stored:   the build must do without its sources
     """
@@ -102,6 +104,7 @@ class Plan:
     shards: tuple[PlannedShard, ...]
     failures: pa.Table
     dropped: int
+    missing: tuple[MissingVideos, ...]
     existing: ExistingShards
     stored: bool
 
@@ -161,6 +164,7 @@ def make_plan(
         shards=tuple(shards),
         failures=pa.concat_tables([catalog.failures, too_short]),
         dropped=len(current_groups - set(assigned.groups)),
+        missing=tuple(missing_videos(settings, catalog, existing.current)),
         existing=existing,
         stored=stored,
     )

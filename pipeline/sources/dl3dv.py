@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ TERMS = (
 
 ImageFolder = Literal["images_8", "images_4", "images_2", "images"]
 _SMALLEST_FIRST: tuple[ImageFolder, ...] = ("images_8", "images_4", "images_2", "images")
+_NO_SCENES = {*_SMALLEST_FIRST, "nerfstudio", "colmap", "gaussian_splat"}
+"""Folders of a scene, in which there are no other scenes."""
 _HASH_LENGTH = 64
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])  # y up, z backward → y down, z forward
 
@@ -52,11 +54,24 @@ class _Scene:
     video_id: the scene's folder, relative to the root, without a nerfstudio/ level
     folder:   the folder that holds the scene's files, relative to the root
     names:    what is directly in that folder
+    stray:    whether scenes lie beside its files, so that it is no scene: a zip without a folder of
+              its own was unpacked there
     """
 
     video_id: str
     folder: str
     names: frozenset[str]
+    stray: bool = False
+
+    @property
+    def has_files(self) -> bool:
+        """Whether files of a scene are directly in the folder."""
+        return bool(self.names.intersection(("transforms.json", "video.mp4", *_SMALLEST_FIRST)))
+
+    @property
+    def has_zips(self) -> bool:
+        """Whether zips of scenes are directly in the folder, as in a batch."""
+        return any(name.endswith(".zip") and _is_hash(name[:-4]) for name in self.names)
 
     @property
     def hash(self) -> str:
@@ -84,12 +99,15 @@ class Dl3dv(Settings):
     """Hashes of scenes to leave out, for example those of the benchmark."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """Yield what is not unpacked, then all scenes, sorted by id, and what each lacks.
+        """Yield what is not unpacked, images outside of scenes, then all scenes, sorted by id.
+
+        Each scene follows what it lacks.
 
         Raises PretrackError if the root does not exist or holds no scene.
         """
         check_root(self.root, "dl3dv")
-        scenes = sorted(self._scenes(), key=lambda scene: scene.video_id)
+        found = sorted(self._scenes(), key=lambda scene: scene.video_id)
+        scenes = [scene for scene in found if not scene.stray]
         packed = sorted(set(self._packed()) - {scene.hash for scene in scenes})
         if not scenes:
             unpack = f"; its zips ({packed[0]}.zip, …) have to be unpacked" if packed else ""
@@ -104,6 +122,9 @@ class Dl3dv(Settings):
                 Reason.NOT_UNPACKED,
                 f"{name}.zip is not unpacked: unzip it in its batch folder",
             )
+        for scene in found:
+            if scene.stray:
+                yield self._stray(scene)
         problems = self._problems()
         for scene in scenes:
             if scene.hash in self.exclude:
@@ -120,18 +141,39 @@ class Dl3dv(Settings):
                 yield from self._images(scene)
 
     def _scenes(self, folder: str = "", depth: int = 2) -> Iterator[_Scene]:
-        """Yield the scenes in a folder, relative to the root, at most `depth` levels below it."""
+        """Yield the scenes in a folder, relative to the root, at most `depth` levels below it.
+
+        Folders between the root and the scenes that hold files of a scene themselves are yielded
+        as stray.
+        """
+        any_scenes = False
         for inner in folders_in(self.root, folder):
-            nested = join_path(inner, "nerfstudio")
-            path = nested if (self.root / nested).is_dir() else inner
-            names = frozenset(entry.name for entry in (self.root / path).iterdir())
-            # A folder named like a scene is one, even if nothing usable is in it: it is reported.
-            if names.intersection(("transforms.json", "video.mp4", *_SMALLEST_FIRST)) or _is_hash(
-                Path(inner).name
-            ):
-                yield _Scene(video_id=inner, folder=path, names=names)
-            elif depth > 1:
-                yield from self._scenes(inner, depth - 1)
+            if Path(inner).name not in _NO_SCENES:
+                for scene in self._scenes_at(inner, depth):
+                    any_scenes = True
+                    yield scene
+        if not folder:
+            root = _Scene(video_id=".", folder="", names=_names_in(self.root))
+            if root.has_files and (any_scenes or root.has_zips):
+                yield replace(root, stray=True)
+
+    def _scenes_at(self, folder: str, depth: int) -> Iterator[_Scene]:
+        """Yield the scene that a folder is, or the scenes in it."""
+        nested = join_path(folder, "nerfstudio")
+        path = nested if (self.root / nested).is_dir() else folder
+        scene = _Scene(video_id=folder, folder=path, names=_names_in(self.root / path))
+        # A folder named like a scene is one, even if nothing usable is in it: it is reported. But
+        # a zip may have been unpacked into a folder of its name although it has one of its own.
+        named = _is_hash(scene.hash)
+        if named and scene.has_files:
+            yield scene
+            return
+        below = list(self._scenes(folder, depth - 1)) if depth > 1 or named else []
+        yield from below
+        if scene.has_files and (below or scene.has_zips):
+            yield replace(scene, stray=True)
+        elif not below and (named or scene.has_files):
+            yield scene
 
     def _packed(self) -> Iterator[str]:
         """Yield the hashes of the scenes that are there as zips."""
@@ -157,6 +199,17 @@ class Dl3dv(Settings):
                 row["hash"] for row in rows if (row["batch"] or "").strip().lower() == "problem"
             }
 
+    def _stray(self, scene: _Scene) -> Failure:
+        """Report files of a scene that lie beside scenes, in the batch's folder or the root."""
+        files = sorted(scene.names.intersection(("transforms.json", "video.mp4", *_SMALLEST_FIRST)))
+        return self._failure(
+            "",
+            Reason.STRAY_IMAGES,
+            f"{self.root / scene.folder} holds {' and '.join(files)} beside scenes: a zip without "
+            "a folder of its own was unpacked there. Remove them, and unpack that zip into a "
+            "folder with the zip's name (unzip HASH.zip -d HASH)",
+        )
+
     def _video_file(self, scene: _Scene) -> Video | Failure:
         """Describe a scene of the video release."""
         if self.images is not None:
@@ -173,12 +226,7 @@ class Dl3dv(Settings):
 
     def _images(self, scene: _Scene) -> Iterator[Video | Failure]:
         """Yield a scene with images, after a failure for the poses that it lacks."""
-        folder = self.images or next(
-            (name for name in _SMALLEST_FIRST if name in scene.names), None
-        )
-        files = []
-        if folder is not None and folder in scene.names:
-            files = images_in(self.root, join_path(scene.folder, folder))
+        files = self._image_files(scene)
         if not files:
             yield self._no_images(scene)
             return
@@ -189,6 +237,15 @@ class Dl3dv(Settings):
         yield from failures
         numbers = tuple(number for number, _ in frames)
         yield self._video(scene, ordered, numbers=numbers, cameras=poses)
+
+    def _image_files(self, scene: _Scene) -> list[ListedFile]:
+        """List the images of a scene: those asked for, or the smallest that there are."""
+        for name in (self.images,) if self.images else _SMALLEST_FIRST:
+            if name in scene.names and (
+                files := images_in(self.root, join_path(scene.folder, name))
+            ):
+                return files
+        return []
 
     def _cameras(self, scene: _Scene, files: list[ListedFile]) -> tuple[list[Camera | None], str]:
         """Return the camera of each of a scene's images, or None, and why some have none."""
@@ -248,12 +305,19 @@ class Dl3dv(Settings):
 
     def _no_images(self, scene: _Scene) -> Failure:
         """Report that the images asked for are missing, and what is there instead."""
-        present = sorted(scene.names.intersection((*_SMALLEST_FIRST, "video.mp4")))
+        wanted = self.images or "images_8"
+        empty = " (the folder is empty)" if wanted in scene.names else ""
+        present = sorted(
+            name
+            for name in scene.names.intersection(_SMALLEST_FIRST)
+            if images_in(self.root, join_path(scene.folder, name))
+        )
+        present += ["video.mp4"] if "video.mp4" in scene.names else []
         hint = f"; there is {', '.join(present)} (see the option 'images')" if present else ""
         return self._failure(
             scene.video_id,
             Reason.NO_IMAGES,
-            f"{scene.folder} holds no images in {self.images or 'images_8'}{hint}",
+            f"{scene.folder} holds no images in {wanted}{empty}{hint}",
         )
 
     def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
@@ -309,3 +373,8 @@ def _image_size(root: Path, files: list[ListedFile]) -> tuple[int, int]:
 def _is_hash(name: str) -> bool:
     """Whether a name is one that DL3DV gives a scene: 64 hexadecimal digits."""
     return len(name) == _HASH_LENGTH and set(name) <= set("0123456789abcdef")
+
+
+def _names_in(folder: Path) -> frozenset[str]:
+    """The names of what is directly in a folder."""
+    return frozenset(entry.name for entry in folder.iterdir())

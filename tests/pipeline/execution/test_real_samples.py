@@ -79,11 +79,10 @@ def test_all_datasets_in_one_build(shared_data: Path, tmp_path: Path) -> None:
     assert all(not any(start < cut <= end for cut in cuts) for start, end in bikes)
     assert bikes[-1] == (242, 249)
     reasons = Counter(first.snapshot.failures.column("reason").to_pylist())
-    assert reasons == {
-        "poses missing": 2,
-        "poses missing for some frames": 1,
-        "mixed image sizes": 1,
-    }
+    assert reasons == {"poses missing": 2, "poses missing for some frames": 1}
+    # A sequence of the first release: ten frames of nine sizes.
+    (plant,) = [info for info in infos if info.video_id == "plant/374_41993_84073"]
+    assert (plant.frames, plant.width, plant.height) == (10, 128, 228)
 
 
 def test_odd_videos_are_read_right_or_named(shared_data: Path, tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def plan_of(out: Path, *shards: PlannedShard, existing_shards: Sequence[Existing
         shards=shards,
         failures=FAILURES.empty_table(),
         dropped=0,
+        missing=(),
         existing=existing,
         stored=False,
     )

@@ -162,6 +162,58 @@ def test_excluded_scenes_are_silent_and_flagged_empty_and_zipped_ones_named(tmp_
     assert len(failures) == 1
 
 
+@pytest.mark.parametrize("stray_in", ["1K", ""])
+def test_a_zip_unpacked_without_a_folder_hides_no_scene(tmp_path: Path, stray_in: str) -> None:
+    for name in (A, B):
+        scene(tmp_path / "1K" / name)
+    scene(tmp_path / stray_in, posed=3)
+    videos, (failure,) = find(tmp_path)
+    assert [video.video_id for video in videos] == [f"1K/{A}", f"1K/{B}"]
+    assert (failure.video_id, failure.reason) == ("", "stray images")
+    assert failure.detail == (
+        f"{tmp_path / stray_in} holds images_8 and transforms.json beside scenes: a zip without a "
+        "folder of its own was unpacked there. Remove them, and unpack that zip into a folder "
+        "with the zip's name (unzip HASH.zip -d HASH)"
+    )
+
+
+def test_a_batch_of_zips_is_not_a_scene_because_one_was_unpacked_beside_them(
+    tmp_path: Path,
+) -> None:
+    scene(tmp_path / "1K")
+    (tmp_path / "1K" / f"{A}.zip").write_bytes(b"")
+    scene(tmp_path / "2K" / B)
+    (video,), failures = find(tmp_path)
+    assert video.video_id == f"2K/{B}"
+    assert [failure.reason for failure in failures] == ["not unpacked", "stray images"]
+
+
+def test_a_scene_of_another_name_is_found_with_its_colmap_folder(tmp_path: Path) -> None:
+    scene(tmp_path / "kitchen")
+    (tmp_path / "kitchen/colmap/images").mkdir(parents=True)
+    (video,), failures = find(tmp_path)
+    assert (video.video_id, failures) == ("kitchen", [])
+
+
+def test_a_zip_unpacked_into_a_folder_of_its_name_is_found_one_level_below(tmp_path: Path) -> None:
+    scene(tmp_path / "1K" / A / A)
+    (video,), failures = find(tmp_path)
+    assert (video.video_id, video.sequence, failures) == (f"1K/{A}/{A}", f"dl3dv/{A}", [])
+
+
+def test_an_empty_folder_of_images_is_not_offered(tmp_path: Path) -> None:
+    (tmp_path / "1K" / A / "images_8").mkdir(parents=True)
+    _, (failure,) = find(tmp_path)
+    assert failure.detail == f"1K/{A} holds no images in images_8 (the folder is empty)"
+    scene(tmp_path / "1K" / A, images="images_4")
+    ((video,), _), (_, (failure,)) = find(tmp_path), find(tmp_path, images="images_8")
+    assert video.image_files[0].split("/")[2] == "images_4"
+    assert failure.detail == (
+        f"1K/{A} holds no images in images_8 (the folder is empty); there is images_4 "
+        "(see the option 'images')"
+    )
+
+
 def test_a_root_with_nothing_but_zips_asks_to_unpack_them(tmp_path: Path) -> None:
     (tmp_path / "1K").mkdir()
     (tmp_path / "1K" / f"{A}.zip").write_bytes(b"")
