@@ -29,7 +29,7 @@ class Reason(StrEnum):
     IMAGES_WITHOUT_FRAME_NUMBER = "images without a frame number"
     OTHER_PICTURES = "other kinds of pictures"
     TRANSPARENT_IMAGES = "transparent images"
-    SIXTEEN_BIT_IMAGES = "16-bit images"
+    SCALED_TO_EIGHT_BITS = "scaled to eight bits"
     IGNORED_FILES = "ignored files"
     STRAY_IMAGES = "stray images"
     UNREADABLE_META_JSON = "unreadable meta.json"

@@ -167,7 +167,7 @@ class VideoFolder(Settings):
             yield self._path_failure(video_id, Reason.TRANSPARENT_IMAGES, detail)
         if video.channels == "16-bit grey":
             detail = "its images have 16 bits per pixel: 0 to 65535 is scaled to 0 to 255"
-            yield self._path_failure(video_id, Reason.SIXTEEN_BIT_IMAGES, detail)
+            yield self._path_failure(video_id, Reason.SCALED_TO_EIGHT_BITS, detail)
 
     def _entries(self, folder: str, seen: set[tuple[int, int]]) -> list[os.DirEntry[str]]:
         """List the entries of a folder by name, without hidden ones; none if it is in `seen`.

@@ -160,7 +160,7 @@ def test_folders_of_images_that_were_stored_wrongly(shared_data: Path) -> None:
     assert scenes.image_files == colour
     assert [(failure.video_id, failure.reason) for failure in failures] == [
         ("7scenes/seq-01", "other kinds of pictures"),
-        ("grey16", "16-bit images"),
+        ("grey16", "scaled to eight bits"),
         ("rgba", "transparent images"),
         ("", "ignored files"),
     ]
