@@ -97,7 +97,7 @@ def _print_plan(planned: Plan, costs: Estimate, out: str) -> None:
             wall = f"; about {duration(costs.wall_seconds)} with {costs.parallel:.1f} workers"
         print(f"worker time in all: {duration(costs.total.seconds)}{wall}")
     for missing in planned.missing:
-        print(f"{missing}: check its root {missing.root}; 'pretrack build' asks for --allow-fewer")
+        print(f"{missing}; 'pretrack build' asks for --allow-fewer")
     if notes := planned.failures.num_rows:
         left_out = f"{pluralise(notes, 'note')} on what is left out or incomplete"
         print(f"{left_out}: 'pretrack catalog' lists them")

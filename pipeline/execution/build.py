@@ -62,8 +62,8 @@ def build(
         plan = make_plan(settings, catalog, retry_failed, stored)
         if plan.missing and not allow_fewer:
             raise PretrackError(
-                f"{plan.missing[0]}: check its root {plan.missing[0].root}, or use --allow-fewer "
-                f"if that is meant (max_missing_videos={settings.max_missing_videos:g})"
+                f"{plan.missing[0]}, or use --allow-fewer if that is meant "
+                f"(max_missing_videos={settings.max_missing_videos:g})"
             )
         if not plan.shards:
             raise PretrackError(_nothing_to_build(plan))

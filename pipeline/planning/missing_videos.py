@@ -37,7 +37,7 @@ class MissingVideos:
         return (
             f"source {self.source} finds {self.before - self.missing:,} of its "
             f"{pluralise(self.before, 'video')} of snapshot {self.snapshot} "
-            f"(first missing: {self.first})"
+            f"(first missing: {self.first}): check its root {self.root}"
         )
 
 

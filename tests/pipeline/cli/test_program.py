@@ -49,7 +49,7 @@ def run(
 def test_the_version_names_the_formats_that_it_writes() -> None:
     done = run("pipeline", "--version")
     assert done.returncode == 0, done.stderr
-    formats = f"shard format {FORMAT_VERSION}, tracks {TRACKS_VERSION}, frames 1"
+    formats = f"shard format {FORMAT_VERSION}, tracks {TRACKS_VERSION}, frames 2"
     assert re.fullmatch(rf"pretrack \d+\.\d+\.\d+: {formats}\n", done.stdout)
 
 
