@@ -93,7 +93,7 @@ def load_evaluated_models(models: Sequence[str], device: str | None) -> list[Eva
 def load_evaluated_model(name: str, where: str) -> EvaluatedModel:
     """Load a model from a run's folder, from exported weights, or by a backbone's name.
 
-    where: RUN, RUN:first, FILE, BACKBONE:FILE, BACKBONE:hub or BACKBONE:random
+    where: RUN, RUN:first, FILE, BACKBONE:FILE, BACKBONE:FILE:PART, BACKBONE:hub or BACKBONE:random
 
     Raises SettingsError if there is no such model, or if the description beside exported weights
     does not say which backbone they belong to.

@@ -37,6 +37,8 @@ FILE.safetensors: weights exported by a run, with their description beside them.
 
 BACKBONE:FILE: a backbone by name, such as dinov2_reg_base, with weights from a file.
 
+BACKBONE:FILE:PART: with those of one of several backbones in it, such as student.
+
 BACKBONE:hub: a backbone with timm's weights.
 
 BACKBONE:random: a backbone with random weights, the same every time.

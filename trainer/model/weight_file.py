@@ -126,7 +126,7 @@ def _not_weights(start: bytes, path: Path) -> str | None:
     if path.name.endswith(".index.json"):
         return "it lists the parts of weights in several files: merge them into one file"
     if text.startswith((b"{", b"[")):
-        return "it is JSON, not weights"
+        return "it is JSON: give the weight file beside it"
     # ONNX is a protobuf message: the format's version, a small number, and then the producer.
     if path.suffix == ".onnx" or (start[:1] == b"\x08" and start[2:3] == b"\x12"):
         return "it is an ONNX graph: give the PyTorch weights that it was exported from"
@@ -154,8 +154,8 @@ def _not_torchs_zip(path: Path) -> str | None:
         return "its end is missing: copy or download it again"
     if any(member.endswith("/constants.pkl") for member in members):
         return (
-            "it is a TorchScript archive, which holds code: save the state dict of its model, "
-            "'torch.save(torch.jit.load(FILE).state_dict(), PATH)', if you trust it"
+            "it is a TorchScript archive, which holds code: if you trust it, save its state dict "
+            "with 'torch.save(torch.jit.load(FILE).state_dict(), PATH)'"
         )
     if any(member.endswith("archive_format") for member in members):
         return "it is a program of torch.export: save the state dict of its model"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import pickle
+import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shards.errors import SettingsError
+from tests.helpers.evaluation import evaluate
 from trainer.checkpoint import save_checkpoint
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.model.backbone import Backbone, make_backbone
@@ -178,6 +180,18 @@ def test_an_evaluated_part_has_the_files_digest(tmp_path: Path) -> None:
     loaded = model.backbone.model.state_dict()
     assert torch.equal(loaded["cls_token"], states[1]["cls_token"])
     assert not torch.equal(loaded["cls_token"], states[0]["cls_token"])
+
+
+def test_the_command_line_ends_with_the_sentence_alone(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    arguments = ["--model", f"mine=dino_small:{path}", "--out", str(tmp_path), "--device", "cpu"]
+    assert evaluate(["voc-clusters", str(tmp_path), *arguments]) == 1
+    message = capfd.readouterr().err
+    assert f"{path} cannot be read as weights: it is a Git LFS pointer" in message
+    assert "Traceback" not in message
 
 
 # ---- Official repositories
@@ -579,10 +593,11 @@ def npz() -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore")
 def scripted() -> bytes:
     file = io.BytesIO()
-    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), file)  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # TorchScript is old
+        traced = torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2))  # type: ignore[no-untyped-call]
+        torch.jit.save(traced, file)  # type: ignore[no-untyped-call]
     return file.getvalue()
 
 
@@ -594,7 +609,7 @@ UNREADABLE = {
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS pointer"),
     "HTML": (b"\n<!DOCTYPE html><html><body>Forbidden", "it is an HTML page, such as a server's"),
     "XML": (b'<?xml version="1.0"?><Error>', "it is XML, such as a store's error message"),
-    "JSON": (b'{"error": "gated"}', "it is JSON, not weights"),
+    "JSON": (b'{"error": "gated"}', "it is JSON: give the weight file beside it"),
     "ONNX": (b"\x08\x07\x12\x07pytorch", "it is an ONNX graph: give the PyTorch weights"),
     "GGUF": (b"GGUF\x03\0\0\0", "a GGUF file"),
     "HDF5": (b"\x89HDF\r\n\x1a\n", "HDF5 file, as Keras writes"),
