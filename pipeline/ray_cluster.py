@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import ray
 
@@ -16,6 +18,11 @@ from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from shards.errors import PretrackError
 
 T = TypeVar("T")
+
+_ANSWER_S = 4.0
+_CLIENT_PORT = 10001
+_EMPTY_SETTINGS = bytes.fromhex("000000 04 00 00000000")
+"""A frame of HTTP/2: length, type SETTINGS, flags, stream."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ def connect(settings: RaySettings) -> Cluster:
             "include_dashboard": False,
         }
         if settings.address:
+            _check_address(settings.address)
             options = {"logging_level": logging.ERROR, "address": settings.address}
         elif settings.cpus:
             options["num_cpus"] = settings.cpus
@@ -57,6 +65,42 @@ def connect(settings: RaySettings) -> Cluster:
             )
             raise PretrackError(f"{problem} ({' '.join(str(error).split())})") from error
     return resources()
+
+
+def _check_address(address: str) -> None:
+    """Raise PretrackError if no Ray listens at an address; `ray.init` would wait for minutes.
+
+    Ray speaks gRPC, which begins with settings of HTTP/2 from both sides.
+    """
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    scheme, mark, _ = target.partition("://")
+    if not target or (mark and scheme != "ray"):
+        return  # Ray looks for a cluster itself, or another client of Ray knows the address
+    problem = f"no Ray cluster answers at ray.address '{address}'"
+    try:
+        parts = urlsplit(target if mark else f"//{target}")
+        host, port = parts.hostname, parts.port or (_CLIENT_PORT if mark else None)
+    except ValueError:
+        host = port = None
+    if not host or not port:
+        raise PretrackError(f"{problem}: write HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        with socket.create_connection((host, port), timeout=_ANSWER_S) as connection:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _EMPTY_SETTINGS)
+            answer = connection.recv(len(_EMPTY_SETTINGS), socket.MSG_WAITALL)
+    except OSError as error:
+        reason = error.strerror or error
+        raise PretrackError(
+            f"{problem}: nothing answers on port {port} of {host} ({reason}); start Ray there, or "
+            "correct the address"
+        ) from error
+    if answer[3:4] != _EMPTY_SETTINGS[3:4]:
+        raise PretrackError(
+            f"{problem}: what listens on port {port} of {host} is not Ray (6379 is Ray's port, "
+            "10001 that of ray://, and 8265 only its dashboard's)"
+        )
 
 
 def resources() -> Cluster:
