@@ -75,7 +75,7 @@ def load_settings(model: type[S], path: Path, overrides: Sequence[str] = ()) -> 
             f"{path} has more than {_LARGEST_CONFIG} bytes: this is not a config of pretrack"
         )
     try:
-        values = _read_yaml(path.read_text())
+        values = _read_yaml(path.read_text(encoding="utf-8"))
     except RecursionError as error:
         raise SettingsError(f"{path} is nested too deeply to be a config") from error
     # ValueError: the file is not UTF-8, or has a date that does not exist.

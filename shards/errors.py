@@ -9,8 +9,10 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+
+from shards.standard_streams import accept_any_text, quiet_if_closed
 
 
 class PretrackError(Exception):
@@ -69,10 +71,13 @@ def exit_on_errors(program: str, *, extra: str, interrupted: str) -> Iterator[No
     A context manager and a decorator for the functions behind the command lines. The status is 1
     for PretrackError, OSError and a package that is not installed (the sentence names the `extra`
     of pretrack that brings it), and 130 for Ctrl-C, with the sentence `interrupted`. Any other
-    exception keeps its traceback.
+    exception keeps its traceback. Where the output is closed (`pretrack stats | head`), the program
+    ends without a word.
     """
+    accept_any_text()
     try:
-        yield
+        with quiet_if_closed():
+            yield
     except PretrackError as error:
         sentence, status = str(error), 1
     except OSError as error:
@@ -87,7 +92,8 @@ def exit_on_errors(program: str, *, extra: str, interrupted: str) -> Iterator[No
         sentence, status = interrupted, 130
     else:
         return
-    print(f"{program}: {sentence}", file=sys.stderr)
+    with suppress(BrokenPipeError):
+        print(f"{program}: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 

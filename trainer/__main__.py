@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from shards.standard_streams import accept_any_text
 from trainer.cli import make_app
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ def main(arguments: list[str], kind: type[TrainSettings] | None = None) -> int:
     Ctrl-C; 143 after a stop by SIGTERM. `kind` may have more settings than pretrack's own
     (examples/custom_loss.py).
     """
+    accept_any_text()  # its help, too, must print where the encoding is not UTF-8
     try:
         make_app(kind)(arguments, prog_name="python -m trainer")
     except SystemExit as ended:

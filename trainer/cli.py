@@ -83,6 +83,8 @@ def run_training(kind: type[TrainSettings], config: Path, overrides: list[str]) 
 def _log_to_stdout(first: bool) -> None:
     """Log the first rank's progress, and only errors of the other ranks."""
     level = logging.INFO if first else logging.ERROR
+    # A closed output (`| head`, a lost terminal) must not end a run or fill the log with errors.
+    logging.raiseExceptions = False
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stdout)
     # each rank reads other clips, so each names the damaged ones that it leaves out
     loader_level = logging.INFO if first else logging.WARNING

@@ -148,8 +148,8 @@ class DataSettings(Settings):
     """Decodes an image at 1/2, 1/4 or 1/8 scale where the crop is at least that much larger than
     `size`. Random boxes are then whole multiples of the factor. Published: false."""
     on_error: Literal["stop", "skip"] = "stop"
-    """What happens if a clip is missing or damaged: `stop` ends the run with an error that names it;
-    `skip` takes another clip instead, and the log names and counts the clips that were left out."""
+    """What happens if a clip is missing or damaged: `stop` ends the run with an error that names
+    it, and `skip` takes another clip instead; the log names and counts the clips left out."""
     cache: CacheSettings | None = None
     """Caches what was read from remote shards on a local disk."""
 

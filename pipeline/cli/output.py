@@ -17,9 +17,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=1))
 
 
+class _Console(Console):
+    """A console whose closed output is an error like that of `print`; rich's ends the program."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def print_table(table: Table) -> None:
     """Print a table as wide as the terminal; in a log, wide enough not to break lines."""
-    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+    (_Console() if sys.stdout.isatty() else _Console(width=160)).print(table)
 
 
 def print_failures(failures: list[dict[str, Any]], command: str) -> None:

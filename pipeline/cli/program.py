@@ -16,10 +16,16 @@ from pipeline.cli.build_commands import build, catalog, gc, plan, verify
 from pipeline.cli.inspect_commands import diff, snapshots, stats, status
 from pipeline.cli.picture_commands import export, report, show
 from shards.errors import exit_on_errors
+from shards.standard_streams import accept_any_text
 
 
 class CommandsInOrder(TyperGroup):
     """The group of all commands, listed in the order of their use (typer puts groups first)."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program; its help, too, must print where the encoding is not UTF-8."""
+        accept_any_text()
+        return super().main(*args, **options)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands, with `evaluate` after `train`."""

@@ -188,7 +188,7 @@ class Dl3dv(Settings):
         path = self.root / "DL3DV-valid.csv"
         if not path.is_file():
             return set()
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             if not {"hash", "batch"} <= set(rows.fieldnames or ()):
                 raise PretrackError(
@@ -254,7 +254,7 @@ class Dl3dv(Settings):
         if not path.is_file():
             return none, f"there is no {scene.folder}/transforms.json"
         try:
-            transforms = json.loads(path.read_text())
+            transforms = json.loads(path.read_text(encoding="utf-8"))
             width, height = _image_size(self.root, files)
             # The paths say images/ whatever the folder is called, so only the file names count.
             # A frame's own intrinsics, if any, take precedence over those of all frames.

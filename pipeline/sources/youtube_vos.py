@@ -105,7 +105,7 @@ class YoutubeVos(Settings):
         if not path.is_file():
             return {}, []
         try:
-            videos = json.loads(path.read_text())["videos"]
+            videos = json.loads(path.read_text(encoding="utf-8"))["videos"]
             return {
                 name: {
                     int(frame)

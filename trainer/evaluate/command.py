@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from shards.errors import exit_on_errors
+from shards.standard_streams import accept_any_text
 from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
 
 
@@ -23,6 +24,11 @@ class EvaluateGroup(TyperGroup):
     A benchmark's options are made from its settings class, which needs pydantic. Programs that
     mount this group should not wait for that, so benchmarks are listed when somebody asks for them.
     """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program; its help, too, must print where the encoding is not UTF-8."""
+        accept_any_text()
+        return super().main(*args, **options)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all evaluations, in the order of the help page."""

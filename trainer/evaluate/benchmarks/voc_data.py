@@ -42,7 +42,7 @@ def list_images(root: Path, split: Split, at_most: int | None) -> list[str]:
         if split == "trainaug":
             remedy = "; it is no part of the dataset as released: add it, or use the split 'train'"
         raise SettingsError(f"{missing[0]} is missing{remedy}")
-    names = file.read_text().split()
+    names = file.read_text(encoding="utf-8").split()
     if not names:
         raise SettingsError(f"{file} lists no images")
     if at_most is None or at_most >= len(names):
