@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _HANDLER = "pretrack"
-_PLAIN = {"…": "...", "→": "->", "×": "x", "·": "|", "–": "-", "’": "'", "≤": "<=", "°": " deg"}
+_PLAIN = {"…": "...", "→": "->", "\N{MULTIPLICATION SIGN}": "x", "·": "|", "≤": "<=", "°": " deg"}
 CLOSED_STATUS = 128 + signal.SIGPIPE
 """The exit status of programs whose output is closed, as the shell shows it."""
 
