@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -28,7 +30,9 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(
-    *arguments: object, stderr: int = subprocess.PIPE, **environment: str
+    *arguments: object,
+    stderr: int = subprocess.PIPE,
+    environment: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.Popen[bytes]:
     """Start a program whose output is buffered, as it is by default."""
     return subprocess.Popen(
@@ -87,9 +91,9 @@ def test_both_outputs_of_a_command_may_be_closed(tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 1
 
 
-def printed(*arguments: object, **environment: str) -> bytes:
+def printed(environment: Mapping[str, str], *arguments: object) -> bytes:
     """Run a command that succeeds, without anything on standard error; return its output."""
-    process = start(*arguments, **environment)
+    process = start(*arguments, environment=environment)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, b"")
     return output
@@ -99,7 +103,7 @@ def printed(*arguments: object, **environment: str) -> bytes:
 @pytest.mark.parametrize("environment", [ASCII, LATIN, LOCALE_C])
 def test_signs_that_an_encoding_lacks_are_spelt_out(environment: dict[str, str], out: Path) -> None:
     question = ("stats", out, "--sql", "select chr(8594) || 'caf' || chr(20013) from range(201)")
-    output = printed("-m", "pipeline", *question, **environment)
+    output = printed(environment, "-m", "pipeline", *question)
     assert output.endswith(b"... and 1 more rows: --csv or --json prints them all\n")
     assert b"->caf\\u4e2d" in output
 
@@ -107,7 +111,7 @@ def test_signs_that_an_encoding_lacks_are_spelt_out(environment: dict[str, str],
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["pipeline", "trainer", "trainer.evaluate"])
 def test_help_is_printed_in_any_encoding(program: str) -> None:
-    assert b"Usage" in printed("-m", program, "--help", **ASCII)
+    assert b"Usage" in printed(ASCII, "-m", program, "--help")
 
 
 @pytest.mark.slow
@@ -123,7 +127,7 @@ def test_names_that_are_not_text_are_printed() -> None:
 def test_a_config_is_utf_8_in_every_locale(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("out: Größe\nsources: Größe\n", encoding="utf-8")
-    process = start("-m", "pipeline", "status", config, **LOCALE_C)
+    process = start("-m", "pipeline", "status", config, environment=LOCALE_C)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert b"Traceback" not in errors
