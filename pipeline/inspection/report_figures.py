@@ -351,13 +351,13 @@ def _measure_source(name: str, clips: Sequence[Tracks]) -> SourceTracks:
 
 def _concerns(figures: SnapshotFigures) -> Iterator[str]:
     """Yield what to consider before training on this snapshot, one sentence each."""
-    by_split, by_source = Counter[str](), Counter[str]()
+    splits = {group.split for group in figures.groups}
+    by_source = Counter[str]()
     for group in figures.groups:
-        by_split[group.split] += group.clips
         by_source[group.source] += group.clips
-    if not by_split["train"]:
+    if "train" not in splits:
         yield "The split train has no clips: there is nothing to train on."
-    if not by_split["eval"]:
+    if "eval" not in splits:
         yield (
             "The split eval has no clips: it cannot be measured whether training helped; "
             "set split.eval_fraction."

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.snapshot import Snapshot
+from manifests.snapshot import Snapshot, publish_snapshot
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
 from pipeline.inspection import report_figures
-from pipeline.inspection.report_figures import cycle_errors, measure
+from pipeline.inspection.report_figures import StageSpeed, cycle_errors, measure
 from shards.clip import Tracks
 from shards.stored_clip import StoredClip
 from tests.helpers.clips import grey_clip
@@ -24,6 +25,8 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 def test_counts(snapshot: Snapshot) -> None:
     figures = measure(snapshot)
+    assert (figures.out, figures.snapshot) == (str(snapshot.out), "000001")
+    assert figures.tracks == {"tracker": "lucas_kanade", "grid": 4, "anchors": [0, 4]}
     assert (figures.clips, figures.frames, figures.shards) == (4, 36, 1)
     groups = {
         (group.source, group.split): (group.videos, group.clips, group.frames)
@@ -37,21 +40,42 @@ def test_counts(snapshot: Snapshot) -> None:
     counts = dict(zip(figures.lengths.edges, figures.lengths.counts, strict=False))
     assert (counts[7.5], counts[11.5]) == (3, 1)
     assert sum(figures.visible.counts) == sum(figures.motion.counts) == 4
-    assert figures.motion.edges[-1] == 1.0
+    assert figures.visible.edges[-1] == figures.motion.edges[-1] == 1.0
     assert figures.failures == (("scan", "unreadable video", 2), ("decode", HOSTILE, 1))
     assert figures.videos_lost == 1, "the other one lost a clip, and has others"
 
 
 def test_bytes_and_speed(snapshot: Snapshot) -> None:
     figures = measure(snapshot)
-    assert sum(figures.bytes.values()) == snapshot.shards["bytes"][0].as_py()
-    sizes = snapshot.clips.to_pylist()
-    assert figures.bytes["frames"] == sum(sum(row["frame_sizes"]) for row in sizes)
+    rows = snapshot.clips.to_pylist()
+    parts = {
+        "frames": sum(sum(row["frame_sizes"]) for row in rows),
+        "tracks": sum(row["tracks_size"] for row in rows),
+        "descriptions": sum(row["json_size"] for row in rows),
+    }
+    tar = snapshot.shards["bytes"][0].as_py() - sum(parts.values())
+    assert figures.bytes == {**parts, "tar": tar}
     assert [(it.stage, it.seconds, it.frames_per_second) for it in figures.stages] == [
         ("decode", 2.0, 18.0),
         ("track", 6.0, 6.0),
         ("write", 0.5, 72.0),
     ]
+
+
+def test_a_snapshot_of_nothing_counts_nothing(tmp_path: Path) -> None:
+    tables = {
+        "videos": VIDEOS.empty_table(),
+        "clips": CLIPS.empty_table(),
+        "shards": SHARDS.empty_table(),
+        "failures": FAILURES.empty_table(),
+    }
+    figures = measure(publish_snapshot(tmp_path, tables, {}))
+    assert (figures.clips, figures.frames, figures.good, figures.videos_lost) == (0, 0, 0, 0)
+    assert figures.bytes == {"frames": 0, "tracks": 0, "descriptions": 0, "tar": 0}
+    assert figures.stages == tuple(
+        StageSpeed(stage, 0.0, None) for stage in ("decode", "track", "write")
+    )
+    assert (figures.groups, figures.sources, figures.damaged) == ((), (), 0)
 
 
 def test_visibility_since_the_anchor(snapshot: Snapshot) -> None:
@@ -100,6 +124,40 @@ def test_a_cycle_error_is_interpolated_between_the_four_tracks_around_a_point() 
     visible[1, 0, 2] = 128
     visible[0, 1, :3] = 0  # three points are hidden where they turn
     np.testing.assert_allclose(cycle_errors(tracks), [np.hypot(dx[3], dy[3])], rtol=1e-6)
+
+
+def test_a_way_back_needs_the_four_tracks_around_a_point() -> None:
+    """Points in every cell, on the border and outside a grid of 3x3 that is not evenly spaced."""
+    visible = np.full((2, 2, 9), 255, np.uint8)
+    positions = np.empty((2, 2, 9, 2), np.float32)
+    tracks = Tracks(np.array([0, 1], np.int32), positions, visible, visible)
+    # far away, so that no point of the other grid comes back into this one
+    start = np.array([(x, y) for y in (100, 101, 102) for x in (100, 101, 102)])
+    positions[0, 0] = start
+    positions[1, 1] = [(x, y) for y in (8, 16, 48) for x in (4, 44, 64)]
+    back = np.array([[8, 16, 0], [0, 24, 40], [32, 0, 8]])
+    positions[1, 0] = positions[1, 1] + np.stack([back.ravel(), back.T.ravel()], axis=-1)
+    # where a point turns, its cell (row, column), and its displacement on the way back
+    points = [
+        ((24, 10), (0, 0), (12.0, 8.0)),  # 1/2 and 1/4 into the cell
+        ((49, 12), (0, 1), (20.0, 13.0)),  # 1/4 and 1/2
+        ((34, 40), (1, 0), (10.5, 28.0)),  # 3/4 and 3/4
+        ((54, 24), (1, 1), (25.0, 15.0)),  # 1/2 and 1/4
+        ((44, 16), (1, 1), (24.0, 24.0)),
+        ((4, 8), (0, 0), (8.0, 8.0)),
+    ]
+    outside = [(64, 20), (20, 48), (3, 20)]  # the last column and row belong to no cell
+    positions[0, 1] = [turn for turn, _, _ in points] + outside
+    ends = np.array([np.add(turn, way) for turn, _, way in points])
+    errors = np.linalg.norm(ends - start[: len(points)], axis=-1)
+    np.testing.assert_allclose(cycle_errors(tracks), errors, rtol=1e-6)
+    cells = np.array([cell for _, cell, _ in points])
+    hidden = visible[1, 0].reshape(3, 3)
+    for corner in np.ndindex(3, 3):
+        hidden[corner] = 127
+        known = ((corner - cells < 0) | (corner - cells > 1)).any(axis=1)
+        np.testing.assert_allclose(cycle_errors(tracks), errors[known], rtol=1e-6)
+        hidden[corner] = 255
 
 
 @pytest.mark.parametrize(
@@ -153,25 +211,46 @@ def test_only_some_clips_are_read_and_always_the_same(
     snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report_figures, "SAMPLED", 2)
-    first, again = measure(snapshot).sources, measure(snapshot).sources
-    assert first == again
-    assert [source.clips for source in first] == [1, 1]
+    assert [source.clips for source in measure(snapshot).sources] == [1, 1]
+    monkeypatch.setattr(report_figures, "SAMPLED", 5)
+    assert [source.clips for source in measure(snapshot).sources] == [1, 2]
 
 
-def test_concerns(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_one_source_gets_the_whole_sample_and_always_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_figures, "SAMPLED", 4)
+    clips = clips_of(pans=8)
+    for number, clip in enumerate(clips):
+        clip.tracks.visibility[:] = 1 << number  # the mean tells which clips were sampled
+    snapshot = publish_clips(tmp_path, clips)
+    first, *others = (measure(snapshot).sources for _ in range(3))
+    assert [source.clips for source in first] == [4]
+    assert others == [first, first]
+
+
+def test_lost_videos_and_clips_that_the_filter_drops_are_concerns(snapshot: Snapshot) -> None:
     concerns = measure(snapshot).concerns
     assert "1 video yielded no clips, beside 3 that could be read." in concerns
     assert '"motion > 0.01 and visible_fraction > 0.5" keeps 2 of 4 clips (50%).' in concerns
-    damaged = publish_clips(tmp_path / "out", [grey_clip("made-a", anchors=(0,))])
+
+
+def test_damaged_tracks_are_a_concern(tmp_path: Path) -> None:
+    clips = [grey_clip("made-a", anchors=(0,)), grey_clip("walks-b", source="walks", anchors=(0,))]
+    damaged = publish_clips(tmp_path / "out", clips)
     row = damaged.clips.to_pylist()[0]
     tar = tmp_path / "out" / "shards" / f"{row['shard']}.tar"
     data = bytearray(tar.read_bytes())
     data[row["tracks_offset"] : row["tracks_offset"] + 8] = bytes(8)
     tar.write_bytes(data)
-    concerns = measure(damaged).concerns
-    assert any(concern.startswith("The split eval has no clips") for concern in concerns)
-    assert "The tracks of 1 sampled clip could not be read: run 'pretrack verify'." in concerns
-    assert measure(damaged).damaged == 1
+    figures = measure(damaged)
+    assert figures.damaged == 1
+    assert [source.clips for source in figures.sources] == [0, 1]
+    assert figures.concerns == (
+        "The split eval has no clips: it cannot be measured whether training helped; "
+        "set split.eval_fraction.",
+        "The tracks of 1 sampled clip could not be read: run 'pretrack verify'.",
+    )
 
 
 def test_a_snapshot_without_training_clips_says_so(tmp_path: Path) -> None:
@@ -205,6 +284,10 @@ def clips_of(**counts: int) -> list[StoredClip]:
             {"pans": 1, "walks": 5},
             ("83% of the clips are from the source walks: data.weights can balance the sources.",),
         ),
+        (
+            {"pans": 5, "walks": 1},  # those of `pans` are in both splits
+            ("83% of the clips are from the source pans: data.weights can balance the sources.",),
+        ),
         ({"walks": 5}, ()),  # with one source there is nothing to balance
     ],
 )
@@ -212,6 +295,26 @@ def test_a_source_with_more_than_80_percent_of_the_clips_is_a_concern(
     tmp_path: Path, counts: dict[str, int], concerns: tuple[str, ...]
 ) -> None:
     assert measure(publish_clips(tmp_path / "out", clips_of(**counts))).concerns == concerns
+
+
+def test_forward_backward_errors_are_counted_with_their_median_and_90th_percentile(
+    tmp_path: Path,
+) -> None:
+    clips = [grey_clip("made-a", step=(0.0, 0.0)), grey_clip("made-b", step=(0.0, 0.0))]
+    clips[1].tracks.positions[0, 4, :, 0] += 2.0
+    (source,) = measure(publish_clips(tmp_path, clips)).sources
+    # of a grid of 4x4, the points of 3x3 cells, from two anchors: without error in one clip, and
+    # with an error of 2 px in the other
+    assert (source.clips, source.cycles) == (2, 2 * 2 * 9)
+    assert source.cycle_median == pytest.approx(1.0)
+    assert source.cycle_p90 == pytest.approx(2.0)
+
+
+def test_visibility_is_measured_for_clips_of_more_frames_than_points(tmp_path: Path) -> None:
+    clip = grey_clip("made-a", grid=1, frames=4, anchors=(1,), step=(0.0, 0.0))
+    clip.tracks.visibility[0, :, 0] = [51, 255, 204, 0]
+    (source,) = measure(publish_clips(tmp_path, [clip])).sources
+    assert source.since_anchor == ((-1, 0.2), (0, 1.0), (1, 0.8), (2, 0.0))
 
 
 @pytest.mark.parametrize(
