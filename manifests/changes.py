@@ -44,7 +44,7 @@ def _dotted(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _shown(value: Any) -> str:
-    """Show a setting's value as people write it."""
+    """Show a setting's value as in a config."""
     if value is None:
         return "unset"
     return value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False)

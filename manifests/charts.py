@@ -1,7 +1,7 @@
 """Small charts, drawn as SVG for a page (dark and light) and as PNG for everything else.
 
-A chart is a list of marks: rectangles, lines and texts, whose colours are named by their role. The
-one module of charts for `pipeline` and `trainer`. Only drawing imports Pillow.
+A chart is a list of marks: rectangles, lines and texts, whose colours are named by their role.
+`pipeline` and `trainer` draw all charts with this module. Only `png` imports Pillow.
 """
 
 from __future__ import annotations
@@ -292,7 +292,7 @@ def _roles(names: Collection[str], baselines: Collection[str]) -> dict[str, str]
 def _pieces(
     path: Sequence[tuple[float, float] | None],
 ) -> list[tuple[tuple[float, float], ...]]:
-    """Cut a path at its gaps; a single point between two gaps is no piece."""
+    """Cut a path at its gaps, dropping single points: they make no line."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for point in path:
         if point:
@@ -317,5 +317,5 @@ def _legend(roles: Mapping[str, str], y: float) -> list[Mark]:
 
 
 def _shortened(text: str, letters: int) -> str:
-    """Cut a text to a number of letters; an ellipsis shows it."""
+    """Cut a text to a number of letters, ending in an ellipsis."""
     return text if len(text) <= letters else f"{text[: letters - 1]}…"

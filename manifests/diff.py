@@ -105,6 +105,7 @@ def _clips(old: Snapshot, new: Snapshot) -> ClipChanges:
     )
     index, removed = _match(before["key"], after["key"])
     common = index >= 0
+    # The checksum covers all members, so equal checksums mean equal bytes.
     changed = pc.not_equal(
         after["checksum"].filter(common), before["checksum"].take(index[common])
     ).to_numpy()

@@ -158,13 +158,14 @@ def _override(values: Any, override: str) -> None:
                     f"(0 to {len(node) - 1})"
                 )
             index = int(part)
-        elif not isinstance(node, dict):
+        elif not isinstance(node, dict):  # a plain value, such as 3 in `tracks.grid.x=1`
             raise SettingsError(f"'{override}': there is nothing below '{part}'")
         if following is None:
             node[index] = value
         elif isinstance(node, list):
             node = node[index]
         else:
+            # A key that the file leaves out, or leaves empty, starts as an empty mapping.
             node[index] = node = {} if node.get(index) is None else node[index]
 
 

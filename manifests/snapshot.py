@@ -160,6 +160,7 @@ def publish_snapshot(
     If the process is killed at any moment, the previous snapshot stays current. The snapshot also
     gets `shards.txt`: its tars, relative to `out`, for readers that do not read tables.
     """
+    # Unfinished snapshots count too, so that two never share a folder.
     names = [name for name in folders_in(out / "snapshots") if _is_name(name)]
     name = f"{int(names[-1]) + 1 if names else 1:06d}"
     folder = out / "snapshots" / name

@@ -32,8 +32,8 @@ class FrameSettings(Settings):
     """Every stride-th frame of the source is stored. A clip spans clip_frames x stride source
     frames. Clips do not overlap."""
     min_frames: int = Field(8, ge=2)
-    """What is left of a shot after its full clips becomes a shorter clip if it has at least this
-    many frames (counted after `stride`); otherwise it is left out."""
+    """The rest of a shot after its full clips becomes a shorter clip if it has at least this many
+    frames (counted after `stride`); otherwise it is left out."""
     short_side: int = Field(256, ge=16, le=65500)
     """Pixels of a stored frame's shorter side. Larger frames are shrunk to it, with their aspect
     ratio; smaller ones keep their size."""
@@ -43,9 +43,9 @@ class FrameSettings(Settings):
     jpeg_quality: int = Field(90, ge=1, le=100)
     """JPEG quality of the stored frames."""
     decoder: Literal["pyav", "decord", "torchcodec"] = "pyav"
-    """What reads the clips of video files. `pyav` is exact on every odd file tried
-    (benchmarks/decoders.py). Frames are always counted, and shot cuts found, with PyAV. Whatever
-    reads a frame, it is compared with what PyAV found there before it is stored."""
+    """The decoder that reads clips of video files. `pyav` is exact on every odd file tried
+    (benchmarks/decoders.py). PyAV always counts the frames and finds the shot cuts. Every frame is
+    compared with what PyAV decoded there before it is stored."""
     square_pixels: bool = True
     """Resample frames whose pixels are not square (as on DVDs) to square pixels."""
     deinterlace: bool = True

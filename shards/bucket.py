@@ -107,8 +107,8 @@ def read_ranges(url: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[
     does not support ranges.
     """
     store, path = _resolve(url)
-    # obstore crashes where a request for several ranges is answered in part, so ranges are joined
-    # here: spans of bytes, far enough apart that obstore does not join them again.
+    # obstore crashes if a request for several ranges is answered only in part. So ranges are joined
+    # here, into spans too far apart for obstore to join.
     spans: list[list[int]] = []
     for offset, size in sorted(zip(offsets, sizes, strict=True)):
         if not size:
@@ -128,7 +128,7 @@ def read_ranges(url: Url, offsets: Sequence[int], sizes: Sequence[int]) -> list[
 
 
 def _read_spans(url: Url, store: Any, path: str, spans: list[list[int]]) -> list[bytes]:
-    """Read spans of bytes, given as [start, end]; what lies beyond the object's end is left out."""
+    """Read spans of bytes, given as [start, end]; spans are cut at the object's end."""
     if not spans:
         return []
     starts, ends = ([span[side] for span in spans] for side in (0, 1))
@@ -309,7 +309,7 @@ def _store(root: str, environment: tuple[str, ...], process: int) -> Any:
 
 
 def _call(url: Url, request: Callable[[], T]) -> T:
-    """Call the store, and translate its errors as `store_error` says."""
+    """Call the store, and translate its errors by `store_error`."""
     try:
         return request()
     except (errors.BaseError, OSError) as error:
@@ -318,13 +318,13 @@ def _call(url: Url, request: Callable[[], T]) -> T:
 
 
 def _call_head(url: Url, store: Any, path: str, request: Callable[[], T]) -> T:
-    """Do as `_call` for a HEAD request: its answer has no body that would say why it failed."""
+    """Call the store like `_call`, for a HEAD request, whose response cannot give a reason."""
 
     def request_with_reason() -> T:
         try:
             return request()
         except errors.BaseError:
-            obstore.get(store, path)  # fails as well, and its answer says why
+            obstore.get(store, path)  # fails as well, with the reason in its response
             raise
 
     return _call(url, request_with_reason)

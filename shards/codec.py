@@ -104,6 +104,7 @@ def decode_tracks(data: bytes, shape: Shape | None = None) -> Tracks:
     anchors = [record.anchor for record in records]
     _check_shape((len(records), t, n), shape)
     steps = np.stack([_signed(record.steps) for record in records])  # [A, 2, T, N]
+    # Sum in the stored types: a difference that wrapped when it was stored wraps back.
     positions = np.cumsum(steps, axis=2, dtype=np.int32).astype(np.float32) / units
     certainty = np.stack(
         [np.cumsum(record.certainty, axis=1, dtype=np.uint8) for record in records]
@@ -122,7 +123,7 @@ def decode_frames(
     """Decode some frames of one anchor's part.
 
     part:   one of the parts that `encode_tracks` returns
-    anchor: the anchor's frame number, as a check
+    anchor: the anchor's frame index within the clip, as a check
     frames: indices within the clip, F of them
     shape:  the expected (T, N), or None
 
@@ -139,6 +140,7 @@ def decode_frames(
         )
     if not (min(frames) >= 0 and max(frames) < t):
         raise ShardError(f"the tracks have {t} frames, and frames {list(frames)} were asked for")
+    # Later differences do not affect the frames asked for.
     end = max(frames) + 1
     positions = _sums(_signed(record.steps[:, :, :end]), frames).astype(np.float32) / record.units
     visibility, confidence = _sums(record.certainty[:, :end], frames)
@@ -163,9 +165,9 @@ class _Record:
 def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
     """Read all anchors' records. Raises ShardError if there is none or their shapes differ."""
     first: _Record | None = None
-    last, taken = -1, 0
-    for frame in _frames(data):
-        record = _read_record(_unpack(frame, shape))
+    last, total = -1, 0
+    for part in _split_parts(data):
+        record = _read_record(_unpack(part, shape))
         first = first or record
         # Increasing anchors also bound their number: it is at most T.
         if record.anchor <= last:
@@ -178,10 +180,11 @@ def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
                 f"the tracks of anchor {record.anchor} differ in shape "
                 f"from those of anchor {first.anchor}"
             )
-        taken += _bytes_of(*record.certainty.shape[1:])
-        if taken > LARGEST_TRACKS:
+        # Each part may be small enough alone, so bound their sum as well.
+        total += _bytes_of(*record.certainty.shape[1:])
+        if total > LARGEST_TRACKS:
             raise ShardError(
-                f"the tracks claim to unpack to {taken} bytes, "
+                f"the tracks claim to unpack to {total} bytes, "
                 f"more than the {LARGEST_TRACKS} allowed"
             )
         yield record
@@ -189,12 +192,16 @@ def _records(data: bytes, shape: Shape | None) -> Iterator[_Record]:
         raise ShardError("the tracks are cut short")
 
 
-def _frames(data: bytes) -> Iterator[bytes]:
-    """Split concatenated zstandard frames, by the headers of their blocks (RFC 8878, 3.1.1)."""
+def _split_parts(data: bytes) -> Iterator[bytes]:
+    """Split a tracks member into its parts, which are zstandard frames.
+
+    Their ends follow from the headers of their blocks (RFC 8878, 3.1.1). Raises ShardError.
+    """
     end = 0
     while end < len(data):
         start, last = end, 0
         try:
+            # 18 bytes are the longest header of a zstandard frame.
             end += zstandard.frame_header_size(data[start : start + 18])
             checked = zstandard.get_frame_parameters(data[start : start + 18]).has_checksum
         except zstandard.ZstdError as error:
@@ -238,7 +245,7 @@ def _read_record(record: bytes) -> _Record:
 def _check_shape(actual: Shape, expected: Shape | None) -> None:
     """Raise ShardError if a number that `expected` knows differs."""
     if expected and any(
-        number not in (None, there) for number, there in zip(expected, actual, strict=True)
+        number not in (None, stored) for number, stored in zip(expected, actual, strict=True)
     ):
         raise ShardError(
             f"the tracks have {_describe(actual)}, and should have {_describe(expected)}"
@@ -284,15 +291,15 @@ def _describe(shape: Shape) -> str:
     return " x ".join(f"{number} {noun}" for number, noun in named if number is not None)
 
 
-def _unpack(frame: bytes, shape: Shape | None) -> bytes:
-    """Decompress a zstandard frame.
+def _unpack(part: bytes, shape: Shape | None) -> bytes:
+    """Decompress one anchor's part.
 
     Raises ShardError, before any memory is taken, if it claims to hold more than `shape` takes or
     than any tracks may.
     """
     _, t, n = shape or (None, None, None)
     try:
-        size = zstandard.get_frame_parameters(frame).content_size
+        size = zstandard.get_frame_parameters(part).content_size
         if size > LARGEST_TRACKS:
             raise ShardError(
                 f"the tracks claim to unpack to {size} bytes, "
@@ -303,6 +310,6 @@ def _unpack(frame: bytes, shape: Shape | None) -> bytes:
                 f"the tracks claim to unpack to {size} bytes, "
                 f"more than {_describe((None, t, n))} take"
             )
-        return zstandard.ZstdDecompressor().decompress(frame)
+        return zstandard.ZstdDecompressor().decompress(part)
     except zstandard.ZstdError as error:
         raise ShardError(f"the tracks cannot be unpacked ({error})") from error

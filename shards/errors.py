@@ -30,7 +30,7 @@ class SettingsError(PretrackError):
 class AccessError(PretrackError):
     """A file cannot be read, for a reason outside of it: permissions, network, disk or store.
 
-    What cannot be read may be whole. Never treat it as missing or damaged, and never replace it.
+    The file may be intact. Never treat it as missing or damaged, and never replace it.
     """
 
 
@@ -45,10 +45,10 @@ def describe_os_error(error: OSError) -> str:
     """Explain a failed file operation: which file, why, and what to do about the usual causes."""
     file = f"{error.filename}: " if error.filename else ""
     reason = error.strerror or str(error)
-    # Only for the system's own words: a store's sentence ends in advice of its own.
+    # Only for the system's own messages: a store's message already ends in advice.
     advice = {
-        os.strerror(errno.ENOSPC): "; make room and run the same command again, what is done is "
-        "kept",
+        os.strerror(errno.ENOSPC): "; free some space and run the same command again; "
+        "finished work is kept",
         os.strerror(errno.EACCES): "; check who may write",
     }
     return f"{file}{reason}{advice.get(reason, '')}"
@@ -98,7 +98,7 @@ def exit_on_errors(program: str, *, extra: str, interrupted: str) -> Iterator[No
 
 
 def _is_installed(package: str) -> bool:
-    """Whether a top-level package can be found by `import`."""
+    """Tell whether a top-level package can be imported."""
     try:
         return find_spec(package) is not None
     except (ImportError, ValueError):

@@ -34,7 +34,7 @@ def parse_location(where: str | Location) -> Location:
     if not mark:
         return Path(where)
     if scheme not in SCHEMES:
-        schemes = ", ".join(f"{known}://" for known in SCHEMES)
+        schemes = ", ".join(f"{allowed}://" for allowed in SCHEMES)
         raise PretrackError(f"{where}: '{scheme}://' is not known; use a path, or one of {schemes}")
     # A URL's path ends at these characters, so all files of the folder would be one object.
     if scheme in BUCKETS and ("#" in where or "?" in where):
@@ -153,7 +153,7 @@ def open_atomic(file: Location) -> AbstractContextManager[BinaryIO]:
 
 
 def open_atomic_as(folder: Location, name: Callable[[], str]) -> AbstractContextManager[BinaryIO]:
-    """Do as `open_atomic` for a file whose name depends on its content; `name` is called last."""
+    """Open a file like `open_atomic`, named by its content: `name` is called after the block."""
     return (
         bucket.open_atomic_as(folder, name)
         if isinstance(folder, Url)
@@ -213,7 +213,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def absolute(where: Location) -> Location:
-    """Make a path independent of the current folder; `~` is resolved too. URLs stay as they are."""
+    """Make a path independent of the current folder and resolve `~`. URLs stay as they are."""
     return where if isinstance(where, Url) else where.expanduser().absolute()
 
 

@@ -144,6 +144,8 @@ class FrameTransform:
 
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map points [..., 2] of the frame to the result; some may fall outside (see `inside`)."""
+        # Scaling keeps the frame's border in place, half a pixel before the first centre; mirroring
+        # swaps the first centre, 0, with the last, W - 1.
         x = (points[..., 0] - self.left + 0.5) * (self.out_width / self.width) - 0.5
         y = (points[..., 1] - self.top + 0.5) * (self.out_height / self.height) - 0.5
         return np.stack([self.out_width - 1 - x if self.flip else x, y], axis=-1).astype(np.float32)

@@ -22,8 +22,8 @@ def clip_html(info: ClipInfo, tracks: Tracks, jpegs: Sequence[bytes], anchor: in
     """Draw up to four frames of a clip with the tracks of its `anchor`-th anchor.
 
     The tracks are SVG over the stored JPEGs. A filled dot is a visible point with a tail of its
-    last positions; a ring is a hidden point. Of a dense grid only every second or third row and
-    column is drawn. Raises IndexError if there is no such anchor.
+    last positions; a ring is a hidden point. A dense grid is thinned to every second, third … row
+    and column. Raises IndexError if there is no such anchor.
     """
     shown_frames = min(_FRAMES, info.frames)
     times = sorted(set(np.linspace(0, info.frames - 1, shown_frames).round().astype(int).tolist()))

@@ -85,6 +85,7 @@ def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[s
         with open_stream(path) as stream:
             checked = ChecksumStream(stream)
             for member, data in read_tar(checked):
+                # A key has no dot, so the first one ends it.
                 name, _, extension = member.partition(".")
                 if name != key and members:
                     yield key, members
@@ -144,6 +145,7 @@ class ChecksumStream:
     def read(self, size: int) -> bytes:
         data = self._stream.read(size)
         self._digest.update(data)
+        # The last two blocks suffice to see whether the tar ends as it should.
         self._last = (self._last + data)[-2 * tarfile.BLOCKSIZE :]
         return data
 

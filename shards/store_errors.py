@@ -1,4 +1,4 @@
-"""Say in one sentence what an object store answered, and raise it as a local disk would."""
+"""Translate an object store's errors to those of a local disk, in one sentence each."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Answer:
 
 
 def store_error(error: Exception, url: str, region: str) -> OSError | PretrackError:
-    """Return the error to raise for one of obstore's: what the store said, and what to do.
+    """Return the error to raise for one of obstore's: what the store answered, and what to do.
 
     FileNotFoundError means that there is no such object. PermissionError means that the store
     refuses the credentials. Any other OSError says nothing about the object either.
@@ -56,7 +56,7 @@ def store_error(error: Exception, url: str, region: str) -> OSError | PretrackEr
     if isinstance(error, FileNotFoundError):
         return FileNotFoundError(errno.ENOENT, "is not there", url)
     if isinstance(error, errors.AlreadyExistsError | errors.PreconditionError):
-        return FileExistsError(errno.EEXIST, "was put by somebody else", url)
+        return FileExistsError(errno.EEXIST, "another process wrote it", url)
     if isinstance(error, errors.NotSupportedError):
         if "Range" not in str(error):
             sentence = f"the store cannot do that: {answer.text}"

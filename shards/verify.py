@@ -44,6 +44,7 @@ def verify_shard(
     try:
         with open_stream(path) as stream:
             reader = _Reader(stream)
+            # In the order of the file, which is read once and cannot be rewound.
             for key, members in sorted(clips.items(), key=lambda item: item[1].info.offset):
                 try:
                     _verify_clip(reader, key, members, (tabled or {}).get(key))
@@ -102,7 +103,7 @@ class _Reader:
 def _verify_clip(
     reader: _Reader, key: str, members: ClipMembers, tabled: Mapping[str, Any] | None
 ) -> None:
-    """Check one clip as `verify_shard` says. Raises ShardError with the first problem."""
+    """Check one clip (see `verify_shard`). Raises ShardError with the first problem."""
     data = [reader.read_member(part) for part in members.byte_ranges]
     members.check(data)
     info = ClipInfo.from_json(data[0])
@@ -135,6 +136,7 @@ def _verify_clip(
 def _verify_anchor_parts(data: bytes, members: ClipMembers, tracks: Tracks) -> None:
     """Check that each anchor's part can be read alone, as training does. Raises ShardError."""
     _, t, n = tracks.visibility.shape
+    # The sizes in the tables must cover the member exactly: training seeks by them.
     ends = list(accumulate(members.anchors))
     if len(ends) != len(tracks.anchors) or ends[-1] != len(data) or min(members.anchors) <= 0:
         raise ShardError(

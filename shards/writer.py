@@ -134,7 +134,7 @@ def open_shard(file: Location) -> AbstractContextManager[ShardWriter]:
 
 @contextmanager
 def open_shard_as(folder: Location, name: Callable[[str], str]) -> Iterator[ShardWriter]:
-    """Do as `open_shard`, with `name` giving the file's name for its checksum.
+    """Open a shard like `open_shard`; `name` maps the file's checksum to its name.
 
     A name that contains the checksum is never overwritten by other content.
     """

@@ -65,7 +65,8 @@ def _print_build(state: dict[str, Any]) -> None:
     left = f", {duration(state['seconds_left'])} left" if "seconds_left" in state else ""
     print(f"build: {state['state']}, {clips}{rate}{left}")
     states = {"done": "done", "running": "running", "broken": "failed", "left": "left"}
-    print("shards: " + ", ".join(f"{state[f'shards_{k}']:,} {said}" for k, said in states.items()))
+    counts = (f"{state[f'shards_{key}']:,} {word}" for key, word in states.items())
+    print(f"shards: {', '.join(counts)}")
     if "trackers_busy" in state:
         kind = "GPU trackers" if state["tracker_gpus"] else "trackers"
         print(f"{kind}: {state['trackers']}, busy {state['trackers_busy']:.0%} of the time")
@@ -74,8 +75,10 @@ def _print_build(state: dict[str, Any]) -> None:
         seconds = ", ".join(f"{stage} {spent:,.1f} s" for stage, spent in stages)
         print(f"workers spent: {seconds}; the slowest stage is {state['slowest_stage']}")
     if state["state"] != "finished" and state["reasons"]:
-        counts = (f"{it['count']:,} x {it['reason']} ({it['stage']})" for it in state["reasons"])
-        print(f"left out or incomplete so far: {', '.join(counts)}")
+        reasons = (
+            f"{row['count']:,} x {row['reason']} ({row['stage']})" for row in state["reasons"]
+        )
+        print(f"left out or incomplete so far: {', '.join(reasons)}")
 
 
 def snapshots(where: ConfigOrOut, overrides: Overrides = None, as_json: AsJson = False) -> None:

@@ -1,7 +1,7 @@
 """The program `pretrack`: its commands in the order of their use, and how they report errors.
 
-`train` and `evaluate` belong to `trainer`; no other module in `pipeline` imports it. Its modules
-of commands import typer alone, so `--help` needs no torch.
+`train` and `evaluate` belong to `trainer`, which no other module in `pipeline` imports. Its command
+modules import only typer, so `--help` needs no torch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ app = typer.Typer(
 
 
 def _print_versions(asked: bool) -> None:
-    """Print the version of pretrack and of the formats it writes, and end."""
+    """Print the version of pretrack and of the formats it writes, and exit."""
     if not asked:
         return
     from importlib.metadata import PackageNotFoundError, version

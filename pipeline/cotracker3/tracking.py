@@ -54,7 +54,7 @@ _ENCODER_BYTES = 64 << 20
 
 @dataclass(frozen=True, eq=False)
 class PredictedTracks:
-    """Predicted tracks of B clips. The dimension A is there for a grid only, not for queries.
+    """Predicted tracks of B clips. Only tracks of a grid have the dimension A.
 
     positions:  float32 [B, A, T, N, 2]  (x, y) in pixels of the video; may lie outside it
     visibility: float32 [B, A, T, N]     probability of being visible
@@ -235,6 +235,7 @@ def _track_both_ways(
     # Backward tracking is forward tracking of the frames in reverse order.
     reverse = _QueryBatch(ahead.frames.flip(1), frames - 1 - times, positions)
     before = _track_in_parts(model, maps, reverse, iterations=iterations, memory=memory)
+    # Each track takes the backward pass before its query's frame, and the forward pass from it on.
     earlier = order[None, :, None] < times[:, None]
     return TrackEstimates(
         torch.where(earlier[..., None], before.positions.flip(1), forward.positions),
@@ -258,6 +259,7 @@ def _in_video_pixels(
     )
     points = queries.points[:, None, :count]  # [R, 1, N, 3]
     frames = torch.arange(positions.shape[1], device=points.device)
+    # A query is given, not predicted: its own frame gets its exact position and full certainty.
     own_frame = frames[None, :, None] == points[..., 0]  # [R, T, N]
     return PredictedTracks(
         torch.where(own_frame[..., None], points[..., 1:], positions),

@@ -18,8 +18,9 @@ from shards.errors import first_line
 def frames_at(path: str, count: int, indices: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames [H, W, 3] at increasing `indices`.
 
-    `count` frames are in the file, by its scan. Raises DecodeError if decord cannot
-    read the file, or counts another number of frames than the scan did.
+    count: frames that the scan of the file counted
+
+    Raises DecodeError if decord cannot read the file, or counts another number of frames.
     """
     import decord
 

@@ -1,8 +1,8 @@
-"""What a decoded frame looks like before it is stored: its size, its pixel format, which way up.
+"""Describe and correct decoded frames: size, pixel format, orientation and interlacing.
 
-FFmpeg hands over frames as they are coded. The display matrix of the container or the stream says
-how to turn and mirror them; pixels may be wider than high; the two fields of an interlaced frame
-were taken at different times.
+FFmpeg returns frames as they are coded. The display matrix of the container or the stream says how
+to rotate and mirror them; pixels may be wider than high; the two fields of an interlaced frame were
+taken at different times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """One of the eight ways to lay a picture: transposed first, then mirrored."""
+    """One of the eight orientations of a picture: transposed first, then mirrored."""
 
     transpose: bool = False
     mirror_x: bool = False
@@ -43,7 +43,7 @@ class Orientation:
         return cls(True, mirror_x=c < 0, mirror_y=b < 0)
 
     def apply(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Lay a picture [H, W] or [H, W, 3] as it is to be shown."""
+        """Turn a picture [H, W] or [H, W, 3] upright."""
         if self.transpose:
             picture = picture.swapaxes(0, 1)
         if self.mirror_x:
@@ -86,7 +86,7 @@ class FrameFormat:
     def display_size(self) -> tuple[int, int]:
         """(width, height) of the picture in square pixels, its orientation applied.
 
-        As players do: the height as coded stays, the width as coded is multiplied.
+        Like players, this keeps the coded height and scales the coded width.
         """
         width = max(1, round(self.width * self.pixel_aspect))
         return self.orientation.size(width, self.height)
@@ -100,8 +100,8 @@ def pixel_aspect(stream: Any) -> Fraction:
 def progressive(frame: Any) -> Any:
     """Deinterlace an `av.VideoFrame` if it is flagged as interlaced.
 
-    By FFmpeg's estdif, which interpolates the lines of one field from the other's. It looks at no
-    neighbouring frame, so the result does not depend on where decoding began.
+    FFmpeg's estdif interpolates the lines of one field from the other's. It reads no neighbouring
+    frame, so the result does not depend on where decoding began.
     """
     return _filtered(frame, "deint=interlaced") if frame.interlaced_frame else frame
 
@@ -109,8 +109,8 @@ def progressive(frame: Any) -> Any:
 def progressive_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Deinterlace a picture [H, W, 3] RGB whose frame is known to be interlaced."""
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-    found: NDArray[np.uint8] = _filtered(frame, "deint=all").to_ndarray(format="rgb24")
-    return found
+    result: NDArray[np.uint8] = _filtered(frame, "deint=all").to_ndarray(format="rgb24")
+    return result
 
 
 def _filtered(frame: Any, options: str) -> Any:

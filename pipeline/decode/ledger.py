@@ -1,7 +1,7 @@
-"""A ledger of the frames of a video file: what identifies each, so that no other is stored for it.
+"""Identify every frame of a video file, so that no other frame is stored in its place.
 
-The scan decodes a file once from its start and enters every frame. Whatever reads the file later,
-however it seeks, each frame is compared with its entry before it is stored.
+The scan decodes a file once from its start and enters every frame into its ledger. Every frame that
+is read later, by any decoder and after any seek, is compared with its entry before it is stored.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.decode.frame_format import FrameFormat, Orientation
 
 _VERSION = 1
 _LARGEST = 1 << 30
-"""Bytes that an unpacked ledger may have: some 50 million frames."""
+"""Most bytes of an unpacked ledger: some 50 million frames."""
 
 KEY, DAMAGED, TIMED, INTERLACED = 1, 2, 4, 8
 """Flags of a frame: decoding can begin here; it is damaged; the container itself gave its time; its
@@ -35,9 +35,9 @@ _PATTERNS = 5
 _TOLERANCE = 6
 """Steps by which prints of one frame may differ: decoders convert colours differently."""
 _NEIGHBOURS = 4
-"""Frames before and after, none of which may match a picture clearly better than its own entry."""
+"""Frames before and after; none may match a picture clearly better than the picture's own entry."""
 _CLEARLY = 3
-"""Steps by which a neighbour must match better to prove that it was handed over instead."""
+"""Steps by which a neighbour must match better to prove that the decoder returned it instead."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,8 +46,8 @@ class Ledger:
 
     times:     int64 [F], in units of `time_base` seconds; 0 for a frame without a time
     checksums: uint32 [F], of the decoded planes: decoders of one codec agree on every bit
-    prints:    uint8 [F, 5], a small perceptual hash of the upright picture, for decoders that hand
-               over RGB only
+    prints:    uint8 [F, 5], a small perceptual hash of the upright picture, for decoders that
+               return only RGB
     flags:     uint8 [F], see KEY, DAMAGED, TIMED, INTERLACED
     formats:   (first frame, format) of every stretch of frames of one format
     """
@@ -78,8 +78,8 @@ class Ledger:
 
     def key_before(self, index: int) -> int:
         """Return the last key frame at or before frame `index`; 0 if there is none."""
-        place = int(np.searchsorted(self.key_frames, index, side="right"))
-        return int(self.key_frames[place - 1]) if place else 0
+        following = int(np.searchsorted(self.key_frames, index, side="right"))
+        return int(self.key_frames[following - 1]) if following else 0
 
     def format_of(self, index: int) -> FrameFormat:
         """Return the format of frame `index`."""
@@ -87,19 +87,18 @@ class Ledger:
         return self.formats[int(np.searchsorted(starts, index, side="right")) - 1][1]
 
     def interlaced(self, index: int) -> bool:
-        """Whether frame `index` is interlaced."""
+        """Tell whether frame `index` is interlaced."""
         return bool(self.flags[index] & INTERLACED)
 
     def matches(self, index: int, frame: Any) -> bool:
-        """Whether an `av.VideoFrame` is frame `index`."""
+        """Tell whether an `av.VideoFrame` is frame `index`."""
         return bool(self.checksums[index] == frame_checksum(frame))
 
     def resembles(self, index: int, picture: NDArray[np.uint8]) -> bool:
-        """Whether a picture [H, W, 3] RGB, upright, can be frame `index`.
+        """Tell whether a picture [H, W, 3] RGB, upright, can be frame `index`.
 
-        Its size must be the frame's, its print near the frame's own, and no neighbour's clearly
-        nearer. A frame that differs from its neighbour by less than decoders' colours do cannot be
-        told from it.
+        It must have the frame's size and a similar print, and no neighbour may match clearly
+        better. Frames that differ less than two decoders' colours do cannot be told apart.
         """
         width, height = self.format_of(index).upright_size
         if picture.shape[:2] != (height, width):
@@ -154,7 +153,7 @@ class Ledger:
 
 
 class LedgerWriter:
-    """Collects the entries of a ledger, frame by frame."""
+    """Collect the entries of a ledger, frame by frame."""
 
     def __init__(self, time_base: Fraction) -> None:
         self._time_base = time_base
@@ -173,7 +172,7 @@ class LedgerWriter:
             self._formats.append((len(self), described))
         self._times.append(frame.pts or 0)
         self._checksums.append(frame_checksum(frame))
-        # Cells are turned as the picture is: a turned picture has turned cells.
+        # Turning the cells is the same as turning the picture first, and cheaper.
         self._prints.append(cells_print(described.orientation.apply(cells)))
         self._flags.append(
             KEY * frame.key_frame
@@ -232,7 +231,7 @@ def cells_print(cells: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _signs() -> NDArray[np.float64]:
-    """Five balanced patterns of signs, from XXH3 so that they are the same for ever."""
+    """Derive five balanced patterns of signs from XXH3, so that no update can change them."""
     words = [
         xxhash.xxh3_64_intdigest(f"{row} {cell}".encode())
         for row in range(_PATTERNS)
@@ -259,7 +258,7 @@ def _bytes_per_sample(pixel_format: Any) -> int:
 
 
 def _format_fields(described: FrameFormat) -> list[Any]:
-    """The fields of a format as JSON holds them."""
+    """Return the fields of a format as plain data for JSON."""
     way, aspect = described.orientation, described.pixel_aspect
     return [
         described.width,
@@ -273,5 +272,5 @@ def _format_fields(described: FrameFormat) -> list[Any]:
 def _format(
     width: int, height: int, pixel_format: str, way: Sequence[bool], aspect: Sequence[int]
 ) -> FrameFormat:
-    """A format from its fields."""
+    """Make a format from its fields."""
     return FrameFormat(width, height, pixel_format, Orientation(*way), Fraction(*aspect))

@@ -29,7 +29,7 @@ class ScanRequest:
 
 @dataclass(frozen=True, slots=True)
 class StoredForm:
-    """How frames are stored: what becomes of their size and pixels.
+    """How frames are stored: their size, and the treatment of their pixels.
 
     short_side, size: see `stored_transform`
     square_pixels:    resample pixels that are not square
@@ -90,7 +90,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One of the things asked for."""
+    """One result of the request."""
 
     value: Any
 

@@ -19,7 +19,7 @@ from pipeline.failures import DecodeError, Reason
 _SEEK_EARLY_S = (0.0, 2.0, 12.0)
 """Seconds before the wanted key frame at which seeks aim, in the order in which they are tried."""
 _LEAST_SKIPPED = 50
-"""Frames between two wanted ones that are decoded rather than skipped by opening the file again."""
+"""Shorter gaps between wanted frames are decoded; longer ones skipped by opening the file again."""
 
 
 @contextmanager
@@ -106,8 +106,8 @@ def frames_at(
     remaining = list(indices)
     while remaining:
         missing = remaining[0]
-        # Skip to the key frame before the next wanted frame. What is found so is checked; if it is
-        # wrong or missing, decode the file from its start, where no skip can mislead.
+        # First start from the key frame before the next wanted frame. If that gives a wrong frame
+        # or none, decode the file from its start, which needs no seek.
         ways = [_from_start(path)]
         if key_frame := ledger.key_before(missing):
             ways.insert(0, _from_key_frame(path, ledger, key_frame))
@@ -140,17 +140,17 @@ def _from_start(path: str) -> Generator[tuple[int, Any]]:
 
 
 def _from_key_frame(path: str, ledger: Ledger, key_frame: int) -> Generator[tuple[int, Any]]:
-    """Yield (index, frame) from a key frame on; nothing if it cannot be found."""
+    """Yield (index, frame) from a key frame on; nothing if it cannot be reached."""
     if ledger.seekable:
         for early in _SEEK_EARLY_S:
-            found = False
+            reached = False
             for index, frame in _after_seek(path, ledger, key_frame, early):
-                if not found and index > key_frame:  # the seek landed late
+                if not reached and index > key_frame:  # the seek landed late
                     break
                 if index >= key_frame:
-                    found = True
+                    reached = True
                     yield index, frame
-            if found:
+            if reached:
                 return
     else:
         yield from _after_packets(path, ledger, key_frame)
@@ -159,7 +159,7 @@ def _from_key_frame(path: str, ledger: Ledger, key_frame: int) -> Generator[tupl
 def _after_seek(
     path: str, ledger: Ledger, key_frame: int, early: float
 ) -> Iterator[tuple[int, Any]]:
-    """Seek to a key frame and yield (index, frame) from there on; frames are known by their times.
+    """Seek to a key frame and yield (index, frame) from there on; times identify the frames.
 
     The seek aims `early` seconds before that frame: some containers (MPEG-TS) lead to the key frame
     *after* the requested time. Ends at the first frame whose time is not in the ledger.
@@ -184,7 +184,7 @@ def _after_seek(
 def _after_packets(path: str, ledger: Ledger, key_frame: int) -> Iterator[tuple[int, Any]]:
     """Read packets without decoding them up to a key frame's, and yield (index, frame) from it on.
 
-    For files whose times are missing, repeat or jump back: there, a seek by time leads anywhere.
+    For files whose times are missing, repeat or jump back, where a seek by time may end anywhere.
     Reading packets costs a hundredth of decoding them.
     """
     skipped = ledger.key_frames_before(key_frame)

@@ -27,7 +27,7 @@ _LEAST_CONTRAST = 4
 
 @dataclass
 class _Observed:
-    """What is noticed on the way through a file, frame by frame.
+    """Observations from decoding a file, frame by frame.
 
     errors:       (frames shown before it, FFmpeg's words) of every decoding error
     corrupt:      frames that the decoder flags as damaged
@@ -44,7 +44,7 @@ class _Observed:
 
 
 def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None) -> Scan:
-    """Decode a file from its start to its end, or to where it cannot be read on.
+    """Decode a file from its start to its end, or until reading fails.
 
     Finds the true frame count, times, sizes, damage, and shot cuts if wanted. `on_frame` is called
     after each frame. Raises DecodeError if the file cannot be opened or no frame can be decoded.
@@ -68,16 +68,16 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
             seen.errors.append((len(entries), words))
 
         for frame in decode(watched(), note_error):
-            number = len(entries)
+            index = len(entries)
             small = small_picture(frame)
             cells = picture_cells(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
             entries.add(frame, FrameFormat.of_frame(frame, pixel_aspect(stream)), cells)
             seen.times.append(frame.time)
             seen.contrasts.append(int(cells.max()) - int(cells.min()))
             if frame.is_corrupt:
-                seen.corrupt.append(number)
+                seen.corrupt.append(index)
             if frame.pict_type == "B":
-                seen.bidirectional.add(number)
+                seen.bidirectional.add(index)
             if shots:
                 shots.add(small)
             on_frame()
@@ -151,7 +151,7 @@ def _notes(
     times: Sequence[float],
     timed: bool,
 ) -> Iterator[ScanNote]:
-    """Say in words what a user should know of a file that can be used."""
+    """Describe what a user should know about a usable file."""
     words = seen.errors[0][1] if seen.errors else "the decoder flags them"
     for stretch in damaged:
         yield ScanNote(

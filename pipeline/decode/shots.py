@@ -30,7 +30,7 @@ def small_picture(frame: Any) -> NDArray[np.uint8]:
 
 
 class ShotDetector:
-    """Finds hard cuts, frame by frame.
+    """Find hard cuts, frame by frame.
 
     PySceneDetect's content detector measures how much each frame changes. A cut is a change that is
     large, and large compared with the changes of the two frames before and the two after it, so
@@ -73,10 +73,10 @@ class ShotDetector:
 
 
 class _ColourDetector(ContentDetector):  # type: ignore[misc]
-    """PySceneDetect's content detector without its edges, which count nothing by default."""
+    """PySceneDetect's content detector without edges, which have weight 0 by default."""
 
     def _detect_edges(self, lum: NDArray[np.uint8]) -> None:
-        # With a stats manager it would find edges of every frame (Canny), a third of the scan.
+        # With a stats manager it would compute edges (Canny) in every frame: a third of the scan.
         return None
 
 

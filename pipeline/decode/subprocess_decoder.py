@@ -32,7 +32,7 @@ from pipeline.sources.video import Scan
 
 
 class SubprocessDecoder:
-    """Decodes in a child process, which is killed if it sends nothing for `stall_limit_s` seconds.
+    """Decode in a child process, which is killed if it sends nothing for `stall_limit_s` seconds.
 
     Native decoders can loop forever without returning to Python; then only SIGKILL helps. The child
     is started by the first request, kept for the next ones, and replaced after it died. Linux kills
@@ -60,8 +60,8 @@ class SubprocessDecoder:
     ) -> Iterator[StoredFrame]:
         """Read the frames of a video file at increasing `indices`, in one pass over the file.
 
-        `ledger` is the packed one of the file's scan: every frame is proven by it. Raises
-        DecodeError where a frame cannot be read; those before it have been yielded.
+        `ledger` is the packed ledger of the file's scan; every frame is compared with it. Raises
+        DecodeError at the first frame that cannot be read; those before it have been yielded.
         """
         request = VideoRequest(
             path=path, decoder=decoder, ledger=ledger, indices=tuple(indices), form=form
@@ -172,7 +172,7 @@ class SubprocessDecoder:
         return self._pipe
 
     def _reap(self) -> str:
-        """Wait for a child that is ending, and say how it ended."""
+        """Wait for a child that is ending, and describe how it ended."""
         code = self._child.wait() if self._child else 0
         self.close()
         return (

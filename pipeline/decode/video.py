@@ -1,8 +1,8 @@
 """Read frames of a video file by index, and prove each by the ledger of the file's scan.
 
-The scan (`scan.py`) is always done with PyAV, whatever `frames.decoder` says: it alone decides how
-many frames there are and when each is shown. The decoder then reads the clips; where it hands over
-another frame than the scan entered, the file is refused.
+The scan (`scan.py`) always uses PyAV, whatever `frames.decoder` says. It alone decides how many
+frames there are and when each is shown. The decoder then reads the clips; if it returns another
+frame than the scan entered, the file is refused.
 
 The modules `pyav`, `decord` and `torchcodec` implement one function with the same meaning,
 `frames_at`.
@@ -60,8 +60,8 @@ def read_frames(
 
     Frames have the size of their format in `ledger`, with pixels as coded (see `FrameFormat`).
     `on_frame` is called for each frame that PyAV decodes on the way to the wanted ones. Raises
-    DecodeError if the file cannot be read, is not the file that was scanned, or the decoder hands
-    over another frame.
+    DecodeError if the file cannot be read, is not the file that was scanned, or the decoder returns
+    another frame.
     """
     if decoder == "pyav":
         return with_pyav.frames_at(
@@ -79,16 +79,16 @@ def _proven(
     indices: Sequence[int],
     deinterlace: bool,
 ) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames of a decoder that hands over RGB only, each compared with its entry.
+    """Yield the frames of a decoder that returns only RGB, each compared with its entry.
 
-    One that differs is read again, by reading all frames before it in order. Raises DecodeError if
-    it differs still.
+    A frame that differs is read once more, in order from the file's start. Raises DecodeError if it
+    still differs.
     """
-    for index, seen in zip(indices, frames_at(path, len(ledger), indices), strict=True):
-        # However it seeks: in order from the start, it has no choice of frames.
-        picture = (
-            seen if ledger.resembles(index, seen) else _in_order(frames_at, path, ledger, index)
-        )
+    for index, first_read in zip(indices, frames_at(path, len(ledger), indices), strict=True):
+        picture = first_read
+        if not ledger.resembles(index, picture):
+            # Reading in order needs no seek, which may have led to another frame.
+            picture = _in_order(frames_at, path, ledger, index)
         if not ledger.resembles(index, picture):
             raise DecodeError(
                 f"{decoder} gives another frame {index} than the scan found: set "
@@ -105,6 +105,6 @@ def _in_order(
     ledger: Ledger,
     index: int,
 ) -> NDArray[np.uint8]:
-    """Read a frame by reading all before it."""
+    """Read all frames up to `index` in order, and return the last."""
     *_, picture = frames_at(path, len(ledger), range(index + 1))
     return picture

@@ -109,8 +109,8 @@ def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
         except DecodeError as error:
             pipe.send(ItemFailed(str(error), error.reason))
         except Exception as error:
-            # Pillow raises errors of many types for broken files: they cost the image, not the
-            # clip.
+            # Pillow raises errors of many types for broken files. Only the image is left out, not
+            # its clip.
             message = f"the image cannot be read ({type(error).__name__}: {error})"
             pipe.send(ItemFailed(message, Reason.UNREADABLE_IMAGE))
         else:

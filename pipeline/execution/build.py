@@ -122,6 +122,7 @@ def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snaps
     # Rows of kept shards come from their snapshots, those of shards just made from receipts.
     kept_names = {shard.shard for shard in plan.shards} - set(made.values())
     kept = [shard for shard in plan.existing.shards if shard.row.shard in kept_names]
+    # Tables list shards in the order of the plan, so equal plans give equal tables.
     names = pa.array(shards, pa.string())
     tables = {
         table: _in_order(rows, names)
@@ -137,8 +138,8 @@ def _holds(snapshot: Snapshot, shards: list[str], made: list[str], plan: Plan) -
     """Tell whether a snapshot has exactly these shards, and the plan's videos and failures.
 
     A shard's name stands for its clips, and a video's identity for the columns about each frame.
-    How often a shard was tried does not count: its receipt says. The rows of shards that were made
-    again with the same content are compared too, since the damage may have been in the table.
+    The number of tries is not compared: receipts hold it. The rows of shards that were made again
+    with the same content are compared too, since the damage may have been in the table.
     """
     if shards != snapshot.shards["shard"].to_pylist():
         return False
@@ -172,7 +173,7 @@ def _check_failures(
     without_clip = total - usable.num_rows
     if without_clip <= settings.max_failed_videos * total:
         return
-    # Say why: the most frequent reasons, and the first video.
+    # The sentence names the most frequent reasons, and the first video as an example.
     causes = (
         failures.filter(pc.not_equal(failures["video_id"], ""))
         .join(usable, _VIDEO_KEY, join_type="left anti")
@@ -198,8 +199,8 @@ def _check_no_source_needed(plan: Plan) -> None:
     shard = next((shard for shard in plan.shards if shard.action == "build"), None)
     if shard:
         raise PretrackError(
-            f"{shard.group} has to be built from its source ({shard.reason}), which '--stored' "
-            "does without: leave it out"
+            f"{shard.group} must be built from its source ({shard.reason}), and '--stored' reads "
+            "no sources: run the build without '--stored'"
         )
 
 

@@ -26,9 +26,9 @@ _DOING = {"decode": "decoding", "track": "tracking"}
 
 
 class BuildMonitor:
-    """Owns the event log, `OUT/build.json`, Ray's metrics and the progress task of a build.
+    """Own the event log, `OUT/build.json`, Ray's metrics and the progress task of a build.
 
-    `shard_made`, `shard_failed` and `shards_in_flight` are for shards made while `running`.
+    `shard_made`, `shard_failed` and `shards_in_flight` may only be called while `running`.
     """
 
     _state: StateFile
@@ -78,7 +78,7 @@ class BuildMonitor:
             yield
 
     def shards_in_flight(self, shards: int, trackers: TrackerUsage) -> None:
-        """Report how many shards are in flight and what the trackers are doing."""
+        """Report how many shards are in flight, and how busy the trackers are."""
         self._state.in_flight(shards, trackers)
         self._metrics.trackers(trackers.live, trackers.busy)
 
@@ -137,7 +137,7 @@ class BuildMonitor:
         )
 
     def shard_isolated(self, group: str, stage: str, deaths: int) -> None:
-        """Report a shard whose clips go through a stage one at a time after workers died of it."""
+        """Report a shard that killed workers: its clips go through the stage one at a time."""
         self._log(
             "shard isolated",
             f"{_DOING[stage]} {group} has killed {deaths} workers: its clips are done one at a "
@@ -147,7 +147,7 @@ class BuildMonitor:
         )
 
     def clip_left_out(self, group: str, failure: Failure) -> None:
-        """Report a clip that killed its worker when it was done alone."""
+        """Report a clip that killed its worker even when processed alone."""
         self._log(
             "clip left out",
             f"{failure.clip} was left out: {failure.detail}",
@@ -169,7 +169,7 @@ class BuildMonitor:
         )
 
     def tracker_ready(self, location: str, live: int) -> None:
-        """Report that a tracker was loaded; `live` trackers are now."""
+        """Report that a tracker was loaded; `live` is the number of loaded trackers."""
         self._log("tracker ready", f"a tracker is ready: {location}", where=location, trackers=live)
 
     def tracker_lost(self, location: str, reason: str, live: int) -> None:

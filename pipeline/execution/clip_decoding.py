@@ -42,7 +42,7 @@ class DecodedClip:
 
 @dataclass(frozen=True, eq=False)
 class ClipResult:
-    """What became of one planned clip: its frames, if there are any, and what was left out."""
+    """The outcome of one planned clip: its frames, if any, and what was left out."""
 
     clip: DecodedClip | None
     failures: tuple[Failure, ...] = ()
@@ -51,8 +51,8 @@ class ClipResult:
 def decode_clips(task: ShardTask, decoder: SubprocessDecoder) -> Iterator[ClipResult]:
     """Decode the clips of a shard, and copy intact clips from the shard being replaced.
 
-    What cannot be read becomes failures; the rest is decoded. A stored clip that lacks frames is
-    decoded again, and kept as it was if that does not give more frames.
+    Clips and images that cannot be read become failures. A stored clip with failures is decoded
+    again, and kept as it was if decoding gives fewer frames.
     """
     for row, clips in groupby(task.clips, key=lambda clip: clip.video):
         planned = list(clips)
@@ -74,7 +74,7 @@ def decode_clips(task: ShardTask, decoder: SubprocessDecoder) -> Iterator[ClipRe
 
 
 def _better(stored: ClipResult, decoded: ClipResult | None) -> ClipResult:
-    """Choose between a stored clip and what decoding gave; decoding must give as many frames."""
+    """Prefer the decoded clip, unless decoding failed or gave fewer frames than are stored."""
     if decoded is None:
         return stored
     if stored.clip and (decoded.clip is None or decoded.clip.info.frames < stored.clip.info.frames):
@@ -131,7 +131,7 @@ def _decode_from_file(
         except DecodeError as error:
             failed = remaining[done:]
             if error.reason not in (Reason.VIDEO_CHANGED, Reason.MISSING_VIDEO):
-                failed = failed[:1]  # a file that is gone or another one fails all its clips
+                failed = failed[:1]  # only a missing or changed file fails all its clips
             for clip_plan in failed:
                 failure = _decode_failure(clip_plan, video, error, str(error))
                 yield ClipResult(None, (failure,))
@@ -155,7 +155,7 @@ def _one_pass(
     for clip, of_clip in zip(planned, indices, strict=True):
         stored = [next(frames) for _ in of_clip]
         yield _encode(clip, video, task, indices=of_clip, numbers=of_clip, frames=stored)
-    for _ in frames:  # the request ends here, or says what is wrong
+    for _ in frames:  # receive the end of the request, which may be an error
         pass
 
 
@@ -296,7 +296,7 @@ def _decode_failure(
 
 
 def _frame_indices(planned: PlannedClip, task: ShardTask) -> list[int]:
-    """The indices of a clip's frames within its video."""
+    """Return the indices of a clip's frames within its video."""
     stride = task.settings.frames.stride
     return [planned.start + number * stride for number in range(planned.frames)]
 

@@ -52,8 +52,8 @@ def collect_garbage(
     unpublished: remove shards, too, that no snapshot names yet: the work of an interrupted build
     dry_run:     remove nothing
 
-    Tars without a receipt are what a killed build was writing, and are removed. If a collection is
-    killed at any moment, everything kept is whole, and running it again removes the rest.
+    Tars without a receipt were left by a killed build, and are removed. If a collection is killed
+    at any moment, everything kept is whole, and running it again removes the rest.
 
     Raises PretrackError if a named snapshot does not exist, or while a build is at work.
     """
@@ -107,14 +107,14 @@ def _check_no_links(out: Location, snapshots: Sequence[str]) -> None:
 
 
 def _shards(snapshot: Snapshot) -> list[str]:
-    """The names of a snapshot's shards."""
+    """List the names of a snapshot's shards."""
     table = read_table(snapshot.folder / "shards.parquet", ["shard"])
     names: list[str] = table["shard"].to_pylist()
     return names
 
 
 def _tar_sizes(out: Location) -> dict[str, int]:
-    """The sizes of the tars that are named like shards; other files are not ours to remove."""
+    """List the sizes of the tars that are named like shards; other files are not ours to remove."""
     sizes = sizes_in(out / "shards")
     tars = {
         name.removesuffix(".tar"): size for name, size in sizes.items() if name.endswith(".tar")

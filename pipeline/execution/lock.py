@@ -70,6 +70,7 @@ def _locked_file(path: Path) -> Iterator[Lock]:
         ) from error
     try:
         try:
+            # LOCK_NB: report the other build at once instead of waiting for its end.
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise PretrackError(
@@ -77,7 +78,7 @@ def _locked_file(path: Path) -> Iterator[Lock]:
             ) from error
         yield Lock()
     finally:
-        os.close(file)
+        os.close(file)  # closing the file also releases its lock
 
 
 @contextmanager
@@ -159,8 +160,8 @@ class _Holder:
 class _Lease(Lock):
     """A lease on a bucket.
 
-    The token in the object tells whether the lease is still ours: a write may succeed and its
-    answer be lost, so the answer alone does not.
+    The token in the object decides whether the lease is still ours. The store's answer to a write
+    does not suffice, since a write may succeed and its answer be lost.
     """
 
     def __init__(self, url: Url) -> None:
@@ -173,8 +174,8 @@ class _Lease(Lock):
         self.renew()
         if self.lost:
             raise PretrackError(
-                f"the lock {self._url} was taken by another build: this one stops, what is done is "
-                "kept"
+                f"the lock {self._url} was taken by another build: this build stops; finished "
+                "shards are kept"
             )
 
     def renew(self) -> None:
@@ -206,6 +207,8 @@ class _Lease(Lock):
         holder = _Holder.from_json(current.data)
         if holder.token == self._holder.token:  # we did create it, and the answer was lost
             return current.tag
+        # Both builds may see an expired lease, but only one overwrites it: the write requires the
+        # tag that was read.
         age = self._age(current)
         expired = holder.has_exited() or age > EXPIRES_AFTER_S
         if expired and (tag := self._overwrite(current.tag)):
@@ -231,11 +234,9 @@ class _Lease(Lock):
         return tag
 
     def _age(self, lease: VersionedObject) -> float:
-        """Seconds since the object was last written, by the store's clock.
-
-        This machine's clock may be wrong. A store tells its time only in the time stamps of what is
-        written, so an empty object is written to read its stamp.
-        """
+        """Return the seconds since the object was last written, by the store's clock."""
+        # This machine's clock may be wrong, and a store gives its time only in the time stamps of
+        # objects: write an empty object, and read its stamp.
         probe = self._url.parent / f"{TEMPORARY}{self._holder.token}"
         bucket.write(probe, b"")
         try:

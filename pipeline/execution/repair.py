@@ -74,7 +74,7 @@ def repair(snapshot: Snapshot, problems: Sequence[Problem], progress: Progress) 
 
 
 def _check_settings(snapshot: Snapshot, damaged: Collection[str], settings: BuildSettings) -> None:
-    """Raise PretrackError if the settings mean something else now: other weights at a path, say."""
+    """Raise PretrackError if the settings now give other results, such as by other weights."""
     settings_now = {
         "frames": canonical_json(settings.frames.of_content()),
         "tracks": canonical_json(settings.tracks.of_content()),

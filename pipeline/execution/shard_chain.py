@@ -34,7 +34,7 @@ from pipeline.ray_cluster import decoder_of_this_worker
 from shards.errors import ShardError, first_line
 
 _DEATHS = 2  # messages say "twice"
-"""How often a shard's worker may die before its clips are done one at a time."""
+"""How often a shard's worker may die before its clips are processed one at a time."""
 _STARTS = 5
 """How often a shard is started, counting restarts after its frames were lost with a node."""
 _WORKER_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
@@ -42,7 +42,7 @@ _WORKER_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 @dataclass(frozen=True)
 class ClipName:
-    """What identifies a decoded clip without its frames."""
+    """The identity of a decoded clip, without its frames."""
 
     key: str
     source: str
@@ -146,7 +146,7 @@ class ShardChain:
         return [await self._track_alone(decoded, name) for name in decoded.clips]
 
     async def _track_alone(self, decoded: _DecodedRef, name: ClipName) -> Any:
-        """Track one clip; retry as long as trackers die of something else."""
+        """Track one clip; retry while trackers are lost for reasons other than this clip."""
         while True:
             try:
                 return await self._pool.track(decoded.frames, only=name.key)
@@ -175,7 +175,7 @@ class ShardChain:
 
 
 def cause_of(error: Exception) -> Exception:
-    """Unwrap what a worker raised from Ray's error."""
+    """Extract the exception that a worker raised from Ray's error."""
     if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
         return error.cause
     return error

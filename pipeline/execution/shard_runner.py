@@ -60,10 +60,10 @@ def _in_event_loop() -> bool:
 async def _make_shards(
     todo: list[PlannedShard], plan: Plan, settings: BuildSettings, monitor: BuildMonitor
 ) -> dict[str, str]:
-    """Run the chains and report what becomes of each shard.
+    """Run the chains and report the outcome of each shard.
 
-    A shard that fails is recorded, and the others go on. An error that every shard would meet ends
-    the build at once; recorded failures end it once all other shards are made.
+    If a shard fails, the others go on, and the build fails once they are made. An error that every
+    shard would hit ends the build at once.
     """
     clips = sum(shard.count for shard in todo)
     made: dict[str, str] = {}
@@ -103,13 +103,14 @@ async def _run_chains(
     pool: TrackerPool,
     monitor: BuildMonitor,
 ) -> AsyncGenerator[tuple[PlannedShard, Receipt | Exception]]:
-    """Yield every shard with its receipt, or with its error, in the order they are done."""
+    """Yield every shard with its receipt or its error, as the chains complete."""
     waiting = iter(todo)
     in_flight: dict[asyncio.Task[Receipt], PlannedShard] = {}
     try:
         while True:
             pool.resize()
-            # Enough shards that trackers and decoding cores never wait for each other.
+            # Enough shards that trackers and decoding cores never wait for each other, and few
+            # enough to bound the memory of frames in flight.
             limit = pool.size + max(2, resources().cpus // 2)
             while len(in_flight) < limit and (shard := next(waiting, None)):
                 chain = ShardChain(
@@ -142,8 +143,8 @@ def _raise_if_permanent(error: Exception, settings: BuildSettings) -> None:
     """Raise PretrackError if every other shard would fail too: the disk is full or read-only."""
     if isinstance(error, OSError) and is_permanent_error(error):
         raise PretrackError(
-            f"a shard could not be written to {settings.out} ({error.strerror}): make room and run "
-            "the same build again, what is done is kept"
+            f"a shard could not be written to {settings.out} ({error.strerror}): free some space "
+            "and run the same build again; finished shards are kept"
         ) from error
 
 

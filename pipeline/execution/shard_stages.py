@@ -71,7 +71,7 @@ class TrackedShard:
 def decode_shard(task: ShardTask, decoder: SubprocessDecoder) -> DecodedShard:
     """Decode the clips of a shard, and copy intact clips from the shard being replaced.
 
-    What cannot be read becomes failures; the rest is decoded.
+    Clips and images that cannot be read become failures.
     """
     started = time.monotonic()
     results = list(decode_clips(task, decoder))
@@ -95,7 +95,7 @@ def load_shard(task: ShardTask) -> DecodedShard:
         DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs)
         for clip in iterate_shard(shard_path(out, previous), shard_checksum(previous))
     )
-    # Together, its clips and its failures must be the planned clips.
+    # A shard has every planned clip, or a failure that says why not. Anything else is damage.
     stored, planned = {clip.info.key for clip in clips}, {clip.key for clip in task.clips}
     if stored - planned or planned - stored - {failure.clip for failure in task.failures}:
         raise ShardError(
@@ -146,7 +146,7 @@ def join_tracked(parts: Sequence[TrackedShard]) -> TrackedShard:
 
 
 def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -> Receipt:
-    """Write the tar, then its receipt. Raises OSError (a full disk, say), leaving neither."""
+    """Write the tar, then its receipt. Raises OSError, such as for a full disk, leaving neither."""
     started = time.monotonic()
     shard, out = task.shard, task.settings.out
     # The tar: its name follows from its checksum, so it is known once all clips are written.
@@ -184,7 +184,7 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
     failures = tuple(
         replace(failure, shard=name) for failure in (*decoded.failures, *tracked.failures)
     )
-    # The receipt, last: it makes the shard exist.
+    # The receipt comes last: it makes the shard exist.
     receipt = Receipt(shard_row, clip_rows, failures, tuple(clip.key for clip in task.clips))
     write_receipt(out, receipt)
     return receipt
@@ -240,7 +240,7 @@ def _track(
     """Track clips of one shape and encode the tracks."""
     infos = [clip.info for clip in clips]
     width, height = infos[0].width, infos[0].height
-    # A short clip goes without the anchors beyond its end.
+    # A short clip has no anchors beyond its end.
     anchors = tuple(anchor for anchor in settings.tracks.anchors if anchor < infos[0].frames)
     queries = grid_points(settings.tracks.grid, width, height)
     tracks_of_clips = tracker.track(frames, infos, anchors, queries)

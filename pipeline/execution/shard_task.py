@@ -17,7 +17,7 @@ class ShardTask:
 
     clips:    the clips that it is to hold
     videos:   the videos of a shard to build, by their row in the plan's videos table
-    failures: what was left out of the shard whose frames or clips are taken over
+    failures: what was left out of the existing shard whose frames or clips are copied
     stored:   where the members of each clip of the shard `shard.reuse` lie, by the clip's key
     """
 

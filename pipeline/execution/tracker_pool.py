@@ -61,6 +61,7 @@ class TrackerPool:
         self._slots = TrackerSlots(self._trackers)
         self._usage = UsageMeter()
         self._restarts = RestartPolicy()
+        # asyncio itself keeps only weak references to tasks.
         self._loading: set[asyncio.Task[None]] = set()
         self._target_size = 0
         self._resize_after = 0.0
@@ -73,7 +74,7 @@ class TrackerPool:
 
     @property
     def usage(self) -> TrackerUsage:
-        """What the trackers are doing, and for how long they have."""
+        """How many trackers are loaded and busy, and their total times."""
         return self._usage.usage(self._trackers)
 
     async def track(self, decoded: Any, only: str = "") -> Any:
@@ -84,6 +85,7 @@ class TrackerPool:
         """
         tracker, call = await self._slots.acquire()
         try:
+            # Two return values, so that waiting for the seconds does not fetch the tracks.
             tracks, seconds = tracker.actor.track.options(num_returns=2).remote(decoded, only)
             self._usage.call_ended(await seconds)
             return tracks
@@ -159,7 +161,7 @@ class TrackerPool:
 
     def _replace(self, tracker: TrackerHandle, reason: str) -> None:
         """Drop a tracker that died, and start another."""
-        if tracker.lost:
+        if tracker.lost:  # each of its calls reports the death; the first one replaced it
             return
         # Calls run in order, so the oldest is the one that it was working on.
         tracker.suspect = tracker.calls[0] if tracker.calls else None
@@ -171,6 +173,7 @@ class TrackerPool:
 
     def _retire(self) -> None:
         """Stop a tracker: the newest that is not loaded, else the one with the fewest calls."""
+        # Reversed, because `min` returns the first of equals and the newest is wanted.
         tracker = min(
             reversed(self._trackers),
             key=lambda tracker: (tracker.live_since is not None, len(tracker.calls)),

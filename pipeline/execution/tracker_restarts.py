@@ -29,19 +29,20 @@ class RestartPolicy:
         return time.monotonic() >= self._start_after
 
     def loaded(self) -> None:
-        """A tracker was loaded: start counting failures from zero."""
+        """Record that a tracker was loaded: failures are counted from zero again."""
         self._failed_loads, self._ever_loaded = 0, True
 
     def failed(self, raised: Exception | None, reason: str, trackers: int) -> None:
-        """A tracker failed to load: delay the next start, or set `error`.
+        """Record that a tracker failed to load: delay the next start, or set `error`.
 
         raised:   what loading raised, None if the worker died
         reason:   why it failed, in words
         trackers: how many trackers there should be; a round is one failure for each
         """
         self._failed_loads += 1
+        # A fault that affects all trackers gives one failure per tracker, so count rounds.
         rounds = self._failed_loads / max(1, trackers)
-        # A wrong setting never heals. Another error may be passing, unless nothing ever loaded.
+        # A wrong setting fails every time. Other errors may be transient if loading ever worked.
         if raised and (isinstance(raised, PretrackError) or not self._ever_loaded):
             self.error = raised
         elif rounds >= _ROUNDS and not self._ever_loaded:

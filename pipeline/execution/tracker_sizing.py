@@ -38,6 +38,7 @@ def _requested_trackers(settings: RaySettings, cluster: Cluster) -> int:
     """Return `ray.trackers`, else one per GPU share or two cores; never more than the GPUs hold."""
     if not settings.tracker_gpus:
         return settings.trackers or max(1, cluster.cpus // 2)
+    # A tracker beyond the GPUs would stay pending for ever.
     on_gpus = int(cluster.gpus / settings.tracker_gpus)
     return min(settings.trackers or on_gpus, on_gpus)
 
@@ -45,4 +46,5 @@ def _requested_trackers(settings: RaySettings, cluster: Cluster) -> int:
 def _possible_trackers(settings: RaySettings, cluster: Cluster) -> int:
     """Return how many trackers leave a core to decode with."""
     cores = cores_per_tracker(settings, cluster)
+    # Trackers that reserve no core leave all of them to decoding.
     return int((cluster.cpus - 1) / cores) if cores else cluster.cpus

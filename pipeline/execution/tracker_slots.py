@@ -63,11 +63,12 @@ class TrackerSlots:
     def release(self, tracker: TrackerHandle, call: object) -> None:
         """Free the slot of a call that ended."""
         tracker.calls.remove(call)
-        tracker.busy_since = time.monotonic()
+        tracker.busy_since = time.monotonic()  # if it has another call, that call begins now
         self.assign()
 
     def assign(self) -> None:
         """Assign free slots to the calls that wait, from the tracker with the fewest calls."""
+        # Search again for each call: an assignment may fill its tracker.
         while self._queue and (
             free := [t for t in self._trackers if t.live_since and len(t.calls) < _SLOTS]
         ):

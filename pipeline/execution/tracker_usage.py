@@ -10,7 +10,7 @@ from pipeline.monitoring.status import TrackerUsage
 
 
 class UsageMeter:
-    """Sum up the seconds of finished calls and of trackers that are gone."""
+    """Sum up the seconds of finished calls and of trackers that were lost."""
 
     def __init__(self) -> None:
         self._live_seconds_of_lost = 0.0

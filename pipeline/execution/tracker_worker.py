@@ -20,6 +20,7 @@ class TrackerWorker:
         """Load the tracker; return where it runs. Raises what is wrong with its settings."""
         import cv2
 
+        # OpenCV would use all cores of the machine, and the worker reserved only these.
         cv2.setNumThreads(max(1, int(self._settings.ray.tracker_cpus)))
         self._tracker = self._settings.tracks.load()
         return f"process {os.getpid()} on {socket.gethostname()}"

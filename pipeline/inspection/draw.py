@@ -34,8 +34,8 @@ _STRIP_HEIGHT = 22  # pixels of the caption above a frame
 def draw_clip(clip: StoredClip, anchor: int = 0) -> list[Picture]:
     """Draw every frame of a clip with the tracks of its `anchor`-th anchor: RGB, [H, W, 3] each.
 
-    Small frames are enlarged, and a caption is added above. Of a dense grid only every second or
-    third row and column is drawn, so that the picture stays visible.
+    Small frames are enlarged, and a caption is added above. A dense grid is thinned to every second
+    or third row and column, so that the picture stays visible.
     """
     drawn = _draw_frames(clip, anchor, range(len(clip.jpegs)))
     return [_add_caption(frame, clip, t, anchor) for t, frame in enumerate(drawn)]
@@ -87,7 +87,7 @@ def _spread_frames(frames: int, anchor_frame: int, most: int) -> list[int]:
     """Choose up to `most` frames, spread evenly, with the anchor frame among them."""
     spread = np.linspace(0, frames - 1, min(most, frames)).round().astype(int)
     chosen = np.unique(np.append(spread, anchor_frame))
-    if len(chosen) > most:  # the anchor frame takes the place of its nearest neighbour
+    if len(chosen) > most:  # the anchor frame replaces its nearest neighbour
         others = chosen[chosen != anchor_frame]
         nearest = others[np.abs(others - anchor_frame).argmin()]
         chosen = chosen[chosen != nearest]

@@ -31,9 +31,9 @@ def export_clip(
     """Write the one clip whose key is, or contains, `name`, and return the file.
 
     By default the file is `KEY.mp4`, `.rrd` or `.npz` in the current folder. With an `anchor` (an
-    index) only that grid's tracks are written; without, all of them, in a video the first one's.
-    Raises PretrackError for an unknown form, for a name that fits no clip or several, and for an
-    anchor that the clip does not have.
+    index), only the tracks of that grid are written. Without one, a video shows the first grid, and
+    the other forms have all grids. Raises PretrackError for an unknown form, for a name that fits
+    no clip or several, and for an anchor that the clip does not have.
     """
     if form not in FORMS:
         raise PretrackError(
@@ -76,9 +76,9 @@ def find_clip(snapshot: Snapshot, name: str) -> dict[str, Any]:
 
 
 def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> None:
-    """Write the clip as arrays in an .npz file, in the layout of a video of TAP-Vid-DAVIS.
+    """Write the clip as arrays in an .npz file, laid out like a video of TAP-Vid-DAVIS.
 
-    (Doersch et al., NeurIPS 2022), with its queries:
+    The layout (Doersch et al., NeurIPS 2022), with the queries added:
 
     video:        uint8   [T, H, W, 3]  RGB
     points:       float32 [N, T, 2]     (x, y) as fractions of the width and height, border to

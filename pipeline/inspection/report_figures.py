@@ -161,22 +161,22 @@ def measure(snapshot: Snapshot) -> SnapshotFigures:
 def cycle_errors(tracks: Tracks) -> NDArray[np.float32]:
     """Return the forward-backward errors [M] of the points that can be judged, in pixels.
 
-    A point of one anchor's grid is followed to another anchor's frame along its own track, and from
-    there back along the tracks of the four points of the other grid around it, bilinearly. This is
-    the forward-backward error (Kalal et al., ICPR 2010) for stored tracks: no track starts exactly
-    where another ends. All five points must be visible at both ends. At an object's edge, where
-    neighbours move apart, the error is large though no track is wrong: the median tells more than
-    the mean.
+    A point of one anchor's grid is followed along its own track to another anchor's frame. Its way
+    back is interpolated bilinearly from the tracks of the four points around it in the other grid,
+    because no stored track starts exactly there. The error is the distance between its start and
+    its return (Kalal et al., ICPR 2010). All five points must be visible at both ends. At an
+    object's edge, where neighbours move apart, the error is large although no track is wrong, so
+    the median is more useful than the mean.
     """
     side = round(tracks.positions.shape[2] ** 0.5)
     errors = [np.empty(0, np.float32)]
     if side < 2 or side * side != tracks.positions.shape[2]:
         return errors[0]  # no square grid, so no cells to interpolate in
-    for (a, start), (b, turn) in itertools.permutations(enumerate(tracks.anchors), 2):
-        visible = tracks.visibility[a, turn] >= VISIBLE_THRESHOLD
-        end, known = _carry(tracks, b, int(start), tracks.positions[a, turn], side)
-        missed = np.linalg.norm(end - tracks.positions[a, start], axis=-1)
-        errors.append(missed[visible & known])
+    for (a, first), (b, second) in itertools.permutations(enumerate(tracks.anchors), 2):
+        visible = tracks.visibility[a, second] >= VISIBLE_THRESHOLD
+        end, interpolated = _carry(tracks, b, int(first), tracks.positions[a, second], side)
+        distances = np.linalg.norm(end - tracks.positions[a, first], axis=-1)
+        errors.append(distances[visible & interpolated])
     return np.concatenate(errors).astype(np.float32)
 
 
@@ -185,8 +185,8 @@ def _carry(
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Move points [N, 2] of an anchor's frame to frame `t`, along the grid of tracks around them.
 
-    Returns the moved points [N, 2], and whether each is known [N]: it lies inside the grid, and the
-    four tracks around it are visible in frame `t`.
+    Returns the moved points [N, 2], and which could be interpolated [N]: those that lie inside the
+    grid, between four tracks that are visible in frame `t`.
     """
     grid = tracks.positions[anchor, tracks.anchors[anchor]].reshape(side, side, 2)
     moved = tracks.positions[anchor, t].reshape(side, side, 2) - grid

@@ -61,7 +61,7 @@ class SnapshotQueries:
                 "statistics need the package duckdb: pip install 'pretrack[pipeline]'"
             ) from None
         self._error: type[Exception] = duckdb.Error
-        # a query comes from anywhere: it must not read files, and must not unlock that
+        # a query may come from anyone: it must not read files, nor switch this protection off
         locked = {"enable_external_access": "false", "lock_configuration": "true"}
         self._connection = duckdb.connect(":memory:", config=locked)
         for table in TABLES:

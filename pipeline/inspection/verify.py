@@ -40,7 +40,7 @@ _COLUMNS = [
     *("frame_offsets", "frame_sizes", "checksum"),
     *_REPEATED,
 ]
-"""The columns to check of a clip: where its members lie, and what its members say too."""
+"""The columns of a clip to check: where its members lie, and values that they repeat."""
 _Task = tuple[str, Location, int, str, list[dict[str, Any]]]
 
 
@@ -93,7 +93,7 @@ def verify_snapshot(snapshot: Snapshot, progress: Progress) -> list[Problem]:
 
 
 def _remedy(snapshot: Snapshot) -> str:
-    """Say how to restore the tables: receipts hold all their rows, so a build can rewrite them."""
+    """Name the way to restore the tables: receipts hold all rows, so a build can rewrite them."""
     files = f"{snapshot.folder} and {snapshot.out / 'current.json'}"
     return f"remove {files}, and run 'pretrack build', which restores them from the receipts"
 

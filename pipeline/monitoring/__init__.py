@@ -1,4 +1,4 @@
-"""Tell people and programs how a build stands: progress display, event log, metrics, `build.json`.
+"""Report a build to people and programs: progress display, event log, metrics, `build.json`.
 
-Facts come in from `pipeline.execution`; `status` reads `build.json` and the snapshot back out.
+`pipeline.execution` reports the facts; `status` reads `build.json` and the snapshot back.
 """

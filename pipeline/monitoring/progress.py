@@ -77,14 +77,14 @@ class ProgressTask:
         return self.done / max(self.seconds, 1e-9)
 
     def _rate(self) -> str:
-        """Items per second, or per minute for slow tasks: "3.0 clips/s"."""
+        """Return the items per second, or per minute for slow tasks: "3.0 clips/s"."""
         rate = self._per_second()
         if rate >= 1:
             return f"{rate:.1f} {self.noun}s/s"
         return f"{rate * 60:.1f} {self.noun}s/min"
 
     def _time_left(self) -> str:
-        """The time left at the mean rate so far; "" if unknown."""
+        """Return the time left at the mean rate so far; "" if unknown."""
         if self.total is None or not self.done:
             return ""
         return f", {duration((self.total - self.done) / self._per_second())} left"

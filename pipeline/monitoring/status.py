@@ -28,7 +28,7 @@ _BUCKET_INTERVAL_S = 10.0
 
 @dataclass(frozen=True)
 class TrackerUsage:
-    """What the tracker workers are doing.
+    """How many tracker workers are loaded and busy, now and in total time.
 
     live:         trackers that are loaded
     busy:         trackers with calls in flight
@@ -139,7 +139,7 @@ class StateFile:
         )
 
     def in_flight(self, shards: int, trackers: TrackerUsage) -> None:
-        """Record how many shards are in flight and what the trackers are doing."""
+        """Record how many shards are in flight, and how busy the trackers are."""
         self._change(
             shards_running=shards,
             trackers=trackers.live,

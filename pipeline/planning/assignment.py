@@ -43,6 +43,7 @@ def assign_clips(
     """
     clips = plan_clips(videos, names, settings.frames)
     video = clips["video"].to_numpy()
+    # A key is its video's name and a start, so videos of one name would share keys.
     _check_names(videos, names, video)
     # Each clip's group prefix ("co3d-train-"), as a number.
     prefixes = (
@@ -82,6 +83,7 @@ def frames_fingerprints(
     identity (`identities`, one per video) and its number of frames.
     """
     identities = identities.combine_chunks()
+    # Hash the settings once; every group continues a copy of this digest.
     settings_only = hashlib.blake2b(f"{frames_settings}\n".encode(), digest_size=16)
     fingerprints: list[str] = []
     # As many groups at a time as fit a block, at least one, so that memory stays bounded.
@@ -153,7 +155,7 @@ def _existing_groups(
 
 
 def _positions(values: pa.ChunkedArray, value_set: pa.ChunkedArray) -> NDArray[np.int32]:
-    """The index of each value in `value_set`, -1 if it is not there."""
+    """Return the index of each value in `value_set`, -1 if it is absent."""
     positions: NDArray[np.int32] = pc.index_in(values, value_set=value_set).fill_null(-1).to_numpy()
     return positions
 
@@ -166,6 +168,7 @@ def _sorted(clips: pa.Table, groups: list[str], group: NDArray[np.int64]) -> Ass
     rank = np.zeros(len(groups), np.int64)
     rank[order] = np.arange(len(order))
     rows = np.argsort(rank[group], kind="stable")
+    # `take` copies all columns, and usually the clips are in this order already.
     if (np.diff(rows) != 1).any():
         clips = clips.take(pa.array(rows))
     firsts = np.concatenate([[0], np.cumsum(counts[order], dtype=np.int64)])
@@ -188,5 +191,5 @@ def _check_names(videos: pa.Table, names: pa.Array, video: NDArray[np.int32]) ->
 
 
 def _prefix(group: str) -> str:
-    """The part of a group's name before its number: "co3d-train-"."""
+    """Return the part of a group's name before its number: "co3d-train-"."""
     return group[: group.rfind("-") + 1]

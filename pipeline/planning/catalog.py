@@ -1,4 +1,4 @@
-"""List the videos of all sources, and collect what is known of each before any clip is cut.
+"""List the videos of all sources, with everything that is needed to cut them into clips.
 
 Every catalogue lists the sources again, which reads names, not content. Video files are decoded
 once from end to end (scanned) to count their frames, time them and find their shots. Scans are kept
@@ -46,7 +46,7 @@ class ScanRow:
     identity: the file's identity when it was scanned
     settings: the scan settings
     ledger:   digest of the ledger of its frames (see `ledger_store`), "" without one
-    notes:    what a user should know of the file: why it cannot be used, or what of it is not
+    notes:    for the user: why the file cannot be used, or which parts of it are not
     reason:   why the file cannot be scanned, "" if it was; the results are None then
     """
 
@@ -127,7 +127,7 @@ def _with_text_names(video: Video | Failure) -> Video | Failure:
 
 
 def _escaped(name: str) -> str:
-    """A name of any bytes as text, with backslash escapes."""
+    """Return a name of any bytes as text, with backslash escapes."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -214,7 +214,7 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
     failures = snapshot.failures.filter(
         pc.is_in(snapshot.failures["stage"], pa.array(["catalog", "scan"]))
     )
-    # The plan finds out again which videos are too short.
+    # The plan determines again which videos are too short.
     failures = failures.filter(pc.not_equal(failures["reason"], Reason.TOO_SHORT))
     failures = failures.filter(pc.is_in(failures["source"], value_set=sources))
     named = failures.filter(pc.not_equal(failures["video_id"], ""))
@@ -303,7 +303,7 @@ def _scans(
 ) -> pa.Table:
     """Return the scan of every video file (table SCANS), in the order of `videos`.
 
-    Scans files without a stored scan that still holds, and stores the new scans.
+    Scans the files that have no valid stored scan, and stores the new scans.
     """
     scan_settings = settings.frames.of_scan()
     store = settings.out / "catalog" / "scans.parquet"
@@ -329,7 +329,7 @@ def _scans(
 def _stored_scans(
     store: Location, identities: dict[str, str], scan_settings: str, retry_failed: bool
 ) -> pa.Table:
-    """Read the stored scans of these files that still hold.
+    """Read the stored scans of these files that are still valid.
 
     identities: of the files now, by path
     """
@@ -341,12 +341,12 @@ def _stored_scans(
         return SCANS.empty_table()
     position = pc.index_in(scans["path"], value_set=pa.array(identities.keys(), pa.string()))
     identity_now = pa.array(identities.values(), pa.string()).take(position.combine_chunks())
-    holds = pc.and_(
+    valid = pc.and_(
         pc.equal(scans["settings"], scan_settings), pc.equal(scans["identity"], identity_now)
     )
     if retry_failed:
-        holds = pc.and_(holds, pc.equal(scans["reason"], ""))
-    return scans.filter(holds)
+        valid = pc.and_(valid, pc.equal(scans["reason"], ""))
+    return scans.filter(valid)
 
 
 def _store_scans(store: Location, scans: pa.Table) -> None:
@@ -374,7 +374,7 @@ def _scan_file(path: str, frames: FrameSettings, out: Location) -> tuple[str, Sc
         scan = decoder.scan(path, frames.shot_cuts)
     except DecodeError as error:
         return path, ScanNote(error.reason, str(error))
-    # The driver needs the digest only.
+    # The driver needs only the digest, and ledgers are large.
     return path, (replace(scan, ledger=b""), write_ledger(out, scan.ledger))
 
 

@@ -20,7 +20,7 @@ class Cost:
     """The cost of some shards of a plan: those of one action and reason, or all of them.
 
     action, reason: None and "" for all
-    bytes, seconds: size and worker time, None if no earlier shard tells
+    bytes, seconds: size and worker time, None without earlier shards to estimate from
     """
 
     action: Action | None
@@ -87,7 +87,7 @@ def _shard_cost(shard: PlannedShard, rates: _Rates | None, rows: dict[str, Shard
 def _size_and_seconds(
     shard: PlannedShard, rates: _Rates | None, rows: dict[str, ShardRow]
 ) -> tuple[int | None, float | None]:
-    """Estimate a shard's bytes and seconds of worker time; None if no earlier shard tells."""
+    """Estimate a shard's bytes and seconds of worker time; None without earlier shards."""
     if shard.action == "keep":
         return rows[shard.shard].bytes, 0.0
     if rates is None:
@@ -152,7 +152,8 @@ def _rates(shards: Sequence[ExistingShard]) -> _Rates:
 def _decoded_and_loaded(rows: Sequence[ShardRow]) -> tuple[list[ShardRow], list[ShardRow]]:
     """Divide shards into those decoded from their source, and those that read stored frames.
 
-    Of shards with the same frames, one was decoded and the others took its frames, which is faster.
+    Among shards with the same frames, one was decoded and the others read its stored frames, which
+    is faster. Rows do not say which, so the slowest is taken to be the decoded one.
     """
     by_frames = defaultdict[str, list[ShardRow]](list)
     for row in rows:
@@ -166,18 +167,18 @@ def _decoded_and_loaded(rows: Sequence[ShardRow]) -> tuple[list[ShardRow], list[
 
 
 def _decode_seconds_per_clip(rows: Sequence[ShardRow]) -> float:
-    """Mean seconds per clip of the decode stage, 0 if there are no rows."""
+    """Compute the mean seconds per clip of the decode stage, 0 if there are no rows."""
     return sum(row.decode_seconds for row in rows) / sum(row.clips for row in rows) if rows else 0.0
 
 
 def _points_per_clip(tracks_settings: str) -> tuple[str, int]:
-    """The tracker, and how many points it follows in each clip, from settings as JSON."""
+    """Return the tracker, and how many points it follows in each clip, from settings as JSON."""
     settings = json.loads(tracks_settings)
     return settings["tracker"], settings["grid"] ** 2 * len(settings["anchors"])
 
 
 def _parallel(plan: Plan) -> float:
-    """Seconds of work per second in the folder's latest build; this machine's cores without one."""
+    """Return the latest build's seconds of work per second, or else this machine's cores."""
     try:
         state = read_state(plan.existing.out)
     except AccessError:

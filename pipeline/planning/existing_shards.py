@@ -1,8 +1,9 @@
 """Read which shards exist in an output folder.
 
 Snapshots name them; a shard that only a receipt names was made by a build that did not finish. Rows
-come from the snapshots' tables. A receipt is only read if no snapshot names its shard, or if its
-shard may have been made again since.
+come from the snapshots' tables, so that a plan reads a few tables instead of one receipt per shard.
+A receipt is only read if no snapshot names its shard, or if its shard may have been made again
+since.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class ExistingShard:
     current:   the current snapshot names it
     whole:     its tar exists and has the right size
     failures:  number of things left out of it
-    transient: number of these that the next build may succeed with
+    transient: number of these failures that the next build may not have
     holds_all_frames: False if the shard lacks the frames of a clip that could not be tracked
     """
 
@@ -85,6 +86,7 @@ class ExistingShards:
         for snapshot in dict.fromkeys(shard.snapshot for shard in shards if shard.snapshot):
             if (stored := self._stored_clips(snapshot)) is None:
                 continue
+            # Look up all shards of one snapshot in one pass over its clips.
             index = {
                 shard.row.shard: number
                 for number, shard in enumerate(shards)
@@ -187,6 +189,7 @@ def read_existing_shards(out: Location, damaged: Collection[str] = ()) -> Existi
     # Receipts of other shards, and newer ones, which take the place of these rows.
     receipts = _newer_receipts(out, rows, failures)
     rows, failures = (_without(table, receipts) for table in (rows, failures))
+    # Sorted by shard, so that the failures of one shard are a slice.
     from_receipts = [failure for receipt in receipts.values() for failure in receipt.failures]
     failures = pa.concat_tables([failures, table_of(from_receipts, FAILURES)])
     failures = failures.take(pc.sort_indices(failures["shard"]))
@@ -225,7 +228,7 @@ def _without(table: pa.Table, shards: Collection[str]) -> pa.Table:
 
 
 def _usable_snapshots(out: Location) -> list[Snapshot]:
-    """The current snapshot, then the others, newest first, without those that cannot be used.
+    """List the current snapshot, then the others, newest first, without unusable ones.
 
     Raises PretrackError if the current snapshot is damaged, AccessError if any cannot be read.
     """
@@ -236,6 +239,7 @@ def _usable_snapshots(out: Location) -> list[Snapshot]:
     ]
     usable = []
     for name in names:
+        # Other versions may have had other columns. The footers suffice to compare them.
         snapshot = open_snapshot(out, name)
         try:
             columns = [
@@ -317,6 +321,7 @@ def _existing_shards(
     damaged: Collection[str],
 ) -> tuple[ExistingShard, ...]:
     """Describe each shard, given as (row, snapshot); those of the current snapshot come first."""
+    # One listing gives all sizes. Checksums are not compared: a plan opens no shard.
     sizes = sizes_in(out / "shards")
     published = set(current.shards["shard"].to_pylist()) if current else set()
     total = rows_by_shard(failures)

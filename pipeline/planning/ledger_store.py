@@ -1,6 +1,6 @@
 """Keep the ledgers of video files in `OUT/catalog/ledgers/`, each named by its content.
 
-The catalogue's scan writes them; workers that decode clips read them; the plan does not.
+The catalogue's scan writes them, and workers that decode clips read them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def read_ledger(out: Location, digest: str) -> bytes | None:
 
 
 def ledger_digest(packed: bytes) -> str:
-    """Return what a packed ledger is known by: 32 hexadecimal digits."""
+    """Return the digest that names a packed ledger: 32 hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(packed)
 
 
@@ -45,10 +45,10 @@ def scan_texts(scan_settings: pa.ChunkedArray, digests: pa.ChunkedArray) -> pa.C
 
 def digest_of(video: VideoRow) -> str:
     """Return the digest of a video's ledger; "" if its scan made none."""
-    found = re.search(_MARK + "([0-9a-f]{32})$", video.scan)
-    return found[1] if found else ""
+    match = re.search(_MARK + "([0-9a-f]{32})$", video.scan)
+    return match[1] if match else ""
 
 
 def _path(out: Location, digest: str) -> Location:
-    """A folder per first two digits: folders of millions of files are slow."""
+    """Return a ledger's path, in a folder per first two digits: folders of millions are slow."""
     return out / "catalog" / "ledgers" / digest[:2] / f"{digest}.zst"

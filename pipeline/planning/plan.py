@@ -3,9 +3,9 @@
 The shard that a clip goes to is remembered, not computed: a clip that a shard holds stays with that
 shard, and new clips fill new shards. So adding, removing or replacing videos touches only the
 shards concerned. The price is shards that are not full: each build that adds videos leaves at most
-one such shard per source and split, and removed videos leave gaps. Readers do not mind, since they
-fetch clips by byte ranges; a build into an empty folder packs the clips densely again. Shards never
-mix sources or splits.
+one such shard per source and split, and removed videos leave gaps. This costs readers nothing,
+since they fetch clips by byte ranges, and a build into an empty folder packs the clips densely
+again. Shards never mix sources or splits.
 
 Clips are an Arrow table throughout: there may be tens of millions. Python only loops over videos
 and shards.
@@ -109,7 +109,7 @@ class Plan:
     stored: bool
 
     def clips_of(self, shard: PlannedShard) -> tuple[PlannedClip, ...]:
-        """The clips of one shard."""
+        """Return the clips of one shard."""
         return tuple(
             PlannedClip(**row) for row in self.clips.slice(shard.first, shard.count).to_pylist()
         )
@@ -221,6 +221,7 @@ def _decide(
         if shard.row.frames_fingerprint == target.frames_fingerprint and shard.whole
     ]
     for shard in with_frames:
+        # A re-track copies stored frames, so it cannot bring back frames that failed to decode.
         settled = stored or not shard.transient or shard.row.tries >= _TRIES
         if shard.holds_all_frames and settled and not (retry_failed and shard.failures):
             return replace(
@@ -253,6 +254,7 @@ def _keep_or_retry(
     again = replace(target, tries=tries + 1, reuse=best.row.shard)
     if retry_failed and best.failures:
         return replace(again, reason=f"{pluralise(best.failures, 'failure')} tried again")
+    # Retrying needs the sources, and some failures stay however often they are retried.
     transient = pluralise(best.transient, "failure")
     if best.transient and tries < _TRIES and not stored:
         return replace(again, reason=f"{transient} may pass")
@@ -296,7 +298,7 @@ def _with_reasons(
         if not frames:  # then videos changed: described below, for all shards at once
             rows = np.unique(clips["video"].slice(shard.first, shard.count).to_numpy())
             changed[number] = ChangedShard(shard.split, frozenset(rows.tolist()), predecessor)
-    # Videos.
+    # Videos: one pass over the tables for all changed shards.
     if changed:
         descriptions = describe_video_changes(videos, names, existing, list(changed.values()))
         for (number, shard_change), description in zip(changed.items(), descriptions, strict=True):

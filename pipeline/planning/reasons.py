@@ -19,7 +19,7 @@ from manifests.wording import pluralise
 from pipeline.planning.clip_windows import video_names, videos_of
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards
 
-# What became of a video since the current snapshot, as reasons say it.
+# Fates of a video since the current snapshot, in the words of reasons.
 _SAME = "cut into other clips"
 _ADDED = "added"
 _MOVED = "moved to another split"
@@ -64,9 +64,9 @@ class _HeldVideos:
 def describe_video_changes(
     videos: pa.Table, names: pa.Array, existing: ExistingShards, shards: Sequence[ChangedShard]
 ) -> list[str]:
-    """Describe what became of each shard's videos: "3 videos added, 1 video replaced".
+    """Describe how each shard's videos changed: "3 videos added, 1 video replaced".
 
-    "" if that explains nothing. `names` are the `video_names` of `videos`.
+    The description is "" if that explains nothing. `names` are the `video_names` of `videos`.
     """
     fates = _fates(videos, names, _videos_before(existing))
     splits = videos["split"].to_pylist()
@@ -82,6 +82,7 @@ def describe_video_changes(
             _REPLACED for video in shard.videos & before.rows if fates[video] == _REPLACED
         )
         for video in before.rows - shard.videos:
+            # Compared with this shard's split: the video's row has the split that it has now.
             if splits[video] != shard.split:
                 counts[_MOVED] += 1
             else:
@@ -99,7 +100,7 @@ def _describe(counts: Counter[str]) -> str:
 
 
 def _videos_before(existing: ExistingShards) -> pa.Table:
-    """Name, split and identity of the current snapshot's videos."""
+    """Return name, split and identity of the current snapshot's videos."""
     columns = ["source", "video_id", "split", "identity"]
     if existing.current is None:
         return pa.table({name: pa.array([], pa.string()) for name in ("name", "split", "identity")})
@@ -110,7 +111,8 @@ def _videos_before(existing: ExistingShards) -> pa.Table:
 
 
 def _fates(videos: pa.Table, names: pa.Array, before: pa.Table) -> list[str]:
-    """What became of each video since the current snapshot."""
+    """Return the fate of each video since the current snapshot."""
+    # A video that was not there has no row before; comparisons with it are null, not false.
     row_before = pc.index_in(names, value_set=before["name"])
     same_split = pc.equal(videos["split"], before["split"].take(row_before))
     same_content = pc.equal(videos["identity"], before["identity"].take(row_before))
@@ -122,9 +124,10 @@ def _fates(videos: pa.Table, names: pa.Array, before: pa.Table) -> list[str]:
 def _held_videos(
     names: pa.Array, existing: ExistingShards, shards: Sequence[ExistingShard]
 ) -> list[_HeldVideos]:
-    """The videos that each of the existing shards has clips of."""
+    """List the videos that each of the existing shards has clips of."""
     keys, shard_of_clip = existing.clips_of(shards)
-    # Number the videos that clips name; -1 is the row of one that is not there any more.
+    # Number the videos that clips name, so that each name is looked up once; row -1 means that the
+    # video is gone.
     video_of_clip = videos_of(keys).combine_chunks().dictionary_encode()
     row_of_video = pc.index_in(video_of_clip.dictionary, value_set=names).fill_null(-1).to_numpy()
     # One (shard, video) pair per video of a shard, packed into one integer and sorted by shard.

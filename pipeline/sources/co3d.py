@@ -110,7 +110,7 @@ class Co3d(Settings):
     """Leave out sequences whose viewpoint_quality_score is lower or unknown. 0.5 is usual."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """Yield all sequences, sorted by id, and before each what of it is missing or unusable.
+        """Yield all sequences, sorted by id, each after what is missing or unusable in it.
 
         Raises PretrackError if the root or a category asked for does not exist, or nothing is in
         it.

@@ -371,7 +371,7 @@ def _image_size(root: Path, files: list[ListedFile]) -> tuple[int, int]:
 
 
 def _is_hash(name: str) -> bool:
-    """Whether a name is one that DL3DV gives a scene: 64 hexadecimal digits."""
+    """Tell whether a name is one that DL3DV gives a scene: 64 hexadecimal digits."""
     return len(name) == _HASH_LENGTH and set(name) <= set("0123456789abcdef")
 
 

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 _CHUNK = 1 << 20
 """Characters to read at once."""
 LARGEST_ITEM = 1 << 24
-"""Characters of one item at most: hundreds of times as many as an annotated frame has."""
+"""Most characters of one item: hundreds of times as many as an annotated frame has."""
 
 
 def items(text: TextIO) -> Iterator[Any]:

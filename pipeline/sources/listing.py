@@ -99,7 +99,7 @@ def folders_in(root: Path, folder: str = "") -> list[str]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether a directory entry is a folder or a link to one. A link to itself is neither."""
+    """Tell whether a directory entry is a folder or a link to one. A link to itself is neither."""
     try:
         return entry.is_dir()
     except OSError:
@@ -119,7 +119,7 @@ def images_in(root: Path, folder: str) -> list[ListedFile]:
 
 
 def is_image(name: str) -> bool:
-    """Whether a name is an image's. Hidden files are not: macOS puts '._x.jpg' next to 'x.jpg'."""
+    """Tell whether a name is an image's: macOS puts hidden files, '._x.jpg', next to 'x.jpg'."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 

@@ -46,7 +46,7 @@ class Video:
 
 @dataclass(frozen=True)
 class ScanNote:
-    """Something a user should know of a file that can be used all the same."""
+    """A note for the user about a scanned file: a reason to count by, and a sentence."""
 
     reason: str
     detail: str
@@ -54,13 +54,13 @@ class ScanNote:
 
 @dataclass(frozen=True)
 class Scan:
-    """What decoding a video file from end to end shows.
+    """The result of decoding a video file from end to end.
 
     width, height: of the first frame in its own pixels, in display orientation
     timestamps:    one per decoded frame, in seconds from the first, increasing
     cuts:          indices of the frames that begin a new shot, never 0; every damaged frame is a
                    shot by itself
-    notes:         on damage and the like
+    notes:         about damage, and about times and pictures that may not be as intended
     ledger:        the packed `Ledger` of all frames
     """
 

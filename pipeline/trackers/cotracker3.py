@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MIN_MEMORY = 64 << 20
-"""Bytes. Below this only single frames, anchors and clips fit, which a memory of 0 stands for."""
+"""Bytes. With less, memory is set to 0, which tracks one frame, anchor and clip at a time."""
 
 
 class CoTracker3Settings(TrackerSettings):
@@ -86,7 +86,7 @@ class CoTracker3Settings(TrackerSettings):
 
 
 class CoTracker3Tracker:
-    """Tracks clips with the network on its device."""
+    """Track clips with the network on its device."""
 
     def __init__(self, settings: CoTracker3Settings) -> None:
         self._settings = settings

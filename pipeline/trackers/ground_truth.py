@@ -29,7 +29,7 @@ class GroundTruthSettings(TrackerSettings):
 
 
 class GroundTruthTracker:
-    """Returns exact tracks without looking at frames: a clip's description names its scene."""
+    """Return exact tracks without looking at frames: a clip's description names its scene."""
 
     def track(
         self,

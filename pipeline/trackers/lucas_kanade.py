@@ -52,7 +52,7 @@ class LucasKanadeSettings(TrackerSettings):
 
 
 class LucasKanadeTracker:
-    """Tracks points with `cv2.calcOpticalFlowPyrLK`. Its only state is its settings."""
+    """Track points with `cv2.calcOpticalFlowPyrLK`. The only state is its settings."""
 
     def __init__(self, settings: LucasKanadeSettings) -> None:
         self._settings = settings

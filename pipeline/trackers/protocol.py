@@ -17,7 +17,7 @@ from shards.clip import ClipInfo, Tracks
 
 
 class Tracker(Protocol):
-    """Tracks points through clips. Each worker loads one by its settings' `load()`."""
+    """Track points through clips. Each worker loads one by its settings' `load()`."""
 
     def track(
         self,

@@ -23,7 +23,7 @@ def fail(error: BaseException) -> None:
             OSError(errno.ENOSPC, "No space left on device", "a.tar"),
             1,
             "a.tar: No space left on device"
-            "; make room and run the same command again, what is done is kept",
+            "; free some space and run the same command again; finished work is kept",
         ),
         (
             ModuleNotFoundError("No module named 'nowhere.part'", name="nowhere.part"),

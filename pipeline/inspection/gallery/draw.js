@@ -6,8 +6,8 @@ const ANCHOR_HUES = [205, 35, 140, 320, 265, 60, 0, 175];
 
 // Positions have pixel centres at integers; the canvas has them at halves.
 const at = (side, row, t, n) => {
-  const place = 2 * ((row * side.frames.length + t) * side.points + n);
-  return [side.positions[place] / side.units + 0.5, side.positions[place + 1] / side.units + 0.5];
+  const index = 2 * ((row * side.frames.length + t) * side.points + n);
+  return [side.positions[index] / side.units + 0.5, side.positions[index + 1] / side.units + 0.5];
 };
 const value = (side, which, row, t, n) => side[which][(row * side.frames.length + t) * side.points + n] / 255;
 const seen = (side, row, t, n) => value(side, "visibility", row, t, n) * 100 >= shown.least;
@@ -32,8 +32,8 @@ function lay() {
 function fit(view) {
   const [side] = view.sides;
   const rows = byId("stage").classList.contains("above") ? shown.views.length : 1;
-  const room = byId("stage").clientHeight / rows - view.caption.offsetHeight - 16;
-  const height = narrow.matches ? innerHeight * (rows > 1 ? 0.3 : 0.5) : Math.max(room, 120); // the slider stays in sight
+  const available = byId("stage").clientHeight / rows - view.caption.offsetHeight - 16;
+  const height = narrow.matches ? innerHeight * (rows > 1 ? 0.3 : 0.5) : Math.max(available, 120); // the slider stays in sight
   const scale = Math.min(view.element.clientWidth / side.width, height / side.height);
   const ratio = devicePixelRatio || 1;
   view.canvas.style.width = `${side.width * scale}px`;

@@ -98,8 +98,8 @@ function filterBy(id, field, label, meaning) {
     ends: () => inputs.map((input) => Number(input.value)).sort((a, b) => a - b),
     has(clip) {
       const [low, high] = filter.ends();
-      const place = ((clip[field] ?? 0) - least) / span * STEPS;
-      return (low === 0 || place >= low) && (high === STEPS || place <= high);
+      const step = ((clip[field] ?? 0) - least) / span * STEPS;
+      return (low === 0 || step >= low) && (high === STEPS || step <= high);
     },
     reset() { inputs[0].value = 0; inputs[1].value = STEPS; filter.say(); },
     active: () => filter.ends().join() !== `0,${STEPS}`,

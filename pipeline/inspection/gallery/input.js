@@ -45,14 +45,14 @@ function pick(view, event) {
 // The same point in the other snapshot; in another grid, the point that starts nearest to it.
 function counterpart(from, row, n, side) {
   const start = from.anchors[row];
-  const there = side.anchors.indexOf(start);
-  if (there < 0) return null;
-  if (side.points === from.points) return { side, row: there, n };
+  const otherRow = side.anchors.indexOf(start);
+  if (otherRow < 0) return null;
+  if (side.points === from.points) return { side, row: otherRow, n };
   const [x, y] = at(from, row, start, n).map((part) => part * side.width / from.width);
-  const far = (point) => Math.hypot(at(side, there, start, point)[0] - x, at(side, there, start, point)[1] - y);
+  const far = (point) => Math.hypot(at(side, otherRow, start, point)[0] - x, at(side, otherRow, start, point)[1] - y);
   let nearest = 0;
   for (let point = 1; point < side.points; point += 1) if (far(point) < far(nearest)) nearest = point;
-  return { side, row: there, n: nearest };
+  return { side, row: otherRow, n: nearest };
 }
 
 let last = 0;

@@ -54,9 +54,9 @@ async function openClip(entry) {
   if (!byId("player").open) byId("player").showModal();
   document.body.style.overflow = "hidden";
   byId("play").focus();
-  const place = listed.indexOf(entry);
-  byId("earlier").disabled = place <= 0;
-  byId("later").disabled = place < 0 || place === listed.length - 1;
+  const index = listed.indexOf(entry);
+  byId("earlier").disabled = index <= 0;
+  byId("later").disabled = index < 0 || index === listed.length - 1;
   try {
     const clip = await loadClip(entry.file);
     if (shown.entry === entry) showClip(clip);
@@ -85,7 +85,7 @@ function shutClip() {
   if (byId("player").open) byId("player").close();
 }
 
-// Clips of two snapshots may have other anchors: those of either can be chosen, by their frames.
+// Clips of two snapshots may differ in their anchors: those of either can be chosen, by their frames.
 const anchorFrames = () => [...new Set(shown.clip.sides.flatMap((side) => side.anchors))].sort((a, b) => a - b);
 
 function anchorsOf(side) {
@@ -196,11 +196,11 @@ function seek(t) {
   byId("frame").value = shown.t;
   const time = clip.times?.[shown.t];
   const anchor = clip.sides.some((side) => side.anchors.includes(shown.t)) ? " · anchor" : "";
-  const said = `${shown.t + 1} / ${frames} · source frame ${clip.numbers[shown.t] ?? "?"}${time === undefined ? "" : ` · ${time.toFixed(2)} s`}${anchor}`;
-  byId("when").textContent = said;
-  byId("frame").setAttribute("aria-valuetext", said);
-  const whose = clip.sides.length > 1 ? `${clip.sides[0].snapshot}: ` : "";
-  byId("curve-said").textContent = shown.t < shown.visible.length ? `${whose}${percent(shown.visible[shown.t])} of the points are visible` : "";
+  const position = `${shown.t + 1} / ${frames} · source frame ${clip.numbers[shown.t] ?? "?"}${time === undefined ? "" : ` · ${time.toFixed(2)} s`}${anchor}`;
+  byId("when").textContent = position;
+  byId("frame").setAttribute("aria-valuetext", position);
+  const owner = clip.sides.length > 1 ? `${clip.sides[0].snapshot}: ` : "";
+  byId("curve-said").textContent = shown.t < shown.visible.length ? `${owner}${percent(shown.visible[shown.t])} of the points are visible` : "";
   for (const view of shown.views) draw(view);
   sayPicked();
 }

@@ -5,8 +5,9 @@
     clips/000000.jpg, clips/000000.js      a clip's thumbnail; its frames and tracks, loaded when it
                                            is opened
 
-It loads nothing from elsewhere. Data are scripts that call a function of the page: from disk, a
-browser loads nothing else. Names of videos are only ever text on the page, never HTML.
+It loads nothing from elsewhere. Data are scripts that call a function of the page, because a page
+opened from disk may load nothing but scripts and images. Names of videos are only ever text on the
+page, never HTML.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from shards.files import Location, atomic_write, delete, parse_location, sizes_i
 from shards.stored_clip import StoredClip
 
 MOST_CLIPS = 300
-"""Clips that a gallery shows at most, if no number is given."""
+"""Most clips that a gallery shows if no number is given."""
 
 _PAGE = ("index.html", "gallery.css", "gallery.js", "player.js", "draw.js", "input.js")
 _CLIP_FILE = re.compile(r"\d{6}\.(js|jpg)")
@@ -185,7 +186,7 @@ def _rows_by_key(snapshot: Snapshot, keys: list[str]) -> dict[str, dict[str, Any
 def _notes(
     left_out: int, damaged: list[str], missing: int, against: Snapshot | None
 ) -> Iterator[str]:
-    """Say what is not shown, and why; `missing` clips are not in `against`."""
+    """Describe what is not shown, and why; `missing` clips are not in `against`."""
     if left_out:
         more = f"{left_out:,} more {'clip is' if left_out == 1 else 'clips are'} not shown"
         yield f"{more}; those here are spread evenly. --clip or --count choose others."
@@ -231,7 +232,7 @@ def _write_clip(
 
 
 def _side(clip: StoredClip, snapshot: Snapshot, first: StoredClip | None) -> dict[str, Any]:
-    """Return a clip's data in one snapshot; without frames that are those of `first` beside it."""
+    """Return a clip's data in one snapshot, without frames if `first` beside it has the same."""
     positions, units = _quantised_positions(clip)
     own_frames = first is None or clip.jpegs != first.jpegs
     return {
@@ -257,8 +258,8 @@ def _json_number(value: float) -> float | None:
 def _quantised_positions(clip: StoredClip) -> tuple[NDArray[np.int16], float]:
     """Return positions [A, T, N, 2] as 16-bit integers, and their units per pixel.
 
-    1/32 px, as they are stored, unless frames are huge. Points more than four frame sizes away are
-    moved to that distance: it makes no visible difference.
+    A unit is 1/32 px, as stored, or coarser if frames are huge. Points more than four frame sizes
+    away are moved to that distance, which makes no visible difference.
     """
     limit = 4 * np.array([clip.info.width, clip.info.height], np.float32)
     positions = np.clip(clip.tracks.positions, -limit, limit)
@@ -274,7 +275,7 @@ def _base64(data: bytes) -> str:
 
 
 def _call(function: str, *values: Any) -> bytes:
-    """Return a script that hands values to the page.
+    """Return a script that passes values to the page.
 
     JSON in ASCII is a JavaScript expression, whatever texts it contains.
     """

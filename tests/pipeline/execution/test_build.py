@@ -420,7 +420,7 @@ def test_stored_frames_are_tracked_again_without_their_source(
     other = settings_for(
         tmp_path / "gone", out, frames={"clip_frames": 10, "min_frames": 6, "short_side": 64}
     )
-    with pytest.raises(PretrackError, match=r"has to be built from its source .* leave it out"):
+    with pytest.raises(PretrackError, match=r"must be built from its source .* without '--stored'"):
         build(other, QUIET, stored=True)
 
 
@@ -503,7 +503,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_with_one_sentence_and_nothing_half_written(
     videos: Path, tiny_disk: Path
 ) -> None:
-    with pytest.raises(PretrackError, match=r"No space left on device.*what is done is kept"):
+    with pytest.raises(PretrackError, match=r"No space left on device.*finished shards are kept"):
         build(settings_for(videos, tiny_disk / "out", shards={"clips_per_shard": 6}), QUIET)
     assert list_snapshots(tiny_disk / "out") == []
     assert not list((tiny_disk / "out").rglob("*.tar"))

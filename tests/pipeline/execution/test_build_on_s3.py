@@ -132,7 +132,7 @@ def test_a_build_that_lost_its_lock_publishes_nothing(store: Behaviour, videos: 
     settings = settings_for(videos, f"s3://{BUCKET}/e")
     with pytest.raises(
         PretrackError,
-        match=r"e/build\.lock was taken by another build: this one stops, what is done is kept",
+        match=r"e/build\.lock was taken by another build: this build stops; finished shards are",
     ):
         build(settings, Robbed(quiet=True))
     with pytest.raises(PretrackError, match="holds no finished build"):

@@ -138,7 +138,7 @@ def test_going_back_to_an_old_split_finds_the_old_shards(root: Path) -> None:
 def test_stored_videos_follow_the_settings(root: Path) -> None:
     shutil.rmtree(root / "videos")
     with pytest.raises(
-        PretrackError, match=r"moved to another split\), which '--stored' does without"
+        PretrackError, match=r"moved to another split\), and '--stored' reads no sources"
     ):
         build(settings_for(root, split={"eval_fraction": 1.0}, tracks=FINER), QUIET, stored=True)
 
