@@ -87,7 +87,7 @@ class TrackSummary:
 
     anchors:          anchor frames, as indices within the clip
     points:           number of points N per anchor
-    visible_fraction: mean visibility of all points over all anchors and frames, 0..1
+    visible_fraction: mean visibility of all points over all anchors and tracked frames, 0..1
     motion:           median over tracks of a point's largest distance from its anchor position
                       while visible, as a fraction of the frame's diagonal
     """

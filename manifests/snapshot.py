@@ -14,12 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import pyarrow as pa
 
 from manifests.receipt import shard_path
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, read_table, write_table
+from shards.clip import Directions
 from shards.errors import AccessError, PretrackError
 from shards.files import (
     Location,
@@ -78,6 +79,19 @@ class Snapshot:
             return dict(json.loads(read_file(file)))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise PretrackError(f"the settings {file} cannot be read ({error})") from error
+
+    @property
+    def tracked(self) -> Directions:
+        """The directions in which points were tracked. Raises PretrackError if they are unknown."""
+        tracks = self.settings.get("tracks")
+        directions = tracks.get("directions", "both") if isinstance(tracks, dict) else "both"
+        if directions not in get_args(Directions):
+            raise PretrackError(
+                f"the settings {self.folder / COMMIT_FILE} say tracks.directions "
+                f"{directions!r:.80}, and this version of pretrack knows "
+                f"{', '.join(get_args(Directions))}"
+            )
+        return cast(Directions, directions)
 
     def shard_path(self, shard: str) -> Location:
         """Give the path of a shard's tar. Raises PretrackError for a name that is not allowed."""

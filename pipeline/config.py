@@ -26,14 +26,15 @@ Side = Annotated[int, Field(ge=16, le=65500)]
 class FrameSettings(Settings):
     """Which frames are stored, and how."""
 
-    clip_frames: int = Field(24, ge=2, le=999)
-    """Frames per full clip."""
+    clip_frames: int = Field(48, ge=2, le=999)
+    """Frames per full clip. `pretrack plan` says which tracks of such clips training cannot use."""
     stride: int = Field(1, ge=1)
     """Every stride-th frame of the source is stored. A clip spans clip_frames x stride source
     frames. Clips do not overlap."""
     min_frames: int = Field(8, ge=2)
     """The rest of a shot after its full clips becomes a shorter clip if it has at least this many
-    frames (counted after `stride`); otherwise it is left out."""
+    frames (counted after `stride`); otherwise it is left out. Training never uses a clip with fewer
+    frames than a sample (`data.frames`, 4 by default)."""
     short_side: int = Field(256, ge=16, le=65500)
     """Pixels of a stored frame's shorter side. Larger frames are shrunk to it, with their aspect
     ratio; smaller ones keep their size."""
@@ -160,4 +161,16 @@ class BuildSettings(Settings):
                 "tracks.anchors needs a frame below frames.min_frames "
                 f"({self.frames.min_frames}), or short clips have none"
             )
+        self._check_directions()
         return self
+
+    def _check_directions(self) -> None:
+        """Raise ValueError if the shortest clips have no frame in the direction that is tracked."""
+        shortest, directions = self.frames.min_frames, self.tracks.directions
+        first, last = (1, shortest - 1) if directions == "backward" else (0, shortest - 2)
+        if directions != "both" and not any(first <= a <= last for a in self.tracks.anchors):
+            raise ValueError(
+                f"tracks.directions {directions} needs an anchor from {first} to {last} "
+                f"(frames.min_frames is {shortest}), or nothing is tracked in short clips: add one "
+                "to tracks.anchors"
+            )

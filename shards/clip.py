@@ -7,8 +7,9 @@ Pixel convention, here and everywhere in pretrack: (x, y) with x to the right an
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ LARGEST_DESCRIPTION = 1 << 26
 
 VISIBLE_THRESHOLD = 128
 """Visibility from which a point is drawn and counted as visible; training has its own setting."""
+
+Directions = Literal["both", "forward", "backward"]
+"""The directions in time in which points are tracked, away from their anchor frame."""
 
 _LONGEST_KEY = 100
 _TEXTS = (
@@ -177,7 +181,9 @@ def _check(fields: dict[str, Any]) -> None:
 class Tracks:
     """Point tracks of one clip.
 
-    Per anchor frame, a grid of N points is followed over all T frames, forwards and backwards.
+    Per anchor frame, a grid of N points is followed over all T frames, forwards and backwards. In
+    frames of a direction that was not tracked (`tracks.directions`), points are at their queries,
+    with visibility and confidence 0.
 
     anchors:    int32   [A]           frame indices within the clip
     positions:  float32 [A, T, N, 2]  (x, y) in pixels of the stored frame; may lie outside it
@@ -205,3 +211,16 @@ class Tracks:
                 f"positions {self.positions.shape}, visibility {self.visibility.shape}, "
                 f"confidence {self.confidence.shape}"
             )
+
+
+def tracked_frames(
+    anchors: Sequence[int] | NDArray[np.int32], frames: int, directions: Directions
+) -> NDArray[np.bool_]:
+    """Tell in which of T frames the points of each anchor are tracked: [A, T].
+
+    The anchor frame itself is one of them.
+    """
+    since = np.arange(frames) - np.asarray(anchors)[:, None]
+    if directions == "both":
+        return np.ones(since.shape, np.bool_)
+    return since >= 0 if directions == "forward" else since <= 0

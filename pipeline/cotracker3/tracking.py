@@ -4,7 +4,7 @@
     from pipeline.cotracker3.weights import load_model
 
     model = load_model("scaled_offline.pth", device="cuda", compiled=True)
-    predicted = track(model, video, grid=16, anchors=(0, 8, 16), fast=True)
+    predicted = track(model, video, grid=16, anchors=(0, 16, 32), fast=True)
 
 A model with the offline weights sees all frames at once. One with the online weights slides a
 window of 16 frames over them, 8 frames at a time, so it takes videos of any length. Positions are
@@ -102,6 +102,7 @@ def track(
     queries: Tensor | None = None,
     grid: int | Tensor | None = None,
     anchors: Sequence[int] = (0,),
+    forward: bool = True,
     backward: bool = True,
     fast: bool = False,
     iterations: int = DEFAULT_ITERATIONS,
@@ -114,6 +115,7 @@ def track(
     grid:       points per side of CoTracker3's own grid (`shards.geometry.grid_points`), or points
                 [N, 2]; they are queried in every anchor frame
     anchors:    frames that the grid is queried in; all share one encoding of the frames
+    forward:    track to the frames after a query's own; without it those frames hold nothing of use
     backward:   also track to the frames before a query's own; without it those frames hold what
                 the model predicts for them, as published
     fast:       use bfloat16 where it is safe: in the convolutions and the transformer, never for
@@ -126,6 +128,8 @@ def track(
     In its own frame a point is exactly at its query, with visibility and confidence 1. Raises
     PretrackError for queries or anchors outside the video, and for a video the model cannot take.
     """
+    if not (forward or backward):
+        raise PretrackError("tracking goes forward, backward, or both: not neither")
     clips, frames = _check(
         video, queries=queries, grid=grid, anchors=anchors, iterations=iterations
     )
@@ -139,12 +143,13 @@ def track(
     scale = _map_scale(video)
     with torch.autocast(video.device.type, torch.bfloat16, enabled=fast):
         maps = encode(model, video, torch.bfloat16 if fast else torch.float32, memory)
-        estimates = _track_both_ways(
+        estimates = _track_directions(
             model,
             maps,
             query_sets,
             scale,
             frames=frames,
+            forward=forward,
             backward=backward,
             iterations=iterations,
             memory=memory,
@@ -213,35 +218,72 @@ def _explicit_queries(video: Tensor, queries: Tensor, with_support: bool) -> _Qu
     return _Queries(points, torch.arange(len(video), device=video.device), support_points)
 
 
-def _track_both_ways(
+def _track_directions(
     model: CoTracker3,
     maps: list[Tensor],
     queries: _Queries,
     scale: Tensor,
     *,
     frames: int,
+    forward: bool,
     backward: bool,
     iterations: int,
     memory: int,
 ) -> TrackEstimates:
-    """Track queries over all frames, forward and, if wanted, backward from each query's frame."""
+    """Track queries over all frames, forward and backward from each query's frame, as wanted."""
     order = torch.arange(frames, device=queries.points.device)
     times = queries.points[..., 0].long()
     positions = queries.points[..., 1:] * scale
     ahead = _QueryBatch(queries.clips[:, None] * frames + order, times, positions)
-    forward = _track_in_parts(model, maps, ahead, iterations=iterations, memory=memory)
-    if not backward or not times.any():
-        return forward
     # Backward tracking is forward tracking of the frames in reverse order.
     reverse = _QueryBatch(ahead.frames.flip(1), frames - 1 - times, positions)
-    before = _track_in_parts(model, maps, reverse, iterations=iterations, memory=memory)
+    # A query set is not run in a direction in which no frame follows any of its queries. Forward
+    # alone it always is, because every frame then holds what the model predicts, as published.
+    all_sets = torch.ones(len(times), dtype=torch.bool, device=times.device)
+    runs_forward = (times < frames - 1).any(1) if backward else all_sets
+    runs_backward = times.any(1)
+    limits = {"iterations": iterations, "memory": memory}
+    if not backward or (forward and not runs_backward.any()):
+        return _track_some(model, maps, ahead, runs_forward, **limits)
+    before = _track_some(model, maps, reverse, runs_backward, **limits)
+    before = TrackEstimates(
+        before.positions.flip(1), before.visibility.flip(1), before.confidence.flip(1)
+    )
+    if not forward:
+        return before
+    after = _track_some(model, maps, ahead, runs_forward, **limits)
     # Each track takes the backward pass before its query's frame, and the forward pass from it on.
     earlier = order[None, :, None] < times[:, None]
     return TrackEstimates(
-        torch.where(earlier[..., None], before.positions.flip(1), forward.positions),
-        torch.where(earlier, before.visibility.flip(1), forward.visibility),
-        torch.where(earlier, before.confidence.flip(1), forward.confidence),
+        torch.where(earlier[..., None], before.positions, after.positions),
+        torch.where(earlier, before.visibility, after.visibility),
+        torch.where(earlier, before.confidence, after.confidence),
     )
+
+
+def _track_some(
+    model: CoTracker3,
+    maps: list[Tensor],
+    batch: _QueryBatch,
+    runs: Tensor,
+    *,
+    iterations: int,
+    memory: int,
+) -> TrackEstimates:
+    """Track the query sets that `runs` (bool [R]) names; the others stay at their queries."""
+    if runs.all():
+        return _track_in_parts(model, maps, batch, iterations=iterations, memory=memory)
+    initial = initial_estimates(batch.positions, batch.frames.shape[1])
+    positions, visibility, confidence = (
+        value.clone() for value in (initial.positions, initial.visibility, initial.confidence)
+    )
+    if runs.any():
+        some = _QueryBatch(batch.frames[runs], batch.times[runs], batch.positions[runs])
+        tracked = _track_in_parts(model, maps, some, iterations=iterations, memory=memory)
+        positions[runs] = tracked.positions
+        visibility[runs] = tracked.visibility
+        confidence[runs] = tracked.confidence
+    return TrackEstimates(positions, visibility, confidence)
 
 
 def _in_video_pixels(

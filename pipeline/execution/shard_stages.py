@@ -245,6 +245,10 @@ def _track(
     queries = grid_points(settings.tracks.grid, width, height)
     tracks_of_clips = tracker.track(frames, infos, anchors, queries)
     return [
-        TrackedClip(info.key, encode_tracks(tracks), summarise_tracks(tracks, width, height))
+        TrackedClip(
+            info.key,
+            encode_tracks(tracks),
+            summarise_tracks(tracks, width, height, settings.tracks.directions),
+        )
         for info, tracks in zip(infos, tracks_of_clips, strict=True)
     ]

@@ -5,25 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from manifests.rows import TrackSummary
-from shards.clip import VISIBLE_THRESHOLD, Tracks
+from shards.clip import VISIBLE_THRESHOLD, Directions, Tracks, tracked_frames
 
 _CERTAIN = 255
 """The stored visibility (uint8) of a point that is certainly visible."""
 
 
-def summarise_tracks(tracks: Tracks, width: int, height: int) -> TrackSummary:
-    """Summarise the tracks of a clip whose frames are `width` x `height` pixels."""
+def summarise_tracks(
+    tracks: Tracks, width: int, height: int, directions: Directions = "both"
+) -> TrackSummary:
+    """Summarise the tracks of a clip whose frames are `width` x `height` pixels.
+
+    directions: those in which its points were tracked
+    """
     return TrackSummary(
         anchors=tuple(tracks.anchors.tolist()),
         points=tracks.positions.shape[2],
-        visible_fraction=visible_fraction(tracks),
+        visible_fraction=visible_fraction(tracks, directions),
         motion=motion(tracks, width, height),
     )
 
 
-def visible_fraction(tracks: Tracks) -> float:
-    """Return the mean visibility of all points over all anchors and frames, 0..1."""
-    return float(tracks.visibility.mean()) / _CERTAIN
+def visible_fraction(tracks: Tracks, directions: Directions = "both") -> float:
+    """Return the mean visibility of all points over all anchors and tracked frames, 0..1."""
+    tracked = tracked_frames(tracks.anchors, tracks.positions.shape[1], directions)
+    return float(tracks.visibility[tracked].mean()) / _CERTAIN
 
 
 def motion(tracks: Tracks, width: int, height: int) -> float:

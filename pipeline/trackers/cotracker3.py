@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from pipeline.cotracker3.weights import RANDOM_WEIGHTS, WINDOW_FRAMES, load_model, weights_digest
-from pipeline.trackers.protocol import Tracker, TrackerSettings, clamp_to_frame
+from pipeline.trackers.protocol import Tracker, TrackerSettings, clamp_to_frame, leave_untracked
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError, first_line
 
@@ -175,12 +175,17 @@ class CoTracker3Tracker:
             video,
             grid=torch.from_numpy(queries),
             anchors=anchors,
+            forward=self._settings.directions != "backward",
+            backward=self._settings.directions != "forward",
             fast=self._settings.precision == "fast",
             iterations=self._settings.iterations,
             memory=self._memory,
         )
+        size = video.shape[-1], video.shape[-2]
         return [
-            _stored_tracks(predicted, clip, anchors, (video.shape[-1], video.shape[-2]))
+            leave_untracked(
+                _stored_tracks(predicted, clip, anchors, size), self._settings.directions
+            )
             for clip in range(len(clips))
         ]
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.sources.synthetic_scene import SceneId, make_scene, true_tracks
-from pipeline.trackers.protocol import TrackerSettings, clamp_to_frame
+from pipeline.trackers.protocol import TrackerSettings, clamp_to_frame, leave_untracked
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
 from shards.geometry import FrameTransform
@@ -25,11 +25,14 @@ class GroundTruthSettings(TrackerSettings):
 
     def load(self) -> GroundTruthTracker:
         """Make the tracker."""
-        return GroundTruthTracker()
+        return GroundTruthTracker(self)
 
 
 class GroundTruthTracker:
     """Return exact tracks without looking at frames: a clip's description names its scene."""
+
+    def __init__(self, settings: GroundTruthSettings) -> None:
+        self._settings = settings
 
     def track(
         self,
@@ -42,7 +45,8 @@ class GroundTruthTracker:
 
         Raises PretrackError for a clip that is not from the source `synthetic`.
         """
-        return [_track(info, anchors, queries) for info in infos]
+        directions = self._settings.directions
+        return [leave_untracked(_track(info, anchors, queries), directions) for info in infos]
 
 
 def _track(info: ClipInfo, anchors: Sequence[int], queries: NDArray[np.float32]) -> Tracks:

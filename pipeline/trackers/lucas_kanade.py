@@ -72,12 +72,17 @@ class LucasKanadeTracker:
     ) -> Tracks:
         greys = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
         a, t, n = len(anchors), len(frames), len(queries)
+        # Frames of a direction that is not tracked keep these values.
         positions = np.empty((a, t, n, 2), np.float32)
-        visibility, confidence = np.ones((a, t, n)), np.ones((a, t, n))
+        positions[:] = queries
+        visibility, confidence = np.zeros((a, t, n)), np.zeros((a, t, n))
         height, width = greys[0].shape
+        directions = self._settings.directions
         for row, anchor in enumerate(anchors):
-            positions[row, anchor] = queries
-            for order in (range(anchor, t), range(anchor, -1, -1)):
+            visibility[row, anchor] = confidence[row, anchor] = 1
+            forward = range(anchor, t if directions != "backward" else anchor)
+            backward = range(anchor, -1 if directions != "forward" else anchor, -1)
+            for order in (forward, backward):
                 for current, following in pairwise(order):
                     points, p = self._step(
                         greys[current], greys[following], positions[row, current], (width, height)

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer
 
 from manifests.settings import Settings
-from shards.clip import ClipInfo, Tracks
+from shards.clip import ClipInfo, Directions, Tracks, tracked_frames
 
 
 class Tracker(Protocol):
@@ -26,7 +26,10 @@ class Tracker(Protocol):
         anchors: Sequence[int],
         queries: NDArray[np.float32],
     ) -> list[Tracks]:
-        """Track the same query points from each anchor frame through whole clips, both ways.
+        """Track the same query points from each anchor frame through whole clips.
+
+        Forward and backward in time, unless the settings leave a direction out: `leave_untracked`
+        makes what is stored for its frames.
 
         clips:   [T, H, W, 3] each, RGB as stored, all of one shape
         infos:   the description of each clip
@@ -49,18 +52,46 @@ def clamp_to_frame(positions: NDArray[np.float32], width: int, height: int) -> N
     return np.clip(positions, -limit, 2 * limit)
 
 
+def leave_untracked(tracks: Tracks, directions: Directions) -> Tracks:
+    """Replace what frames of a direction that is not tracked hold.
+
+    Points stay at their queries there, with visibility and confidence 0.
+    """
+    if directions == "both":
+        return tracks
+    tracked = tracked_frames(tracks.anchors, tracks.positions.shape[1], directions)[:, :, None]
+    queries = tracks.positions[np.arange(len(tracks.anchors)), tracks.anchors][:, None]
+    return Tracks(
+        tracks.anchors,
+        np.where(tracked[..., None], tracks.positions, queries),
+        np.where(tracked, tracks.visibility, np.uint8(0)),
+        np.where(tracked, tracks.confidence, np.uint8(0)),
+    )
+
+
 class TrackerSettings(Settings):
     """Settings of every tracker."""
 
     grid: int = Field(16, ge=1, le=128)
     """Points per side: grid x grid points are tracked from each anchor frame."""
-    anchors: tuple[int, ...] = (0, 8, 16)
+    anchors: tuple[int, ...] = (0, 16, 32)
     """Anchor frames: frames of a clip from which a grid of points is tracked. Anchors beyond the
-    end of a short clip are left out."""
+    end of a short clip are left out. `pretrack plan` names those that training cannot use."""
+    directions: Directions = "both"
+    """The directions in time in which points are tracked from their anchor frame: `both`, `forward`
+    or `backward`. Training only uses frames of tracked directions."""
 
     def of_content(self) -> dict[str, Any]:
         """Return the settings that decide the tracks' content; they go into the fingerprint."""
         return self.model_dump(mode="json")
+
+    @model_serializer(mode="wrap")
+    def _omit_both_directions(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Tracks of earlier versions go both ways, and their fingerprints have no directions.
+        values: dict[str, Any] = serialize(self)
+        if values.get("directions") == "both":
+            del values["directions"]
+        return values
 
     @field_validator("anchors")
     @classmethod
@@ -68,6 +99,6 @@ class TrackerSettings(Settings):
         if not anchors or list(anchors) != sorted(set(anchors)) or anchors[0] < 0:
             raise ValueError(
                 "should be one or more different frame indices in increasing order, "
-                "such as [0, 8, 16]"
+                "such as [0, 16, 32]"
             )
         return anchors

@@ -18,44 +18,54 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from shards import jpeg
+from shards.clip import Directions
 from shards.errors import ShardError
 from shards.geometry import FrameTransform
+from shards.sample_starts import SampleRule, sample_starts
 from trainer.config import ColourSettings, DataSettings
 
 
+def sample_rule(settings: DataSettings) -> SampleRule:
+    """Return the settings that decide which frames a sample takes."""
+    return SampleRule(
+        frames=settings.frames,
+        step=settings.step,
+        first_anchor=settings.anchor == "first",
+        backward=settings.direction == "both",
+    )
+
+
 def choose_frames(
-    frames: int, anchors: Sequence[int], settings: DataSettings, random: np.random.Generator
+    frames: int,
+    anchors: Sequence[int],
+    settings: DataSettings,
+    random: np.random.Generator,
+    *,
+    tracked: Directions = "both",
 ) -> tuple[int, list[int]]:
     """Draw an anchor and T frames that step away from it, forward or backward in time.
 
     frames:  number of frames in the clip
     anchors: its anchor frames, by frame number
+    tracked: the directions in which its points were tracked
 
-    Returns the anchor's index in `anchors`, and T frame numbers, the anchor's own first.
+    Returns the anchor's index in `anchors`, and T frame numbers, the anchor's own first. Raises
+    ShardError if no sample can be taken from the clip.
 
     The step is the setting if the clip has at least T * step frames, else frames // T, at least 1
     (3DPoV's rule). One of the anchors and directions with enough frames for it is drawn; if none
     has enough, the one with the most frames is taken, with the largest step that fits.
     """
-    steps = settings.frames - 1
-    step = (
-        settings.step
-        if frames >= settings.frames * settings.step
-        else max(1, frames // settings.frames)
-    )
-    # (frames available, index of the anchor, direction)
-    options = [(frames - 1 - anchor, index, 1) for index, anchor in enumerate(anchors)]
-    if settings.direction == "both":
-        options += [(anchor, index, -1) for index, anchor in enumerate(anchors)]
-    if settings.anchor == "first":
-        options = [option for option in options if option[1] == 0] or options
-    fitting = [option for option in options if option[0] >= steps * step]
-    if fitting:
-        _, chosen, direction = fitting[int(random.integers(len(fitting)))]
-    else:
-        most, chosen, direction = max(options)
-        step = most // steps
-    return chosen, [anchors[chosen] + direction * step * k for k in range(settings.frames)]
+    starts = sample_starts(frames, anchors, sample_rule(settings), tracked)
+    if not starts:
+        raise ShardError(
+            f"none of its anchors {list(anchors)} has {settings.frames - 1} tracked frames before "
+            f"or after it, in {frames} frames"
+        )
+    start = starts[int(random.integers(len(starts)))]
+    return start.anchor, [
+        anchors[start.anchor] + start.direction * start.step * k for k in range(settings.frames)
+    ]
 
 
 def choose_transforms(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from shards.clip import Directions
 from shards.codec import decode_frames
 from shards.errors import ShardError
 from shards.files import Location
@@ -26,14 +27,19 @@ def read_clip(
     random: np.random.Generator,
     *,
     points: int,
+    tracked: Directions,
     read_members: ReadMembers,
 ) -> EncodedClip:
     """Read the frames and tracks that `random` draws of a clip with N = `points`.
 
+    tracked: the directions in which its points were tracked
+
     Raises ShardError for members that cannot be read, for damaged tracks, and for tables that do
     not fit the clip.
     """
-    anchor, numbers = choose_frames(clip.frames, clip.anchors.tolist(), settings, random)
+    anchor, numbers = choose_frames(
+        clip.frames, clip.anchors.tolist(), settings, random, tracked=tracked
+    )
     transforms = choose_transforms(clip.width, clip.height, settings, random)
     offsets, sizes = _tracks_member(clip, anchor)
     # With a short step a frame can appear several times in a sample: it is read once.

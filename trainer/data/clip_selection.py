@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from manifests.tables import CLIPS, read_table
+from shards.clip import Directions
 from shards.errors import PretrackError
 from shards.files import absolute, parse_location
 from trainer.config import DataSettings
@@ -34,13 +35,14 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipT
     tables = [
         _read_columns(snapshot, folder, settings.where) for folder, snapshot in enumerate(snapshots)
     ]
-    clips = ClipTable(_apply_rules(pa.concat_tables(tables), settings))
+    tracked = [snapshot.tracked for snapshot in snapshots]
+    clips = ClipTable(_apply_rules(pa.concat_tables(tables), settings, tracked))
     folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
     if not len(clips):
         where = f" and {settings.where}" if settings.where else ""
         raise PretrackError(
             f"no clip in {folders} fits: split '{settings.split}'{where}, {settings.frames} frames "
-            "or more from an anchor"
+            f"or more from an anchor{in_direction(tracked)}"
         )
     points = clips.table["points"].unique().to_pylist()
     if len(points) > 1:
@@ -95,8 +97,13 @@ def _read_columns(snapshot: Snapshot, folder: int, where: str) -> pa.Table:
     return table.append_column("folder", pa.repeat(pa.scalar(folder, pa.int32()), table.num_rows))
 
 
-def _apply_rules(clips: pa.Table, settings: DataSettings) -> pa.Table:
-    """Return the clips that the settings select and that are long and large enough."""
+def _apply_rules(
+    clips: pa.Table, settings: DataSettings, tracked: Sequence[Directions]
+) -> pa.Table:
+    """Return the clips that the settings select and that are long and large enough.
+
+    tracked: the directions in which the points of each folder's clips were tracked
+    """
     size = settings.size
     rules: dict[str, pc.Expression] = {
         f"split other than '{settings.split}'": pc.field("split") == settings.split
@@ -119,7 +126,7 @@ def _apply_rules(clips: pa.Table, settings: DataSettings) -> pa.Table:
     ]
     filtered = clips.select(used)
     filtered = filtered.append_column(
-        "frames_available", pa.array(frames_available(clips, settings))
+        "frames_available", pa.array(frames_available(clips, settings, tracked))
     )
     filtered = filtered.append_column("row", pa.array(np.arange(clips.num_rows)))
     for reason, rule in rules.items():
@@ -135,10 +142,20 @@ def frames_needed(settings: DataSettings) -> int:
     return (settings.frames - 1) * min(settings.step, 1)
 
 
-def frames_available(clips: pa.Table, settings: DataSettings) -> NDArray[np.int64]:
+def in_direction(tracked: Sequence[Directions]) -> str:
+    """Say in which direction points were tracked, if in all folders it is the same one alone."""
+    (direction, *others) = set(tracked) or {"both"}
+    return "" if others or direction == "both" else f" (tracked only {direction})"
+
+
+def frames_available(
+    clips: pa.Table, settings: DataSettings, tracked: Sequence[Directions] = ("both",)
+) -> NDArray[np.int64]:
     """Return the most frames on one side of a usable anchor, without the anchor frame: [clips].
 
-    From the columns `anchors` and `frames`; -1 for a clip without anchors.
+    From the columns `anchors` and `frames`; -1 for a clip without anchors, and for one that was not
+    tracked in a direction of the settings. `tracked` has the directions of each `folder`, a column
+    that is needed only if there are several.
     """
     lengths = pc.list_value_length(clips["anchors"]).to_numpy()
     first, last = np.full(len(lengths), -1), np.full(len(lengths), -1)
@@ -151,4 +168,10 @@ def frames_available(clips: pa.Table, settings: DataSettings) -> NDArray[np.int6
         last[has_anchors] = np.maximum.reduceat(anchors, starts)
     # Forward in time the earliest anchor has the most frames after it, backward the latest.
     forward = np.where(has_anchors, clips["frames"].to_numpy() - 1 - first, -1)
-    return np.maximum(forward, last) if settings.direction == "both" else forward
+    backward = last if settings.direction == "both" else np.full(len(lengths), -1)
+    folder = clips["folder"].to_numpy() if len(tracked) > 1 else 0
+    went_forward, went_backward = (
+        np.array([directions != other for directions in tracked])[folder]
+        for other in ("backward", "forward")
+    )
+    return np.maximum(np.where(went_forward, forward, -1), np.where(went_backward, backward, -1))

@@ -55,6 +55,7 @@ class ClipDataset(Dataset[Batch]):
         self.groups = mixed_groups(self.clips, snapshots, settings.weights)
         # Opened again, since those passed keep the tables that they have read in memory.
         self.snapshots = [Snapshot(s.out, s.name) for s in snapshots]
+        self.tracked = [s.tracked for s in snapshots]
         self.remote = any(isinstance(s.out, Url) for s in snapshots)
         self._cache = (
             MemberCache(settings.cache.folder, settings.cache.gb)
@@ -155,6 +156,7 @@ class ClipDataset(Dataset[Batch]):
                 self.settings,
                 np.random.default_rng([self.seed, pass_number, clip_index]),
                 points=self.points,
+                tracked=self.tracked[clip.folder],
                 read_members=self._cache.read if self._cache else read_members,
             )
 

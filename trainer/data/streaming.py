@@ -30,7 +30,7 @@ from webdataset.utils import pytorch_worker_info
 
 from manifests.snapshot import open_snapshot
 from shards.bucket import Url, download
-from shards.clip import ClipInfo, Tracks
+from shards.clip import ClipInfo, Directions, Tracks
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
 from shards.files import Location, parse_location, read_file, reading
@@ -219,12 +219,15 @@ class StreamedClips(IterableDataset[Batch]):
         try:
             info = ClipInfo.from_json(members["json"])
             tracks = decode_tracks(members["tracks.zst"], (None, info.frames, None))
-            if not _fits(info, tracks, s):
+            tracked = _tracked_directions(tracks)
+            if not _fits(info, tracks, tracked, s):
                 return None
             random = np.random.default_rng(
                 [self.seed, pass_number, xxhash.xxh3_64_intdigest(info.key.encode())]
             )
-            anchor, numbers = choose_frames(info.frames, tracks.anchors.tolist(), s, random)
+            anchor, numbers = choose_frames(
+                info.frames, tracks.anchors.tolist(), s, random, tracked=tracked
+            )
             transforms = choose_transforms(info.width, info.height, s, random)
             images = [members[f"{number:03d}.jpg"] for number in numbers]
         except KeyError as error:
@@ -307,12 +310,30 @@ def _opened_file(path: Location) -> Iterator[BinaryIO]:
         yield stream
 
 
-def _fits(info: ClipInfo, tracks: Tracks, settings: DataSettings) -> bool:
+def _tracked_directions(tracks: Tracks) -> Directions:
+    """Return the directions in which points were tracked; a tar without tables does not state them.
+
+    A direction was left out if all its points are at their queries with visibility and confidence
+    0. If that is so in both, the tracker lost all points at once (in black frames, for example).
+    """
+    earlier = np.arange(tracks.positions.shape[1]) < tracks.anchors[:, None]
+    later = np.arange(tracks.positions.shape[1]) > tracks.anchors[:, None]
+    queries = tracks.positions[np.arange(len(tracks.anchors)), tracks.anchors][:, None]
+    tracked = (  # [A, T]
+        (tracks.visibility > 0) | (tracks.confidence > 0) | (tracks.positions != queries).any(-1)
+    ).any(-1)
+    forward, backward = bool((tracked & later).any()), bool((tracked & earlier).any())
+    if forward == backward or not earlier.any():
+        return "both"
+    return "forward" if forward else "backward"
+
+
+def _fits(info: ClipInfo, tracks: Tracks, tracked: Directions, settings: DataSettings) -> bool:
     """Return whether `trainer.data.clip_selection.choose_clips` would select a clip."""
     frames = pa.table({"anchors": [tracks.anchors.tolist()], "frames": [info.frames]})
     large_enough = settings.crop != "native" or min(info.width, info.height) >= settings.size
     return (
         info.split == settings.split
         and large_enough
-        and bool(frames_available(frames, settings)[0] >= frames_needed(settings))
+        and bool(frames_available(frames, settings, [tracked])[0] >= frames_needed(settings))
     )

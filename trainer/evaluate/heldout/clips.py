@@ -156,7 +156,11 @@ def _read_clip(
     info = ClipInfo.from_json(data)
     # The datasets choose the same frames: the settings leave nothing to chance.
     _, frame_numbers = choose_frames(
-        clip.frames, clip.anchors.tolist(), dataset.settings, np.random.default_rng(0)
+        clip.frames,
+        clip.anchors.tolist(),
+        dataset.settings,
+        np.random.default_rng(0),
+        tracked=dataset.tracked[clip.folder],
     )
     samples = {side: sized[0, index] for side, sized in datasets.items()}
     sample = next(iter(samples.values()))
