@@ -76,7 +76,7 @@ def measure(copies: int, clips_per_shard: int, tracks: dict[str, Any]) -> BuildF
         values = {
             "sources": [{"dataset": "video_folder", "name": "real", "root": str(root)}],
             "frames": {"clip_frames": 24},
-            "tracks": {"tracker": "lucas_kanade", **tracks},
+            "tracks": {"tracker": "lucas_kanade", "anchors": [0, 8, 16], **tracks},
             "shards": {"clips_per_shard": clips_per_shard},
             "split": {"eval_fraction": 0.0},
             "out": str(out),

@@ -50,7 +50,8 @@ def settings_for(out: Path, grid: int = 16) -> BuildSettings:
     """Return the settings of the synthetic folders, with this tracks.grid."""
     values = {
         "sources": [{"dataset": "video_folder", "name": "many", "root": "/videos"}],
-        "tracks": {"tracker": "lucas_kanade", "grid": grid},
+        "frames": {"clip_frames": CLIP_FRAMES},
+        "tracks": {"tracker": "lucas_kanade", "grid": grid, "anchors": [0, 8, 16]},
         "split": {"eval_fraction": 0.0},
         "out": str(out),
     }

@@ -6,7 +6,7 @@ The example tracks points with dense optical flow (Farneback's, in OpenCV): each
 flow from frame to frame, forward and backward from its anchor frame. A config names it like any
 other tracker:
 
-    tracks: {tracker: farneback, grid: 16, anchors: [0, 8, 16]}
+    tracks: {tracker: farneback, grid: 16, anchors: [0, 16, 32]}
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from manifests.settings import load_settings
 from pipeline.config import AnyTrackerSettings, BuildSettings
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
-from pipeline.trackers.protocol import TrackerSettings
+from pipeline.trackers.protocol import TrackerSettings, leave_untracked
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError
 from shards.geometry import inside
@@ -44,14 +44,14 @@ class Farneback(TrackerSettings):
 
     def load(self) -> FarnebackTracker:
         """Make the tracker. Called once per worker; a network would be loaded here."""
-        return FarnebackTracker(self.window)
+        return FarnebackTracker(self)
 
 
 class FarnebackTracker:
     """Tracks points along dense optical flow. A point that leaves the frame stays lost."""
 
-    def __init__(self, window: int) -> None:
-        self._window = window
+    def __init__(self, settings: Farneback) -> None:
+        self._window, self._directions = settings.window, settings.directions
 
     def track(
         self,
@@ -64,7 +64,8 @@ class FarnebackTracker:
 
         `pipeline.trackers.protocol.Tracker.track` describes the arguments.
         """
-        return [self._track(frames, anchors, queries) for frames in clips]
+        tracked = [self._track(frames, anchors, queries) for frames in clips]
+        return [leave_untracked(tracks, self._directions) for tracks in tracked]
 
     def _track(
         self, frames: NDArray[np.uint8], anchors: Sequence[int], queries: NDArray[np.float32]

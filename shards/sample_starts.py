@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from shards.clip import Directions
+if TYPE_CHECKING:
+    from shards.clip import Directions
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class SampleRule:
     def reach_in(self, frames: int) -> int:
         """Return how far a sample steps away from its anchor in a clip of `frames` frames."""
         return (self.frames - 1) * self.step_in(frames)
+
+
+TRAINER_DEFAULTS = SampleRule()
 
 
 @dataclass(frozen=True)

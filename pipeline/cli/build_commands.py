@@ -17,16 +17,20 @@ from pipeline.cli.options import (
     Overrides,
     RetryFailed,
     Stored,
+    TrainFrames,
+    TrainStep,
     out_of,
     settings_of,
 )
 from pipeline.cli.output import print_failures, print_json, print_table
+from shards.sample_starts import TRAINER_DEFAULTS, SampleRule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from manifests.snapshot import Snapshot
     from pipeline.inspection.verify import Problem
+    from pipeline.planning.anchor_use import AnchorUse
     from pipeline.planning.cost import Estimate
     from pipeline.planning.plan import Plan
 
@@ -59,10 +63,13 @@ def plan(
     overrides: Overrides = None,
     stored: Stored = False,
     retry_failed: RetryFailed = False,
+    train_frames: TrainFrames = TRAINER_DEFAULTS.frames,
+    train_step: TrainStep = TRAINER_DEFAULTS.step,
     as_json: AsJson = False,
 ) -> None:
     """Show which shards a build would keep, re-track or build, why, and at what cost."""
     from pipeline.monitoring.progress import Progress
+    from pipeline.planning.anchor_use import measure_use, planned_lengths
     from pipeline.planning.catalog import make_catalog, stored_catalog
     from pipeline.planning.cost import estimate
     from pipeline.planning.plan import make_plan
@@ -74,10 +81,17 @@ def plan(
         videos = make_catalog(settings, Progress(), retry_failed)
     planned = make_plan(settings, videos, retry_failed, stored)
     costs = estimate(planned)
+    use = measure_use(
+        planned_lengths(planned.clips, settings),
+        SampleRule(train_frames, train_step),
+        settings.tracks.directions,
+    )
     if as_json:
-        print_json(_plan_as_json(planned, costs, str(settings.out)))
-    else:
-        _print_plan(planned, costs, str(settings.out))
+        print_json(_plan_as_json(planned, costs, use, str(settings.out)))
+        return
+    _print_plan(planned, costs, str(settings.out))
+    if sentences := " ".join(use.sentences()):
+        print(sentences)
 
 
 def _print_plan(planned: Plan, costs: Estimate, out: str) -> None:
@@ -103,8 +117,8 @@ def _print_plan(planned: Plan, costs: Estimate, out: str) -> None:
         print(f"{left_out}: 'pretrack catalog' lists them")
 
 
-def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
-    """Return a plan as plain data, with the frames of each shard."""
+def _plan_as_json(planned: Plan, costs: Estimate, use: AnchorUse, out: str) -> dict[str, Any]:
+    """Return a plan as plain data, with the frames of each shard and what training uses."""
     frames = planned.clips["frames"].to_numpy().cumsum()
     shards = [
         {
@@ -130,6 +144,13 @@ def _plan_as_json(planned: Plan, costs: Estimate, out: str) -> dict[str, Any]:
         "parallel": costs.parallel,
         "wall_seconds": costs.wall_seconds,
         "failures": planned.failures.to_pylist(),
+        "training": {
+            "frames": use.rule.frames,
+            "step": use.rule.step,
+            "unreachable_anchors": use.unreachable,
+            "unused_clips": use.clips - use.clips_used,
+            "used_fraction": use.used_fraction,
+        },
     }
 
 

@@ -39,6 +39,15 @@ SnapshotName = Annotated[
     str | None,
     typer.Option("--snapshot", help="A snapshot, such as 000001; by default the current one."),
 ]
+TrainFrames = Annotated[
+    int,
+    typer.Option(
+        help="Frames per training sample (data.frames): tracks that none can use are named.", min=2
+    ),
+]
+TrainStep = Annotated[
+    int, typer.Option(help="Step between the frames of a training sample (data.step).", min=0)
+]
 
 
 def settings_of(config: Path, overrides: list[str] | None) -> BuildSettings:

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from manifests.wording import pluralise
-from pipeline.cli.options import AsJson, ConfigOrOut, Overrides, SnapshotName, out_of
+from pipeline.cli.options import (
+    AsJson,
+    ConfigOrOut,
+    Overrides,
+    SnapshotName,
+    TrainFrames,
+    TrainStep,
+    out_of,
+)
 from pipeline.cli.output import print_json
 from shards.errors import PretrackError
+from shards.sample_starts import TRAINER_DEFAULTS, SampleRule
 
 if TYPE_CHECKING:
     from pipeline.inspection.gallery.write import Gallery
@@ -121,6 +130,8 @@ def report(
         str | None,
         typer.Option(help="Folder for it; by default OUT/pictures/report, or pictures/report."),
     ] = None,
+    train_frames: TrainFrames = TRAINER_DEFAULTS.frames,
+    train_step: TrainStep = TRAINER_DEFAULTS.step,
     as_json: AsJson = False,
 ) -> None:
     """Write a page on a snapshot: counts, motion, tracks, failures, sizes, speed, and concerns."""
@@ -128,11 +139,15 @@ def report(
     from pipeline.inspection.report import write_report
 
     out = out_of(where, overrides)
-    figures, files = write_report(open_snapshot(out, snapshot), _folder(to, out, "report"))
+    figures, files = write_report(
+        open_snapshot(out, snapshot),
+        _folder(to, out, "report"),
+        SampleRule(train_frames, train_step),
+    )
     if as_json:
         print_json({**asdict(figures), "files": [str(file) for file in files]})
         return
-    for concern in figures.concerns:
+    for concern in (*figures.concerns, *figures.unused_tracks):
         print(concern)
     print(files[0])
 

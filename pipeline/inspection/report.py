@@ -23,16 +23,21 @@ from pipeline.inspection.report_figures import (
     measure,
 )
 from shards.files import Location, atomic_write
+from shards.sample_starts import TRAINER_DEFAULTS, SampleRule
 
 _SHOWN_FAILURES = 12
 
 
-def write_report(snapshot: Snapshot, folder: Location) -> tuple[SnapshotFigures, list[Location]]:
+def write_report(
+    snapshot: Snapshot, folder: Location, rule: SampleRule = TRAINER_DEFAULTS
+) -> tuple[SnapshotFigures, list[Location]]:
     """Measure a snapshot; write `index.html`, which needs no other file, and each chart as a PNG.
+
+    rule: how training takes samples, to name tracks that it cannot use
 
     Returns the figures and the files. Raises PretrackError if a table cannot be read.
     """
-    figures = measure(snapshot)
+    figures = measure(snapshot, rule)
     drawn = charts_of(figures)
     written = [folder / "index.html", *(folder / f"{name}.png" for name in drawn)]
     for name, chart in drawn.items():
@@ -110,8 +115,8 @@ def _numbers(figures: SnapshotFigures) -> Iterator[tuple[str, str]]:
 
 def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str]:
     """Yield the page's sections as HTML, in their order."""
-    if figures.concerns:
-        items = "".join(f"<li>{html.escape(concern)}</li>" for concern in figures.concerns)
+    if concerns := [*figures.concerns, *figures.unused_tracks]:
+        items = "".join(f"<li>{html.escape(concern)}</li>" for concern in concerns)
         yield _section("Before you train on this", f"<ul>{items}</ul>", wide=True)
     yield _section("Sources", _sources_table(figures.groups), wide=True)
     sampled = (

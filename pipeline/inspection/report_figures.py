@@ -19,10 +19,12 @@ from manifests.snapshot import Snapshot
 from manifests.tables import failure_counts, video_identifiers
 from manifests.wording import pluralise
 from pipeline.monitoring.status import STAGES
-from shards.clip import VISIBLE_THRESHOLD, Tracks
+from pipeline.planning.anchor_use import measure_use, stored_lengths
+from shards.clip import VISIBLE_THRESHOLD, Directions, Tracks, tracked_frames
 from shards.codec import decode_tracks
 from shards.errors import ShardError
 from shards.reader import read_members
+from shards.sample_starts import TRAINER_DEFAULTS, SampleRule
 
 SAMPLED = 200
 """At most this many clips are sampled to read their tracks, in equal shares per source."""
@@ -103,6 +105,7 @@ class SnapshotFigures:
     damaged:     number of sampled clips whose tracks cannot be read
     videos:      rows of the videos table
     videos_lost: number of videos with failures and without a clip
+    unused_tracks: sentences on anchors and clips that no training sample can use
     """
 
     out: str
@@ -124,10 +127,13 @@ class SnapshotFigures:
     bytes: dict[str, int]
     stages: tuple[StageSpeed, ...]
     concerns: tuple[str, ...]
+    unused_tracks: tuple[str, ...]
 
 
-def measure(snapshot: Snapshot) -> SnapshotFigures:
+def measure(snapshot: Snapshot, rule: SampleRule = TRAINER_DEFAULTS) -> SnapshotFigures:
     """Read the tables, and the tracks of at most SAMPLED clips.
+
+    rule: how training takes samples, to name tracks that it cannot use
 
     Raises PretrackError if a table cannot be read.
     """
@@ -154,6 +160,7 @@ def measure(snapshot: Snapshot) -> SnapshotFigures:
         bytes=_bytes_by_part(clips, shards),
         stages=tuple(_stage_speed(stage, shards, frames) for stage in STAGES),
         concerns=(),
+        unused_tracks=tuple(measure_use(stored_lengths(clips), rule, snapshot.tracked).sentences()),
     )
     return replace(figures, concerns=tuple(_concerns(figures)))
 
@@ -306,7 +313,7 @@ def _measure_sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]
             tracks = list(pool.map(partial(_read_tracks, snapshot), sampled))
             readable = [one for one in tracks if one is not None]
             damaged += len(tracks) - len(readable)
-            measured.append(_measure_source(name, readable))
+            measured.append(_measure_source(name, readable, snapshot.tracked))
     return tuple(measured), damaged
 
 
@@ -320,7 +327,7 @@ def _read_tracks(snapshot: Snapshot, row: dict[str, Any]) -> Tracks | None:
         return None
 
 
-def _measure_source(name: str, clips: Sequence[Tracks]) -> SourceTracks:
+def _measure_source(name: str, clips: Sequence[Tracks], directions: Directions) -> SourceTracks:
     """Measure visibility around the anchor and forward-backward errors over clips of a source."""
     longest = max((tracks.positions.shape[1] for tracks in clips), default=1)
     # at index `longest + offset`, for offsets from the anchor frame of -longest to longest - 1
@@ -328,9 +335,10 @@ def _measure_source(name: str, clips: Sequence[Tracks]) -> SourceTracks:
     errors = [np.empty(0, np.float32)]
     for tracks in clips:
         frames = tracks.positions.shape[1]
+        tracked = tracked_frames(tracks.anchors, frames, directions)
         for row, anchor in enumerate(tracks.anchors):
-            indices = longest + np.arange(frames) - anchor
-            sums[indices] += tracks.visibility[row].mean(axis=1) / 255
+            indices = longest + np.flatnonzero(tracked[row]) - anchor
+            sums[indices] += tracks.visibility[row, tracked[row]].mean(axis=1) / 255
             counts[indices] += 1
         errors.append(cycle_errors(tracks))
     since_anchor = tuple(

@@ -135,7 +135,7 @@ def _rates(shards: Sequence[ExistingShard]) -> _Rates:
     newest = [shard.row for shard in shards if shard.current] or rows
     newest_clips = sum(row.clips for row in newest)
     decoded, loaded = _decoded_and_loaded(rows)
-    points, seconds = defaultdict[str, int](int), defaultdict[str, float](float)
+    points, seconds = defaultdict[str, float](float), defaultdict[str, float](float)
     for row in rows:
         tracker, points_per_clip = _points_per_clip(row.tracks_settings)
         points[tracker] += row.clips * points_per_clip
@@ -171,10 +171,14 @@ def _decode_seconds_per_clip(rows: Sequence[ShardRow]) -> float:
     return sum(row.decode_seconds for row in rows) / sum(row.clips for row in rows) if rows else 0.0
 
 
-def _points_per_clip(tracks_settings: str) -> tuple[str, int]:
-    """Return the tracker, and how many points it follows in each clip, from settings as JSON."""
+def _points_per_clip(tracks_settings: str) -> tuple[str, float]:
+    """Return the tracker, and how many points it follows in each clip, from settings as JSON.
+
+    A point that is followed in one direction only counts half.
+    """
     settings = json.loads(tracks_settings)
-    return settings["tracker"], settings["grid"] ** 2 * len(settings["anchors"])
+    directions = 1.0 if settings.get("directions", "both") == "both" else 0.5
+    return settings["tracker"], settings["grid"] ** 2 * len(settings["anchors"]) * directions
 
 
 def _parallel(plan: Plan) -> float:

@@ -26,18 +26,31 @@ from pipeline.config import BuildSettings
 from pipeline.cotracker3.encoder import FEATURE_STRIDE
 from pipeline.cotracker3.model import (
     CoTracker3,
+    TrackEstimates,
     displacement_encoding,
     initial_estimates,
     neighbourhoods,
     sinusoidal_time_embedding,
 )
-from pipeline.cotracker3.tracking import PredictedTracks, _window_starts, encode, track
-from pipeline.cotracker3.weights import find_weights, load_model
+from pipeline.cotracker3.tracking import (
+    PredictedTracks,
+    _grid_queries,
+    _in_video_pixels,
+    _map_scale,
+    _QueryBatch,
+    _track_sliding,
+    _track_whole,
+    _window_starts,
+    encode,
+    track,
+)
+from pipeline.cotracker3.weights import WINDOW_FRAMES, find_weights, load_model
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
 from pipeline.trackers.cotracker3 import CoTracker3Settings, CoTracker3Tracker
+from pipeline.trackers.protocol import leave_untracked
 from shards import jpeg
-from shards.clip import Tracks
+from shards.clip import Directions, Tracks
 from shards.errors import PretrackError, SettingsError
 from shards.geometry import grid_points
 from shards.reader import iterate_shard
@@ -243,6 +256,100 @@ def test_clips_anchors_and_memory_do_not_change_tracks(offline: CoTracker3) -> N
         torch.testing.assert_close(getattr(together, name), expected, rtol=0, atol=1e-3)
 
 
+def count_runs(model: CoTracker3, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list to which each refinement of a window appends its number of query sets."""
+    runs: list[int] = []
+    refine = model.refine
+
+    def counted(maps: Any, frames: Tensor, *arguments: Any, **options: Any) -> Any:
+        runs.append(len(frames))
+        return refine(maps, frames, *arguments, **options)
+
+    monkeypatch.setattr(model, "refine", counted)
+    return runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("anchors", "options", "runs"),
+    [
+        ((0, 1, 2), {}, 5),  # nothing lies before frame 0
+        ((0, 2, 3), {}, 4),  # and nothing after frame 3, the last
+        ((0,), {}, 1),
+        ((0, 1, 2), {"backward": False}, 3),
+        ((0, 1, 2), {"forward": False}, 2),
+        ((0, 1, 2), {"memory": 1 << 40}, 5),  # all query sets of a direction at once
+    ],
+)
+def test_a_direction_without_frames_is_not_run(
+    offline: CoTracker3,
+    monkeypatch: pytest.MonkeyPatch,
+    anchors: tuple[int, ...],
+    options: dict[str, Any],
+    runs: int,
+) -> None:
+    counted = count_runs(offline, monkeypatch)
+    track(offline, make_video(1, 4), grid=2, anchors=anchors, iterations=1, **options)
+    assert sum(counted) == runs
+
+
+def track_alone(model: CoTracker3, video: Tensor, grid: int, anchor: int) -> PredictedTracks:
+    """Track one anchor of one clip over all frames in both directions, whether or not they count."""
+    maps, scale, frames = encode(model, video), _map_scale(video), video.shape[1]
+    queries, order = _grid_queries(video, grid, (anchor,)), torch.arange(frames)[None]
+    times, positions = queries.points[..., 0].long(), queries.points[..., 1:] * scale
+    run = _track_whole if model.window == WINDOW_FRAMES["offline"] else _track_sliding
+    after = run(model, maps, _QueryBatch(order, times, positions), 1)
+    before = run(model, maps, _QueryBatch(order.flip(1), frames - 1 - times, positions), 1)
+    earlier = torch.arange(frames)[None, :, None] < anchor
+    estimates = TrackEstimates(
+        torch.where(earlier[..., None], before.positions.flip(1), after.positions),
+        torch.where(earlier, before.visibility.flip(1), after.visibility),
+        torch.where(earlier, before.confidence.flip(1), after.confidence),
+    )
+    return _in_video_pixels(estimates, queries, scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("weights", "frames", "anchors"),
+    [("random_offline", 3, (0, 1, 2)), ("random_online", 17, (0, 8))],
+)
+@torch.no_grad()
+def test_tracks_equal_bit_for_bit_those_of_each_anchor_in_all_directions(
+    weights: str, frames: int, anchors: tuple[int, ...]
+) -> None:
+    model, video = load_model(weights), make_video(1, frames)
+    together = track(model, video, grid=2, anchors=anchors, iterations=1)
+    for row, anchor in enumerate(anchors):
+        alone = track_alone(model, video, 2, anchor)
+        for name in ("positions", "visibility", "confidence"):
+            assert torch.equal(getattr(together, name)[0, row], getattr(alone, name)[0]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("directions", ["forward", "backward"])
+def test_a_build_in_one_direction_stores_that_direction_of_both(directions: Directions) -> None:
+    frames = np.stack(panning_frames(0, 4, 64, 48))
+    queries = grid_points(2, 64, 48)
+    both, one = (
+        CoTracker3Settings(
+            tracker="cotracker3",
+            weights="random_offline",
+            precision="exact",
+            iterations=1,
+            device="cpu",
+            directions=chosen,
+        )
+        .load()
+        .track([frames], [make_clip().info], (0, 1, 3), queries)[0]
+        for chosen in ("both", directions)
+    )
+    expected = leave_untracked(both, directions)
+    for name in ("positions", "visibility", "confidence"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(expected, name))
+
+
 @pytest.mark.slow
 def test_points_before_their_anchor_are_tracked_backward(offline: CoTracker3) -> None:
     """Tracking backward equals tracking forward through the reversed video."""
@@ -300,6 +407,7 @@ QUERY = torch.tensor([[[0.0, 5.0, 5.0]]])
         ({"video": VIDEO, "grid": 3, "anchors": (0, 1, 2, 3, 4)}, "not all frames of a video of 4"),
         ({"video": VIDEO, "grid": 3, "anchors": (-1,)}, "not all frames of a video of 4"),
         ({"video": VIDEO, "grid": 3, "anchors": ()}, "not all frames"),
+        ({"video": VIDEO, "grid": 3, "forward": False, "backward": False}, "forward, backward, or"),
         ({"video": VIDEO}, "either queries or a grid"),
         ({"video": VIDEO, "queries": QUERY, "grid": 3}, "either queries or a grid"),
         (

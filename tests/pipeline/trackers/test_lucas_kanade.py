@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings, LucasKanadeTracker
+from pipeline.trackers.protocol import leave_untracked
+from shards.clip import Directions
 from shards.geometry import grid_points, inside
 from tests.helpers.clips import make_clip
 from tests.helpers.panning import STEP, panning_frames, texture
@@ -47,6 +49,17 @@ def test_the_anchor_frame_holds_the_queries_visible_and_certain() -> None:
         assert (tracks.positions[row, anchor] == QUERIES).all()
         assert (tracks.visibility[row, anchor] == 255).all()
         assert (tracks.confidence[row, anchor] == 255).all()
+
+
+@pytest.mark.parametrize("directions", ["forward", "backward"])
+def test_one_direction_equals_that_direction_of_both(directions: Directions) -> None:
+    anchors = [0, 5, 11]
+    both = LucasKanadeSettings().load().track([FRAMES], [INFO], anchors, QUERIES)[0]
+    settings = LucasKanadeSettings(directions=directions)
+    one = settings.load().track([FRAMES], [INFO], anchors, QUERIES)[0]
+    expected = leave_untracked(both, directions)
+    for name in ("anchors", "positions", "visibility", "confidence"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(expected, name))
 
 
 def test_points_that_leave_the_frame_are_not_visible() -> None:
