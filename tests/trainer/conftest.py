@@ -60,8 +60,8 @@ def panning_clip(
     return StoredClip(info, tracks, tuple(jpeg.encode(p, 95) for p in pictures))
 
 
-def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
-    """Write clips as one shard and publish a snapshot of them."""
+def publish(out: Path, clips: list[StoredClip], settings: dict[str, Any] | None = None) -> Snapshot:
+    """Write clips as one shard and publish a snapshot of them, built with `settings`."""
     members, size, checksum = write_clips(shard_path(out, "made-000000"), clips)
     rows = [
         clip_row(
@@ -99,7 +99,7 @@ def publish(out: Path, clips: list[StoredClip]) -> Snapshot:
         "clips": table_of(rows, CLIPS),
         "shards": table_of([shard], SHARDS),
     }
-    return publish_snapshot(out, tables | {"failures": table_of([], FAILURES)}, {})
+    return publish_snapshot(out, tables | {"failures": table_of([], FAILURES)}, settings or {})
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,29 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_plan_names_the_anchors_that_training_cannot_use(config: Path) -> None:
+    """Clips have 10 frames: a sample of 4 steps by 2 and needs 6 frames beside its anchor."""
+    said = " ".join(pretrack("plan", config, "tracks.anchors=[0,4,5]").stdout.split())
+    assert said.endswith(
+        "No training sample can start from the anchors 4 and 5. A sample takes 4 frames, 10 apart "
+        "(less in clips of fewer than 40 frames). In clips of 10 frames, the most frequent length, "
+        "it can start from frames 0 to 3 or 6 to 9. Samples use 33% of the tracked frames: change "
+        "tracks.anchors or frames.clip_frames. This is for data.frames=4 and data.step=10, the "
+        "trainer's defaults: --train-frames and --train-step choose others."
+    )
+    assert "training" not in pretrack("plan", config, "tracks.anchors=[0,3,6]").stdout
+    smaller = ("tracks.anchors=[0,4,5]", "--train-frames", 5, "--train-step", 1)
+    assert "training" not in pretrack("plan", config, *smaller).stdout
+    planned = json.loads(pretrack("plan", config, "tracks.anchors=[0,4,5]", "--json").stdout)
+    assert planned["training"] == {
+        "frames": 4,
+        "step": 10,
+        "unreachable_anchors": [4, 5],
+        "unused_clips": 0,
+        "used_fraction": 1 / 3,
+    }
+
+
 @pytest.mark.slow
 def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
     out = config.parent / "out"

@@ -294,7 +294,7 @@ def test_a_direction_without_frames_is_not_run(
 
 
 def track_alone(model: CoTracker3, video: Tensor, grid: int, anchor: int) -> PredictedTracks:
-    """Track one anchor of one clip over all frames in both directions, whether or not they count."""
+    """Track one anchor of one clip in both directions, also where nothing lies in one of them."""
     maps, scale, frames = encode(model, video), _map_scale(video), video.shape[1]
     queries, order = _grid_queries(video, grid, (anchor,)), torch.arange(frames)[None]
     times, positions = queries.points[..., 0].long(), queries.points[..., 1:] * scale

@@ -50,6 +50,15 @@ def test_the_visible_fraction_is_a_mean_probability() -> None:
     assert visible_fraction(tracks) == pytest.approx(0.6)
 
 
+def test_frames_that_were_not_tracked_do_not_lower_the_visible_fraction() -> None:
+    """Forward, three frames are tracked from anchor 0 and one from anchor 2."""
+    tracks = two_anchors()
+    tracks.visibility[:] = 0
+    tracks.visibility[0, :2] = tracks.visibility[1, 2] = 255
+    assert visible_fraction(tracks, "forward") == pytest.approx(3 / 4)
+    assert visible_fraction(tracks) == pytest.approx(3 / 6)
+
+
 def test_a_summary_names_the_anchors_and_counts_points_per_anchor() -> None:
     summary = summarise_tracks(two_anchors(), WIDTH, HEIGHT)
     assert (summary.anchors, summary.points) == ((0, 2), 3)

@@ -12,6 +12,7 @@ from manifests.snapshot import Snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
 from pipeline.inspection import report_figures
 from pipeline.inspection.report_figures import StageSpeed, cycle_errors, measure
+from pipeline.trackers.protocol import leave_untracked
 from shards.clip import Tracks
 from shards.stored_clip import StoredClip
 from tests.helpers.clips import grey_clip
@@ -87,6 +88,16 @@ def test_visibility_since_the_anchor(snapshot: Snapshot) -> None:
     # only the clip of 12 frames gets there, from its anchor 0: it moved by (33, 11) pixels, so of
     # columns at 1, 32, 63, 94 and rows at 1, 22, 42, 63, two and three are still within 96x64
     assert since[11] == 2 * 3 / 16
+
+
+def test_frames_that_were_not_tracked_are_no_part_of_the_visibility(tmp_path: Path) -> None:
+    clip = grey_clip("made-a", step=(0.0, 0.0))
+    forward = leave_untracked(clip.tracks, "forward")
+    settings = {"tracks": {"tracker": "lucas_kanade", "directions": "forward"}}
+    stored = [StoredClip(clip.info, forward, clip.jpegs)]
+    (source,) = measure(publish_clips(tmp_path / "out", stored, settings=settings)).sources
+    # frames 0 to 7 from anchor 0, frames 4 to 7 from anchor 4
+    assert dict(source.since_anchor) == dict.fromkeys(range(8), 1.0)
 
 
 def test_points_that_come_home_have_no_error_and_others_have_theirs() -> None:
