@@ -102,7 +102,7 @@ def run_mutmut(module: str) -> tuple[dict[str, int], list[str]]:
 
 
 def changed_lines(diff: str) -> str:
-    """The first line of mutmut's report, which names the mutant, and the lines it changed."""
+    """Return the line of mutmut's report that names the mutant, and the lines that it changed."""
     first, *rest = diff.splitlines(keepends=True)
     return first + "".join(
         line for line in rest if line[:1] in "+-" and line[:3] not in ("---", "+++")

@@ -1,4 +1,4 @@
-"""Write to standard output and error in any encoding, and end quietly where nobody reads on."""
+"""Write to standard output and error in any encoding, and end quietly if the reader is gone."""
 
 from __future__ import annotations
 

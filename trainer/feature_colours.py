@@ -1,4 +1,4 @@
-"""Features as colours: pictures of what a backbone sees, for training logs and for evaluation."""
+"""Draw features as colours, for training logs and for evaluation."""
 
 from __future__ import annotations
 

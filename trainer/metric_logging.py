@@ -47,7 +47,7 @@ class MetricLogger(Protocol):
 
 
 class TrainingMonitor:
-    """Reports a run on its first rank, and does nothing on the others. A context manager."""
+    """Report a run on its first rank, and do nothing on the others. A context manager."""
 
     def __init__(
         self,
@@ -204,7 +204,7 @@ def make_metric_logger(name: str, settings: TrainSettings, first_step: int) -> M
 
 
 class TensorBoardLogger:
-    """Logs to OUT/tensorboard. A resumed run replaces what was logged after its checkpoint."""
+    """Log to OUT/tensorboard. A resumed run replaces what was logged after its checkpoint."""
 
     def __init__(self, run: RunSettings, first_step: int) -> None:
         self.writer = SummaryWriter(str(run.out / "tensorboard"), purge_step=first_step + 1)
@@ -224,7 +224,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """Logs to Weights & Biases, or to trackio, which has the same functions.
+    """Log to Weights & Biases, or to trackio, which has the same functions.
 
     A run is identified by the name of its folder.
     """

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: models and optimizer, and checks that settings fit."""
+"""Prepare a run for its first step: make models and optimizer, and check that settings fit."""
 
 from __future__ import annotations
 

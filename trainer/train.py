@@ -111,7 +111,7 @@ class TrainingRun:
     def __init__(self, settings: TrainSettings, rank: Rank) -> None:
         self.settings, self.rank = settings, rank
         run, on_cuda = settings.run, rank.device.type == "cuda"
-        # only rank 0 looks: other nodes may see another 'run.out', or a newer snapshot
+        # only rank 0 reads them: other nodes may see another 'run.out', or a newer snapshot
         checkpoint, snapshots = broadcast_from_rank0(lambda: load_newest(settings), rank)
         self.step: int = checkpoint["step"] if checkpoint else 0
         """Steps taken so far."""
@@ -155,7 +155,7 @@ class TrainingRun:
             )
 
     def prepare_folder(self) -> None:
-        """Log what is trained on, remove temporary files, and write what precedes the first step.
+        """Log the run's data, remove temporary files, and write what precedes the first step.
 
         That is settings.json and the start weights. Only the first rank writes.
         """
@@ -347,7 +347,7 @@ def check_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch) -> None:
 
 @torch.no_grad()
 def draw_features(monitor: TrainingMonitor, model: Step, dataset: ClipDataset, step: int) -> None:
-    """Log what the student sees in the same few clips: frames, and their features as colours."""
+    """Log the frames of the same few clips, with the student's features as colours."""
     data, backbone = model.settings.data, model.student.backbone
     device = next(backbone.parameters()).device
     model.student.eval()  # disables the dropout of adapters

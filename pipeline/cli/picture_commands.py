@@ -107,7 +107,7 @@ def _folder(to: str | None, out: Location, *below: str) -> Location:
 
 
 def _print_gallery(gallery: Gallery, *, as_json: bool) -> None:
-    """Say where a gallery is and what it lacks, and open it in a browser."""
+    """Print where a gallery is and what it lacks, and open it in a browser."""
     from pipeline.inspection.gallery.write import open_in_browser
 
     if as_json:

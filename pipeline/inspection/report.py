@@ -248,13 +248,13 @@ def _since_anchor_chart(figures: SnapshotFigures) -> Chart:
 
 
 def _speed(stage: StageSpeed) -> str:
-    """Say how long a stage took, and how many frames it made per second."""
+    """Describe how long a stage took, and how many frames it made per second."""
     speed = "" if stage.frames_per_second is None else f", {stage.frames_per_second:,.0f} frames/s"
     return duration(stage.seconds) + speed
 
 
 def _mean_sizes(figures: SnapshotFigures) -> str:
-    """Say how many bytes a frame and the tracks of a clip take on average; "" without clips."""
+    """Describe the mean bytes of a frame and of a clip's tracks; "" without clips."""
     if not figures.clips:
         return ""
     frame = figures.bytes["frames"] // max(1, figures.frames)

@@ -25,9 +25,9 @@ _PICTURES = re.compile(r"(?<![a-z])(colou?r|rgb|images?|img|frames?)(?![a-z])")
 """Words in names of a video's images."""
 
 _RUN = 4
-"""Consecutive files of which headers are read: kinds that alternate are among them."""
+"""Consecutive files per run, so that a run contains kinds that alternate."""
 _RUNS = 4
-"""Runs of consecutive files, from the first to the last, of which headers are read."""
+"""Runs of consecutive files whose headers are read, spread from the first file to the last."""
 _FEWEST = 0.1
 """The smallest part of the most frequent kind's number of images that makes a kind the video."""
 _SHOWN = 4

@@ -1,7 +1,7 @@
-"""Augmentation: which frames of a clip a sample shows, which part of them, and in which colours.
+"""Augmentation: choose the frames of a sample, their crop and flip, and their colours.
 
 Tracked points go through the same crop, resize and flip as the frames. All randomness is drawn from
-the generator that is passed, in a fixed order: it is part of what makes resuming exact.
+the generator that is passed, in a fixed order, because exact resuming depends on it.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def choose_transforms(
 def choose_transform(
     width: int, height: int, settings: DataSettings, random: np.random.Generator
 ) -> FrameTransform:
-    """Draw the box of a frame that is shown, as `data.crop` says, and whether it is flipped."""
+    """Draw the box of a frame that is shown (`data.crop`), and whether it is flipped."""
     size = settings.size
     if settings.crop == "squash":
         transform = FrameTransform.whole(width, height, size, size)
@@ -178,7 +178,7 @@ def _apply_transform(
 ) -> None:
     """Crop, resize and flip a frame [H, W, 3] into [3, S, S].
 
-    As `FrameTransform.frame` defines it, except for the filter: torch's antialiased bilinear one is
+    Like `FrameTransform.frame`, except for the filter: torch's antialiased bilinear one is
     that of the published transforms (Pillow's), and far faster than averaging areas.
     """
     box = frame[

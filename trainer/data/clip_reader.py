@@ -1,4 +1,4 @@
-"""Reading of one clip: draw which frames it shows, and read their bytes from its shard."""
+"""Read one clip: draw which frames a sample shows, and read their bytes from the shard."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def read_clip(
     tracked: Directions,
     read_members: ReadMembers,
 ) -> EncodedClip:
-    """Read the frames and tracks that `random` draws of a clip with N = `points`.
+    """Draw which frames and tracks a sample shows of a clip with N = `points`, and read them.
 
     tracked: the directions in which its points were tracked
 

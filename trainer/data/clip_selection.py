@@ -23,7 +23,7 @@ from trainer.data.sampler import ClipGroup
 logger = logging.getLogger(__name__)
 
 MOST_POINTS = 1 << 20
-"""Largest number of points per clip that is believed: a grid of 1024 x 1024."""
+"""Most points per clip that a table may claim: a grid of 1024 x 1024."""
 
 
 def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipTable:

@@ -22,11 +22,11 @@ from trainer.config import DataSettings
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """What reading a clip needs: its shard, and where its members lie in that.
+    """The parts of a clip's row that reading needs: its shard, and where its members lie there.
 
     folder:        index of the snapshot that has the shard
     frames:        number of frames; `width` and `height` in pixels
-    anchors:       frame numbers of the anchor frames [A]
+    anchors:       indices of the anchor frames within the clip [A]
     tracks_offset: first byte of the tracks member in the shard
     anchor_sizes:  bytes of each anchor's tracks [A], one after the other in that member
     frame_offsets: first byte of each frame's JPEG in the shard [frames]; its bytes: `frame_sizes`
@@ -48,13 +48,14 @@ class Clip:
 class ClipTable:
     """A list of clips over an Arrow table.
 
-    It holds no Python object per clip, so forked workers keep sharing its memory: reference counts
-    would be written to. Other workers receive it as the path of a file that they memory-map; the
+    It holds no Python object per clip, so forked workers keep sharing its memory; reference counts
+    would copy its pages. Other workers receive it as the path of a file that they memory-map; the
     file lives as long as the list that it was written from.
     """
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
+        # Columns stay in their record batches: joining them would copy the table.
         batches = table.to_batches()
         self._starts = [0, *accumulate(len(batch) for batch in batches)]
         self._parts = [
@@ -62,6 +63,7 @@ class ClipTable:
         ]
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
+        # Pickling sends only the path, so that all workers map the same pages.
         return _memory_mapped, (f"{self._folder.name}/clips.arrow",)
 
     @cached_property
@@ -90,7 +92,7 @@ class ClipTable:
 
     @property
     def shards(self) -> NDArray[np.int64]:
-        """The number of each clip's shard, counted over all folders: [clips]."""
+        """Number of each clip's shard, counted over all folders: [clips]."""
         shard = self.table["shard"].combine_chunks().dictionary_encode()
         # Shards of different folders can have the same name: number (folder, name) pairs.
         pairs = (

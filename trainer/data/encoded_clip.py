@@ -1,4 +1,4 @@
-"""A clip between reading and decoding: its JPEGs and tracks, and what was drawn for it."""
+"""A clip between reading and decoding: its JPEGs and tracks, and the transforms drawn for it."""
 
 from __future__ import annotations
 

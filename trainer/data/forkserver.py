@@ -1,4 +1,4 @@
-"""Preloaded by the fork server of workers (`trainer.data.loader.forkserver_context`), only there.
+"""Prepare the fork server of workers, which preloads this module (`loader.forkserver_context`).
 
 A job's SIGTERM reaches all of its processes, and the run still finishes its step. Workers die with
 the fork server, and their batches with them, so the fork server ignores SIGTERM.

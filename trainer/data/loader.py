@@ -1,4 +1,4 @@
-"""Infinite, resumable loading of one rank's batches, in worker processes if it has any."""
+"""Infinite, resumable loading of one rank's batches, in this process or in workers."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ class Loader:
         self.sampler.start = self.step
         try:
             for received in self._loader:
+                # Count before yielding, so that a saved position is that of the next batch.
                 self.step += 1
                 batch = self._copy_out(received).unpack(self.dataset.settings)
                 self._log_left_out(batch)
@@ -96,6 +97,7 @@ class Loader:
         assert self._slots is not None
         size = received.shape.num_bytes
         slot = self._slots[received.worker, received.slot, :size]
+        # The copy frees the slot; pinned memory lets the copy to CUDA run asynchronously.
         memory = (
             torch.empty(size, dtype=torch.uint8, pin_memory=True)
             if self._pin
@@ -117,6 +119,7 @@ class Loader:
 
         Raises PretrackError if it was saved with another batch size, seed or list of clips.
         """
+        # A step names the same clips only if these three are the same.
         ours = self.state_dict()
         if changed := [
             name for name in ("batch_size", "seed", "clips") if ours[name] != state.get(name)
@@ -135,7 +138,7 @@ class Loader:
 
 @dataclass(frozen=True)
 class _SharedBatch:
-    """What a worker sends for a batch that it has put into one of its shared-memory slots."""
+    """A worker's message about a batch that it has written into one of its shared-memory slots."""
 
     worker: int
     slot: int
@@ -190,7 +193,7 @@ class _Batches(Dataset["PackedBatch | _SharedBatch"]):
 
 
 def _not_collated(batch: Any) -> Any:
-    """Pass a batch on: it is already one (the loader's collate_fn)."""
+    """Return the batch unchanged: it is already collated (the loader's collate_fn)."""
     return batch
 
 
@@ -199,6 +202,7 @@ def shut_down_at_exit(loader: DataLoader[Any]) -> None:
 
     Without it Python sends them SIGTERM at exit and waits, and they defer SIGTERM.
     """
+    # A weak reference: the exit handler must not keep a loader alive that is no longer used.
     reference = weakref.ref(loader)
     atexit.register(lambda: shut_down_workers(reference()))
 
@@ -235,7 +239,7 @@ def forkserver_context() -> BaseContext:
 
 
 def init_worker(environment: dict[str, str], worker: int) -> None:
-    """Set a worker process up (the loader's worker_init_fn)."""
+    """Set up a worker process (the loader's worker_init_fn)."""
     # Objects inherited from the parent process are never collected here: touching them would copy
     # their memory pages, and the parent's garbage would be finalised a second time.
     gc.freeze()
@@ -243,4 +247,4 @@ def init_worker(environment: dict[str, str], worker: int) -> None:
     os.environ.update(environment)
     # Defer SIGTERM: SIGALRM ends the worker after this time.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(SECONDS_TO_STOP))
-    cv2.setNumThreads(0)
+    cv2.setNumThreads(0)  # workers are the parallelism

@@ -39,7 +39,8 @@ class MemberCache:
 
     def __init__(self, folder: Path, gb: float) -> None:
         self.folder, self.limit = folder.expanduser().absolute(), int(gb * 1e9)
-        # Bytes written since the last eviction; the first write evicts what earlier runs left.
+        # Bytes written since the last eviction. Starting at the limit makes the first write evict
+        # files of earlier runs.
         self._written = self.limit
         self._cannot_write = False
 

@@ -1,4 +1,4 @@
-"""A batch in one piece of memory, as decoding fills it and workers hand it over."""
+"""A batch in one piece of memory, which decoding fills and workers send to the trainer."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class BatchShape:
     @property
     def part_bytes(self) -> list[int]:
         """Bytes of positions, visibility, confidence, frames and teacher frames, in this order."""
+        # Positions come first: as float32 they need an aligned start.
         points = self.clips * self.frames * self.points
         image = 3 * self.size * self.size
         return [
@@ -47,7 +48,7 @@ class BatchShape:
 
 @dataclass(eq=False)
 class PackedBatch:
-    """B clips in one uint8 tensor, so that a worker hands over one piece of memory and not six.
+    """B clips in one uint8 tensor, so that a worker sends one piece of memory and not six.
 
     memory:        uint8 [shape.num_bytes]; the tensors below are views of it
     positions:     float32 [B, T, N, 2], (x, y) in pixels of `frames`

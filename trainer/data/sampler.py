@@ -89,6 +89,7 @@ class ClipSampler(Sampler[list[SampleIndex]]):
         """Return all (pass, clip) of an epoch in order: [steps_per_epoch * batch_size, 2]."""
         size = self.steps_per_epoch * self.batch_size
         if not self.groups:
+            # Without groups a pass is an epoch, so both have the same number.
             clips = self._permutation(np.arange(self.clips), epoch)[:size]
             return np.stack([np.full(size, epoch), clips], axis=1)
         counts = split_by_weight([group.weight for group in self.groups], size)
@@ -107,6 +108,8 @@ class ClipSampler(Sampler[list[SampleIndex]]):
     def _sequence_of_group(self, number: int, start: int, count: int) -> NDArray[np.int64]:
         """Return `count` (pass, clip) of a group's endless sequence from `start` on: [count, 2]."""
         clips = self.groups[number].clips
+        # The passes that [start, start + count) touches. Each is drawn by itself, so a position far
+        # into the sequence needs no earlier draws.
         first, last = start // len(clips), (start + count - 1) // len(clips)
         permutations = [
             self._permutation(clips, pass_number, number + 1, 1)
@@ -119,6 +122,7 @@ class ClipSampler(Sampler[list[SampleIndex]]):
         return sequence[offset : offset + count]
 
     def _permutation(self, clips: NDArray[np.int64], *entropy: int) -> NDArray[np.int64]:
+        """Shuffle clips by a generator seeded with (seed, *entropy): equal entropy, equal order."""
         random = np.random.default_rng([self.seed, *entropy])
         if self.shards is None or not self.window:
             return clips[random.permutation(len(clips))]
@@ -141,9 +145,11 @@ class ClipSamplerIterator(Iterator[list[SampleIndex]]):
     def __next__(self) -> list[SampleIndex]:
         s = self._sampler
         epoch, batch = divmod(self._step, s.steps_per_epoch)
+        # An epoch's order is kept until it ends: drawing it touches every clip.
         if self._epoch is None or self._epoch[0] != epoch:
             self._epoch = epoch, s.epoch(epoch)
         first = batch * s.batch_size
+        # Strided by rank, so that the global batch does not depend on the number of ranks.
         indices = self._epoch[1][first + s.rank : first + s.batch_size : s.world]
         self._step += 1
         return [(pass_number, clip) for pass_number, clip in indices.tolist()]
@@ -164,6 +170,7 @@ def split_by_weight(weights: Sequence[float], total: int) -> list[int]:
     """
     exact = np.array(weights) / sum(weights) * total
     parts = np.floor(exact).astype(np.int64)
+    # Largest remainder first; a stable sort breaks ties by order, so the split is reproducible.
     by_remainder = np.argsort(parts - exact, kind="stable")
     parts[by_remainder[: total - parts.sum()]] += 1
     return [int(part) for part in parts]

@@ -1,6 +1,6 @@
 """Clips from tars that are read front to back: for servers without ranges, and for bare tars.
 
-Prefer `trainer.data.dataset` wherever it works. Here every byte of a tar is read, most of them for
+Prefer `trainer.data.dataset` if possible. Here every byte of a tar is read, most of them for
 frames that are not shown; clips are shuffled by whole tars and within a buffer only; there is no
 position to resume from; and what only the tables know (`where`, `weights`, `shuffle_shards`) is not
 supported.
@@ -130,7 +130,7 @@ class StreamedClips(IterableDataset[Batch]):
         self.settings, self.seed, self.buffer = settings, seed, buffer
 
     def batches(self, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
-        """Yield batches without end, read by `workers` processes (0: this one).
+        """Yield an infinite stream of batches, read by `workers` processes (0: this one).
 
         Raises as reading does.
         """
@@ -155,7 +155,7 @@ class StreamedClips(IterableDataset[Batch]):
         rank, world, worker, workers = pytorch_worker_info()
         self._check_enough_tars(world, workers)
         points = 0
-        # Tars of this worker that were read since it last yielded a sample.
+        # Tars that this worker has read since it last yielded a sample.
         barren = set[str]()
         for pass_number in count():
             order = np.random.default_rng([self.seed, pass_number]).permutation(len(self.tars))

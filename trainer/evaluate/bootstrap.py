@@ -1,4 +1,4 @@
-"""How sure a difference is: a paired bootstrap over items (clips, image pairs or photographs).
+"""Intervals of differences by a paired bootstrap over items (clips, image pairs, photographs).
 
 Items that are not independent, such as clips of one video, are drawn together (the cluster
 bootstrap: Field & Welsh, Bootstrapping clustered data, JRSS B 2007).
@@ -54,7 +54,7 @@ class Difference:
         return self.model - self.base
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, and the gain."""
+        """Return all fields, and the gain."""
         return asdict(self) | {"gain": self.gain}
 
 
@@ -90,7 +90,7 @@ def difference(
 def _verdict(
     low: float, high: float, better: Better
 ) -> Literal["better", "worse", "higher", "lower", "not distinguishable from 0"]:
-    """What an interval of a difference says. 0 on its border is inside."""
+    """Put an interval of a difference into words. 0 on its border is inside."""
     direction: Literal["higher", "lower"]
     if low > 0:
         direction = "higher"
@@ -104,7 +104,7 @@ def _verdict(
 
 
 def interval(values: NDArray[np.float64], groups: Sequence[int]) -> tuple[float, float]:
-    """The central 95 % of the means of resampled `values` [n]; whole groups are resampled.
+    """Return the central 95 % of the means of `values` [n], resampled by whole groups.
 
     groups: group number of each value, from 0 without gaps
     """

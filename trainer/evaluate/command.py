@@ -22,7 +22,7 @@ class EvaluateGroup(TyperGroup):
     """The group of evaluations: adds the benchmarks on demand and turns errors into one sentence.
 
     A benchmark's options are made from its settings class, which needs pydantic. Programs that
-    mount this group should not wait for that, so benchmarks are listed when somebody asks for them.
+    mount this group should not wait for that, so benchmarks are listed only on demand.
     """
 
     def main(self, *args: Any, **options: Any) -> Any:
@@ -31,11 +31,11 @@ class EvaluateGroup(TyperGroup):
         return super().main(*args, **options)
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of all evaluations, in the order of the help page."""
+        """List the names of all evaluations, in the order of the help page."""
         return [*super().list_commands(ctx), *_benchmark_commands()]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of an evaluation, or None."""
+        """Return the command of an evaluation, or None."""
         return super().get_command(ctx, cmd_name) or _benchmark_commands().get(cmd_name)
 
     def invoke(self, ctx: Any) -> Any:
@@ -47,7 +47,7 @@ class EvaluateGroup(TyperGroup):
 
 
 def _benchmark_commands() -> Mapping[str, Any]:
-    """Commands of the public benchmarks by name."""
+    """Return the commands of the public benchmarks by name."""
     from trainer.evaluate.benchmarks.command import app as benchmarks
 
     return typer.main.get_group(benchmarks).commands

@@ -43,7 +43,7 @@ class EvaluatedModel:
         return self.backbone.patch
 
     def to_json(self) -> dict[str, Any]:
-        """The description of the model in results."""
+        """Describe the model for results."""
         return {
             "where": self.where,
             "weights": self.file,
@@ -164,6 +164,6 @@ def _from_export(name: str, where: str, path: Path) -> EvaluatedModel:
 
 
 def _digest(weights: str) -> str:
-    """xxh3-64 of a weight file; "" for `hub` and `random`."""
+    """Compute the xxh3-64 of a weight file; "" for `hub` and `random`."""
     path, _ = split_part(weights)
     return xxhash.xxh3_64_hexdigest(path.read_bytes()) if path.is_file() else ""

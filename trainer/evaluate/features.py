@@ -39,7 +39,7 @@ def encode_images(features: PatchFeatures, images: Tensor, patch: int) -> Tensor
 
 
 def padding(side: int, patch: int) -> tuple[int, int]:
-    """Zero pixels before and after a side so that patches fill it: Probe3D's centred padding."""
+    """Return the zero pixels before and after a side that make patches fill it, as in Probe3D."""
     extra = -side % patch
     return extra // 2, extra - extra // 2
 
@@ -109,7 +109,7 @@ def _normalise_and_pad(images: Tensor, model: EvaluatedModel) -> Tensor:
 
 
 def _as_map(tokens: Tensor, images: Tensor, model: EvaluatedModel) -> Tensor:
-    """Tokens [B, h w, D] of padded images → float32 [B, h, w, D].
+    """Reshape tokens [B, h w, D] of padded images to float32 [B, h, w, D].
 
     Raises PretrackError if they are not finite: the first candidate would then always win.
     """

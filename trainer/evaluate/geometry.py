@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def angle_between(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Degrees between two poses with rotation matrices [3, 3].
+    """Compute the degrees between two poses with rotation matrices [3, 3].
 
     The angle of the rotation `second @ first.T`, from its trace, 1 + 2 cos(angle).
     """

@@ -18,7 +18,7 @@ from shards.files import atomic_write
 
 
 def finite_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
-    """The mean of the values that are finite; NaN if none is."""
+    """Average the values that are finite; NaN if none is."""
     numbers = np.array(values, np.float64)
     finite = numbers[np.isfinite(numbers)]
     return float(finite.mean()) if len(finite) else math.nan
@@ -56,10 +56,10 @@ def plain(value: Any) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that affect results."""
-    known = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that affect results."""
+    installed = {"python": platform.python_version()}
     for name in ("pretrack", "torch", "timm", "numpy"):
         # pretrack itself has no version when it runs from a folder that is not installed.
         with suppress(PackageNotFoundError):
-            known[name] = version(name)
-    return known
+            installed[name] = version(name)
+    return installed

@@ -13,7 +13,7 @@ Row = list[str | int | float]
 
 
 def table(header: Sequence[str], rows: Sequence[Row], digits: int = 2) -> str:
-    """Indented, aligned columns. NaN, a mean over nothing, is shown as `-`."""
+    """Format indented, aligned columns. NaN, a mean over nothing, is shown as `-`."""
     cells = [list(header)]
     for row in rows:
         cells.append(
@@ -25,7 +25,7 @@ def table(header: Sequence[str], rows: Sequence[Row], digits: int = 2) -> str:
 def table_of_differences(
     title: str, differences: Mapping[str, Difference], counted: Sequence[str], digits: int
 ) -> str:
-    """A row per metric: the difference, its interval and the verdict.
+    """Format a row per metric: the difference, its interval and the verdict.
 
     counted: headers of the counts: items, and also groups of items if the bootstrap drew groups
     """

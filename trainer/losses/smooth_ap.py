@@ -12,7 +12,7 @@ from trainer.losses.settings import SmoothAPSettings
 def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:
     """Return 1 - SmoothAP (Brown et al., 2020), averaged over tracks: a scalar.
 
-    As 3DCorrEnhance does on correspondences: the query is the student's track n in a frame, and
+    Like 3DCorrEnhance on correspondences: the query is the student's track n in a frame, and
     the teacher's anchor embeddings (without gradient) are ranked by their cosine s with it. With
     G(x) = sigmoid(x / temperature), positives P and negatives N,
 

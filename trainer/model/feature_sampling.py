@@ -83,6 +83,7 @@ def choose_references(
     keys = torch.rand(clips, clips, frames, generator=generator)
     keys[torch.arange(clips), torch.arange(clips)] = -1
     others = keys.flatten(1).topk(count - 1, dim=1).indices
+    # The own frame is neither the anchor (frame 0) nor the last frame.
     own = torch.arange(clips) * frames + torch.randint(1, frames - 1, (clips,), generator=generator)
     corners = torch.randint(0, grid - side + 1, (2, clips, count), generator=generator)
     return References(torch.cat([others, own[:, None]], dim=1), corners[0], corners[1])
@@ -114,6 +115,7 @@ def needed_frames(frames: int, *wanted: Tensor) -> tuple[Tensor, ...]:
     indexes the first.
     """
     needed = torch.unique(torch.cat([indices.flatten() for indices in wanted]))
+    # -1 for frames that are not needed: no index tensor refers to them.
     new_index = torch.full((frames,), -1)
     new_index[needed] = torch.arange(len(needed))
     return needed, *(new_index[indices] for indices in wanted)
@@ -121,6 +123,7 @@ def needed_frames(frames: int, *wanted: Tensor) -> tuple[Tensor, ...]:
 
 def crop_references(features: Tensor, references: References, side: int) -> Tensor:
     """Crop references from patch maps: [B * T, h, w, D] → [B, R, side * side, D], row by row."""
+    # Three broadcast index tensors [B, R, side, side] gather all crops at once.
     step = torch.arange(side)
     rows = (references.top[..., None] + step)[..., :, None]
     columns = (references.left[..., None] + step)[..., None, :]

@@ -59,11 +59,13 @@ class Step(nn.Module):
         positions = batch["positions"]
         (b, t), size = batch["frames"].shape[:2], batch["frames"].shape[-1]
         tokens, anchor_tokens = self.trunks(batch)
+        # One pass of the student's tail gives both tracks and references.
         tracks, crops = self.student(
             tokens, positions, size, compared=compared, references=references, side=side
         )
         with torch.no_grad():
             anchors = self.teacher.tracks(anchor_tokens, positions[:, 0], size)
+            # Only some losses need the teacher in other frames: F more tail passes per clip.
             teacher_frames = None
             if self.losses.needs_teacher_frames:
                 chosen = frames_of_clips(b, t, compared).to(tokens.values.device)
@@ -105,6 +107,7 @@ class Step(nn.Module):
             # Frame 0 of every clip has been through the shared trunk already.
             tokens = self.student.backbone.trunk(images)
             return tokens, tokens[:: frames.shape[1]]
+        # The teacher's anchor frames differ in colour: append them to the same pass.
         tokens = self.student.backbone.trunk(torch.cat([images, anchors]))
         return tokens[:-clips], tokens[-clips:]
 

@@ -27,7 +27,7 @@ as published weights are."""
 
 
 MLP_FIRST = ("fc1", "fc1_g", "fc1_x", "w1", "w2", "w12")
-"""Names of an MLP's first layer, of which a gated one has two or a double one."""
+"""Names of an MLP's first layer; a gated MLP has two, or one of double width."""
 
 
 @dataclass(frozen=True)

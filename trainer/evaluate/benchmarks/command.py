@@ -24,7 +24,7 @@ from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What the command line knows of a benchmark; `run.py` has the function behind its name.
+    """What the command line shows of a benchmark; `run.py` has the function behind its name.
 
     quick: options for a first look that takes minutes
     dense: trains a probe on the features of four blocks, always from before the final norm
@@ -92,7 +92,7 @@ object, are not, so intervals are somewhat too narrow."""
 
 
 def _help(benchmark: Benchmark) -> str:
-    """The help page of a benchmark, up to its options."""
+    """Return the help page of a benchmark, up to its options."""
     paragraphs = [
         benchmark.help,
         "Prints a table per model, and published results where they are comparable. "
@@ -118,7 +118,7 @@ app = typer.Typer()
 
 
 def _command(benchmark: Benchmark) -> Callable[..., None]:
-    """The command of a benchmark: a function whose signature Typer reads its options from."""
+    """Make the command of a benchmark: a function with the signature that Typer reads."""
 
     def run(root: Path, model: list[str], out: Path, device: str | None, **options: Any) -> None:
         final_norm = options.pop("final_norm", False)
@@ -149,7 +149,7 @@ def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
 
 
 def _option(name: str, field: FieldInfo) -> Any:
-    """A setting as an option. Values stay text: `check_settings` refuses wrong ones."""
+    """Make an option of a setting. Values stay text: `check_settings` refuses wrong ones."""
     return Annotated[
         str | None,
         typer.Option(
@@ -161,7 +161,7 @@ def _option(name: str, field: FieldInfo) -> Any:
 
 
 def _metavar(field: FieldInfo) -> str:
-    """What a value looks like: `probe3d|centre`, `true|false`, `VALUE,...` or `VALUE`."""
+    """Show what a value looks like: `probe3d|centre`, `true|false`, `VALUE,...` or `VALUE`."""
     if isinstance(field.default, bool):
         return "true|false"
     if isinstance(field.default, tuple):
@@ -171,7 +171,7 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _text(default: Any) -> str | None:
-    """A default as a user would write it; None where there is none."""
+    """Return a default as a user would write it; None if there is none."""
     if isinstance(default, tuple):
         return ",".join(map(str, default))
     if isinstance(default, bool):

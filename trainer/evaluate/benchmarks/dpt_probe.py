@@ -72,7 +72,7 @@ def _upsample(maps: Tensor, times: int) -> Tensor:
 
 
 def depth_from_bins(outputs: Tensor, farthest: float) -> Tensor:
-    """Depth [B, H, W] in metres from [B, 256, H, W].
+    """Convert outputs [B, 256, H, W] to depth [B, H, W] in metres.
 
     The mean of evenly spaced depths from 0.001 to `farthest`, weighted by relu + 0.1 (AdaBins).
     """
@@ -82,7 +82,7 @@ def depth_from_bins(outputs: Tensor, farthest: float) -> Tensor:
 
 
 def depth_loss(predicted: Tensor, truth: Tensor) -> Tensor:
-    """10 times the scale-invariant loss in log space plus half the gradient loss.
+    """Compute 10 times the scale-invariant loss in log space plus half the gradient loss.
 
     predicted, truth: [B, H, W] in metres; truth is 0 where there is none
     """
@@ -95,7 +95,7 @@ def depth_loss(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def _gradient_loss(log_error: Tensor, valid: Tensor) -> Tensor:
-    """The change of the error in log space over two pixels, down and across, per valid pixel.
+    """Compute the change of the log error over two pixels, down and across, per valid pixel.
 
     Summed over several strides (MegaDepth, Li & Snavely, CVPR 2018).
     """
@@ -109,7 +109,7 @@ def _gradient_loss(log_error: Tensor, valid: Tensor) -> Tensor:
 
 
 def normals_loss(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """The angular loss with uncertainty of Bae et al. (ICCV 2021).
+    """Compute the angular loss with uncertainty of Bae et al. (ICCV 2021).
 
     predicted: [B, 4, H, W], a normal of any length and kappa before its activation
     truth:     [B, 3, H, W]
@@ -125,7 +125,7 @@ def normals_loss(predicted: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 def fitted_scale_and_shift(predicted: Tensor, truth: Tensor) -> Tensor:
     """Scale and shift each image of `predicted` [B, H, W] to fit the truth, by least squares.
 
-    Only pixels with truth > 0 count. An image from which no scale can be told, such as a flat one,
+    Only pixels with truth > 0 count. An image that determines no scale, such as a flat one,
     stays as it is.
     """
     valid = (truth > 0).double()
@@ -142,7 +142,7 @@ def fitted_scale_and_shift(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 def depth_metrics(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
-    """Depth metrics of each image [B], from [B, H, W] in metres.
+    """Compute the depth metrics of each image [B], from [B, H, W] in metres.
 
     d1, d2, d3: shares of pixels whose ratio to the truth is below 1.25, its square and its cube
     rmse:       in metres
@@ -156,7 +156,7 @@ def depth_metrics(predicted: Tensor, truth: Tensor) -> dict[str, Tensor]:
 
 
 def normals_metrics(predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Metrics of surface normals of each image [B].
+    """Compute the metrics of each image's surface normals [B].
 
     predicted, truth: [B, 3, H, W], of any length
     valid:            bool [B, H, W]
@@ -170,17 +170,17 @@ def normals_metrics(predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str
 
 
 def _share(condition: Tensor, valid: Tensor) -> Tensor:
-    """The share of valid pixels of each image for which a condition [B, H, W] holds."""
+    """Compute the share of each image's valid pixels for which a condition [B, H, W] holds."""
     return _mean(condition.double(), valid)
 
 
 def _mean(values: Tensor, valid: Tensor) -> Tensor:
-    """The mean over valid pixels of each image [B]; NaN if there are none."""
+    """Average over the valid pixels of each image [B]; NaN if there are none."""
     return values.double().where(valid, 0).sum(dim=(1, 2)) / valid.sum(dim=(1, 2))
 
 
 def learning_rate(step: int, steps: int, warmup: float) -> float:
-    """The share of the highest learning rate at a step.
+    """Return the learning rate at a step, as a share of the highest one.
 
     Rises linearly from 1 % over `warmup` steps, then falls along a quarter of a cosine to 1 %.
     """

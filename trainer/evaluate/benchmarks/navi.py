@@ -106,17 +106,17 @@ class NaviResult:
     digest: str
 
     def recall(self, points: Points = "best", metres: float = 0.02) -> float:
-        """Recall at a distance in space, over all pairs."""
+        """Compute the recall at a distance in space, over all pairs."""
         limit = METRES.index(metres)
         return 100 * finite_mean([getattr(pair, points).metres[limit] for pair in self.pairs])
 
     def pixel_recall(self, points: Points = "best", pixels: int = 25) -> float:
-        """Recall at a distance in the second crop, over all pairs."""
+        """Compute the recall at a distance in the second crop, over all pairs."""
         limit = PIXELS.index(pixels)
         return 100 * finite_mean([getattr(pair, points).pixels[limit] for pair in self.pairs])
 
     def within(self, low: float, high: float, light: Light | None = None) -> list[PairRecalls]:
-        """The pairs of a bin of angle; with `light`, the third that differs least or most in it."""
+        """Return the pairs in a bin of angle; with `light`, its least or most different third."""
         inside = sorted(
             (pair for pair in self.pairs if low <= pair.angle < high),
             key=lambda pair: (pair.light, pair.first),
@@ -129,7 +129,7 @@ class NaviResult:
     def by_angle(
         self, edges: Sequence[float], points: Points = "best", light: Light | None = None
     ) -> list[tuple[float, int]]:
-        """Recall at 2 cm and number of pairs per bin; NaN for an empty bin."""
+        """Compute the recall at 2 cm and the number of pairs per bin; NaN for an empty bin."""
         bins = [self.within(low, high, light) for low, high in pairwise(edges)]
         return [
             (
@@ -140,7 +140,7 @@ class NaviResult:
         ]
 
     def by_item(self) -> dict[str, dict[str, float]]:
-        """Recall at 2 cm of each pair, by bin of angle."""
+        """Return the recall at 2 cm of each pair, by bin of angle."""
         kinds: tuple[Points, ...] = ("best", "all")
         return {
             f"{points}, {low}-{high}°": {
@@ -152,7 +152,7 @@ class NaviResult:
         }
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """The published tables, with our rows."""
+        """Name the published tables, each with our row."""
         tables: dict[str, Light | None] = {
             "navi": None,
             "navi_less_lighting": "similar",
@@ -164,7 +164,7 @@ class NaviResult:
         }
 
     def rows(self, bins: str = "3DPoV") -> list[Row]:
-        """Name, then recall at 2 cm in each bin of angle."""
+        """Return rows of a name, then the recall at 2 cm in each bin of angle."""
         edges = BINS[bins]
         kinds: list[tuple[str, Points, Light | None]] = [
             (f"best {self.settings.matches} matches", "best", None),
@@ -178,7 +178,7 @@ class NaviResult:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """Settings, recall, and every pair."""
+        """Return settings, recall, and every pair."""
         kinds: tuple[Points, ...] = ("best", "all")
         document: dict[str, Any] = plain(
             {
@@ -217,7 +217,7 @@ class NaviResult:
         )
 
     def _overall_table(self) -> str:
-        """Recall over all angles at every distance."""
+        """Format the recall over all angles at every distance."""
         kinds: list[tuple[str, Points]] = [
             (f"best {self.settings.matches} matches", "best"),
             ("all points", "all"),
@@ -237,7 +237,7 @@ class NaviResult:
         return table(("all angles", *distances), rows)
 
     def _bin_table(self, bins: str) -> str:
-        """Recall at 2 cm, and the number of pairs, in each bin of angle."""
+        """Format the recall at 2 cm, and the number of pairs, in each bin of angle."""
         edges = BINS[bins]
         header = (f"2 cm, bins of {bins}", *(f"{low}-{high}°" for low, high in pairwise(edges)))
         counts: Row = ["pairs", *(count for _, count in self.by_angle(edges))]
@@ -314,7 +314,7 @@ def choose_pairs(
 def _encode_grid(
     features: PatchFeatures, crops: tuple[Crop, Crop], patch: int, settings: NaviSettings
 ) -> Tensor:
-    """Features of both crops, upsampled to the grid of points: [2, D, grid, grid]."""
+    """Encode both crops, and upsample to the grid of points: [2, D, grid, grid]."""
     maps = encode_images(features, torch.stack([crop.image for crop in crops]), patch)
     grid = -(-settings.size // settings.cell)
     return interpolate(maps.movedim(-1, 1), size=(grid, grid), mode="bicubic")
@@ -394,7 +394,7 @@ def project(points: Tensor, focal: float) -> Tensor:
 
 
 def luminance_distance(first: Crop, second: Crop) -> float:
-    """L1 distance, 0 to 2, between histograms of the object's luminance.
+    """Compute the L1 distance, 0 to 2, between histograms of the object's luminance.
 
     Histograms have 32 levels and sum to one.
     """

@@ -108,7 +108,7 @@ def list_photographs(root: Path, subset: Subset) -> list[Photograph]:
 
 
 def _read_collection(folder: Path) -> list[Photograph]:
-    """The photographs of one collection, sorted by name."""
+    """Read the photographs of one collection, sorted by name."""
     file = folder / "annotations.json"
     annotations = read_json(file)
     with describing(f"photographs of {NAVI.name}", file):
@@ -133,7 +133,7 @@ def _parse_photograph(folder: Path, values: dict[str, Any]) -> Photograph:
 
 
 def rotation_of(quaternion: Sequence[float]) -> Floats:
-    """The rotation matrix [3, 3] of a quaternion (w, x, y, z) of any length but 0."""
+    """Compute the rotation matrix [3, 3] of a quaternion (w, x, y, z) of any length but 0."""
     w, x, y, z = np.array(quaternion, np.float64) / np.linalg.norm(quaternion)
     return np.array(
         [
@@ -171,7 +171,7 @@ def read_crop(photograph: Photograph, size: int = 512) -> Crop:
 
 
 def _read_image_and_depth(photograph: Photograph) -> tuple[Tensor, Tensor]:
-    """uint8 RGB [3, H, W], and float32 depth [H, W] in metres; 0 beside the object.
+    """Read uint8 RGB [3, H, W], and float32 depth [H, W] in metres; 0 beside the object.
 
     Raises PretrackError if a file is missing or broken, or if their sizes differ.
     """
@@ -216,7 +216,7 @@ def _middle_square(image: Tensor, size: int) -> Tensor:
 
 
 def unproject(depth: Tensor, focal: float, principal: tuple[float, float]) -> Tensor:
-    """Points [H, W, 3] in the camera's frame from depth [H, W] along +z.
+    """Compute points [H, W, 3] in the camera's frame from depth [H, W] along +z.
 
     principal: principal point (x, y) in pixels, measured from the image's corner: pixel (x, y) is
     seen at (x + 0.5, y + 0.5)
@@ -229,7 +229,7 @@ def unproject(depth: Tensor, focal: float, principal: tuple[float, float]) -> Te
 
 
 def _square_around(mask: Tensor, name: str) -> tuple[slice, slice]:
-    """Rows and columns of Probe3D's square around an object: centred on its box, if that fits.
+    """Find Probe3D's square around an object, in rows and columns: centred on its box, if it fits.
 
     If it does not, the square is moved up and left. As in Probe3D, the box leaves out the object's
     last row and column. Raises PretrackError if the mask is empty.

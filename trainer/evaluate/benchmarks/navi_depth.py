@@ -80,11 +80,11 @@ class ProbeResult:
     digest: str
 
     def rows(self) -> list[Row]:
-        """Kind, then each metric."""
+        """Return rows of a kind, then each metric."""
         return [[kind, *metrics.values()] for kind, metrics in self.figures.items()]
 
     def by_item(self) -> dict[str, dict[str, float]]:
-        """Every metric of each photograph."""
+        """Return every metric of each photograph."""
         return {
             f"{kind}, {metric}": {
                 name: values[kind][metric] for name, values in self.images.items()
@@ -94,11 +94,11 @@ class ProbeResult:
         }
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """None: papers plot these metrics without their values."""
+        """Return no table: papers plot these metrics without their values."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
-        """Settings, metrics, and the metrics of every photograph."""
+        """Return settings, metrics, and the metrics of every photograph."""
         document: dict[str, Any] = plain(
             {"dataset": NAVI.name, **asdict(self), "settings": self.settings.model_dump()}
         )
@@ -251,7 +251,7 @@ def _train(
 def _batches(
     photographs: _ProbePhotographs, settings: ProbeSettings, device: torch.device, shuffle: bool
 ) -> Iterator[_ProbeBatch]:
-    """Batches of one epoch, on the device."""
+    """Yield the batches of one epoch, on the device."""
     loader: DataLoader[tuple[Tensor, ...]] = DataLoader(
         photographs,
         settings.batch,
@@ -289,7 +289,7 @@ def _test(
 
 
 def _metrics(task: Task, outputs: Tensor, batch: _ProbeBatch) -> dict[str, dict[str, Tensor]]:
-    """Kind → metric → value for each image [B]."""
+    """Compute kind → metric → value for each image [B]."""
     if task == "normals":
         return {"normals": normals_metrics(outputs[:, :3], batch.normals, batch.valid)}
     fitted = fitted_scale_and_shift(outputs, batch.depth)
@@ -300,7 +300,7 @@ def _metrics(task: Task, outputs: Tensor, batch: _ProbeBatch) -> dict[str, dict[
 
 
 def _unit(name: str, value: Tensor) -> float:
-    """Shares become per cent; the RMSE stays in metres or degrees."""
+    """Convert shares to per cent; the RMSE stays in metres or degrees."""
     return float(value) * (1 if name == "rmse" else 100)
 
 
@@ -324,7 +324,7 @@ def relative_depth(depth: Tensor) -> Tensor:
 
 
 def crop_normals(crop: Crop, size: int, truth: Normals) -> tuple[Tensor, Tensor]:
-    """Unit normals [3, size, size] and where they are valid [size, size].
+    """Compute unit normals [3, size, size], and where they are valid [size, size].
 
     Normals point away from the camera. `truth` is the setting `snorm_gt`.
     """
@@ -341,7 +341,7 @@ def crop_normals(crop: Crop, size: int, truth: Normals) -> tuple[Tensor, Tensor]
 
 
 def surface_normals(depth: Tensor, focal: float, principal: tuple[float, float]) -> Tensor:
-    """Unit normals [3, H, W] of the surface in a depth image [H, W].
+    """Compute unit normals [3, H, W] of the surface in a depth image [H, W].
 
     The mean of the cross products of the four pairs of adjacent neighbours. 0 where there is no
     depth and on the image's border. A neighbour without depth counts as very far away, as in

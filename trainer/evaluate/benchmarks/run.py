@@ -1,4 +1,4 @@
-"""Run a benchmark: a table per model, how sure the differences are, and what papers report."""
+"""Run a benchmark: a table per model, differences with intervals, and published tables."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Result(Protocol):
     """The result of a benchmark for one model; `str` of it is its table."""
 
     def to_json(self) -> dict[str, Any]:
-        """Settings, metrics and what they were computed from."""
+        """Return settings, metrics and what they were computed from."""
 
     def by_item(self) -> dict[str, dict[str, float]]:
-        """Metrics that are means over image pairs or photographs: metric → item → value."""
+        """Return metrics that are means over image pairs or photographs: metric → item → value."""
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """Names of the published tables that this result fits, each with its row."""
+        """Name the published tables that this result fits, each with its row."""
 
 
 DENSE: dict[str, Callable[[Any, int, Path, Any], Result]] = {

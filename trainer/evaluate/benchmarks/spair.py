@@ -102,7 +102,7 @@ class SpairResult:
         return tuple(sorted({pair.category for pair in self.pairs.values()}))
 
     def recall(self, name: str, category: str | None = None, clean: bool = False) -> float:
-        """Recall of a pass: of one class, or the mean over the classes that have keypoints.
+        """Compute the recall of a pass: of one class, or the mean over classes with keypoints.
 
         NaN if there are no keypoints. `clean`: of the same keypoints without occlusion.
         """
@@ -117,14 +117,14 @@ class SpairResult:
         return [self.pairs[pair] for pair in self.passes[name]]
 
     def by_item(self) -> dict[str, dict[str, float]]:
-        """The contribution of each pair to the recall of its passes, for the bootstrap."""
+        """Return the contribution of each pair to the recall of its passes, for the bootstrap."""
         return {
             f"recall, {name}": dict(zip(self.passes[name], self._contributions(name), strict=True))
             for name in PASSES
         }
 
     def _contributions(self, name: str) -> list[float]:
-        """Each pair's correct matches, scaled so that their mean is the recall of the pass.
+        """Scale each pair's correct matches so that their mean is the recall of the pass.
 
         Recall is the sum over pairs of correct / (classes * keypoints of the class).
         """
@@ -141,7 +141,7 @@ class SpairResult:
         ]
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """The published table of the same kind, with our row; none for other splits than test."""
+        """Name the published table of the same kind, with our row; none except for `test`."""
         if self.settings.split != "test":
             return {}
         occluded = self.settings.occluded
@@ -149,18 +149,18 @@ class SpairResult:
         return {name: [self.recall(each) for each in PASSES]}
 
     def rows(self) -> list[Row]:
-        """Name, then recall for S, M, L and All: the mean over classes, then each class."""
+        """Return rows of recall for S, M, L and All: the mean over classes, then each class."""
         return [
             [category or "mean over classes", *(self.recall(name, category) for name in PASSES)]
             for category in (None, *self.categories)
         ]
 
     def keypoints(self, name: str) -> int:
-        """Number of keypoints in a pass."""
+        """Count the keypoints in a pass."""
         return sum(len(pair.errors) for pair in self._of_pass(name))
 
     def to_json(self) -> dict[str, Any]:
-        """Settings, recall, and the counts of each pair."""
+        """Return settings, recall, and the counts of each pair."""
         recalls = {"recall": {name: self.recall(name) for name in PASSES}}
         if self.settings.occluded != "none":
             recalls["clean_recall"] = {name: self.recall(name, clean=True) for name in PASSES}
@@ -274,7 +274,7 @@ def choose_pairs(pairs: Sequence[ImagePair], settings: SpairSettings) -> dict[st
 
 
 def _encode(images: Sequence[Tensor], features: PatchFeatures, patch: int) -> list[Tensor]:
-    """Unit features [h, w, D] of each image. Raises SettingsError if they do not fit `patch`."""
+    """Encode images to unit features [h, w, D]. Raises SettingsError if they do not fit `patch`."""
     maps: list[Tensor] = []
     for start in range(0, len(images), _BATCH):
         batch = torch.stack(list(images[start : start + _BATCH]))
@@ -360,7 +360,7 @@ def match(
 
 
 def patch_positions(columns: int, size: int, patch: int, readout: Readout) -> Tensor:
-    """The positions that the patches of a square map stand for, row by row: [columns², 2], (x, y).
+    """Return the positions of the patches of a square map, row by row: [columns², 2], (x, y).
 
     As fractions of the image of `size` pixels, without its padding.
     """
@@ -389,14 +389,14 @@ def occluder(pair: str, view: int, box: Iterable[float]) -> tuple[int, int, int,
 
 
 def _inside(points: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """Which points [K, 2] lie in a box; its right and bottom border are outside."""
+    """Tell which points [K, 2] lie in a box; its right and bottom border are outside."""
     left, top, right, bottom = box
     x, y = points.unbind(1)
     return (x >= left) & (x < right) & (y >= top) & (y < bottom)
 
 
 def _occlude(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
-    """A copy of an image [3, S, S] with a box filled."""
+    """Copy an image [3, S, S], with a box filled."""
     left, top, right, bottom = box
     occluded = image.clone()
     occluded[:, top:bottom, left:right] = torch.tensor(_FILL, dtype=torch.uint8)[:, None, None]

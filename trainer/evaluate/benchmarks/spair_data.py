@@ -94,7 +94,7 @@ def read_annotated_image(root: Path, category: str, name: str, size: int) -> Ann
 
 
 def _read_keypoints(file: Path) -> Tensor:
-    """An image's keypoints in pixels of its file [K, 2]; NaN for one that is not annotated."""
+    """Read an image's keypoints in pixels of its file [K, 2]; NaN if one is not annotated."""
     values = read_json(file)
     with describing(f"the keypoints of an image of {SPAIR.name}", file):
         listed = values["kps"]

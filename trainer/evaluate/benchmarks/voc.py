@@ -1,4 +1,4 @@
-"""Segmentation on PASCAL VOC 2012 without training: do features of one class lie together?
+"""Segmentation on PASCAL VOC 2012 without training: are features of one class similar?
 
 *Clustering*, after Leopart and MoSiC: k-means over the patch features of all validation images.
 With as many clusters as classes each cluster is matched to one class (Hungarian method); with more,
@@ -62,19 +62,19 @@ class VocResult:
         return {method: finite_mean(list(classes.values())) for method, classes in self.iou.items()}
 
     def rows(self) -> list[Row]:
-        """Method and mIoU."""
+        """Return rows of method and mIoU."""
         return [[method, value] for method, value in self.miou.items()]
 
     def by_item(self) -> dict[str, dict[str, float]]:
-        """None: IoU is counted over the pixels of all images together."""
+        """Return no items: IoU is counted over the pixels of all images together."""
         return {}
 
     def paper_rows(self) -> dict[str, list[float]]:
-        """None: no published table is comparable."""
+        """Return no table: none that is published is comparable."""
         return {}
 
     def to_json(self) -> dict[str, Any]:
-        """Settings and IoU."""
+        """Return settings and IoU."""
         document: dict[str, Any] = plain(
             {
                 "dataset": VOC.name,
@@ -187,7 +187,7 @@ def many_to_one(counts: NDArray[np.int64]) -> list[float]:
 
 
 def class_iou(counts: NDArray[np.int64]) -> list[float]:
-    """IoU of every class from pixel counts [predicted, true]; NaN for a class without pixels."""
+    """Compute the IoU of every class from pixel counts [predicted, true]; NaN without pixels."""
     intersection = counts.diagonal()
     union = counts.sum(axis=1) + counts.sum(axis=0) - intersection
     present = counts.sum(axis=0) > 0
@@ -217,7 +217,7 @@ def retrieve(
 
 
 def _per_class(iou: list[float]) -> dict[str, float]:
-    """Class → IoU in per cent."""
+    """Map each class to its IoU in per cent."""
     return {name: 100 * value for name, value in zip(CLASSES, iou, strict=True)}
 
 
@@ -228,7 +228,7 @@ def _principal_features(
     names: Sequence[str],
     settings: ClusteringSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Principal components of all images' features [N, h, w, C], and labels uint8 [N, S, S]."""
+    """Return all images' principal components [N, h, w, C], and labels uint8 [N, S, S]."""
     maps, masks = torch.empty(0), list[Tensor]()
     for images, labels in read_batches(root, "val", names, settings.size):
         part = encode_images(features, images, patch)
@@ -240,7 +240,7 @@ def _principal_features(
 
 
 def _principal_components(maps: Tensor, components: int) -> Tensor:
-    """The first principal components of standardised features: [N, h, w, D] → [N, h, w, C].
+    """Project standardised features on their first principal components: D → C channels.
 
     Computed part by part, without a copy of all features.
     """
@@ -260,7 +260,7 @@ def _principal_components(maps: Tensor, components: int) -> Tensor:
 
 
 def _enlarge(maps: Tensor, grid: int) -> Tensor:
-    """[B, h, w, C] → [B, grid, grid, C], bilinearly."""
+    """Enlarge maps bilinearly: [B, h, w, C] → [B, grid, grid, C]."""
     return interpolate(maps.movedim(-1, 1), size=(grid, grid), mode="bilinear").movedim(1, -1)
 
 
@@ -287,7 +287,7 @@ def _count_clusters(
 
 
 def _nearest_centres(maps: Tensor, centres: Tensor) -> Tensor:
-    """The index of the nearest centre of every cell: [B, g, g, C], [K, C] → [B, g, g]."""
+    """Find the index of the nearest centre of every cell: [B, g, g, C], [K, C] → [B, g, g]."""
     return torch.cdist(maps.flatten(0, 2), centres).argmin(dim=1).unflatten(0, maps.shape[:3])
 
 
@@ -313,7 +313,7 @@ def _build_memory(
     names: Sequence[str],
     settings: RetrievalSettings,
 ) -> tuple[Tensor, Tensor]:
-    """Unit features of training patches [M, D], and class shares of their pixels [M, C]."""
+    """Encode training patches to unit features [M, D], with class shares of their pixels [M, C]."""
     per_image = max(1, settings.memory // len(names))
     generator = torch.Generator().manual_seed(settings.seed)
     keys, values = [], []
@@ -330,7 +330,7 @@ def _build_memory(
 
 
 def patch_labels(mask: Tensor, patch: int) -> tuple[Tensor, Tensor]:
-    """Class shares of every patch from labels [S, S]: [h, w, C], and which patches have any [h, w].
+    """Compute class shares of every patch from labels [S, S]: [h, w, C], and which have any [h, w].
 
     Shares are of the patch's pixels that count, those without the label IGNORED.
     """

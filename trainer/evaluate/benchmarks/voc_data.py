@@ -73,7 +73,7 @@ def _mask_folder(root: Path, split: Split) -> Path:
 
 
 def _read_image(path: Path, size: int) -> Tensor:
-    """uint8 [3, size, size]."""
+    """Read an image as uint8 [3, size, size]."""
     return as_tensor(open_image(path).resize((size, size), Image.Resampling.BILINEAR))
 
 

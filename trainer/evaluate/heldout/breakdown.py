@@ -15,11 +15,11 @@ from trainer.evaluate.heldout.measures import METRICS, FramePair, Metric, aggreg
 from trainer.evaluate.heldout.scoring import Scores
 
 ANGLE_EDGES = (0, 15, 30, 60)
-"""Degrees at which bins of viewpoint begin; a bin has its lower edge and not its upper one."""
+"""Degrees at which bins of viewpoint begin; a bin contains its lower edge only."""
 
 
 def bins(held_out: HeldOutSet) -> dict[str, list[str]]:
-    """The labels of the bins by kind: `gap`, `angle` (none without poses) and `source`."""
+    """Label the bins by kind: `gap`, `angle` (none without poses) and `source`."""
     posed = any(np.isfinite(clip.angles[1:]).any() for clip in held_out.clips)
     return {
         "gap": [str(gap) for gap in range(1, held_out.settings.frames)],
@@ -29,7 +29,7 @@ def bins(held_out: HeldOutSet) -> dict[str, list[str]]:
 
 
 def _bin_of(held_out: HeldOutSet, pair: FramePair, kind: str) -> str:
-    """The label of the bin that a pair is in; "" if it is in none."""
+    """Return the label of the bin that a pair is in; "" if it is in none."""
     if kind == "gap":
         return str(pair.gap)
     if kind == "source":
@@ -38,7 +38,7 @@ def _bin_of(held_out: HeldOutSet, pair: FramePair, kind: str) -> str:
 
 
 def _angle_label(angle: float) -> str:
-    """The label of the bin that an angle in degrees is in: `0-15` to `60+`."""
+    """Return the label of the bin that an angle in degrees is in: `0-15` to `60+`."""
     number = bisect_right(ANGLE_EDGES, angle) - 1
     low = ANGLE_EDGES[number]
     return f"{low}-{ANGLE_EDGES[number + 1]}" if number + 1 < len(ANGLE_EDGES) else f"{low}+"
@@ -47,7 +47,7 @@ def _angle_label(angle: float) -> str:
 def by_clip(
     metric: Metric, scores: Scores, held_out: HeldOutSet, kind: str = "", label: str = ""
 ) -> NDArray[np.float64]:
-    """A metric of each clip, over all its pairs or one bin's: [clips], NaN without points."""
+    """Compute a metric of each clip, over all its pairs or one bin's: [clips], NaN for none."""
     pairs = defaultdict(list)
     for pair in scores.pairs:
         if not kind or _bin_of(held_out, pair, kind) == label:

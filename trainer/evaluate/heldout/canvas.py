@@ -1,4 +1,4 @@
-"""What pictures are drawn with: ink, font, sub-pixel coordinates and PNG."""
+"""Tools for drawing pictures: ink, font, sub-pixel coordinates and PNG."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ SUBPIXELS = 16  # OpenCV draws at 1/16 px with shift=4
 
 
 def subpixel(x: float, y: float) -> tuple[int, int]:
-    """A position in pixels as OpenCV takes it with shift=4."""
+    """Convert a position in pixels to the form that OpenCV takes with shift=4."""
     return round(x * SUBPIXELS), round(y * SUBPIXELS)
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font of titles and labels, `size` pixels high."""
+    """Load the font of titles and labels, `size` pixels high."""
     return ImageFont.load_default(size)
 
 

@@ -34,7 +34,7 @@ COLUMNS = ["key", "shard", "json_offset", "json_size", "checksum"]
 class HeldOutClip:
     """T frames of a clip, the anchor first, and its N points.
 
-    frame_numbers: numbers of these frames among the stored ones
+    frame_numbers: indices of these frames within the stored clip
     images:     side S in pixels → uint8 [T, 3, S, S], for each side that a model needs
     positions:  float32 [T, N, 2] (x, y) as fractions of the image, 0 and 1 its borders
     track_mask: bool [T, N]: visible, confident and inside the image
@@ -51,7 +51,7 @@ class HeldOutClip:
     angles: NDArray[np.float64]
 
     def points(self, frame: int) -> tuple[Tensor, Tensor]:
-        """Positions [n, 2] in the anchor and in `frame` of the points that are valid in both."""
+        """Return positions [n, 2] in the anchor and in `frame` of points that are valid in both."""
         both = self.track_mask[0] & self.track_mask[frame]
         return self.positions[0, both], self.positions[frame, both]
 
@@ -80,7 +80,7 @@ class HeldOutSet:
         return self.trackers == ("truth",)
 
     def to_json(self) -> dict[str, Any]:
-        """The description of the data in results, enough to find it again."""
+        """Describe the data for results, so that it can be found again."""
         chosen = {"split", "where", "frames", "step", "anchor", "direction", "crop"}
         return {
             "out": str(self.snapshot.out),
@@ -179,7 +179,7 @@ def _read_clip(
 def evaluation_settings(
     snapshot: Snapshot, *, split: str, where: str, frames: int, step: int
 ) -> dict[str, Any]:
-    """`DataSettings` without chance: whole frames, squashed, forward from the first anchor."""
+    """Make `DataSettings` without chance: whole frames, squashed, forward from the first anchor."""
     return {
         "out": [str(snapshot.out)],
         "snapshot": snapshot.name,
@@ -196,7 +196,7 @@ def evaluation_settings(
 
 
 def relative_rotation(a: Camera, b: Camera) -> float:
-    """Degrees between the orientations of two cameras."""
+    """Compute the degrees between the orientations of two cameras."""
     first, second = (np.reshape(camera.world_to_camera, (3, 4))[:, :3] for camera in (a, b))
     return angle_between(first, second)
 
@@ -204,7 +204,7 @@ def relative_rotation(a: Camera, b: Camera) -> float:
 def _camera_angles(
     cameras: tuple[Camera | None, ...] | None, frame_numbers: Sequence[int]
 ) -> NDArray[np.float64]:
-    """Degrees from the first frame's camera to each frame's; NaN if either is unknown."""
+    """Compute the degrees from the first frame's camera to each frame's; NaN if unknown."""
     chosen = [cameras[number] if cameras else None for number in frame_numbers]
     anchor = chosen[0]
     return np.array(
@@ -213,7 +213,7 @@ def _camera_angles(
 
 
 def _clip_rows(snapshot: Snapshot, keys: list[str]) -> list[dict[str, Any]]:
-    """The clips' rows of the snapshot's table, in the order of `keys`."""
+    """Read the clips' rows of the snapshot's table, in the order of `keys`."""
     table = read_table(snapshot.folder / "clips.parquet", COLUMNS)
     rows = table.filter(pc.is_in(table["key"], pa.array(keys))).to_pylist()
     by_key = {row["key"]: row for row in rows}
@@ -221,7 +221,7 @@ def _clip_rows(snapshot: Snapshot, keys: list[str]) -> list[dict[str, Any]]:
 
 
 def _trackers(snapshot: Snapshot, shards: set[str]) -> tuple[str, ...]:
-    """Names of the trackers that made the tracks of some shards, from the snapshot's table.
+    """Name the trackers that made the tracks of some shards, from the snapshot's table.
 
     Raises PretrackError if the table is damaged.
     """

@@ -97,7 +97,7 @@ def _results(
     models: Sequence[EvaluatedModel],
     scores: dict[str, Scores],
 ) -> dict[str, Any]:
-    """The content of labelfree.json."""
+    """Collect the content of labelfree.json."""
     base, *others = models
     return {
         "data": held_out.to_json() | {"clips": _clips_json(held_out, scores[CHANCE].pairs)},
@@ -130,7 +130,7 @@ def _results(
 
 
 def _figures_json(scores: Scores, held_out: HeldOutSet) -> dict[str, Any]:
-    """All metrics of a model: the mean over clips, the values per clip, and the means per bin."""
+    """Collect all metrics of a model: the mean over clips, values per clip, and means per bin."""
     figures: dict[str, Any] = {}
     for metric in METRICS:
         values = by_clip(metric, scores, held_out)
@@ -147,12 +147,12 @@ def _figures_json(scores: Scores, held_out: HeldOutSet) -> dict[str, Any]:
 
 
 def _summary(values: NDArray[np.float64]) -> dict[str, Any]:
-    """The mean over the clips that have a value, and their number."""
+    """Return the mean over the clips that have a value, and their number."""
     return {"mean": finite_mean(values), "clips": int(np.isfinite(values).sum())}
 
 
 def _clips_json(held_out: HeldOutSet, pairs: Sequence[FramePair]) -> list[dict[str, Any]]:
-    """The clips, their frames, and how many points and moving points each pair of frames has."""
+    """List the clips, their frames, and the points and moving points of each pair of frames."""
     moving = {(pair.clip, pair.gap): pair.moving for pair in pairs}
     none = np.zeros(0, np.bool_)
     clips = []

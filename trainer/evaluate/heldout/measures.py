@@ -103,7 +103,7 @@ def aggregate(metric: Metric, pairs: Sequence[FramePair]) -> float:
 
 
 def moving_points(queries: Tensor, targets: Tensor) -> NDArray[np.bool_]:
-    """Which points of a pair move: positions [n, 2], [n, 2] → bool [n]."""
+    """Tell which points of a pair move: positions [n, 2], [n, 2] → bool [n]."""
     return ((targets - queries).norm(dim=-1) > MOVING_DISTANCE).numpy()
 
 
@@ -143,7 +143,7 @@ def measure_static(queries: Tensor, targets: Tensor, rows: int, columns: int) ->
 
 
 def measure_chance(targets: Tensor, rows: int, columns: int, references: int) -> Measures:
-    """Compute the expected measures of features that know nothing.
+    """Compute the expected measures of features without information.
 
     All patches, points and orders are equally likely.
 
@@ -198,7 +198,7 @@ def sample_features(features: Tensor, positions: Tensor) -> Tensor:
 
 
 def patch_centres(rows: int, columns: int) -> Tensor:
-    """(x, y) of the patch centres as fractions of the image, row by row: [rows * columns, 2]."""
+    """Return patch centres (x, y), as fractions of the image, row by row: [rows * columns, 2]."""
     y, x = torch.meshgrid(
         (torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij"
     )
@@ -206,7 +206,7 @@ def patch_centres(rows: int, columns: int) -> Tensor:
 
 
 def localisation(distances: Tensor) -> dict[str, Tensor]:
-    """PCK, AUC and error of distances, as fractions of the image; each in their shape."""
+    """Compute PCK, AUC and error of distances, as fractions of the image; each in their shape."""
     pck = {f"pck@{t}": (distances < t).float() for t in PCK_THRESHOLDS}
     return pck | {"auc": 1 - (distances / AUC_LIMIT).clamp(max=1), "error": distances}
 
@@ -214,7 +214,7 @@ def localisation(distances: Tensor) -> dict[str, Tensor]:
 def track_retrieval(
     similarities: Tensor, targets: Tensor, rows: int, columns: int
 ) -> dict[str, Tensor]:
-    """Track@k of each point.
+    """Compute track@k of each point.
 
     similarities: [n, n] from a point of the anchor frame (row) to every point of the later frame
     targets:      [n, 2] positions of the points in the later frame
@@ -229,7 +229,7 @@ def track_retrieval(
 
 
 def rank_agreement(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """How far two orders of the reference bank agree, from similarities [n, R] each.
+    """Measure the agreement of two orders of the reference bank, from similarities [n, R] each.
 
     NaN for a bank of fewer than two patches; the correlation is also NaN if all similarities are
     equal.
@@ -248,7 +248,7 @@ def rank_agreement(first: Tensor, second: Tensor) -> dict[str, Tensor]:
 
 
 def consistency_gap(similarities: Tensor) -> Tensor:
-    """A point's cosine with itself less its mean with the others: [n, n] → [n].
+    """Compute a point's cosine with itself less its mean with the others: [n, n] → [n].
 
     NaN for a point alone.
     """
@@ -260,7 +260,7 @@ def consistency_gap(similarities: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> float:
-    """exp of the entropy of the covariance's normalised eigenvalues: [rows, D] → 1 to D.
+    """Compute exp of the entropy of the covariance's normalised eigenvalues: [rows, D] → 1 to D.
 
     NaN if all rows are equal.
     """
@@ -269,7 +269,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 def mean_cosine(features: Tensor) -> float:
-    """The mean cosine of two different rows of unit features [rows, D].
+    """Compute the mean cosine of two different rows of unit features [rows, D].
 
     The squared norm of the sum is the sum over all pairs of rows, each with itself included.
     """
@@ -278,7 +278,7 @@ def mean_cosine(features: Tensor) -> float:
 
 
 def drift(features: Tensor, base: Tensor) -> float:
-    """1 - the mean cosine of the unit features [..., D] of the same patches in two models.
+    """Compute 1 - the mean cosine of unit features [..., D] of the same patches in two models.
 
     NaN if their widths differ.
     """
@@ -288,20 +288,20 @@ def drift(features: Tensor, base: Tensor) -> float:
 
 
 def _ranks(values: Tensor) -> Tensor:
-    """Ranks along the last axis [n, R]; equal values share their mean rank."""
+    """Rank values along the last axis [n, R]; equal values share their mean rank."""
     ordered = values.sort(dim=-1).values
     low, high = torch.searchsorted(ordered, values), torch.searchsorted(ordered, values, right=True)
     return (low + high).double() / 2
 
 
 def _patch_distances(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """Distances between positions [n, 2], in patches: [n, n]."""
+    """Compute the distances between positions [n, 2], in patches: [n, n]."""
     scaled = positions * torch.tensor([columns, rows], dtype=positions.dtype)
     return _distances(scaled, scaled)
 
 
 def _distances(first: Tensor, second: Tensor) -> Tensor:
-    """Distances between positions [n, 2] and [m, 2]: [n, m].
+    """Compute the distances between positions [n, 2] and [m, 2]: [n, m].
 
     Computed directly: by a matrix product, torch's default for many points, they would be inexact.
     """

@@ -25,7 +25,7 @@ SIDE, LARGE = 256, 384
 """Side of a drawn frame in pixels: in a row of all frames, and in a pair of frames."""
 GAP = 8
 MAX_LINES = 24
-"""Points of a pair that are drawn, at most: more would hide the picture."""
+"""Most points of a pair that are drawn: more would hide the picture."""
 RIGHT, WRONG = (34, 160, 74), (220, 50, 47)
 
 
@@ -147,7 +147,7 @@ def _choose_points(queries: Tensor, targets: Tensor) -> Tensor:
 def _match_lines(
     left: Picture, right: Picture, queries: Tensor, matches: Tensor, correct: Sequence[bool]
 ) -> Picture:
-    """Two frames side by side, dimmed, with a line from each point to its match.
+    """Draw two frames side by side, dimmed, with a line from each point to its match.
 
     Wrong lines are drawn first, so that right ones lie on top.
     """
@@ -168,7 +168,7 @@ def _match_lines(
 
 
 def _resized_frames(clip: HeldOutClip, side: int = SIDE) -> list[Picture]:
-    """A clip's frames [side, side, 3], from the largest images that models see."""
+    """Resize a clip's frames to [side, side, 3], from the largest images that models see."""
     images = clip.images[max(clip.images)].numpy().transpose(0, 2, 3, 1)
     method = cv2.INTER_AREA if images.shape[1] >= side else cv2.INTER_CUBIC
     return [

@@ -26,7 +26,7 @@ HEADLINE, TRACK = METRICS[0], next(metric for metric in METRICS if metric.name =
 def report(
     held_out: HeldOutSet, models: Sequence[EvaluatedModel], scores: dict[str, Scores]
 ) -> str:
-    """The text that the command prints. The first model is the base."""
+    """Return the text that the command prints. The first model is the base."""
     base, *others = models
     points = [pair.moving for pair in scores[CHANCE].pairs]
     total, moving = sum(map(len, points)), sum(int(mask.sum()) for mask in points)
@@ -48,7 +48,7 @@ def report(
 
 
 def _metric_table(held_out: HeldOutSet, base: str, scores: dict[str, Scores]) -> list[str]:
-    """A row per metric and a column per model."""
+    """Format a row per metric and a column per model."""
     columns = scores.values()
     rows = [["", *scores]]
     for metric in METRICS:
@@ -64,7 +64,7 @@ def _metric_table(held_out: HeldOutSet, base: str, scores: dict[str, Scores]) ->
 
 
 def _headline_table(held_out: HeldOutSet, scores: dict[str, Scores]) -> list[str]:
-    """The headline metric: a row per bin, a column per model, and the number of clips."""
+    """Format the headline metric: a row per bin, a column per model, and the number of clips."""
     rows = [[HEADLINE.title, *scores, "clips"]]
     names = {"gap": "frame gap {}", "angle": "viewpoint {} degrees apart", "source": "source {}"}
     for kind, labels in bins(held_out).items():
@@ -82,7 +82,7 @@ def _headline_table(held_out: HeldOutSet, scores: dict[str, Scores]) -> list[str
 def conclusion(
     by_metric: dict[str, Difference], scores: dict[str, Scores], base: str, model: str
 ) -> str:
-    """Whether the model is better: by two metrics, without collapse, on enough videos."""
+    """Decide whether the model is better: by two metrics, without collapse, on enough videos."""
     missing = [
         f"{metric.title}: {by_metric[metric.name].verdict}"
         for metric in (HEADLINE, TRACK)
@@ -106,7 +106,7 @@ def conclusion(
 
 
 def _remarks(held_out: HeldOutSet, models: Sequence[EvaluatedModel]) -> Iterator[str]:
-    """What the tables do not say by themselves."""
+    """Yield remarks on the limits of the tables."""
     if len(models) > 1:
         yield (
             "Intervals come from resampling videos, each with all its clips. "

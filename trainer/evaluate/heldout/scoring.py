@@ -84,7 +84,7 @@ def score(
 
 
 def _unit_features(held_out: HeldOutSet, model: EvaluatedModel, grid: int) -> Tensor:
-    """Unit features after the final norm of all frames: [clips, T, h, w, D], on the CPU."""
+    """Compute unit features of all frames after the final norm: [clips, T, h, w, D], on the CPU."""
     encode = patch_features(model, final_norm=True)
     frames = torch.cat([clip.images[grid * model.patch] for clip in held_out.clips])
     features = torch.cat(
@@ -130,7 +130,7 @@ def _frame_pairs(held_out: HeldOutSet, measure: _MeasurePair) -> list[FramePair]
 
 
 def reference_features(features: Tensor, clip: int) -> Tensor:
-    """The reference bank of a clip: patches of other clips' anchor frames.
+    """Return the reference bank of a clip: patches of other clips' anchor frames.
 
     The same patches for every model.
 
@@ -144,7 +144,7 @@ def reference_features(features: Tensor, clip: int) -> Tensor:
 def _reference_indices(
     clips: int, patches: int, clip: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Clip and patch indices of the reference bank of `clip`, drawn without replacement."""
+    """Draw the clip and patch indices of the reference bank of `clip`, without replacement."""
     candidates = (clips - 1) * patches
     if not candidates:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -65,6 +65,7 @@ def sorting_cross_entropy(
         )
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     sorts = Sort(network, x_steepness, distribution), Sort(network, y_steepness, distribution)
+    # A side that needs a gradient is expanded to all rows, so that autograd sums its gradient.
     wanted = tuple(values.requires_grad and torch.is_grad_enabled() for values in (x, y))
     full = [
         values.expand(shape) if want else values
@@ -91,6 +92,7 @@ class _CrossEntropy(torch.autograd.Function):
         epsilon: float,
         wanted: tuple[bool, bool],
     ) -> Tensor:
+        # The kernel computes in float32 only, and cannot be launched for no rows.
         on_gpu = x.is_cuda and x.dtype == torch.float32 and len(x) > 0
         compute = gpu_kernel(sorts, x.shape[1], wanted, x.device) if on_gpu else cross_entropy_rows
         if compute is not cross_entropy_rows:
@@ -146,11 +148,13 @@ def cross_entropy_rows(
     gradients = [
         torch.empty_like(side) if want else None for side, want in zip((x, y), wanted, strict=True)
     ]
+    # A row's state has n x n numbers, and memory holds the states of one chunk at a time.
     chunk = max(1, (CPU_STATE if x.device.type == "cpu" else GPU_STATE) // n**2)
     for start in range(0, rows, chunk):
         part = min(chunk, rows - start)
         for run in range(runs):
             chunk_rows = slice(run * rows + start, run * rows + start + part)
+            # The side with fewer rows is sorted once and compared with every run of the other.
             if run == 0 or len(x) > rows:
                 p = NetworkPass(x[chunk_rows], sorts[0], wanted[0])
             if run == 0 or len(y) > rows:
@@ -264,6 +268,7 @@ def mixed(wires: Tensor, layer: Layer, swap: Tensor) -> Tensor:
     """Apply a layer to wires [wires, ..., rows] in place; return second - first from before."""
     first, second = layer.pairs(wires)
     difference = second - first
+    # A state has an axis of items between wires and rows; all items move by the same fraction.
     swap = swap if wires.ndim == 2 else swap.unsqueeze(2)
     first.addcmul_(difference, swap)
     second.addcmul_(difference, swap, value=-1)
@@ -278,6 +283,8 @@ def widened(state: Tensor, width: int) -> Tensor:
     wires, items, rows = state.shape
     if items == width:
         return state
+    # A run of `width` wires consists of `runs` shorter ones. Only the diagonal blocks are filled:
+    # items of one short run have not reached the wires of another yet.
     runs = width // items
     wide = state.new_zeros(wires // width, runs, items, runs, items, rows)
     wide.diagonal(dim1=1, dim2=3).copy_(
@@ -316,6 +323,7 @@ def layers(network: Network, n: int, device: torch.device) -> list[Layer]:
 
 def _bitonic_layer(n: int, wires: int, block: int, distance: int, device: torch.device) -> Layer:
     groups = wires // (2 * distance)
+    # Bit block + 1 of a wire's number alternates the direction of sorting from run to run.
     first = torch.arange(wires, device=device).view(groups, 2, distance)[:, 0, :, None]
     signs = 1 - 2 * ((first[:, :1] >> (block + 1)) % 2)
     missing = first < wires - n

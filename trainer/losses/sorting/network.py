@@ -52,6 +52,7 @@ def soft_permutation(
     # [rows, position, item], the transpose of the result
     permutation = torch.eye(n, dtype=x.dtype, device=x.device).expand(rows, n, n)
     for partner, sign in _layer_tensors(network, n, x.device):
+        # A wire without a comparator is its own partner: mixing it with itself changes nothing.
         other = x.index_select(1, partner)
         keep = _distribution(steepness * sign * (other - x), distribution)
         x = torch.lerp(other, x, keep)
@@ -118,6 +119,7 @@ def _bitonic_layer(n: int, block: int, distance: int) -> tuple[list[int], list[i
 
     Runs of 2^(block + 1) wires of the full network are sorted ascending and descending alternately.
     """
+    # Wires count from `missing`, their number in the full network, whose bits decide the pairing.
     missing = 2 ** (n - 1).bit_length() - n
     partners, signs = [], []
     for wire in range(missing, missing + n):

@@ -1,4 +1,4 @@
-"""Sorting objectives: how far the student's order of a reference's patches is from the teacher's.
+"""Sorting objectives: compare the student's order of a reference's patches with the teacher's.
 
 Similarities are cosines of a track's embedding with the P patches of a reference crop. The
 teacher's similarities are computed once per clip and reference, and compared with the student's in
@@ -183,6 +183,7 @@ def sorting_loss(
     reach the references through the teacher's similarities.
     """
     count = references.shape[1]
+    # 1e-6 keeps a clip without counted tracks at 0 instead of NaN
     normalised = (weights / (weights.sum(dim=-1, keepdim=True) + 1e-6)).transpose(0, 1)
     total = student.new_zeros(())
     # one reference at a time: similarities of all at once would take R times the memory
@@ -198,7 +199,7 @@ def sorting_loss(
 def diagnostics(embeddings: Embeddings, settings: LossSettings) -> dict[str, float]:
     """Return metrics to log beside the loss, for the last frame and the first reference.
 
-    They mean the same with every objective. Values are means over the tracks that count.
+    They are comparable between objectives. Values are means over the tracks that count.
 
     spearman:                 rank correlation of the student's similarities with the teacher's;
                               a falling loss alone proves nothing

@@ -51,6 +51,7 @@ def soft_rank_torch(values: Tensor, strength: float) -> Tensor:
 
     Works in float64, since the isotonic regression takes differences of cumulative sums.
     """
+    # Sort descending, project, and undo the sorting: projection and permutation commute.
     theta, order = (values.double() / strength).sort(dim=1, descending=True)
     weights = torch.arange(values.shape[1], 0, -1, dtype=theta.dtype, device=theta.device)
     ranks = theta - isotonic_decreasing(theta - weights)
@@ -66,6 +67,7 @@ def isotonic_decreasing(y: Tensor) -> Tensor:
     """
     parts = [_blocks(rows) for rows in y.detach().split(max(1, MEANS // y.shape[1] ** 2))]
     start, end = (torch.cat(indices) for indices in zip(*parts, strict=True))
+    # The mean of a block is a difference of cumulative sums, divided by the block's length.
     sums = torch.nn.functional.pad(y.cumsum(dim=1), (1, 0))
     return (sums.gather(1, end + 1) - sums.gather(1, start)) / (end - start + 1)
 

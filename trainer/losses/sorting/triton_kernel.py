@@ -32,7 +32,8 @@ take more than six minutes."""
 
 @triton.jit
 def _atan(v):
-    """Arctangent by Abramowitz and Stegun 4.4.49, to 2e-8."""
+    """Approximate the arctangent by Abramowitz and Stegun 4.4.49, to 2e-8."""
+    # The polynomial holds for |v| <= 1; larger arguments use atan(v) = pi / 2 - atan(1 / v).
     size = tl.abs(v)
     z = tl.where(size > 1, 1 / tl.maximum(size, 1.0), size)
     s = z * z
@@ -110,6 +111,7 @@ def _gradient(
 ):  # fmt: skip
     """Return the derivative of <state, target> by the row: [wires]."""
     by_x = tl.zeros((WIRES,), tl.float32)
+    # Backward through the layers: each layer's matrix is symmetric, so the adjoint mixes alike.
     for layer in tl.static_range(LAYERS - 1, -1, -1):
         partner, sign = _layer(partners, signs, layer, WIRES)
         step, keep, slope = _compared(values[layer], partner, steepness * sign, CAUCHY)
