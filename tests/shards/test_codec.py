@@ -92,7 +92,7 @@ def test_points_far_outside_the_frame_are_kept() -> None:
     assert (back.positions == positions).all()
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30, -(2.0**25 + 4)])
 def test_positions_that_mean_nothing_are_not_stored(bad: float) -> None:
     tracks = make_tracks(0, (0,), 3, 4)
     tracks.positions[0, 1, 2, 0] = bad
