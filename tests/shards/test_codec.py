@@ -264,6 +264,9 @@ def test_parts_with_checksums_are_read_too() -> None:
     pack = zstandard.ZstdCompressor(write_checksum=True).compress
     checked = b"".join(pack(unpack(part)) for part in encode_tracks(tracks))
     assert (decode_tracks(checked).visibility == tracks.visibility).all()
+    wrong = checked[:-1] + bytes([checked[-1] ^ 1])
+    with pytest.raises(ShardError, match=r"^the tracks cannot be unpacked \(.*checksum.*\)$"):
+        decode_tracks(wrong)
 
 
 @pytest.mark.parametrize("anchor", [-1, 4, 1 << 20])
@@ -326,7 +329,7 @@ def test_some_frames_are_those_of_all(seed: int, frames: list[int], anchor: int,
     parts = encode_tracks(tracks)
     every = decode_tracks(b"".join(parts))
     positions, visibility, confidence = decode_frames(parts[anchor], (0, 4, 8)[anchor], frames)
-    np.testing.assert_array_equal(positions, every.positions[anchor, frames])
+    np.testing.assert_array_equal(positions, every.positions[anchor, frames], strict=True)
     np.testing.assert_array_equal(visibility, every.visibility[anchor, frames])
     np.testing.assert_array_equal(confidence, every.confidence[anchor, frames])
 
