@@ -153,6 +153,7 @@ def dataset_of(data: ClipsOnDisk) -> ClipDataset:
 
 
 def ours(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read shuffled clips with this project's loader."""
     dataset = dataset_of(data)
 
     class OneEpoch(ClipSampler):
@@ -191,6 +192,8 @@ def in_memory(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 
 
 def jpeg_files(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read each clip from a folder of JPEG files."""
+
     def read(index: int) -> tuple[list[bytes], bytes]:
         folder = data.folder / "files" / f"clip-{index:03d}"
         return [(folder / f"{i:03d}").read_bytes() for i in data.frame_indices], (
@@ -201,6 +204,8 @@ def jpeg_files(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 
 
 def litdata_chunks(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read with litdata, in its own order."""
+
     import litdata  # type: ignore[import-not-found]
 
     def convert(sample: Any) -> LoadedClip:
@@ -219,6 +224,8 @@ def litdata_chunks(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 
 
 def mosaic_shards(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read with MosaicML's streaming, in its own order."""
+
     from streaming import StreamingDataset  # type: ignore[import-not-found]
 
     class Clips(StreamingDataset):  # type: ignore[misc]
@@ -236,6 +243,8 @@ def mosaic_shards(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 
 
 def webdataset_stream(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Stream the tars with WebDataset; this project decodes them."""
+
     import webdataset
 
     def convert(sample: dict[str, bytes]) -> LoadedClip:
@@ -251,6 +260,8 @@ def webdataset_stream(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 
 
 def webdataset_decode(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Stream the tars with WebDataset, which also decodes the images."""
+
     import webdataset
 
     def convert(sample: dict[str, Any]) -> LoadedClip:
@@ -274,6 +285,8 @@ def webdataset_decode(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 
 
 def decord_videos(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Decode the frames from the videos with decord, without tracks."""
+
     from decord import VideoReader
 
     clips = [clip.info for tar in data.tars for clip in iterate_shard(tar)]

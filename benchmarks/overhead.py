@@ -5,7 +5,7 @@ Lucas-Kanade tracker on this machine.
 
 Overhead: a build cannot be faster than its slowest stage, which here is tracking. So
 `wall - track seconds / trackers` is the time that everything else costs: waiting for the first
-frames, handing shards on, writing, bookkeeping. Wall time covers making shards and publishing. The
+frames, passing shards on, writing, bookkeeping. Wall time covers making shards and publishing. The
 start of Ray and the scan of the videos happen once and are listed separately.
 
 Memory: sampled peaks of Ray's object store and of the driver, for some shards and for four times as

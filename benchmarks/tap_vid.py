@@ -148,11 +148,11 @@ def evaluate_tracker(
     predicted, visibility = np.empty(true.shape, np.float32), np.empty(true_visible.shape, np.uint8)
     # One call per query frame, with all points that are queried in it.
     for frame in np.unique(query_frames).tolist():
-        here = query_frames == frame
-        points = true[here, frame].astype(np.float32)
+        queried = query_frames == frame
+        points = true[queried, frame].astype(np.float32)
         tracks = tracker.track([clip.frames], [_clip_info(clip)], [frame], points)[0]
-        predicted[here] = tracks.positions[0].swapaxes(0, 1)
-        visibility[here] = tracks.visibility[0].T
+        predicted[queried] = tracks.positions[0].swapaxes(0, 1)
+        visibility[queried] = tracks.visibility[0].T
     return tap_metrics(
         true=true,
         true_visible=true_visible,

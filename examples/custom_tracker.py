@@ -48,7 +48,7 @@ class Farneback(TrackerSettings):
 
 
 class FarnebackTracker:
-    """Tracks points along dense optical flow. A point that leaves the frame stays lost."""
+    """Track points along dense optical flow. A point that leaves the frame stays lost."""
 
     def __init__(self, settings: Farneback) -> None:
         self._window, self._directions = settings.window, settings.directions

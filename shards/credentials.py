@@ -94,8 +94,8 @@ def s3_options() -> dict[str, Any]:
         return options
     if lacking := [name for name in _KEYS if not given.get(name)]:
         if len(lacking) == 1:
-            (found,) = set(_KEYS) - set(lacking)
-            raise PretrackError(f"{found} is set, and {lacking[0]} is not; set both")
+            (given_key,) = set(_KEYS) - set(lacking)
+            raise PretrackError(f"{given_key} is set, and {lacking[0]} is not; set both")
         options |= _options_of_profile(profile)
     return options
 
@@ -108,10 +108,10 @@ def _options_of_profile(profile: _Profile) -> dict[str, Any]:
         return {"credential_provider": _boto3_provider(profile.name, logins[0])}
     named = os.environ.get("AWS_PROFILE")
     if named and named not in profile.known:
-        there = ", ".join(profile.known) or "none"
+        profiles = ", ".join(profile.known) or "none"
         raise PretrackError(
             f"there is no profile '{named}' (AWS_PROFILE) in {_file('credentials')} or "
-            f"{_file('config')} (there are: {there}); name one of them"
+            f"{_file('config')} (there are: {profiles}); name one of them"
         )
     if problem := _metadata_problem():
         raise PretrackError(
@@ -178,8 +178,8 @@ def _metadata_problem() -> str:
             return f"the metadata service at {host} answers {answer.status}"
         roles = "/latest/meta-data/iam/security-credentials/"
         connection.request("GET", roles, headers={"X-aws-ec2-metadata-token": token})
-        found = connection.getresponse().status
-        return "" if found == 200 else f"this machine has no role (its service answers {found})"
+        status = connection.getresponse().status
+        return "" if status == 200 else f"this machine has no role (its service answers {status})"
     except (OSError, http.client.HTTPException, ValueError):
         return f"no metadata service answers at {host}"
     finally:

@@ -106,8 +106,8 @@ class Ledger:
         first = max(0, index - _NEIGHBOURS)
         nearby = self.prints[first : index + _NEIGHBOURS + 1].astype(np.int16)
         distances = np.abs(nearby - picture_print(picture).astype(np.int16)).max(axis=1)
-        own = distances[index - first]
-        return bool(own <= _TOLERANCE and own < distances.min() + _CLEARLY)
+        distance = distances[index - first]
+        return bool(distance <= _TOLERANCE and distance < distances.min() + _CLEARLY)
 
     def pack(self) -> bytes:
         """Pack the ledger: a JSON line, then the arrays, compressed together."""

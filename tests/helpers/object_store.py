@@ -21,7 +21,7 @@ BUCKET = "shards"
 
 
 def free_port() -> int:
-    """Find a port that nobody listens on."""
+    """Find a port on which no server listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

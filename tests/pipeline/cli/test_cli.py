@@ -227,7 +227,7 @@ def test_bad_input_is_one_clear_sentence(
         (["build", "ray.trackers=9"], "9 trackers"),
     ],
 )
-def test_so_is_what_comes_out_once_work_has_begun(
+def test_failures_after_work_has_begun_are_one_clear_sentence(
     arguments: list[str], says: str, config: Path, tmp_path: Path
 ) -> None:
     command, override = arguments

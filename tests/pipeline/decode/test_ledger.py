@@ -1,4 +1,4 @@
-"""No frame is stored for another, whatever a decoder hands over."""
+"""No frame is stored in place of another, whatever a decoder returns."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_a_cut_off_ledger_is_refused(tmp_path: Path) -> None:
 def test_a_decoder_that_gives_the_next_frame_is_refused(
     tmp_path: Path, decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A planted fault in the two decoders that hand over RGB, both when seeking and in order."""
+    """A planted fault in the two decoders that return RGB, both when seeking and in order."""
     path = tmp_path / "a.mp4"
     write_numbered(path, Recipe())
     ledger = ledger_of(path)

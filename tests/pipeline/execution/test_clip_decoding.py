@@ -199,7 +199,7 @@ def pixels_of(file: Path) -> NDArray[np.float64]:
 def test_the_wrongly_stored_folders_are_stored_right(
     decoder: SubprocessDecoder, shared_data: Path, tmp_path: Path, folder: str, pattern: str
 ) -> None:
-    """24 frames, of which each resembles its own file, and more than it does any other."""
+    """Each of 24 frames resembles its own file more than any other."""
     root = shared_data / "bugs" / folder
     source = folder_source(root)
     (result,) = decode(source, tmp_path, decoder, clip_frames=24, short_side=128, jpeg_quality=95)

@@ -167,7 +167,7 @@ def test_a_failure_that_stays_does_not_keep_frames_from_being_tracked_again(root
         "shards.txt",
     ],
 )
-def test_damaged_tables_are_found_and_made_anew_from_receipts(root: Path, file: str) -> None:
+def test_damaged_tables_are_restored_from_receipts(root: Path, file: str) -> None:
     snapshot = open_snapshot(root / "out")
     clips = snapshot.clips
     (root / "out" / "snapshots" / "000001" / file).write_bytes(b"not what it was")

@@ -272,7 +272,7 @@ def test_a_snapshot_without_training_clips_says_so(tmp_path: Path) -> None:
 
 
 def clips_of(**counts: int) -> list[StoredClip]:
-    """Clips of 2 frames, so many per source, the first one of all for evaluation."""
+    """Make clips of 2 frames, `counts` of each source; only the first is for evaluation."""
     keys = [f"{source}-{number}" for source, count in counts.items() for number in range(count)]
     return [
         grey_clip(

@@ -308,7 +308,7 @@ def test_receipts_are_not_needed_once_a_snapshot_names_their_shards(root: Path) 
     assert (built.made, verify_snapshot(built.snapshot, QUIET)) == (3, [])
 
 
-def test_a_folder_that_another_version_wrote_is_built_anew(root: Path) -> None:
+def test_a_folder_that_another_version_wrote_is_built_again(root: Path) -> None:
     old = build(settings_for(root), QUIET).snapshot
     for snapshot in (root / "out" / "snapshots").iterdir():
         table = snapshot / "clips.parquet"
