@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
+import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +21,10 @@ from shards.errors import PretrackError
 
 T = TypeVar("T")
 
+_KILLED = (
+    "pretrack: Ray on this machine, or this build, was killed, most often for lack of memory "
+    "(dmesg names the process). What is finished is kept; the same command continues from there."
+)
 _ANSWER_S = 4.0
 _CLIENT_PORT = 10001
 _EMPTY_SETTINGS = bytes.fromhex("000000 04 00 00000000")
@@ -55,6 +61,7 @@ def connect(settings: RaySettings) -> Cluster:
             options = {"logging_level": logging.ERROR, "address": settings.address}
         elif settings.cpus:
             options["num_cpus"] = settings.cpus
+        watcher = _watch_for_death()
         try:
             ray.init(**options)
         except Exception as error:  # a plain Exception is what Ray raises if it starts too slowly
@@ -64,7 +71,22 @@ def connect(settings: RaySettings) -> Cluster:
                 else "Ray did not start here"
             )
             raise PretrackError(f"{problem} ({' '.join(str(error).split())})") from error
+        finally:
+            # Exit handlers run in reverse order: this one before Ray's, which may end the process.
+            atexit.register(watcher.communicate, b"ended\n")
     return resources()
+
+
+def _watch_for_death() -> subprocess.Popen[bytes]:
+    """Start a process that says a sentence if this one ends without a word.
+
+    Ray's native code ends the driver at once when Ray's own processes on its machine are killed:
+    no Python code runs after that. Write a line to the watcher to dismiss it.
+    """
+    wait = 'read ended || printf "%s\\n" "$1" >&2'
+    return subprocess.Popen(
+        ["/bin/sh", "-c", wait, "sh", _KILLED], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
 
 
 def _check_address(address: str) -> None:

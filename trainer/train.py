@@ -30,7 +30,7 @@ from trainer.config import TrainSettings
 from trainer.data.batch import Batch, slice_batch, to_device
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
-from trainer.data.loader import Loader
+from trainer.data.loader import Loader, explain_killed_workers
 from trainer.distributed import (
     Rank,
     all_reduce_any,
@@ -67,11 +67,15 @@ class Stopped(PretrackError):
 def train(settings: TrainSettings) -> Path:
     """Train, or resume training; return the path of the exported weights.
 
-    The first rank writes them. Raises PretrackError for settings that do not fit the data and for a
-    loss or gradient that is not finite; raises Stopped, after saving a checkpoint, if this process
-    received SIGTERM.
+    The first rank writes them. Raises PretrackError for settings that do not fit the data, for a
+    loss or gradient that is not finite, and if a worker of the loader was killed; raises Stopped,
+    after saving a checkpoint, if this process received SIGTERM.
     """
-    with init_distributed(settings.run.device) as rank, stop_on_sigterm() as stop_requested:
+    with (
+        explain_killed_workers(),
+        init_distributed(settings.run.device) as rank,
+        stop_on_sigterm() as stop_requested,
+    ):
         run = TrainingRun(settings, rank)
         run.prepare_folder()
         with TrainingMonitor(

@@ -13,6 +13,8 @@ from contextlib import aclosing, closing
 from functools import partial
 from typing import Any
 
+from ray.exceptions import LocalRayletDiedError
+
 from manifests.receipt import Receipt
 from manifests.wording import pluralise
 from pipeline.config import BuildSettings
@@ -140,7 +142,13 @@ async def _run_chains(
 
 
 def _raise_if_permanent(error: Exception, settings: BuildSettings) -> None:
-    """Raise PretrackError if every other shard would fail too: the disk is full or read-only."""
+    """Raise PretrackError if every other shard would fail too: the disk is full, Ray has ended."""
+    if isinstance(error, LocalRayletDiedError):
+        raise PretrackError(
+            f"Ray on this machine has ended ({first_line(error)}), most often because one of its "
+            "processes was killed for lack of memory: run the same build again, what is done is "
+            "kept"
+        ) from error
     if isinstance(error, OSError) and is_permanent_error(error):
         raise PretrackError(
             f"a shard could not be written to {settings.out} ({error.strerror}): free some space "

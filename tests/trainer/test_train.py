@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import timm
 import torch
@@ -390,6 +391,38 @@ def test_the_command(settings: Make, tmp_path: Path, capsys: pytest.CaptureFixtu
         == f"trainer: {config}: unknown key 'run.stepz' (did you mean 'steps'?)\n"
     )
     assert main([]) == 2
+
+
+@pytest.mark.slow
+def test_a_run_whose_loader_worker_is_killed_ends_with_one_sentence(
+    settings: Make, tmp_path: Path
+) -> None:
+    s = settings(run={"steps": 500, "out": tmp_path / "run", "workers": 2, "log_every": 1})
+    config = tmp_path / "config.json"
+    config.write_text(s.model_dump_json())
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "trainer", str(config)],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        while not process.stdout.readline().startswith("step 2/"):
+            assert process.poll() is None
+        workers = [
+            child
+            for child in psutil.Process(process.pid).children()
+            if "trainer" in " ".join(child.cmdline())
+        ]
+        workers[0].kill()
+        process.stdout.read()
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert errors.startswith(f"trainer: a worker of the data loader (process {workers[0].pid}) was")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.slow

@@ -6,9 +6,11 @@ import atexit
 import gc
 import logging
 import os
+import re
 import signal
 import weakref
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
@@ -33,6 +35,10 @@ PREFETCH = 4
 SLOTS = PREFETCH + 1
 """Shared-memory slots per worker: torch requests at most PREFETCH batches from a worker beyond the
 one that is being copied out."""
+_KILLED = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?(killed by signal: [\w ]+|exited \w+)"
+)
+"""What torch says of a worker that was killed."""
 SECONDS_TO_STOP = 30
 """Seconds that a worker goes on after SIGTERM, so that the run can finish its step: as long as
 Slurm waits by default between SIGTERM and SIGKILL."""
@@ -74,15 +80,20 @@ class Loader:
         weakref.finalize(self, shut_down_workers, self._loader).atexit = False
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from the current position on. Raises ShardError for an unreadable clip."""
+        """Yield batches from the current position on.
+
+        Raises ShardError for a damaged clip, AccessError for one that cannot be read, and
+        PretrackError if a worker was killed.
+        """
         self.sampler.start = self.step
         try:
-            for received in self._loader:
-                # Count before yielding, so that a saved position is that of the next batch.
-                self.step += 1
-                batch = self._copy_out(received).unpack(self.dataset.settings)
-                self._log_left_out(batch)
-                yield batch
+            with explain_killed_workers():
+                for received in self._loader:
+                    # Count before yielding, so that a saved position is that of the next batch.
+                    self.step += 1
+                    batch = self._copy_out(received).unpack(self.dataset.settings)
+                    self._log_left_out(batch)
+                    yield batch
         except PretrackError as error:
             raise unwrap_worker_error(error) from error
 
@@ -224,6 +235,24 @@ def unwrap_worker_error(error: PretrackError) -> PretrackError:
     return kind(
         str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ")
     )
+
+
+@contextmanager
+def explain_killed_workers() -> Iterator[None]:
+    """Raise PretrackError instead of torch's RuntimeError where a worker process was killed.
+
+    torch raises it in a signal handler, so at any point of the main thread.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (found := _KILLED.search(str(error))):
+            raise
+        raise PretrackError(
+            f"a worker of the data loader (process {found[1]}) was lost ({found[2]}), most often "
+            "for lack of memory: take fewer workers or smaller batches, and run the same command "
+            "again"
+        ) from error
 
 
 def forkserver_context() -> BaseContext:

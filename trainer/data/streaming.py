@@ -41,6 +41,7 @@ from trainer.data.batch import Batch, first_item
 from trainer.data.clip_selection import frames_available, frames_needed
 from trainer.data.encoded_clip import EncodedClip, decode_clip
 from trainer.data.loader import (
+    explain_killed_workers,
     forkserver_context,
     init_worker,
     shut_down_at_exit,
@@ -147,7 +148,8 @@ class StreamedClips(IterableDataset[Batch]):
         )
         shut_down_at_exit(loader)
         try:
-            yield from loader
+            with explain_killed_workers():
+                yield from loader
         except PretrackError as error:
             raise unwrap_worker_error(error) from error
 

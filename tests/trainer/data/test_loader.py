@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,7 @@ from tests.trainer.conftest import panning_clip, publish
 from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
-from trainer.data.loader import Loader
+from trainer.data.loader import Loader, explain_killed_workers
 from trainer.data.sampler import ClipSampler
 
 REPOSITORY = Path(__file__).parents[3]
@@ -385,3 +386,27 @@ def test_a_process_exits_while_its_workers_still_read(build: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert run.stdout == "[2, 2]\n"
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_is_one_sentence(build: Path) -> None:
+    """As the kernel kills one for lack of memory. torch's error may come at any point here."""
+    dataset = opened(build)
+    loader = Loader(dataset, dataset.sampler(2), workers=2)
+    batches = iter(loader)
+    next(batches)
+    pid = loader._loader._iterator._workers[0].pid  # type: ignore[union-attr]
+
+    def kill_and_read_on() -> None:
+        os.kill(pid, signal.SIGKILL)
+        for _ in batches:
+            pass
+
+    with pytest.raises(PretrackError) as caught, explain_killed_workers():
+        kill_and_read_on()
+    assert re.fullmatch(
+        rf"a worker of the data loader \(process {pid}\) was lost "
+        r"\((killed by signal: Killed|exited unexpectedly)\), most often for lack of memory: take "
+        r"fewer workers or smaller batches, and run the same command again",
+        str(caught.value),
+    )

@@ -26,6 +26,7 @@ from torch.nn.functional import interpolate, max_pool2d, normalize, pad
 from torch.utils.data import DataLoader, Dataset
 
 from manifests.fingerprint import fingerprint_lines
+from trainer.data.loader import explain_killed_workers
 from trainer.evaluate.benchmarks.dpt_probe import (
     DEPTH_BINS,
     Dpt,
@@ -259,8 +260,9 @@ def _batches(
         num_workers=settings.workers,
         pin_memory=device.type == "cuda",
     )
-    for parts in loader:
-        yield _ProbeBatch(*(part.to(device, non_blocking=True) for part in parts))
+    with explain_killed_workers():
+        for parts in loader:
+            yield _ProbeBatch(*(part.to(device, non_blocking=True) for part in parts))
 
 
 @torch.no_grad()
