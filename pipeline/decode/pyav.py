@@ -47,11 +47,17 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
 def packets(
     container: Any, stream: Any, on_error: Callable[[str], None] = lambda _: None
 ) -> Iterator[Any]:
-    """Yield the packets of a stream; where reading fails, call `on_error` and end."""
+    """Yield the packets of a stream; where reading fails, call `on_error` and end.
+
+    The last packet is empty: it makes the decoder hand over the frames that it still holds.
+    """
     try:
         yield from container.demux(stream)
     except av.FFmpegError as error:
         on_error(_reason(error))
+        last = av.Packet()
+        last.stream = stream
+        yield last
 
 
 def decode(
@@ -100,17 +106,20 @@ def frames_at(
     """Yield the frames [H, W, 3] at increasing `indices`, each proven by its ledger entry.
 
     One pass over the file: frames between two wanted ones are decoded, except where a later key
-    frame lets decoding skip them. `on_frame` is called after each decoded frame, wanted or not.
+    frame lets decoding skip them. `on_frame` is called after each decoded frame, wanted or not,
+    and for each packet that is skipped.
     Raises DecodeError if the file cannot be read, or lacks a frame that the scan entered.
     """
     remaining = list(indices)
+    skips = True
     while remaining:
         missing = remaining[0]
-        # First start from the key frame before the next wanted frame. If that gives a wrong frame
-        # or none, decode the file from its start, which needs no seek.
+        # Skip to the key frame before the next wanted frame. What is found so is checked; if it is
+        # wrong or missing, decode the file from its start, where no skip can mislead, and skip no
+        # more: one file is then decoded twice at most.
         ways = [_from_start(path)]
-        if key_frame := ledger.key_before(missing):
-            ways.insert(0, _from_key_frame(path, ledger, key_frame))
+        if skips and (key_frame := ledger.key_before(missing)):
+            ways.insert(0, _from_key_frame(path, ledger, key_frame, on_frame))
         for way in ways:
             with closing(way):
                 for index, frame in way:
@@ -121,10 +130,13 @@ def frames_at(
                         break
                     yield rgb(frame, ledger.format_of(index), deinterlace)
                     remaining.pop(0)
-                    if not remaining or ledger.key_before(remaining[0]) - index > _LEAST_SKIPPED:
+                    if not remaining:
+                        break
+                    if skips and ledger.key_before(remaining[0]) - index > _LEAST_SKIPPED:
                         break
             if not remaining or remaining[0] != missing:
                 break
+            skips = False
         else:
             raise DecodeError(
                 f"frame {missing} is not the one that was there when the file was scanned: "
@@ -139,7 +151,9 @@ def _from_start(path: str) -> Generator[tuple[int, Any]]:
         yield from enumerate(decode(packets(container, stream)))
 
 
-def _from_key_frame(path: str, ledger: Ledger, key_frame: int) -> Generator[tuple[int, Any]]:
+def _from_key_frame(
+    path: str, ledger: Ledger, key_frame: int, on_packet: Callable[[], None]
+) -> Generator[tuple[int, Any]]:
     """Yield (index, frame) from a key frame on; nothing if it cannot be reached."""
     if ledger.seekable:
         for early in _SEEK_EARLY_S:
@@ -153,7 +167,7 @@ def _from_key_frame(path: str, ledger: Ledger, key_frame: int) -> Generator[tupl
             if reached:
                 return
     else:
-        yield from _after_packets(path, ledger, key_frame)
+        yield from _after_packets(path, ledger, key_frame, on_packet)
 
 
 def _after_seek(
@@ -181,7 +195,9 @@ def _after_seek(
                 yield index, frame
 
 
-def _after_packets(path: str, ledger: Ledger, key_frame: int) -> Iterator[tuple[int, Any]]:
+def _after_packets(
+    path: str, ledger: Ledger, key_frame: int, on_packet: Callable[[], None]
+) -> Iterator[tuple[int, Any]]:
     """Read packets without decoding them up to a key frame's, and yield (index, frame) from it on.
 
     For files whose times are missing, repeat or jump back, where a seek by time may end anywhere.
@@ -190,7 +206,7 @@ def _after_packets(path: str, ledger: Ledger, key_frame: int) -> Iterator[tuple[
     skipped = ledger.key_frames_before(key_frame)
     with open_video(path) as (container, stream):
         index = -1
-        for frame in decode(_from_key_packet(packets(container, stream), skipped)):
+        for frame in decode(_from_key_packet(packets(container, stream), skipped, on_packet)):
             # Frames shown before the key frame but coded after it refer to ones that were skipped.
             if index < 0 and not frame.key_frame:
                 continue
@@ -198,14 +214,18 @@ def _after_packets(path: str, ledger: Ledger, key_frame: int) -> Iterator[tuple[
             yield index, frame
 
 
-def _from_key_packet(stream_packets: Iterator[Any], skipped: int) -> Iterator[Any]:
-    """Yield packets from key packet number `skipped` on."""
+def _from_key_packet(
+    stream_packets: Iterator[Any], skipped: int, on_packet: Callable[[], None]
+) -> Iterator[Any]:
+    """Yield packets from key packet number `skipped` on; call `on_packet` for those before it."""
     keys = 0
     for packet in stream_packets:
         if packet.is_keyframe:
             keys += 1
         if keys > skipped:
             yield packet
+        else:
+            on_packet()
 
 
 def _reason(error: Exception) -> str:

@@ -9,9 +9,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.decode.frame_format import FrameFormat, pixel_aspect
-from pipeline.decode.ledger import Ledger, LedgerWriter, picture_cells
+from pipeline.decode.ledger import KEY, Ledger, LedgerWriter, picture_cells
 from pipeline.decode.pyav import decode, frame_times, open_video, packets
 from pipeline.decode.shots import ShotDetector, small_picture
 from pipeline.failures import DecodeError, Reason
@@ -21,6 +22,8 @@ _FALLBACK_RATE = 25
 """Frames per second assumed for a file that states none; only used if it has no usable times."""
 _FROZEN_S = 2.0
 """A picture that does not change for this many seconds is named."""
+_LEAST_SILENT = 3
+"""Packets in a row without a frame that are named."""
 _LEAST_CONTRAST = 4
 """A frozen picture whose cells differ by fewer grey levels is called blank."""
 
@@ -29,16 +32,20 @@ _LEAST_CONTRAST = 4
 class _Observed:
     """Observations from decoding a file, frame by frame.
 
-    errors:       (frames shown before it, FFmpeg's words) of every decoding error
-    corrupt:      frames that the decoder flags as damaged
-    bidirectional: frames that may refer to a later one (B-frames)
+    Packets are numbered as they are read, which is the order of decoding; frames as they are shown.
+
+    data_packets: numbers of the packets that are to give a frame
+    packet_of:    number of each frame's packet
+    errors:       (packet number, FFmpeg's words) of every error
+    corrupt:      numbers of the packets whose frames the decoder flags as damaged
     times:        seconds, None where the container gives none
-    contrasts:    standard deviation of each small picture
+    contrasts:    range of grey levels of each picture's cells
     """
 
+    data_packets: list[int] = field(default_factory=list)
+    packet_of: list[int] = field(default_factory=list)
     errors: list[tuple[int, str]] = field(default_factory=list)
     corrupt: list[int] = field(default_factory=list)
-    bidirectional: set[int] = field(default_factory=set)
     times: list[float | None] = field(default_factory=list)
     contrasts: list[int] = field(default_factory=list)
 
@@ -47,7 +54,7 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
     """Decode a file from its start to its end, or until reading fails.
 
     Finds the true frame count, times, sizes, damage, and shot cuts if wanted. `on_frame` is called
-    after each frame. Raises DecodeError if the file cannot be opened or no frame can be decoded.
+    for each packet. Raises DecodeError if the file cannot be opened or no frame can be decoded.
     """
     seen = _Observed()
     shots = ShotDetector() if shot_cuts else None
@@ -55,37 +62,44 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
     with open_video(path) as (container, stream):
         rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
         entries = LedgerWriter(stream.time_base)
+        # Decoders hand a packet's `opaque` on to its frame, however late they show it.
+        stream.codec_context.copy_opaque = True
+        reading = 0  # number of the packet that is being read or decoded
 
         def watched() -> Iterator[Any]:
-            nonlocal timed
+            nonlocal timed, reading
             for packet in packets(container, stream, note_error):
-                timed = timed and (packet.pts is not None or not packet.size)
+                on_frame()
+                packet.opaque = reading
+                if packet.size:
+                    timed = timed and packet.pts is not None
+                    if not packet.is_discard:
+                        seen.data_packets.append(reading)
                 if packet.is_corrupt:  # the container lost a part of it
                     note_error("data are missing")
                 yield packet
+                reading += 1
 
         def note_error(words: str) -> None:
-            seen.errors.append((len(entries), words))
+            seen.errors.append((reading, words))
 
         for frame in decode(watched(), note_error):
-            index = len(entries)
             small = small_picture(frame)
             cells = picture_cells(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
             entries.add(frame, FrameFormat.of_frame(frame, pixel_aspect(stream)), cells)
             seen.times.append(frame.time)
             seen.contrasts.append(int(cells.max()) - int(cells.min()))
+            seen.packet_of.append(reading if frame.opaque is None else frame.opaque)
             if frame.is_corrupt:
-                seen.corrupt.append(index)
-            if frame.pict_type == "B":
-                seen.bidirectional.add(index)
+                seen.corrupt.append(seen.packet_of[-1])
             if shots:
                 shots.add(small)
-            on_frame()
     if not len(entries):
         words = f" ({seen.errors[0][1]})" if seen.errors else ""
         raise DecodeError(f"no frame could be decoded{words}", Reason.NO_FRAMES)
-    undamaged = entries.ledger((), timed)
-    damaged = damaged_stretches(undamaged, seen.corrupt, seen.bidirectional, seen.errors)
+    broken = sorted({*seen.corrupt, *(packet for packet, _ in seen.errors)})
+    keys = entries.ledger((), timed).flags & KEY > 0
+    damaged = damaged_stretches(np.array(seen.packet_of), keys, broken)
     ledger = entries.ledger(damaged, timed)
     times = frame_times(seen.times if timed else [None] * len(ledger), rate)
     cuts = _cuts(ledger, damaged, seen, shots.cuts() if shots else ())
@@ -100,30 +114,54 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
 
 
 def damaged_stretches(
-    ledger: Ledger,
-    corrupt: Sequence[int],
-    bidirectional: set[int],
-    errors: Sequence[tuple[int, str]],
+    packet_of: NDArray[np.int64], keys: NDArray[np.bool_], broken: Sequence[int]
 ) -> list[range]:
     """Return the stretches of frames that may show damage.
 
-    A damaged frame spoils all that refer to it, up to the next intact key frame; and the B-frames
-    shown just before it, which refer to it as their later frame. After a decoding error the frames
-    not yet shown are not trusted either.
+    packet_of: number of each frame's packet, in the order of decoding
+    keys:      whether each frame is a key frame
+    broken:    numbers of damaged packets, increasing
+
+    A damaged packet spoils every frame that is decoded from it or later, wherever it is shown, up
+    to the next key frame; and the frames that are decoded after that key frame but shown before it,
+    which may refer to frames on both sides.
     """
-    intact_keys = ledger.key_frames  # those flagged as corrupt are not among them
-    stretches: list[range] = []
-    for broken in sorted({*corrupt, *(count for count, _ in errors)}):
-        first = broken
-        while first - 1 in bidirectional:
-            first -= 1
-        following = intact_keys[np.searchsorted(intact_keys, broken) :]
-        end = int(following[0]) if len(following) else len(ledger)
-        if stretches and first < stretches[-1].stop:
-            stretches[-1] = range(stretches[-1].start, max(end, stretches[-1].stop))
-        elif broken < end:
-            stretches.append(range(first, end))
-    return stretches
+    if not broken:
+        return []
+    # Only the last error before a frame matters: what clears it cleared all earlier ones.
+    place = np.searchsorted(broken, packet_of, side="right") - 1
+    last_error = np.where(place < 0, -1, np.array(broken)[place])
+    key_frames = np.flatnonzero(keys)
+    key_frames = key_frames[np.argsort(packet_of[key_frames])]
+    next_key = np.searchsorted(packet_of[key_frames], last_error, side="right")
+    key = np.append(key_frames, len(packet_of))[next_key]
+    key_packet = np.append(packet_of[key_frames], np.iinfo(np.int64).max)[next_key]
+    cleared = (np.arange(len(packet_of)) >= key) & (packet_of >= key_packet)
+    damaged = (last_error >= 0) & ~cleared
+    edges = np.flatnonzero(np.diff(damaged, prepend=False, append=False))
+    return [range(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
+
+
+def _silent_stretches(seen: _Observed) -> list[tuple[int, int]]:
+    """Return (first packet, count) of every run of packets that gave no frame.
+
+    One or two alone are usual: a field of a frame, a picture that is never shown.
+    """
+    shown = set(seen.packet_of)
+    silent: list[tuple[int, int]] = []
+    for gave_frame, run in groupby(seen.data_packets, key=shown.__contains__):
+        numbers = list(run)
+        if not gave_frame and len(numbers) >= _LEAST_SILENT:
+            silent.append((numbers[0], len(numbers)))
+    return silent
+
+
+def _first_frames_after(numbers: Sequence[int], seen: _Observed) -> NDArray[np.int64]:
+    """Return per packet number the first shown frame that is decoded after it, or their count."""
+    packet_of = np.array(seen.packet_of)
+    order = np.argsort(packet_of)
+    first_shown = np.append(np.minimum.accumulate(order[::-1])[::-1], len(order))
+    return first_shown[np.searchsorted(packet_of[order], numbers, side="right")]
 
 
 def _cuts(
@@ -131,14 +169,16 @@ def _cuts(
 ) -> tuple[int, ...]:
     """Return the first frames of all shots but the first.
 
-    A change of format begins a shot, and so does a frame after an error: frames are missing there.
-    Every damaged frame is a shot by itself, so that no clip of two frames or more can hold it.
+    A change of format begins a shot, and so does a frame after an error or after packets without a
+    frame: frames are missing there. Every damaged frame is a shot by itself, so that no clip of two
+    frames or more can hold it.
     """
     cuts = {
         *shot_cuts,
         *(first for first, _ in ledger.formats),
-        *(count for count, _ in seen.errors),
     }
+    lost = [packet for packet, _ in (*seen.errors, *_silent_stretches(seen))]
+    cuts |= set(_first_frames_after(lost, seen).tolist())
     for stretch in damaged:
         cuts |= {*stretch, stretch.stop}
     return tuple(sorted(cut for cut in cuts if 0 < cut < len(ledger)))
@@ -158,7 +198,14 @@ def _notes(
             Reason.DAMAGED_FRAMES,
             f"{_frames(stretch.start, stretch.stop)} may show damage ({words}): left out",
         )
-    ends = [message for count, message in seen.errors if count == len(ledger)]
+    for packet, count in _silent_stretches(seen):
+        before = int(_first_frames_after([packet], seen)[0])
+        yield ScanNote(
+            Reason.DAMAGED_FRAMES,
+            f"{count} packets after {before} frames give no frame: they refer to data that are "
+            "missing, or are of another codec",
+        )
+    ends = [words for packet, words in seen.errors if packet > max(seen.packet_of)]
     if ends:
         yield ScanNote(
             Reason.DAMAGED_VIDEO,

@@ -124,8 +124,8 @@ class SubprocessDecoder:
                         raise DecodeError(message, reason)
                     case RequestDone():
                         return
-        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-            # The child's end of the pipe is closed: the process is gone.
+        except (EOFError, OSError) as error:
+            # The child's end of the pipe is closed, perhaps in mid-message: the process is gone.
             raise DecodeError(
                 f"the decoder process {self._reap()}", Reason.DECODER_CRASHED
             ) from error

@@ -59,7 +59,7 @@ def read_frames(
     """Yield the frames [H, W, 3] RGB uint8 at increasing `indices`, upright, each proven.
 
     Frames have the size of their format in `ledger`, with pixels as coded (see `FrameFormat`).
-    `on_frame` is called for each frame that PyAV decodes on the way to the wanted ones. Raises
+    `on_frame` is called for each frame that PyAV decodes, and each packet that it skips. Raises
     DecodeError if the file cannot be read, is not the file that was scanned, or the decoder returns
     another frame.
     """

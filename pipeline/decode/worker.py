@@ -74,13 +74,13 @@ def _answer(pipe: Connection, request: Request) -> Answer:
 
 
 def _answer_scan(pipe: Connection, request: ScanRequest) -> None:
-    """Send `Progress` per frame, then the scan."""
+    """Send `Progress` per packet, then the scan."""
     result = scan(request.path, request.shot_cuts, on_frame=lambda: pipe.send(Progress()))
     pipe.send(Result(result))
 
 
 def _answer_video(pipe: Connection, request: VideoRequest) -> None:
-    """Send each frame, resized, and `Progress` per frame that is decoded on the way."""
+    """Send each frame, resized, and `Progress` per frame decoded and packet skipped on the way."""
     ledger = Ledger.unpack(request.ledger)
     form = request.form
     frames = read_frames(

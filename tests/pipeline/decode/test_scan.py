@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.decode.ledger import DAMAGED, Ledger
-from pipeline.decode.scan import scan
+from pipeline.decode.scan import damaged_stretches, scan
 from pipeline.decode.video import read_frames
 from pipeline.failures import DecodeError, Reason
 from tests.helpers.barcode import HEIGHT, WIDTH, Recipe, numbered_frame, read_number, write_numbered
@@ -127,3 +127,60 @@ def test_stretches_that_do_not_change_are_named(
     (note,) = scan(str(path), shot_cuts=False).notes
     assert note.reason == Reason.FROZEN_FRAMES
     assert note.detail == f"frames 10 to 69 are {kind}"
+
+
+def break_packet(path: Path, number: int) -> None:
+    """Overwrite 20 bytes in the middle of a packet, by its number in the order of decoding."""
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+        start = packet.pos + packet.size // 2
+    data = bytearray(path.read_bytes())
+    data[start : start + 20] = bytes([0xA5]) * 20
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("container", ["mp4", "avi"])
+def test_frames_shown_before_a_damaged_one_that_they_refer_to_are_left_out(
+    tmp_path: Path, container: str
+) -> None:
+    """B-frames refer to a later frame, which is decoded before them."""
+    path = tmp_path / f"a.{container}"
+    recipe = Recipe(container, "libx264" if container == "mp4" else "mpeg4", b_frames=2)
+    write_numbered(path, recipe)
+    ledger = Ledger.unpack(scan(str(path), shot_cuts=False).ledger)
+    clean = list(read_frames(str(path), "pyav", ledger, range(60)))
+    break_packet(path, 16)
+    ledger = Ledger.unpack(scan(str(path), shot_cuts=False).ledger)
+    damaged = np.flatnonzero(ledger.flags & DAMAGED)
+    good = sorted({*range(60)} - set(damaged.tolist()))
+    assert len(ledger) == 60
+    assert len(good) >= 50
+    for index, frame in zip(good, read_frames(str(path), "pyav", ledger, good), strict=True):
+        assert np.array_equal(frame, clean[index]), index
+
+
+def test_a_key_frame_decoded_before_an_error_does_not_end_the_damage() -> None:
+    """Frames as decoded: I0 P1 I2 P3 (broken) B4 I5; as shown: I0 P1 I2 B4 P3 I5."""
+    packet_of = np.array([0, 1, 2, 4, 3, 5])
+    keys = np.array([True, False, True, False, False, True])
+    assert damaged_stretches(packet_of, keys, [3]) == [range(3, 5)]
+    assert damaged_stretches(packet_of, keys, [1, 3]) == [range(1, 2), range(3, 5)]
+    assert damaged_stretches(packet_of, keys, [5]) == [range(5, 6)]
+    assert damaged_stretches(packet_of, keys, []) == []
+
+
+def test_frames_shown_before_a_key_frame_but_decoded_after_it_stay_damaged() -> None:
+    """Open groups of pictures: as decoded P0 (broken) I1 B2 P3; as shown P0 B2 I1 P3."""
+    packet_of, keys = np.array([0, 2, 1, 3]), np.array([False, False, True, False])
+    assert damaged_stretches(packet_of, keys, [0]) == [range(2)]
+
+
+def test_packets_that_give_no_frame_are_named(tmp_path: Path) -> None:
+    """A recording of another codec is joined to the first: its packets cannot be decoded."""
+    data = b""
+    for codec in ("libx265", "libx264"):
+        write_numbered(tmp_path / "part.ts", Recipe("ts", codec, frames=30))
+        data += (tmp_path / "part.ts").read_bytes()
+    (tmp_path / "joined.ts").write_bytes(data)
+    notes = [note.detail for note in scan(str(tmp_path / "joined.ts"), shot_cuts=False).notes]
+    assert notes[0].startswith("31 packets after 28 frames give no frame"), notes

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import array
+import fcntl
 import os
 import signal
+import termios
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 
@@ -49,6 +54,30 @@ def test_a_decoder_that_crashes_is_named_and_replaced(tmp_path: Path) -> None:
         assert len(decoder.scan(str(tmp_path / "good.mp4"), shot_cuts=False).timestamps) == 30
 
 
+def test_a_decoder_that_is_killed_in_mid_message_is_named_and_replaced(tmp_path: Path) -> None:
+    """A frame is larger than the pipe: one that runs out of memory leaves half a message."""
+    path = tmp_path / "good.mp4"
+    write_video(path, panning_frames(0, 30, 96, 64))
+    with SubprocessDecoder(stall_limit_s=60) as decoder:
+        ledger = decoder.scan(str(path), shot_cuts=False).ledger
+        form = StoredForm(short_side=1080)
+        request = {"decoder": "pyav", "ledger": ledger, "form": form}
+        frames = decoder.read_video(str(path), indices=range(30), **request)  # type: ignore[arg-type]
+        next(frames)
+        (child,) = _decoders()
+        assert decoder._pipe
+        # The next message is a part of a frame: its length, and less than it says.
+        while _unread(decoder._pipe) < 20_000:
+            time.sleep(0.01)
+        child.suspend()  # it may not send more before the kill arrives
+        child.kill()
+        with pytest.raises(DecodeError, match="was killed by SIGKILL") as error:
+            list(frames)
+        assert error.value.reason == "decoder crashed"
+        frames = decoder.read_video(str(path), indices=[3, 20], **request)  # type: ignore[arg-type]
+        assert len(list(frames)) == 2
+
+
 def test_after_an_unreadable_file_the_same_process_reads_the_next(tmp_path: Path) -> None:
     """A restart per broken file would make a folder of them slow."""
     (tmp_path / "broken.mp4").write_bytes(b"no video")
@@ -69,6 +98,13 @@ def _crash_whoever_opens(fifo: Path) -> None:
     (decoder,) = _decoders()
     decoder.send_signal(signal.SIGSEGV)
     os.close(writer)
+
+
+def _unread(pipe: Connection) -> int:
+    """Return how many bytes wait in a pipe."""
+    count = array.array("i", [0])
+    fcntl.ioctl(pipe.fileno(), termios.FIONREAD, count)
+    return count[0]
 
 
 def _decoders() -> list[psutil.Process]:
