@@ -30,7 +30,10 @@ _ORDER = (_ADDED, _REMOVED, _REPLACED, _MOVED, _SAME)
 
 def describe_settings_change(section: str, old: str, new: str) -> str:
     """Describe which settings (canonical JSON) differ: "tracks.grid 16 → 24", "" if none does."""
-    changes = changed_settings({section: json.loads(old)}, {section: json.loads(new)})
+    before, after = json.loads(old), json.loads(new)
+    if section == "tracks":  # stored settings omit directions where they are both
+        before, after = ({"directions": "both", **values} for values in (before, after))
+    changes = changed_settings({section: before}, {section: after})
     # Another tracker has different settings altogether: listing them would not help.
     tracker = [change for change in changes if change.key == f"{section}.tracker"]
     return ", ".join(str(change) for change in tracker or changes)

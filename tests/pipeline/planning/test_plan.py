@@ -109,7 +109,7 @@ def frames(**changes: object) -> dict[str, object]:
         (nothing, tracks(tracker="truth"), {f"retrack: {TRUTH}": 3}),
         (nothing, tracks(anchors=[0, 5]), {"retrack: tracks.anchors [0] → [0, 5]": 3}),
         (nothing, tracks(directions="both"), {KEPT: 3}),
-        (nothing, tracks(directions="forward"), {"retrack: tracks.directions unset → forward": 3}),
+        (nothing, tracks(directions="forward"), {"retrack: tracks.directions both → forward": 3}),
         (nothing, frames(jpeg_quality=70), {"build: frames.jpeg_quality 90 → 70": 3}),
         (nothing, frames(clip_frames=6), {"build: frames.clip_frames 10 → 6": 4}),
         (
