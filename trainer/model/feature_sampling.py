@@ -16,13 +16,13 @@ def sample_points(features: Tensor, points: Tensor, size: int, align_corners: bo
     """Sample patch maps bilinearly at points: [B, h, w, D], [B, N, 2] → [B, N, D].
 
     points: (x, y) in pixels of the square of `size` pixels that the features were made from, pixel
-    centres at integers; points outside are read at its border.
+    centres at integers; points outside are clamped to its border.
 
     With `align_corners` (3DPoV as published) pixel 0 is read at the centre of the first patch and
     pixel size - 1 at the centre of the last. Without it every patch's feature lies at the centre of
     the patch's own pixels.
     """
-    x, y = points.unbind(-1)
+    x, y = points.clamp(0, size - 1).unbind(-1)
     normalise = normalised_corners if align_corners else normalised
     # grid_sample takes coordinates in the features' type, and bfloat16 ones would be pixels off.
     features = features.to(torch.promote_types(features.dtype, torch.float32))
