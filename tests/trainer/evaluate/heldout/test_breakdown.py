@@ -69,3 +69,18 @@ def test_differences_are_the_model_less_the_base(scenic: Snapshot) -> None:
     assert (found["pck@0.1"].gain, found["pck@0.1"].verdict) == (0.5, "better")
     assert (found["error"].gain, found["error"].verdict) == (0.5, "worse")
     assert (found["consistency"].gain, found["consistency"].verdict) == (0.5, "higher")
+
+
+def test_there_are_bins_of_angle_only_where_two_cameras_of_a_clip_are_known(
+    scenic: Snapshot,
+) -> None:
+    held = held_out(scenic, 64)
+    labels = ["0-15", "15-30", "30-60", "60+"]
+    assert bins(held) == {"gap": ["1", "2", "3"], "angle": labels, "source": ["made"]}
+    # only the anchor frame has a camera
+    clips = [
+        replace(clip, angles=np.array([0, math.nan, math.nan, math.nan])) for clip in held.clips
+    ]
+    assert bins(replace(held, clips=tuple(clips)))["angle"] == []
+    clips[2] = replace(clips[2], angles=np.array([0, math.nan, 40, math.nan]))
+    assert bins(replace(held, clips=tuple(clips)))["angle"] == labels
