@@ -98,7 +98,7 @@ def aggregate(metric: Metric, pairs: Sequence[FramePair]) -> float:
     values = np.concatenate(per_pair)
     values = values[np.isfinite(values)]
     if not len(values):
-        return float("nan")
+        return np.nan
     return float(np.median(values) if metric.median else values.mean())
 
 
@@ -283,7 +283,7 @@ def drift(features: Tensor, base: Tensor) -> float:
     NaN if their widths differ.
     """
     if features.shape[-1] != base.shape[-1]:
-        return float("nan")
+        return np.nan
     return 1 - float((features * base).sum(dim=-1).double().mean())
 
 
@@ -296,7 +296,7 @@ def _ranks(values: Tensor) -> Tensor:
 
 def _patch_distances(positions: Tensor, rows: int, columns: int) -> Tensor:
     """Compute the distances between positions [n, 2], in patches: [n, n]."""
-    scaled = positions * torch.tensor([columns, rows], dtype=positions.dtype)
+    scaled = positions * torch.tensor([columns, rows])
     return _distances(scaled, scaled)
 
 

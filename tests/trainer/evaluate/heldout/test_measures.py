@@ -182,6 +182,22 @@ def test_figures_count_the_points_that_they_speak_of() -> None:
     assert math.isnan(aggregate(METRICS[0], []))
 
 
+def test_a_point_moves_if_it_goes_further_than_a_tenth_of_the_image() -> None:
+    queries = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.0, 0.0]])
+    targets = torch.tensor([[0.5, 0.5], [0.45, 0.55], [0.42, 0.58], [0.1, 0.0]])
+    assert moving_points(queries, targets).tolist() == [False, False, True, False]
+
+
+def test_an_answer_that_never_moves_takes_the_point_that_is_now_where_the_query_was() -> None:
+    """The first point stays, the other two change places."""
+    queries = torch.tensor([[0.1, 0.5], [0.5, 0.5], [0.9, 0.5]])
+    measures = measure_static(queries, queries[[0, 2, 1]], rows=8, columns=8)
+    assert measures["track@1"].tolist() == [1, 0, 0]
+    assert set(measures) == {metric.measure for metric in METRICS}
+    for name in ("rank_correlation", "overlap@10", "consistency"):  # it has no features
+        assert np.isnan(measures[name]).all(), name
+
+
 def test_what_shows_collapse_and_drift() -> None:
     spread = torch.randn(5000, 16, generator=torch.Generator().manual_seed(0))
     assert effective_rank(spread) == pytest.approx(16, rel=0.01)
@@ -223,6 +239,8 @@ def test_centres_and_samples_of_a_map_that_is_not_square() -> None:
     assert patch_centres(1, 2).tolist() == [[0.25, 0.5], [0.75, 0.5]]
     features = torch.eye(2).view(1, 2, 2)
     at = torch.tensor([[0.25, 0.5], [0.5, 0.9], [0.0, 0.1], [1.0, 0.5]])
+    outside = torch.tensor([[-3.0, 0.5], [4.0, 0.5]])
+    assert sample_features(features, outside).flatten().tolist() == [1, 0, 0, 1]
     half = 0.5**0.5  # between two centres, back to unit length
     assert sample_features(features, at).flatten().tolist() == pytest.approx(
         [1, 0, half, half, 1, 0, 0, 1]
@@ -242,6 +260,11 @@ def test_a_point_less_than_a_patch_away_counts_as_the_same_track() -> None:
     one_patch_away = torch.tensor([[0.0, 0.0], [0.25, 0.0]])
     swapped = 1 - torch.eye(2)
     assert track_retrieval(swapped, one_patch_away, 2, 4)["track@1"].tolist() == [0, 0]
+    # and among many, where a matrix product would round some of the distances below 1
+    row = (torch.arange(30) + 37 / 1024) / 32
+    the_next = torch.eye(30).roll(1, dims=1)
+    retrieved = track_retrieval(the_next, torch.stack([row, 0 * row + 0.98], dim=1), 32, 32)
+    assert not retrieved["track@1"].any()
 
 
 def test_agreement_of_two_orders() -> None:
@@ -251,6 +274,12 @@ def test_agreement_of_two_orders() -> None:
     assert rank_agreement(first, second)["rank_correlation"].tolist() == pytest.approx(
         [0.5, -1, 0.75**0.5]
     )
+    # A tie in the middle of others takes the mean rank: (0.5, 0.5, 2, 3) against (0, 1, 2, 3).
+    tied, straight = torch.tensor([[1.0, 1.0, 2.0, 3.0]]), torch.arange(4.0)[None]
+    assert rank_agreement(tied, straight)["rank_correlation"].item() == pytest.approx(0.9**0.5)
+    two = rank_agreement(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]]))
+    assert two["rank_correlation"].item() == pytest.approx(-1)
+    assert two["overlap@10"].item() == 1
     up, down = torch.arange(12.0)[None], -torch.arange(12.0)[None]
     assert rank_agreement(up, up)["overlap@10"].item() == 1
     assert rank_agreement(up, down)["overlap@10"].item() == pytest.approx(0.8)
@@ -259,6 +288,7 @@ def test_agreement_of_two_orders() -> None:
 def test_the_consistency_gap_is_to_the_mean_of_the_other_points() -> None:
     similarities = torch.tensor([[0.9, 0.2, 0.4], [0.1, 0.5, 0.3], [0.6, 0.0, 0.2]])
     assert consistency_gap(similarities).tolist() == pytest.approx([0.6, 0.3, -0.1])
+    assert consistency_gap(similarities[:2, :2]).tolist() == pytest.approx([0.7, 0.4])
 
 
 def test_chance_of_points_far_apart() -> None:
@@ -279,6 +309,10 @@ def test_chance_of_points_far_apart() -> None:
     corner = measure_chance(torch.tensor([[0.0, 0.0]]), 1, 3, 0)  # patches at 1/6, 1/2 and 5/6
     assert corner["error"] == pytest.approx(math.hypot(0.5, 0.5))
     assert corner["track@5"] == pytest.approx(1)
+    # At the first and the second of these patches: 0, 1/3 and 2/3 away; 1/3, 0 and 1/3 away.
+    border_and_middle = measure_chance(torch.tensor([[1 / 6, 0.5], [0.5, 0.5]]), 1, 3, 0)
+    assert border_and_middle["auc"] == pytest.approx([4 / 9, 5 / 9])
+    assert border_and_middle["pck@0.1"] == pytest.approx([1 / 3, 1 / 3])
 
 
 def test_effective_rank_mean_cosine_and_drift_of_a_few_rows() -> None:
@@ -289,4 +323,8 @@ def test_effective_rank_mean_cosine_and_drift_of_a_few_rows() -> None:
     assert math.isnan(effective_rank(torch.ones(4, 2)))
     x, y = torch.eye(2)
     assert mean_cosine(torch.stack([x, x, y])) == pytest.approx(1 / 3)
-    assert drift(torch.stack([x, y, y, y]), torch.stack([x, x, y, y])) == pytest.approx(0.25)
+    features, base = torch.stack([x, y, y, y]), torch.stack([x, x, y, y])
+    assert drift(features, base) == pytest.approx(0.25)
+    assert drift(features[None], base[None]) == pytest.approx(0.25)  # clip by clip
+    assert math.isnan(drift(torch.ones(2, 8, 8), torch.ones(2, 8, 4)))
+    assert math.isnan(drift(torch.ones(2, 8, 4), torch.ones(2, 8, 8)))
