@@ -263,7 +263,7 @@ def test_a_point_less_than_a_patch_away_counts_as_the_same_track() -> None:
     # and among many, where a matrix product would round some of the distances below 1
     row = (torch.arange(30) + 37 / 1024) / 32
     the_next = torch.eye(30).roll(1, dims=1)
-    retrieved = track_retrieval(the_next, torch.stack([row, 0 * row + 0.98], dim=1), 32, 32)
+    retrieved = track_retrieval(the_next, torch.stack([row, 0 * row + 31.3 / 32], dim=1), 32, 32)
     assert not retrieved["track@1"].any()
 
 
