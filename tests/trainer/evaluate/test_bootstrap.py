@@ -97,12 +97,12 @@ def test_intervals_of_alike_items_hold_the_truth_as_often_as_they_say() -> None:
 
 
 def test_the_interval_is_the_middle_95_per_cent() -> None:
-    """Half of 50 values are 1, so the number of ones in a resample is binomial.
+    """Half of 36 values are 1, so the number of ones in a resample is binomial.
 
-    At most 17 of 50 have a probability of 1.6 %, at most 18 one of 3.2 %.
+    At most 11 of 36 have a probability of 1.4 %, at most 12 one of 3.3 %.
     """
-    values = np.array([0.0, 1.0] * 25)
-    assert interval(values, range(50)) == pytest.approx((18 / 50, 32 / 50))
+    values = np.array([0.0, 1.0] * 18)
+    assert interval(values, range(36)) == pytest.approx((12 / 36, 24 / 36))
     assert interval(np.ones(7), range(7)) == (1, 1)
 
 
