@@ -150,5 +150,5 @@ def test_a_bucket_that_may_not_be_written_is_one_sentence(store: Behaviour, vide
     ):
         build(settings_for(videos, f"s3://{BUCKET}/d"), QUIET)
     store.deny_writes = False
-    with pytest.raises(PretrackError, match=r"s3://nowhere/d holds no finished build"):
+    with pytest.raises(PretrackError, match=r"there is no bucket s3://nowhere"):
         open_snapshot("s3://nowhere/d")
