@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -28,12 +27,30 @@ _LEAST_CONTRAST = 4
 """A frozen picture whose cells differ by fewer grey levels is called blank."""
 
 
-@dataclass
-class _Observed:
-    """Observations from decoding a file, frame by frame.
+def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None) -> Scan:
+    """Decode a file from its start to its end, or until reading fails.
+
+    Finds the true frame count, times, sizes, damage, and shot cuts if wanted. `on_frame` is called
+    for each packet. Raises DecodeError if the file cannot be opened or no frame can be decoded.
+    """
+    with open_video(path) as (container, stream):
+        seen = _Observer(stream, shot_cuts)
+        packets_read = packets(container, stream, seen.add_error)
+        for frame in decode(seen.watch(packets_read, on_frame), seen.add_error):
+            seen.add_frame(frame)
+    if not len(seen.entries):
+        words = f" ({seen.errors[0][1]})" if seen.errors else ""
+        raise DecodeError(f"no frame could be decoded{words}", Reason.NO_FRAMES)
+    return _report(seen)
+
+
+class _Observer:
+    """Observes a file while it is decoded, packet by packet and frame by frame.
 
     Packets are numbered as they are read, which is the order of decoding; frames as they are shown.
 
+    entries:      the ledger so far
+    timed:        whether the container gave a time with every packet so far
     data_packets: numbers of the packets that are to give a frame
     packet_of:    number of each frame's packet
     errors:       (packet number, FFmpeg's words) of every error
@@ -42,73 +59,69 @@ class _Observed:
     contrasts:    range of grey levels of each picture's cells
     """
 
-    data_packets: list[int] = field(default_factory=list)
-    packet_of: list[int] = field(default_factory=list)
-    errors: list[tuple[int, str]] = field(default_factory=list)
-    corrupt: list[int] = field(default_factory=list)
-    times: list[float | None] = field(default_factory=list)
-    contrasts: list[int] = field(default_factory=list)
-
-
-def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None) -> Scan:
-    """Decode a file from its start to its end, or until reading fails.
-
-    Finds the true frame count, times, sizes, damage, and shot cuts if wanted. `on_frame` is called
-    for each packet. Raises DecodeError if the file cannot be opened or no frame can be decoded.
-    """
-    seen = _Observed()
-    shots = ShotDetector() if shot_cuts else None
-    timed = True
-    with open_video(path) as (container, stream):
-        rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
-        entries = LedgerWriter(stream.time_base)
+    def __init__(self, stream: Any, shot_cuts: bool) -> None:
         # Decoders hand a packet's `opaque` on to its frame, however late they show it.
         stream.codec_context.copy_opaque = True
-        reading = 0  # number of the packet that is being read or decoded
+        self._stream = stream
+        self._packet = 0  # number of the packet that is being read or decoded
+        self.rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
+        self.entries = LedgerWriter(stream.time_base)
+        self.shots = ShotDetector() if shot_cuts else None
+        self.timed = True
+        self.data_packets: list[int] = []
+        self.packet_of: list[int] = []
+        self.errors: list[tuple[int, str]] = []
+        self.corrupt: list[int] = []
+        self.times: list[float | None] = []
+        self.contrasts: list[int] = []
 
-        def watched() -> Iterator[Any]:
-            nonlocal timed, reading
-            for packet in packets(container, stream, note_error):
-                on_frame()
-                packet.opaque = reading
-                if packet.size:
-                    timed = timed and packet.pts is not None
-                    if not packet.is_discard:
-                        seen.data_packets.append(reading)
-                if packet.is_corrupt:  # the container lost a part of it
-                    note_error("data are missing")
-                yield packet
-                reading += 1
+    def watch(self, stream_packets: Iterator[Any], on_packet: Callable[[], None]) -> Iterator[Any]:
+        """Number the packets on their way to the decoder, and note what is wrong with them."""
+        for packet in stream_packets:
+            on_packet()
+            packet.opaque = self._packet
+            if packet.size:  # the last packet is empty: it flushes the decoder
+                self.timed = self.timed and packet.pts is not None
+                if not packet.is_discard:
+                    self.data_packets.append(self._packet)
+            if packet.is_corrupt:  # the container lost a part of it
+                self.add_error("data are missing")
+            yield packet
+            self._packet += 1
 
-        def note_error(words: str) -> None:
-            seen.errors.append((reading, words))
+    def add_error(self, words: str) -> None:
+        """Note an error at the packet that is being read or decoded."""
+        self.errors.append((self._packet, words))
 
-        for frame in decode(watched(), note_error):
-            small = small_picture(frame)
-            cells = picture_cells(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
-            entries.add(frame, FrameFormat.of_frame(frame, pixel_aspect(stream)), cells)
-            seen.times.append(frame.time)
-            seen.contrasts.append(int(cells.max()) - int(cells.min()))
-            seen.packet_of.append(reading if frame.opaque is None else frame.opaque)
-            if frame.is_corrupt:
-                seen.corrupt.append(seen.packet_of[-1])
-            if shots:
-                shots.add(small)
-    if not len(entries):
-        words = f" ({seen.errors[0][1]})" if seen.errors else ""
-        raise DecodeError(f"no frame could be decoded{words}", Reason.NO_FRAMES)
+    def add_frame(self, frame: Any) -> None:
+        """Enter the next frame, an `av.VideoFrame`, into the ledger."""
+        small = small_picture(frame)
+        cells = picture_cells(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
+        described = FrameFormat.of_frame(frame, pixel_aspect(self._stream))
+        self.entries.add(frame, described, cells)
+        self.times.append(frame.time)
+        self.contrasts.append(int(cells.max()) - int(cells.min()))
+        self.packet_of.append(self._packet if frame.opaque is None else frame.opaque)
+        if frame.is_corrupt:
+            self.corrupt.append(self.packet_of[-1])
+        if self.shots:
+            self.shots.add(small)
+
+
+def _report(seen: _Observer) -> Scan:
+    """Conclude from what was observed: damage, times, shots and notes."""
     broken = sorted({*seen.corrupt, *(packet for packet, _ in seen.errors)})
-    keys = entries.ledger((), timed).flags & KEY > 0
+    keys = seen.entries.ledger((), seen.timed).flags & KEY > 0
     damaged = damaged_stretches(np.array(seen.packet_of), keys, broken)
-    ledger = entries.ledger(damaged, timed)
-    times = frame_times(seen.times if timed else [None] * len(ledger), rate)
-    cuts = _cuts(ledger, damaged, seen, shots.cuts() if shots else ())
+    ledger = seen.entries.ledger(damaged, seen.timed)
+    times = frame_times(seen.times if seen.timed else [None] * len(ledger), seen.rate)
+    width, height = ledger.formats[0][1].upright_size
     return Scan(
-        width=ledger.formats[0][1].upright_size[0],
-        height=ledger.formats[0][1].upright_size[1],
+        width=width,
+        height=height,
         timestamps=times,
-        cuts=cuts,
-        notes=tuple(_notes(ledger, damaged, seen, times, timed)),
+        cuts=_cuts(ledger, damaged, seen),
+        notes=tuple(_notes(ledger, damaged, seen, times)),
         ledger=ledger.pack(),
     )
 
@@ -142,7 +155,7 @@ def damaged_stretches(
     return [range(int(first), int(end)) for first, end in edges.reshape(-1, 2)]
 
 
-def _silent_stretches(seen: _Observed) -> list[tuple[int, int]]:
+def _silent_stretches(seen: _Observer) -> list[tuple[int, int]]:
     """Return (first packet, count) of every run of packets that gave no frame.
 
     One or two alone are usual: a field of a frame, a picture that is never shown.
@@ -156,7 +169,7 @@ def _silent_stretches(seen: _Observed) -> list[tuple[int, int]]:
     return silent
 
 
-def _first_frames_after(numbers: Sequence[int], seen: _Observed) -> NDArray[np.int64]:
+def _first_frames_after(numbers: Sequence[int], seen: _Observer) -> NDArray[np.int64]:
     """Return per packet number the first shown frame that is decoded after it, or their count."""
     packet_of = np.array(seen.packet_of)
     order = np.argsort(packet_of)
@@ -164,19 +177,14 @@ def _first_frames_after(numbers: Sequence[int], seen: _Observed) -> NDArray[np.i
     return first_shown[np.searchsorted(packet_of[order], numbers, side="right")]
 
 
-def _cuts(
-    ledger: Ledger, damaged: Sequence[range], seen: _Observed, shot_cuts: Sequence[int]
-) -> tuple[int, ...]:
+def _cuts(ledger: Ledger, damaged: Sequence[range], seen: _Observer) -> tuple[int, ...]:
     """Return the first frames of all shots but the first.
 
     A change of format begins a shot, and so does a frame after an error or after packets without a
     frame: frames are missing there. Every damaged frame is a shot by itself, so that no clip of two
     frames or more can hold it.
     """
-    cuts = {
-        *shot_cuts,
-        *(first for first, _ in ledger.formats),
-    }
+    cuts = {*(seen.shots.cuts() if seen.shots else ()), *(first for first, _ in ledger.formats)}
     lost = [packet for packet, _ in (*seen.errors, *_silent_stretches(seen))]
     cuts |= set(_first_frames_after(lost, seen).tolist())
     for stretch in damaged:
@@ -187,9 +195,8 @@ def _cuts(
 def _notes(
     ledger: Ledger,
     damaged: Sequence[range],
-    seen: _Observed,
+    seen: _Observer,
     times: Sequence[float],
-    timed: bool,
 ) -> Iterator[ScanNote]:
     """Describe what a user should know about a usable file."""
     words = seen.errors[0][1] if seen.errors else "the decoder flags them"
@@ -211,7 +218,7 @@ def _notes(
             Reason.DAMAGED_VIDEO,
             f"reading stopped after {len(ledger)} frames ({ends[0]}): what comes before is used",
         )
-    if not timed or not ledger.seekable:
+    if not ledger.seekable:
         yield ScanNote(
             Reason.TIMES_INVENTED,
             "its frame times are missing, repeat or jump back: frames are timed by their number",
