@@ -252,8 +252,8 @@ def _bytes_per_sample(pixel_format: Any) -> int:
         components = pixel_format.components
         planar = len({component.plane for component in components}) == len(components)
         usual = planar and not pixel_format.has_palette and not pixel_format.is_bit_stream
-        wide = max((component.bits for component in components), default=0) > 8
-        _SAMPLE_BYTES[name] = (2 if wide else 1) if usual else 0
+        bits = max((component.bits for component in components), default=0)
+        _SAMPLE_BYTES[name] = (2 if bits > 8 else 1) if usual and bits <= 16 else 0
     return _SAMPLE_BYTES[name]
 
 

@@ -26,9 +26,9 @@ _LEAST_SKIPPED = 50
 def open_video(path: str) -> Iterator[tuple[Any, Any]]:
     """Open a video file: yield its container and its best video stream.
 
-    The best stream is the one that the `ffmpeg` command would pick. Decoding uses one thread,
-    because workers are the parallelism. Raises DecodeError if the file is missing, is not a video
-    or has no video stream.
+    The best stream is the one that libavformat ranks first (av_find_best_stream). Decoding uses one
+    thread, because workers are the parallelism. Raises DecodeError if the file is missing, is not a
+    video or has no video stream.
     """
     try:
         container = av.open(path)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +23,8 @@ _FALLBACK_RATE = 25
 """Frames per second assumed for a file that states none; only used if it has no usable times."""
 _FROZEN_S = 2.0
 """A picture that does not change for this many seconds is named."""
+_JOIN_S = 1.0
+"""A step between packets' times of this many seconds or more, or back, is a joined recording."""
 _LEAST_SILENT = 3
 """Packets in a row without a frame that are named."""
 _LEAST_CONTRAST = 4
@@ -33,10 +37,10 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
     Finds the true frame count, times, sizes, damage, and shot cuts if wanted. `on_frame` is called
     for each packet. Raises DecodeError if the file cannot be opened or no frame can be decoded.
     """
-    with open_video(path) as (container, stream):
-        seen = _Observer(stream, shot_cuts)
+    with open_video(path) as (container, stream), _logged_errors() as logged:
+        seen = _Observer(stream, shot_cuts, logged)
         packets_read = packets(container, stream, seen.add_error)
-        for frame in decode(seen.watch(packets_read, on_frame), seen.add_error):
+        for frame in decode(seen.watch(packets_read, on_frame), seen.add_undecodable):
             seen.add_frame(frame)
     if not len(seen.entries):
         words = f" ({seen.errors[0][1]})" if seen.errors else ""
@@ -54,16 +58,19 @@ class _Observer:
     data_packets: numbers of the packets that are to give a frame
     packet_of:    number of each frame's packet
     errors:       (packet number, FFmpeg's words) of every error
-    corrupt:      numbers of the packets whose frames the decoder flags as damaged
+    corrupt:      numbers of the packets whose frames are damaged, or may be, without an error
     times:        seconds, None where the container gives none
     contrasts:    range of grey levels of each picture's cells
     """
 
-    def __init__(self, stream: Any, shot_cuts: bool) -> None:
+    def __init__(self, stream: Any, shot_cuts: bool, logged: list[tuple[int, str, str]]) -> None:
         # Decoders hand a packet's `opaque` on to its frame, however late they show it.
         stream.codec_context.copy_opaque = True
         self._stream = stream
+        self._logged = logged
         self._packet = 0  # number of the packet that is being read or decoded
+        self._last_dts: int | None = None
+        self._data_lost = False
         self.rate = float(stream.average_rate or stream.guessed_rate or _FALLBACK_RATE)
         self.entries = LedgerWriter(stream.time_base)
         self.shots = ShotDetector() if shot_cuts else None
@@ -79,19 +86,49 @@ class _Observer:
         """Number the packets on their way to the decoder, and note what is wrong with them."""
         for packet in stream_packets:
             on_packet()
+            self._add_logged(max(0, self._packet - 1))  # on the way from the packet before
             packet.opaque = self._packet
             if packet.size:  # the last packet is empty: it flushes the decoder
                 self.timed = self.timed and packet.pts is not None
                 if not packet.is_discard:
                     self.data_packets.append(self._packet)
-            if packet.is_corrupt:  # the container lost a part of it
-                self.add_error("data are missing")
+            self._watch_for_lost_data(packet)
             yield packet
+            self._add_logged(self._packet)  # while it was decoded
             self._packet += 1
+
+    def _watch_for_lost_data(self, packet: Any) -> None:
+        """Note a packet of which the container lost a part, and the next one if it may lack some.
+
+        The container flags the packet at which data are missing, and the loss may reach into the
+        next. Where the next packet's time jumps, another recording was joined: it is whole.
+        """
+        if self._data_lost and self._last_dts is not None and packet.dts is not None:
+            step = (packet.dts - self._last_dts) * self._stream.time_base
+            if 0 < step < _JOIN_S:
+                self.add_error("data are missing")
+        if packet.is_corrupt:
+            self.add_error("data are missing")
+        self._data_lost, self._last_dts = packet.is_corrupt, packet.dts
+
+    def _add_logged(self, packet: int) -> None:
+        """Note what FFmpeg logged as an error of a packet."""
+        if self._logged:
+            self.errors.append((packet, self._logged[0][2].strip()))
+            self._logged.clear()
 
     def add_error(self, words: str) -> None:
         """Note an error at the packet that is being read or decoded."""
         self.errors.append((self._packet, words))
+
+    def add_undecodable(self, words: str) -> None:
+        """Note that the current packet cannot be decoded.
+
+        The damage often began in the packet before, which decodes to a wrong picture without an
+        error.
+        """
+        self.add_error(words)
+        self.corrupt.append(max(0, self._packet - 1))
 
     def add_frame(self, frame: Any) -> None:
         """Enter the next frame, an `av.VideoFrame`, into the ledger."""
@@ -106,6 +143,23 @@ class _Observer:
             self.corrupt.append(self.packet_of[-1])
         if self.shots:
             self.shots.add(small)
+
+
+@contextmanager
+def _logged_errors() -> Iterator[list[tuple[int, str, str]]]:
+    """Collect (level, context, message) of the errors that FFmpeg logs in this thread.
+
+    Much damage is concealed, neither flagged nor raised, and only logged: wrong checksums of FFV1,
+    references that HEVC lacks, garbage between the packets of Matroska.
+    """
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture() as logged:
+            yield logged
+    finally:
+        av.logging.set_level(None)
+        av.logging.set_skip_repeated(True)
 
 
 def _report(seen: _Observer) -> Scan:

@@ -15,7 +15,7 @@ from pipeline.decode.messages import StoredForm, StoredFrame
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.execution.shard_task import ShardTask
 from pipeline.failures import DecodeError, Reason
-from pipeline.planning.ledger_store import digest_of, read_ledger, write_ledger
+from pipeline.planning.ledger_store import digest_of, ledger_digest, read_ledger, write_ledger
 from pipeline.planning.plan import PlannedClip
 from pipeline.sources.picture_kinds import main_channels
 from shards import jpeg
@@ -164,14 +164,14 @@ def _ledger(path: str, video: VideoRow, task: ShardTask, decoder: SubprocessDeco
 
     If it was deleted with the folder `catalog`, the file is scanned again. Raises DecodeError.
     """
-    out = task.settings.out
-    if packed := read_ledger(out, digest_of(video)):
+    out, digest = task.settings.out, digest_of(video)
+    if packed := read_ledger(out, digest):
         return packed
     scan = decoder.scan(path, task.settings.frames.shot_cuts)
-    if len(scan.timestamps) != video.frames:
+    if ledger_digest(scan.ledger) != digest:
         raise DecodeError(
-            f"the file has {len(scan.timestamps)} frames, and had {video.frames} when it was "
-            "scanned: run the build again",
+            "its ledger is gone, and the file has changed since it was scanned: 'touch' it and run "
+            "the build again",
             Reason.VIDEO_CHANGED,
         )
     write_ledger(out, scan.ledger)

@@ -10,11 +10,14 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
+import zstandard
 
 from manifests.rows import VideoRow
 from shards.files import Location, atomic_write, read_file
 
 _MARK = ", ledger "
+_LARGEST = 1 << 30
+"""Bytes that an unpacked ledger may have."""
 
 
 def write_ledger(out: Location, packed: bytes) -> str:
@@ -34,8 +37,15 @@ def read_ledger(out: Location, digest: str) -> bytes | None:
 
 
 def ledger_digest(packed: bytes) -> str:
-    """Return the digest that names a packed ledger: 32 hexadecimal digits."""
-    return xxhash.xxh3_128_hexdigest(packed)
+    """Return the digest that names a packed ledger: 32 hexadecimal digits; "" if it is damaged.
+
+    Of what is packed, because the compressed bytes depend on the version of zstandard.
+    """
+    try:
+        content = zstandard.ZstdDecompressor().decompress(packed, max_output_size=_LARGEST)
+    except zstandard.ZstdError:
+        return ""
+    return xxhash.xxh3_128_hexdigest(content)
 
 
 def scan_texts(scan_settings: pa.ChunkedArray, digests: pa.ChunkedArray) -> pa.ChunkedArray:

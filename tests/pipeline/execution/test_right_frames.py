@@ -118,6 +118,15 @@ def test_a_lost_ledger_is_made_again(videos: Path, tmp_path: Path) -> None:
     frames = numbers_of(snapshot)["a.mp4"]
     assert frames == {number: number for number in range(48)}
     assert ledger.exists()
+    # Another file of the same length in its place is noticed even without the ledger.
+    shutil.rmtree(out / "catalog" / "ledgers")
+    times = (root / "a.mp4").stat()
+    write_numbered(root / "a.mp4", Recipe(frames=50, b_frames=2, gop=9))
+    (root / "a.mp4").write_bytes((root / "a.mp4").read_bytes().ljust(times.st_size, b"\0"))
+    os.utime(root / "a.mp4", ns=(times.st_atime_ns, times.st_mtime_ns))
+    if (root / "a.mp4").stat().st_size == times.st_size:
+        snapshot = build(settings_for(root, out, jpeg_quality=81), QUIET).snapshot
+        assert set(snapshot.failures["reason"].to_pylist()) == {"video changed"}
 
 
 def test_times_of_stored_clips_begin_at_the_first_frame_of_the_file(tmp_path: Path) -> None:
