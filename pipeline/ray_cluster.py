@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import ray
+from ray.exceptions import RayTaskError
 
 from pipeline.config import RaySettings
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
@@ -145,11 +146,26 @@ def results_as_completed(submissions: Iterable[Callable[[], Any]], limit: int) -
     for submit in submissions:
         if len(in_flight) >= limit:
             done, in_flight = ray.wait(in_flight, num_returns=1)
-            yield from ray.get(done)
+            yield from _results(done)
         in_flight.append(submit())
     while in_flight:
         done, in_flight = ray.wait(in_flight, num_returns=1)
-        yield from ray.get(done)
+        yield from _results(done)
+
+
+def _results(done: list[Any]) -> list[Any]:
+    """Return the results of tasks that are done. Raises what a task raised."""
+    try:
+        return ray.get(done)  # type: ignore[no-any-return]
+    except RayTaskError as error:
+        raise cause_of(error) from error
+
+
+def cause_of(error: Exception) -> Exception:
+    """Extract the exception that a worker raised from Ray's error."""
+    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
+        return error.cause
+    return error
 
 
 @cache

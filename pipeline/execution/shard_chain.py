@@ -30,7 +30,7 @@ from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.shard_task import ShardTask
 from pipeline.execution.tracker_pool import TrackerLost, TrackerPool
 from pipeline.failures import Reason
-from pipeline.ray_cluster import decoder_of_this_worker
+from pipeline.ray_cluster import cause_of, decoder_of_this_worker
 from shards.errors import ShardError, first_line
 
 _DEATHS = 2  # messages say "twice"
@@ -172,13 +172,6 @@ class ShardChain:
         )
         self._monitor.clip_left_out(self._group, failure)
         return failure
-
-
-def cause_of(error: Exception) -> Exception:
-    """Extract the exception that a worker raised from Ray's error."""
-    if isinstance(error, RayTaskError) and isinstance(error.cause, Exception):
-        return error.cause
-    return error
 
 
 def _decode(task: ShardTask) -> tuple[stages.DecodedShard, tuple[ClipName, ...]]:

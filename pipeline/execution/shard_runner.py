@@ -19,11 +19,11 @@ from manifests.receipt import Receipt
 from manifests.wording import pluralise
 from pipeline.config import BuildSettings
 from pipeline.execution.build_monitor import BuildMonitor
-from pipeline.execution.shard_chain import ShardChain, cause_of
+from pipeline.execution.shard_chain import ShardChain
 from pipeline.execution.shard_task import shard_task, task_from_source
 from pipeline.execution.tracker_pool import TrackerPool
 from pipeline.planning.plan import Plan, PlannedShard
-from pipeline.ray_cluster import connect, resources
+from pipeline.ray_cluster import cause_of, connect, resources
 from shards.errors import PretrackError, first_line
 from shards.files import is_permanent_error
 
