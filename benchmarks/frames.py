@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import av
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -182,6 +183,7 @@ def linear(lengths: tuple[int, int] = (3000, 6000)) -> None:
 
 def main(folders: Sequence[Path]) -> None:
     """Print all three parts."""
+    cv2.setNumThreads(1)  # as in a build: workers are the parallelism
     print(f"{platform.processor() or platform.machine()}")
     paths = sorted(
         path
