@@ -6,7 +6,7 @@ Frames of 384x512 pixels are photographs in motion (synthetic scenes) or consecu
 video file. Weights are random unless given: they do not affect speed, but do affect how far `fast`
 is from `exact`. These modes take turns:
 
-- published: float32, one clip, one anchor and one direction at a time, each of which encodes all
+- published: float32, one clip, one anchor and one direction at a time, and each encodes all
              frames again, as the published predictor does
 - exact:     float32, frames encoded once for all anchors and both directions
 - fast:      the same in bfloat16 where it is safe, with all clips together

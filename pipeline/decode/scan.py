@@ -98,7 +98,7 @@ class _Observer:
             self._packet += 1
 
     def _watch_for_lost_data(self, packet: Any) -> None:
-        """Note a packet of which the container lost a part, and the next one if it may lack some.
+        """Note a packet that the container delivered in part, and the next one if it may be.
 
         The container flags the packet at which data are missing, and the loss may reach into the
         next. Where the next packet's time jumps, another recording was joined: it is whole.
