@@ -30,7 +30,8 @@ from torch import Tensor
 from pipeline.cotracker3.tracking import track
 from pipeline.cotracker3.weights import load_model
 from trainer.config import TrainSettings
-from trainer.data.batch import Batch, to_device, track_mask
+from trainer.data.batch import Batch, track_mask
+from trainer.data.device_batches import to_device
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.weighted_sum import make_losses
 from trainer.model.backbone import make_backbone, normalised_images

@@ -27,9 +27,10 @@ from shards.errors import PretrackError
 from shards.files import atomic_write
 from trainer.checkpoint import load_newest, remove_temporary_files, save_checkpoint
 from trainer.config import TrainSettings
-from trainer.data.batch import Batch, slice_batch, to_device
+from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
+from trainer.data.device_batches import to_device
 from trainer.data.loader import Loader, explain_killed_workers
 from trainer.distributed import (
     Rank,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict, cast
 
-import torch
 from torch import Tensor
 
 from trainer.config import TrackFilterSettings
@@ -47,17 +46,6 @@ def slice_batch(batch: Batch, clips: slice) -> Batch:
 def first_item(batch: Batch) -> Batch:
     """Return the first clip of a batch, without the axis B."""
     return cast(Batch, {name: value[0] for name, value in batch.items()})  # type: ignore[index]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Copy the tensors of a batch to a device, asynchronously from pinned memory to CUDA."""
-    return cast(
-        Batch,
-        {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        },
-    )
 
 
 def track_mask(batch: Batch, settings: TrackFilterSettings) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from trainer.config import TrackFilterSettings
-from trainer.data.batch import Batch, first_item, slice_batch, to_device, track_mask
+from trainer.data.batch import Batch, first_item, slice_batch, track_mask
+from trainer.data.device_batches import to_device
 from trainer.data.packed_batch import BatchShape, PackedBatch
 
 
