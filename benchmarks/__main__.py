@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": "",
     "jpeg": "",
     "loader": "",
+    "source_kinds": "",
     "overhead": "",
     "cotracker3": "--frames 8 --grid 16 --rounds 2",
 }
