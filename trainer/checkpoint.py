@@ -22,7 +22,7 @@ from trainer.data.clip_table import open_snapshots
 log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = {
-    "data": {"out", "snapshot", "on_error", "cache"},
+    "data": {"out", "snapshot", "on_error", "cache", "resize"},
     "model": {"weights"},
     "run": {
         "out",

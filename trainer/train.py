@@ -31,6 +31,7 @@ from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.device_batches import to_device
+from trainer.data.device_frames import make_frames
 from trainer.data.loader import Loader, explain_killed_workers
 from trainer.distributed import (
     Rank,
@@ -306,12 +307,12 @@ def forward_backward(
     if settings.references.across_ranks:
         # every rank must draw the same references, to take its own out of them
         generator = torch.Generator().manual_seed(step_seed(settings.run.seed, step, 0))
-    clips = len(batch["frames"]) // parts
+    clips = len(batch["key"]) // parts
     mean_loss, mean_parts = torch.zeros((), device=rank.device), dict[str, Tensor]()
     for part in range(parts):
         references = _draw_references(clips, patches, generator, settings, rank)
         clips_of_part = slice_batch(batch, slice(part * clips, (part + 1) * clips))
-        clips_of_part = to_device(clips_of_part, rank.device)
+        clips_of_part = make_frames(to_device(clips_of_part, rank.device), settings.data)
         # gradients are all-reduced once, with the last part
         defer_sync = isinstance(forward, DistributedDataParallel) and part < parts - 1
         with forward.no_sync() if defer_sync else nullcontext():  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""Augmentation: choose the frames of a sample, their crop and flip, and their colours.
+"""Augmentation: choose the frames of a sample, their crop and flip.
 
 Tracked points go through the same crop, resize and flip as the frames. All randomness is drawn from
 the generator that is passed, in a fixed order, because exact resuming depends on it.
@@ -6,7 +6,7 @@ the generator that is passed, in a fixed order, because exact resuming depends o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from math import ceil, exp, log, sqrt
 
@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from shards import jpeg
@@ -22,7 +21,7 @@ from shards.clip import Directions
 from shards.errors import ShardError
 from shards.geometry import FrameTransform
 from shards.sample_starts import SampleRule, sample_starts
-from trainer.config import ColourSettings, DataSettings
+from trainer.config import DataSettings
 
 
 def sample_rule(settings: DataSettings) -> SampleRule:
@@ -155,6 +154,86 @@ def decode_and_transform(
 
     Raises ShardError for an image that is damaged or of another size.
     """
+    frames = _decoded(images, transforms, size, reduce)
+    for (transform, frame), output in zip(frames, into, strict=True):
+        _apply_transform(transform, frame, output)
+    return into
+
+
+def decode_and_crop(
+    images: Sequence[bytes],
+    transforms: Sequence[FrameTransform],
+    *,
+    size: tuple[int, int],
+    reduce: bool,
+    into: NDArray[np.uint8],
+) -> NDArray[np.int32]:
+    """Decode JPEGs [T] and copy the box of each transform; `device_resize` does the rest.
+
+    size, reduce: as in `decode_and_transform`
+    into:         uint8 [T, H, W, 3] RGB; each box is written to the top left corner of its frame,
+                  and the rest is left as it is
+
+    Returns what is still to be done, int32 [T, 3]: height and width of each box, and 1 for a flip.
+    Raises ShardError for an image that is damaged or of another size.
+    """
+    boxes = np.empty((len(transforms), 3), np.int32)
+    frames = _decoded(images, transforms, size, reduce)
+    for (transform, frame), output, box in zip(frames, into, boxes, strict=True):
+        output[: transform.height, : transform.width] = _cropped(transform, frame)
+        box[:] = transform.height, transform.width, transform.flip
+    return boxes
+
+
+def largest_box(width: int, height: int, settings: DataSettings) -> tuple[int, int]:
+    """Return the largest (width, height) of a box that `decode_and_crop` copies from a frame.
+
+    They are upper bounds, each for itself, over all that `choose_transform` may draw for a frame of
+    this size.
+    """
+    size = settings.size
+    if settings.crop == "native":
+        return min(width, size), min(height, size)
+    if settings.crop == "centre":
+        width = height = min(width, height)
+    if settings.crop == "random":
+        # A box of the frame's whole area and the most extreme aspect ratio, and rounding.
+        longest = ceil(sqrt(width * height * 4 / 3)) + 1
+        width, height = min(width, longest), min(height, longest)
+    if not settings.reduced_decoding or settings.crop == "squash":
+        factor = FrameTransform.whole(width, height, size, size).reduction
+        factor = factor if settings.reduced_decoding else 1
+        return width // factor, height // factor
+    bounds = [_largest_at_scale(width, height, factor, settings) for factor in (1, 2, 4, 8)]
+    return max(bound[0] for bound in bounds), max(bound[1] for bound in bounds)
+
+
+def _largest_at_scale(
+    width: int, height: int, factor: int, settings: DataSettings
+) -> tuple[int, int]:
+    """Bound (width, height) of boxes decoded at 1/factor, within boxes of `width` x `height`."""
+    if factor == 8:
+        return width // 8, height // 8
+    # A box with both sides this long would be decoded at half this scale: aligning it to 2 * factor
+    # takes less than 4 * factor off a side. So one of its sides is shorter, and the other one is at
+    # most 4/3 of it, unless the frame's border cuts the shorter side.
+    short = 2 * factor * (settings.size + 2)
+    long = ceil((short + 1) * 4 / 3) + 1
+    widest = width if height <= short else min(width, long)
+    tallest = height if width <= short else min(height, long)
+    return widest // factor, tallest // factor
+
+
+def _decoded(
+    images: Sequence[bytes],
+    transforms: Sequence[FrameTransform],
+    size: tuple[int, int],
+    reduce: bool,
+) -> Iterator[tuple[FrameTransform, NDArray[np.uint8]]]:
+    """Yield each frame, decoded at the scale that its transform allows, with its transform there.
+
+    A frame's memory is valid until the next one is decoded. Raises ShardError.
+    """
     # Before any memory of this size is allocated: sizes in tables and images come from others.
     for image in images:
         if jpeg.size(image) != size:
@@ -163,14 +242,19 @@ def decode_and_transform(
             )
     # One buffer, reused for all images.
     buffer = np.empty(3 * size[0] * size[1], np.uint8)
-    for image, transform, output in zip(images, transforms, into, strict=True):
+    for image, transform in zip(images, transforms, strict=True):
         factor = transform.reduction if reduce else 1
-        _apply_transform(
+        yield (
             transform.reduced(factor) if factor > 1 else transform,
             jpeg.decode(image, factor, buffer),
-            output,
         )
-    return into
+
+
+def _cropped(transform: FrameTransform, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return frame[
+        transform.top : transform.top + transform.height,
+        transform.left : transform.left + transform.width,
+    ]
 
 
 def _apply_transform(
@@ -181,10 +265,7 @@ def _apply_transform(
     Like `FrameTransform.frame`, except for the filter: torch's antialiased bilinear one is
     that of the published transforms (Pillow's), and far faster than averaging areas.
     """
-    box = frame[
-        transform.top : transform.top + transform.height,
-        transform.left : transform.left + transform.width,
-    ]
+    box = _cropped(transform, frame)
     size = transform.out_height, transform.out_width
     if box.shape[:2] != size:
         # A permuted view, which torch takes for channels-last memory: its fast path.
@@ -208,37 +289,3 @@ def transform_points(
     return np.stack(
         [transform.points(frame) for transform, frame in zip(transforms, points, strict=True)]
     )
-
-
-def change_colours(frames: Tensor, colour: ColourSettings, random: np.random.Generator) -> Tensor:
-    """Jitter, grey and blur frames [T, 3, S, S] uint8, all alike or each on its own; new memory."""
-    if colour.per_frame:
-        return torch.cat([_change_alike(frame, colour, random) for frame in frames.split(1)])
-    return _change_alike(frames, colour, random)
-
-
-def _change_alike(frames: Tensor, colour: ColourSettings, random: np.random.Generator) -> Tensor:
-    # Importing it costs a worker half a second and 60 MB, so only runs that use it import it.
-    from torchvision.transforms.v2 import functional
-
-    if random.random() < colour.jitter:
-        brightness, contrast, saturation = (
-            random.uniform(1 - largest, 1 + largest)
-            for largest in (colour.brightness, colour.contrast, colour.saturation)
-        )
-        hue = random.uniform(-colour.hue, colour.hue)
-        changes: list[Callable[[Tensor], Tensor]] = [
-            lambda x: functional.adjust_brightness(x, brightness),
-            lambda x: functional.adjust_contrast(x, contrast),
-            lambda x: functional.adjust_saturation(x, saturation),
-            lambda x: functional.adjust_hue(x, hue),
-        ]
-        for number in random.permutation(len(changes)):
-            frames = changes[number](frames)
-    if random.random() < colour.grey:
-        frames = functional.rgb_to_grayscale(frames, num_output_channels=3)
-    if random.random() < colour.blur:
-        sigma = random.uniform(*colour.blur_sigma)
-        # The kernel reaches three sigma to either side.
-        frames = functional.gaussian_blur(frames, [2 * ceil(3 * sigma) + 1] * 2, [sigma] * 2)
-    return frames

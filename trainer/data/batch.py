@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NotRequired, TypedDict, cast
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import TrackFilterSettings
@@ -15,7 +17,9 @@ class Batch(TypedDict):
     Shapes are per batch. An indexed item of `ClipDataset`, and an item of `StreamedClips`, is the
     same without the axis B: its `frames` are [T, 3, S, S] and its `key` is one string.
 
-    frames:        uint8   [B, T, 3, S, S]  RGB; frame 0 is the anchor frame
+    frames:        uint8   [B, T, 3, S, S]  RGB; frame 0 is the anchor frame. With `data.resize:
+                                            device` the loader yields crops, boxes and colours
+                                            instead, and `device_frames.make_frames` makes frames
     teacher_frame: uint8   [B, 3, S, S]     the anchor frame before colour changes; only with
                                             `colour.student_only`
     positions:     float32 [B, T, N, 2]     (x, y) in pixels of `frames`, pixel centres at integers
@@ -23,6 +27,12 @@ class Batch(TypedDict):
     confidence:    float32 [B, T, N]        probability that the position is right, 0..1
     inside:        bool    [B, T, N]        whether the position lies in the frame
     key:           B strings                the clips' keys
+    crops:         uint8   [B, T, H, W, 3]  RGB pixels of each frame's box in the top left corner of
+                                            H x W, the largest box of the dataset; others undefined
+    boxes:         int32   [B, T, 3]        height and width of each box, and 1 for a flip; on the
+                                            host, as an array of NumPy
+    colours:       float64 [B, T, 10]       `ColourChange.numbers`; on the host like `boxes`; only
+                                            if colours may change
     left_out:      strings                  one sentence per clip that was replaced because it could
                                             not be read; only with `on_error: skip`, and only until
                                             the loader has logged them
@@ -35,6 +45,9 @@ class Batch(TypedDict):
     confidence: Tensor
     inside: Tensor
     key: str | list[str]
+    crops: NotRequired[Tensor]
+    boxes: NotRequired[NDArray[np.int32]]
+    colours: NotRequired[NDArray[np.float64]]
     left_out: NotRequired[list[str]]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from manifests.snapshot import Snapshot
+from shards import jpeg
 from shards.bucket import Url
-from shards.errors import ShardError
+from shards.errors import PretrackError, ShardError
 from shards.reader import read_members
 from trainer.config import DataSettings
+from trainer.data.augment import largest_box
 from trainer.data.batch import Batch, first_item
 from trainer.data.clip_reader import named_clip, read_clip
 from trainer.data.clip_selection import choose_clips, mixed_groups
@@ -103,16 +106,21 @@ class ClipDataset(Dataset[Batch]):
 
     def batch(self, indices: Sequence[SampleIndex]) -> Batch:
         """Read and decode the samples of `indices` as one batch. Raises ShardError."""
-        return self.load(indices).unpack(self.settings)
+        # Always as frames: only the loader's batches may be resized later.
+        shape = self._frames_shape(len(indices))
+        return self._load(indices, PackedBatch.empty(shape)).unpack(self.settings)
 
     def load(self, indices: Sequence[SampleIndex], memory: Tensor | None = None) -> PackedBatch:
-        """Read and decode the samples of `indices`.
+        """Read and decode the samples of `indices`, as crops with `resize: device`.
 
         memory: uint8, at least `batch_shape(len(indices)).num_bytes`; None allocates it.
 
         Raises ShardError.
         """
-        batch = PackedBatch.empty(self.batch_shape(len(indices)), memory)
+        return self._load(indices, PackedBatch.empty(self.batch_shape(len(indices)), memory))
+
+    def _load(self, indices: Sequence[SampleIndex], batch: PackedBatch) -> PackedBatch:
+        """Fill a batch with the samples of `indices`, and return it. Raises ShardError."""
         candidates = [self._candidates(index) for index in indices]
         if self.remote:
             # Reading is mostly waiting for a server, so several clips are read at the same time.
@@ -134,7 +142,14 @@ class ClipDataset(Dataset[Batch]):
         return batch
 
     def batch_shape(self, clips: int) -> BatchShape:
-        """Return the sizes of a batch of `clips` clips."""
+        """Return the sizes of a batch of `clips` clips, as `load` makes it.
+
+        Raises PretrackError if they follow from impossible sizes in the tables.
+        """
+        shape = self._frames_shape(clips)
+        return replace(shape, crop=self._crop) if self.settings.resize == "device" else shape
+
+    def _frames_shape(self, clips: int) -> BatchShape:
         s = self.settings
         return BatchShape(
             clips=clips,
@@ -143,6 +158,22 @@ class ClipDataset(Dataset[Batch]):
             points=self.points,
             teacher_frames=s.colour.student_only,
         )
+
+    @cached_property
+    def _crop(self) -> tuple[int, int]:
+        """(height, width) that hold every box of every clip. Raises PretrackError."""
+        columns = ["width", "height"]
+        sizes = self.clips.table.select(columns).group_by(columns).aggregate([]).to_pylist()
+        # Memory of this size is allocated before any image is read, and tables come from others.
+        for size in sizes:
+            if min(size.values()) < 1 or size["width"] * size["height"] > jpeg.LARGEST:
+                folders = ", ".join(str(snapshot.out) for snapshot in self.snapshots)
+                raise PretrackError(
+                    f"the tables in {folders} are damaged: no clip has frames of "
+                    f"{size['width']}x{size['height']} pixels"
+                )
+        boxes = [largest_box(size["width"], size["height"], self.settings) for size in sizes]
+        return max(height for _, height in boxes), max(width for width, _ in boxes)
 
     def read(self, index: SampleIndex) -> EncodedClip:
         """Read a sample's frames and tracks, without decoding its frames. Raises ShardError."""

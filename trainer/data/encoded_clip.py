@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from shards.geometry import FrameTransform
 from trainer.config import DataSettings
-from trainer.data.augment import change_colours, decode_and_transform, transform_points
+from trainer.data.augment import decode_and_crop, decode_and_transform, transform_points
+from trainer.data.colour import change_colours, draw_colour_changes
 from trainer.data.packed_batch import PackedBatch
 
 
@@ -43,8 +44,22 @@ class EncodedClip:
 
 
 def decode_clip(clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings) -> None:
-    """Decode a clip into a slot of a batch. Raises ShardError for a damaged image."""
+    """Decode a clip into a slot of a batch, as frames or, if `batch.shape.crop` is set, as crops.
+
+    Raises ShardError for a damaged image.
+    """
     copy_tracks(clip, batch, slot)
+    batch.keys[slot] = clip.key
+    if batch.shape.crop:
+        _decode_crops(clip, batch, slot, settings)
+    else:
+        _decode_frames(clip, batch, slot, settings)
+
+
+def _decode_frames(
+    clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings
+) -> None:
+    """Decode and resize a clip's frames, and change their colours."""
     frames = batch.frames[slot]
     decode_and_transform(
         clip.images,
@@ -57,7 +72,24 @@ def decode_clip(clip: EncodedClip, batch: PackedBatch, slot: int, settings: Data
         batch.teacher_frame[slot] = frames[0]
     if settings.colour.changes:
         frames[:] = change_colours(frames, settings.colour, clip.random)
-    batch.keys[slot] = clip.key
+
+
+def _decode_crops(clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings) -> None:
+    """Decode the boxes of a clip's frames, and write down what else is to be done to them."""
+    batch.boxes[slot] = torch.from_numpy(
+        decode_and_crop(
+            clip.images,
+            clip.transforms,
+            size=clip.size,
+            reduce=settings.reduced_decoding,
+            into=batch.crops[slot].numpy(),
+        )
+    )
+    if settings.colour.changes:
+        changes = draw_colour_changes(len(clip.images), settings.colour, clip.random)
+        batch.colours[slot] = torch.tensor(
+            [change.numbers for change in changes], dtype=torch.float64
+        )
 
 
 def copy_tracks(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:

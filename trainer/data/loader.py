@@ -106,7 +106,7 @@ class Loader:
                 received.memory.pin_memory(), received.shape, received.keys, received.left_out
             )
         assert self._slots is not None
-        size = received.shape.num_bytes
+        shape, size = received.shape, received.shape.num_bytes
         slot = self._slots[received.worker, received.slot, :size]
         # The copy frees the slot; pinned memory lets the copy to CUDA run asynchronously.
         memory = (
@@ -114,7 +114,9 @@ class Loader:
             if self._pin
             else empty_memory(size)
         )
-        return PackedBatch(memory.copy_(slot), received.shape, received.keys, received.left_out)
+        batch = PackedBatch(memory, shape, received.keys, received.left_out)
+        batch.copy_from(PackedBatch.empty(shape, slot))
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position: global batches yielded so far, and what identifies their order."""

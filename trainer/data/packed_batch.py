@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from shards.errors import PretrackError
 from shards.geometry import inside
 from trainer.config import DataSettings
 from trainer.data.batch import Batch
+from trainer.data.colour import COLOUR_NUMBERS
 
 
 @dataclass(frozen=True)
 class BatchShape:
     """Sizes of a batch: clips B, frames per clip T, pixels per side S, points per clip N.
 
-    teacher_frames: whether each clip has a second anchor frame in its original colours.
+    teacher_frames: whether each clip has a second anchor frame in its original colours
+    crop:           (height, width) of the memory per crop, if frames are still to be resized
+                    (`data.resize: device`); the batch then has crops instead of frames
     """
 
     clips: int
@@ -25,20 +31,31 @@ class BatchShape:
     size: int
     points: int
     teacher_frames: bool
+    crop: tuple[int, int] | None = None
+
+    @property
+    def parts(self) -> list[tuple[torch.dtype, tuple[int, ...]]]:
+        """Data type and shape of each tensor of a `PackedBatch`, in the order of its memory."""
+        # Larger numbers come first, because they need an aligned start.
+        points = (self.clips, self.frames, self.points)
+        crops = self.clips if self.crop else 0
+        resized = self.clips - crops
+        height, width = self.crop or (0, 0)
+        return [
+            (torch.float32, (*points, 2)),
+            (torch.float64, (crops, self.frames, COLOUR_NUMBERS)),
+            (torch.int32, (crops, self.frames, 3)),
+            (torch.uint8, points),
+            (torch.uint8, points),
+            (torch.uint8, (resized, self.frames, 3, self.size, self.size)),
+            (torch.uint8, (resized * self.teacher_frames, 3, self.size, self.size)),
+            (torch.uint8, (crops, self.frames, height, width, 3)),
+        ]
 
     @property
     def part_bytes(self) -> list[int]:
-        """Bytes of positions, visibility, confidence, frames and teacher frames, in this order."""
-        # Positions come first: as float32 they need an aligned start.
-        points = self.clips * self.frames * self.points
-        image = 3 * self.size * self.size
-        return [
-            8 * points,
-            points,
-            points,
-            self.clips * self.frames * image,
-            self.clips * self.teacher_frames * image,
-        ]
+        """Bytes of each part."""
+        return [dtype.itemsize * prod(shape) for dtype, shape in self.parts]
 
     @property
     def num_bytes(self) -> int:
@@ -48,16 +65,20 @@ class BatchShape:
 
 @dataclass(eq=False)
 class PackedBatch:
-    """B clips in one uint8 tensor, so that a worker sends one piece of memory and not six.
+    """B clips in one uint8 tensor, so that a worker sends one piece of memory and not many.
 
     memory:        uint8 [shape.num_bytes]; the tensors below are views of it
-    positions:     float32 [B, T, N, 2], (x, y) in pixels of `frames`
+    positions:     float32 [B, T, N, 2], (x, y) in pixels of the resized frames
     visibility:    uint8 [B, T, N], 255 = certainly visible
     confidence:    uint8 [B, T, N], 255 = certainly right
     frames:        uint8 [B, T, 3, S, S]
     teacher_frame: uint8 [B, 3, S, S], or [0, 3, S, S] without teacher frames
+    crops, boxes:  as in `Batch`
+    colours:       float64 [B, T, COLOUR_NUMBERS], as in `Batch`
     keys:          the clips' keys [B]
     left_out:      per clip slot, a sentence for each clip that could not be read for it
+
+    Without `shape.crop`, crops, boxes and colours have 0 clips; with it, frames and teacher frames.
     """
 
     memory: Tensor
@@ -72,35 +93,65 @@ class PackedBatch:
         return cls(memory, shape, [""] * shape.clips, [[] for _ in range(shape.clips)])
 
     def __post_init__(self) -> None:
-        b, t, s, n = self.shape.clips, self.shape.frames, self.shape.size, self.shape.points
-        positions, visibility, confidence, frames, teacher_frame = self.memory.split(
-            self.shape.part_bytes
+        (
+            self.positions,
+            self.colours,
+            self.boxes,
+            self.visibility,
+            self.confidence,
+            self.frames,
+            self.teacher_frame,
+            self.crops,
+        ) = (
+            part.view(dtype).view(shape)
+            for part, (dtype, shape) in zip(
+                self.memory.split(self.shape.part_bytes), self.shape.parts, strict=True
+            )
         )
-        self.positions = positions.view(torch.float32).view(b, t, n, 2)
-        self.visibility = visibility.view(b, t, n)
-        self.confidence = confidence.view(b, t, n)
-        self.frames = frames.view(b, t, 3, s, s)
-        self.teacher_frame = teacher_frame.view(-1, 3, s, s)
+
+    def copy_from(self, other: PackedBatch) -> None:
+        """Copy another batch of this shape, without the unused memory around its crops."""
+        fixed = self.shape.num_bytes - self.crops.numel()
+        self.memory[:fixed].copy_(other.memory[:fixed])
+        pairs = zip(
+            self.crops.flatten(0, 1).numpy(), other.crops.flatten(0, 1).numpy(), strict=True
+        )
+        for (crop, other_crop), (height, width, _) in zip(
+            pairs, self.boxes.flatten(0, 1).tolist(), strict=True
+        ):
+            crop[:height, :width] = other_crop[:height, :width]
 
     def unpack(self, settings: DataSettings) -> Batch:
         """Return the batch that users see. Frames and positions share this batch's memory."""
-        batch = Batch(
-            frames=self.frames,
-            positions=self.positions,
-            visibility=self.visibility.to(torch.float32) / 255,
-            confidence=self.confidence.to(torch.float32) / 255,
-            inside=torch.from_numpy(inside(self.positions.numpy(), settings.size, settings.size)),
-            key=self.keys,
-        )
-        if settings.colour.student_only:
-            batch["teacher_frame"] = self.teacher_frame
+        images: dict[str, Any] = {"frames": self.frames}
+        if self.shape.crop:
+            images = {"crops": self.crops, "boxes": self.boxes.numpy()}
+            if settings.colour.changes:
+                images["colours"] = self.colours.numpy()
+        elif settings.colour.student_only:
+            images["teacher_frame"] = self.teacher_frame
+        tracks = {
+            "positions": self.positions,
+            "visibility": self.visibility.to(torch.float32) / 255,
+            "confidence": self.confidence.to(torch.float32) / 255,
+            "inside": torch.from_numpy(
+                inside(self.positions.numpy(), settings.size, settings.size)
+            ),
+        }
+        batch = cast(Batch, images | tracks | {"key": self.keys})
         if settings.on_error == "skip":
             batch["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]
         return batch
 
 
 def empty_memory(count: int) -> Tensor:
-    """Allocate `count` bytes without clearing them: uint8 [count]."""
+    """Allocate `count` bytes without clearing them: uint8 [count]. Raises PretrackError."""
     # NumPy asks the kernel for huge pages in large allocations, which torch does not: there are
     # fewer pages to find and clear.
-    return torch.from_numpy(np.empty(count, np.uint8))
+    try:
+        return torch.from_numpy(np.empty(count, np.uint8))
+    except MemoryError as error:
+        raise PretrackError(
+            f"a batch of {count / 1e6:.0f} MB does not fit in memory: take smaller batches, or, "
+            "with 'data.resize: device', leave clips of large frames out"
+        ) from error

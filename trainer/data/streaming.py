@@ -126,6 +126,11 @@ class StreamedClips(IterableDataset[Batch]):
                     f"'data.{name}' needs a build's tables, and streamed tars have none: leave it "
                     "out, and name the tars to read"
                 )
+        if settings.resize == "device":
+            raise SettingsError(
+                "'data.resize: device' needs a build's tables, which say how large a crop can be, "
+                "and streamed tars have none: leave it out"
+            )
         sources = [tars] if isinstance(tars, str) else tars
         self.tars = [tar for source in sources for tar in listed_tars(source)]
         self.settings, self.seed, self.buffer = settings, seed, buffer
