@@ -121,8 +121,7 @@ COLOURS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("colour", COLOURS.values(), ids=COLOURS.keys())
 def test_colours_are_the_same_to_one_grey_level(photographs: Path, colour: dict[str, Any]) -> None:
-    settings = {"colour": colour | {"student_only": True}}
-    pairs = both(photographs, **settings)
+    pairs = both(photographs, colour=colour | {"student_only": True})
     plain = both(photographs, colour={"student_only": True})
     pixels = differing = unchanged = 0
     for (expected, batch), (_, original) in zip(pairs, plain, strict=True):
