@@ -6,7 +6,7 @@ the generator that is passed, in a fixed order, because exact resuming depends o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil, exp, log, sqrt
 
@@ -154,9 +154,16 @@ def decode_and_transform(
 
     Raises ShardError for an image that is damaged or of another size.
     """
-    frames = _decoded(images, transforms, size, reduce)
-    for (transform, frame), output in zip(frames, into, strict=True):
-        _apply_transform(transform, frame, output)
+    _check_sizes(images, size)
+    # One buffer, reused for all images.
+    buffer = np.empty(3 * size[0] * size[1], np.uint8)
+    for image, transform, output in zip(images, transforms, into, strict=True):
+        factor = transform.reduction if reduce else 1
+        _apply_transform(
+            transform.reduced(factor) if factor > 1 else transform,
+            jpeg.decode(image, factor, buffer),
+            output,
+        )
     return into
 
 
@@ -168,28 +175,45 @@ def decode_and_crop(
     reduce: bool,
     into: NDArray[np.uint8],
 ) -> NDArray[np.int32]:
-    """Decode JPEGs [T] and copy the box of each transform; `device_resize` does the rest.
+    """Decode JPEGs [T] and crop them to the box of each transform, without resizing.
 
     size, reduce: as in `decode_and_transform`
-    into:         uint8 [T, H, W, 3] RGB; each box is written to the top left corner of its frame,
-                  and the rest is left as it is
+    into:         uint8 [T, P, 3] RGB; each box is written to the first of its frame's P pixels, row
+                  by row, and the rest is left as it is
 
     Returns what is still to be done, int32 [T, 3]: height and width of each box, and 1 for a flip.
     Raises ShardError for an image that is damaged or of another size.
     """
+    _check_sizes(images, size)
+    buffer = np.empty(3 * size[0] * size[1], np.uint8)
     boxes = np.empty((len(transforms), 3), np.int32)
-    frames = _decoded(images, transforms, size, reduce)
-    for (transform, frame), output, box in zip(frames, into, boxes, strict=True):
-        output[: transform.height, : transform.width] = _cropped(transform, frame)
-        box[:] = transform.height, transform.width, transform.flip
+    for image, transform, output, box in zip(images, transforms, into, boxes, strict=True):
+        factor = transform.reduction if reduce else 1
+        scaled = transform.reduced(factor) if factor > 1 else transform
+        pixels = output[: scaled.width * scaled.height].reshape(scaled.height, scaled.width, 3)
+        # Here reductions divide all sides, so the box is whole if it has as many pixels.
+        if factor**2 * len(pixels) * scaled.width == size[0] * size[1]:
+            jpeg.decode(image, factor, pixels.reshape(-1))
+        else:
+            pixels[:] = _cropped(scaled, jpeg.decode(image, factor, buffer))
+        box[:] = scaled.height, scaled.width, scaled.flip
     return boxes
 
 
-def largest_box(width: int, height: int, settings: DataSettings) -> tuple[int, int]:
-    """Return the largest (width, height) of a box that `decode_and_crop` copies from a frame.
+def _check_sizes(images: Sequence[bytes], size: tuple[int, int]) -> None:
+    """Raise ShardError unless all images have this (width, height)."""
+    # Before any memory of this size is allocated: sizes in tables and images come from others.
+    for image in images:
+        if jpeg.size(image) != size:
+            raise ShardError(
+                "an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size)
+            )
 
-    They are upper bounds, each for itself, over all that `choose_transform` may draw for a frame of
-    this size.
+
+def largest_box(width: int, height: int, settings: DataSettings) -> tuple[int, int]:
+    """Return the largest (width, height) of a box that `decode_and_crop` makes from a frame.
+
+    Each is an upper bound over all that `choose_transform` may draw for a frame of this size.
     """
     size = settings.size
     if settings.crop == "native":
@@ -222,32 +246,6 @@ def _largest_at_scale(
     widest = width if height <= short else min(width, long)
     tallest = height if width <= short else min(height, long)
     return widest // factor, tallest // factor
-
-
-def _decoded(
-    images: Sequence[bytes],
-    transforms: Sequence[FrameTransform],
-    size: tuple[int, int],
-    reduce: bool,
-) -> Iterator[tuple[FrameTransform, NDArray[np.uint8]]]:
-    """Yield each frame, decoded at the scale that its transform allows, with its transform there.
-
-    A frame's memory is valid until the next one is decoded. Raises ShardError.
-    """
-    # Before any memory of this size is allocated: sizes in tables and images come from others.
-    for image in images:
-        if jpeg.size(image) != size:
-            raise ShardError(
-                "an image has {}x{} pixels and should have {}x{}".format(*jpeg.size(image), *size)
-            )
-    # One buffer, reused for all images.
-    buffer = np.empty(3 * size[0] * size[1], np.uint8)
-    for image, transform in zip(images, transforms, strict=True):
-        factor = transform.reduction if reduce else 1
-        yield (
-            transform.reduced(factor) if factor > 1 else transform,
-            jpeg.decode(image, factor, buffer),
-        )
 
 
 def _cropped(transform: FrameTransform, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:

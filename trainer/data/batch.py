@@ -27,8 +27,8 @@ class Batch(TypedDict):
     confidence:    float32 [B, T, N]        probability that the position is right, 0..1
     inside:        bool    [B, T, N]        whether the position lies in the frame
     key:           B strings                the clips' keys
-    crops:         uint8   [B, T, H, W, 3]  RGB pixels of each frame's box in the top left corner of
-                                            H x W, the largest box of the dataset; others undefined
+    crops:         uint8   [B, T, P, 3]     RGB pixels of each frame's box, row by row; P is that of
+                                            the largest box of the dataset, others end earlier
     boxes:         int32   [B, T, 3]        height and width of each box, and 1 for a flip; on the
                                             host, as an array of NumPy
     colours:       float64 [B, T, 10]       `ColourChange.numbers`; on the host like `boxes`; only

@@ -147,7 +147,9 @@ class ClipDataset(Dataset[Batch]):
         Raises PretrackError if they follow from impossible sizes in the tables.
         """
         shape = self._frames_shape(clips)
-        return replace(shape, crop=self._crop) if self.settings.resize == "device" else shape
+        if self.settings.resize == "device":
+            return replace(shape, crop_pixels=self._crop_pixels)
+        return shape
 
     def _frames_shape(self, clips: int) -> BatchShape:
         s = self.settings
@@ -160,8 +162,8 @@ class ClipDataset(Dataset[Batch]):
         )
 
     @cached_property
-    def _crop(self) -> tuple[int, int]:
-        """(height, width) that hold every box of every clip. Raises PretrackError."""
+    def _crop_pixels(self) -> int:
+        """Pixels that hold every box of every clip. Raises PretrackError."""
         columns = ["width", "height"]
         sizes = self.clips.table.select(columns).group_by(columns).aggregate([]).to_pylist()
         # Memory of this size is allocated before any image is read, and tables come from others.
@@ -173,7 +175,7 @@ class ClipDataset(Dataset[Batch]):
                     f"{size['width']}x{size['height']} pixels"
                 )
         boxes = [largest_box(size["width"], size["height"], self.settings) for size in sizes]
-        return max(height for _, height in boxes), max(width for width, _ in boxes)
+        return max(width * height for width, height in boxes)
 
     def read(self, index: SampleIndex) -> EncodedClip:
         """Read a sample's frames and tracks, without decoding its frames. Raises ShardError."""

@@ -21,42 +21,49 @@ from trainer.data.device_batches import copy_to_device
 CHUNK_BYTES = 1 << 28
 """Bytes of crops, as float32, that are resized at once; the peak of memory is about twice that."""
 STEP = 32
-"""The sides of a chunk are multiples of this many pixels, or the largest box: with few different
-shapes the device's allocator can use its memory again."""
+"""The sides of a chunk are multiples of this many pixels: with few different shapes the device's
+allocator can reuse its memory."""
 INTEGER_BITS = 15
 """Bits of the largest weight, as an integer."""
 
 
 def resize_boxes(crops: Tensor, boxes: NDArray[np.int32], size: int) -> Tensor:
-    """Resize and flip the top left boxes of crops to squares.
+    """Resize and flip crops to squares.
 
-    crops: uint8 [F, H, W, 3]
+    crops: uint8 [F, P, 3], pixels of each box, row by row
     boxes: height and width of each box, and 1 for a flip [F, 3]
 
     Returns uint8 [F, 3, S, S].
     """
     frames = torch.empty((len(crops), 3, size, size), dtype=torch.uint8, device=crops.device)
-    height, width = (
-        min(-(-int(largest) // STEP) * STEP, side)
-        for largest, side in zip(boxes[:, :2].max(axis=0), crops.shape[1:3], strict=True)
-    )
+    height, width = (-(-int(side) // STEP) * STEP for side in boxes[:, :2].max(axis=0))
     on_device = copy_to_device(torch.from_numpy(boxes.astype(np.float64)), crops.device)
     count = max(1, CHUNK_BYTES // (4 * 3 * height * width))
     for start in range(0, len(crops), count):
         part = slice(start, start + count)
-        _resize_chunk(crops[part, :height, :width], on_device[part], frames[part])
+        pixels = _padded(crops[part], on_device[part, 1].long(), height, width)
+        _resize_chunk(pixels, on_device[part], frames[part])
     return frames
 
 
-def _resize_chunk(crops: Tensor, boxes: Tensor, into: Tensor) -> None:
-    """Resize boxes of crops [F, H, W, 3] into frames [F, 3, S, S]."""
-    count, height, width, _ = crops.shape
+def _padded(crops: Tensor, widths: Tensor, height: int, width: int) -> Tensor:
+    """Return crops [F, P, 3] as pictures [F, H, W, 3]; what lies outside the boxes is arbitrary."""
+    row = torch.arange(height, device=crops.device)[:, None]
+    column = torch.arange(width, device=crops.device)
+    index = (row * widths[:, None, None] + column).clamp_(max=crops.shape[1] - 1)
+    index = index.view(len(crops), -1, 1).expand(-1, -1, 3)
+    return crops.gather(1, index).view(len(crops), height, width, 3)
+
+
+def _resize_chunk(pictures: Tensor, boxes: Tensor, into: Tensor) -> None:
+    """Resize the top left boxes of pictures [F, H, W, 3] into frames [F, 3, S, S]."""
+    count, height, width, _ = pictures.shape
     size = into.shape[-1]
     # Pixels outside the boxes get weight 0.
     across = resampling_matrices(boxes[:, 1], size, width, mirrored=boxes[:, 2] > 0)
     down = resampling_matrices(boxes[:, 0], size, height)
     # Channels come between rows and columns, so that both passes are plain products of matrices.
-    pixels = crops.permute(0, 1, 3, 2).to(torch.float32).reshape(count, height * 3, width)
+    pixels = pictures.permute(0, 1, 3, 2).to(torch.float32).reshape(count, height * 3, width)
     rows = pixels @ across.transpose(1, 2)
     rows.add_(0.5).floor_()  # no weight is negative, and they sum to 1: nothing to clamp
     columns = down @ rows.view(count, height, 3 * size)

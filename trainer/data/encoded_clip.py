@@ -44,13 +44,13 @@ class EncodedClip:
 
 
 def decode_clip(clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings) -> None:
-    """Decode a clip into a slot of a batch, as frames or, if `batch.shape.crop` is set, as crops.
+    """Decode a clip into a slot of a batch, as frames or, if the batch has them, as crops.
 
     Raises ShardError for a damaged image.
     """
     copy_tracks(clip, batch, slot)
     batch.keys[slot] = clip.key
-    if batch.shape.crop:
+    if batch.shape.crop_pixels:
         _decode_crops(clip, batch, slot, settings)
     else:
         _decode_frames(clip, batch, slot, settings)

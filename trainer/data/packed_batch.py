@@ -22,8 +22,8 @@ class BatchShape:
     """Sizes of a batch: clips B, frames per clip T, pixels per side S, points per clip N.
 
     teacher_frames: whether each clip has a second anchor frame in its original colours
-    crop:           (height, width) of the memory per crop, if frames are still to be resized
-                    (`data.resize: device`); the batch then has crops instead of frames
+    crop_pixels:    pixels of the largest crop, P, if frames are still to be resized (`data.resize:
+                    device`); the batch then has crops instead of frames
     """
 
     clips: int
@@ -31,16 +31,15 @@ class BatchShape:
     size: int
     points: int
     teacher_frames: bool
-    crop: tuple[int, int] | None = None
+    crop_pixels: int = 0
 
     @property
     def parts(self) -> list[tuple[torch.dtype, tuple[int, ...]]]:
         """Data type and shape of each tensor of a `PackedBatch`, in the order of its memory."""
         # Larger numbers come first, because they need an aligned start.
         points = (self.clips, self.frames, self.points)
-        crops = self.clips if self.crop else 0
+        crops = self.clips if self.crop_pixels else 0
         resized = self.clips - crops
-        height, width = self.crop or (0, 0)
         return [
             (torch.float32, (*points, 2)),
             (torch.float64, (crops, self.frames, COLOUR_NUMBERS)),
@@ -49,7 +48,7 @@ class BatchShape:
             (torch.uint8, points),
             (torch.uint8, (resized, self.frames, 3, self.size, self.size)),
             (torch.uint8, (resized * self.teacher_frames, 3, self.size, self.size)),
-            (torch.uint8, (crops, self.frames, height, width, 3)),
+            (torch.uint8, (crops, self.frames, self.crop_pixels, 3)),
         ]
 
     @property
@@ -78,7 +77,8 @@ class PackedBatch:
     keys:          the clips' keys [B]
     left_out:      per clip slot, a sentence for each clip that could not be read for it
 
-    Without `shape.crop`, crops, boxes and colours have 0 clips; with it, frames and teacher frames.
+    Without `shape.crop_pixels`, crops, boxes and colours have 0 clips; with it, frames and teacher
+    frames have.
     """
 
     memory: Tensor
@@ -110,21 +110,18 @@ class PackedBatch:
         )
 
     def copy_from(self, other: PackedBatch) -> None:
-        """Copy another batch of this shape, without the unused memory around its crops."""
+        """Copy another batch of this shape, without the unused memory after its crops."""
         fixed = self.shape.num_bytes - self.crops.numel()
         self.memory[:fixed].copy_(other.memory[:fixed])
-        pairs = zip(
-            self.crops.flatten(0, 1).numpy(), other.crops.flatten(0, 1).numpy(), strict=True
-        )
-        for (crop, other_crop), (height, width, _) in zip(
-            pairs, self.boxes.flatten(0, 1).tolist(), strict=True
-        ):
-            crop[:height, :width] = other_crop[:height, :width]
+        sizes = self.boxes[..., :2].prod(-1).flatten().tolist()
+        pairs = zip(self.crops.flatten(0, 1), other.crops.flatten(0, 1), strict=True)
+        for (crop, other_crop), size in zip(pairs, sizes, strict=True):
+            crop[:size].copy_(other_crop[:size])
 
     def unpack(self, settings: DataSettings) -> Batch:
         """Return the batch that users see. Frames and positions share this batch's memory."""
         images: dict[str, Any] = {"frames": self.frames}
-        if self.shape.crop:
+        if self.shape.crop_pixels:
             images = {"crops": self.crops, "boxes": self.boxes.numpy()}
             if settings.colour.changes:
                 images["colours"] = self.colours.numpy()

@@ -138,7 +138,7 @@ def test_colours_are_the_same_to_one_grey_level(photographs: Path, colour: dict[
 
 
 def test_workers_processes_send_the_same_crops(photographs: Path) -> None:
-    """The memory around a crop is not sent; another clip's crop was there before."""
+    """Only the pixels of a crop are copied out of memory that other batches have used."""
     colour = {"jitter": 0.5, "grey": 0.5}
     for expected, batch in both(photographs, workers=2, batches=14, colour={"student_only": True}):
         for name in ("frames", "teacher_frame", "positions", "visibility", "inside"):
@@ -181,8 +181,8 @@ def test_any_box_is_resized_as_torch_does_on_a_cpu(
     # Two extreme pictures: noise, and black and white stripes, which round at .5.
     pictures = rng.integers(0, 256, (2, height, width, 3), np.uint8)
     pictures[1] = 255 * (np.arange(width)[:, None] % 2)
-    crops = np.full((2, 303, 311, 3), 255, np.uint8)  # what lies outside the boxes has no effect
-    crops[:, :height, :width] = pictures
+    crops = np.full((2, height * width + 40, 3), 255, np.uint8)  # what follows has no effect
+    crops[:, : height * width] = pictures.reshape(2, -1, 3)
     boxes = np.array([[height, width, flip]] * 2, np.int32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.data.device_resize.CHUNK_BYTES", chunk)
@@ -195,7 +195,7 @@ def test_any_box_is_resized_as_torch_does_on_a_cpu(
     else:  # the sums are too large for float32 to hold them exactly
         difference = (resized.int() - expected.int()).abs()
         assert difference.max() <= 1
-        assert difference[0].float().mean() < 1e-3
+        assert (difference[0] > 0).sum() <= 2 + 1e-3 * difference[0].numel()
 
 
 @examples(max_examples=500)
@@ -238,8 +238,8 @@ def test_memory_for_boxes_of_large_frames_is_small() -> None:
 
 
 def test_memory_of_a_batch_of_crops_is_what_was_worked_out_by_hand() -> None:
-    shape = BatchShape(2, 4, 8, 5, teacher_frames=True, crop=(10, 16))
-    # 40 points of 8 + 1 + 1 bytes; 8 frames of 10 * 8, of 3 * 4 and of 10 * 16 * 3 bytes
+    shape = BatchShape(2, 4, 8, 5, teacher_frames=True, crop_pixels=160)
+    # 40 points of 8 + 1 + 1 bytes; 8 frames of 10 * 8, of 3 * 4 and of 160 * 3 bytes
     assert shape.num_bytes == 400 + 8 * (80 + 12 + 480)
     batch = PackedBatch.empty(shape, torch.zeros(9000, dtype=torch.uint8))
     names = ("positions", "visibility", "confidence", "colours", "boxes", "crops")
@@ -247,7 +247,7 @@ def test_memory_of_a_batch_of_crops_is_what_was_worked_out_by_hand() -> None:
         getattr(batch, name)[:] = number + 1
     for number, name in enumerate(names):  # no part overlaps another
         assert (getattr(batch, name) == number + 1).all(), name
-    assert batch.crops.shape == (2, 4, 10, 16, 3)
+    assert batch.crops.shape == (2, 4, 160, 3)
     assert batch.frames.numel() == batch.teacher_frame.numel() == 0
 
 
