@@ -142,6 +142,16 @@ class FrameTransform:
             box = cv2.resize(box, out, interpolation=interpolation)  # type: ignore[assignment]
         return np.ascontiguousarray(box[:, ::-1] if self.flip else box)
 
+    def resize_weights(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the matrices of the resize, for devices that OpenCV does not run on.
+
+        rows [out_height, height] and columns [out_width, width]: `rows @ box @ columns.T`, rounded,
+        is within 1 grey level of what `frame` makes of a channel of the box, before the flip.
+        """
+        shrinks = self.out_width <= self.width and self.out_height <= self.height
+        side = _area_weights if shrinks else _linear_weights
+        return side(self.height, self.out_height), side(self.width, self.out_width)
+
     def points(self, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map points [..., 2] of the frame to the result; some may fall outside (see `inside`)."""
         # Scaling keeps the frame's border in place, half a pixel before the first centre; mirroring
@@ -162,6 +172,23 @@ class FrameTransform:
             cx=(camera.cx - self.left + 0.5) * sx - 0.5,
             cy=(camera.cy - self.top + 0.5) * sy - 0.5,
         )
+
+
+def _area_weights(size: int, out: int) -> NDArray[np.float32]:
+    """Return how much each pixel along a side counts in each pixel of a smaller one: [out, size].
+
+    A weight is the share of the result's pixel that the pixel covers.
+    """
+    scale = size / out
+    starts, pixels = np.arange(out)[:, None] * scale, np.arange(size)
+    covered = np.minimum(starts + scale, pixels + 1) - np.maximum(starts, pixels)
+    return (covered.clip(min=0) / scale).astype(np.float32)
+
+
+def _linear_weights(size: int, out: int) -> NDArray[np.float32]:
+    """Return the weights [out, size] of linear interpolation along a side."""
+    centres = ((np.arange(out) + 0.5) * (size / out) - 0.5).clip(0, size - 1)
+    return (1 - np.abs(centres[:, None] - np.arange(size))).clip(min=0).astype(np.float32)
 
 
 def stored_transform(

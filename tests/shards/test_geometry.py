@@ -145,6 +145,29 @@ def test_a_frame_enlarged_along_a_side_is_bilinear(out_width: int) -> None:
     assert (enlarged == np.array([0, 50, 150, 200])[:, None, None]).all()
 
 
+@pytest.mark.parametrize(
+    ("width", "height", "out_width", "out_height"),
+    [
+        (96, 54, 32, 18),  # by a whole number
+        (97, 61, 40, 25),
+        (97, 61, 97, 25),  # along one side
+        (40, 30, 55, 64),
+        (40, 64, 55, 30),  # higher and narrower
+        (7, 5, 1, 1),
+    ],
+)
+def test_the_matrices_of_a_resize_do_what_it_does(
+    width: int, height: int, out_width: int, out_height: int
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    transform = FrameTransform.whole(width, height, out_width, out_height)
+    rows, columns = transform.resize_weights()
+    assert rows.shape == (out_height, height)
+    assert columns.shape == (out_width, width)
+    multiplied = np.einsum("yh,hwc,xw->yxc", rows, frame.astype(np.float32), columns)
+    assert np.abs(np.rint(multiplied) - transform.frame(frame)).max() <= 1
+
+
 def test_a_reduced_transform_takes_the_same_box_of_a_smaller_frame() -> None:
     transform = FrameTransform(2, 2, 4, 2, 2, 1)
     frame = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(6, 8, 3)
