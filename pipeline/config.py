@@ -47,6 +47,12 @@ class FrameSettings(Settings):
     """The decoder that reads clips of video files. `pyav` is exact on every odd file tried
     (benchmarks/decoders.py). PyAV always counts the frames and finds the shot cuts. Every frame is
     compared with what PyAV decoded there before it is stored."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where clips of video files are decoded, shrunk and encoded. `cuda` uses a GPU's NVDEC and
+    nvJPEG instead of `decoder`, by torchcodec and torchvision (`pip install
+    'pretrack[torchcodec]'`); pixels then differ a little, and chroma is stored as 4:4:4. A clip
+    that the GPU cannot decode, or whose frames differ from what the scan found, is decoded on the
+    CPU, and the log says so. Image files are always read on the CPU."""
     square_pixels: bool = True
     """Resample frames whose pixels are not square (as on DVDs) to square pixels."""
     deinterlace: bool = True
@@ -70,10 +76,10 @@ class FrameSettings(Settings):
 
     def of_content(self) -> dict[str, Any]:
         """Return the settings that determine what is stored: part of a shard's fingerprint."""
-        return {
-            **self.model_dump(mode="json", exclude={"decode_timeout_s", "max_megapixels"}),
-            "version": FRAMES_VERSION,
-        }
+        irrelevant = {"decode_timeout_s", "max_megapixels"}
+        if self.device == "cpu":  # shards from before there was a choice stay as they are
+            irrelevant.add("device")
+        return {**self.model_dump(mode="json", exclude=irrelevant), "version": FRAMES_VERSION}
 
     def of_scan(self) -> str:
         """Return, as text, the settings that determine what a scan of a video file finds.
@@ -115,6 +121,9 @@ class RaySettings(Settings):
     """Cores that each tracker worker reserves."""
     tracker_gpus: float = Field(0.0, ge=0)
     """GPUs that each tracker worker reserves. 0.5 lets two workers share one."""
+    decoder_gpus: float = Field(0.1, gt=0, le=1)
+    """With `frames.device: cuda`, the share of a GPU that each decoding task reserves, beside one
+    core. Leave as much of a GPU free of trackers: with 0.1, set `tracker_gpus` to 0.9 at most."""
 
 
 class BuildSettings(Settings):
@@ -140,6 +149,11 @@ class BuildSettings(Settings):
     max_missing_videos: float = Field(0.5, ge=0, le=1)
     """The build stops before it makes a shard if a source does not find more than this fraction of
     its videos in the current snapshot any more, unless `--allow-fewer` is given."""
+
+    @property
+    def decoder_gpus(self) -> float:
+        """GPUs that each decoding task reserves."""
+        return self.ray.decoder_gpus if self.frames.device == "cuda" else 0.0
 
     @field_validator("sources")
     @classmethod

@@ -95,3 +95,7 @@ class DecodeError(PretrackError):
     def __init__(self, message: str, reason: Reason = Reason.UNREADABLE_VIDEO) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class GpuError(PretrackError):
+    """This machine cannot decode on a GPU: every clip would fail for the same reason."""

@@ -9,7 +9,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -168,7 +168,11 @@ def cause_of(error: Exception) -> Exception:
     return error
 
 
-@cache
-def decoder_of_this_worker(stall_limit_s: float) -> SubprocessDecoder:
-    """Return the decoder of this Ray worker: it is kept between tasks and ends with the worker."""
+@lru_cache(maxsize=1)
+def decoder_of_this_worker(stall_limit_s: float, gpus: str = "") -> SubprocessDecoder:
+    """Return the decoder of this Ray worker: it is kept between tasks and ends with the worker.
+
+    gpus: the GPUs that Ray gave the task, if it needs one; other GPUs need another decoder, whose
+          process ends when the next takes its place
+    """
     return SubprocessDecoder(stall_limit_s)

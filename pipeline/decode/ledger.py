@@ -101,11 +101,18 @@ class Ledger:
         better. Frames that differ less than two decoders' colours do cannot be told apart.
         """
         width, height = self.format_of(index).upright_size
-        if picture.shape[:2] != (height, width):
-            return False
+        return picture.shape[:2] == (height, width) and self.has_print(
+            index, picture_print(picture)
+        )
+
+    def has_print(self, index: int, candidate: NDArray[np.uint8]) -> bool:
+        """Tell whether a picture with the print `candidate` can be frame `index`.
+
+        See `resembles`.
+        """
         first = max(0, index - _NEIGHBOURS)
         nearby = self.prints[first : index + _NEIGHBOURS + 1].astype(np.int16)
-        distances = np.abs(nearby - picture_print(picture).astype(np.int16)).max(axis=1)
+        distances = np.abs(nearby - candidate.astype(np.int16)).max(axis=1)
         distance = distances[index - first]
         return bool(distance <= _TOLERANCE and distance < distances.min() + _CLEARLY)
 

@@ -1,7 +1,7 @@
 """The messages between a decoder process and its parent.
 
 The parent sends one request and then receives answers: any number of `Progress`, `Result` and
-`ItemFailed`, ended by one `RequestDone` or `RequestFailed`. Every answer restarts the parent's
+`ItemFailed`, ended by one `RequestDone`, `RequestFailed` or `DeviceMissing`. Every answer restarts the parent's
 stall clock. One request is in flight at a time. Messages are pickled: both ends run the same code.
 """
 
@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.decode.frame_format import FrameFormat
 from pipeline.decode.images import MAX_MEGAPIXELS
 from pipeline.decode.video import Decoder
 from pipeline.failures import Reason
 from pipeline.sources.picture_kinds import Channels
+from shards.geometry import stored_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,13 @@ class StoredForm:
     square_pixels: bool = True
     deinterlace: bool = True
     max_megapixels: float = MAX_MEGAPIXELS
+
+    def size_of(self, described: FrameFormat) -> tuple[int, int]:
+        """Return the (width, height) at which frames of a video file are stored."""
+        # Pixels become square in the same step in which the frame is shrunk, so that it is
+        # resampled once.
+        shown = described.display_size if self.square_pixels else described.upright_size
+        return self.size or stored_size(*shown, self.short_side)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +81,34 @@ class StoredFrame:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EncodeRequest:
+    """Read and encode clips of a video file on a device, each given by the indices of its frames.
+
+    Answer per clip: `Result` with an `EncodedClip`, or `ItemFailed` if the device cannot decode the
+    clip, or not prove its frames. `ledger` is the packed one of the file's scan.
+    """
+
+    path: str
+    device: str
+    ledger: bytes
+    clips: tuple[tuple[int, ...], ...]
+    form: StoredForm
+    jpeg_quality: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedClip:
+    """The frames of a clip as they are stored, their size, and that of the frames in the file.
+
+    size, source_size: (width, height)
+    """
+
+    jpegs: tuple[bytes, ...]
+    size: tuple[int, int]
+    source_size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImagesRequest:
     """Read image files. Answer per image: `Result` with a `StoredFrame`, or `ItemFailed`."""
 
@@ -80,7 +117,7 @@ class ImagesRequest:
     form: StoredForm
 
 
-Request = ScanRequest | VideoRequest | ImagesRequest
+Request = ScanRequest | VideoRequest | EncodeRequest | ImagesRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +134,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class ItemFailed:
-    """One image cannot be used; the request continues with the next."""
+    """One image, or clip, cannot be used; the request continues with the next."""
 
     message: str
     reason: Reason
@@ -116,4 +153,11 @@ class RequestFailed:
     reason: Reason
 
 
-Answer = Progress | Result | ItemFailed | RequestDone | RequestFailed
+@dataclass(frozen=True, slots=True)
+class DeviceMissing:
+    """This machine lacks what the request needs: every other request of its kind would fail."""
+
+    message: str
+
+
+Answer = Progress | Result | ItemFailed | RequestDone | RequestFailed | DeviceMissing

@@ -14,6 +14,9 @@ from typing import Any
 
 from pipeline.decode.messages import (
     Answer,
+    DeviceMissing,
+    EncodedClip,
+    EncodeRequest,
     ImagesRequest,
     ItemFailed,
     Progress,
@@ -27,7 +30,7 @@ from pipeline.decode.messages import (
     VideoRequest,
 )
 from pipeline.decode.video import Decoder
-from pipeline.failures import DecodeError, Reason
+from pipeline.failures import DecodeError, GpuError, Reason
 from pipeline.sources.video import Scan
 
 
@@ -74,6 +77,40 @@ class SubprocessDecoder:
             raise DecodeError(
                 f"the decoder gave {count} frames of {len(indices)}", Reason.DECODER_FAILED
             )
+
+    def encode_clips(
+        self,
+        path: str,
+        *,
+        device: str,
+        ledger: bytes,
+        clips: Sequence[Sequence[int]],
+        form: StoredForm,
+        jpeg_quality: int,
+    ) -> list[EncodedClip | DecodeError]:
+        """Read and encode clips of a video file on a device, each given by its frames' indices.
+
+        Returns for each clip its encoded frames, or why the device could not decode or prove them.
+        Raises GpuError if this machine lacks what the device needs.
+        """
+        request = EncodeRequest(
+            path=path,
+            device=device,
+            ledger=ledger,
+            clips=tuple(tuple(indices) for indices in clips),
+            form=form,
+            jpeg_quality=jpeg_quality,
+        )
+        results: list[EncodedClip | DecodeError] = []
+        try:
+            for result in self._ask(request):
+                results.append(result)
+        except DecodeError as error:  # the file, or the process, failed the clips that are left
+            results += [error] * (len(clips) - len(results))
+        if any(getattr(result, "reason", None) is Reason.DECODER_FAILED for result in results):
+            # After an error of CUDA itself a process can do no more work on its GPU.
+            self.close()
+        return results
 
     def read_images(
         self, root: str, names: Sequence[str], form: StoredForm
@@ -122,6 +159,8 @@ class SubprocessDecoder:
                         yield DecodeError(message, reason)
                     case RequestFailed(message, reason):
                         raise DecodeError(message, reason)
+                    case DeviceMissing(message):
+                        raise GpuError(message)
                     case RequestDone():
                         return
         except (EOFError, OSError) as error:
@@ -129,7 +168,7 @@ class SubprocessDecoder:
             raise DecodeError(
                 f"the decoder process {self._reap()}", Reason.DECODER_CRASHED
             ) from error
-        except DecodeError:
+        except (DecodeError, GpuError):
             # After a failed request the child waits for the next one, and is kept.
             raise
         except BaseException:

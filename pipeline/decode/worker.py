@@ -14,10 +14,13 @@ from multiprocessing.connection import Connection
 
 import cv2
 
+from pipeline.decode import gpu
 from pipeline.decode.images import read_image
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.messages import (
     Answer,
+    DeviceMissing,
+    EncodeRequest,
     ImagesRequest,
     ItemFailed,
     Progress,
@@ -31,8 +34,8 @@ from pipeline.decode.messages import (
 )
 from pipeline.decode.scan import scan
 from pipeline.decode.video import read_frames
-from pipeline.failures import DecodeError, Reason
-from shards.geometry import FrameTransform, stored_size, stored_transform
+from pipeline.failures import DecodeError, GpuError, Reason
+from shards.geometry import FrameTransform, stored_transform
 
 _PR_SET_PDEATHSIG = 1
 """The option of Linux's prctl that sets the signal a process gets when its parent dies."""
@@ -63,8 +66,12 @@ def _answer(pipe: Connection, request: Request) -> Answer:
                 _answer_scan(pipe, request)
             case VideoRequest():
                 _answer_video(pipe, request)
+            case EncodeRequest():
+                _answer_encode(pipe, request)
             case ImagesRequest():
                 _answer_images(pipe, request)
+    except GpuError as error:
+        return DeviceMissing(str(error))
     except DecodeError as error:
         return RequestFailed(str(error), error.reason)
     except Exception as error:
@@ -93,12 +100,17 @@ def _answer_video(pipe: Connection, request: VideoRequest) -> None:
     )
     for index, frame in zip(request.indices, frames, strict=True):
         described = ledger.format_of(index)
-        # Pixels become square in the same step in which the frame is shrunk, so that it is
-        # resampled once.
-        shown = described.display_size if form.square_pixels else described.upright_size
-        stored = form.size or stored_size(*shown, form.short_side)
-        transform = FrameTransform.whole(*described.upright_size, *stored)
+        transform = FrameTransform.whole(*described.upright_size, *form.size_of(described))
         pipe.send(Result(StoredFrame(transform.frame(frame), described.upright_size)))
+
+
+def _answer_encode(pipe: Connection, request: EncodeRequest) -> None:
+    """Send per clip its encoded frames, or why it cannot be decoded; `Progress` in between."""
+    for clip in gpu.encode_clips(request, on_frames=lambda: pipe.send(Progress())):
+        if isinstance(clip, DecodeError):
+            pipe.send(ItemFailed(str(clip), clip.reason))
+        else:
+            pipe.send(Result(clip))
 
 
 def _answer_images(pipe: Connection, request: ImagesRequest) -> None:

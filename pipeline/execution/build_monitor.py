@@ -6,7 +6,7 @@ Programs read the names and fields of events in `OUT/build.log`, so these do not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from manifests.receipt import Receipt
@@ -39,6 +39,7 @@ class BuildMonitor:
         self._out = out
         self._progress = progress
         self._log = EventLog(out, progress).log
+        self._gpu_refused = False
 
     @contextmanager
     def running(
@@ -167,6 +168,24 @@ class BuildMonitor:
             shard=group,
             reason=first_line(error),
         )
+
+    def gpu_refused(self, group: str, reasons: Sequence[str]) -> None:
+        """Report clips that the CPU decoded although `frames.device` is cuda; each with its reason.
+
+        Only the first report is notable: a source may have many such clips.
+        """
+        if not reasons:
+            return
+        self._log(
+            "decoded on the CPU",
+            f"the GPU refused {pluralise(len(reasons), 'clip')} of {group}, which the CPU decoded "
+            f"({reasons[0]}); further ones are only logged",
+            notable=not self._gpu_refused,
+            shard=group,
+            clips=len(reasons),
+            reason=reasons[0],
+        )
+        self._gpu_refused = True
 
     def tracker_ready(self, location: str, live: int) -> None:
         """Report that a tracker was loaded; `live` is the number of loaded trackers."""

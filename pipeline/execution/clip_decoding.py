@@ -11,7 +11,7 @@ from pathlib import Path
 from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import shard_path
 from manifests.rows import Failure, VideoRow
-from pipeline.decode.messages import StoredForm, StoredFrame
+from pipeline.decode.messages import EncodedClip, StoredForm, StoredFrame
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.execution.shard_task import ShardTask
 from pipeline.failures import DecodeError, Reason
@@ -34,10 +34,14 @@ first release of CO3D crops each frame for itself, within 1 %."""
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
-    """A clip as it will be stored, without tracks."""
+    """A clip as it will be stored, without tracks.
+
+    gpu_refused: why the CPU decoded it although `frames.device` is cuda; "" if it did not
+    """
 
     info: ClipInfo
     jpegs: tuple[bytes, ...]
+    gpu_refused: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,9 @@ def _decode_video(
 ) -> Iterator[ClipResult]:
     """Decode clips of one video."""
     if video.file:
-        yield from _decode_from_file(planned, video, task, decoder)
+        on_gpu = task.settings.frames.device == "cuda"
+        decode = _decode_on_gpu if on_gpu else _decode_from_file
+        yield from decode(planned, video, task, decoder)
         return
     for clip in planned:
         failures: list[Failure] = []
@@ -111,6 +117,59 @@ def _decode_video(
             failures.append(_decode_failure(clip, video, error, str(error)))
             decoded = None
         yield ClipResult(decoded, tuple(failures))
+
+
+def _decode_on_gpu(
+    planned: Sequence[PlannedClip], video: VideoRow, task: ShardTask, decoder: SubprocessDecoder
+) -> Iterator[ClipResult]:
+    """Decode clips of a video file on the GPU, and those that it refuses on the CPU.
+
+    Raises GpuError if this machine cannot decode on a GPU.
+    """
+    encoded = _encode_on_gpu(planned, video, task, decoder)
+    refused = [
+        clip
+        for clip, result in zip(planned, encoded, strict=True)
+        if isinstance(result, DecodeError)
+    ]
+    from_cpu = _decode_from_file(refused, video, task, decoder)
+    for clip, result in zip(planned, encoded, strict=True):
+        if isinstance(result, EncodedClip):
+            indices = _frame_indices(clip, task)
+            info = _clip_info(
+                clip,
+                video,
+                task,
+                indices=indices,
+                numbers=indices,
+                source_sizes=[result.source_size] * len(indices),
+                size=result.size,
+            )
+            yield ClipResult(DecodedClip(info, result.jpegs))
+        else:
+            on_cpu = next(from_cpu)
+            decoded = on_cpu.clip and replace(on_cpu.clip, gpu_refused=str(result))
+            yield replace(on_cpu, clip=decoded)
+
+
+def _encode_on_gpu(
+    planned: Sequence[PlannedClip], video: VideoRow, task: ShardTask, decoder: SubprocessDecoder
+) -> list[EncodedClip | DecodeError]:
+    """Return for each clip of a video file its encoded frames, or why the GPU refuses it."""
+    settings = task.settings.frames
+    path = str(Path(video.root) / video.file)
+    try:
+        ledger = _ledger(path, video, task, decoder)
+    except DecodeError as error:  # the CPU meets it too, and makes it a failure
+        return [error] * len(planned)
+    return decoder.encode_clips(
+        path,
+        device=settings.device,
+        ledger=ledger,
+        clips=[_frame_indices(clip, task) for clip in planned],
+        form=_stored_form(task),
+        jpeg_quality=settings.jpeg_quality,
+    )
 
 
 def _decode_from_file(
@@ -331,32 +390,56 @@ def _encode(
 ) -> DecodedClip:
     """Encode resized frames as JPEG and describe the clip. Raises DecodeError if sizes differ much.
 
+    indices, numbers: as in `_clip_info`
+    """
+    height, width = frames[0].pixels.shape[:2]
+    info = _clip_info(
+        planned,
+        video,
+        task,
+        indices=indices,
+        numbers=numbers,
+        source_sizes=[frame.source_size for frame in frames],
+        size=(width, height),
+    )
+    quality = task.settings.frames.jpeg_quality
+    return DecodedClip(info, tuple(jpeg.encode(frame.pixels, quality) for frame in frames))
+
+
+def _clip_info(
+    planned: PlannedClip,
+    video: VideoRow,
+    task: ShardTask,
+    *,
+    indices: Sequence[int],
+    numbers: Sequence[int],
+    source_sizes: Sequence[Size],
+    size: Size,
+) -> ClipInfo:
+    """Describe a clip whose frames are stored at `size`. Raises DecodeError if sizes differ much.
+
     indices: of the frames within the video
     numbers: the source's own frame numbers
     """
-    source_sizes = [frame.source_size for frame in frames]
     width, height = _clip_size(source_sizes)
-    out_height, out_width = frames[0].pixels.shape[:2]
-    info = ClipInfo(
+    return ClipInfo(
         key=planned.key,
         source=video.source,
         dataset=video.dataset,
         video_id=video.video_id,
         sequence=video.sequence,
         split=video.split,
-        width=out_width,
-        height=out_height,
+        width=size[0],
+        height=size[1],
         source_width=width,
         source_height=height,
         frame_numbers=tuple(numbers),
         timestamps=tuple(video.timestamps[i] for i in indices) if video.timestamps else None,
-        cameras=_stored_cameras(video, indices, source_sizes, (out_width, out_height)),
+        cameras=_stored_cameras(video, indices, source_sizes, size),
         terms=video.terms,
         frames_settings=fingerprint_lines([task.shard.frames_settings]),
         tracks_settings=fingerprint_lines([task.shard.tracks_settings]),
     )
-    quality = task.settings.frames.jpeg_quality
-    return DecodedClip(info, tuple(jpeg.encode(frame.pixels, quality) for frame in frames))
 
 
 def _stored_cameras(

@@ -10,6 +10,7 @@ its own becomes a failure.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,8 +30,9 @@ from pipeline.execution import shard_stages as stages
 from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.shard_task import ShardTask
 from pipeline.execution.tracker_pool import TrackerLost, TrackerPool
+from pipeline.execution.tracker_sizing import check_decoders
 from pipeline.failures import Reason
-from pipeline.ray_cluster import cause_of, decoder_of_this_worker
+from pipeline.ray_cluster import cause_of, decoder_of_this_worker, resources
 from shards.errors import ShardError, first_line
 
 _DEATHS = 2  # messages say "twice"
@@ -42,11 +44,12 @@ _WORKER_LOST = (WorkerCrashedError, OutOfMemoryError, NodeDiedError)
 
 @dataclass(frozen=True)
 class ClipName:
-    """The identity of a decoded clip, without its frames."""
+    """The identity of a decoded clip, without its frames; `gpu_refused` as in `DecodedClip`."""
 
     key: str
     source: str
     video_id: str
+    gpu_refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,9 @@ class ShardChain:
         for start in range(_STARTS):
             try:
                 decoded = await self._decode()
+                self._monitor.gpu_refused(
+                    self._group, [clip.gpu_refused for clip in decoded.clips if clip.gpu_refused]
+                )
                 tracked = await self._track(decoded)
                 return await _WRITE.remote(self._task_ref, decoded.frames, *tracked)
             except (ObjectLostError, RayTaskError) as error:
@@ -97,6 +103,9 @@ class ShardChain:
         self._task = task
         self._group = task.shard.group
         self._task_ref = ray.put(task)  # stored once, for all stages
+        from_files = any(video.file for video in task.videos.values())  # images need no GPU
+        self._decoder_gpus = task.settings.decoder_gpus if from_files else 0.0
+        self._decode_task = _DECODE.options(num_gpus=self._decoder_gpus)
 
     async def _decode(self) -> _DecodedRef:
         """Load stored frames for a re-track, decode the source otherwise."""
@@ -111,9 +120,10 @@ class ShardChain:
                     self._group, self._task.shard.previous, first_line(damage)
                 )
                 self._set_task(self._from_source())
+        check_decoders(resources(), self._decoder_gpus)
         for _ in range(_DEATHS):
             try:
-                return await _decoded_ref(*_DECODE.remote(self._task_ref))
+                return await _decoded_ref(*self._decode_task.remote(self._task_ref))
             except _WORKER_LOST as error:
                 self._monitor.decoder_lost(self._group, error)
         return await self._decode_one_at_a_time()
@@ -124,7 +134,7 @@ class ShardChain:
         parts = []  # decoded shards of one clip each, mostly as Ray references
         for clip in self._task.clips:
             try:
-                frames, names = _DECODE.remote(replace(self._task, clips=(clip,)))
+                frames, names = self._decode_task.remote(replace(self._task, clips=(clip,)))
                 await names
             except _WORKER_LOST as error:
                 video = self._task.videos[clip.video]
@@ -175,7 +185,9 @@ class ShardChain:
 
 
 def _decode(task: ShardTask) -> tuple[stages.DecodedShard, tuple[ClipName, ...]]:
-    decoder = decoder_of_this_worker(task.settings.frames.decode_timeout_s)
+    settings = task.settings.frames
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "") if settings.device == "cuda" else ""
+    decoder = decoder_of_this_worker(settings.decode_timeout_s, gpus)
     return _with_names(stages.decode_shard(task, decoder))
 
 
@@ -201,8 +213,10 @@ _WRITE = ray.remote(num_cpus=0, max_retries=3)(_write)
 def _with_names(
     decoded: stages.DecodedShard,
 ) -> tuple[stages.DecodedShard, tuple[ClipName, ...]]:
-    infos = [clip.info for clip in decoded.clips]
-    return decoded, tuple(ClipName(info.key, info.source, info.video_id) for info in infos)
+    return decoded, tuple(
+        ClipName(clip.info.key, clip.info.source, clip.info.video_id, clip.gpu_refused)
+        for clip in decoded.clips
+    )
 
 
 async def _decoded_ref(frames: Any, names: Awaitable[tuple[ClipName, ...]]) -> _DecodedRef:

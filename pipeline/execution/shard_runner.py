@@ -22,6 +22,7 @@ from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.shard_chain import ShardChain
 from pipeline.execution.shard_task import shard_task, task_from_source
 from pipeline.execution.tracker_pool import TrackerPool
+from pipeline.failures import GpuError
 from pipeline.planning.plan import Plan, PlannedShard
 from pipeline.ray_cluster import cause_of, connect, resources
 from shards.errors import PretrackError, first_line
@@ -142,13 +143,15 @@ async def _run_chains(
 
 
 def _raise_if_permanent(error: Exception, settings: BuildSettings) -> None:
-    """Raise PretrackError if every other shard would fail too: the disk is full, Ray has ended."""
+    """Raise PretrackError if every other shard would fail too: a full disk, no GPU, Ray has ended."""
     if isinstance(error, LocalRayletDiedError):
         raise PretrackError(
             f"Ray on this machine has ended ({first_line(error)}), most often because one of its "
             "processes was killed for lack of memory: run the same build again, what is done is "
             "kept"
         ) from error
+    if isinstance(error, GpuError):
+        raise error
     if isinstance(error, OSError) and is_permanent_error(error):
         raise PretrackError(
             f"a shard could not be written to {settings.out} ({error.strerror}): free some space "

@@ -54,7 +54,7 @@ class TrackerPool:
     """
 
     def __init__(self, settings: BuildSettings, monitor: BuildMonitor) -> None:
-        check_trackers(settings.ray, resources())
+        check_trackers(settings.ray, resources(), settings.decoder_gpus)
         self._settings = settings
         self._monitor = monitor
         self._trackers: list[TrackerHandle] = []
@@ -107,7 +107,7 @@ class TrackerPool:
         self._resize_after = time.monotonic() + _RESIZE_EVERY_S
         cluster = resources()
         cores = cores_per_tracker(self._settings.ray, cluster)
-        self._target_size = tracker_count(self._settings.ray, cluster)
+        self._target_size = tracker_count(self._settings.ray, cluster, self._settings.decoder_gpus)
         # A tracker started on a larger cluster may hold the core that decoding now needs.
         while self.size > self._target_size or any(t.cores > cores for t in self._trackers):
             self._retire()

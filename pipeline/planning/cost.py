@@ -49,11 +49,12 @@ class Estimate:
 class _Rates:
     """Mean cost per clip of a source: bytes, and seconds per stage.
 
-    track: seconds per clip and point, by tracker
+    decode: by the device that decodes
+    track:  seconds per clip and point, by tracker
     """
 
     bytes: float
-    decode: float
+    decode: dict[str, float]
     load: float
     write: float
     track: dict[str, float]
@@ -95,9 +96,10 @@ def _size_and_seconds(
     # A re-track keeps the frames, which are most of a shard's bytes.
     size = rows[shard.previous].bytes if shard.previous else round(rates.bytes * shard.count)
     tracker, points = _points_per_clip(shard.tracks_settings)
-    if tracker not in rates.track:
+    device = _device(shard.frames_settings)
+    if tracker not in rates.track or (shard.action == "build" and device not in rates.decode):
         return size, None
-    read = rates.load if shard.action == "retrack" else rates.decode
+    read = rates.load if shard.action == "retrack" else rates.decode[device]
     return size, shard.count * (read + rates.track[tracker] * points + rates.write)
 
 
@@ -142,7 +144,12 @@ def _rates(shards: Sequence[ExistingShard]) -> _Rates:
         seconds[tracker] += row.track_seconds
     return _Rates(
         bytes=sum(row.bytes for row in newest) / newest_clips,
-        decode=_decode_seconds_per_clip(decoded),
+        decode={
+            device: _decode_seconds_per_clip(
+                [row for row in decoded if _device(row.frames_settings) == device]
+            )
+            for device in {_device(row.frames_settings) for row in decoded}
+        },
         load=_decode_seconds_per_clip(loaded),
         write=sum(row.write_seconds for row in newest) / newest_clips,
         track={tracker: seconds[tracker] / points[tracker] for tracker in points},
@@ -169,6 +176,11 @@ def _decoded_and_loaded(rows: Sequence[ShardRow]) -> tuple[list[ShardRow], list[
 def _decode_seconds_per_clip(rows: Sequence[ShardRow]) -> float:
     """Compute the mean seconds per clip of the decode stage, 0 if there are no rows."""
     return sum(row.decode_seconds for row in rows) / sum(row.clips for row in rows) if rows else 0.0
+
+
+def _device(frames_settings: str) -> str:
+    """Return the device that decodes video files, from settings as JSON."""
+    return str(json.loads(frames_settings).get("device", "cpu"))
 
 
 def _points_per_clip(tracks_settings: str) -> tuple[str, float]:

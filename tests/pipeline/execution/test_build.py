@@ -299,6 +299,18 @@ def test_too_many_failures_stop_the_build(videos: Path, tmp_path: Path) -> None:
     assert list_snapshots(tmp_path) == []
 
 
+def test_decoding_on_a_gpu_that_is_not_there_is_one_sentence(videos: Path, tmp_path: Path) -> None:
+    settings = settings_for(videos, tmp_path / "out", frames={"device": "cuda", "short_side": 96})
+    with pytest.raises(PretrackError, match=r"frames\.device is cuda, and this cluster has 0 GPUs"):
+        build(settings, QUIET)
+    (failed,) = [
+        json.loads(line)
+        for line in (tmp_path / "out" / "build.log").read_text().splitlines()
+        if "shard failed" in line
+    ]
+    assert failed["reason"].startswith("frames.device is cuda"), "the first shard ends the build"
+
+
 def test_two_builds_of_one_folder_do_not_meet(videos: Path, tmp_path: Path) -> None:
     code = """
 import fcntl, sys

@@ -57,6 +57,11 @@ DEATH = RuntimeError("the worker died\nand a long message follows")
             {"shard": "pans-train-000000", "reason": "the worker died"},
         ),
         (
+            lambda monitor: monitor.gpu_refused("pans-train-000000", ["it is interlaced"] * 2),
+            "decoded on the CPU",
+            {"shard": "pans-train-000000", "clips": 2, "reason": "it is interlaced"},
+        ),
+        (
             lambda monitor: monitor.tracker_ready("process 7 on a", 3),
             "tracker ready",
             {"where": "process 7 on a", "trackers": 3},
@@ -89,6 +94,19 @@ def test_events_keep_their_names_and_fields(
     assert logged.pop("time").endswith("+00:00")
     assert "\n" not in logged.pop("message")
     assert logged == {"event": event, **fields}
+
+
+def test_that_the_gpu_refuses_clips_is_shown_once_and_logged_each_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = BuildMonitor(tmp_path, Progress())
+    monitor.gpu_refused("pans-train-000000", [])
+    monitor.gpu_refused("pans-train-000001", ["it is interlaced"])
+    monitor.gpu_refused("pans-train-000002", ["it is interlaced"])
+    assert (tmp_path / "build.log").read_text().count("decoded on the CPU") == 2
+    shown = capsys.readouterr().err
+    assert "the GPU refused 1 clip of pans-train-000001" in shown
+    assert "pans-train-000002" not in shown
 
 
 def test_the_end_of_a_build_counts_what_was_made_and_published(tmp_path: Path) -> None:

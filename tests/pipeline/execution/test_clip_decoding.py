@@ -1,4 +1,7 @@
-"""Clips of image files: one stored size for frames of several, and one kind of picture."""
+"""Clips of image files: one stored size for frames of several, and one kind of picture.
+
+Clips of video files: those that a GPU refuses are decoded on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,22 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from manifests.fingerprint import canonical_json
+from manifests.rows import VideoRow
 from manifests.settings import check_settings
 from pipeline.config import BuildSettings
+from pipeline.decode.messages import EncodedClip
+from pipeline.decode.scan import scan
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.execution.clip_decoding import ClipResult, decode_clips
-from pipeline.execution.shard_task import shard_task
+from pipeline.execution.shard_task import ShardTask, shard_task
+from pipeline.failures import DecodeError
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import make_catalog
-from pipeline.planning.plan import make_plan
+from pipeline.planning.ledger_store import write_ledger
+from pipeline.planning.plan import PlannedClip, PlannedShard, make_plan
 from shards import jpeg
+from tests.helpers.barcode import Recipe, read_number, write_numbered
 
 SEQUENCE = "374_41993_84073"
 
@@ -211,3 +221,87 @@ def test_the_wrongly_stored_folders_are_stored_right(
     differences = np.array([[np.abs(a - b).mean() for b in right] for a in stored])
     assert differences.argmin(axis=1).tolist() == list(range(24))
     assert differences.diagonal().max() < 6  # JPEG
+
+
+class GpuWithFaults(SubprocessDecoder):
+    """Answers for the GPU: every frame of clip 0 is grey, clip 1 is refused, clip 2 is grey."""
+
+    def encode_clips(self, path: str, **request: Any) -> list[EncodedClip | DecodeError]:
+        assert request["device"] == "cuda"
+        grey = jpeg.encode(np.full((64, 96, 3), 128, np.uint8), request["jpeg_quality"])
+        return [
+            DecodeError("it is interlaced")
+            if 10 in indices
+            else EncodedClip((grey,) * len(indices), (96, 64), (192, 128))
+            for indices in request["clips"]
+        ]
+
+
+def test_the_cpu_decodes_the_clips_that_the_gpu_refuses(tmp_path: Path) -> None:
+    write_numbered(tmp_path / "a.mp4", Recipe(frames=30))
+    values = {
+        "sources": [folder_source(tmp_path)],
+        "frames": {"clip_frames": 10, "short_side": 64, "device": "cuda"},
+        "tracks": {"tracker": "lucas_kanade", "grid": 4, "anchors": [0]},
+        "out": str(tmp_path / "out"),
+    }
+    settings = check_settings(BuildSettings, values, "test")
+    with GpuWithFaults(stall_limit_s=60) as decoder:
+        results = list(decode_clips(task_of_file(tmp_path, "a.mp4", settings, clips=3), decoder))
+    clips = [result.clip for result in results if result.clip]
+    assert [clip.info.key for clip in clips] == ["key-0", "key-1", "key-2"]
+    assert [clip.gpu_refused for clip in clips] == ["", "it is interlaced", ""]
+    assert [clip.info.frame_numbers for clip in clips] == [
+        tuple(range(first, first + 10)) for first in (0, 10, 20)
+    ]
+    for clip in clips:
+        info = clip.info
+        assert (info.width, info.height) == (96, 64)
+        assert (info.source_width, info.source_height) == (192, 128)
+    assert jpeg.decode(clips[0].jpegs[0]).std() == jpeg.decode(clips[2].jpegs[9]).std() == 0
+    assert [read_number(jpeg.decode(data)) for data in clips[1].jpegs] == list(range(10, 20))
+
+
+def task_of_file(root: Path, file: str, settings: BuildSettings, clips: int) -> ShardTask:
+    """Make the task of a shard of clips of ten frames, as a plan would after scanning the file."""
+    packed = scan(str(root / file), shot_cuts=False).ledger
+    out = settings.out
+    row = VideoRow(
+        source="video_folder",
+        dataset="video_folder",
+        video_id=file,
+        sequence=file,
+        split="train",
+        root=str(root),
+        file=file,
+        image_files=(),
+        frame_numbers=(),
+        timestamps=None,
+        cameras=None,
+        width=192,
+        height=128,
+        cuts=(),
+        frames=10 * clips,
+        identity="",
+        scan=f"no shots, version 2, ledger {write_ledger(out, packed)}",
+        terms="",
+    )
+    shard = PlannedShard(
+        shard="",
+        group="video_folder-train-000000",
+        source="video_folder",
+        split="train",
+        action="build",
+        reason="new",
+        first=0,
+        count=clips,
+        frames_fingerprint="",
+        tracks_fingerprint="",
+        frames_settings=canonical_json(settings.frames.of_content()),
+        tracks_settings=canonical_json(settings.tracks.of_content()),
+        previous="",
+        reuse="",
+        tries=1,
+    )
+    planned = tuple(PlannedClip(f"key-{number}", 0, 10 * number, 10) for number in range(clips))
+    return ShardTask(shard, planned, {0: row}, (), {}, settings)

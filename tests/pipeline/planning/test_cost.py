@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def existing_shard(
     seconds: tuple[float, float, float],
     tracks: str,
     frames: str = "frames",
+    frames_settings: str = "{}",
 ) -> ExistingShard:
     """A shard of ten clips. `seconds` are those of decode, track and write."""
     decode_seconds, track_seconds, write_seconds = seconds
@@ -45,7 +47,7 @@ def existing_shard(
         checksum="0",
         frames_fingerprint=frames,
         tracks_fingerprint=name,
-        frames_settings="{}",
+        frames_settings=frames_settings,
         tracks_settings=tracks,
         decode_seconds=decode_seconds,
         track_seconds=track_seconds,
@@ -172,6 +174,26 @@ def test_of_shards_with_the_same_frames_the_slowest_was_decoded(tmp_path: Path) 
     # Decoding 20 + 40 s for 20 clips, loading 2 + 6 s for 20; tracking 120 s / 800 points.
     assert build.seconds == pytest.approx(4 * (3.0 + 0.15 * 4 + 0.5))
     assert retrack.seconds == pytest.approx(10 * (0.4 + 0.15 * 16 + 0.5))
+
+
+def test_decoding_on_a_gpu_is_estimated_from_shards_that_a_gpu_decoded(tmp_path: Path) -> None:
+    on_gpu = canonical_json({"device": "cuda"})
+    build = replace(BUILD, frames_settings=on_gpu)
+    assert estimated(tmp_path, build).total.seconds is None
+    decoded = existing_shard(
+        "on-gpu",
+        current=True,
+        size=1000,
+        seconds=(3.0, 0.0, 5.0),
+        tracks=tracks_settings(4, 1),
+        frames="frames of a GPU",
+        frames_settings=on_gpu,
+    )
+    shards = (DECODED, RETRACKED, decoded)
+    # 0.3 s to decode a clip instead of 2 s; tracking 120 s / 640 points.
+    for shard, decode_seconds in ((build, 0.3), (BUILD, 2.0)):
+        seconds = estimated(tmp_path, shard, existing_shards=shards).total.seconds
+        assert seconds == pytest.approx(4 * (decode_seconds + 120 / 640 * 4 + 0.5))
 
 
 def test_a_source_that_never_loaded_stored_frames_counts_no_time_for_it(tmp_path: Path) -> None:
