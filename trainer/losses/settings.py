@@ -96,7 +96,8 @@ class LossSettings(Settings):
     teacher's order is a constant, whatever the value of `detach_teacher`."""
     sorter: Literal["torchsort", "bitonic", "odd_even"] = "torchsort"
     """What computes soft permutations or soft ranks. `torchsort` computes ranks only and requires
-    `objective: spearman`; `bitonic` and `odd_even` are differentiable sorting networks."""
+    `objective: spearman`; on CUDA, a Triton kernel computes the same ranks. `bitonic` and
+    `odd_even` are differentiable sorting networks."""
     distribution: Literal["cauchy", "logistic"] = "cauchy"
     """Distribution function of the sorting networks' soft comparators."""
     student_steepness: float = Field(default=20.0, gt=0)

@@ -1,13 +1,15 @@
 """Soft ranks (Blondel et al., 2020: fast differentiable sorting and ranking) and rank correlation.
 
 The soft rank of a row is the projection of row / strength onto the permutahedron, the convex hull
-of all permutations of 1..n. After sorting, this projection is an isotonic regression. `torchsort`
-computes it in compiled code; without its extension, PyTorch gives the same values and gradients.
+of all permutations of 1..n. After sorting, this projection is an isotonic regression. On CUDA,
+`trainer.losses.sorting.soft_rank_kernel` computes it, on the CPU torchsort in compiled code. Where
+these do not work, PyTorch gives the same values and gradients.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 
@@ -26,9 +28,39 @@ def soft_rank(values: Tensor, strength: float) -> Tensor:
     strength: of the regularisation; the smaller it is, the nearer to hard ranks.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
+    # The kernel computes in float32 only, and cannot be launched for no rows.
+    if values.device.type == "cuda" and values.dtype == torch.float32 and len(values) > 0:
+        return gpu_kernel(values.shape[1], values.device)(values, strength)
     if has_torchsort(values.device.type):
         return import_module("torchsort").soft_rank(values, regularization_strength=strength)  # type: ignore[no-any-return]
     return soft_rank_torch(values, strength)
+
+
+RankFunction = Callable[[Tensor, float], Tensor]
+"""The signature of `soft_rank_torch` and of the Triton kernel."""
+
+
+@lru_cache
+def gpu_kernel(n: int, device: torch.device) -> RankFunction:
+    """Return the Triton kernel for rows of n values after trying it on one row.
+
+    Logs a warning and returns `soft_rank_torch` if Triton is missing or the kernel fails.
+    """
+    try:
+        kernels = import_module("trainer.losses.sorting.soft_rank_kernel")
+        ranks, blocks = kernels.ranks_and_blocks(torch.zeros(1, n, device=device), 1.0)
+        kernels.gradient_by_values(ranks, blocks, 1.0)
+    except Exception as error:  # any failure to import, compile or launch: PyTorch takes over
+        log.warning(
+            "soft ranks on %s: PyTorch, because the Triton kernel does not work (%r). Results are "
+            "the same, but a step for 8 clips with %d patches writes about %.0f GB more to memory, "
+            "in hundreds of launches. Install Triton (it comes with PyTorch on Linux) and a C "
+            "compiler",
+            device, error, n, 2.7e-3 * n**2,
+        )  # fmt: skip
+        return soft_rank_torch
+    log.info("soft ranks on %s: Triton kernel", device)
+    return kernels.soft_rank_rows  # type: ignore[no-any-return]
 
 
 @lru_cache
