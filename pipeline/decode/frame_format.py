@@ -15,8 +15,11 @@ from typing import Any
 import av
 import numpy as np
 from av.filter import Graph
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from numpy.typing import NDArray
+
+ONE_THREAD = 1
+"""Threads that convert a frame. By default PyAV starts one per core for every single frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +37,11 @@ class Orientation:
         The matrix holds nine int32 (a b u, c d v, x y w); it maps pixel (x, y) to
         (a x + c y, b x + d y) (libavutil/display.h).
         """
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
-        if matrix is None:
-            return cls()
+        # Not `frame.side_data`: it refers to the frame and the frame to it, so that frames would
+        # fill memory until Python collects its garbage.
+        side_data = SideDataContainer(frame)
+        if not len(side_data) or (matrix := side_data.get(Type.DISPLAYMATRIX)) is None:
+            return _UPRIGHT
         a, b, _, c, d = struct.unpack("<9i", bytes(matrix))[:5]
         if abs(a) + abs(d) >= abs(b) + abs(c):
             return cls(False, mirror_x=a < 0, mirror_y=d < 0)
@@ -57,6 +62,9 @@ class Orientation:
         return (height, width) if self.transpose else (width, height)
 
 
+_UPRIGHT = Orientation()
+
+
 @dataclass(frozen=True, slots=True)
 class FrameFormat:
     """Everything about a frame that begins another shot when it changes.
@@ -68,7 +76,7 @@ class FrameFormat:
     width: int
     height: int
     pixel_format: str
-    orientation: Orientation = Orientation()
+    orientation: Orientation = _UPRIGHT
     pixel_aspect: Fraction = Fraction(1)
 
     @classmethod
@@ -109,13 +117,16 @@ def progressive(frame: Any) -> Any:
 def progressive_picture(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Deinterlace a picture [H, W, 3] RGB whose frame is known to be interlaced."""
     frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-    result: NDArray[np.uint8] = _filtered(frame, "deint=all").to_ndarray(format="rgb24")
+    result: NDArray[np.uint8] = _filtered(frame, "deint=all").to_ndarray(
+        format="rgb24", threads=ONE_THREAD
+    )
     return result
 
 
 def _filtered(frame: Any, options: str) -> Any:
     """Pass one frame through FFmpeg's estdif."""
     graph = Graph()
+    graph.threads = ONE_THREAD
     source = graph.add_buffer(
         width=frame.width,
         height=frame.height,

@@ -13,13 +13,13 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-import cv2
 import numpy as np
 import xxhash
 import zstandard
 from numpy.typing import NDArray
 
-from pipeline.decode.frame_format import FrameFormat, Orientation
+from pipeline.decode.frame_format import ONE_THREAD, FrameFormat, Orientation
+from pipeline.decode.picture_print import PATTERNS, cell_means, cell_prints, picture_print
 
 _VERSION = 1
 _LARGEST = 1 << 30
@@ -29,9 +29,10 @@ KEY, DAMAGED, TIMED, INTERLACED = 1, 2, 4, 8
 """Flags of a frame: decoding can begin here; it is damaged; the container itself gave its time; its
 odd and even lines were taken at different times."""
 
-_CELLS = 16
-"""A print is computed from the means of 16x16 cells of a picture."""
-_PATTERNS = 5
+_COPIED = 1 << 16
+"""Bytes of a plane that are copied at once."""
+_BATCH = 256
+"""Frames whose prints are computed together."""
 _TOLERANCE = 6
 """Steps by which prints of one frame may differ: decoders convert colours differently."""
 _NEIGHBOURS = 4
@@ -141,17 +142,17 @@ class Ledger:
             if header["version"] != _VERSION:
                 raise ValueError(f"version {header['version']}")
             count = int(header["frames"])
-            if len(body) != count * (8 + 4 + _PATTERNS + 1):
+            if len(body) != count * (8 + 4 + PATTERNS + 1):
                 raise ValueError(f"{len(body)} bytes for {count} frames")
             steps = np.frombuffer(body, np.int64, count)
             checksums = np.frombuffer(body, np.uint32, count, offset=8 * count)
-            prints = np.frombuffer(body, np.uint8, count * _PATTERNS, offset=12 * count)
-            flags = np.frombuffer(body, np.uint8, count, offset=(12 + _PATTERNS) * count)
+            prints = np.frombuffer(body, np.uint8, count * PATTERNS, offset=12 * count)
+            flags = np.frombuffer(body, np.uint8, count, offset=(12 + PATTERNS) * count)
             return cls(
                 times=np.cumsum(steps),
                 time_base=Fraction(*header["time_base"]),
                 checksums=checksums,
-                prints=prints.reshape(count, _PATTERNS),
+                prints=prints.reshape(count, PATTERNS),
                 flags=flags,
                 formats=tuple((first, _format(*fields)) for first, *fields in header["formats"]),
             )
@@ -166,21 +167,25 @@ class LedgerWriter:
         self._time_base = time_base
         self._times: list[int] = []
         self._checksums: list[int] = []
-        self._prints: list[NDArray[np.uint8]] = []
+        self._sums: list[NDArray[np.float64]] = []  # of the frames without a print
+        self._prints: list[NDArray[np.uint8]] = []  # [N, 5] of N frames each
+        self._contrasts: list[NDArray[np.uint8]] = []  # [N] of N frames each
         self._flags: list[int] = []
         self._formats: list[tuple[int, FrameFormat]] = []
 
     def __len__(self) -> int:
         return len(self._checksums)
 
-    def add(self, frame: Any, described: FrameFormat, cells: NDArray[np.uint8]) -> None:
-        """Enter the next frame, an `av.VideoFrame`; `cells` are its `picture_cells`, as coded."""
+    def add(self, frame: Any, described: FrameFormat, sums: NDArray[np.float64]) -> None:
+        """Enter the next frame, an `av.VideoFrame`; `sums` are its `corner_sums`, as coded."""
         if not self._formats or self._formats[-1][1] != described:
+            self._add_prints()
             self._formats.append((len(self), described))
         self._times.append(frame.pts or 0)
         self._checksums.append(frame_checksum(frame))
-        # Turning the cells is the same as turning the picture first, and cheaper.
-        self._prints.append(cells_print(described.orientation.apply(cells)))
+        self._sums.append(sums)
+        if len(self._sums) == _BATCH:
+            self._add_prints()
         self._flags.append(
             KEY * frame.key_frame
             | DAMAGED * frame.is_corrupt
@@ -188,8 +193,24 @@ class LedgerWriter:
             | INTERLACED * frame.interlaced_frame
         )
 
+    def _add_prints(self) -> None:
+        """Compute the prints and contrasts of the last frames, which have one format."""
+        if not self._sums:
+            return
+        cells = cell_means(self._sums)
+        # Turning the cells is the same as turning the picture first, and cheaper.
+        self._prints.append(cell_prints(self._formats[-1][1].orientation.apply(cells)))
+        self._contrasts.append(cells.max(axis=(0, 1)) - cells.min(axis=(0, 1)))
+        self._sums = []
+
+    def contrasts(self) -> NDArray[np.uint8]:
+        """Return the range of grey levels of each frame's cells [F]."""
+        self._add_prints()
+        return np.concatenate([*self._contrasts, np.zeros(0, np.uint8)])
+
     def ledger(self, damaged: Sequence[range], timed: bool) -> Ledger:
         """Return the ledger; `timed`: the container gave a time with every packet."""
+        self._add_prints()
         flags = np.array(self._flags, np.uint8)
         for stretch in damaged:
             flags[stretch.start : stretch.stop] |= DAMAGED
@@ -199,7 +220,7 @@ class LedgerWriter:
             times=np.array(self._times, np.int64),
             time_base=self._time_base,
             checksums=np.array(self._checksums, np.uint32),
-            prints=np.array(self._prints, np.uint8).reshape(len(self), _PATTERNS),
+            prints=np.concatenate([*self._prints, np.zeros((0, PATTERNS), np.uint8)]),
             flags=flags,
             formats=tuple(self._formats),
         )
@@ -210,45 +231,18 @@ def frame_checksum(frame: Any) -> int:
     digest = xxhash.xxh3_64()
     if sample_bytes := _bytes_per_sample(frame.format):
         for plane in frame.planes:
-            lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-            digest.update(np.ascontiguousarray(lines[:, : plane.width * sample_bytes]).data)
+            height, line_size = plane.height, plane.line_size
+            lines = np.frombuffer(plane, np.uint8).reshape(height, line_size)
+            lines = lines[:, : plane.width * sample_bytes]
+            # A copy of a whole large plane would be new memory that the kernel has to clear.
+            step = max(1, _COPIED // line_size)
+            for first in range(0, height, step):
+                digest.update(np.ascontiguousarray(lines[first : first + step]).data)
     else:  # packed, paletted or semi-planar: rare in files, and layouts differ
-        digest.update(frame.to_ndarray(format="rgb24"))
+        digest.update(frame.to_ndarray(format="rgb24", threads=ONE_THREAD))
     return int(digest.intdigest() & 0xFFFFFFFF)
 
 
-def picture_print(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the print [5] uint8 of a picture [H, W, 3] RGB of any size."""
-    return cells_print(picture_cells(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)))
-
-
-def picture_cells(grey: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the means of 16x16 cells of a grey picture [H, W]."""
-    cells: NDArray[np.uint8] = cv2.resize(grey, (_CELLS, _CELLS), interpolation=cv2.INTER_AREA)
-    return cells
-
-
-def cells_print(cells: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the print [5] uint8 of a picture's cells.
-
-    Five sums of the brightness, each with a fixed pattern of signs.
-    """
-    sums = _SIGNS @ cells.ravel() / _CELLS
-    return np.clip(np.rint(sums) + 128, 0, 255).astype(np.uint8)
-
-
-def _signs() -> NDArray[np.float64]:
-    """Derive five balanced patterns of signs from XXH3, so that no update can change them."""
-    words = [
-        xxhash.xxh3_64_intdigest(f"{row} {cell}".encode())
-        for row in range(_PATTERNS)
-        for cell in range(_CELLS**2)
-    ]
-    order = np.argsort(np.array(words, np.uint64).reshape(_PATTERNS, -1), axis=1)
-    return np.where(order % 2 == 0, 1.0, -1.0)
-
-
-_SIGNS = _signs()
 _SAMPLE_BYTES: dict[str, int] = {}
 
 

@@ -12,7 +12,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode.frame_format import FrameFormat, progressive
+from pipeline.decode.frame_format import ONE_THREAD, FrameFormat, progressive
 from pipeline.decode.ledger import Ledger
 from pipeline.failures import DecodeError, Reason
 
@@ -80,7 +80,7 @@ def rgb(frame: Any, described: FrameFormat, deinterlace: bool) -> NDArray[np.uin
     """Convert a decoded frame to [H, W, 3] RGB uint8, upright."""
     if deinterlace:
         frame = progressive(frame)
-    return described.orientation.apply(frame.to_ndarray(format="rgb24"))
+    return described.orientation.apply(frame.to_ndarray(format="rgb24", threads=ONE_THREAD))
 
 
 def frame_times(times: Sequence[float | None], rate: float) -> tuple[float, ...]:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode.frame_format import FrameFormat, pixel_aspect
-from pipeline.decode.ledger import KEY, Ledger, LedgerWriter, picture_cells
+from pipeline.decode.ledger import KEY, Ledger, LedgerWriter
+from pipeline.decode.picture_print import corner_sums
 from pipeline.decode.pyav import decode, frame_times, open_video, packets
 from pipeline.decode.shots import ShotDetector, small_picture
 from pipeline.failures import DecodeError, Reason
@@ -60,7 +61,6 @@ class _Observer:
     errors:       (packet number, FFmpeg's words) of every error
     corrupt:      numbers of the packets whose frames are damaged, or may be, without an error
     times:        seconds, None where the container gives none
-    contrasts:    range of grey levels of each picture's cells
     """
 
     def __init__(self, stream: Any, shot_cuts: bool, logged: list[tuple[int, str, str]]) -> None:
@@ -80,14 +80,15 @@ class _Observer:
         self.errors: list[tuple[int, str]] = []
         self.corrupt: list[int] = []
         self.times: list[float | None] = []
-        self.contrasts: list[int] = []
 
     def watch(self, stream_packets: Iterator[Any], on_packet: Callable[[], None]) -> Iterator[Any]:
         """Number the packets on their way to the decoder, and note what is wrong with them."""
         for packet in stream_packets:
             on_packet()
             self._add_logged(max(0, self._packet - 1))  # on the way from the packet before
-            packet.opaque = self._packet
+            # A new object, not a bare number: PyAV identifies it by its address, and small numbers
+            # are one object for all files of a process.
+            packet.opaque = (self._packet,)
             if packet.size:  # the last packet is empty: it flushes the decoder
                 self.timed = self.timed and packet.pts is not None
                 if not packet.is_discard:
@@ -133,12 +134,12 @@ class _Observer:
     def add_frame(self, frame: Any) -> None:
         """Enter the next frame, an `av.VideoFrame`, into the ledger."""
         small = small_picture(frame)
-        cells = picture_cells(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
+        sums = corner_sums(cv2.cvtColor(small, cv2.COLOR_BGR2GRAY))
         described = FrameFormat.of_frame(frame, pixel_aspect(self._stream))
-        self.entries.add(frame, described, cells)
+        self.entries.add(frame, described, sums)
         self.times.append(frame.time)
-        self.contrasts.append(int(cells.max()) - int(cells.min()))
-        self.packet_of.append(self._packet if frame.opaque is None else frame.opaque)
+        (number,) = frame.opaque or (self._packet,)
+        self.packet_of.append(number)
         if frame.is_corrupt:
             self.corrupt.append(self.packet_of[-1])
         if self.shots:
@@ -277,12 +278,13 @@ def _notes(
             Reason.TIMES_INVENTED,
             "its frame times are missing, repeat or jump back: frames are timed by their number",
         )
+    contrasts = seen.entries.contrasts()
     first = 0
     for _, run in groupby(ledger.checksums.tolist()):
         count = sum(1 for _ in run)
         end = first + count
         if count > 1 and times[end - 1] - times[first] >= _FROZEN_S:
-            kind = "blank" if seen.contrasts[first] < _LEAST_CONTRAST else "the same picture"
+            kind = "blank" if contrasts[first] < _LEAST_CONTRAST else "the same picture"
             yield ScanNote(Reason.FROZEN_FRAMES, f"{_frames(first, end)} are {kind}")
         first = end
 

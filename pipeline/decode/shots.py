@@ -10,6 +10,8 @@ from scenedetect.common import FrameTimecode
 from scenedetect.detectors import ContentDetector
 from scenedetect.stats_manager import StatsManager
 
+from pipeline.decode.frame_format import ONE_THREAD
+
 _SHORT_SIDE = 128
 """Frames are judged at a size of about this many pixels on the short side, for speed."""
 _LEAST_CHANGE = 25.0
@@ -23,9 +25,10 @@ _WINDOW = 2
 def small_picture(frame: Any) -> NDArray[np.uint8]:
     """Shrink an `av.VideoFrame` to [h, w, 3] BGR uint8, as coded: what is judged of a frame."""
     shrink = max(1, min(frame.width, frame.height) // _SHORT_SIDE)
-    small: NDArray[np.uint8] = frame.reformat(
-        width=frame.width // shrink, height=frame.height // shrink, format="bgr24"
-    ).to_ndarray()
+    width, height = frame.width // shrink, frame.height // shrink
+    small: NDArray[np.uint8] = frame.to_ndarray(
+        width=width, height=height, format="bgr24", threads=ONE_THREAD
+    )
     return small
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -13,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.decode import decord as decord_module
 from pipeline.decode import pyav as pyav_module
 from pipeline.decode import torchcodec as torchcodec_module
-from pipeline.decode.ledger import Ledger, picture_print
+from pipeline.decode.ledger import Ledger
+from pipeline.decode.picture_print import cell_means, corner_sums, picture_print
 from pipeline.decode.scan import scan
 from pipeline.decode.video import Decoder, read_frames
 from pipeline.failures import DecodeError, Reason
@@ -129,3 +131,12 @@ def test_prints_of_different_pictures_differ_and_of_one_picture_in_two_sizes_do_
     assert np.abs(apart).max() > 6
     # Five sums of signs that add up to nothing: a grey picture has none.
     assert picture_print(np.full((64, 64, 3), 90, np.uint8)).tolist() == [128] * 5
+
+
+@pytest.mark.parametrize("size", [(135, 240), (17, 301), (128, 192), (9, 300), (1080, 1920)])
+def test_cells_are_the_means_of_equal_parts_of_a_picture(size: tuple[int, int]) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, size, np.uint8)
+    grey[: size[0] // 3] //= 4
+    cells = cell_means([corner_sums(grey)])[..., 0].astype(int)
+    expected = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_AREA)
+    assert np.abs(cells - expected).max() <= 1  # means that end in .5 are rounded either way

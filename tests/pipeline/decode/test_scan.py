@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import av
@@ -97,6 +99,45 @@ def test_a_truncated_file_keeps_what_comes_before(tmp_path: Path) -> None:
     assert 25 <= count < 60
     good = [index for index in range(count) if index not in found.cuts or index % 12 == 0][:30]
     assert numbers(path, good) == good
+
+
+def test_a_scan_keeps_no_frames_and_starts_no_threads(tmp_path: Path) -> None:
+    """A build runs a scan per core: threads per frame, or frames kept, would multiply."""
+    write_numbered(tmp_path / "a.mp4", Recipe(frames=40))
+    threads = len(os.listdir("/proc/self/task"))
+    most = 0
+
+    def count_threads() -> None:
+        nonlocal most
+        most = max(most, len(os.listdir("/proc/self/task")))
+
+    gc.collect()
+    gc.disable()
+    try:
+        scan(str(tmp_path / "a.mp4"), shot_cuts=True, on_frame=count_threads)
+        assert not [kept for kept in gc.get_objects() if isinstance(kept, av.VideoFrame)]
+    finally:
+        gc.enable()
+    assert most == threads
+
+
+def test_a_scan_within_a_scan_changes_neither(tmp_path: Path) -> None:
+    """PyAV keeps what a packet carries to its frame in one table for all files of a process."""
+    path = tmp_path / "a.mp4"
+    write_numbered(path, Recipe(b_frames=2))
+    break_packet(path, 16)
+    alone = scan(str(path), shot_cuts=False)
+    count = 0
+
+    def scan_within() -> None:
+        nonlocal count
+        count += 1
+        if count == 15:
+            scan(str(path), shot_cuts=False)
+
+    within = scan(str(path), shot_cuts=False, on_frame=scan_within)
+    assert within.cuts == alone.cuts
+    assert within.ledger == alone.ledger
 
 
 def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
