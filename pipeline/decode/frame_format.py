@@ -39,7 +39,7 @@ class Orientation:
         """
         # Not `frame.side_data`: it refers to the frame and the frame to it, so that frames would
         # fill memory until Python collects its garbage.
-        side_data = SideDataContainer(frame)
+        side_data = SideDataContainer(frame)  # type: ignore[call-arg]
         if not len(side_data) or (matrix := side_data.get(Type.DISPLAYMATRIX)) is None:
             return _UPRIGHT
         a, b, _, c, d = struct.unpack("<9i", bytes(matrix))[:5]

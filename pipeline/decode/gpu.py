@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decode.ledger import Ledger, picture_print
+from pipeline.decode.ledger import Ledger
 from pipeline.decode.messages import EncodedClip, EncodeRequest
+from pipeline.decode.picture_print import picture_print
 from pipeline.failures import DecodeError, GpuError, Reason
 from shards import jpeg
 from shards.errors import ShardError, first_line
