@@ -21,9 +21,8 @@ from trainer.losses.sorting.network import Distribution, Network, expected_ranks
 from trainer.losses.sorting.soft_rank import (
     correlation,
     hard_rank,
-    soft_rank,
     spearman,
-    standardised,
+    spearman_loss,
 )
 
 
@@ -122,12 +121,8 @@ class SpearmanObjective:
     def loss(self, similarities: Tensor, order: Tensor) -> Tensor:
         """Return the loss per frame and track: [F, B, N, P], [B, N, P] → [F, B, N]."""
         if self.sorter is None:
-            rows = standardised(similarities).flatten(0, -2)
-            ranks = soft_rank(rows, self.strength).view_as(similarities)
-        else:
-            ranks = expected_ranks(
-                similarities, self.sorter, self.student_steepness, self.distribution
-            )
+            return spearman_loss(similarities, order, self.strength)
+        ranks = expected_ranks(similarities, self.sorter, self.student_steepness, self.distribution)
         return 1 - correlation(ranks, order)
 
 

@@ -9,9 +9,9 @@ these do not work, PyTorch gives the same values and gradients.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -28,28 +28,42 @@ def soft_rank(values: Tensor, strength: float) -> Tensor:
     strength: of the regularisation; the smaller it is, the nearer to hard ranks.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
-    # The kernel computes in float32 only, and cannot be launched for no rows.
-    if values.device.type == "cuda" and values.dtype == torch.float32 and len(values) > 0:
-        return gpu_kernel(values.shape[1], values.device)(values, strength)
+    if (kernels := _kernels_for(values)) is not None:
+        return kernels.soft_rank_rows(values, strength)  # type: ignore[no-any-return]
     if has_torchsort(values.device.type):
         return import_module("torchsort").soft_rank(values, regularization_strength=strength)  # type: ignore[no-any-return]
     return soft_rank_torch(values, strength)
 
 
-RankFunction = Callable[[Tensor, float], Tensor]
-"""The signature of `soft_rank_torch` and of the Triton kernel."""
+def spearman_loss(values: Tensor, order: Tensor, strength: float) -> Tensor:
+    """Return 1 - correlation of the soft ranks of standardised rows with the ranks `order`.
+
+    [..., n], [..., n] → [...]; `order` may lack leading axes and gets no gradient. One kernel on
+    CUDA. Differentiable once.
+    """
+    if (kernels := _kernels_for(values)) is not None:
+        return kernels.spearman_rows(values, order.detach(), strength)  # type: ignore[no-any-return]
+    ranks = soft_rank(standardised(values).flatten(0, -2), strength).view_as(values)
+    return 1 - correlation(ranks, order)
+
+
+def _kernels_for(values: Tensor) -> ModuleType | None:
+    # The kernels compute in float32 only, and cannot be launched for no rows.
+    if values.device.type == "cuda" and values.dtype == torch.float32 and values.numel() > 0:
+        return gpu_kernels(values.shape[-1], values.device)
+    return None
 
 
 @lru_cache
-def gpu_kernel(n: int, device: torch.device) -> RankFunction:
-    """Return the Triton kernel for rows of n values after trying it on one row.
+def gpu_kernels(n: int, device: torch.device) -> ModuleType | None:
+    """Return the Triton kernels for rows of n values after trying them on one row.
 
-    Logs a warning and returns `soft_rank_torch` if Triton is missing or the kernel fails.
+    Logs a warning and returns None if Triton is missing or the kernels fail.
     """
     try:
         kernels = import_module("trainer.losses.sorting.soft_rank_kernel")
-        ranks, blocks = kernels.ranks_and_blocks(torch.zeros(1, n, device=device), 1.0)
-        kernels.gradient_by_values(ranks, blocks, 1.0)
+        row = torch.zeros(1, n, device=device)
+        kernels.spearman_rows(row, row, 1.0)
     except Exception as error:  # any failure to import, compile or launch: PyTorch takes over
         log.warning(
             "soft ranks on %s: PyTorch, because the Triton kernel does not work (%r). Results are "
@@ -58,9 +72,9 @@ def gpu_kernel(n: int, device: torch.device) -> RankFunction:
             "compiler",
             device, error, n, 2.7e-3 * n**2,
         )  # fmt: skip
-        return soft_rank_torch
+        return None
     log.info("soft ranks on %s: Triton kernel", device)
-    return kernels.soft_rank_rows  # type: ignore[no-any-return]
+    return kernels
 
 
 @lru_cache

@@ -1,9 +1,9 @@
-"""Triton kernels for soft ranks and their gradient.
+"""Triton kernels for soft ranks, the Spearman loss, and their gradients.
 
 They compute what `trainer.losses.sorting.soft_rank` defines, the only module that imports this one.
 
 One program computes one row: it sorts the row, finds the blocks of the isotonic regression by
-pooling adjacent violators, and writes the ranks in the row's own order. Everything stays in
+pooling adjacent violators, and writes results in the row's own order. Everything stays in
 registers. Sums over blocks are segmented scans; differences of cumulative sums over the row would
 lose digits in float32.
 """
@@ -60,15 +60,16 @@ def _join(far_sum, far_code, near_sum, near_code):
 
 
 @triton.jit
-def _blocks(values, last):
-    """Return for each element the sum and the size of its block, and its place in it from 1.
+def _deviations(values, last):
+    """Return values - mean of their block, the size of each one's block, and its place from 1.
 
     last: 1 for the last element of each block, else 0.
     """
     before, place = tl.associative_scan((values, 4 + 2 * last), 0, _join)
     after, remaining = tl.associative_scan((values, 4 + last), 0, _join, reverse=True)
     place, remaining = place >> 2, remaining >> 2
-    return before + after - values, place + remaining - 1, place
+    size = (place + remaining - 1).to(tl.float32)
+    return values - tl.div_rn(before + after - values, size), size, place
 
 
 @triton.jit
@@ -99,6 +100,18 @@ def _pooled(values, strength, N: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _ranked(values, strength, scale, N: tl.constexpr, WIDTH: tl.constexpr):
+    """Return the soft ranks of values in descending order, and the last elements of blocks."""
+    last = _pooled(values, strength, N, WIDTH)
+    # Rounding of the first mean is relative to the values; of the second, to their deviations.
+    deviations, size, place = _deviations(values, last)
+    deviations, _, _ = _deviations(deviations, last)
+    # the mean of N, N - 1, .. 1 over the block
+    mean = (N - 1 - tl.arange(0, WIDTH) + place).to(tl.float32) - 0.5 * (size - 1)
+    return mean + deviations * scale, last
+
+
+@triton.jit
 def _forward(values_at, ranks_at, blocks_at, strength, scale, N: tl.constexpr, WIDTH: tl.constexpr):
     """Compute the soft ranks of a row, and what the gradient needs.
 
@@ -112,16 +125,8 @@ def _forward(values_at, ranks_at, blocks_at, strength, scale, N: tl.constexpr, W
     lowest = tl.min(tl.where(index < N, values, float("inf")), axis=0)
     highest = tl.max(tl.where(index < N, values, float("-inf")), axis=0)
     values -= tl.maximum(lowest, 0.0) + tl.minimum(highest, 0.0)
-    last = _pooled(values, strength, N, WIDTH)
-    total, size, place = _blocks(values, last)
-    size = size.to(tl.float32)
-    # Rounding of the first mean is relative to the values; of the second, to their deviations.
-    deviation = values - tl.div_rn(total, size)
-    total, _, _ = _blocks(deviation, last)
-    deviation -= tl.div_rn(total, size)
-    # the mean of N, N - 1, .. 1 over the block
-    mean = (N - 1 - index + place).to(tl.float32) - 0.5 * (size - 1)
-    tl.store(ranks_at + row + order, mean + deviation * scale, mask=index < N)
+    ranks, last = _ranked(values, strength, scale, N, WIDTH)
+    tl.store(ranks_at + row + order, ranks, mask=index < N)
     blocks = tl.where(last == 1, -1 - order, order).to(tl.int16)
     tl.store(blocks_at + row + index, blocks, mask=index < N)
 
@@ -135,9 +140,46 @@ def _backward(gradient_at, blocks_at, result_at, scale, N: tl.constexpr, WIDTH: 
     last = (blocks < 0).to(tl.int32)
     order = tl.where(last == 1, -1 - blocks, blocks)
     gradient = tl.load(gradient_at + row + order, mask=index < N, other=0.0)
-    total, size, _ = _blocks(gradient, last)
-    deviation = gradient - tl.div_rn(total, size.to(tl.float32))
-    tl.store(result_at + row + order, deviation * scale, mask=index < N)
+    deviations, _, _ = _deviations(gradient, last)
+    tl.store(result_at + row + order, deviations * scale, mask=index < N)
+
+
+@triton.jit
+def _centred(values, N: tl.constexpr, WIDTH: tl.constexpr):
+    """Return values - mean, 0 from N on, and the root of the sum of their squares."""
+    mean = tl.sum(values, axis=0) / N
+    values = tl.where(tl.arange(0, WIDTH) < N, values - mean, 0.0)
+    return values, tl.sqrt(tl.sum(values * values, axis=0))
+
+
+@triton.jit
+def _spearman(
+    values_at, order_at, losses_at, result_at, orders, strength, scale,
+    N: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Compute the Spearman loss of a row, and its gradient by the values."""
+    program = tl.program_id(0)
+    row = program.to(tl.int64) * N
+    index = tl.arange(0, WIDTH)
+    values, order = _sorted(values_at + row, N, WIDTH)
+    target_at = order_at + (program % orders).to(tl.int64) * N + order
+    target = tl.load(target_at, mask=index < N, other=0.0)
+
+    values, norm = _centred(values, N, WIDTH)
+    # the square root of the smallest normal number, as in `standardised`
+    deviation = tl.maximum(norm / tl.sqrt(N * 1.0), 1.0842021724855044e-19)
+    ranks, last = _ranked(values / deviation, strength, scale, N, WIDTH)
+    ranks, rank_norm = _centred(tl.where(index < N, ranks, 0.0), N, WIDTH)
+    target, target_norm = _centred(target, N, WIDTH)
+    # as in torch's `cosine_similarity`
+    ranks, target = ranks / tl.maximum(rank_norm, 1e-8), target / tl.maximum(target_norm, 1e-8)
+    correlation = tl.sum(ranks * target, axis=0)
+    tl.store(losses_at + program, 1 - correlation)
+
+    # back through the correlation, the regression and the scale
+    by_rank = (correlation * ranks - target) / tl.maximum(rank_norm, 1e-8)
+    by_value, _, _ = _deviations(by_rank, last)
+    tl.store(result_at + row + order, by_value * scale / deviation, mask=index < N)
 
 
 def soft_rank_rows(values: Tensor, strength: float) -> Tensor:
@@ -160,6 +202,28 @@ class _SoftRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient_by_values(gradient, *ctx.saved_tensors, ctx.strength), None
+
+
+def spearman_rows(values: Tensor, order: Tensor, strength: float) -> Tensor:
+    """Compute the same as `trainer.losses.sorting.soft_rank.spearman_loss` on a GPU, in float32.
+
+    Raises ValueError if the rows are too long.
+    """
+    return _Spearman.apply(values, order, strength)  # type: ignore[no-any-return]
+
+
+class _Spearman(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, order: Tensor, strength: float) -> Tensor:
+        losses, by_values = losses_and_gradient(values, order, strength)
+        ctx.save_for_backward(by_values)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (by_values,) = ctx.saved_tensors
+        return gradient.unsqueeze(-1) * by_values, None, None
 
 
 # As operators of PyTorch, the kernels can be traced without a GPU (fake tensors) and compiled.
@@ -187,6 +251,26 @@ def gradient_by_values(gradient: Tensor, blocks: Tensor, strength: float) -> Ten
     return result
 
 
+@torch.library.custom_op("pretrack::spearman_loss", mutates_args=())
+def losses_and_gradient(values: Tensor, order: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    """Return the losses [...] of values [..., n], and their gradients by the values."""
+    values, order = values.contiguous(), order.contiguous()
+    n = values.shape[-1]
+    losses, by_values = values.new_empty(values.shape[:-1]), torch.empty_like(values)
+    with torch.cuda.device_of(values):
+        _spearman[(losses.numel(),)](
+            values, order, losses, by_values, order.numel() // n, strength, 1 / strength,
+            **_options(n),
+        )  # fmt: skip
+    return losses, by_values
+
+
+@losses_and_gradient.register_fake
+def _(values: Tensor, order: Tensor, strength: float) -> tuple[Tensor, Tensor]:
+    contiguous = torch.empty_like(values, memory_format=torch.contiguous_format)
+    return values.new_empty(values.shape[:-1]), contiguous
+
+
 @ranks_and_blocks.register_fake
 def _(values: Tensor, strength: float) -> tuple[Tensor, Tensor]:
     contiguous = torch.empty_like(values, memory_format=torch.contiguous_format)
@@ -199,7 +283,7 @@ def _(gradient: Tensor, blocks: Tensor, strength: float) -> Tensor:
 
 
 def _options(n: int) -> dict[str, int | bool]:
-    """Return the constants and launch options of both kernels for rows of n values."""
+    """Return the constants and launch options of all kernels for rows of n values."""
     if n > LONGEST:
         raise ValueError(f"rows of {n} values are too long, the limit is {LONGEST}")
     width = max(NARROWEST, 1 << (n - 1).bit_length())
