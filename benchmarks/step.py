@@ -42,6 +42,7 @@ from trainer.model.feature_sampling import (
     sample_points,
 )
 from trainer.model.step import Step
+from trainer.model.step_indices import StepIndices, make_indices, pack_indices, unpack_indices
 from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
 
 FRAMES, POINTS, REFERENCES = 4, 256, 5
@@ -91,7 +92,10 @@ def variant_step(
         again = student.backbone(images[references.frame.flatten()])
         crops = crop_references(
             again,
-            replace(references, frame=torch.arange(len(again)).view_as(references.frame)),
+            replace(
+                references,
+                frame=torch.arange(len(again), device=frames.device).view_as(references.frame),
+            ),
             side,
         )
     crops = student.embed(crops)
@@ -181,8 +185,34 @@ def make_batch(clips: int, size: int, device: str) -> Batch:
     return to_device(batch, torch.device(device))
 
 
-def step_variants(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
-    """Return the steps of the table's rows, each one change from the row before."""
+def draw(
+    model: Step, clips: int, compared: Sequence[int], size: int, device: str
+) -> tuple[References, StepIndices]:
+    """Draw references; return them, and the indices of the trainer's own step, on the device."""
+    grid = model.student.backbone.grid(size)
+    references = choose_references(
+        clips,
+        FRAMES,
+        REFERENCES,
+        grid=grid,
+        side=grid // 2,
+        generator=torch.Generator().manual_seed(1),
+    )
+    parts = [make_indices(clips, FRAMES, compared=compared, references=references, side=grid // 2)]
+    (indices,) = unpack_indices(pack_indices(parts).to(device), parts)
+    frame, top, left = (
+        tensor.to(device) for tensor in (references.frame, references.top, references.left)
+    )
+    return References(frame, top, left), indices
+
+
+def step_variants(
+    model: Step, indices: StepIndices, device: str
+) -> dict[str, Callable[..., Tensor]]:
+    """Return the steps of the table's rows, each one change from the row before.
+
+    indices: those of the trainer's own step
+    """
     bfloat16 = Step(
         model.student, model.teacher, model.losses, with_precision(model.settings, "bfloat16")
     )
@@ -198,10 +228,12 @@ def step_variants(model: Step, device: str) -> dict[str, Callable[..., Tensor]]:
     named: dict[str, Callable[..., Tensor]] = {
         name: partial(variant_step, variant, model) for name, variant in steps
     }
-    named |= {"shared trunk, needed frames only: ours": lambda *arguments: model(*arguments)[0]}
-    return named | (
-        {"ours, bfloat16": lambda *arguments: bfloat16(*arguments)[0]} if device == "cuda" else {}
-    )
+    named["shared trunk, needed frames only: ours"] = lambda batch, *_: model(batch, indices)[0]
+    if device == "cuda":
+        # Used under autocast only, so the rows above stay float32.
+        model.student.backbone.keep_bfloat16_trunk()
+        named["ours, bfloat16"] = lambda batch, *_: bfloat16(batch, indices)[0]
+    return named
 
 
 def with_precision(settings: TrainSettings, precision: str) -> TrainSettings:
@@ -276,22 +308,14 @@ def main() -> None:
     """Print the table."""
     a = parse_arguments()
     model, batch = make_model(a.backbone, a.size, a.device), make_batch(a.clips, a.size, a.device)
-    grid = model.student.backbone.grid(a.size)
-    references = choose_references(
-        a.clips,
-        FRAMES,
-        REFERENCES,
-        grid=grid,
-        side=grid // 2,
-        generator=torch.Generator().manual_seed(1),
-    )
-    arguments = (batch, a.compared, references, grid // 2)
+    references, indices = draw(model, a.clips, a.compared, a.size, a.device)
+    arguments = (batch, a.compared, references, indices.side)
     print(
         f"{a.backbone}, {a.clips} clips of {FRAMES} frames at {a.size} px, {POINTS} points,",
         end=" ",
     )
     print(f"frames {a.compared} compared with the anchor frame, {a.device}")
-    steps = step_variants(model, a.device)
+    steps = step_variants(model, indices, a.device)
     results = {name: measured(step, model, arguments) for name, step in steps.items()}  # warms up
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(a.rounds):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 
@@ -18,6 +19,7 @@ from shards.errors import PretrackError
 from shards.files import TEMPORARY, open_atomic
 from trainer.config import TrainSettings
 from trainer.data.clip_table import open_snapshots
+from trainer.distributed import Rank, all_reduce_any, broadcast_from_rank0
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,47 @@ def load_newest(settings: TrainSettings) -> tuple[dict[str, Any] | None, list[st
     check_same_run(path, state["settings"], settings)
     log.info("resuming from %s", path)
     return state, state["snapshots"]
+
+
+def load_on_all_ranks(
+    settings: TrainSettings, rank: Rank
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return on every rank what `load_newest` returns on rank 0; every rank must call this.
+
+    Only rank 0 decides: other nodes may see another 'run.out', or a newer snapshot. A rank that has
+    the same file reads it itself. If one does not, rank 0 sends what it read over the network of
+    the CPUs.
+    """
+    state: dict[str, Any] | None = None
+
+    def load_first() -> tuple[Path | None, list[tuple[str, int, int]], list[str]]:
+        nonlocal state
+        state, snapshots = load_newest(settings)
+        path = checkpoint_path(settings.run.out, state["step"]) if state else None
+        return path, checksums(path) if path else [], snapshots
+
+    path, expected, snapshots = broadcast_from_rank0(load_first, rank)
+    if path is None:
+        return None, snapshots
+    if not rank.first and checksums(path) == expected:
+        state = load_checkpoint(path)
+    if all_reduce_any(state is None, rank):
+        state = broadcast_from_rank0(lambda: state, rank)
+    return state, snapshots
+
+
+def checksums(path: Path) -> list[tuple[str, int, int]]:
+    """Return name, size and CRC-32 of each member of a checkpoint, without reading the members.
+
+    Empty if the file is missing or is not whole.
+    """
+    try:
+        with ZipFile(path) as archive:
+            return [
+                (member.filename, member.file_size, member.CRC) for member in archive.infolist()
+            ]
+    except (OSError, BadZipFile):
+        return []
 
 
 def check_same_run(path: Path, original: dict[str, Any], settings: TrainSettings) -> None:

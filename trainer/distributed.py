@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from shards.errors import PretrackError
+from trainer.cuda_device import choose_device
 
 T = TypeVar("T")
 
@@ -36,16 +37,13 @@ class Rank:
 def init_distributed(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Rank]:
     """Join the process group that torchrun's environment describes; leave it at the end.
 
-    Without torchrun, the rank is 0 of 1 and there is no group. NCCL on CUDA, Gloo on the CPU, where
-    deterministic algorithms are used. Raises PretrackError if `device` is "cuda" and torch sees no
-    CUDA device.
+    Without torchrun, the rank is 0 of 1 and there is no group. Tensors on CUDA are exchanged by
+    NCCL, and those on the CPU by Gloo. On the CPU deterministic algorithms are used. Raises
+    PretrackError as `choose_device` does.
     """
     number, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if device == "cuda" and not torch.cuda.is_available():
-        raise PretrackError("'run.device: cuda' was asked for, and torch sees no CUDA device here")
-    on_cuda = device != "cpu" and torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device("cuda", local_rank) if on_cuda else torch.device("cpu")
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    on_cuda = chosen.type == "cuda"
     deterministic = torch.are_deterministic_algorithms_enabled()
     if on_cuda:
         torch.cuda.set_device(chosen)
@@ -53,7 +51,7 @@ def init_distributed(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Rank]:
         # costs little on a CPU, where threads otherwise add up gradients in varying order
         torch.use_deterministic_algorithms(True)
     if world > 1:
-        dist.init_process_group("nccl" if on_cuda else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     try:
         yield Rank(number, world, chosen)
     finally:
@@ -63,8 +61,8 @@ def init_distributed(device: Literal["auto", "cpu", "cuda"]) -> Iterator[Rank]:
 
 
 def all_reduce_mean(values: Tensor, rank: Rank) -> list[float]:
-    """All-reduce values [n] to their means over all ranks; every rank must call this."""
-    values = values.to(rank.device, copy=True)
+    """All-reduce values [n] on the CPU to their means over all ranks; every rank must call this."""
+    values = values.clone()
     if rank.world > 1:
         dist.all_reduce(values)
     return [value / rank.world for value in values.tolist()]
@@ -82,18 +80,49 @@ def broadcast_from_rank0(make: Callable[[], T], rank: Rank) -> T:
         except PretrackError as error:
             result = [error]
     if rank.world > 1:
-        dist.broadcast_object_list(result, device=rank.device)
+        dist.broadcast_object_list(result, device=torch.device("cpu"))
     if isinstance(result[0], PretrackError):
         raise result[0]
     return result[0]  # type: ignore[no-any-return]
 
 
-def all_reduce_any(flags: Tensor, rank: Rank) -> list[bool]:
-    """All-reduce flags [n]: whether each is set on any rank; every rank must call this."""
-    flags = flags.to(rank.device, torch.int32)
+def all_reduce_any(flag: bool, rank: Rank) -> bool:
+    """All-reduce a flag: whether it is set on any rank; every rank must call this."""
+    flags = torch.tensor([flag], dtype=torch.int32)
     if rank.world > 1:
         dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return [bool(flag) for flag in flags.tolist()]
+    return bool(flags)
+
+
+class StopAgreement:
+    """Agree with the other ranks, once per step, on whether to stop.
+
+    Ranks must stop after the same step, or those that continue would wait for the others forever.
+    The flags are exchanged over the network of the CPUs while the next step runs, so that neither
+    the device nor, usually, the host waits.
+    """
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self._exchange: tuple[dist.Work, Tensor] | None = None
+
+    def agreed(self, requested: bool) -> bool:
+        """Return whether to stop after this step; every rank must call this after every step.
+
+        With one rank that is `requested`. With several it is whether any rank requested it at its
+        previous call, so they stop one step later.
+        """
+        if self.rank.world == 1:
+            return requested
+        stopping = False
+        if self._exchange:
+            work, flags = self._exchange
+            work.wait()
+            stopping = bool(flags)
+        flags = torch.tensor([requested], dtype=torch.int32)
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, async_op=True)
+        self._exchange = work, flags
+        return stopping
 
 
 def all_gather(values: Tensor) -> Tensor:

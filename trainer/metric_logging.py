@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from shards.errors import SettingsError
@@ -83,8 +84,10 @@ class TrainingMonitor:
         for logger in self.loggers:
             logger.close()
 
-    def count_step(self, step: int, loss: float, waited: float) -> None:
-        """Count a step with its loss and the seconds that it waited for its batch.
+    def count_step(self, step: int, loss: Tensor, waited: float) -> None:
+        """Count a step with its loss, a scalar, and the seconds that it waited for its batch.
+
+        The loss is read only for a summary, so that the host does not wait for the device.
 
         Prints a summary at the end of an epoch, averaged over all ranks: every rank must call this.
         Epochs shorter than `log_every` have no summary, except the last one.
@@ -143,19 +146,21 @@ class MetricWindow:
     """Sums over the steps since it was made: losses, time, and time spent waiting for batches."""
 
     def __init__(self) -> None:
-        self.steps, self.loss_sum, self.waited = 0, 0.0, 0.0
+        self.steps, self.waited = 0, 0.0
+        self.loss_sum: Tensor | None = None
+        """On the losses' device, float64."""
         self.started = perf_counter()
 
-    def add(self, loss: float, waited: float) -> None:
-        """Add a step with its loss and the seconds that it waited for its batch."""
+    def add(self, loss: Tensor, waited: float) -> None:
+        """Add a step with its loss, a scalar, and the seconds that it waited for its batch."""
         self.steps += 1
-        self.loss_sum += loss
         self.waited += waited
+        self.loss_sum = loss.double() if self.loss_sum is None else self.loss_sum + loss
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss of the steps; 0 before the first one."""
-        return self.loss_sum / max(1, self.steps)
+        """Mean loss of the steps, read from their device; 0 before the first one."""
+        return 0.0 if self.loss_sum is None else self.loss_sum.item() / self.steps
 
     @property
     def steps_per_second(self) -> float:

@@ -34,11 +34,14 @@ def make_step(
     return model.to(device)
 
 
-def make_optimizer(model: Step, optim: OptimSettings) -> torch.optim.AdamW:
+def make_optimizer(model: Step, optim: OptimSettings, *, fused: bool) -> torch.optim.AdamW:
     """Make AdamW with groups for the backbone, and for the head and the losses.
 
     Each has weight decay on weights of two or more axes only, so there are up to four groups. A
     group's `ratio` is its learning rate as a fraction of the head's.
+
+    fused: update all weights in one kernel, which can be told on the device to change none
+           (`StepRecord`); other steps are rounded in another way
     """
     student = model.student
     modules: list[tuple[list[nn.Module], float]] = [
@@ -60,7 +63,16 @@ def make_optimizer(model: Step, optim: OptimSettings) -> torch.optim.AdamW:
                         "lr": optim.lr * ratio,
                     }
                 )
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused or None)
+
+
+def load_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
+    """Load a checkpoint's state into an optimizer, which stays fused or not as it was made.
+
+    A checkpoint from a CPU can so be resumed on CUDA, and the other way round.
+    """
+    groups = [group | {"fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def reference_patches(backbone: Backbone, settings: TrainSettings) -> tuple[int, int]:

@@ -12,9 +12,9 @@ after the last), tensorboard/ and settings.json.
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +25,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.errors import PretrackError
 from shards.files import atomic_write
-from trainer.checkpoint import load_newest, remove_temporary_files, save_checkpoint
+from trainer.checkpoint import load_on_all_ranks, remove_temporary_files, save_checkpoint
 from trainer.config import TrainSettings
+from trainer.cuda_device import check_precision, explain_out_of_memory
 from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
-from trainer.data.device_batches import to_device
+from trainer.data.device_batches import CopyStream
 from trainer.data.device_frames import make_frames
 from trainer.data.loader import Loader, explain_killed_workers
 from trainer.distributed import (
     Rank,
-    all_reduce_any,
+    StopAgreement,
     all_reduce_mean,
     broadcast_from_rank0,
     init_distributed,
@@ -48,15 +49,18 @@ from trainer.metric_logging import TrainingMonitor
 from trainer.model.backbone import normalised_images
 from trainer.model.feature_sampling import References, choose_references, rank_references
 from trainer.model.step import Step, step_flops
+from trainer.model.step_indices import StepIndices, make_indices, pack_indices, unpack_indices
 from trainer.model.student_teacher import update_teacher
 from trainer.run_setup import (
     check_batch_split,
     check_compiler,
+    load_optimizer,
     make_optimizer,
     make_step,
     reference_patches,
 )
 from trainer.schedule import compared_frames, learning_rate, step_seed, teacher_momentum
+from trainer.step_record import StepRecord, check_weights
 from trainer.stop_signal import stop_on_sigterm
 
 log = logging.getLogger(__name__)
@@ -77,7 +81,9 @@ def train(settings: TrainSettings) -> Path:
         explain_killed_workers(),
         init_distributed(settings.run.device) as rank,
         stop_on_sigterm() as stop_requested,
+        explain_out_of_memory(rank.device),
     ):
+        check_precision(rank.device, settings.run.precision)
         run = TrainingRun(settings, rank)
         run.prepare_folder()
         with TrainingMonitor(
@@ -100,12 +106,14 @@ class StepResult:
     parts:      each unweighted loss by name, scalars
     embeddings: the embeddings that were compared, of the step's last part
     metrics:    learning rate, momentum, gradient norm, number of compared frames
+
+    Tensors are on the device, and may not have been computed yet.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
     embeddings: Embeddings
-    metrics: dict[str, float]
+    metrics: dict[str, float | Tensor]
 
 
 class TrainingRun:
@@ -117,8 +125,7 @@ class TrainingRun:
     def __init__(self, settings: TrainSettings, rank: Rank) -> None:
         self.settings, self.rank = settings, rank
         run, on_cuda = settings.run, rank.device.type == "cuda"
-        # only rank 0 reads them: other nodes may see another 'run.out', or a newer snapshot
-        checkpoint, snapshots = broadcast_from_rank0(lambda: load_newest(settings), rank)
+        checkpoint, snapshots = load_on_all_ranks(settings, rank)
         self.step: int = checkpoint["step"] if checkpoint else 0
         """Steps taken so far."""
 
@@ -131,24 +138,33 @@ class TrainingRun:
         epochs = run.epochs or 0
         self.last_step = run.steps or max(1, round(epochs * self.sampler.steps_per_epoch))
         self.loader = Loader(self.dataset, self.sampler, run.workers, pin=on_cuda)
+        self.copies = CopyStream(rank.device)
 
         torch.manual_seed(run.seed)
         self.model = make_step(settings, checkpoint, rank.device)
         self.patches = reference_patches(self.model.student.backbone, settings)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(self.model, settings.optim)
+        self.record = StepRecord(rank.device, deferred=on_cuda)
+        self.optimizer = make_optimizer(self.model, settings.optim, fused=on_cuda)
+        if on_cuda:
+            self.optimizer.found_inf = self.record.not_finite  # type: ignore[attr-defined]
         if checkpoint:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.flops_per_step = step_flops(self.model, settings.data.size) * run.batch_size
 
+        self.forward: nn.Module = self.model
+        if rank.world > 1:
+            # No `static_graph`, which does not allow the first parts of a step to be `no_sync`.
+            self.forward = DistributedDataParallel(
+                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+        # DistributedDataParallel may have replaced the weights by those of rank 0.
+        if on_cuda and run.precision == "bfloat16":
+            self.model.student.backbone.keep_bfloat16_trunk()
         if run.compile:
             check_compiler(rank.device)
             self.model.student.backbone.compile()
             self.model.teacher.backbone.compile()
-        self.forward: nn.Module = self.model
-        if rank.world > 1:
-            devices = [rank.device] if on_cuda else None
-            self.forward = DistributedDataParallel(self.model, device_ids=devices)
 
     def _check_clips(self, identity: str | None) -> None:
         """Raise PretrackError unless this rank has the clips of the checkpoint and of rank 0."""
@@ -185,23 +201,28 @@ class TrainingRun:
 
     def run_to_end(self, monitor: TrainingMonitor, stop_requested: threading.Event) -> None:
         """Train to the last step. Raises Stopped, after saving, if any rank was asked to stop."""
-        run = self.settings.run
+        run, stop = self.settings.run, StopAgreement(self.rank)
         batches = iter(self.loader)
         if self.rank.first and self.step == 0:
             draw_features(monitor, self.model, self.dataset, 0)
+        # On CUDA the host only queues a step. It waits for the device where it reads values: to
+        # report, to save, and at the end of an epoch.
         while self.step < self.last_step:
             wait_started = time.perf_counter()
-            batch = next(batches)
+            batch, indices = self.next_batch(batches)
             waited = time.perf_counter() - wait_started
-            result = self.take_step(batch)
+            result = self.take_step(batch, indices)
 
-            # ranks must agree on stopping, or those that continue would wait for the others forever
-            (stopping,) = all_reduce_any(torch.tensor([stop_requested.is_set()]), self.rank)
+            stopping = stop.agreed(stop_requested.is_set())
             ending = self.step == self.last_step or stopping
-            monitor.count_step(self.step, result.loss.item(), waited)
-            if self.step % run.log_every == 0 or ending:
+            reporting = self.step % run.log_every == 0 or ending
+            saving = self.step % run.checkpoint_every == 0 or ending
+            if reporting or saving:
+                self.record.check()
+            monitor.count_step(self.step, result.loss, waited)
+            if reporting:
                 monitor.log_metrics(self.step, self.mean_metrics(result))
-            if self.step % run.checkpoint_every == 0 or ending:
+            if saving:
                 # all ranks wait for the save: torchrun ends the others as soon as one has ended
                 broadcast_from_rank0(lambda: self.save(monitor), self.rank)
             if stopping and self.step < self.last_step:
@@ -210,24 +231,25 @@ class TrainingRun:
                     "the same command resumes there"
                 )
 
-    def take_step(self, batch: Batch) -> StepResult:
-        """Take one optimiser step on this rank's clips.
+    def next_batch(self, batches: Iterator[Batch]) -> tuple[Batch, list[StepIndices]]:
+        """Return the next step's batch and the indices of its parts, on the device."""
+        batch = next(batches)
+        parts = draw_indices(
+            self.step, patches=self.patches, settings=self.settings, rank=self.rank
+        )
+        batch, packed = self.copies.copy(batch, pack_indices(parts))
+        return make_frames(batch, self.settings.data), unpack_indices(packed, parts)
 
-        Raises PretrackError if the loss or the gradient is not finite.
+    def take_step(self, batch: Batch, indices: Sequence[StepIndices]) -> StepResult:
+        """Take one optimiser step on this rank's clips, which are on the device.
+
+        A step that is not finite changes no weight: on the CPU this raises PretrackError; on CUDA
+        `record.check` does.
         """
         s, step = self.settings, self.step
-        compared = compared_frames(step, s.data.frames, s.loss)
-        loss, parts, embeddings = forward_backward(
-            self.forward,
-            batch,
-            compared=compared,
-            patches=self.patches,
-            step=step,
-            settings=s,
-            rank=self.rank,
-        )
-        norm = nn.utils.clip_grad_norm_(self.trained, s.optim.clip_norm or math.inf)
-        check_finite(loss, norm, step, batch)
+        loss, parts, embeddings = forward_backward(self.forward, batch, indices)
+        norm = self._clip_gradients()
+        self.record.add(loss, norm, step + 1, list(batch["key"]))
 
         rate = learning_rate(step, self.last_step, s.optim)
         for group in self.optimizer.param_groups:
@@ -239,28 +261,42 @@ class TrainingRun:
         trained_only = s.teacher.average == "trained"
         update_teacher(self.model.teacher, self.model.student, momentum, trained_only)
         self.step += 1
-        metrics = {
+        metrics: dict[str, float | Tensor] = {
             "lr": rate,
             "momentum": momentum,
-            "gradient_norm": norm.item(),
-            "frames": len(compared),
+            "gradient_norm": norm,
+            "frames": len(indices[0].compared),
         }
         return StepResult(loss, parts, embeddings, metrics)
 
+    def _clip_gradients(self) -> Tensor:
+        """Clip the gradient's norm if the settings ask for it; return the norm before."""
+        if limit := self.settings.optim.clip_norm:
+            return nn.utils.clip_grad_norm_(self.trained, limit)
+        return nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+
     def mean_metrics(self, result: StepResult) -> dict[str, float]:
         """Return a step's metrics, averaged over all ranks; every rank must call this."""
-        s, values = self.settings, {"loss": result.loss.item()}
+        s = self.settings
+        values: dict[str, float | Tensor] = {"loss": result.loss}
         if len(result.parts) > 1:
-            values |= {f"loss_{name}": part.item() for name, part in result.parts.items()}
+            values |= {f"loss_{name}": part for name, part in result.parts.items()}
         if s.data.on_error == "skip":
             # times the number of ranks: the mean is then the sum over ranks
             values["skipped_clips"] = self.loader.skipped * self.rank.world
         values |= diagnostics(result.embeddings, s.loss) | result.metrics
-        means = all_reduce_mean(torch.tensor(list(values.values())), self.rank)
+        # one read for all that is on the device
+        on_device = {name: v.float() for name, v in values.items() if isinstance(v, Tensor)}
+        values |= zip(on_device, torch.stack([*on_device.values()]).tolist(), strict=True)
+        means = all_reduce_mean(torch.tensor([*values.values()]), self.rank)
         return dict(zip(values, means, strict=True))
 
     def save(self, monitor: TrainingMonitor) -> None:
-        """Save a checkpoint, and log pictures of the student's features."""
+        """Save a checkpoint, and log pictures of the student's features.
+
+        Raises PretrackError, and saves nothing, if a weight is not finite.
+        """
+        check_weights(self.trained, self.step)
         parts = ("student", "teacher", "losses")
         state = {
             "step": self.step,
@@ -282,41 +318,55 @@ class TrainingRun:
         return weights_path(s.run.out, self.step)
 
 
-def forward_backward(
-    forward: nn.Module,
-    batch: Batch,
-    *,
-    compared: list[int],
-    patches: tuple[int, int],
-    step: int,
-    settings: TrainSettings,
-    rank: Rank,
-) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
-    """Accumulate the gradient of a rank's clips, in `run.accumulate` parts one after the other.
+def draw_indices(
+    step: int, *, patches: tuple[int, int], settings: TrainSettings, rank: Rank
+) -> list[StepIndices]:
+    """Draw what a step uses of a rank's clips, on the CPU, for each of `run.accumulate` parts.
 
-    forward:  the model, `Step`, or DistributedDataParallel around it
-    compared: indices of the frames to compare with the anchor frame
-    patches:  sides of the feature grid and of a reference crop (`reference_patches`)
-    step:     steps taken so far; random choices follow from it, the seed and the rank
+    step:    steps taken so far; random choices follow from it, the seed and the rank
+    patches: sides of the feature grid and of a reference crop (`reference_patches`)
+
+    Seeds torch's default generators too, for dropout and whatever else draws from them.
+    """
+    run, frames = settings.run, settings.data.frames
+    generator = torch.manual_seed(step_seed(run.seed, step, rank.number))
+    if settings.references.across_ranks:
+        # every rank must draw the same references, to take its own out of them
+        generator = torch.Generator().manual_seed(step_seed(run.seed, step, 0))
+    clips = run.batch_size // rank.world // run.accumulate
+    return [
+        make_indices(
+            clips,
+            frames,
+            compared=compared_frames(step, frames, settings.loss),
+            references=_draw_references(clips, patches, generator, settings, rank),
+            side=patches[1],
+            # other shapes would be compiled again
+            fixed_shapes=run.compile,
+        )
+        for _ in range(run.accumulate)
+    ]
+
+
+def forward_backward(
+    forward: nn.Module, batch: Batch, indices: Sequence[StepIndices]
+) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
+    """Accumulate the gradient of a rank's clips, one part after the other.
+
+    forward: the model, `Step`, or DistributedDataParallel around it
+    batch:   on its device, as `indices` are: those of each part (`draw_indices`)
 
     Returns the mean loss, the means of its parts by name, and the embeddings of the last part.
     """
-    parts = settings.run.accumulate
-    # seeds torch's default generator too, for dropout and whatever else draws from it
-    generator = torch.manual_seed(step_seed(settings.run.seed, step, rank.number))
-    if settings.references.across_ranks:
-        # every rank must draw the same references, to take its own out of them
-        generator = torch.Generator().manual_seed(step_seed(settings.run.seed, step, 0))
-    clips = len(batch["key"]) // parts
-    mean_loss, mean_parts = torch.zeros((), device=rank.device), dict[str, Tensor]()
-    for part in range(parts):
-        references = _draw_references(clips, patches, generator, settings, rank)
+    parts, frames = len(indices), batch["frames"]
+    clips = len(frames) // parts
+    mean_loss, mean_parts = torch.zeros((), device=frames.device), dict[str, Tensor]()
+    for part, indices_of_part in enumerate(indices):
         clips_of_part = slice_batch(batch, slice(part * clips, (part + 1) * clips))
-        clips_of_part = make_frames(to_device(clips_of_part, rank.device), settings.data)
         # gradients are all-reduced once, with the last part
         defer_sync = isinstance(forward, DistributedDataParallel) and part < parts - 1
         with forward.no_sync() if defer_sync else nullcontext():  # type: ignore[operator]
-            loss, losses, embeddings = forward(clips_of_part, compared, references, patches[1])
+            loss, losses, embeddings = forward(clips_of_part, indices_of_part)
             (loss / parts).backward()
         mean_loss += loss.detach() / parts
         for name, value in losses.items():
@@ -339,16 +389,6 @@ def _draw_references(
         pool, frames, count, grid=patches[0], side=patches[1], generator=generator
     )
     return rank_references(references, clips, rank.number) if across_ranks else references
-
-
-def check_finite(loss: Tensor, norm: Tensor, step: int, batch: Batch) -> None:
-    """Raise PretrackError, naming the batch's clips, if loss or gradient norm is not finite."""
-    if not torch.isfinite(loss + norm):
-        raise PretrackError(
-            f"step {step + 1}: the loss is {loss.item():.3g} and the gradient's norm "
-            f"{norm.item():.3g}; the clips of this rank were {', '.join(batch['key'])}: lower "
-            "'optim.lr', set 'optim.clip_norm', or leave bad ones out with 'data.where'"
-        )
 
 
 @torch.no_grad()

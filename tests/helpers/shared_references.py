@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.trainer.model.test_step import a_step, gradients, select_clips
 from trainer.config import TrainSettings
 from trainer.distributed import init_distributed
-from trainer.train import forward_backward
+from trainer.train import draw_indices, forward_backward
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
@@ -22,15 +22,8 @@ if __name__ == "__main__":
     with init_distributed(settings.run.device) as rank:
         model, sample = a_step(settings, clips=8)
         ranks_clips = select_clips(sample, list(range(4 * rank.number, 4 * rank.number + 4)))
-        loss = forward_backward(
-            DistributedDataParallel(model),
-            ranks_clips,
-            compared=[1, 2, 3],
-            patches=(8, 4),
-            step=0,
-            settings=settings,
-            rank=rank,
-        )[0]
+        indices = draw_indices(0, patches=(8, 4), settings=settings, rank=rank)
+        loss = forward_backward(DistributedDataParallel(model), ranks_clips, indices)[0]
         torch.save(
             {"loss": loss.item(), "gradients": gradients(model)}, folder / f"rank{rank.number}.pt"
         )

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from trainer import run_setup
 from trainer import train as training
@@ -17,13 +16,14 @@ from trainer.__main__ import main
 keys: list[list[str]] = []
 losses: list[float] = []
 models: list[Any] = []
-check, make = training.check_finite, run_setup.make_step
+run_step, make = training.forward_backward, run_setup.make_step
 
 
-def record_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+def record_step(forward: Any, batch: Any, indices: Any) -> Any:
+    result = run_step(forward, batch, indices)
     keys.append(list(batch["key"]))
-    losses.append(loss.item())
-    check(loss, norm, step, batch)
+    losses.append(result[0].item())
+    return result
 
 
 def record_models(*arguments: Any) -> Any:
@@ -33,7 +33,7 @@ def record_models(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    training.check_finite, training.make_step = record_step, record_models  # type: ignore[assignment, attr-defined]
+    training.forward_backward, training.make_step = record_step, record_models  # type: ignore[assignment, attr-defined]
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
     torch.save(

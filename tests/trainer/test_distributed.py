@@ -18,10 +18,18 @@ from torch import Tensor
 
 from tests.trainer.conftest import panning_clip, publish
 from tests.trainer.test_train import REPOSITORY, Make, assert_same, last_state
+from trainer import checkpoint
 from trainer import train as training
-from trainer.checkpoint import load_checkpoint, newest_checkpoint
+from trainer.checkpoint import (
+    checksums,
+    load_checkpoint,
+    load_on_all_ranks,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from trainer.config import TrainSettings
 from trainer.data.dataset import ClipDataset
+from trainer.distributed import Rank, StopAgreement
 from trainer.train import train
 
 
@@ -73,14 +81,14 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
 
     alone = settings(run={"steps": 4, "out": tmp_path / "alone"})
     seen: list[set[str]] = []
-    check = training.check_finite
+    run_step = training.forward_backward
 
-    def record_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+    def record_step(forward: Any, batch: Any, indices: Any) -> Any:
         seen.append(set(batch["key"]))
-        check(loss, norm, step, batch)
+        return run_step(forward, batch, indices)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "check_finite", record_step)
+        patch.setattr(training, "forward_backward", record_step)
         train(alone)
     assert [
         set(a) | set(b) for a, b in zip(traces[0]["keys"], traces[1]["keys"], strict=True)
@@ -92,7 +100,10 @@ def test_two_ranks_agree_and_read_different_clips(settings: Make, tmp_path: Path
 
 
 def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
-    """Start two ranks as on two machines that share only the network."""
+    """Start two ranks as on two machines that share only the network.
+
+    Each has its own working folder, to which `run.out` is relative, so neither sees the other's.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,7 +111,8 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
     for rank, s in enumerate(settings):
         s.run.out.mkdir(parents=True, exist_ok=True)
         config = s.run.out.with_name("config.json")
-        config.write_text(s.model_dump_json())
+        relative = s.run.model_copy(update={"out": Path("run")})
+        config.write_text(s.model_copy(update={"run": relative}).model_dump_json())
         environment = {
             "RANK": str(rank),
             "WORLD_SIZE": "2",
@@ -110,8 +122,10 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
         nodes.append(
             subprocess.Popen(
                 [sys.executable, "-u", "-m", "tests.helpers.traced", str(config)],
-                cwd=REPOSITORY,
-                env=os.environ | environment | {"OMP_NUM_THREADS": "1"},
+                cwd=config.parent,
+                env=os.environ
+                | environment
+                | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -155,7 +169,7 @@ def test_nodes_without_a_shared_folder_stop_and_resume_together(
     )
     outputs = [node.communicate(timeout=150)[0] for node in second]
     assert [node.returncode for node in second] == [0, 0], outputs
-    assert f"resuming from {newest}" in outputs[0]
+    assert f"resuming from {newest.relative_to(tmp_path / 'a')}" in outputs[0]
     assert f"step {steps}/{steps}" in outputs[0]
     assert [path.name for path in (tmp_path / "b" / "run").iterdir()] == ["rank1.pt"]
     traces = [
@@ -164,3 +178,56 @@ def test_nodes_without_a_shared_folder_stop_and_resume_together(
     ]
     assert [len(trace["keys"]) for trace in traces] == [1, 1]  # both took only the last step
     assert_same(traces[0]["weights"], traces[1]["weights"])
+
+
+def test_a_rank_reads_the_checkpoint_itself_only_if_it_has_the_same_file(
+    settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 of 2; what rank 0 sends stands in for the network."""
+    s = settings(run={"steps": 1})
+    train(s)
+    path = newest_checkpoint(s.run.out)
+    assert path is not None
+    state = load_checkpoint(path)
+    save_checkpoint(s.run.out, state, keep=2)
+    sent = path, checksums(path), ["000001"]
+    broadcasts: list[Any] = [sent]
+    missing: list[bool] = []
+    monkeypatch.setattr(checkpoint, "broadcast_from_rank0", lambda *_: broadcasts.pop(0))
+    monkeypatch.setattr(checkpoint, "all_reduce_any", lambda flag, _: missing.append(flag) or flag)
+    own, snapshots = load_on_all_ranks(s, Rank(1, 2, torch.device("cpu")))
+    assert_same(own, state)
+    assert snapshots == ["000001"]
+
+    # Another run's checkpoint of the same name and size: one weight differs.
+    other = load_checkpoint(path)
+    other["student"]["head.0.bias"][0] += 1
+    save_checkpoint(s.run.out, other, keep=2)
+    assert [row[:2] for row in checksums(path)] == [row[:2] for row in sent[1]]
+    broadcasts[:] = [sent, "the state that rank 0 sends"]
+    assert load_on_all_ranks(s, Rank(1, 2, torch.device("cpu")))[0] == "the state that rank 0 sends"
+    path.write_bytes(path.read_bytes()[:-100])
+    broadcasts[:] = [sent, "the state that rank 0 sends"]
+    assert load_on_all_ranks(s, Rank(1, 2, torch.device("cpu")))[0] == "the state that rank 0 sends"
+    assert missing == [False, True, True]
+
+
+def test_one_rank_stops_at_once_and_several_one_step_after_any_was_asked_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone = StopAgreement(Rank(0, 1, torch.device("cpu")))
+    assert [alone.agreed(requested) for requested in (False, True)] == [False, True]
+    # The other rank, whose flags the reduction adds, is asked during the second step.
+    others = [False, True, True, True]
+
+    class Sent:
+        def wait(self) -> None:
+            pass
+
+    def reduce(flags: Tensor, *_: Any, async_op: bool) -> Sent:
+        flags |= others.pop(0)
+        return Sent()
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", reduce)
+    first = StopAgreement(Rank(0, 2, torch.device("cpu")))
+    assert [first.agreed(False) for _ in range(3)] == [False, False, True]

@@ -31,7 +31,7 @@ from trainer.metric_logging import (
     peak_flops,
 )
 from trainer.run_setup import make_step
-from trainer.train import forward_backward, train
+from trainer.train import draw_indices, forward_backward, train
 
 Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")
@@ -122,7 +122,7 @@ def test_mfu_is_the_fraction_of_the_peak_of_all_devices() -> None:
 def test_a_window_averages_losses_and_measures_time_spent_waiting(clock: Clock) -> None:
     window = MetricWindow()
     for loss, waited in ((1.0, 0.5), (2.0, 1.0), (6.0, 0.0)):
-        window.add(loss, waited)
+        window.add(torch.tensor(loss), waited)
     clock.now += 6
     assert window.mean_loss == 3.0
     assert window.steps_per_second == 0.5
@@ -135,12 +135,12 @@ def test_clips_per_second_and_loader_wait_cover_the_steps_since_the_last_report(
 ) -> None:
     with monitor_of(settings(run={"batch_size": 4})) as monitor:
         clock.now += 3
-        monitor.count_step(1, 1.5, 1.0)
+        monitor.count_step(1, torch.tensor(1.5), 1.0)
         clock.now += 1
-        monitor.count_step(2, 1.5, 2.0)
+        monitor.count_step(2, torch.tensor(1.5), 2.0)
         monitor.log_metrics(2, METRICS)
         clock.now += 10
-        monitor.count_step(3, 1.5, 1.0)
+        monitor.count_step(3, torch.tensor(1.5), 1.0)
         monitor.log_metrics(3, METRICS)
     # 2 steps of 4 clips in 4 s, 3 s of them waiting; then 1 step in 10 s, 1 s of it waiting
     assert recorder.metrics[2] == METRICS | {"clips_per_second": 2.0, "loader_wait": 0.75}
@@ -154,7 +154,7 @@ def test_the_console_shows_steps_and_sums_up_epochs(
     with monitor_of(settings(run={"batch_size": 4, "log_every": 2})) as monitor:
         for step, loss in enumerate((1.0, 2.0, 3.0, 5.0, 7.0), start=1):
             clock.now += 2
-            monitor.count_step(step, loss, 0.5)
+            monitor.count_step(step, torch.tensor(loss), 0.5)
         monitor.log_metrics(5, METRICS | {"loss": 7.0})
     assert capsys.readouterr().out.splitlines() == [
         "epoch 1: mean loss 1.5000 over 2 steps, 2.0 clips/s, 25% of the time waiting for clips",
@@ -170,7 +170,7 @@ def test_epochs_shorter_than_a_report_are_not_summed_up_one_by_one(
     with monitor_of(settings(run={"log_every": 3})) as monitor:
         for step in range(1, 6):
             clock.now += 1
-            monitor.count_step(step, float(step), 0.0)
+            monitor.count_step(step, torch.tensor(float(step)), 0.0)
     (summary,) = capsys.readouterr().out.splitlines()
     assert summary.startswith("epoch 3: mean loss 3.0000 over 5 steps")
 
@@ -180,7 +180,9 @@ def test_only_the_first_rank_reports(
 ) -> None:
     with monitor_of(settings(), Rank(1, 1, CPU)) as monitor:
         clock.now += 1
-        monitor.count_step(5, 1.0, 0.0)  # the last step: the first rank sums up the epoch
+        monitor.count_step(
+            5, torch.tensor(1.0), 0.0
+        )  # the last step: the first rank sums up the epoch
         monitor.log_metrics(5, METRICS)
         monitor.log_image(1, "features/0", np.zeros((2, 2, 3), np.uint8))
     assert not recorder.metrics
@@ -201,7 +203,7 @@ def test_a_terminal_shows_the_progress_of_the_run_and_plain_lines(
         monitor.progress.refresh()
         begun = capsys.readouterr().out
         clock.now += 1
-        monitor.count_step(4, 1.0, 0.0)
+        monitor.count_step(4, torch.tensor(1.0), 0.0)
         monitor.log_metrics(4, METRICS)
     output = capsys.readouterr().out
     assert "training" in begun
@@ -220,7 +222,7 @@ def test_a_gpus_memory_and_utilisation_are_reported(
     rank = Rank(0, 4, torch.device("cuda"))
     with monitor_of(settings(run={"batch_size": 4}), rank, flops_per_step=791.2e12) as monitor:
         clock.now += 2
-        monitor.count_step(1, 1.5, 0.5)
+        monitor.count_step(1, torch.tensor(1.5), 0.5)
         monitor.log_metrics(1, METRICS)
     assert recorder.metrics[1] == METRICS | {
         "clips_per_second": 2.0,
@@ -256,15 +258,8 @@ def test_tensorboard_and_the_console_show_what_each_step_did(
     batch = next(iter(Loader(dataset, dataset.sampler(4))))
     torch.manual_seed(s.run.seed)
     model = make_step(s, None, torch.device("cpu"))
-    loss, _, _ = forward_backward(
-        model,
-        batch,
-        compared=[1, 2, 3],
-        patches=(8, 4),
-        step=0,
-        settings=s,
-        rank=Rank(0, 1, torch.device("cpu")),
-    )
+    indices = draw_indices(0, patches=(8, 4), settings=s, rank=FIRST_RANK)
+    loss, _, _ = forward_backward(model, batch, indices)
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     mask = track_mask(batch, s.tracks)
     counted = mask[:, :1] & mask[:, 1:]

@@ -34,9 +34,10 @@ from trainer.data.loader import Loader
 from trainer.losses.embeddings import Embeddings
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
+from trainer.model.step_indices import make_indices
 from trainer.run_setup import make_step
 from trainer.schedule import step_seed
-from trainer.train import train
+from trainer.train import TrainingRun, train
 
 Make = Callable[..., TrainSettings]
 REPOSITORY = Path(__file__).parents[2]
@@ -71,7 +72,7 @@ def embed_batch(settings: TrainSettings, batch: Any) -> Embeddings:
     references = choose_references(
         4, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0)
     )
-    return model.embed(batch, [2, 3], references, 4)
+    return model.embed(batch, make_indices(4, 4, compared=[2, 3], references=references, side=4))
 
 
 @pytest.mark.parametrize("recipe", ["pretrack", "upstream"])
@@ -102,22 +103,23 @@ def test_a_step_of_upstream_equals_the_plain_loss(
     s = settings("upstream", run={"steps": 3}, loss={"curriculum_steps": 1})
     steps: list[tuple[Any, ...]] = []
     models: list[Any] = []
-    make, check = make_step, training.check_finite
+    make, run_step = make_step, training.forward_backward
 
     def record_models(*arguments: Any) -> Any:
         model = make(*arguments)
         models[:] = [model.student, model.teacher]
         return model
 
-    def record_step(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
+    def record_step(forward: Any, batch: Any, indices: Any) -> Any:
+        result = run_step(forward, batch, indices)
         gradients = [
             weight.grad.clone() for weight in models[0].parameters() if weight.requires_grad
         ]
-        steps.append((loss.item(), gradients, copy.deepcopy(models), batch))
-        check(loss, norm, step, batch)
+        steps.append((result[0].item(), gradients, copy.deepcopy(models), batch))
+        return result
 
     monkeypatch.setattr(training, "make_step", record_models)
-    monkeypatch.setattr(training, "check_finite", record_step)
+    monkeypatch.setattr(training, "forward_backward", record_step)
     train(s)
 
     for step, compared in enumerate([(1, 2, 3), (2, 3), (3,)]):
@@ -234,14 +236,14 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(
 
     changes = {"out": tmp_path / "broken", "checkpoint_every": 2, "workers": 1, "pictures": 1}
     broken = settings(recipe, run={"steps": 6, **changes})
-    original = training.check_finite
+    original = training.TrainingRun.take_step
 
-    def killed_at_step_5(loss: Tensor, norm: Tensor, step: int, batch: Any) -> None:
-        if step == 4:
+    def killed_at_step_5(run: TrainingRun, batch: Any, indices: Any) -> Any:
+        if run.step == 4:
             raise KeyboardInterrupt
-        original(loss, norm, step, batch)
+        return original(run, batch, indices)
 
-    monkeypatch.setattr(training, "check_finite", killed_at_step_5)
+    monkeypatch.setattr(training.TrainingRun, "take_step", killed_at_step_5)
     with pytest.raises(KeyboardInterrupt):
         train(broken)
     monkeypatch.undo()

@@ -1,4 +1,8 @@
-"""From the loader's batches to batches on the device, which the training step takes."""
+"""From the loader's batches to batches on the device, which the training step takes.
+
+On CUDA a batch is copied on a stream of its own, so that the copy overlaps with the step before:
+the host is ahead of the device, and never waits for a copy.
+"""
 
 from __future__ import annotations
 
@@ -26,3 +30,32 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+class CopyStream:
+    """Copies what a step needs to a device: on CUDA by a stream of its own.
+
+    What it returns can be used at once by the current stream, which waits for the copy; the host
+    does not.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def copy(self, batch: Batch, indices: Tensor) -> tuple[Batch, Tensor]:
+        """Return a batch and a tensor of indices on the device."""
+        if self.stream is None:
+            return to_device(batch, self.device), indices.to(self.device)
+        with torch.cuda.stream(self.stream):
+            moved, moved_indices = (
+                to_device(batch, self.device),
+                copy_to_device(indices, self.device),
+            )
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self.stream)
+        # The allocator must not give this memory to the next copy while the step still reads it.
+        for tensor in (*moved.values(), moved_indices):
+            if isinstance(tensor, Tensor):
+                tensor.record_stream(current)
+        return moved, moved_indices

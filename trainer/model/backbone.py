@@ -83,6 +83,26 @@ class _DeferredBlock(nn.Module):
         return values
 
 
+def _bfloat16_copy(module: nn.Module) -> nn.Module:
+    """Copy a module, with the weights of linear layers and convolutions in bfloat16.
+
+    These are the layers whose weights autocast converts. All other weights are shared.
+    """
+    twin = copy.copy(module)
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        twin._parameters = {
+            name: weight
+            if weight is None
+            else nn.Parameter(weight.detach().to(torch.bfloat16), requires_grad=False)
+            for name, weight in module._parameters.items()
+        }
+    twin._modules = {
+        name: part if part is None else _bfloat16_copy(part)
+        for name, part in module._modules.items()
+    }
+    return twin
+
+
 class Backbone(nn.Module):
     """A timm vision transformer that returns the last block's patch tokens, normed, as a map.
 
@@ -95,6 +115,8 @@ class Backbone(nn.Module):
         self.timm_id = timm_id
         self.frozen = 0
         """Blocks before the cut."""
+        # Not a submodule, so that no checkpoint and no `to` sees it; see `keep_bfloat16_trunk`.
+        self._bfloat16: list[nn.Module] = []
 
     @property
     def width(self) -> int:
@@ -133,15 +155,29 @@ class Backbone(nn.Module):
         # model. So run it on a shallow copy, which shares every weight, with the other blocks
         # replaced by placeholders that record their arguments for `tail`.
         deferred = [_DeferredBlock() for _ in self.model.blocks[self.frozen :]]
-        model = copy.copy(self.model)
-        model._modules = dict(self.model._modules)
-        model.blocks = nn.Sequential(*self.model.blocks[: self.frozen], *deferred)
+        use_bfloat16 = self._bfloat16 and torch.is_autocast_enabled(images.device.type)
+        source: Any = self._bfloat16[0] if use_bfloat16 else self.model
+        model = copy.copy(source)
+        model._modules = dict(source._modules)
+        model.blocks = nn.Sequential(*source.blocks[: self.frozen], *deferred)
         model.norm = nn.Identity()
         return Tokens(
             model.forward_features(images),
             tuple(block.extras for block in deferred),
             self._grid_of(images),
         )
+
+    def keep_bfloat16_trunk(self) -> None:
+        """Keep the frozen weights that autocast converts in bfloat16 too, for `trunk`.
+
+        Call it when the weights are on their device, and again if they change. Under autocast to
+        bfloat16 the trunk then returns the same numbers. Autocast itself converts a weight without
+        a gradient whenever it is used. Everything else still sees the float32 weights.
+        """
+        trunk = copy.copy(self.model)
+        trunk._modules = dict(self.model._modules)
+        trunk.blocks = self.model.blocks[: self.frozen]
+        self._bfloat16 = [_bfloat16_copy(trunk)]
 
     def tail(self, tokens: Tokens) -> Tensor:
         """Run the other blocks and the final norm: tokens → features [B, rows, columns, D]."""
@@ -153,10 +189,12 @@ class Backbone(nn.Module):
     def compile(self) -> None:  # type: ignore[override]
         """Compile each block on its own.
 
-        That keeps the names of weights, and compiling takes only as long as for one block.
+        That keeps the names of weights, and compiling takes only as long as for one block. Every
+        shape is compiled on its own: a step has the same few in every step.
         """
-        for block in self.model.blocks:
-            block.compile()
+        for model in (self.model, *self._bfloat16):
+            for block in model.blocks:
+                block.compile(dynamic=False)
 
     def _grid_of(self, images: Tensor) -> tuple[int, int]:
         return images.shape[2] // self.patch, images.shape[3] // self.patch
@@ -184,10 +222,12 @@ class Backbone(nn.Module):
         self.model.norm.requires_grad_(train_norm)
 
 
-def normalised_images(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalised_images(
+    frames: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
+) -> Tensor:
     """Normalise for a backbone: uint8 [..., 3, H, W] RGB → float32, (value / 255 - mean) / std."""
     shift, scale = (
-        torch.tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std)
+        torch.as_tensor(values, device=frames.device).view(3, 1, 1) for values in (mean, std)
     )
     return (frames.float() / 255 - shift) / scale
 

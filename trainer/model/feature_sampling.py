@@ -122,11 +122,12 @@ def needed_frames(frames: int, *wanted: Tensor) -> tuple[Tensor, ...]:
 
 
 def crop_references(features: Tensor, references: References, side: int) -> Tensor:
-    """Crop references from patch maps: [B * T, h, w, D] → [B, R, side * side, D], row by row."""
+    """Crop references from patch maps on the same device, row by row.
+
+    [B * T, h, w, D] → [B, R, side * side, D]
+    """
     # Three broadcast index tensors [B, R, side, side] gather all crops at once.
-    step = torch.arange(side)
+    step = torch.arange(side, device=references.top.device)
     rows = (references.top[..., None] + step)[..., :, None]
     columns = (references.left[..., None] + step)[..., None, :]
-    indices = (references.frame[..., None, None], rows, columns)
-    crops = features[tuple(index.to(features.device, non_blocking=True) for index in indices)]
-    return crops.flatten(2, 3)
+    return features[references.frame[..., None, None], rows, columns].flatten(2, 3)

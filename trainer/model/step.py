@@ -7,8 +7,6 @@ frames. References are cropped from the student's features of the same batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -18,12 +16,15 @@ from trainer.data.batch import Batch, track_mask
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.weighted_sum import Losses
 from trainer.model.backbone import Tokens, normalised_images
-from trainer.model.feature_sampling import References, frames_of_clips
+from trainer.model.step_indices import StepIndices
 from trainer.model.student_teacher import Embedder
 
 
 class Step(nn.Module):
     """Student, teacher and losses: from a batch to a loss. DistributedDataParallel wraps it."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self, student: Embedder, teacher: Embedder, losses: Losses, settings: TrainSettings
@@ -33,44 +34,44 @@ class Step(nn.Module):
         self.teacher = teacher
         self.losses = losses
         self.settings = settings
+        data = settings.data
+        # On the device, and in no checkpoint: a tuple would be copied there in every step.
+        self.register_buffer("mean", torch.tensor(data.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(data.std), persistent=False)
 
     def forward(
-        self, batch: Batch, compared: Sequence[int], references: References, side: int
+        self, batch: Batch, indices: StepIndices
     ) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
         """Compare F frames of every clip with its anchor frame.
 
-        batch:      on this module's device
-        compared:   frame indices [F]
-        references: the reference crops; `side`: their side in patches
+        batch, indices: on this module's device
 
         Returns the loss, its parts by name, and the embeddings that were compared. Transformers
-        run in the settings' precision, losses in float32.
+        run in the settings' precision, losses in float32. The host never waits for the device,
+        unless a loss makes it wait (SmoothAP does).
         """
         device = batch["frames"].device.type
         bfloat16 = self.settings.run.precision == "bfloat16" and device == "cuda"
         with torch.autocast(device, torch.bfloat16, enabled=bfloat16):
-            embeddings = self.embed(batch, list(compared), references, side)
+            embeddings = self.embed(batch, indices)
         return *self.losses(embeddings), embeddings
 
-    def embed(
-        self, batch: Batch, compared: list[int], references: References, side: int
-    ) -> Embeddings:
+    def embed(self, batch: Batch, indices: StepIndices) -> Embeddings:
         """Return the embeddings to compare, float32 whatever the transformers' precision."""
-        positions = batch["positions"]
-        (b, t), size = batch["frames"].shape[:2], batch["frames"].shape[-1]
+        positions, compared = batch["positions"], indices.compared
+        size = batch["frames"].shape[-1]
         tokens, anchor_tokens = self.trunks(batch)
         # One pass of the student's tail gives both tracks and references.
-        tracks, crops = self.student(
-            tokens, positions, size, compared=compared, references=references, side=side
-        )
+        tracks, crops = self.student(tokens, positions, size, indices)
         with torch.no_grad():
             anchors = self.teacher.tracks(anchor_tokens, positions[:, 0], size)
             # Only some losses need the teacher in other frames: F more tail passes per clip.
             teacher_frames = None
             if self.losses.needs_teacher_frames:
-                chosen = frames_of_clips(b, t, compared).to(tokens.values.device)
                 teacher_frames = self.teacher.tracks(
-                    tokens[chosen], positions[:, compared].flatten(0, 1), size
+                    tokens[indices.compared_frames],
+                    positions.index_select(1, compared).flatten(0, 1),
+                    size,
                 ).view_as(tracks)
         mask = track_mask(batch, self.settings.tracks).to(torch.float32)
         # From pixels (centres at integers) to fractions of the side (centre of pixel 0 at 0.5 / S).
@@ -80,8 +81,8 @@ class Step(nn.Module):
             teacher=anchors,
             references=crops,
             # A track counts in a frame if it is visible there and in the anchor frame.
-            weights=mask[:, :1] * mask[:, compared],
-            positions=fractions[:, compared],
+            weights=mask[:, :1] * mask.index_select(1, compared),
+            positions=fractions.index_select(1, compared),
             anchor_positions=fractions[:, 0],
             teacher_frames=teacher_frames,
         )
@@ -92,13 +93,12 @@ class Step(nn.Module):
         The teacher has a trunk of its own only if its frozen weights are averaged too, and so
         differ from the student's by rounding.
         """
-        data = self.settings.data
-        frames = normalised_images(batch["frames"], data.mean, data.std)
+        frames = normalised_images(batch["frames"], self.mean, self.std)
         teacher_frame = batch.get("teacher_frame")
         anchors = (
             frames[:, 0]
             if teacher_frame is None
-            else normalised_images(teacher_frame, data.mean, data.std)
+            else normalised_images(teacher_frame, self.mean, self.std)
         )
         images, clips = frames.flatten(0, 1), len(anchors)
         if self.settings.teacher.average == "all":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -13,13 +12,8 @@ from torch.nn.functional import normalize
 
 from trainer.distributed import all_gather
 from trainer.model.backbone import Backbone, Tokens
-from trainer.model.feature_sampling import (
-    References,
-    crop_references,
-    frames_of_clips,
-    needed_frames,
-    sample_points,
-)
+from trainer.model.feature_sampling import crop_references, sample_points
+from trainer.model.step_indices import StepIndices
 
 
 class Projection(nn.Sequential):
@@ -46,42 +40,32 @@ class Embedder(nn.Module):
         self.align_corners = align_corners
 
     def forward(
-        self,
-        frames: Tokens,
-        points: Tensor,
-        size: int,
-        *,
-        compared: Sequence[int],
-        references: References,
-        side: int,
+        self, frames: Tokens, points: Tensor, size: int, indices: StepIndices
     ) -> tuple[Tensor, Tensor]:
         """Run the student: embed track points and reference patches from the same features.
 
-        frames:     tokens of B * T frames
-        points:     [B, T, N, 2] in pixels of a square of `size` pixels
-        compared:   frame indices [F]
-        references: R crops per clip of `side` x `side` patches
+        frames:  tokens of B * T frames
+        points:  [B, T, N, 2] in pixels of a square of `size` pixels
+        indices: on the same device: F compared frames, and R crops per clip of side x side patches
 
         Returns embeddings of the points in the compared frames [B, F, N, E], and of the crops'
         patches [B, R, side * side, E], float32. Every frame goes through the tail at most once.
         """
-        b, t, n = points.shape[:3]
-        chosen = frames_of_clips(b, t, compared)
+        references = indices.references
         if references.across_ranks:
-            # Other ranks may have drawn any of this rank's frames, so all go through the tail.
             features = self.backbone.tail(frames)
-            crops = crop_references(all_gather(features), references, side)
+            pool = all_gather(features)
         else:
-            needed, chosen, reference_frames = needed_frames(b * t, chosen, references.frame)
-            features = self.backbone.tail(frames[needed.to(points.device)])
-            crops = crop_references(features, replace(references, frame=reference_frames), side)
+            pool = features = self.backbone.tail(frames[indices.tail_frames])
+        crops = crop_references(pool, references, indices.side)
         tracks = sample_points(
-            features[chosen.to(points.device)],
-            points[:, list(compared)].flatten(0, 1),
+            features[indices.tracked],
+            points.index_select(1, indices.compared).flatten(0, 1),
             size,
             self.align_corners,
         )
-        return self.embed(tracks.view(b, len(compared), n, -1)), self.embed(crops)
+        b, n = len(points), points.shape[2]
+        return self.embed(tracks.view(b, len(indices.compared), n, -1)), self.embed(crops)
 
     def tracks(self, frames: Tokens, points: Tensor, size: int) -> Tensor:
         """Run the teacher: embed points of frames.

@@ -26,14 +26,16 @@ from trainer.data.loader import Loader
 from trainer.distributed import Rank
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import (
+    References,
     choose_references,
     crop_references,
     sample_points,
 )
 from trainer.model.step import Step, step_flops
+from trainer.model.step_indices import StepIndices, make_indices
 from trainer.run_setup import make_step
 from trainer.schedule import step_seed
-from trainer.train import forward_backward, train
+from trainer.train import draw_indices, forward_backward, train
 
 Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")
@@ -57,6 +59,11 @@ def select_clips(batch: Batch, clips: list[int]) -> Batch:
     """Select some clips of a batch."""
     parts = {name: value[clips] for name, value in batch.items() if isinstance(value, Tensor)}
     return cast(Batch, parts | {"key": [batch["key"][clip] for clip in clips]})
+
+
+def all_compared(clips: int, references: References) -> StepIndices:
+    """Compare frames 1 to 3 of each clip, with crops of 4 x 4 patches."""
+    return make_indices(clips, 4, compared=[1, 2, 3], references=references, side=4)
 
 
 def gradients(model: Step) -> dict[str, Tensor]:
@@ -90,7 +97,7 @@ def test_embeddings_equal_whole_passes_over_every_frame(
     references = choose_references(
         4, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0)
     )
-    lean = model.embed(batch, compared, references, 4)
+    lean = model.embed(batch, make_indices(4, 4, compared=compared, references=references, side=4))
 
     images = normalised_images(batch["frames"], s.data.mean, s.data.std).flatten(0, 1)
     # Each is a pass through the whole transformer.
@@ -121,7 +128,7 @@ def test_a_track_counts_where_it_and_its_anchor_are_visible(settings: Make) -> N
     references = choose_references(
         4, 4, 3, grid=8, side=4, generator=torch.Generator().manual_seed(0)
     )
-    embeddings = model.embed(batch, [1, 2, 3], references, 4)
+    embeddings = model.embed(batch, all_compared(4, references))
     assert embeddings.weights.dtype == torch.float32
     assert embeddings.weights.nonzero().tolist() == [[0, 0, 5], [0, 2, 5]]
     assert embeddings.weights.sum() == 2
@@ -157,9 +164,8 @@ def test_a_teacher_averaged_in_all_weights_runs_its_own_trunk(settings: Make) ->
 def test_gradients_of_accumulated_parts_are_their_mean(settings: Make) -> None:
     s = settings(run={"accumulate": 2}, references={"count": 1})
     model, batch = a_step(s)
-    loss, parts_of_loss, _ = forward_backward(
-        model, batch, compared=[1, 2, 3], patches=(8, 4), step=0, settings=s, rank=Rank(0, 1, CPU)
-    )
+    indices = draw_indices(0, patches=(8, 4), settings=s, rank=Rank(0, 1, CPU))
+    loss, parts_of_loss, _ = forward_backward(model, batch, indices)
     together = gradients(model)
     halves = []
     generator = torch.manual_seed(step_seed(s.run.seed, 0, 0))
@@ -167,7 +173,7 @@ def test_gradients_of_accumulated_parts_are_their_mean(settings: Make) -> None:
     for part in (slice(0, 2), slice(2, 4)):
         model.zero_grad()
         references = choose_references(2, 4, 1, grid=8, side=4, generator=generator)
-        value, _, _ = model(slice_batch(batch, part), [1, 2, 3], references, 4)
+        value, _, _ = model(slice_batch(batch, part), all_compared(2, references))
         value.backward()
         halves.append(gradients(model))
         total += value.item() / 2
@@ -220,7 +226,7 @@ def test_references_across_ranks_equal_those_of_one_big_batch(
     total = 0.0
     for clips in ([0, 1, 4, 5], [2, 3, 6, 7]):
         references = choose_references(4, 4, 4, grid=8, side=4, generator=generator)
-        loss, _, _ = model(select_clips(batch, clips), [1, 2, 3], references, 4)
+        loss, _, _ = model(select_clips(batch, clips), all_compared(4, references))
         (loss / 2).backward()
         total += loss.item() / 2
     assert (ranks[0]["loss"] + ranks[1]["loss"]) / 2 == pytest.approx(total, abs=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from trainer.losses.sorting.objective import (
 )
 from trainer.model.backbone import Tokens
 from trainer.model.feature_sampling import References, choose_references
+from trainer.model.step_indices import StepIndices, make_indices
 from trainer.model.student_teacher import Embedder, Projection, make_teacher
 
 CLIPS, FRAMES, POINTS, SIZE, PATCH = 3, 4, 10, 64, 8
@@ -76,6 +78,10 @@ def example_batch(
     return student, teacher, frames, points, visible, references
 
 
+def indices_of(compared: Sequence[int], references: References) -> StepIndices:
+    return make_indices(CLIPS, FRAMES, compared=compared, references=references, side=4)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("compared", [(1, 2, 3), (3,)])
 def test_equals_the_plain_transcription(
@@ -86,9 +92,7 @@ def test_equals_the_plain_transcription(
     student, teacher, frames, points, visible, references = example_batch(dtype)
     plain_student = copy.deepcopy(student)
 
-    tracks, crops = student(
-        tokens_of(frames), points, SIZE, compared=compared, references=references, side=4
-    )
+    tracks, crops = student(tokens_of(frames), points, SIZE, indices_of(compared, references))
     weights = visible[:, :1] * visible[:, list(compared)]
     loss = sorting_loss(
         tracks,
@@ -128,9 +132,7 @@ def test_equals_the_plain_transcription(
 
 def test_teacher_order_is_computed_once_per_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(
-        tokens_of(frames), points, SIZE, compared=(1, 2, 3), references=references, side=4
-    )
+    tracks, crops = student(tokens_of(frames), points, SIZE, indices_of((1, 2, 3), references))
     calls: list[Tensor] = []
     original = PublishedObjective.teacher_order
 
@@ -162,9 +164,7 @@ ALL = [
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
 def test_every_objective_trains_the_student_alone(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(
-        tokens_of(frames), points, SIZE, compared=(1, 2, 3), references=references, side=4
-    )
+    tracks, crops = student(tokens_of(frames), points, SIZE, indices_of((1, 2, 3), references))
     loss = sorting_loss(
         tracks,
         teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
@@ -221,9 +221,7 @@ def test_detach_teacher_changes_the_gradient() -> None:
     gradients = []
     for detach in (False, True):
         student.zero_grad()
-        tracks, crops = student(
-            tokens_of(frames), points, SIZE, compared=(3,), references=references, side=4
-        )
+        tracks, crops = student(tokens_of(frames), points, SIZE, indices_of((3,), references))
         anchor = teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE)
         sorting_loss(
             tracks,
@@ -241,9 +239,7 @@ def test_detach_teacher_changes_the_gradient() -> None:
 
 def test_nothing_visible_is_zero_and_finite() -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(
-        tokens_of(frames), points, SIZE, compared=(3,), references=references, side=4
-    )
+    tracks, crops = student(tokens_of(frames), points, SIZE, indices_of((3,), references))
     loss = sorting_loss(
         tracks,
         teacher.tracks(tokens_of(frames[:, :1]), points[:, 0], SIZE),
@@ -259,9 +255,7 @@ def test_nothing_visible_is_zero_and_finite() -> None:
 @pytest.mark.parametrize("settings", ALL, ids=lambda s: f"{s.objective}-{s.sorter}")
 def test_diagnostics_mean_the_same_with_every_objective(settings: LossSettings) -> None:
     student, teacher, frames, points, visible, references = example_batch(torch.float32)
-    tracks, crops = student(
-        tokens_of(frames), points, SIZE, compared=(3,), references=references, side=4
-    )
+    tracks, crops = student(tokens_of(frames), points, SIZE, indices_of((3,), references))
     positions = points / SIZE
     embeddings = Embeddings(
         student=tracks,
