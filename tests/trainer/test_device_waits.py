@@ -37,7 +37,7 @@ EVERYTHING = {
     "optim": {"clip_norm": 1.0},
     "run": {"accumulate": 2},
     "references": {"count": 2},
-    "data": {"colour": {"jitter": 1.0, "student_only": True}},
+    "data": {"resize": "device", "colour": {"jitter": 1.0, "student_only": True}},
 }
 
 
