@@ -194,8 +194,14 @@ def test_a_rank_reads_the_checkpoint_itself_only_if_it_has_the_same_file(
     broadcasts: list[Any] = [sent]
     missing: list[bool] = []
     monkeypatch.setattr(checkpoint, "broadcast_from_rank0", lambda *_: broadcasts.pop(0))
-    monkeypatch.setattr(checkpoint, "all_reduce_any", lambda flag, _: missing.append(flag) or flag)
-    own, snapshots = load_on_all_ranks(s, Rank(1, 2, torch.device("cpu")))
+
+    def reduce(flag: bool, _: Rank) -> bool:
+        missing.append(flag)
+        return flag
+
+    monkeypatch.setattr(checkpoint, "all_reduce_any", reduce)
+    second = Rank(1, 2, torch.device("cpu"))
+    own, snapshots = load_on_all_ranks(s, second)
     assert_same(own, state)
     assert snapshots == ["000001"]
 
@@ -204,11 +210,11 @@ def test_a_rank_reads_the_checkpoint_itself_only_if_it_has_the_same_file(
     other["student"]["head.0.bias"][0] += 1
     save_checkpoint(s.run.out, other, keep=2)
     assert [row[:2] for row in checksums(path)] == [row[:2] for row in sent[1]]
-    broadcasts[:] = [sent, "the state that rank 0 sends"]
-    assert load_on_all_ranks(s, Rank(1, 2, torch.device("cpu")))[0] == "the state that rank 0 sends"
+    broadcasts[:] = [sent, {"from": "rank 0"}]
+    assert load_on_all_ranks(s, second)[0] == {"from": "rank 0"}
     path.write_bytes(path.read_bytes()[:-100])
-    broadcasts[:] = [sent, "the state that rank 0 sends"]
-    assert load_on_all_ranks(s, Rank(1, 2, torch.device("cpu")))[0] == "the state that rank 0 sends"
+    broadcasts[:] = [sent, {"from": "rank 0"}]
+    assert load_on_all_ranks(s, second)[0] == {"from": "rank 0"}
     assert missing == [False, True, True]
 
 
