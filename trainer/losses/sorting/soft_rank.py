@@ -38,16 +38,17 @@ def soft_rank(values: Tensor, strength: float) -> Tensor:
 def spearman_loss(values: Tensor, order: Tensor, strength: float) -> Tensor:
     """Return 1 - correlation of the soft ranks of standardised rows with the ranks `order`.
 
-    [..., n], [..., n] → [...]; `order` may lack leading axes and gets no gradient. One kernel on
+    [..., n], [..., n] → [...]; `order` may lack leading axes and has no gradient. One kernel on
     CUDA. Differentiable once.
     """
     if (kernels := _kernels_for(values)) is not None:
-        return kernels.spearman_rows(values, order.detach(), strength)  # type: ignore[no-any-return]
+        return kernels.spearman_rows(values, order, strength)  # type: ignore[no-any-return]
     ranks = soft_rank(standardised(values).flatten(0, -2), strength).view_as(values)
     return 1 - correlation(ranks, order)
 
 
 def _kernels_for(values: Tensor) -> ModuleType | None:
+    """Return the Triton kernels if they can compute rows of these values, else None."""
     # The kernels compute in float32 only, and cannot be launched for no rows.
     if values.device.type == "cuda" and values.dtype == torch.float32 and values.numel() > 0:
         return gpu_kernels(values.shape[-1], values.device)
