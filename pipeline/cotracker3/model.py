@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,13 +77,23 @@ class CorrelationFeatures(nn.Module):
         maps, frames and support are those of `CoTracker3.refine`; positions: [R, T, N, 2].
         """
         index = frames[:, :, None].expand(-1, -1, positions.shape[2])
-        levels = []
-        for number, (level, at_query) in enumerate(zip(maps, support, strict=True)):
-            current = neighbourhoods(level, index, positions / 2**number)
-            # a: offsets around the current position; b: offsets around the query; c: channels.
-            volume = torch.einsum("rtnac,rnbc->rtnab", current, at_query.to(current.dtype))
-            levels.append(self.fc2(F.gelu(self.fc1(volume.flatten(3)))).float())
+        levels = [
+            self._correlate(level, index, at_query, positions / 2**number)
+            for number, (level, at_query) in enumerate(zip(maps, support, strict=True))
+        ]
         return torch.cat(levels, dim=-1)
+
+    def _correlate(self, level: Tensor, frame: Tensor, support: Tensor, position: Tensor) -> Tensor:
+        """Return the correlation features of one level: [R, T, N, 256].
+
+        frame: [R, T, N] index into the level; position: [R, T, N, 2] in its pixels
+        """
+        # A method of its own, so that its large tensors are freed before the next level.
+        current = neighbourhoods(level, frame, position)
+        # a: offsets around the current position; b: offsets around the query; c: channels.
+        volume = torch.einsum("rtnac,rnbc->rtnab", current, support.to(current.dtype))
+        del current
+        return self.fc2(F.gelu(self.fc1(volume.flatten(3)))).float()
 
 
 class CoTracker3(nn.Module):
@@ -99,16 +110,20 @@ class CoTracker3(nn.Module):
         self.corr_mlp = CorrelationFeatures()
         self.updateformer = Transformer(TOKEN_WIDTH)
         self.time_emb = nn.Parameter(sinusoidal_time_embedding(window), requires_grad=False)
+        self.compiled = False
+        self._iterate = self.iterate
 
-    def compile_parts(self) -> None:
-        """Compile the three parts that hold the weights with `torch.compile`, at their first use.
+    def compile_parts(self, **options: Any) -> None:
+        """Compile the encoder and an iteration with `torch.compile`, at their first use.
 
         Compilation uses the default mode: autotuning takes minutes to choose among kernels of
-        equal speed. A size that changes (clips, points, frames) costs one recompilation, after
-        which it is dynamic.
+        equal speed. Any number of clips and query sets runs with the same kernels, as long as there
+        are at least two sets. A second window length costs one recompilation, after which any
+        length does. `options` are those of `torch.compile`.
         """
-        for part in (self.fnet, self.corr_mlp, self.updateformer):
-            part.compile()
+        self.compiled = True
+        self.fnet.compile(**options)
+        self._iterate = torch.compile(self.iterate, **options)
 
     def encode(self, frames: Tensor, dtype: torch.dtype = torch.float32) -> list[Tensor]:
         """Encode frames [F, 3, 384, 512] in -1..1 into a pyramid of feature maps [F, h, w, C].
@@ -158,15 +173,37 @@ class CoTracker3(nn.Module):
         positions = estimates.positions
         logits = torch.stack([estimates.visibility, estimates.confidence], dim=-1)
         times = self.time_embedding(positions.shape[1])
+        if self.compiled:  # other strides than those of later iterations would be compiled again
+            positions = positions.contiguous()
         for _ in range(iterations):
-            correlation = self.corr_mlp(maps, frames, support, positions)
-            tokens = torch.cat([logits, correlation, displacement_encoding(positions)], dim=-1)
-            tokens = tokens + times[:, :, None]
-            position_update, logit_update = self.updateformer(tokens.transpose(1, 2))
-            # Positions and logits stay in float32, whatever the transformer computes in.
-            positions = positions + position_update.float().transpose(1, 2)
-            logits = logits + logit_update.float().transpose(1, 2)
+            if self.compiled:
+                _mark_sizes_as_dynamic(*maps, frames, *support, positions, logits)
+            positions, logits = self._iterate(maps, frames, support, positions, logits, times)
         return TrackEstimates(positions, logits[..., 0], logits[..., 1])
+
+    def iterate(
+        self,
+        maps: Sequence[Tensor],
+        frames: Tensor,
+        support: Sequence[Tensor],
+        positions: Tensor,
+        logits: Tensor,
+        times: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Run one iteration; return the new positions [R, T, N, 2] and logits [R, T, N, 2].
+
+        logits: visibility and confidence
+        times:  [1, T, 1110] from `time_embedding`
+
+        The other arguments are those of `refine`.
+        """
+        correlation = self.corr_mlp(maps, frames, support, positions)
+        tokens = torch.cat([logits, correlation, displacement_encoding(positions)], dim=-1)
+        tokens = tokens + times[:, :, None]
+        position_update, logit_update = self.updateformer(tokens.transpose(1, 2))
+        # Positions and logits stay in float32, whatever the transformer computes in.
+        positions = positions + position_update.float().transpose(1, 2)
+        return positions, logits + logit_update.float().transpose(1, 2)
 
     def time_embedding(self, frames: int) -> Tensor:
         """Return the time embedding of a window: [1, frames, 1110].
@@ -215,11 +252,19 @@ def displacement_encoding(positions: Tensor) -> Tensor:
     """
     step = positions[:, :-1] - positions[:, 1:]
     from_next, from_previous = F.pad(step, (0, 0, 0, 0, 0, 1)), F.pad(-step, (0, 0, 0, 0, 1, 0))
-    extent = positions.new_tensor([MODEL_WIDTH / FEATURE_STRIDE, MODEL_HEIGHT / FEATURE_STRIDE])
+    # Filled on the device: a copy from the host would wait for what the device computes.
+    sides = (MODEL_WIDTH / FEATURE_STRIDE, MODEL_HEIGHT / FEATURE_STRIDE)
+    extent = torch.stack([positions.new_full((), side) for side in sides])
     relative = torch.cat([from_next / extent, from_previous / extent], dim=-1)
     scales = 2.0 ** torch.arange(ENCODING_SCALES, device=relative.device)[:, None]
     scaled = (relative[..., None, :] * scales).flatten(-2)
     return torch.cat([relative, scaled.sin(), (scaled + math.pi / 2).sin()], dim=-1)
+
+
+def _mark_sizes_as_dynamic(*tensors: Tensor) -> None:
+    """Let `torch.compile` take any size of the first dimension: frames of maps, or query sets."""
+    for tensor in tensors:
+        torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
 def sinusoidal_time_embedding(frames: int) -> Tensor:

@@ -19,6 +19,7 @@ Shapes are written with these letters:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,12 +27,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.cotracker3.encoder import FEATURE_CHANNELS, FEATURE_STRIDE
+from pipeline.cotracker3.encoder import FEATURE_STRIDE
+from pipeline.cotracker3.memory import encoded_at_once, sets_at_once
 from pipeline.cotracker3.model import (
     DEFAULT_ITERATIONS,
     MODEL_HEIGHT,
     MODEL_WIDTH,
-    NEIGHBOURHOOD_SIDE,
     CoTracker3,
     TrackEstimates,
     initial_estimates,
@@ -45,11 +46,6 @@ WINDOW_STEP = 8
 SUPPORT_GRID = 6
 """Points per side of the support grid that joins explicit queries in the first frame, as published:
 a few points alone are tracked worse."""
-_MAX_ENCODED_FRAMES = 16
-"""Frames encoded at once on a GPU: enough to keep it busy. On a CPU, where `memory` is 0 by
-default, it is one frame, which fits the caches."""
-_ENCODER_BYTES = 64 << 20
-"""Bytes of the encoder's intermediate results per frame, in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +64,7 @@ class PredictedTracks:
 
 @dataclass(frozen=True, eq=False)
 class _Queries:
-    """Queries in pixels of the video.
+    """Queries in pixels of the video, on the host.
 
     points:  float32 [R, N, 3]  (t, x, y)
     clips:   int64 [R]          index of the clip that each query set belongs to
@@ -121,12 +117,15 @@ def track(
     fast:       use bfloat16 where it is safe: in the convolutions and the transformer, never for
                 positions
     iterations: refinements per window
-    memory:     bytes that the largest intermediate result may take; a larger value tracks more
-                anchors and clips at once. By default 4 GB on a GPU; on a CPU one frame, anchor and
-                direction at a time, which is faster there
+    memory:     bytes that feature maps and intermediate results may take; a larger value encodes
+                more frames and refines more query sets at once, at least one. By default 4 GB on a
+                GPU; on a CPU one frame, anchor and direction at a time, which is faster there
 
     In its own frame a point is exactly at its query, with visibility and confidence 1. Raises
     PretrackError for queries or anchors outside the video, and for a video the model cannot take.
+
+    On a GPU the work is only queued, if `video` is uint8 and a grid of points is on the host:
+    nothing waits for it.
     """
     if not (forward or backward):
         raise PretrackError("tracking goes forward, backward, or both: not neither")
@@ -151,6 +150,7 @@ def track(
             frames=frames,
             forward=forward,
             backward=backward,
+            fast=fast,
             iterations=iterations,
             memory=memory,
         )
@@ -174,21 +174,31 @@ def encode(
     at once.
     """
     images = video.flatten(0, 1)
-    parts = []
-    for chunk in images.split(min(_MAX_ENCODED_FRAMES, max(1, memory // _ENCODER_BYTES))):
+    size = encoded_at_once(memory, fast=dtype == torch.bfloat16)
+    maps: list[Tensor] = []
+    for first in range(0, len(images), size):
+        chunk = images[first : first + size]
+        # Compiled kernels take one number of frames, so the last chunk is filled up.
+        rows = len(chunk)
+        if model.compiled:
+            chunk = padded_rows(chunk, size)
         resized = F.interpolate(
             chunk.float(), (MODEL_HEIGHT, MODEL_WIDTH), mode="bilinear", align_corners=True
         )
-        parts.append(model.encode(2 * resized / 255 - 1, dtype))
-    return [torch.cat(level) for level in zip(*parts, strict=True)]
+        levels = model.encode(2 * resized / 255 - 1, dtype)
+        if not maps:
+            maps = [level.new_empty((len(images), *level.shape[1:])) for level in levels]
+        for whole, level in zip(maps, levels, strict=True):
+            whole[first : first + rows] = level[:rows]
+    return maps
 
 
 def _map_scale(video: Tensor) -> Tensor:
-    """Return the factors [2] from video pixels (x, y) to feature-map pixels."""
+    """Return the factors [2], on the host, from video pixels (x, y) to feature-map pixels."""
     height, width = video.shape[-2:]
     # Frames are resized with align_corners=True, which maps corner pixel centres onto each other.
     corners = [(MODEL_WIDTH - 1) / max(1, width - 1), (MODEL_HEIGHT - 1) / max(1, height - 1)]
-    return video.new_tensor(corners, dtype=torch.float32) / FEATURE_STRIDE
+    return torch.tensor(corners, dtype=torch.float32) / FEATURE_STRIDE
 
 
 def _grid_queries(video: Tensor, grid: int | Tensor, anchors: Sequence[int]) -> _Queries:
@@ -197,25 +207,25 @@ def _grid_queries(video: Tensor, grid: int | Tensor, anchors: Sequence[int]) -> 
     points = (
         grid if isinstance(grid, Tensor) else torch.from_numpy(grid_points(grid, width, height))
     )
-    points = points.to(video.device, torch.float32)
+    points = points.to("cpu", torch.float32)
     in_first_frame = torch.cat([points.new_zeros(len(points), 1), points], dim=1)  # [N, 3]
     offsets = points.new_tensor([list(anchors)]).T[:, :, None] * points.new_tensor([1.0, 0.0, 0.0])
     return _Queries(
         points=(in_first_frame + offsets).repeat(clips, 1, 1),
-        clips=torch.arange(clips, device=video.device).repeat_interleave(len(anchors)),
+        clips=torch.arange(clips).repeat_interleave(len(anchors)),
         support=0,
     )
 
 
 def _explicit_queries(video: Tensor, queries: Tensor, with_support: bool) -> _Queries:
     """Take one query set per clip, joined by the support grid in the first frame if wanted."""
-    points, support_points = queries.to(video.device, torch.float32), 0
+    points, support_points = queries.to("cpu", torch.float32), 0
     if with_support:
         height, width = video.shape[-2:]
-        support = torch.from_numpy(grid_points(SUPPORT_GRID, width, height)).to(video.device)
+        support = torch.from_numpy(grid_points(SUPPORT_GRID, width, height))
         support_points = len(support)
         points = torch.cat([points, F.pad(support, (1, 0)).expand(len(video), -1, -1)], dim=1)
-    return _Queries(points, torch.arange(len(video), device=video.device), support_points)
+    return _Queries(points, torch.arange(len(video)), support_points)
 
 
 def _track_directions(
@@ -227,11 +237,12 @@ def _track_directions(
     frames: int,
     forward: bool,
     backward: bool,
+    fast: bool,
     iterations: int,
     memory: int,
 ) -> TrackEstimates:
     """Track queries over all frames, forward and backward from each query's frame, as wanted."""
-    order = torch.arange(frames, device=queries.points.device)
+    order = torch.arange(frames)
     times = queries.points[..., 0].long()
     positions = queries.points[..., 1:] * scale
     ahead = _QueryBatch(queries.clips[:, None] * frames + order, times, positions)
@@ -239,21 +250,33 @@ def _track_directions(
     reverse = _QueryBatch(ahead.frames.flip(1), frames - 1 - times, positions)
     # A query set is not run in a direction in which no frame follows any of its queries. Forward
     # alone it always is, because every frame then holds what the model predicts, as published.
-    all_sets = torch.ones(len(times), dtype=torch.bool, device=times.device)
-    runs_forward = (times < frames - 1).any(1) if backward else all_sets
-    runs_backward = times.any(1)
-    limits = {"iterations": iterations, "memory": memory}
-    if not backward or (forward and not runs_backward.any()):
-        return _track_some(model, maps, ahead, runs_forward, **limits)
-    before = _track_some(model, maps, reverse, runs_backward, **limits)
-    before = TrackEstimates(
-        before.positions.flip(1), before.visibility.flip(1), before.confidence.flip(1)
+    runs_forward = (times < frames - 1).any(1) if backward else torch.ones(len(times)).bool()
+    runs_backward = times.any(1) & backward
+    runs_forward &= forward
+    device = maps[0].device
+    both = _QueryBatch(
+        *(
+            on_device(torch.cat([one[runs_forward], other[runs_backward]]), device)
+            for one, other in (
+                (ahead.frames, reverse.frames),
+                (ahead.times, reverse.times),
+                (ahead.positions, reverse.positions),
+            )
+        )
     )
+    still = initial_estimates(on_device(positions, device), frames)
+    if not len(both.frames):
+        return still
+    tracked = _track_in_parts(model, maps, both, fast=fast, iterations=iterations, memory=memory)
+    count = int(runs_forward.sum())
+    after = _placed(_rows(tracked, slice(0, count)), runs_forward, still)
+    if not runs_backward.any():
+        return after
+    before = _placed(_reversed(_rows(tracked, slice(count, None))), runs_backward, still)
     if not forward:
         return before
-    after = _track_some(model, maps, ahead, runs_forward, **limits)
     # Each track takes the backward pass before its query's frame, and the forward pass from it on.
-    earlier = order[None, :, None] < times[:, None]
+    earlier = on_device(order[None, :, None] < times[:, None], device)
     return TrackEstimates(
         torch.where(earlier[..., None], before.positions, after.positions),
         torch.where(earlier, before.visibility, after.visibility),
@@ -261,29 +284,44 @@ def _track_directions(
     )
 
 
-def _track_some(
-    model: CoTracker3,
-    maps: list[Tensor],
-    batch: _QueryBatch,
-    runs: Tensor,
-    *,
-    iterations: int,
-    memory: int,
-) -> TrackEstimates:
-    """Track the query sets that `runs` (bool [R]) names; the others stay at their queries."""
-    if runs.all():
-        return _track_in_parts(model, maps, batch, iterations=iterations, memory=memory)
-    initial = initial_estimates(batch.positions, batch.frames.shape[1])
-    positions, visibility, confidence = (
-        value.clone() for value in (initial.positions, initial.visibility, initial.confidence)
+def on_device(value: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the host to a device, without waiting for what the device computes.
+
+    Only copies from pinned memory do not wait.
+    """
+    if device.type != "cuda":
+        return value.to(device)
+    return value.pin_memory().to(device, non_blocking=True)
+
+
+def _rows(estimates: TrackEstimates, rows: slice) -> TrackEstimates:
+    """Return the estimates of some query sets."""
+    return TrackEstimates(
+        estimates.positions[rows], estimates.visibility[rows], estimates.confidence[rows]
     )
-    if runs.any():
-        some = _QueryBatch(batch.frames[runs], batch.times[runs], batch.positions[runs])
-        tracked = _track_in_parts(model, maps, some, iterations=iterations, memory=memory)
-        positions[runs] = tracked.positions
-        visibility[runs] = tracked.visibility
-        confidence[runs] = tracked.confidence
-    return TrackEstimates(positions, visibility, confidence)
+
+
+def _reversed(estimates: TrackEstimates) -> TrackEstimates:
+    """Return the estimates with their frames in reverse order."""
+    return TrackEstimates(
+        estimates.positions.flip(1), estimates.visibility.flip(1), estimates.confidence.flip(1)
+    )
+
+
+def _placed(tracked: TrackEstimates, runs: Tensor, still: TrackEstimates) -> TrackEstimates:
+    """Put the query sets that were tracked, those that `runs` names, among those that stand still.
+
+    tracked: estimates of the sets for which `runs` (bool [R], on the host) is true
+    still:   estimates of all R sets
+    """
+    if runs.all():
+        return tracked
+    index = on_device(runs.nonzero()[:, 0], still.positions.device)
+    return TrackEstimates(
+        still.positions.index_copy(0, index, tracked.positions),
+        still.visibility.index_copy(0, index, tracked.visibility),
+        still.confidence.index_copy(0, index, tracked.confidence),
+    )
 
 
 def _in_video_pixels(
@@ -291,16 +329,17 @@ def _in_video_pixels(
 ) -> PredictedTracks:
     """Convert estimates to pixels and probabilities, and put each query into its own frame."""
     count = queries.points.shape[1] - queries.support
+    device = estimates.positions.device
     positions, visibility, confidence = (
         value[:, :, :count]
         for value in (
-            estimates.positions / scale,
+            estimates.positions / on_device(scale, device),
             estimates.visibility.sigmoid(),
             estimates.confidence.sigmoid(),
         )
     )
-    points = queries.points[:, None, :count]  # [R, 1, N, 3]
-    frames = torch.arange(positions.shape[1], device=points.device)
+    points = on_device(queries.points, device)[:, None, :count]  # [R, 1, N, 3]
+    frames = torch.arange(positions.shape[1], device=device)
     # A query is given, not predicted: its own frame gets its exact position and full certainty.
     own_frame = frames[None, :, None] == points[..., 0]  # [R, T, N]
     return PredictedTracks(
@@ -311,30 +350,48 @@ def _in_video_pixels(
 
 
 def _track_in_parts(
-    model: CoTracker3, maps: list[Tensor], batch: _QueryBatch, *, iterations: int, memory: int
+    model: CoTracker3,
+    maps: list[Tensor],
+    batch: _QueryBatch,
+    *,
+    fast: bool,
+    iterations: int,
+    memory: int,
 ) -> TrackEstimates:
-    """Track as many query sets at once as `memory` allows, at least one."""
+    """Track as many query sets at once as `memory` allows, at least one, in even parts."""
     track_part, window = (
         (_track_whole, batch.frames.shape[1])
         if model.window == WINDOW_FRAMES["offline"]
         else (_track_sliding, model.window)
     )
-    # The largest intermediate: neighbourhoods of all points before they are interpolated, float32.
-    points = batch.times.shape[1]
-    set_bytes = window * points * (NEIGHBOURHOOD_SIDE + 1) ** 2 * FEATURE_CHANNELS * 4
-    size = max(1, memory // set_bytes)
-    parts = [
-        track_part(model, maps, _QueryBatch(*part), iterations)
-        for part in zip(
-            *(value.split(size) for value in (batch.frames, batch.times, batch.positions)),
-            strict=True,
-        )
-    ]
+    sets, points = batch.times.shape
+    size = sets_at_once(memory, frames=window, points=points, fast=fast)
+    parts = []
+    for part in zip(
+        *(
+            value.tensor_split(math.ceil(sets / size))
+            for value in (batch.frames, batch.times, batch.positions)
+        ),
+        strict=True,
+    ):
+        rows = len(part[0])
+        # Compiled kernels take any number of query sets from two on.
+        least = 2 if model.compiled and size > 1 else 1
+        padded = _QueryBatch(*(padded_rows(value, max(rows, least)) for value in part))
+        parts.append(_rows(track_part(model, maps, padded, iterations), slice(0, rows)))
     return TrackEstimates(
         *(
             torch.cat([getattr(part, name) for part in parts])
             for name in ("positions", "visibility", "confidence")
         )
+    )
+
+
+def padded_rows(values: Tensor, rows: int) -> Tensor:
+    """Repeat the last row until there are `rows` of them."""
+    missing = rows - len(values)
+    return (
+        torch.cat([values, values[-1:].expand(missing, *values.shape[1:])]) if missing else values
     )
 
 

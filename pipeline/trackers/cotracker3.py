@@ -5,15 +5,19 @@ The network itself and its tracking functions are in `pipeline.cotracker3`.
 
 from __future__ import annotations
 
+import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from pipeline.cotracker3.memory import clips_at_once
 from pipeline.cotracker3.weights import RANDOM_WEIGHTS, WINDOW_FRAMES, load_model, weights_digest
+from pipeline.trackers.batching import split_evenly
 from pipeline.trackers.protocol import Tracker, TrackerSettings, clamp_to_frame, leave_untracked
 from shards.clip import ClipInfo, Tracks
 from shards.errors import PretrackError, first_line
@@ -49,8 +53,8 @@ class CoTracker3Settings(TrackerSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` uses CUDA if the worker has a GPU (ray.tracker_gpus)."""
     memory_gb: float = Field(4.0, gt=0)
-    """GPU memory for the largest intermediate result. A larger value tracks more clips at once.
-    It is halved when the GPU runs out of memory."""
+    """GPU memory for clips, their feature maps and intermediate results. A larger value tracks more
+    clips at once. It is halved when the GPU runs out of memory."""
     compile: bool = True
     """Use `torch.compile`. Every worker waits for the compilation at its first clips. It applies
     only to `precision: fast` on CUDA."""
@@ -89,13 +93,33 @@ class CoTracker3Tracker:
     """Track clips with the network on its device."""
 
     def __init__(self, settings: CoTracker3Settings) -> None:
-        self._settings = settings
-        self._device = _choose_device(settings)
-        self._compiled = (
-            settings.compile and settings.precision == "fast" and self._device == "cuda"
+        _check_torch()
+        from pipeline.cotracker3.gpu import (
+            CopyStreams,
+            choose_device,
+            is_out_of_memory,
+            no_memory_to_load,
         )
-        self._model = _load_model_for_mode(settings, self._device, self._compiled)
-        self._memory = int(settings.memory_gb * (1 << 30)) if self._device == "cuda" else 0
+
+        self._settings = settings
+        self._fast = settings.precision == "fast"
+        self._device = choose_device(settings.device, fast=self._fast)
+        on_gpu = self._device == "cuda"
+        self._compiled = settings.compile and self._fast and on_gpu
+        try:
+            self._model = _load_model_for_mode(settings, self._device, self._compiled)
+            self._streams = CopyStreams() if on_gpu else None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise no_memory_to_load() from error
+        self._memory = int(settings.memory_gb * (1 << 30)) if on_gpu else 0
+
+    def frame_memory(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Allocate memory for frames; on a GPU, memory that it reads without waiting."""
+        from pipeline.cotracker3.gpu import pinned_frames
+
+        return pinned_frames(shape) if self._streams else np.empty(shape, np.uint8)
 
     def track(
         self,
@@ -103,73 +127,84 @@ class CoTracker3Tracker:
         infos: Sequence[ClipInfo],
         anchors: Sequence[int],
         queries: NDArray[np.float32],
-    ) -> list[Tracks]:
+    ) -> Sequence[Tracks]:
         """Track points through clips, as many at once as fit the memory. See `Tracker.track`.
 
-        When the GPU runs out of memory, a warning is logged and fewer clips are tracked at once
-        from then on. Raises PretrackError if not even one anchor of one clip fits.
+        A GPU may still compute the result: the first access to it waits, and may raise. When the
+        GPU runs out of memory, a warning is logged and fewer clips are tracked at once from then
+        on. Raises PretrackError if not even one anchor of one clip fits.
         """
         import torch
 
-        while True:
-            size = max(1, self._clips_at_once(clips[0], len(anchors), len(queries)))
-            try:
-                return [
-                    tracks
-                    for first in range(0, len(clips), size)
-                    for tracks in self._track(clips[first : first + size], anchors, queries)
-                ]
-            except torch.cuda.OutOfMemoryError as error:
-                self._halve_memory(error)
-                torch.cuda.empty_cache()
-            except RuntimeError as error:  # all errors of torch.compile are RuntimeErrors
-                if not self._compiled:
-                    raise
-                self._disable_compilation(error)
+        from pipeline.cotracker3.gpu import is_cuda_error, is_out_of_memory
 
-    def _halve_memory(self, error: Exception) -> None:
+        while True:
+            size = max(1, self._clips_at_once(clips[0]))
+            try:
+                parts = [self._track(part, anchors, queries) for part in split_evenly(clips, size)]
+            except RuntimeError as error:  # all errors of torch and torch.compile
+                out_of_memory = is_out_of_memory(error)
+                if not out_of_memory and (not self._compiled or is_cuda_error(error)):
+                    raise
+                reason = first_line(error)
+            else:
+                pending = _PendingTracks(parts, len(clips))
+                return pending if self._streams else list(pending)
+            # Only now that the error is gone, and the tensors of its traceback with it, can their
+            # memory be given back.
+            if out_of_memory:
+                self._halve_memory()
+                gc.collect()
+                torch.cuda.empty_cache()
+            else:
+                self._disable_compilation(reason)
+
+    def _halve_memory(self) -> None:
         """Halve the memory to use. Raises PretrackError if it cannot be lowered further."""
         if self._memory == 0:
             raise PretrackError(
                 "the GPU's memory is too small even for one anchor of one clip: lower "
                 "frames.clip_frames or tracks.grid, give a worker more of the GPU "
                 "(ray.tracker_gpus=1), or set tracks.mode=sliding and its weights"
-            ) from error
+            )
         self._memory = self._memory // 2 if self._memory > _MIN_MEMORY else 0
         log.warning(
             "out of GPU memory: tracking fewer clips at once from now on (tracks.memory_gb=%.3g)",
             self._memory / (1 << 30),
         )
 
-    def _disable_compilation(self, error: Exception) -> None:
+    def _disable_compilation(self, reason: str) -> None:
         """Load the network again without compilation, and log why."""
         log.warning(
             "torch.compile does not work here (%s): continuing as with tracks.compile=false",
-            first_line(error),
+            reason,
         )
         self._compiled = False
         self._model = _load_model_for_mode(self._settings, self._device)
 
-    def _clips_at_once(self, clip: NDArray[np.uint8], anchors: int, points: int) -> int:
-        """Return how many clips fit the memory; 0 if not even one does.
-
-        In float32, the feature maps take 8 MB per frame, and the neighbourhoods of 256 points take
-        as much.
-        """
-        return int(self._memory / (len(clip) * 8e6 * max(1, points * anchors / 256)))
+    def _clips_at_once(self, clip: NDArray[np.uint8]) -> int:
+        """Return how many clips of this shape fit the memory; 0 if not even one does."""
+        return clips_at_once(
+            self._memory, frames=len(clip), frame_bytes=clip[0].nbytes, fast=self._fast
+        )
 
     def _track(
         self,
         clips: Sequence[NDArray[np.uint8]],
         anchors: Sequence[int],
         queries: NDArray[np.float32],
-    ) -> list[Tracks]:
-        """Track clips of one shape in one call of the network."""
+    ) -> Callable[[], list[Tracks]]:
+        """Track clips of one shape in one call of the network; return what gives their tracks.
+
+        On a GPU the work is only queued, and the function returned waits for it.
+        """
         import torch
 
-        from pipeline.cotracker3.tracking import track
+        from pipeline.cotracker3.tracking import PredictedTracks, track
 
-        video = torch.from_numpy(np.stack(clips)).to(self._device).permute(0, 1, 4, 2, 3)
+        streams = self._streams
+        stacked = streams.upload(clips) if streams else torch.from_numpy(np.stack(clips))
+        video = stacked.permute(0, 1, 4, 2, 3)
         predicted = track(
             self._model,
             video,
@@ -177,36 +212,54 @@ class CoTracker3Tracker:
             anchors=anchors,
             forward=self._settings.directions != "backward",
             backward=self._settings.directions != "forward",
-            fast=self._settings.precision == "fast",
+            fast=self._fast,
             iterations=self._settings.iterations,
             memory=self._memory,
         )
         size = video.shape[-1], video.shape[-2]
-        return [
-            leave_untracked(
-                _stored_tracks(predicted, clip, anchors, size), self._settings.directions
-            )
-            for clip in range(len(clips))
-        ]
+        directions = self._settings.directions
+        values = predicted.positions, predicted.visibility, predicted.confidence
+        download = streams.download(values, read=clips) if streams else None
+
+        def stored() -> list[Tracks]:
+            on_host = PredictedTracks(*(download.wait() if download else values))
+            return [
+                leave_untracked(_stored_tracks(on_host, clip, anchors, size), directions)
+                for clip in range(len(clips))
+            ]
+
+        return stored
 
 
-def _choose_device(settings: CoTracker3Settings) -> str:
-    """Return `cuda` or `cpu`.
+class _PendingTracks(Sequence[Tracks]):
+    """Tracks that a GPU may still compute: the first access waits for them, and may raise.
 
-    Raises PretrackError if torch is missing, or if the settings ask for a GPU and there is none.
+    parts: give the tracks of some clips each, `count` together
     """
+
+    def __init__(self, parts: Sequence[Callable[[], list[Tracks]]], count: int) -> None:
+        self._parts = parts
+        self._count = count
+
+    @cached_property
+    def _tracks(self) -> list[Tracks]:
+        return [tracks for part in self._parts for tracks in part()]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._tracks[index]
+
+
+def _check_torch() -> None:
+    """Raise PretrackError if torch is missing."""
     try:
-        import torch
+        import torch  # noqa: F401
     except ImportError as error:
         raise PretrackError(
             "tracks.tracker cotracker3 needs torch: pip install 'pretrack[cotracker3]'"
         ) from error
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise PretrackError(
-            "tracks.device is cuda, and this worker sees no GPU: "
-            "set ray.tracker_gpus=1, or tracks.device=auto"
-        )
-    return "cuda" if settings.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _load_model_for_mode(

@@ -6,7 +6,7 @@ To add a tracker, add one file beside this one, and its settings class to `pipel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from manifests.settings import Settings
 from shards.clip import ClipInfo, Directions, Tracks, tracked_frames
+from shards.errors import PretrackError
+
+
+class DeviceFullError(PretrackError):
+    """Other programs hold the memory that a tracker needs; it may become free later."""
 
 
 class Tracker(Protocol):
@@ -25,7 +30,7 @@ class Tracker(Protocol):
         infos: Sequence[ClipInfo],
         anchors: Sequence[int],
         queries: NDArray[np.float32],
-    ) -> list[Tracks]:
+    ) -> Sequence[Tracks]:
         """Track the same query points from each anchor frame through whole clips.
 
         Forward and backward in time, unless the settings leave a direction out: `leave_untracked`
@@ -38,8 +43,18 @@ class Tracker(Protocol):
                  are queried in every anchor frame
 
         Returns the tracks of each clip. In its own anchor frame a point is exactly at its query,
-        with visibility and confidence 255.
+        with visibility and confidence 255. A tracker on a GPU may return before they are computed:
+        the first access waits for them, and may raise. Until then the clips must not change.
         """
+        ...
+
+
+@runtime_checkable
+class PinsFrames(Protocol):
+    """A tracker that reads frames faster from memory of its own."""
+
+    def frame_memory(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Allocate memory for the frames of clips, [B, T, H, W, 3]."""
         ...
 
 

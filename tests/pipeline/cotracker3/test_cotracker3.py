@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import shutil
+import weakref
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -560,27 +561,45 @@ def small_tracker() -> CoTracker3Tracker:
 
 def track_two_clips(tracker: CoTracker3Tracker) -> list[Tracks]:
     clips = [clip.permute(0, 2, 3, 1).numpy() for clip in make_video(2, 2)]
-    return tracker.track(clips, [make_clip().info] * 2, (0, 1), grid_points(2, 64, 48))
+    return list(tracker.track(clips, [make_clip().info] * 2, (0, 1), grid_points(2, 64, 48)))
 
 
-def out_of_memory_beyond(rows: int) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+CUDA_FULL = torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def out_of_memory_beyond(
+    rows: int, error: Exception = CUDA_FULL
+) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
     """Make a module hook that raises CUDA's error for more than `rows` inputs, without a GPU."""
 
     def check(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if inputs[0].shape[0] > rows:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            raise type(error)(*error.args)
 
     return check
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("part", "rows"), [("fnet", 1), ("updateformer", 1)])
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ("fnet", CUDA_FULL),
+        ("updateformer", CUDA_FULL),
+        ("updateformer", RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling …")),
+    ],
+)
 def test_running_out_of_memory_takes_fewer_at_once(
-    small_tracker: CoTracker3Tracker, caplog: pytest.LogCaptureFixture, part: str, rows: int
+    small_tracker: CoTracker3Tracker,
+    caplog: pytest.LogCaptureFixture,
+    part: str,
+    error: Exception,
 ) -> None:
+    """Also with `torch.compile`, which such an error is not blamed on."""
     expected = track_two_clips(small_tracker)
-    small_tracker._memory = 1 << 30
-    small_tracker._model.get_submodule(part).register_forward_pre_hook(out_of_memory_beyond(rows))
+    small_tracker._memory, small_tracker._compiled = 1 << 30, True
+    small_tracker._model.get_submodule(part).register_forward_pre_hook(
+        out_of_memory_beyond(1, error)
+    )
     with caplog.at_level(logging.WARNING):
         got = track_two_clips(small_tracker)
     assert (
@@ -593,6 +612,35 @@ def test_running_out_of_memory_takes_fewer_at_once(
     caplog.clear()
     track_two_clips(small_tracker)  # the lower limit is kept
     assert not caplog.records
+
+
+@pytest.mark.slow
+def test_the_failed_batch_is_freed_before_memory_is_given_back(
+    small_tracker: CoTracker3Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traceback of the error holds its tensors: `empty_cache` could not give them back."""
+    failed: list[weakref.ref[Tensor]] = []
+    alive: list[bool] = []
+
+    def fail_once(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not failed:
+            failed.append(weakref.ref(inputs[0]))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: alive.append(failed[0]() is not None))
+    small_tracker._memory = 1 << 30
+    small_tracker._model.updateformer.register_forward_pre_hook(fail_once)
+    track_two_clips(small_tracker)
+    assert alive == [False]
+
+
+@pytest.mark.slow
+def test_a_crashed_kernel_is_not_blamed_on_compilation(small_tracker: CoTracker3Tracker) -> None:
+    small_tracker._compiled = True
+    crash = RuntimeError("CUDA error: an illegal memory access was encountered")
+    small_tracker._model.fnet.register_forward_pre_hook(out_of_memory_beyond(0, crash))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        track_two_clips(small_tracker)
 
 
 def test_memory_too_small_for_anything_says_what_to_change(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -11,22 +13,26 @@ from pipeline.trackers.cotracker3 import CoTracker3Settings, CoTracker3Tracker, 
 
 
 @pytest.mark.parametrize(
-    ("anchors", "points", "expected"),
+    ("frames", "precision", "expected"),
     [
-        (3, 256, 7),  # 4 GiB / (24 frames * 8 MB * 3) = 7.46
-        (1, 64, 22),  # the maps alone: 4 GiB / (24 * 8 MB) = 22.37
-        (100, 256, 0),  # not even one clip fits
+        # Half of 4 GiB, over frames of 16320 x 128 numbers and two stored frames of 48 x 64 pixels:
+        (24, "fast", 21),  # 2147483648 / (24 * (2 * 9216 + 2 * 2088960)) = 21.32
+        (48, "fast", 10),
+        (24, "exact", 10),  # 2147483648 / (24 * (2 * 9216 + 4 * 2088960)) = 10.68
+        (600, "fast", 0),  # not even one clip fits
     ],
 )
 def test_as_many_clips_are_tracked_at_once_as_fit_the_memory(
-    anchors: int, points: int, expected: int
+    frames: int, precision: Literal["fast", "exact"], expected: int
 ) -> None:
-    settings = CoTracker3Settings(tracker="cotracker3", weights="random_offline", device="cpu")
+    settings = CoTracker3Settings(
+        tracker="cotracker3", weights="random_offline", device="cpu", precision=precision
+    )
     tracker = CoTracker3Tracker(settings)
-    clip = np.zeros((24, 48, 64, 3), np.uint8)
-    assert tracker._clips_at_once(clip, anchors, points) == 0, "on a CPU, one clip at a time"
+    clip = np.zeros((frames, 48, 64, 3), np.uint8)
+    assert tracker._clips_at_once(clip) == 0, "on a CPU, one clip at a time"
     tracker._memory = 4 << 30
-    assert tracker._clips_at_once(clip, anchors, points) == expected
+    assert tracker._clips_at_once(clip) == expected
 
 
 def test_tracks_are_stored_as_bytes_and_near_the_frame() -> None:
