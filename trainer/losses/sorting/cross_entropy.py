@@ -95,9 +95,6 @@ class _CrossEntropy(torch.autograd.Function):
         # The kernel computes in float32 only, and cannot be launched for no rows.
         on_gpu = x.is_cuda and x.dtype == torch.float32 and len(x) > 0
         compute = gpu_kernel(sorts, x.shape[1], wanted, x.device) if on_gpu else cross_entropy_rows
-        if compute is not cross_entropy_rows:
-            # the kernel takes both sides of every row: repeat the side that has fewer rows
-            x, y = x.repeat(max(1, len(y) // len(x)), 1), y.repeat(max(1, len(x) // len(y)), 1)
         values, *gradients = compute(x, y, sorts, epsilon, wanted)
         ctx.save_for_backward(*gradients)
         return values
