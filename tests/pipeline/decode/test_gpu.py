@@ -26,6 +26,7 @@ from pipeline.decode.scan import scan
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.decode.video import read_frames
 from pipeline.failures import DecodeError, GpuError, Reason
+from pipeline.ray_cluster import decoder_of_this_worker
 from shards import jpeg
 from shards.geometry import FrameTransform
 from tests.helpers.barcode import Recipe, numbered_frame, read_number, write_numbered
@@ -236,6 +237,13 @@ def test_a_machine_without_a_gpu_says_so_in_a_sentence(
             form=FORM,
             jpeg_quality=90,
         )
+
+
+def test_a_worker_that_is_given_another_gpu_starts_another_decoder() -> None:
+    """A process cannot change the GPUs that it sees."""
+    first = decoder_of_this_worker(60.0, "0")
+    assert decoder_of_this_worker(60.0, "0") is first
+    assert decoder_of_this_worker(60.0, "1") is not first
 
 
 def test_without_torchcodec_the_message_says_what_to_install(
