@@ -49,6 +49,7 @@ class Reason(StrEnum):
     DAMAGED_FRAMES = "damaged frames"
     FROZEN_FRAMES = "frozen frames"
     TIMES_INVENTED = "times invented"
+    UNREAD_PART = "unread part"
     WRONG_FRAME = "wrong frame"
     DECORD_MISCOUNTS = "decord miscounts"
     TORCHCODEC_MISCOUNTS = "torchcodec miscounts"

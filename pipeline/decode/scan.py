@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.decode.frame_format import FrameFormat, pixel_aspect
+from pipeline.decode.joined_files import second_file
 from pipeline.decode.ledger import KEY, Ledger, LedgerWriter
 from pipeline.decode.picture_print import corner_sums
 from pipeline.decode.pyav import decode, frame_times, open_video, packets
@@ -39,6 +40,7 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
     for each packet. Raises DecodeError if the file cannot be opened or no frame can be decoded.
     """
     with open_video(path) as (container, stream), _logged_errors() as logged:
+        container_name = container.format.name
         seen = _Observer(stream, shot_cuts, logged)
         packets_read = packets(container, stream, seen.add_error)
         for frame in decode(seen.watch(packets_read, on_frame), seen.add_undecodable):
@@ -46,7 +48,8 @@ def scan(path: str, shot_cuts: bool, on_frame: Callable[[], None] = lambda: None
     if not len(seen.entries):
         words = f" ({seen.errors[0][1]})" if seen.errors else ""
         raise DecodeError(f"no frame could be decoded{words}", Reason.NO_FRAMES)
-    return _report(seen)
+    unread = second_file(path, container_name, seen.last_byte)
+    return _report(seen, unread)
 
 
 class _Observer:
@@ -61,6 +64,7 @@ class _Observer:
     errors:       (packet number, FFmpeg's words) of every error
     corrupt:      numbers of the packets whose frames are damaged, or may be, without an error
     times:        seconds, None where the container gives none
+    last_byte:    the largest position of a packet in the file; 0 if the container states none
     """
 
     def __init__(self, stream: Any, shot_cuts: bool, logged: list[tuple[int, str, str]]) -> None:
@@ -80,6 +84,7 @@ class _Observer:
         self.errors: list[tuple[int, str]] = []
         self.corrupt: list[int] = []
         self.times: list[float | None] = []
+        self.last_byte = 0
 
     def watch(self, stream_packets: Iterator[Any], on_packet: Callable[[], None]) -> Iterator[Any]:
         """Number the packets on their way to the decoder, and note what is wrong with them."""
@@ -89,6 +94,7 @@ class _Observer:
             # A new object, not a bare number: PyAV identifies it by its address, and small numbers
             # are one object for all files of a process.
             packet.opaque = (self._packet,)
+            self.last_byte = max(self.last_byte, packet.pos or 0)
             if packet.size:  # the last packet is empty: it flushes the decoder
                 self.timed = self.timed and packet.pts is not None
                 if not packet.is_discard:
@@ -163,20 +169,26 @@ def _logged_errors() -> Iterator[list[tuple[int, str, str]]]:
         av.logging.set_skip_repeated(True)
 
 
-def _report(seen: _Observer) -> Scan:
-    """Conclude from what was observed: damage, times, shots and notes."""
+def _report(seen: _Observer, unread: int | None) -> Scan:
+    """Conclude from what was observed: damage, times, shots and notes.
+
+    unread: the byte from which on the file was not read, because another file begins there
+    """
     broken = sorted({*seen.corrupt, *(packet for packet, _ in seen.errors)})
     keys = seen.entries.ledger((), seen.timed).flags & KEY > 0
     damaged = damaged_stretches(np.array(seen.packet_of), keys, broken)
     ledger = seen.entries.ledger(damaged, seen.timed)
     times = frame_times(seen.times if seen.timed else [None] * len(ledger), seen.rate)
     width, height = ledger.formats[0][1].upright_size
+    notes = list(_notes(ledger, damaged, seen, times))
+    if unread is not None:
+        notes.append(_unread_part(unread))
     return Scan(
         width=width,
         height=height,
         timestamps=times,
         cuts=_cuts(ledger, damaged, seen),
-        notes=tuple(_notes(ledger, damaged, seen, times)),
+        notes=tuple(notes),
         ledger=ledger.pack(),
     )
 
@@ -287,6 +299,16 @@ def _notes(
             kind = "blank" if contrasts[first] < _LEAST_CONTRAST else "the same picture"
             yield ScanNote(Reason.FROZEN_FRAMES, f"{_frames(first, end)} are {kind}")
         first = end
+
+
+def _unread_part(first_byte: int) -> ScanNote:
+    """Describe what is not read of a file to which another was joined."""
+    return ScanNote(
+        Reason.UNREAD_PART,
+        f"another file begins at byte {first_byte:,}, joined to the first byte by byte; FFmpeg "
+        "reads only the first: split the file there (head -c, tail -c), or join the parts with "
+        "ffmpeg -f concat",
+    )
 
 
 def _frames(first: int, end: int) -> str:

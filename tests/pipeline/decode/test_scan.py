@@ -38,6 +38,38 @@ def test_recordings_joined_byte_by_byte_are_read_by_number(tmp_path: Path) -> No
     assert numbers(tmp_path / "a.ts", [3, 39, 40, 41, 77]) == [3, 39, 40, 41, 77]
 
 
+@pytest.mark.parametrize(
+    ("container", "codec"),
+    [("mp4", "libx264"), ("flv", "libx264"), ("wmv", "wmv2"), ("mkv", "libx264")],
+)
+def test_the_unread_second_part_of_a_joined_file_is_named(
+    tmp_path: Path, container: str, codec: str
+) -> None:
+    """FFmpeg reads both parts of a Matroska file, and of the others the first alone."""
+    data = []
+    for first in (0, 20):
+        path = tmp_path / f"part.{container}"
+        with av.open(str(path), "w") as output:
+            stream = output.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for number in range(first, first + 20):
+                frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+                output.mux(stream.encode(frame))
+            output.mux(stream.encode())
+        data.append(path.read_bytes())
+    joined = tmp_path / f"joined.{container}"
+    joined.write_bytes(data[0] + data[1])
+    for path in (path, joined):
+        found = scan(str(path), shot_cuts=False)
+        notes = [note.detail for note in found.notes if note.reason == Reason.UNREAD_PART]
+        if path == joined and container != "mkv":
+            (note,) = notes
+            assert note.startswith(f"another file begins at byte {len(data[0]):,}, joined to")
+            assert len(found.timestamps) == 20
+        else:
+            assert not notes
+
+
 def test_a_change_of_size_begins_a_shot_of_its_own(tmp_path: Path) -> None:
     data = b""
     for size in ((WIDTH, HEIGHT), (2 * WIDTH, 2 * HEIGHT)):
@@ -115,7 +147,7 @@ def test_a_scan_keeps_no_frames_and_starts_no_threads(tmp_path: Path) -> None:
     gc.disable()
     try:
         scan(str(tmp_path / "a.mp4"), shot_cuts=True, on_frame=count_threads)
-        assert not [kept for kept in gc.get_objects() if isinstance(kept, av.VideoFrame)]
+        assert not [kept for kept in gc.get_objects() if type(kept) is av.VideoFrame]
     finally:
         gc.enable()
     assert most == threads
