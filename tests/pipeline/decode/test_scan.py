@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -136,6 +137,7 @@ def test_a_truncated_file_keeps_what_comes_before(tmp_path: Path) -> None:
 def test_a_scan_keeps_no_frames_and_starts_no_threads(tmp_path: Path) -> None:
     """A build runs a scan per core: threads per frame, or frames kept, would multiply."""
     write_numbered(tmp_path / "a.mp4", Recipe(frames=40))
+    gc.collect()
     threads = len(os.listdir("/proc/self/task"))
     most = 0
 
@@ -143,7 +145,6 @@ def test_a_scan_keeps_no_frames_and_starts_no_threads(tmp_path: Path) -> None:
         nonlocal most
         most = max(most, len(os.listdir("/proc/self/task")))
 
-    gc.collect()
     gc.disable()
     try:
         scan(str(tmp_path / "a.mp4"), shot_cuts=True, on_frame=count_threads)
@@ -291,3 +292,47 @@ def test_the_frame_decoded_before_an_undecodable_packet_is_left_out(tmp_path: Pa
     assert damaged[0] == 17
     good = sorted({*range(len(ledger))} - set(damaged.tolist()))
     assert numbers(path, good) == [*range(17), *range(24, 60)]
+
+
+PACKET = 188
+"""Bytes of a packet of MPEG-TS: 4 of them its header."""
+
+
+def zeroed(packets: list[bytes], place: int) -> list[bytes]:
+    """Replace a packet's payload by zeros, as a hole in a copied file does."""
+    packets[place] = packets[place][:4] + bytes(PACKET - 4)
+    return packets
+
+
+def lost(packets: list[bytes], place: int) -> list[bytes]:
+    """Lose one packet."""
+    return packets[:place] + packets[place + 1 :]
+
+
+def lost_16(packets: list[bytes], place: int) -> list[bytes]:
+    """Lose as many packets as their counters can count, so that the counters do not tell."""
+    return packets[:place] + packets[place + 16 :]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["libx265", "libx264", "mpeg4"])
+@pytest.mark.parametrize("damage", [zeroed, lost, lost_16])
+def test_no_picture_is_stored_that_lost_data_spoil(
+    tmp_path: Path, codec: str, damage: Callable[[list[bytes], int], list[bytes]]
+) -> None:
+    """Every frame that is not left out shows one of the file's pictures as it was."""
+    path = tmp_path / "a.ts"
+    write_numbered(path, Recipe("ts", codec, frames=40, b_frames=1, gop=10))
+    ledger = Ledger.unpack(scan(str(path), shot_cuts=False).ledger)
+    clean = list(read_frames(str(path), "pyav", ledger, range(40)))
+    data = path.read_bytes()
+    packets = [data[start : start + PACKET] for start in range(0, len(data), PACKET)]
+    for place in np.linspace(10, len(packets) - 17, 9).astype(int):
+        path.write_bytes(b"".join(damage(list(packets), int(place))))
+        ledger = Ledger.unpack(scan(str(path), shot_cuts=False).ledger)
+        good = np.flatnonzero(ledger.flags & DAMAGED == 0).tolist()
+        assert len(good) >= 20, place
+        for index, frame in zip(good, read_frames(str(path), "pyav", ledger, good), strict=True):
+            number = read_number(frame)
+            assert number < 40, (place, index)
+            assert np.abs(frame.astype(int) - clean[number]).mean() < 1, (place, index)
