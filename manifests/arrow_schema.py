@@ -14,6 +14,7 @@ def schema_of(row: type) -> pa.Schema:
 
     hint                          Arrow type
     str, or a Literal of texts    string
+    bool                          bool
     Annotated[int, "int32"]       the type of that name; a plain `int` or `float` is refused
     list[X], tuple[X, ...]        list of X
     Annotated[tuple[X, ...], 12]  list of X of that fixed size
@@ -49,6 +50,8 @@ def _arrow_type(hint: Any, number: str | None, length: int = -1) -> pa.DataType:
         return pa.list_(_arrow_type(arguments[0], number), length)
     elif hint is str or origin is Literal:
         return pa.string()
+    elif hint is bool:
+        return pa.bool_()
     elif is_dataclass(hint):
         return pa.struct(_columns(hint, number))  # type: ignore[arg-type]
     elif hint in (int, float) and number is not None:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from shards.clip import Camera, ClipInfo
 from shards.errors import PretrackError
+from shards.track_scores import ClipScores
 from shards.writer import ByteRange, ClipMembers
 
 Int32 = Annotated[int, "int32"]
@@ -20,7 +21,7 @@ Int64 = Annotated[int, "int64"]
 Float32 = Annotated[float, "float32"]
 Float64 = Annotated[float, "float64"]
 
-FailureStage = Literal["catalog", "scan", "decode", "track"]
+FailureStage = Literal["catalog", "scan", "decode", "track", "score"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class VideoRow:
     identity:      digest of everything in the source that the video's clips depend on
     scan:          the scan settings that counted the frames; "" for images
     terms:         what may be done with the footage, in one sentence
+    viewpoint_quality: the source's own score of its poses (CO3D's viewpoint_quality_score), or None
     """
 
     source: str
@@ -63,6 +65,7 @@ class VideoRow:
     identity: str
     scan: str
     terms: str
+    viewpoint_quality: Float32 | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> VideoRow:
@@ -105,6 +108,10 @@ class ClipRow:
     It has the byte offset and size of each member in the shard. `anchors`, `points`,
     `visible_fraction` and `motion` are those of `TrackSummary`. `anchor_sizes` has the bytes of
     each anchor's part of the tracks member. `checksum` is that of `ClipMembers`.
+
+    Columns from `scores_offset` on are None for clips without scores, and absent from tables of
+    earlier versions. `posed` to `cycle_px` are those of `ClipScores`, `viewpoint_quality` that of
+    the video.
     """
 
     key: str
@@ -129,6 +136,16 @@ class ClipRow:
     frame_offsets: list[Int64]
     frame_sizes: list[Int64]
     checksum: str
+    scores_offset: Int64 | None = None
+    scores_size: Int64 | None = None
+    posed: bool | None = None
+    turn: Float32 | None = None
+    baseline: Float32 | None = None
+    epipolar_px: Float32 | None = None
+    epipolar_inliers: Float32 | None = None
+    reprojection_px: Float32 | None = None
+    cycle_px: Float32 | None = None
+    viewpoint_quality: Float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,7 @@ class ShardRow:
     *_settings:   the settings behind each fingerprint, as canonical JSON
     *_seconds:    seconds that a worker spent in each stage
     tries:        how often it was built again in the hope that transient failures pass
+    scores:       the version of its tracks' scores, None if they have none
     """
 
     shard: str
@@ -158,6 +176,7 @@ class ShardRow:
     track_seconds: Float64
     write_seconds: Float64
     tries: Int32
+    scores: Int32 | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +202,13 @@ class Failure:
     shard: str = ""
 
 
-def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSummary) -> ClipRow:
+def clip_row(
+    shard: str,
+    info: ClipInfo,
+    members: ClipMembers,
+    tracks: TrackSummary,
+    scores: ClipScores | None = None,
+) -> ClipRow:
     """Make the row of a clip stored in `shard`; `members_of` gives its members back."""
     return ClipRow(
         key=info.key,
@@ -208,6 +233,9 @@ def clip_row(shard: str, info: ClipInfo, members: ClipMembers, tracks: TrackSumm
         frame_offsets=[frame.offset for frame in members.frames],
         frame_sizes=[frame.size for frame in members.frames],
         checksum=members.checksum,
+        scores_offset=members.scores and members.scores.offset,
+        scores_size=members.scores and members.scores.size,
+        **(vars(scores) if scores else {}),
     )
 
 
@@ -232,4 +260,8 @@ def members_of(row: dict[str, Any]) -> ClipMembers:
         anchors=tuple(anchors),
         frames=tuple(map(ByteRange, offsets, sizes)),
         checksum=row["checksum"],
+        # rows that do not need the scores leave their columns out
+        scores=ByteRange(row["scores_offset"], row["scores_size"])
+        if row.get("scores_size") is not None
+        else None,
     )

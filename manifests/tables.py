@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,14 @@ VIDEOS = schema_of(VideoRow)
 CLIPS = schema_of(ClipRow)
 SHARDS = schema_of(ShardRow)
 FAILURES = schema_of(Failure)
+
+_ADDED = {
+    column.name: schema.field(column.name)
+    for row, schema in ((VideoRow, VIDEOS), (ClipRow, CLIPS), (ShardRow, SHARDS))
+    for column in fields(row)
+    if column.default is None
+}
+"""Columns that tables of earlier versions lack. They are read as null there."""
 
 
 def video_identifiers(rows: pa.Table) -> pa.ChunkedArray:
@@ -59,22 +67,40 @@ def write_table(path: Location, table: pa.Table) -> None:
 def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
     """Read a Parquet file, or some of its columns.
 
-    Raises PretrackError, naming the file, if it is missing or damaged; FormatVersionError if it
-    lacks any of the columns; and AccessError if it cannot be read.
+    Columns that were added since the table was written are null. Raises PretrackError, naming the
+    file, if it is missing or damaged; FormatVersionError if it lacks any other of the columns; and
+    AccessError if it cannot be read.
     """
     try:
         _check_access(path)
         source = path if isinstance(path, Path) else pa.BufferReader(read_file(path))
         names = pq.read_schema(source).names if columns else []
-        if lacking := [name for name in columns or () if name not in names]:
+        absent = [name for name in columns or () if name not in names]
+        if lacking := [name for name in absent if name not in _ADDED]:
             raise FormatVersionError(
                 f"the table {path} lacks {', '.join(lacking)}: "
                 "another version of pretrack wrote it; a build makes its clips again"
             )
         # Memory-mapped: copying the file first takes as long as reading it.
-        return pq.read_table(source, columns=columns, memory_map=True)
+        stored = [name for name in columns if name in names] if columns else None
+        table = pq.read_table(source, columns=stored, memory_map=True)
+        return _with_added(table, columns) if absent else table
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
+
+
+def _with_added(table: pa.Table, columns: list[str]) -> pa.Table:
+    """Give a table exactly these columns, null where they were added since it was written."""
+    for name in columns:
+        if name not in table.column_names:
+            nulls = pa.nulls(table.num_rows, _ADDED[name].type)
+            table = table.append_column(_ADDED[name], nulls)
+    return table.select(columns)
+
+
+def without_added(columns: list[str]) -> list[str]:
+    """Leave out the columns that tables of earlier versions lack."""
+    return [name for name in columns if name not in _ADDED]
 
 
 def columns_of(path: Location) -> list[str]:

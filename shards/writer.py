@@ -31,7 +31,8 @@ class ClipMembers:
 
     anchors:  size in bytes of each anchor's part of the tracks, in order
     frames:   one range per frame
-    checksum: xxh3-64 (hex) of all members' bytes: description, tracks, then frames in order
+    checksum: xxh3-64 (hex) of the bytes of description, tracks, then frames in order
+    scores:   the scores of the tracks, None if the shard has none; they have their own checksum
     """
 
     info: ByteRange
@@ -39,10 +40,11 @@ class ClipMembers:
     anchors: tuple[int, ...]
     frames: tuple[ByteRange, ...]
     checksum: str
+    scores: ByteRange | None = None
 
     @property
     def byte_ranges(self) -> tuple[ByteRange, ...]:
-        """All members' ranges, in the order of the file."""
+        """The ranges of description, tracks and frames, in the order of the file."""
         return self.info, self.tracks, *self.frames
 
     def check(self, data: Iterable[bytes]) -> None:
@@ -65,9 +67,16 @@ class ShardWriter:
         return self._digest.hexdigest()
 
     def add(
-        self, info: ClipInfo, tracks: tuple[bytes, ...], jpegs: tuple[bytes, ...]
+        self,
+        info: ClipInfo,
+        tracks: tuple[bytes, ...],
+        jpegs: tuple[bytes, ...],
+        scores: bytes | None = None,
     ) -> ClipMembers:
         """Add one clip: description, encoded tracks (one part per anchor), one JPEG per frame.
+
+        Encoded scores of the tracks may follow. They come last, where readers that do not know
+        them have read all they need.
 
         Raises ValueError for another number of JPEGs, ShardError for a key that is not allowed.
         """
@@ -76,12 +85,14 @@ class ShardWriter:
         members = (info.to_json(), b"".join(tracks), *jpegs)
         named = name_members(info.key, members)
         description, joined, *frames = [self._add_member(name, data) for name, data in named]
+        scored = self._add_member(f"{info.key}.scores.zst", scores) if scores else None
         return ClipMembers(
             info=description,
             tracks=joined,
             anchors=tuple(map(len, tracks)),
             frames=tuple(frames),
             checksum=_checksum(members),
+            scores=scored,
         )
 
     def _add_member(self, name: str, data: bytes) -> ByteRange:
