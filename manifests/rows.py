@@ -233,8 +233,8 @@ def clip_row(
         frame_offsets=[frame.offset for frame in members.frames],
         frame_sizes=[frame.size for frame in members.frames],
         checksum=members.checksum,
-        scores_offset=members.scores and members.scores.offset,
-        scores_size=members.scores and members.scores.size,
+        scores_offset=members.scores.offset if members.scores else None,
+        scores_size=members.scores.size if members.scores else None,
         **(vars(scores) if scores else {}),
     )
 

@@ -84,7 +84,7 @@ def read_table(path: Location, columns: list[str] | None = None) -> pa.Table:
         # Memory-mapped: copying the file first takes as long as reading it.
         stored = [name for name in columns if name in names] if columns else None
         table = pq.read_table(source, columns=stored, memory_map=True)
-        return _with_added(table, columns) if absent else table
+        return _with_added(table, columns) if columns and absent else table
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 
@@ -118,16 +118,21 @@ def columns_of(path: Location) -> list[str]:
         raise _unreadable(path, error) from error
 
 
-def open_table(path: Location) -> ds.Dataset:
+def open_table(path: Location, columns: list[str]) -> ds.Dataset:
     """Open a Parquet file for reading in parts; a local file is read only where needed.
 
-    Raises PretrackError as `read_table` does.
+    Those of the columns that were added since the table was written are null. Raises PretrackError
+    as `read_table` does.
     """
     if not isinstance(path, Path):
-        return ds.dataset(read_table(path))
+        table = read_table(path)
+        added = [name for name in columns if name in _ADDED and name not in table.column_names]
+        return ds.dataset(_with_added(table, [*table.column_names, *added]))
     try:
         _check_access(path)
-        return ds.dataset(path, format="parquet")
+        opened = ds.dataset(path, format="parquet")
+        added = [name for name in columns if name in _ADDED and name not in opened.schema.names]
+        return opened.replace_schema(pa.schema([*opened.schema, *(_ADDED[name] for name in added)]))
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path, error) from error
 

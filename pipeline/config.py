@@ -139,6 +139,9 @@ class BuildSettings(Settings):
     """How clips are packed into shards."""
     split: SplitSettings = SplitSettings()
     """Which videos are held out."""
+    scores: bool = True
+    """Whether tracks are scored by cameras and by cycles. The next build scores the shards that
+    have no scores: it copies their frames and tracks, and tracks nothing."""
     ray: RaySettings = RaySettings()
     """Where the work runs."""
     out: LocationSetting

@@ -69,6 +69,10 @@ class Reason(StrEnum):
     TRACKER_FAILED = "tracker failed"
     TRACKER_CRASHED = "tracker crashed"
 
+    # Scoring tracks by cameras (stage "score"). The clip is stored all the same.
+    POSES_UNUSABLE = "poses unusable"
+    POSES_WRONG = "poses wrong"
+
     @property
     def transient(self) -> bool:
         """Whether the next build may succeed, and therefore retries: the machine was overloaded or

@@ -86,9 +86,7 @@ class Poses:
 
     def without(self, frames: Mask) -> Poses:
         """Give the same poses with some frames marked as unusable: bool [T]."""
-        return Poses(
-            self.usable & ~frames, self.focals, self.centres, self.rotations, self.shifts
-        )
+        return Poses(self.usable & ~frames, self.focals, self.centres, self.rotations, self.shifts)
 
 
 def read_poses(cameras: Sequence[Camera | None] | None, frames: int) -> Poses:
@@ -106,9 +104,7 @@ def read_poses(cameras: Sequence[Camera | None] | None, frames: int) -> Poses:
     error = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
     usable &= (error <= _NOT_A_ROTATION) & (np.linalg.det(rotations) > 0)
     rows[~usable] = np.tile([1.0, 1.0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], (1, 1))
-    return _centred(
-        Poses(usable, rows[:, :2], rows[:, 2:4], matrices[:, :, :3], matrices[:, :, 3])
-    )
+    return _centred(Poses(usable, rows[:, :2], rows[:, 2:4], matrices[:, :, :3], matrices[:, :, 3]))
 
 
 def _centred(poses: Poses) -> Poses:

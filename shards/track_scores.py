@@ -9,9 +9,8 @@ Legend of shapes: A anchors, T frames, N points.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,9 +102,7 @@ def score_clip(tracks: Tracks, info: ClipInfo) -> ScoredClip:
     errors = cycle_errors(tracks)
     cycle, cycle_px = _mean(errors), _median(errors[np.isfinite(errors)])
     poses = read_poses(info.cameras, info.frames)
-    unusable = [
-        t for t, camera in enumerate(info.cameras or ()) if camera and not poses.usable[t]
-    ]
+    unusable = [t for t, camera in enumerate(info.cameras or ()) if camera and not poses.usable[t]]
     visible = tracks.visibility >= VISIBLE_THRESHOLD
     visible[np.arange(len(tracks.anchors)), tracks.anchors] = True  # a point starts from its query
     if not poses.differ:

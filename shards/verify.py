@@ -14,6 +14,7 @@ from shards.clip import ClipInfo, Tracks
 from shards.codec import decode_frames, decode_tracks
 from shards.errors import ShardError
 from shards.files import Location, open_stream
+from shards.score_codec import decode_scores
 from shards.writer import ByteRange, ClipMembers
 
 _CHUNK = 1 << 22
@@ -31,8 +32,8 @@ def verify_shard(
     """Yield one sentence per problem; nothing if the shard is as written.
 
     Checked in one pass over the file: its size and checksum; per clip the checksum of its members,
-    that description, tracks and the size of every JPEG agree with each other, that anchors are
-    frames of the clip, and that positions are not absurdly far outside the frame.
+    that description, tracks, scores and the size of every JPEG agree with each other, that anchors
+    are frames of the clip, and that positions are not absurdly far outside the frame.
 
     Raises AccessError if the shard cannot be read.
 
@@ -123,6 +124,8 @@ def _verify_clip(
                 f"its '{name}' is {stored[name]!r:.80}, and the tables say {value!r:.80}"
             )
     _verify_anchor_parts(data[1], members, tracks)
+    if members.scores:
+        decode_scores(reader.read_member(members.scores), tracks.visibility.shape[::2])
     limit = _FARTHEST * np.array([info.width, info.height])
     if (tracks.positions < -limit).any() or (tracks.positions > limit).any():
         raise ShardError(f"its tracks lead more than {_FARTHEST} frame sizes away")

@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.snapshot import Snapshot, publish_snapshot, remove_unfinished_snapshots
-from manifests.tables import VIDEOS, read_table
+from manifests.tables import VIDEOS, read_table, video_identifiers
 from manifests.wording import pluralise
 from pipeline.config import BuildSettings
 from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.lock import Lock, build_lock
 from pipeline.execution.shard_runner import make_shards
+from pipeline.execution.shard_scoring import score_shards
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import make_catalog, stored_catalog
 from pipeline.planning.plan import Plan, make_plan
@@ -86,7 +87,11 @@ def execute_plan(
     """
     monitor = BuildMonitor(settings.out, progress)
     todo = [shard for shard in plan.shards if shard.action != "keep"]
-    made = make_shards(todo, plan, settings, monitor) if todo else {}
+    made, damaged = score_shards(
+        [shard for shard in todo if shard.action == "score"], plan, settings, monitor
+    )
+    if others := [*(shard for shard in todo if shard.action != "score"), *damaged]:
+        made |= make_shards(others, plan, settings, monitor)
     lock.check()  # a build whose lease was taken over must not publish
     snapshot = _publish(plan, made, settings)
     result = BuildResult(made=len(todo), kept=len(plan.shards) - len(todo), snapshot=snapshot)
@@ -129,6 +134,7 @@ def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snaps
         for table, rows in plan.existing.rows(kept, list(made.values())).items()
     }
     tables["videos"] = plan.catalog.videos
+    tables["clips"] = _with_viewpoint_quality(tables["clips"], plan.catalog.videos)
     tables["failures"] = pa.concat_tables([plan.failures, tables["failures"]])
     _check_failures(tables["failures"], plan, settings, usable=tables["clips"])
     return publish_snapshot(settings.out, tables, settings.model_dump(mode="json"))
@@ -153,7 +159,16 @@ def _holds(snapshot: Snapshot, shards: list[str], made: list[str], plan: Plan) -
     clips = snapshot.clips.filter(
         pc.is_in(snapshot.clips["shard"], value_set=pa.array(made, pa.string()))
     ).sort_by("key")
-    return bool(clips.equals(plan.existing.rows((), made)["clips"].sort_by("key")))
+    rows = plan.existing.rows((), made)["clips"].sort_by("key")
+    return bool(clips.equals(_with_viewpoint_quality(rows, plan.catalog.videos)))
+
+
+def _with_viewpoint_quality(clips: pa.Table, videos: pa.Table) -> pa.Table:
+    """Fill in the source's own score of each clip's poses; a shard does not depend on it."""
+    rows = pc.index_in(video_identifiers(clips), value_set=video_identifiers(videos))
+    column = videos["viewpoint_quality"].take(rows)
+    index = clips.column_names.index("viewpoint_quality")
+    return clips.set_column(index, clips.schema.field(index), column)
 
 
 def _in_order(rows: pa.Table, names: pa.Array) -> pa.Table:

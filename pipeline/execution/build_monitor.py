@@ -102,6 +102,23 @@ class BuildMonitor:
         self._metrics.shard_made(receipt)
         self._task.advance(shard.count)
 
+    @contextmanager
+    def scoring(self, shards: int) -> Iterator[ProgressTask]:
+        """Show how many of the shards are scored while the block runs."""
+        with self._progress.task("scoring tracks", total=shards, noun="shard") as task:
+            yield task
+
+    def shard_scored(self, receipt: Receipt) -> None:
+        """Report a shard whose stored tracks were scored."""
+        row = receipt.shard
+        self._log(
+            "shard scored",
+            f"{row.shard}: the tracks of {pluralise(row.clips, 'clip')} were scored",
+            shard=row.shard,
+            clips=row.clips,
+            notes=sum(failure.stage == "score" for failure in receipt.failures),
+        )
+
     def shard_failed(self, shard: PlannedShard, error: Exception) -> None:
         """Report a shard that could not be made."""
         reason = first_line(error)
@@ -128,10 +145,10 @@ class BuildMonitor:
         )
 
     def stored_frames_damaged(self, group: str, previous: str, reason: str) -> None:
-        """Report a re-track that becomes a build: its frames, in shard `previous`, are damaged."""
+        """Report a re-track or scoring that becomes a build: shard `previous` is damaged."""
         self._log(
             "stored frames damaged",
-            f"{group} is built, not re-tracked: {reason}",
+            f"{group} is built, not re-tracked or scored: {reason}",
             notable=True,
             shard=previous,
             reason=reason,

@@ -20,6 +20,7 @@ from manifests.rows import Failure, ShardRow, TrackSummary, clip_row
 from pipeline.config import BuildSettings
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.execution.clip_decoding import DecodedClip, decode_clips
+from pipeline.execution.shard_scoring import StoredScores, score_stored
 from pipeline.execution.shard_task import ShardTask
 from pipeline.execution.track_summary import summarise_tracks
 from pipeline.failures import Reason
@@ -30,6 +31,7 @@ from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
 from shards.geometry import grid_points
 from shards.reader import iterate_shard
+from shards.track_scores import SCORES_VERSION
 from shards.writer import ClipMembers, open_shard_as
 
 Frame = NDArray[np.uint8]
@@ -151,14 +153,17 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
     shard, out = task.shard, task.settings.out
     # The tar: its name follows from its checksum, so it is known once all clips are written.
     tracks = {clip.key: clip for clip in tracked.clips}
-    written: list[tuple[ClipInfo, ClipMembers]] = []
+    written: list[tuple[ClipInfo, ClipMembers, StoredScores | None]] = []
     with open_shard_as(
         out / "shards", lambda checksum: shard_path(out, shard_name(shard.group, checksum)).name
     ) as writer:
         for clip in decoded.clips:
             if clip.info.key in tracks:  # clips that could not be tracked are among the failures
-                members = writer.add(clip.info, tracks[clip.info.key].tracks, clip.jpegs)
-                written.append((clip.info, members))
+                encoded = tracks[clip.info.key].tracks
+                scored = score_stored(clip.info, encoded) if task.settings.scores else None
+                data = scored.data if scored else None
+                members = writer.add(clip.info, encoded, clip.jpegs, data)
+                written.append((clip.info, members, scored))
     # Its rows of every table.
     name = shard_name(shard.group, writer.checksum)
     shard_row = ShardRow(
@@ -177,12 +182,15 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
         track_seconds=tracked.seconds,
         write_seconds=time.monotonic() - started,
         tries=shard.tries,
+        scores=SCORES_VERSION if task.settings.scores else None,
     )
     clip_rows = tuple(
-        clip_row(name, info, members, tracks[info.key].summary) for info, members in written
+        clip_row(name, info, members, tracks[info.key].summary, scored.columns if scored else None)
+        for info, members, scored in written
     )
+    notes = [note for _, _, scored in written if scored for note in scored.notes]
     failures = tuple(
-        replace(failure, shard=name) for failure in (*decoded.failures, *tracked.failures)
+        replace(failure, shard=name) for failure in (*decoded.failures, *tracked.failures, *notes)
     )
     # The receipt comes last: it makes the shard exist.
     receipt = Receipt(shard_row, clip_rows, failures, tuple(clip.key for clip in task.clips))

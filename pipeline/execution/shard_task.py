@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from manifests.receipt import Receipt
 from manifests.rows import Failure, VideoRow
 from pipeline.config import BuildSettings
 from pipeline.planning.plan import Plan, PlannedClip, PlannedShard
@@ -17,8 +18,10 @@ class ShardTask:
 
     clips:    the clips that it is to hold
     videos:   the videos of a shard to build, by their row in the plan's videos table
-    failures: what was left out of the existing shard whose frames or clips are copied
+    failures: what was left out of the existing shard whose frames or clips are copied, without the
+              notes on poses: scoring makes them again
     stored:   where the members of each clip of the shard `shard.reuse` lie, by the clip's key
+    scored:   the rows of the shard whose tracks are to be scored, None for other actions
     """
 
     shard: PlannedShard
@@ -27,24 +30,27 @@ class ShardTask:
     failures: tuple[Failure, ...]
     stored: dict[str, ClipMembers]
     settings: BuildSettings
+    scored: Receipt | None = None
 
 
 def shard_task(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> ShardTask:
     """Collect the clips of a shard, and the videos and stored clips that they come from."""
     clips = plan.clips_of(shard)
     rows = sorted({clip.video for clip in clips}) if shard.action == "build" else []
+    failures = plan.existing.failures_of(shard.previous or shard.reuse)
     return ShardTask(
         shard=shard,
         clips=clips,
         videos={row: _video(plan, row) for row in rows},
-        failures=plan.existing.failures_of(shard.previous or shard.reuse),
+        failures=tuple(failure for failure in failures if failure.stage != "score"),
         stored=plan.existing.members_of(shard.reuse) if shard.reuse else {},
         settings=settings,
+        scored=plan.existing.receipt_of(shard.previous) if shard.action == "score" else None,
     )
 
 
 def task_from_source(shard: PlannedShard, plan: Plan, settings: BuildSettings) -> ShardTask:
-    """Turn a re-track into a build, because the stored frames are damaged.
+    """Turn a re-track or scoring into a build, because what is stored is damaged.
 
     Intact clips of the damaged shard are still copied. Raises PretrackError if the build must do
     without its sources.

@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 from manifests.snapshot import TABLES, Snapshot
-from manifests.tables import open_table
+from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, open_table
 from shards.errors import PretrackError
 
 FIGURES = {
@@ -24,6 +24,12 @@ FIGURES = {
                quantile_cont(motion, 0.9) as motion_90,
                avg(visible_fraction) as visible,
                count(*) filter (visible_fraction < 0.5) as clips_half_hidden
+        from clips group by source order by source""",
+    "Geometry": """
+        select source, count(*) filter (posed) as posed, count(*) filter (not posed) as unposed,
+               median(turn) as turn, median(baseline) as baseline,
+               median(epipolar_px) as epipolar_px, avg(epipolar_inliers) as epipolar_inliers,
+               median(reprojection_px) as reprojection_px, median(cycle_px) as cycle_px
         from clips group by source order by source""",
     "Shapes": """
         select source, width, height, frames, count(*) as clips
@@ -64,8 +70,9 @@ class SnapshotQueries:
         # a query may come from anyone: it must not read files, nor switch this protection off
         locked = {"enable_external_access": "false", "lock_configuration": "true"}
         self._connection = duckdb.connect(":memory:", config=locked)
-        for table in TABLES:
-            self._connection.register(table, open_table(snapshot.folder / f"{table}.parquet"))
+        for table, schema in zip(TABLES, (VIDEOS, CLIPS, SHARDS, FAILURES), strict=True):
+            path = snapshot.folder / f"{table}.parquet"
+            self._connection.register(table, open_table(path, schema.names))
 
     def ask(self, sql: str) -> QueryResult:
         """Answer a query, or the last of several. Raises PretrackError with DuckDB's reason."""

@@ -37,7 +37,7 @@ _REPEATED = (
 )
 _COLUMNS = [
     *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "anchor_sizes"),
-    *("frame_offsets", "frame_sizes", "checksum"),
+    *("frame_offsets", "frame_sizes", "checksum", "scores_offset", "scores_size"),
     *_REPEATED,
 ]
 """The columns of a clip to check: where its members lie, and values that they repeat."""

@@ -95,6 +95,8 @@ def _size_and_seconds(
         return None, None
     # A re-track keeps the frames, which are most of a shard's bytes.
     size = rows[shard.previous].bytes if shard.previous else round(rates.bytes * shard.count)
+    if shard.action == "score":  # it is read and written again, as fast as it was written
+        return size, 2 * rates.write * shard.count
     tracker, points = _points_per_clip(shard.tracks_settings)
     device = _device(shard.frames_settings)
     if tracker not in rates.track or (shard.action == "build" and device not in rates.decode):

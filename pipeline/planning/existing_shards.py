@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.receipt import Receipt, list_receipts, read_receipt
-from manifests.rows import Failure, ShardRow, members_of
+from manifests.rows import ClipRow, Failure, ShardRow, members_of
 from manifests.snapshot import Snapshot, current_snapshot, list_snapshots, open_snapshot
 from manifests.tables import (
     CLIPS,
@@ -29,6 +29,7 @@ from manifests.tables import (
     read_table,
     rows_by_shard,
     table_of,
+    without_added,
 )
 from pipeline.failures import TRANSIENT_REASONS
 from shards.errors import AccessError, PretrackError
@@ -45,7 +46,7 @@ class ExistingShard:
     snapshot:  the snapshot whose tables have its rows, "" if its receipt has them
     current:   the current snapshot names it
     whole:     its tar exists and has the right size
-    failures:  number of things left out of it
+    failures:  number of things left out of it; notes on its poses are not counted
     transient: number of these failures that the next build may not have
     holds_all_frames: False if the shard lacks the frames of a clip that could not be tracked
     """
@@ -140,14 +141,22 @@ class ExistingShards:
 
         Raises PretrackError if the table or receipt that has them cannot be read.
         """
+        return {row.key: members_of(vars(row)) for row in self.receipt_of(shard).clips}
+
+    def receipt_of(self, shard: str) -> Receipt:
+        """Return the rows of a shard; of the planned clips, only those that are stored.
+
+        Raises PretrackError if the table or receipt that has them cannot be read.
+        """
         entry = next(entry for entry in self.shards if entry.row.shard == shard)
         if not entry.snapshot:
-            return {row.key: members_of(asdict(row)) for row in read_receipt(self.out, shard).clips}
+            return read_receipt(self.out, shard)
         snapshot = Snapshot(self.out, entry.snapshot)
         if self.current and entry.current:  # it has its table in memory already
             snapshot = self.current
         rows = snapshot.clips.filter(pc.equal(snapshot.clips["shard"], shard)).to_pylist()
-        return {row["key"]: members_of(row) for row in rows}
+        clips = tuple(ClipRow(**row) for row in rows)
+        return Receipt(entry.row, clips, self.failures_of(shard), tuple(row.key for row in clips))
 
     def rows(self, kept: Sequence[ExistingShard], made: Sequence[str]) -> dict[str, pa.Table]:
         """Collect the rows of a new snapshot's tables "clips", "shards" and "failures".
@@ -246,7 +255,9 @@ def _usable_snapshots(out: Location) -> list[Snapshot]:
                 columns_of(snapshot.folder / f"{table}.parquet")
                 for table in ("clips", "shards", "failures")
             ]
-            same_version = columns == [CLIPS.names, SHARDS.names, FAILURES.names]
+            same_version = [without_added(names) for names in columns] == [
+                without_added(schema.names) for schema in (CLIPS, SHARDS, FAILURES)
+            ]
             if same_version:
                 snapshot.shards, snapshot.failures  # noqa: B018 - reading them raises if damaged
         except AccessError:
@@ -324,7 +335,7 @@ def _existing_shards(
     # One listing gives all sizes. Checksums are not compared: a plan opens no shard.
     sizes = sizes_in(out / "shards")
     published = set(current.shards["shard"].to_pylist()) if current else set()
-    total = rows_by_shard(failures)
+    total = rows_by_shard(failures.filter(pc.not_equal(failures["stage"], "score")))
     transient = rows_by_shard(_with_transient_reasons(failures))
     # A failure of stage "track" had its frames decoded, and they were not stored.
     untracked = rows_by_shard(failures.filter(pc.equal(failures["stage"], "track")))

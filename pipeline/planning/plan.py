@@ -1,4 +1,4 @@
-"""Plan a build: for each shard, whether to keep, re-track or build it, and why.
+"""Plan a build: for each shard, whether to keep, score, re-track or build it, and why.
 
 The shard that a clip goes to is remembered, not computed: a clip that a shard holds stays with that
 shard, and new clips fill new shards. So adding, removing or replacing videos touches only the
@@ -34,11 +34,13 @@ from pipeline.planning.clip_windows import video_names
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards, read_existing_shards
 from pipeline.planning.missing_videos import MissingVideos, missing_videos
 from pipeline.planning.reasons import ChangedShard, describe_settings_change, describe_video_changes
+from shards.track_scores import SCORES_VERSION
 
-Action = Literal["keep", "retrack", "build"]
+Action = Literal["keep", "score", "retrack", "build"]
 
 UNCHANGED = "nothing changed"
 _NEW = "new"
+_NOT_SCORED = "tracks not scored yet"
 _TRIES = 3
 """How often a shard with transient failures is made before it is kept as it is."""
 
@@ -63,7 +65,8 @@ class PlannedShard:
 
     shard:    the name of the shard to keep; "" for one to make, whose name depends on its content
     group:    its name without the checksum of its content
-    previous: the shard whose stored frames a re-track reads, "" otherwise
+    previous: the shard whose stored frames a re-track reads, or whose tracks are scored; ""
+              otherwise
     reuse:    an earlier shard of the same content, damaged or with failures, whose intact clips a
               build copies; "" otherwise
     tries:    how often it will have been made in the hope that transient failures pass
@@ -146,7 +149,8 @@ def make_plan(
         if damaged and current and current.row.shard not in damaged:
             shards.append(_kept(target, current, UNCHANGED))
         else:
-            shards.append(_decide(target, candidates, retry_failed, stored))
+            decided = _decide(target, candidates, retry_failed, stored)
+            shards.append(_scored(decided, candidates) if settings.scores else decided)
     # Why, for the shards whose content changes.
     shards = _with_reasons(
         shards,
@@ -210,7 +214,7 @@ def _decide(
     same = [s for s in candidates if s.row.tracks_fingerprint == target.tracks_fingerprint]
     whole = [shard for shard in same if shard.whole]
     if whole:
-        whole.sort(key=lambda shard: (shard.transient, shard.failures))
+        whole.sort(key=lambda shard: (shard.transient, shard.failures, not _is_scored(shard)))
         return _keep_or_retry(target, whole, retry_failed, stored)
     lost = "the shard is gone or damaged" if same else ""
     target = replace(target, tries=max((shard.row.tries for shard in same), default=1))
@@ -266,6 +270,19 @@ def _kept(target: PlannedShard, shard: ExistingShard, reason: str) -> PlannedSha
     return replace(
         target, shard=shard.row.shard, action="keep", reason=reason, tries=shard.row.tries
     )
+
+
+def _scored(decided: PlannedShard, candidates: list[ExistingShard]) -> PlannedShard:
+    """Score a shard that would be kept, if its tracks have no scores of this version."""
+    kept = next((shard for shard in candidates if shard.row.shard == decided.shard), None)
+    if kept is None or _is_scored(kept):
+        return decided
+    reason = _NOT_SCORED if kept.row.scores is None else "scored by another version"
+    return replace(decided, shard="", action="score", reason=reason, previous=kept.row.shard)
+
+
+def _is_scored(shard: ExistingShard) -> bool:
+    return shard.row.scores == SCORES_VERSION
 
 
 def _with_reasons(

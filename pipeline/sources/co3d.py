@@ -10,7 +10,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -212,7 +212,8 @@ class Co3d(Settings):
                 f"that {FRAMES_FILE} names have no images here (first: {missing[0]})"
             )
             yield self._failure("", Reason.MISSING_SEQUENCES, detail)
-        low_quality = self._low_quality(category)
+        scores, no_scores = self._read(category, SEQUENCES_FILE, _scores)
+        low_quality = self._low_quality(category, scores, no_scores)
         for sequence in sorted(category.images):
             if sequence in low_quality:
                 yield self._failure(
@@ -221,16 +222,19 @@ class Co3d(Settings):
                     low_quality[sequence],
                 )
             elif sequence in annotated:
-                yield from self._annotated(category, sequence, annotated[sequence])
+                yield from _with_quality(
+                    self._annotated(category, sequence, annotated[sequence]), scores.get(sequence)
+                )
             else:
                 unnamed = f"{category.name}/{FRAMES_FILE} does not name the sequence"
                 yield from self._listed(category, sequence, no_annotations or unnamed)
 
-    def _low_quality(self, category: _Category) -> dict[str, str]:
+    def _low_quality(
+        self, category: _Category, scores: Mapping[str, float], no_scores: str
+    ) -> dict[str, str]:
         """Map each sequence whose score is too low, or unknown, to a sentence that says so."""
         if self.min_viewpoint_quality is None:
             return {}
-        scores, no_scores = self._read(category, SEQUENCES_FILE, _scores)
         details = {}
         for sequence in category.images:
             score = scores.get(sequence, math.nan)
@@ -457,6 +461,17 @@ def _scores(rows: Iterator[Any]) -> dict[str, float]:
     """Map each sequence to its viewpoint_quality_score; absent and null ones are NaN."""
     scores = ((row["sequence_name"], row.get("viewpoint_quality_score")) for row in rows)
     return {name: math.nan if score is None else float(score) for name, score in scores}
+
+
+def _with_quality(
+    found: Iterator[Video | Failure], score: float | None
+) -> Iterator[Video | Failure]:
+    """Give videos the sequence's viewpoint_quality_score, unless it is absent or not finite."""
+    for video in found:
+        if isinstance(video, Video) and score is not None and math.isfinite(score):
+            yield replace(video, viewpoint_quality=score)
+        else:
+            yield video
 
 
 def _increasing(times: list[float | None]) -> tuple[float, ...] | None:

@@ -28,6 +28,7 @@ class Video:
     identity:      digest of what the content depends on: the files' names, sizes and modification
                    times
     terms:         what may be done with the footage, in one sentence
+    viewpoint_quality: the source's own score of its poses, or None
     """
 
     source: str
@@ -42,6 +43,7 @@ class Video:
     cameras: tuple[Camera | None, ...] | None
     identity: str
     terms: str
+    viewpoint_quality: float | None = None
 
 
 @dataclass(frozen=True)

@@ -62,14 +62,12 @@ def static_scene(
     info = replace(base, width=width, height=height, cameras=tuple(cameras))
     # A tracker's confidence knows a little of its errors, and mostly the texture.
     confidence = rng.integers(120, 256, visible.shape).astype(np.uint8)
-    tracks = Tracks(
-        np.array(anchors, np.int32), positions.astype(np.float32), visible, confidence
-    )
+    tracks = Tracks(np.array(anchors, np.int32), positions.astype(np.float32), visible, confidence)
     return StaticScene(info, truth, tracks)
 
 
 def arc(frames: int, turn: float, radius: float = 4.0) -> list[Camera]:
-    """Make cameras on an arc about the point (0, 0, radius), which they look at, bobbing a little."""
+    """Make cameras on an arc about the point (0, 0, radius), which they look at; they also nod."""
     made = []
     for t in range(frames):
         angle = np.radians(turn) * (t / (frames - 1) - 0.5)
@@ -89,9 +87,7 @@ def camera_of(rotation: Floats, shift: Floats) -> Camera:
     """Make a camera in the middle of the frame with FOCAL, from a world-to-camera motion."""
     matrix = np.column_stack([rotation, shift])
     width, height = SIZE
-    return Camera(
-        FOCAL, FOCAL, (width - 1) / 2, (height - 1) / 2, tuple(matrix.ravel().tolist())
-    )
+    return Camera(FOCAL, FOCAL, (width - 1) / 2, (height - 1) / 2, tuple(matrix.ravel().tolist()))
 
 
 def project(cameras: list[Camera], points: Floats) -> Floats:
@@ -116,7 +112,7 @@ def unproject(camera: Camera, pixels: Floats, depths: Floats) -> Floats:
 
 def moved_world(info: ClipInfo, rotation: Floats, shift: Floats, scale: float) -> ClipInfo:
     """Describe the same cameras in a world that is turned, moved and scaled."""
-    cameras = []
+    cameras: list[Camera | None] = []
     for camera in info.cameras or ():
         if camera is None:
             cameras.append(None)
@@ -132,9 +128,7 @@ def moved_world(info: ClipInfo, rotation: Floats, shift: Floats, scale: float) -
 
 def with_positions(scene: StaticScene, positions: Floats) -> StaticScene:
     """Give the scene other tracked positions."""
-    return replace(
-        scene, tracks=replace(scene.tracks, positions=positions.astype(np.float32))
-    )
+    return replace(scene, tracks=replace(scene.tracks, positions=positions.astype(np.float32)))
 
 
 def with_drift(scene: StaticScene, seed: int = 1, part: float = 0.25) -> StaticScene:
@@ -162,11 +156,15 @@ def with_swaps(scene: StaticScene, seed: int = 2, part: float = 0.25) -> StaticS
     )
 
 
-def with_wrong_poses(scene: StaticScene, frames: tuple[int, ...], degrees: float = 6.0) -> StaticScene:
+def with_wrong_poses(
+    scene: StaticScene, frames: tuple[int, ...], degrees: float = 6.0
+) -> StaticScene:
     """Turn the cameras of some frames about their vertical and optical axes."""
     cameras = list(scene.info.cameras or ())
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turned = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+    turned = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array(
+        [[c, 0, s], [0, 1, 0], [-s, 0, c]]
+    )
     for t in frames:
         matrix = turned @ np.array(cameras[t].world_to_camera).reshape(3, 4)  # type: ignore[union-attr]
         cameras[t] = replace(cameras[t], world_to_camera=tuple(matrix.ravel().tolist()))  # type: ignore[type-var]
@@ -174,7 +172,7 @@ def with_wrong_poses(scene: StaticScene, frames: tuple[int, ...], degrees: float
 
 
 def with_moving_object(scene: StaticScene, seed: int = 3) -> StaticScene:
-    """Let the points in a rectangle of each anchor frame move across the scene, 1 px per 2 frames."""
+    """Let the points in the middle of each anchor frame move in the scene, 0.5 px per frame."""
     width, height = SIZE
     positions = scene.tracks.positions.astype(np.float64)
     rows = np.arange(len(scene.tracks.anchors))
