@@ -17,14 +17,14 @@ def read_shard(path: str) -> Iterator[dict[str, Any]]:
         for member in tar:
             key, _, kind = member.name.partition(".")
             data = tar.extractfile(member).read()  # type: ignore[union-attr]
-            # Members of a clip come in this order: description, tracks, frames.
+            # Members of a clip come in this order: description, tracks, frames, optional others.
             if kind == "json":
                 clip = {"key": key, "info": json.loads(data), "jpegs": []}
                 if clip["info"]["format"] != 1:
                     raise ValueError(f"{key} has format {clip['info']['format']}, not format 1")
             elif kind == "tracks.zst":
                 clip["tracks"] = read_tracks(data)
-            else:
+            elif kind.endswith(".jpg"):
                 clip["jpegs"].append(data)
                 if len(clip["jpegs"]) == len(clip["info"]["frame_numbers"]):
                     yield clip

@@ -72,6 +72,7 @@ class Reason(StrEnum):
     # Scoring tracks by cameras (stage "score"). The clip is stored all the same.
     POSES_UNUSABLE = "poses unusable"
     POSES_WRONG = "poses wrong"
+    POSES_DISAGREE = "poses and tracks disagree"
 
     @property
     def transient(self) -> bool:

@@ -67,7 +67,7 @@ def plan(
     train_step: TrainStep = TRAINER_DEFAULTS.step,
     as_json: AsJson = False,
 ) -> None:
-    """Show which shards a build would keep, re-track or build, why, and at what cost."""
+    """Show which shards a build would keep, score, re-track or build, why, and at what cost."""
     from pipeline.monitoring.progress import Progress
     from pipeline.planning.anchor_use import measure_use, planned_lengths
     from pipeline.planning.catalog import make_catalog, stored_catalog

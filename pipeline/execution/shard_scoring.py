@@ -27,9 +27,8 @@ from shards.score_codec import encode_scores
 from shards.track_scores import SCORES_VERSION, ClipScores, ScoredClip, score_clip
 from shards.writer import open_shard_as
 
-_MISFIT_PX, _MISFIT_INLIERS = 5.0, 0.25
-"""The poses of a clip fit nothing if the median distance is larger than this and fewer points are
-inliers."""
+_MISFIT_PX = 5.0
+"""Poses and tracks of a clip disagree if the median distance is larger than this, in pixels."""
 _NAMED_FRAMES = 12
 """Most frames that a note names."""
 
@@ -154,14 +153,20 @@ def _notes(info: ClipInfo, scored: ScoredClip) -> Iterator[Failure]:
             f"the poses of {_frames(info, scored.wrong)} do not fit the tracks, which fit those of "
             "the other frames: they are left out of the tracks' scores",
         )
-    median, inliers = scored.clip.epipolar_px, scored.clip.epipolar_inliers
-    if (median or 0) > _MISFIT_PX and (inliers or 0) < _MISFIT_INLIERS:
-        yield _note(
-            info,
-            Reason.POSES_WRONG,
-            f"most frames' poses do not fit the tracks: the median point is {median:.1f} px "
-            f"from its epipolar line, and {inliers:.0%} are within 2 px",
-        )
+    columns = scored.clip
+    medians = {
+        "from its epipolar line": columns.epipolar_px,
+        "from its triangulated point": columns.reprojection_px,
+    }
+    for what, median in medians.items():
+        if median is not None and median > _MISFIT_PX:
+            yield _note(
+                info,
+                Reason.POSES_DISAGREE,
+                f"the median track is {median:.1f} px {what}: most poses are wrong, or most points "
+                "move",
+            )
+            return
 
 
 def _frames(info: ClipInfo, frames: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,9 @@ from manifests.tables import failure_counts, video_identifiers
 from manifests.wording import pluralise
 from pipeline.monitoring.status import STAGES
 from pipeline.planning.anchor_use import measure_use, stored_lengths
-from shards.clip import VISIBLE_THRESHOLD, Directions, Tracks, tracked_frames
+from shards.clip import Directions, Tracks, tracked_frames
 from shards.codec import decode_tracks
+from shards.cycles import cycle_errors
 from shards.errors import ShardError
 from shards.reader import read_members
 from shards.sample_starts import TRAINER_DEFAULTS, SampleRule
@@ -165,59 +165,6 @@ def measure(snapshot: Snapshot, rule: SampleRule = TRAINER_DEFAULTS) -> Snapshot
     return replace(figures, concerns=tuple(_concerns(figures)))
 
 
-def cycle_errors(tracks: Tracks) -> NDArray[np.float32]:
-    """Return the forward-backward errors [M] of the points that can be judged, in pixels.
-
-    A point of one anchor's grid is followed along its own track to another anchor's frame. Its way
-    back is interpolated bilinearly from the tracks of the four points around it in the other grid,
-    because no stored track starts exactly there. The error is the distance between its start and
-    its return (Kalal et al., ICPR 2010). All five points must be visible at both ends. At an
-    object's edge, where neighbours move apart, the error is large although no track is wrong, so
-    the median is more useful than the mean.
-    """
-    side = round(tracks.positions.shape[2] ** 0.5)
-    errors = [np.empty(0, np.float32)]
-    if side < 2 or side * side != tracks.positions.shape[2]:
-        return errors[0]  # no square grid, so no cells to interpolate in
-    for (a, first), (b, second) in itertools.permutations(enumerate(tracks.anchors), 2):
-        visible = tracks.visibility[a, second] >= VISIBLE_THRESHOLD
-        end, interpolated = _carry(tracks, b, int(first), tracks.positions[a, second], side)
-        distances = np.linalg.norm(end - tracks.positions[a, first], axis=-1)
-        errors.append(distances[visible & interpolated])
-    return np.concatenate(errors).astype(np.float32)
-
-
-def _carry(
-    tracks: Tracks, anchor: int, t: int, points: NDArray[np.float32], side: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Move points [N, 2] of an anchor's frame to frame `t`, along the grid of tracks around them.
-
-    Returns the moved points [N, 2], and which could be interpolated [N]: those that lie inside the
-    grid, between four tracks that are visible in frame `t`.
-    """
-    grid = tracks.positions[anchor, tracks.anchors[anchor]].reshape(side, side, 2)
-    moved = tracks.positions[anchor, t].reshape(side, side, 2) - grid
-    visible = (tracks.visibility[anchor, t] >= VISIBLE_THRESHOLD).reshape(side, side)
-    # the cell of each point, and its fractional position (u, v) in it
-    xs, ys = grid[0, :, 0], grid[:, 0, 1]
-    inside_x = (points[:, 0] >= xs[0]) & (points[:, 0] < xs[-1])
-    inside_y = (points[:, 1] >= ys[0]) & (points[:, 1] < ys[-1])
-    column = np.clip(np.searchsorted(xs, points[:, 0], side="right") - 1, 0, side - 2)
-    row = np.clip(np.searchsorted(ys, points[:, 1], side="right") - 1, 0, side - 2)
-    u = ((points[:, 0] - xs[column]) / (xs[column + 1] - xs[column]))[:, None]
-    v = ((points[:, 1] - ys[row]) / (ys[row + 1] - ys[row]))[:, None]
-    # bilinear interpolation of the displacements of its four corners
-    above = moved[row, column] * (1 - u) + moved[row, column + 1] * u
-    below = moved[row + 1, column] * (1 - u) + moved[row + 1, column + 1] * u
-    corners_visible = (
-        visible[row, column]
-        & visible[row, column + 1]
-        & visible[row + 1, column]
-        & visible[row + 1, column + 1]
-    )
-    return points + above * (1 - v) + below * v, inside_x & inside_y & corners_visible
-
-
 def _count_good(clips: pa.Table) -> int:
     """Count the clips that `GOOD` keeps."""
     moves = pc.greater(clips["motion"], _MIN_MOTION)
@@ -340,18 +287,19 @@ def _measure_source(name: str, clips: Sequence[Tracks], directions: Directions) 
             indices = longest + np.flatnonzero(tracked[row]) - anchor
             sums[indices] += tracks.visibility[row, tracked[row]].mean(axis=1) / 255
             counts[indices] += 1
-        errors.append(cycle_errors(tracks))
+        cycles = cycle_errors(tracks)
+        errors.append(cycles[np.isfinite(cycles)])
     since_anchor = tuple(
         (int(index - longest), float(sums[index] / counts[index]))
         for index in np.flatnonzero(counts)
     )
-    cycles = np.concatenate(errors)
-    median, p90 = map(float, np.quantile(cycles, [0.5, 0.9])) if len(cycles) else (None, None)
+    judged = np.concatenate(errors)
+    median, p90 = map(float, np.quantile(judged, [0.5, 0.9])) if len(judged) else (None, None)
     return SourceTracks(
         source=name,
         clips=len(clips),
         since_anchor=since_anchor,
-        cycles=len(cycles),
+        cycles=len(judged),
         cycle_median=median,
         cycle_p90=p90,
     )

@@ -14,6 +14,7 @@ from manifests.tables import (
     VIDEOS,
     columns_of,
     failure_counts,
+    open_table,
     read_table,
     rows_by_shard,
     table_of,
@@ -51,6 +52,7 @@ COLUMNS = {
         ("identity", pa.string()),
         ("scan", pa.string()),
         ("terms", pa.string()),
+        ("viewpoint_quality", pa.float32()),
     ],
     "clips": [
         ("key", pa.string()),
@@ -75,6 +77,16 @@ COLUMNS = {
         ("frame_offsets", pa.list_(pa.int64())),
         ("frame_sizes", pa.list_(pa.int64())),
         ("checksum", pa.string()),
+        ("scores_offset", pa.int64()),
+        ("scores_size", pa.int64()),
+        ("posed", pa.bool_()),
+        ("turn", pa.float32()),
+        ("baseline", pa.float32()),
+        ("epipolar_px", pa.float32()),
+        ("epipolar_inliers", pa.float32()),
+        ("reprojection_px", pa.float32()),
+        ("cycle_px", pa.float32()),
+        ("viewpoint_quality", pa.float32()),
     ],
     "shards": [
         ("shard", pa.string()),
@@ -92,6 +104,7 @@ COLUMNS = {
         ("track_seconds", pa.float64()),
         ("write_seconds", pa.float64()),
         ("tries", pa.int32()),
+        ("scores", pa.int32()),
     ],
     "failures": [
         ("source", pa.string()),
@@ -154,3 +167,21 @@ def test_a_missing_column_is_another_versions(tmp_path: Path) -> None:
         FormatVersionError, match="lacks c, d: another version of pretrack wrote it"
     ):
         read_table(tmp_path / "t.parquet", ["c", "a", "d"])
+
+
+def test_columns_added_since_a_table_was_written_are_null(tmp_path: Path) -> None:
+    """A table of an earlier version, without the columns of scores, is read; others are refused."""
+    earlier = [name for name, _ in COLUMNS["clips"][:22]]
+    row = dict.fromkeys(earlier) | {"key": "made-a", "frames": 8}
+    table = table_of([row], CLIPS)
+    write_table(tmp_path / "clips.parquet", table.select(earlier))
+
+    read = read_table(tmp_path / "clips.parquet", ["key", "epipolar_px", "posed", "frames"])
+    assert read.to_pylist() == [{"key": "made-a", "epipolar_px": None, "posed": None, "frames": 8}]
+    assert read_table(tmp_path / "clips.parquet", CLIPS.names).schema == CLIPS
+    opened = open_table(tmp_path / "clips.parquet", CLIPS.names)
+    assert opened.to_table(["turn", "frames"]).to_pylist() == [{"turn": None, "frames": 8}]
+
+    write_table(tmp_path / "other.parquet", table.drop_columns(["motion"]))
+    with pytest.raises(FormatVersionError, match="lacks motion: another version"):
+        read_table(tmp_path / "other.parquet", ["key", "motion", "turn"])
