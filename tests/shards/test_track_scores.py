@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from pipeline.sources.co3d import viewpoint_camera
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings, LucasKanadeTracker
@@ -164,11 +165,11 @@ def replaced(info: ClipInfo, change: Callable[[int, Camera], Camera | None]) -> 
     return replace(info, cameras=cameras)
 
 
-def with_matrix(camera: Camera, matrix: np.ndarray) -> Camera:
+def with_matrix(camera: Camera, matrix: NDArray[np.float64]) -> Camera:
     return replace(camera, world_to_camera=tuple(matrix.ravel().tolist()))
 
 
-def matrix_of(camera: Camera) -> np.ndarray:
+def matrix_of(camera: Camera) -> NDArray[np.float64]:
     return np.array(camera.world_to_camera).reshape(3, 4)
 
 
