@@ -176,7 +176,9 @@ def matrix_of(camera: Camera) -> NDArray[np.float64]:
 NO_POSES: dict[str, Callable[[int, Camera], Camera | None]] = {
     "none": lambda t, camera: None,
     "not finite": lambda t, camera: replace(camera, fx=np.nan),
-    "infinite": lambda t, camera: with_matrix(camera, [*matrix_of(camera), 0, 0, 0, np.inf]),
+    "infinite": lambda t, camera: with_matrix(
+        camera, matrix_of(camera) + np.array([0, 0, 0, np.inf])
+    ),
     "singular": lambda t, camera: with_matrix(camera, matrix_of(camera) * 0),
     "mirrored": lambda t, camera: with_matrix(camera, matrix_of(camera) * [[-1], [1], [1]]),
     "all equal": lambda t, camera: camera_of(np.eye(3), np.array([0.1, 0.2, 0.3])),
