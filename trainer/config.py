@@ -188,6 +188,11 @@ class TrackFilterSettings(Settings):
     confidence: float = Field(default=0.1, ge=0, le=1)
     """A point counts if its stored confidence is also at least this. Published: confidence is not
     used, which is 0 here."""
+    max_epipolar_px: float | None = Field(default=None, gt=0)
+    """A track is left out if its stored epipolar score is larger than this: if it was ever farther
+    from its anchor's epipolar line, in pixels of the stored frame. Tracks without a score, such as
+    those of clips without poses, are kept. 2 suits static scenes; right tracks of moving objects
+    are left out, too."""
     mask_outside: bool = True
     """Whether points outside the cropped frame are ignored. Published: false, which moves them to
     the border and counts them."""

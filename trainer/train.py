@@ -130,7 +130,10 @@ class TrainingRun:
         """Steps taken so far."""
 
         self.dataset = ClipDataset(
-            open_snapshots(settings.data, snapshots), settings.data, run.seed
+            open_snapshots(settings.data, snapshots),
+            settings.data,
+            run.seed,
+            settings.tracks.max_epipolar_px,
         )
         self._check_clips(checkpoint["clips"] if checkpoint else None)
         self.sampler = self.dataset.sampler(run.batch_size, rank.number, rank.world, self.step)

@@ -12,7 +12,9 @@ from shards.clip import Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
 from shards.files import Location
 from shards.geometry import grid_points, inside
+from shards.score_codec import encode_scores
 from shards.stored_clip import StoredClip
+from shards.track_scores import score_clip
 from shards.writer import ClipMembers, open_shard
 
 WIDTH, HEIGHT = 96, 64
@@ -99,11 +101,18 @@ def grey_clip(
     return StoredClip(info, tracks, (picture,) * frames)
 
 
-def write_clips(path: Location, clips: list[StoredClip]) -> tuple[dict[str, ClipMembers], int, str]:
-    """Write a shard; return its members by key, its size and its checksum."""
+def write_clips(
+    path: Location, clips: list[StoredClip], *, scored: bool = False
+) -> tuple[dict[str, ClipMembers], int, str]:
+    """Write a shard, with scores if `scored`; return its members by key, its size and checksum."""
     with open_shard(path) as writer:
         members = {
-            clip.info.key: writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs)
+            clip.info.key: writer.add(
+                clip.info,
+                encode_tracks(clip.tracks),
+                clip.jpegs,
+                encode_scores(score_clip(clip.tracks, clip.info).tracks) if scored else None,
+            )
             for clip in clips
         }
     return members, writer.size, writer.checksum

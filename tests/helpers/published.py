@@ -11,6 +11,7 @@ from manifests.rows import ShardRow, TrackSummary, clip_row
 from manifests.snapshot import Snapshot, publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards.stored_clip import StoredClip
+from shards.track_scores import score_clip
 from tests.helpers.clips import grey_clip, write_clips
 
 HOSTILE = "<script>alert(1)</script>"
@@ -24,10 +25,11 @@ def publish_clips(
     motion: Sequence[float] = (),
     settings: dict[str, Any] | None = None,
     failures: Sequence[dict[str, str]] = (),
+    scored: bool = False,
 ) -> Snapshot:
     """Write clips as one shard, and publish a snapshot of them and their videos."""
     group = "made-train-000000"
-    members, size, checksum = write_clips(out / "shards" / "new.tar", list(clips))
+    members, size, checksum = write_clips(out / "shards" / "new.tar", list(clips), scored=scored)
     shard = shard_name(group, checksum)
     (out / "shards" / "new.tar").rename(str(shard_path(out, shard)))
     rows = [
@@ -41,6 +43,7 @@ def publish_clips(
                 visible_fraction=float(clip.tracks.visibility.mean()) / 255,
                 motion=motion[number] if motion else 0.1,
             ),
+            score_clip(clip.tracks, clip.info).clip if scored else None,
         )
         for number, clip in enumerate(clips)
     ]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from shards import jpeg
 from shards.clip import Camera, ClipInfo, Tracks
 from shards.geometry import grid_points, inside
+from shards.stored_clip import StoredClip
 from tests.helpers.clips import make_clip
 
 SIZE = (320, 256)
@@ -64,6 +67,15 @@ def static_scene(
     confidence = rng.integers(120, 256, visible.shape).astype(np.uint8)
     tracks = Tracks(np.array(anchors, np.int32), positions.astype(np.float32), visible, confidence)
     return StaticScene(info, truth, tracks)
+
+
+def stored_scene(scene: StaticScene, key: str, source: str = "made") -> StoredClip:
+    """Give a scene as a clip of noise, the same in every frame."""
+    width, height = SIZE
+    noise = np.random.default_rng(0).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    picture = cv2.resize(noise, SIZE, interpolation=cv2.INTER_CUBIC)
+    info = replace(scene.info, key=key, video_id=key, sequence=key, source=source)
+    return StoredClip(info, scene.tracks, (jpeg.encode(picture, 90),) * info.frames)
 
 
 def arc(frames: int, turn: float, radius: float = 4.0) -> list[Camera]:

@@ -376,6 +376,11 @@ def test_too_few_clips_for_a_batch_is_an_error(settings: Make) -> None:
         train(settings(run={"batch_size": 1}))
 
 
+def test_a_run_that_filters_tracks_by_scores_needs_scores(settings: Make) -> None:
+    with pytest.raises(PretrackError, match=r"'tracks.max_epipolar_px' needs scores of tracks"):
+        train(settings(tracks={"max_epipolar_px": 2.0}))
+
+
 def test_exported_weights_load_with_timm_alone(settings: Make) -> None:
     s = settings(run={"steps": 2})
     weights = train(s)

@@ -1,8 +1,11 @@
 """Filters over the clips table: `visible_fraction > 0.5 and dataset in ('co3d', 'dl3dv')`.
 
 The grammar is a part of Python's: columns, numbers and strings; + - * /; comparisons, also chained
-ones, and `in`; and, or, not. Python's own parser reads it, and it becomes a pyarrow expression:
-`docs/architecture.md` says why not SQL.
+ones, and `in`; columns that are true or false, such as `posed`; and, or, not. Python's own parser
+reads it, and it becomes a pyarrow expression: `docs/architecture.md` says why not SQL.
+
+A comparison with a null, such as a score that a clip lacks, is neither true nor false, and a clip
+for which a filter is not true is left out.
 """
 
 from __future__ import annotations
@@ -62,6 +65,8 @@ def _condition(node: ast.expr) -> pc.Expression:
             return condition
         case ast.UnaryOp(op=ast.Not(), operand=inner):
             return ~_condition(inner)
+        case ast.Name(id=name) if pa.types.is_boolean(_column(name)[1]):
+            return _column(name)[0]
         case ast.Compare(left=left, ops=operators, comparators=rights):
             # a < b < c means a < b and b < c.
             lefts = [left, *rights[:-1]]
@@ -105,7 +110,7 @@ def _value(node: ast.expr) -> Any:
         ):
             return pc.scalar(value)
         case ast.Name(id=name):
-            return _column(name)
+            return _column(name)[0]
         case ast.UnaryOp(op=ast.USub(), operand=inner):
             return pc.scalar(0) - _value(inner)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
@@ -123,10 +128,13 @@ def _value(node: ast.expr) -> Any:
     )
 
 
-def _column(name: str) -> pc.Expression:
-    """Convert a column's name. Raises SettingsError, with a suggestion, for an unknown one."""
+def _column(name: str) -> tuple[pc.Expression, pa.DataType]:
+    """Convert a column's name: the expression and its type.
+
+    Raises SettingsError, with a suggestion, for an unknown one.
+    """
     if name not in COLUMNS:
         near = difflib.get_close_matches(name, COLUMNS, 1)
         hint = f"did you mean '{near[0]}'?" if near else f"there are {', '.join(COLUMNS)}"
         raise SettingsError(f"the clips table has no column '{name}' ({hint})")
-    return pc.field(name)
+    return pc.field(name), CLIPS.field(name).type

@@ -11,6 +11,7 @@ from shards.clip import Directions
 from shards.codec import decode_frames
 from shards.errors import ShardError
 from shards.files import Location
+from shards.score_codec import decode_scores
 from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.clip_table import Clip
@@ -29,10 +30,12 @@ def read_clip(
     points: int,
     tracked: Directions,
     read_members: ReadMembers,
+    max_epipolar_px: float | None = None,
 ) -> EncodedClip:
     """Draw which frames and tracks a sample shows of a clip with N = `points`, and read them.
 
-    tracked: the directions in which its points were tracked
+    tracked:         the directions in which its points were tracked
+    max_epipolar_px: tracks with a larger epipolar score get visibility 0 in all frames
 
     Raises ShardError for members that cannot be read, for damaged tracks, and for tables that do
     not fit the clip.
@@ -47,10 +50,18 @@ def read_clip(
     _check_frames(clip, frames)
     offsets += clip.frame_offsets[frames].tolist()
     sizes += clip.frame_sizes[frames].tolist()
+    scored = max_epipolar_px is not None and clip.scores_size > 0
+    if scored:
+        offsets.append(clip.scores_offset)
+        sizes.append(clip.scores_size)
     tracks, *images = read_members(shard, offsets, sizes)
     positions, visibility, confidence = decode_frames(
         tracks, int(clip.anchors[anchor]), numbers, (clip.frames, points)
     )
+    if scored:
+        scores = decode_scores(images.pop(), (len(clip.anchors), points))
+        # A track without a score is NaN, which is not larger.
+        visibility[:, scores.epipolar[anchor] > max_epipolar_px] = 0
     return EncodedClip(
         key=clip.key,
         shard=str(shard),

@@ -56,6 +56,16 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipT
     return clips
 
 
+def check_scores(clips: ClipTable, snapshots: Sequence[Snapshot]) -> None:
+    """Raise PretrackError if no clip has scores of its tracks."""
+    if not pc.any(pc.greater(clips.table["scores_size"], 0)).as_py():
+        folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
+        raise PretrackError(
+            f"'tracks.max_epipolar_px' needs scores of tracks, and no clip in {folders} has any: "
+            "run 'pretrack build' again, which adds them, or leave the setting out"
+        )
+
+
 def mixed_groups(
     clips: ClipTable, snapshots: Sequence[Snapshot], weights: dict[str, float]
 ) -> tuple[ClipGroup, ...]:
@@ -94,6 +104,9 @@ def _read_columns(snapshot: Snapshot, folder: int, where: str) -> pa.Table:
     # A name that only occurs in a string of `where` is read too, which does no harm.
     names = [field.name for field in CLIPS if field.name in needed or field.name in where]
     table = read_table(snapshot.folder / "clips.parquet", names)
+    for name in ("scores_offset", "scores_size"):  # null for clips without scores
+        index = table.column_names.index(name)
+        table = table.set_column(index, name, table[name].fill_null(0))
     return table.append_column("folder", pa.repeat(pa.scalar(folder, pa.int32()), table.num_rows))
 
 

@@ -30,6 +30,8 @@ class Clip:
     tracks_offset: first byte of the tracks member in the shard
     anchor_sizes:  bytes of each anchor's tracks [A], one after the other in that member
     frame_offsets: first byte of each frame's JPEG in the shard [frames]; its bytes: `frame_sizes`
+    scores_offset: first byte of the tracks' scores in the shard; their bytes, 0 if there are none:
+                   `scores_size`
     """
 
     key: str
@@ -43,6 +45,8 @@ class Clip:
     anchor_sizes: NDArray[np.int64]
     frame_offsets: NDArray[np.int64]
     frame_sizes: NDArray[np.int64]
+    scores_offset: int
+    scores_size: int
 
 
 class ClipTable:

@@ -26,7 +26,7 @@ from trainer.config import DataSettings
 from trainer.data.augment import largest_box
 from trainer.data.batch import Batch, first_item
 from trainer.data.clip_reader import named_clip, read_clip
-from trainer.data.clip_selection import choose_clips, mixed_groups
+from trainer.data.clip_selection import check_scores, choose_clips, mixed_groups
 from trainer.data.encoded_clip import EncodedClip, decode_clip
 from trainer.data.member_cache import MemberCache
 from trainer.data.packed_batch import BatchShape, PackedBatch
@@ -47,13 +47,25 @@ class ClipDataset(Dataset[Batch]):
     Indexed by (pass, clip), see `SampleIndex`; the same index always gives the same sample, as a
     `Batch` without the axis B. `Loader` reads whole batches.
 
-    Raises PretrackError if no clip fits, or if clips differ in their number of points. Reading an
-    unreadable clip raises ShardError with its key, or replaces the clip, as `on_error` says.
+    max_epipolar_px: tracks with a larger epipolar score are not visible (`TrackFilterSettings`)
+
+    Raises PretrackError if no clip fits, if clips differ in their number of points, or if their
+    tracks are to be filtered by scores and none has any. Reading an unreadable clip raises
+    ShardError with its key, or replaces the clip, as `on_error` says.
     """
 
-    def __init__(self, snapshots: Sequence[Snapshot], settings: DataSettings, seed: int) -> None:
+    def __init__(
+        self,
+        snapshots: Sequence[Snapshot],
+        settings: DataSettings,
+        seed: int,
+        max_epipolar_px: float | None = None,
+    ) -> None:
         self.settings, self.seed = settings, seed
+        self.max_epipolar_px = max_epipolar_px
         self.clips = choose_clips(snapshots, settings)
+        if max_epipolar_px is not None:
+            check_scores(self.clips, snapshots)
         self.points: int = self.clips.table["points"][0].as_py()
         self.groups = mixed_groups(self.clips, snapshots, settings.weights)
         # Opened again, since those passed keep the tables that they have read in memory.
@@ -191,6 +203,7 @@ class ClipDataset(Dataset[Batch]):
                 points=self.points,
                 tracked=self.tracked[clip.folder],
                 read_members=self._cache.read if self._cache else read_members,
+                max_epipolar_px=self.max_epipolar_px,
             )
 
     def _candidates(self, index: SampleIndex) -> Iterator[SampleIndex]:
