@@ -1,20 +1,25 @@
-"""Run code on a CUDA device that this machine lacks, and count what the device is asked to do.
+"""Run training steps on a CUDA device that this machine lacks, and count what they ask of it.
+
+    python -m benchmarks.device_trace [--backbone NAME] [--clips N]
 
 Tensors have shapes and a device, and no values (torch's fake tensors). Counted are the operations
 that launch kernels, and the places where the host waits for the device: reading a value, copying
 to the host, and copying to the device without `non_blocking` or from memory that is not pinned.
 
 One operation of torch is counted as one, although it may launch several kernels. Autocast changes
-nothing here, so its casts are not counted.
+nothing here, so its casts are not counted. The default loss counts as one operation per reference
+each way, as its Triton kernel is.
 """
 
 from __future__ import annotations
 
+import argparse
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,9 +36,14 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.step import make_batch
+from trainer.config import TrainSettings
+from trainer.data.batch import Batch
 from trainer.data.device_batches import CopyStream
 from trainer.distributed import Rank
-from trainer.run_setup import make_optimizer
+from trainer.losses.sorting import soft_rank
+from trainer.model.student_teacher import TeacherAverage
+from trainer.run_setup import make_optimizer, make_step, reference_patches
 from trainer.step_record import StepRecord
 from trainer.train import TrainingRun
 
@@ -91,6 +101,7 @@ def move_run(run: TrainingRun) -> None:
     run.rank = Rank(0, 1, CUDA)
     on_fake_cuda(run.model)
     run.trained = [p for p in run.model.parameters() if p.requires_grad]
+    run.average = TeacherAverage(run.model.teacher, run.model.student, True)
     run.copies, run.record = CopyStream(CUDA), StepRecord(CUDA, deferred=True)
     run.optimizer = make_optimizer(run.model, run.settings.optim, fused=True)
     run.optimizer.found_inf = run.record.not_finite  # type: ignore[attr-defined]
@@ -122,6 +133,7 @@ def _stand_ins(pinned: set[int]) -> list[tuple[Any, str, Any]]:
         # torch chooses the kernel by the device's properties; any of them is one operation.
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]  # type: ignore[no-any-return]
 
+    kernels = SimpleNamespace(spearman_rows=_one_operation)
     nothing: Callable[..., None] = lambda *_: None  # noqa: E731
     stream = SimpleNamespace(wait_stream=nothing)
     optimizer = torch.optim.Optimizer
@@ -139,7 +151,13 @@ def _stand_ins(pinned: set[int]) -> list[tuple[Any, str, Any]]:
         (torch.cuda, "current_stream", lambda *_: stream),
         (torch.cuda, "stream", nullcontext),
         (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: True),
+        (soft_rank, "gpu_kernels", lambda *_: kernels),
     ]
+
+
+def _one_operation(values: Tensor, order: Tensor, _: float) -> Tensor:
+    """Stand for a kernel that computes a loss per row, and its gradient in one more operation."""
+    return values.amax(dim=-1)
 
 
 class _Recorder(TorchDispatchMode):
@@ -172,6 +190,8 @@ class _Recorder(TorchDispatchMode):
             return self._copy(operation, name, args, kwargs)
         if name in _UNKNOWN_SIZE:
             self._wait(name)
+        if name.startswith("index") and any(t.ndim and t.device == CPU for t in tensors):
+            self._wait("indices copied to the device")
         result = _sampled(name, args) if "grid_sampler" in name else operation(*args, **kwargs)
         if _launches(operation, name, result):
             self.trace.operations[name] += 1
@@ -230,3 +250,51 @@ def _launches(operation: Any, name: str, result: Any) -> bool:
     on_device = any(isinstance(r, Tensor) and r.device.type != "cpu" for r in results)
     # `_foreach_…_` operations return nothing.
     return (on_device or not returns) and not is_view and name not in _NO_KERNEL
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.device_trace")
+    parser.add_argument("--backbone", default="dino_small")
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--size", type=int, default=224)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Trace a few steps; print what the last one asked of the device."""
+    a = parse_arguments()
+    run, batches = make_run(a.backbone, a.clips, a.size)
+    with fake_cuda() as trace:
+        move_run(run)
+        for _ in range(2):  # the first step makes the optimizer's state
+            trace.operations.clear()
+            trace.waits.clear()
+            run.take_step(*run.next_batch(batches))
+    print(
+        f"{a.backbone}, {a.clips} clips of 4 frames at {a.size} px: "
+        f"{trace.operations.total()} operations per step, the host waits {len(trace.waits)} times"
+    )
+    print("\n".join(trace.waits))
+    for name, count in trace.operations.most_common(12):
+        print(f"{count:5d} {name}")
+
+
+def make_run(backbone: str, clips: int, size: int) -> tuple[TrainingRun, Iterator[Batch]]:
+    """Return a run on the CPU with the default settings and without data, and its one batch."""
+    run = object.__new__(TrainingRun)
+    run.settings = TrainSettings.model_validate(
+        {
+            "data": {"out": ".", "size": size},
+            "model": {"backbone": backbone, "weights": "random"},
+            "run": {"out": ".", "steps": 100, "batch_size": clips},
+        }
+    )
+    run.step, run.last_step = 0, 100
+    run.model = run.forward = make_step(run.settings, None, CPU)
+    run.patches = reference_patches(run.model.student.backbone, run.settings)
+    return run, repeat(make_batch(clips, size, "cpu"))
+
+
+if __name__ == "__main__":
+    main()

@@ -43,7 +43,7 @@ from trainer.model.feature_sampling import (
 )
 from trainer.model.step import Step
 from trainer.model.step_indices import StepIndices, make_indices, pack_indices, unpack_indices
-from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
+from trainer.model.student_teacher import Embedder, Projection, TeacherAverage, make_teacher
 
 FRAMES, POINTS, REFERENCES = 4, 256, 5
 
@@ -249,7 +249,7 @@ def timed(step: Callable[..., Tensor], model: Step, arguments: tuple[object, ...
     started = time.perf_counter()
     step(*arguments).backward()  # type: ignore[no-untyped-call]
     # A momentum of 1 changes nothing, so all rows see the same teacher.
-    update_teacher(model.teacher, model.student, 1.0, True)
+    TeacherAverage(model.teacher, model.student, True).update(1.0)
     if next(model.parameters()).is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - started

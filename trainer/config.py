@@ -310,7 +310,8 @@ class RunSettings(Settings):
 
     out: Path
     """Folder for checkpoints, logs and the trained weights. Only the first rank reads and writes
-    it, so with several nodes it need not be shared: a resumed run's checkpoint is broadcast."""
+    it, so with several nodes it need not be shared: a resumed run's checkpoint is broadcast to
+    ranks that do not see it."""
     seed: int = Field(default=1, ge=0)
     """Seed of every random choice."""
     batch_size: int = Field(default=32, ge=1)
@@ -327,7 +328,7 @@ class RunSettings(Settings):
     """`auto` uses CUDA if a device is available, otherwise the CPU."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the transformers on CUDA; the CPU always uses float32, and so does the loss.
-    Published: float32."""
+    Checkpoints are float32. Published: float32."""
     compile: bool = False
     """Compiles the transformers' blocks (torch.compile). Worthwhile for long runs on CUDA; the
     first steps take longer."""
@@ -344,7 +345,8 @@ class RunSettings(Settings):
     export: Literal["student", "teacher"] = "student"
     """Whose backbone is exported, before the first step and after the last."""
     log_every: int = Field(default=10, ge=1)
-    """Steps between two reports on the console and to `watch`."""
+    """Steps between two reports on the console and to `watch`. On CUDA, losses are read and checked
+    only then: reading makes the program wait for the device."""
     watch: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Where metrics are logged besides the console. `wandb` and `trackio` must be installed."""
     pictures: int = Field(default=2, ge=0)

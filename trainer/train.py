@@ -50,7 +50,7 @@ from trainer.model.backbone import normalised_images
 from trainer.model.feature_sampling import References, choose_references, rank_references
 from trainer.model.step import Step, step_flops
 from trainer.model.step_indices import StepIndices, make_indices, pack_indices, unpack_indices
-from trainer.model.student_teacher import update_teacher
+from trainer.model.student_teacher import TeacherAverage
 from trainer.run_setup import (
     check_batch_split,
     check_compiler,
@@ -147,6 +147,9 @@ class TrainingRun:
         self.model = make_step(settings, checkpoint, rank.device)
         self.patches = reference_patches(self.model.student.backbone, settings)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        self.average = TeacherAverage(
+            self.model.teacher, self.model.student, settings.teacher.average == "trained"
+        )
         self.record = StepRecord(rank.device, deferred=on_cuda)
         self.optimizer = make_optimizer(self.model, settings.optim, fused=on_cuda)
         if on_cuda:
@@ -261,8 +264,7 @@ class TrainingRun:
         self.optimizer.zero_grad(set_to_none=True)
 
         momentum = teacher_momentum(step, self.last_step, s.teacher)
-        trained_only = s.teacher.average == "trained"
-        update_teacher(self.model.teacher, self.model.student, momentum, trained_only)
+        self.average.update(momentum)
         self.step += 1
         metrics: dict[str, float | Tensor] = {
             "lr": rate,

@@ -35,7 +35,7 @@ from trainer.losses.embeddings import Embeddings
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
 from trainer.model.step_indices import make_indices
-from trainer.run_setup import make_step
+from trainer.run_setup import load_optimizer, make_optimizer, make_step
 from trainer.schedule import step_seed
 from trainer.train import TrainingRun, train
 
@@ -479,3 +479,20 @@ def test_a_run_asked_to_stop_saves_and_goes_on_as_if_nothing_had_been(
     train(s)
     for part in ("student", "teacher", "optimizer"):
         assert_same(last_state(s)[part], last_state(unbroken)[part], part)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_an_optimizer_stays_fused_or_not_whatever_the_checkpoint_says(
+    settings: Make, fused: bool
+) -> None:
+    """A GPU fuses AdamW, and a CPU does not, so a run can be resumed on the other."""
+    s = settings(run={"steps": 1})
+    train(s)
+    saved = last_state(s)["optimizer"]
+    for group in saved["param_groups"]:
+        group["fused"] = not fused or None
+    optimizer = make_optimizer(make_step(s, None, torch.device("cpu")), s.optim, fused=fused)
+    load_optimizer(optimizer, saved)
+    assert [group["fused"] for group in optimizer.param_groups] == [fused or None] * 4
+    for name in ("exp_avg", "exp_avg_sq", "step"):
+        assert_same(optimizer.state_dict()["state"][0][name], saved["state"][0][name])

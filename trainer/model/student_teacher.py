@@ -88,26 +88,34 @@ def make_teacher(student: Embedder) -> Embedder:
     return copy.deepcopy(student).requires_grad_(False).eval()
 
 
-@torch.no_grad()
-def update_teacher(
-    teacher: Embedder, student: Embedder, momentum: float, trained_only: bool
-) -> None:
-    """Update the teacher after a step: t ← momentum * t + (1 - momentum) * s.
+class TeacherAverage:
+    """The teacher as an exponential moving average of the student.
 
     With `trained_only` only weights that the student trains are averaged; frozen ones are equal in
-    both anyway. Without it all are, in the published form t * momentum + s * (1 - momentum), which
-    moves frozen weights by rounding errors.
+    both anyway. Without it all are.
     """
-    pairs = [
-        (t, s)
-        for t, s in zip(teacher.parameters(), student.parameters(), strict=True)
-        if s.requires_grad or not trained_only
-    ]
-    averaged: list[Tensor] = [t for t, _ in pairs]
-    current = [s.detach() for _, s in pairs]
-    # One fused call for all weights instead of a kernel launch for each.
-    if trained_only:
-        torch._foreach_lerp_(averaged, current, 1 - momentum)
-    else:
-        torch._foreach_mul_(averaged, momentum)
-        torch._foreach_add_(averaged, current, alpha=1 - momentum)
+
+    def __init__(self, teacher: Embedder, student: Embedder, trained_only: bool) -> None:
+        self.trained_only = trained_only
+        # Collected once: going through all modules takes about as long as queueing the update.
+        pairs = [
+            (t, s)
+            for t, s in zip(teacher.parameters(), student.parameters(), strict=True)
+            if s.requires_grad or not trained_only
+        ]
+        self.averaged: list[Tensor] = [t for t, _ in pairs]
+        self.current: list[Tensor] = [s for _, s in pairs]
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Update the teacher after a step: t ← momentum * t + (1 - momentum) * s.
+
+        For all weights in the published form t * momentum + s * (1 - momentum), which moves frozen
+        weights by rounding errors.
+        """
+        # One fused call for all weights instead of a kernel launch for each.
+        if self.trained_only:
+            torch._foreach_lerp_(self.averaged, self.current, 1 - momentum)
+        else:
+            torch._foreach_mul_(self.averaged, momentum)
+            torch._foreach_add_(self.averaged, self.current, alpha=1 - momentum)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.errors import SettingsError
 from trainer.config import LoraSettings
@@ -40,6 +43,52 @@ def test_a_patch_feature_lies_at_its_patch() -> None:
     changed[..., 14:28, 42:56] = 3
     difference = (backbone(changed) - backbone(image)).norm(dim=-1)[0]
     assert difference.argmax().item() == 1 * 4 + 3
+
+
+class WeightCasts(TorchDispatchMode):
+    """Counts how often one of some weights is converted to bfloat16."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.addresses, self.count = {weight.data_ptr() for weight in weights}, 0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") == torch.bfloat16 and args[0].data_ptr() in self.addresses:
+            self.count += 1
+        return operation(*args, **kwargs)
+
+
+@pytest.mark.parametrize("name", ["dino_small", "dinov2_reg_small", "dinov3_small"])
+def test_a_trunk_kept_in_bfloat16_computes_what_autocast_does_without_converting_weights(
+    name: str,
+) -> None:
+    torch.manual_seed(0)
+    backbone = make_backbone(name, None, {**TINY, "depth": 3})
+    backbone.freeze(1, train_norm=False)
+    images = torch.randn(2, 3, 4 * backbone.patch, 4 * backbone.patch)
+    float32, state = backbone.trunk(images).values, backbone.state_dict()
+
+    def under_autocast() -> tuple[Tensor, int]:
+        casts = WeightCasts(backbone.parameters())
+        with torch.autocast("cpu", torch.bfloat16), casts:
+            return backbone.trunk(images).values, casts.count
+
+    expected, casts = under_autocast()
+    assert casts >= 9  # the patch embedding's weight, and those of four layers in two blocks
+    backbone.keep_bfloat16_trunk()
+    kept, casts = under_autocast()
+    assert torch.equal(kept, expected)
+    assert casts == 0
+    # Everything else sees the float32 weights: results without autocast, and checkpoints.
+    assert torch.equal(backbone.trunk(images).values, float32)
+    assert not torch.equal(kept, float32)
+    after = backbone.state_dict()
+    assert after.keys() == state.keys()
+    assert all(torch.equal(after[key], state[key]) for key in state)
+    assert len(list(backbone.parameters())) == len(state)
 
 
 @pytest.mark.parametrize("depth", [2, 24])

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from shards.errors import SettingsError
 from tests.trainer.test_train import REPOSITORY, last_state
@@ -35,7 +36,7 @@ from trainer.model.step import Step, step_flops
 from trainer.model.step_indices import StepIndices, make_indices
 from trainer.run_setup import make_step
 from trainer.schedule import step_seed
-from trainer.train import draw_indices, forward_backward, train
+from trainer.train import TrainingRun, draw_indices, forward_backward, train
 
 Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")
@@ -253,14 +254,29 @@ def test_flops_are_those_worked_out_by_hand(settings: Make) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_blocks_train_alike(settings: Make, tmp_path: Path) -> None:
+def test_compiled_blocks_train_alike_and_are_compiled_once(
+    settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = {"options": {"depth": 2, "patch_size": 8}, "trainable_blocks": 1}
-    plain = settings(model=small, run={"steps": 2, "out": tmp_path / "plain"})
-    compiled = settings(
-        model=small, run={"steps": 2, "out": tmp_path / "compiled", "compile": True}
-    )
+    # Two references per clip of other clips: each step needs another number of frames.
+    changes = {"model": small, "loss": {"frames": "curriculum", "curriculum_steps": 100}}
+    plain = settings(**changes, run={"steps": 4, "out": tmp_path / "plain"})
+    compiled = settings(**changes, run={"steps": 4, "out": tmp_path / "compiled", "compile": True})
+    needed, graphs = [], []
+    take_step = TrainingRun.take_step
+
+    def count(run: TrainingRun, batch: Batch, indices: Sequence[StepIndices]) -> object:
+        result = take_step(run, batch, indices)
+        needed.append(len(set(indices[0].tail_frames.tolist())))
+        graphs.append(counters["stats"]["unique_graphs"])
+        return result
+
     train(plain)
+    counters.clear()
+    monkeypatch.setattr(TrainingRun, "take_step", count)
     train(compiled)
+    assert len(set(needed[1:])) > 1, needed
+    assert graphs[1] == graphs[2] == graphs[3]  # the first step compares three frames, others two
     ours, theirs = last_state(compiled)["student"], last_state(plain)["student"]
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trainer.model.backbone import make_backbone
-from trainer.model.student_teacher import Embedder, Projection, make_teacher, update_teacher
+from trainer.model.student_teacher import Embedder, Projection, TeacherAverage, make_teacher
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}
 
@@ -35,7 +35,7 @@ def test_the_teacher_is_the_students_average(trained_only: bool) -> None:
     with torch.no_grad():
         for weight in student.parameters():
             weight.add_(1)
-    update_teacher(teacher, student, 0.9, trained_only)
+    TeacherAverage(teacher, student, trained_only).update(0.9)
     for old, new, theirs in zip(before, teacher.parameters(), student.parameters(), strict=True):
         moved = theirs.requires_grad or not trained_only
         torch.testing.assert_close(new, 0.9 * old + 0.1 * theirs if moved else old)
