@@ -325,7 +325,8 @@ class RunSettings(Settings):
     steps: int | None = Field(default=None, ge=1)
     """Length of the run in optimiser steps; set either this or `epochs`."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """`auto` uses CUDA if a device is available, otherwise the CPU."""
+    """`auto` uses CUDA if a device is available, otherwise the CPU. A device that cannot be used is
+    an error."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Precision of the transformers on CUDA; the CPU always uses float32, and so does the loss.
     Checkpoints are float32. Published: float32."""

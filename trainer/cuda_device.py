@@ -5,7 +5,6 @@ Torch's own errors have many lines, or come late.
 
 from __future__ import annotations
 
-import logging
 import re
 import warnings
 from collections.abc import Iterator
@@ -15,8 +14,6 @@ from typing import Literal
 import torch
 
 from shards.errors import PretrackError
-
-log = logging.getLogger(__name__)
 
 BFLOAT16_CAPABILITY = (8, 0)
 """The first compute capability with bfloat16 in its tensor cores (A100)."""
@@ -29,9 +26,9 @@ _NO_KERNEL = re.compile(r"no kernel image", re.IGNORECASE)
 def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
     """Return the device of the rank `local_rank` of this machine.
 
-    `auto` is CUDA if torch sees a CUDA device, else the CPU; a driver that is too old for torch is
-    logged. Raises PretrackError if `cuda` was asked for and torch sees no device, if there are
-    fewer devices than ranks, and if the rank's device cannot run a kernel.
+    `auto` is CUDA if torch sees a CUDA device, else the CPU. Raises PretrackError if `cuda` was
+    asked for and torch sees no device, if the driver is too old for torch, if there are fewer
+    devices than ranks, and if the rank's device cannot run a kernel.
     """
     if device == "cpu":
         return torch.device("cpu")
@@ -39,11 +36,10 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     if not available:
-        reason = _why_unavailable([str(warning.message) for warning in caught])
+        _check_driver(" ".join(str(warning.message) for warning in caught))
         if device == "cuda":
-            raise PretrackError(f"'run.device: cuda' was asked for, and {reason}")
-        if torch.version.cuda and caught:
-            log.warning("training on the CPU: %s", reason)
+            built = "sees no CUDA device here" if torch.version.cuda else "was built without CUDA"
+            raise PretrackError(f"'run.device: cuda' was asked for, and torch {built}")
         return torch.device("cpu")
     if local_rank >= torch.cuda.device_count():
         raise PretrackError(
@@ -59,20 +55,15 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
     return chosen
 
 
-def _why_unavailable(messages: list[str]) -> str:
-    """Return why torch sees no CUDA device, from the warnings it gave: a clause."""
-    if not torch.version.cuda:
-        return "this torch was built without CUDA: install one that was built with it"
-    if found := re.search(
-        r"driver on your system is too old \(found version (\d+)\)", " ".join(messages)
-    ):
+def _check_driver(warning: str) -> None:
+    """Raise PretrackError if torch warned that the driver is too old for it."""
+    if found := re.search(r"driver on your system is too old \(found version (\d+)\)", warning):
         version = int(found[1])
-        return (
+        raise PretrackError(
             f"the NVIDIA driver, which is for CUDA {version // 1000}.{version % 1000 // 10}, is "
-            f"too old for this torch, which needs CUDA {torch.version.cuda}: update the driver, or "
-            "install a torch built for it"
+            f"too old for this torch, which needs CUDA {torch.version.cuda}: update the driver, "
+            "install a torch built for it, or set 'run.device=cpu'"
         )
-    return "torch sees no CUDA device here"
 
 
 def _run_kernel(device: torch.device) -> None:
