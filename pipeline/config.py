@@ -168,6 +168,11 @@ class BuildSettings(Settings):
 
     @model_validator(mode="after")
     def _check_anchors(self) -> BuildSettings:
+        if "anchors" not in self.tracks.model_fields_set:
+            inside = tuple(a for a in self.tracks.anchors if a < self.frames.clip_frames)
+            if inside != self.tracks.anchors:
+                fitting = self.tracks.model_copy(update={"anchors": inside})
+                object.__setattr__(self, "tracks", fitting)  # frozen, but not yet validated
         if self.tracks.anchors[-1] >= self.frames.clip_frames:
             raise ValueError(
                 f"tracks.anchors {list(self.tracks.anchors)} go beyond "

@@ -62,6 +62,7 @@ class Reason(StrEnum):
     UNREADABLE_IMAGE = "unreadable image"
     IMAGE_TOO_LARGE = "image too large"
     BLACK_IMAGE = "black image"
+    FURTHER_PAGES = "further pages"
     TOO_FEW_IMAGES = "too few images"
     MIXED_IMAGE_SIZES = "mixed image sizes"
 

@@ -15,7 +15,7 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 
-from shards.errors import PretrackError
+from shards.errors import PretrackError, access_error
 from shards.files import TEMPORARY, open_atomic
 from trainer.config import TrainSettings
 from trainer.data.clip_table import open_snapshots
@@ -78,10 +78,13 @@ def remove_temporary_files(out: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU.
 
-    Raises PretrackError if it is damaged or was written by another version of pretrack.
+    Raises AccessError if the system cannot read it, and PretrackError if it is damaged or was written
+    by another version of pretrack.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:  # the file may be intact
+        raise access_error(path, error) from error
     except Exception as error:  # torch raises many types for a truncated file
         reason = " ".join(str(error).split())[:200]
         raise PretrackError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.failures import DecodeError, Reason
-from pipeline.sources.picture_kinds import Channels, header_of
+from pipeline.sources.picture_kinds import Channels, ImageHeader, header_of
 
 # Pillow's own limit is the same for everyone; `frames.max_megapixels` takes its place, below.
 Image.MAX_IMAGE_PIXELS = None
@@ -29,14 +31,17 @@ _BLACK = 4
 _BEHIND = (128, 128, 128, 255)
 """What transparent images are composed over: mid grey, opaque."""
 _UINT16 = 65535
+_WITH_PAGES = ("TIFF", "WEBP", "PNG")
+"""Formats whose further pages or frames are pictures of their own, not previews as in JPEG."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """An image [H, W, 3] RGB uint8, and what its pixels were in the file."""
+    """An image [H, W, 3] RGB uint8, what its pixels were in the file, and what this leaves out."""
 
     pixels: NDArray[np.uint8]
     channels: Channels
+    left_out: tuple[Reason, ...] = ()
 
 
 def read_image(root: str, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> DecodedImage:
@@ -53,8 +58,9 @@ def read_image(root: str, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> 
         data = _read_bytes(root, name, round(max_megapixels * 1e6) * _BYTES_PER_PIXEL)
         with Image.open(BytesIO(data)) as image:
             _check_pixels(image.width, image.height, max_megapixels)
-            channels = header_of(image.mode, image.has_transparency_data).channels
+            header = header_of(image.mode, image.has_transparency_data)
             pixels = _rgb(ImageOps.exif_transpose(image))
+            left_out = tuple(_left_out(image, header))
     except FileNotFoundError as error:
         raise DecodeError("the file is missing", Reason.MISSING_IMAGE) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -62,9 +68,24 @@ def read_image(root: str, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> 
             f"the image cannot be read ({_sentence(error)})", Reason.UNREADABLE_IMAGE
         ) from error
     if pixels.max() <= _BLACK:
-        scaled = ", after its 16 bits per pixel were scaled to 8" if channels[:2] == "16" else ""
+        scaled = (
+            ", after its 16 bits per pixel were scaled to 8" if header.channels[:2] == "16" else ""
+        )
         raise DecodeError(f"the image is black all over{scaled}", Reason.BLACK_IMAGE)
-    return DecodedImage(pixels, channels)
+    return DecodedImage(pixels, header.channels, left_out)
+
+
+def _left_out(image: Image.Image, header: ImageHeader) -> Iterator[Reason]:
+    """Name what of an image its RGB pixels do not hold."""
+    if header.alpha:
+        yield Reason.TRANSPARENT_IMAGES
+    if header.channels == "16-bit grey":
+        yield Reason.SCALED_TO_EIGHT_BITS
+    if image.format in _WITH_PAGES:
+        # A damaged directory of pages has none that could be used.
+        with suppress(EOFError, OSError, ValueError, SyntaxError):
+            image.seek(1)
+            yield Reason.FURTHER_PAGES
 
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:

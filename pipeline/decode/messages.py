@@ -73,11 +73,13 @@ class StoredFrame:
 
     source_size: (width, height)
     channels:    of an image file
+    left_out:    what of an image file is not in its pixels
     """
 
     pixels: NDArray[np.uint8]
     source_size: tuple[int, int]
     channels: Channels = "colour"
+    left_out: tuple[Reason, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

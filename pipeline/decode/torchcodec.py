@@ -34,4 +34,6 @@ def frames_at(path: str, count: int, indices: Sequence[int]) -> Iterator[NDArray
         for index in indices:
             yield reader.get_frame_at(index).data.numpy()
     except (RuntimeError, ValueError, IndexError) as error:
-        raise DecodeError(f"torchcodec cannot read it ({first_line(error)})") from error
+        raise DecodeError(
+            f"torchcodec cannot read it ({first_line(error)}): set frames.decoder to pyav"
+        ) from error

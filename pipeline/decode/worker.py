@@ -129,7 +129,8 @@ def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
             height, width = image.pixels.shape[:2]
             transform = stored_transform(width, height, request.form.short_side, request.form.size)
             stored = transform.frame(image.pixels)
-            pipe.send(Result(StoredFrame(stored, (width, height), image.channels)))
+            frame = StoredFrame(stored, (width, height), image.channels, image.left_out)
+            pipe.send(Result(frame))
 
 
 if __name__ == "__main__":

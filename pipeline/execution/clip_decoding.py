@@ -31,6 +31,13 @@ _LARGEST_ASPECT_CHANGE = 1.05
 """Frames of one clip are resized to one size if their aspect ratios differ by less than this: the
 first release of CO3D crops each frame for itself, within 1 %."""
 
+_LEFT_OUT = {
+    Reason.TRANSPARENT_IMAGES: "an alpha channel: they are composed over mid grey",
+    Reason.SCALED_TO_EIGHT_BITS: "16 bits per pixel: 0 to 65535 is scaled to 0 to 255",
+    Reason.FURTHER_PAGES: "several pages: only the first is used",
+}
+"""What images of a clip "have" that its frames do not hold."""
+
 
 @dataclass(frozen=True, eq=False)
 class DecodedClip:
@@ -264,6 +271,7 @@ def _decode_from_images(
             f"{settings.min_frames} (frames.min_frames)",
             Reason.TOO_FEW_IMAGES,
         )
+    failures += _conversions(planned, video, list(frames.values()))
     frames = _of_one_size(frames, names, video, task, decoder=decoder)
     return _encode(
         planned,
@@ -328,6 +336,18 @@ def _of_one_kind(
         else image
         for index, image in images.items()
     }
+
+
+def _conversions(
+    planned: PlannedClip, video: VideoRow, frames: Sequence[StoredFrame]
+) -> Iterator[Failure]:
+    """Yield what of a clip's images its frames do not hold, unless the source said so before."""
+    counts = Counter(reason for frame in frames for reason in frame.left_out)
+    for reason, words in _LEFT_OUT.items():
+        said_before = video.dataset == "video_folder" and reason is not Reason.FURTHER_PAGES
+        if counts[reason] and not said_before:
+            detail = f"{counts[reason]} of its {len(frames)} images have {words}"
+            yield _decode_failure(planned, video, DecodeError(detail, reason), detail)
 
 
 def _stored_form(task: ShardTask) -> StoredForm:

@@ -91,7 +91,8 @@ class TrackerSettings(Settings):
     """Points per side: grid x grid points are tracked from each anchor frame."""
     anchors: tuple[int, ...] = (0, 16, 32)
     """Anchor frames: frames of a clip from which a grid of points is tracked. Anchors beyond the
-    end of a short clip are left out. `pretrack plan` names those that training cannot use."""
+    end of a short clip are left out; so are those of the default that are beyond
+    `frames.clip_frames`. `pretrack plan` names those that training cannot use."""
     directions: Directions = "both"
     """The directions in time in which points are tracked from their anchor frame: `both`, `forward`
     or `backward`. Training only uses frames of tracked directions."""

@@ -20,7 +20,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from shards.errors import PretrackError
+from shards.errors import AccessError, PretrackError
 from tests.helpers.plain_sorting_loss import plain_loss
 from tests.trainer.conftest import panning_clip, publish
 from trainer import train as training
@@ -357,6 +357,12 @@ def test_a_damaged_checkpoint_is_named(settings: Make) -> None:
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(PretrackError, match=r"step_00000001.pt cannot be read .* delete it"):
         train(s)
+
+
+def test_a_checkpoint_that_the_system_cannot_read_is_not_to_be_deleted(tmp_path: Path) -> None:
+    """The file may be intact: a folder stands for what the system refuses to read."""
+    with pytest.raises(AccessError, match=r"cannot be read: Is a directory$"):
+        load_checkpoint(tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make) -> None:

@@ -175,6 +175,40 @@ def test_a_grey_image_that_listing_did_not_see_is_left_out_and_named(
     )
 
 
+def test_what_frames_do_not_hold_of_their_images_is_named(
+    decoder: SubprocessDecoder, tmp_path: Path
+) -> None:
+    """A `video_folder` names it per video when it is listed; other sources list names only."""
+    source = {"dataset": "synthetic", "root": str(tmp_path / "in"), "videos": 1, "frames": 10}
+    (result,) = decode(source, tmp_path / "out", decoder)
+    assert result.failures == ()
+    for file in sorted((tmp_path / "in").rglob("*.png"))[:3]:
+        Image.open(file).convert("RGBA").save(file)
+    (result,) = decode(source, tmp_path / "out", decoder)
+    assert result.clip
+    (failure,) = result.failures
+    assert failure.reason == "transparent images"
+    assert failure.detail == (
+        "3 of its 10 images have an alpha channel: they are composed over mid grey"
+    )
+
+
+def test_further_pages_of_images_are_named(decoder: SubprocessDecoder, tmp_path: Path) -> None:
+    folder = tmp_path / "in" / "scan"
+    folder.mkdir(parents=True)
+    for number in range(10):
+        first, second = (Image.new("RGB", (80, 64), (9 * number + 20, 99, c)) for c in (9, 200))
+        pages = {"save_all": True, "append_images": [second]} if number < 4 else {}
+        first.save(folder / f"{number}.tif", **pages)
+    (result,) = decode(folder_source(tmp_path / "in"), tmp_path / "out", decoder)
+    assert result.clip
+    assert result.clip.info.frames == 10
+    (failure,) = result.failures
+    assert failure.reason == "further pages"
+    assert failure.detail == "4 of its 10 images have several pages: only the first is used"
+    assert jpeg.decode(result.clip.jpegs[0])[..., 2].mean() < 60  # the first page has little blue
+
+
 def test_an_image_beyond_the_setting_is_left_out_and_raising_it_changes_no_fingerprint(
     decoder: SubprocessDecoder,
     tmp_path: Path,
