@@ -198,8 +198,8 @@ def test_further_pages_of_images_are_named(decoder: SubprocessDecoder, tmp_path:
     folder.mkdir(parents=True)
     for number in range(10):
         first, second = (Image.new("RGB", (80, 64), (9 * number + 20, 99, c)) for c in (9, 200))
-        pages = {"save_all": True, "append_images": [second]} if number < 4 else {}
-        first.save(folder / f"{number}.tif", **pages)
+        pages: dict[str, Any] = {"save_all": True, "append_images": [second]}
+        first.save(folder / f"{number}.tif", **(pages if number < 4 else {}))
     (result,) = decode(folder_source(tmp_path / "in"), tmp_path / "out", decoder)
     assert result.clip
     assert result.clip.info.frames == 10

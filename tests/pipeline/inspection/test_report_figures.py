@@ -12,6 +12,7 @@ from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS
 from pipeline.inspection import report_figures
 from pipeline.inspection.report_figures import StageSpeed, measure
 from pipeline.trackers.protocol import leave_untracked
+from shards.sample_starts import SampleRule
 from shards.stored_clip import StoredClip
 from tests.helpers.clips import grey_clip
 from tests.helpers.published import HOSTILE, publish_clips, publish_pans
@@ -96,6 +97,30 @@ def test_frames_that_were_not_tracked_are_no_part_of_the_visibility(tmp_path: Pa
     (source,) = measure(publish_clips(tmp_path / "out", stored, settings=settings)).sources
     # frames 0 to 7 from anchor 0, frames 4 to 7 from anchor 4
     assert dict(source.since_anchor) == dict.fromkeys(range(8), 1.0)
+
+
+def test_tracks_that_no_training_sample_can_use_are_said_in_sentences(tmp_path: Path) -> None:
+    """In clips of 8 frames, a sample of 4 frames steps by 2 and reaches 6 frames far.
+
+    From anchor 0 it steps forward into 7 frames; on the sides of anchor 4 there are 3 and 4. So it
+    uses 7 of the 7 + 3 + 4 tracked frames.
+    """
+    clips = [grey_clip("made-a"), grey_clip("made-b")]
+    snapshot = publish_clips(tmp_path / "both", clips)
+    assert measure(snapshot).unused_tracks == (
+        "No training sample can start from the anchor 4.",
+        "A sample takes 4 frames, 10 apart (less in clips of fewer than 40 frames). In clips of 8 "
+        "frames, the most frequent length, it can start from frames 0 to 1 or 6 to 7. Samples use "
+        "50% of the tracked frames: change tracks.anchors or frames.clip_frames.",
+        "This is for data.frames=4 and data.step=10, the trainer's defaults: --train-frames and "
+        "--train-step choose others.",
+    )
+    assert measure(snapshot, SampleRule(frames=4, step=1)).unused_tracks == ()
+    settings = {"tracks": {"anchors": [0, 4], "directions": "backward"}}
+    backward = publish_clips(tmp_path / "backward", clips, settings=settings)
+    first, second, _ = measure(backward).unused_tracks
+    assert first == "No training sample can start from the anchor 0."
+    assert "it can start from frames 6 to 7. Samples use 100% of the tracked frames" in second
 
 
 @pytest.mark.parametrize(
