@@ -13,6 +13,9 @@ from manifests.changes import SettingChange, changed_settings
 from manifests.snapshot import Snapshot
 from manifests.tables import failure_counts, read_table, video_identifiers
 
+_SCORES = ("epipolar_px", "epipolar_inliers", "reprojection_px", "cycle_px")
+"""The columns that say how good the tracks of a clip are."""
+
 
 @dataclass(frozen=True)
 class VideoChanges:
@@ -62,14 +65,31 @@ class ShardChanges:
 
 
 @dataclass(frozen=True)
+class ScoreChange:
+    """The median over clips of a score, in each snapshot, over the clips that have it in both.
+
+    For `epipolar_inliers` larger is better, for the errors smaller.
+    """
+
+    score: str
+    clips: int
+    old: float
+    new: float
+
+
+@dataclass(frozen=True)
 class Difference:
-    """Everything that differs. `failures` has one entry per reason of either snapshot."""
+    """Everything that differs. `failures` has one entry per reason of either snapshot.
+
+    scores: those of the clips' tracks, whether or not they differ
+    """
 
     settings: tuple[SettingChange, ...]
     videos: VideoChanges
     clips: ClipChanges
     failures: tuple[FailureChange, ...]
     shards: ShardChanges
+    scores: tuple[ScoreChange, ...]
 
 
 def compare(old: Snapshot, new: Snapshot) -> Difference:
@@ -80,6 +100,7 @@ def compare(old: Snapshot, new: Snapshot) -> Difference:
         clips=_clips(old, new),
         failures=_failures(old, new),
         shards=_shards(old.shards, new.shards),
+        scores=_scores(old, new),
     )
 
 
@@ -122,6 +143,23 @@ def _clips(old: Snapshot, new: Snapshot) -> ClipChanges:
         retracked=retracked,
         other_frames=len(rows) - retracked,
     )
+
+
+def _scores(old: Snapshot, new: Snapshot) -> tuple[ScoreChange, ...]:
+    before, after = (
+        read_table(snapshot.folder / "clips.parquet", ["key", *_SCORES]) for snapshot in (old, new)
+    )
+    index, _ = _match(before["key"], after["key"])
+    common = index >= 0
+    changes = []
+    for name in _SCORES:
+        earlier = before[name].take(index[common]).to_numpy()
+        later = after[name].filter(common).to_numpy()
+        both = np.isfinite(earlier) & np.isfinite(later)  # null is NaN here
+        if both.any():
+            medians = (float(np.median(values[both])) for values in (earlier, later))
+            changes.append(ScoreChange(name, int(both.sum()), *medians))
+    return tuple(changes)
 
 
 def _match(old: pa.ChunkedArray, new: pa.ChunkedArray) -> tuple[NDArray[np.int64], int]:

@@ -68,6 +68,28 @@ class Poses:
         distances = np.linalg.norm(difference, axis=-1) * (self.usable[:, None] & self.usable)
         return np.where(distances > _SAME_PLACE * distances.max(initial=0), distances, 0.0)
 
+    @cached_property
+    def projections(self) -> Floats:
+        """Projection matrices to pixels from the principal point: [T, 3, 4]."""
+        matrices = np.concatenate([self.rotations, self.shifts[..., None]], axis=2)
+        matrices[:, :2] *= self.focals[..., None]
+        return matrices
+
+    @cached_property
+    def normal_terms(self) -> Floats:
+        """What sums of w, w x, w y and w (x^2 + y^2) over frames contribute to a normal matrix.
+
+        [4 T, 16]: its product with those factors is the matrix of `_least_squares`.
+        """
+        p1, p2, p3 = np.moveaxis(self.projections, 1, 0)
+        parts = [
+            _products(p1, p1) + _products(p2, p2),
+            -2 * _products(p1, p3),
+            -2 * _products(p2, p3),
+            _products(p3, p3),
+        ]
+        return np.concatenate(parts)
+
     @property
     def turn(self) -> float:
         """Largest angle between two optical axes, in degrees; NaN without usable frames."""
@@ -210,15 +232,14 @@ def triangulate(
     # Offsets from the principal point are smaller than pixels, and so are rounding errors.
     x = positions[0] - poses.centres[:, 0, None]
     y = positions[1] - poses.centres[:, 1, None]
-    projections = np.concatenate([poses.rotations, poses.shifts[..., None]], axis=2)
-    projections[:, :2] *= poses.focals[..., None]  # [T, 3, 4]
-    points = _least_squares(projections, x, y, used)
+    projections = poses.projections
+    points = _least_squares(poses, x, y, used)
     for _ in range(_REWEIGHTINGS):
         # The residual x * depth - u is in pixels once it is divided by the depth.
         depth = projections[:, 2] @ points
         depth *= depth
         np.maximum(depth, 1e-6 * depth.max(axis=1, keepdims=True) + 1e-300, out=depth)
-        points = _least_squares(projections, x, y, np.divide(used, depth, out=depth))
+        points = _least_squares(poses, x, y, np.divide(used, depth, out=depth))
     u, v, depth = (projections[:, row] @ points for row in range(3))  # [A, T, N] each
     with np.errstate(divide="ignore", invalid="ignore"):
         u /= depth
@@ -241,28 +262,21 @@ def triangulate(
     return Triangulation(errors, parallax, depths)
 
 
-def _least_squares(projections: Floats, x: Floats, y: Floats, weights: Floats) -> Floats:
-    """Solve sum over t of w (x p3 - p1)^2 + w (y p3 - p2)^2 for points (X, 1): [A, 4, N]."""
-    p1, p2, p3 = projections[:, 0], projections[:, 1], projections[:, 2]
+def _least_squares(poses: Poses, x: Floats, y: Floats, weights: Floats) -> Floats:
+    """Minimise the sum over t of w (x p3 - p1)^2 + w (y p3 - p2)^2 for points (X, 1): [A, 4, N].
+
+    p1, p2 and p3 are the rows of a frame's projection matrix.
+    """
     # The normal matrix is linear in the sums of w, w x, w y and w (x^2 + y^2) over frames, so that
     # one matrix product gives those of all tracks.
-    terms = np.concatenate(
-        [
-            _products(p1, p1) + _products(p2, p2),
-            -2 * _products(p1, p3),
-            -2 * _products(p2, p3),
-            _products(p3, p3),
-        ]
-    )  # [4 T, 16]
-    frames = len(projections)
-    factors = np.empty((len(x), 4 * frames, x.shape[2]))
+    factors = np.empty((len(x), 4 * x.shape[1], x.shape[2]))
     w, wx, wy, wxy = np.split(factors, 4, axis=1)
     w[...] = weights
     np.multiply(weights, x, out=wx)
     np.multiply(weights, y, out=wy)
     np.multiply(wx, x, out=wxy)
     wxy += wy * y
-    normal = (factors.transpose(0, 2, 1) @ terms).reshape(len(x), -1, 4, 4)
+    normal = (factors.transpose(0, 2, 1) @ poses.normal_terms).reshape(len(x), -1, 4, 4)
     matrix = normal[..., :3, :3]
     diagonal = np.arange(3)
     trace = matrix[..., diagonal, diagonal].sum(axis=-1, keepdims=True)

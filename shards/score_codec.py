@@ -39,7 +39,7 @@ _VALUES[0] = np.nan
 
 def encode_scores(scores: TrackScores) -> bytes:
     """Encode the scores of a clip's tracks."""
-    planes = np.stack([_codes(plane) for plane in scores.planes])
+    planes = np.stack([codes_of(plane) for plane in scores.planes])
     header = _HEADER.pack(b"PSCR", _VERSION, _PLANES, *planes.shape[1:])
     return zstandard.ZstdCompressor(level=3, write_checksum=True).compress(
         header + planes.tobytes()
@@ -77,7 +77,7 @@ def decode_scores(data: bytes, shape: tuple[int, int] | None = None) -> TrackSco
     return TrackScores(*_VALUES.astype(np.float32)[codes])
 
 
-def _codes(values: Scores) -> NDArray[np.uint8]:
+def codes_of(values: Scores) -> NDArray[np.uint8]:
     """Return the nearest code of each value, 0 for NaN."""
     with np.errstate(divide="ignore"):
         codes = np.rint(_ONE + _STEPS * np.log2(values))  # minus infinity for 0

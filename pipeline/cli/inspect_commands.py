@@ -129,6 +129,9 @@ def diff(
     for failure in change.failures:
         counts = f"{failure.old:,} → {failure.new:,}"
         print(f"left out or incomplete at stage {failure.stage}, {failure.reason}: {counts}")
+    for score in change.scores:
+        over = f"median of {pluralise(score.clips, 'clip')} with both"
+        print(f"{score.score}, {over}: {score.old:.3g} → {score.new:.3g}")
     print(
         f"{pluralise(shards.shared, 'shard')} in both ({size(shards.shared_bytes)}), "
         f"{shards.added:,} added ({size(shards.added_bytes)}), "

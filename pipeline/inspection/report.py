@@ -12,6 +12,7 @@ from manifests import charts
 from manifests.charts import Bar, Chart
 from manifests.snapshot import Snapshot
 from manifests.wording import duration, pluralise, size
+from pipeline.inspection.geometry_figures import GeometryFigures
 from pipeline.inspection.report_figures import (
     GOOD,
     SAMPLED,
@@ -66,6 +67,7 @@ def charts_of(figures: SnapshotFigures) -> dict[str, Chart]:
     }
     if any(source.since_anchor for source in figures.sources):
         drawn["since_anchor"] = _since_anchor_chart(figures)
+    drawn |= _inlier_charts(figures.geometry)
     if figures.failures:
         rows = [
             Bar(reason, (count,), f"{count:,} at {stage}")
@@ -131,6 +133,9 @@ def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str
         "motion": "How far the median point gets from its anchor while it is visible.",
         "since_anchor": f"Far from the anchor frame there are fewer clips. {sampled}",
         "cycles": sampled,
+        "geometry": 'data.where: "epipolar_inliers > 0.9 and turn > 20" chooses by these columns.',
+        "inliers_by_gap": f"Of clips with poses. {sampled}",
+        "inliers_by_angle": "A tracker loses points and drifts as the camera turns.",
         "bytes": _mean_sizes(figures),
         "stages": f"{spent} in total; frames/s per worker. Re-tracked shards kept their frames.",
         "failures": "'pretrack status' names every one.",
@@ -138,6 +143,10 @@ def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str
     for name, note in notes.items():
         if name == "cycles":
             yield _section("Forward-backward error", _cycles_table(figures), note)
+        elif name == "geometry":
+            if any(source.scored for source in figures.geometry.sources):
+                body = _geometry_tables(figures.geometry)
+                yield _section("Tracks checked by cameras", body, note, wide=True)
         elif name in drawn:
             chart = drawn[name]
             yield _section(chart.title, charts.svg(chart), note, wide=name == "failures")
@@ -183,6 +192,63 @@ def _cycles_table(figures: SnapshotFigures) -> str:
     )
     heads = ["source", "points", "median", "90th percentile"]
     return f"<p>{explained}</p>{_table(heads, rows, text_columns=1)}"
+
+
+def _geometry_tables(geometry: GeometryFigures) -> str:
+    """Return a table of scores by source, and of the videos with the fewest inliers."""
+    explained = (
+        "Medians over clips, in pixels of the stored frames; inliers are within 2 px of their "
+        "anchor's epipolar line. Moving objects leave their lines, too."
+    )
+    heads = ["source", "clips", "posed", "turn", "baseline", "epipolar", "inliers"]
+    rows = [
+        [
+            *(it.source, f"{it.clips:,}", f"{it.posed:,}"),
+            *(_shown(it.turn, ".0f", "°"), _shown(it.baseline, ".2f")),
+            *(_shown(it.epipolar_px, ".2f", " px"), _shown(it.epipolar_inliers, ".0%")),
+            *(_shown(it.reprojection_px, ".2f", " px"), _shown(it.cycle_px, ".2f", " px")),
+        ]
+        for it in geometry.sources
+    ]
+    body = f"<p>{explained}</p>{_table([*heads, 'reprojection', 'cycle'], rows, text_columns=1)}"
+    if geometry.suspicious:
+        listed = [
+            [
+                *(it.source, it.video_id, f"{it.clips:,}", f"{it.epipolar_inliers:.0%}"),
+                _shown(it.epipolar_px, ".2f", " px"),
+            ]
+            for it in geometry.suspicious
+        ]
+        heads = ["source", "video", "clips", "inliers", "epipolar"]
+        body += "<p>Videos whose tracks and poses disagree, the worst first:</p>"
+        body += _table(heads, listed, text_columns=2)
+    return body
+
+
+def _shown(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def _inlier_charts(geometry: GeometryFigures) -> dict[str, Chart]:
+    """Draw the part of inliers by frames from the anchor, and by angle; leave out empty ones."""
+    charted = {
+        "inliers_by_gap": ("Epipolar inliers by frames from the anchor", geometry.by_gap, ""),
+        "inliers_by_angle": ("Epipolar inliers by angle of the camera", geometry.by_angle, "°"),
+    }
+    drawn = {}
+    for name, (title, bins, unit) in charted.items():
+        # A bin of whole frames ends before the next begins.
+        rows = [
+            Bar(
+                f"{it.low:.0f} to {it.high - (not unit):.0f}{unit}",
+                (it.inliers,),
+                f"{it.inliers:.0%} of {it.points:,} points",
+            )
+            for it in bins
+        ]
+        if rows:
+            drawn[name] = charts.bars(title, rows)
+    return drawn
 
 
 def _table(heads: list[str], rows: list[list[str]], text_columns: int) -> str:

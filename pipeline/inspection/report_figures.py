@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from manifests.snapshot import Snapshot
 from manifests.tables import failure_counts, video_identifiers
 from manifests.wording import pluralise
+from pipeline.inspection.geometry_figures import GeometryFigures, InlierCounts, measure_geometry
 from pipeline.monitoring.status import STAGES
 from pipeline.planning.anchor_use import measure_use, stored_lengths
-from shards.clip import Directions, Tracks, tracked_frames
+from shards.clip import ClipInfo, Directions, Tracks, tracked_frames
 from shards.codec import decode_tracks
 from shards.cycles import cycle_errors
 from shards.errors import ShardError
@@ -106,6 +107,7 @@ class SnapshotFigures:
     videos:      rows of the videos table
     videos_lost: number of videos with failures and without a clip
     unused_tracks: sentences on anchors and clips that no training sample can use
+    geometry:    what the scores of tracks say
     """
 
     out: str
@@ -128,6 +130,7 @@ class SnapshotFigures:
     stages: tuple[StageSpeed, ...]
     concerns: tuple[str, ...]
     unused_tracks: tuple[str, ...]
+    geometry: GeometryFigures
 
 
 def measure(snapshot: Snapshot, rule: SampleRule = TRAINER_DEFAULTS) -> SnapshotFigures:
@@ -139,7 +142,8 @@ def measure(snapshot: Snapshot, rule: SampleRule = TRAINER_DEFAULTS) -> Snapshot
     """
     clips, shards = snapshot.clips, snapshot.shards
     frames = pc.sum(clips["frames"]).as_py() or 0
-    sources, damaged = _measure_sources(snapshot)
+    counts = InlierCounts()
+    sources, damaged = _measure_sources(snapshot, counts)
     figures = SnapshotFigures(
         out=str(snapshot.out),
         snapshot=snapshot.name,
@@ -161,6 +165,7 @@ def measure(snapshot: Snapshot, rule: SampleRule = TRAINER_DEFAULTS) -> Snapshot
         stages=tuple(_stage_speed(stage, shards, frames) for stage in STAGES),
         concerns=(),
         unused_tracks=tuple(measure_use(stored_lengths(clips), rule, snapshot.tracked).sentences()),
+        geometry=measure_geometry(snapshot, counts),
     )
     return replace(figures, concerns=tuple(_concerns(figures)))
 
@@ -243,10 +248,15 @@ def _stage_speed(stage: str, shards: pa.Table, frames: int) -> StageSpeed:
     return StageSpeed(stage, seconds, frames / seconds if seconds else None)
 
 
-def _measure_sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]:
-    """Measure the tracks of sampled clips per source; count those that cannot be read."""
+def _measure_sources(
+    snapshot: Snapshot, counts: InlierCounts
+) -> tuple[tuple[SourceTracks, ...], int]:
+    """Measure the tracks of sampled clips per source; count those that cannot be read.
+
+    Adds their points to `counts`.
+    """
     columns = ["source", "shard", "tracks_offset", "tracks_size", "anchors", "frames", "points"]
-    clips = snapshot.clips.select(columns)
+    clips = snapshot.clips.select([*columns, "json_offset", "json_size"])
     names = sorted(pc.unique(clips["source"]).to_pylist())
     share = max(1, SAMPLED // max(1, len(names)))
     rng = np.random.default_rng(SEED)
@@ -257,19 +267,24 @@ def _measure_sources(snapshot: Snapshot) -> tuple[tuple[SourceTracks, ...], int]
             # in the order of the table, so that neighbours in a shard are read one after another
             sample = np.sort(rng.choice(rows, min(share, len(rows)), replace=False))
             sampled = clips.take(pa.array(sample)).to_pylist()
-            tracks = list(pool.map(partial(_read_tracks, snapshot), sampled))
-            readable = [one for one in tracks if one is not None]
-            damaged += len(tracks) - len(readable)
-            measured.append(_measure_source(name, readable, snapshot.tracked))
+            read = list(pool.map(partial(_read_tracks, snapshot), sampled))
+            readable = [one for one in read if one is not None]
+            damaged += len(read) - len(readable)
+            for info, tracks in readable:
+                counts.add(info, tracks)
+            measured.append(_measure_source(name, [it[1] for it in readable], snapshot.tracked))
     return tuple(measured), damaged
 
 
-def _read_tracks(snapshot: Snapshot, row: dict[str, Any]) -> Tracks | None:
-    """Read the tracks of a clip by its row; None if they are damaged."""
-    shard, offset, size = row["shard"], row["tracks_offset"], row["tracks_size"]
+def _read_tracks(snapshot: Snapshot, row: dict[str, Any]) -> tuple[ClipInfo, Tracks] | None:
+    """Read the description and tracks of a clip by its row; None if they are damaged."""
+    offsets, sizes = (
+        [row[f"{member}_{what}"] for member in ("json", "tracks")] for what in ("offset", "size")
+    )
     try:
-        (data,) = read_members(snapshot.shard_path(shard), [offset], [size])
-        return decode_tracks(data, (len(row["anchors"]), row["frames"], row["points"]))
+        info, tracks = read_members(snapshot.shard_path(row["shard"]), offsets, sizes)
+        shape = len(row["anchors"]), row["frames"], row["points"]
+        return ClipInfo.from_json(info), decode_tracks(tracks, shape)
     except ShardError:
         return None
 
@@ -335,6 +350,12 @@ def _concerns(figures: SnapshotFigures) -> Iterator[str]:
                 f"The median forward-backward error of {source.source} is "
                 f"{source.cycle_median:.1f} px: look at its tracks."
             )
+    for video in figures.geometry.suspicious[:1]:
+        several = pluralise(figures.geometry.suspicious_videos, "video")
+        yield (
+            f"Tracks and poses disagree in {several}; the worst is {video.video_id}, where "
+            f"{video.epipolar_inliers:.0%} of the points are within 2 px of their epipolar lines."
+        )
     if figures.damaged:
         damaged = pluralise(figures.damaged, "sampled clip")
         yield f"The tracks of {damaged} could not be read: run 'pretrack verify'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import cv2
@@ -63,8 +64,7 @@ def static_scene(
     visible = inside(truth, width, height).astype(np.uint8) * 255
     base = make_clip("made-scene-000000", seed, frames).info
     info = replace(base, width=width, height=height, cameras=tuple(cameras))
-    # A tracker's confidence knows a little of its errors, and mostly the texture.
-    confidence = rng.integers(120, 256, visible.shape).astype(np.uint8)
+    confidence = np.full_like(visible, 255)
     tracks = Tracks(np.array(anchors, np.int32), positions.astype(np.float32), visible, confidence)
     return StaticScene(info, truth, tracks)
 
@@ -197,13 +197,30 @@ def with_moving_object(scene: StaticScene, seed: int = 3) -> StaticScene:
     return with_positions(scene, positions + shift)
 
 
+def with_confidence(scene: StaticScene, seed: int = 4) -> StaticScene:
+    """Give tracks the confidence of a tracker that notices a part of its errors."""
+    rng = np.random.default_rng(seed)
+    distances = np.linalg.norm(scene.tracks.positions - scene.truth, axis=-1)
+    # A point that jumped far looks as good as one that jumped a little.
+    doubt = 0.2 * np.minimum(distances, 6) + rng.normal(0, 1.0, distances.shape)
+    # A tracker doubts whole tracks, for their texture.
+    doubt += rng.normal(0, 1.5, (len(distances), 1, distances.shape[2]))
+    confidence = np.rint(255 / (1 + np.exp(doubt - 3))).astype(np.uint8)
+    return replace(scene, tracks=replace(scene.tracks, confidence=confidence))
+
+
+FAULTS: dict[str, Callable[[StaticScene], StaticScene]] = {
+    "drift": with_drift,
+    "swapped points": with_swaps,
+    "moving object": with_moving_object,
+    "wrong poses in some frames": lambda scene: with_drift(with_wrong_poses(scene, (5, 16, 30))),
+}
+
+
 def area_under_curve(scores: Floats, positive: NDArray[np.bool_]) -> float:
     """Return the AUROC: how often a positive has the larger score; ties count half."""
-    order = np.argsort(scores, kind="stable")
-    ranks = np.empty(len(scores))
-    values, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    del order, values
     positives = int(positive.sum())
     negatives = len(positive) - positives
     total = ranks[positive].sum() - positives * (positives + 1) / 2

@@ -12,6 +12,7 @@ from manifests.changes import SettingChange
 from manifests.diff import (
     ClipChanges,
     FailureChange,
+    ScoreChange,
     ShardChanges,
     VideoChanges,
     compare,
@@ -152,3 +153,30 @@ def test_all_videos_may_be_replaced(tmp_path: Path) -> None:
         for one, two in (("1", "2"), ("11", "22"))
     )
     assert compare(old, new).videos == VideoChanges(added=0, removed=0, replaced=2)
+
+
+def scored(key: str, **scores: float) -> dict[str, Any]:
+    return clip(key, key, [1]) | scores
+
+
+def test_scores_are_compared_over_the_clips_that_have_them_in_both(tmp_path: Path) -> None:
+    """Medians over clips; a clip that lacks a score in either snapshot does not count."""
+    old = [
+        scored("a", epipolar_px=1.0, cycle_px=0.5),
+        scored("b", epipolar_px=3.0, epipolar_inliers=0.5),
+        scored("c", epipolar_px=4.0),
+        scored("gone", epipolar_px=100.0),
+    ]
+    new = [
+        scored("new", epipolar_px=100.0),
+        scored("c", epipolar_px=1.0),
+        scored("b", epipolar_px=2.0, epipolar_inliers=0.75),
+        scored("a", epipolar_px=0.5),
+    ]
+    difference = compare(
+        publish(tmp_path, 1, [], old, [], []), publish(tmp_path, 1, [], new, [], [])
+    )
+    assert difference.scores == (
+        ScoreChange("epipolar_px", 3, 3.0, 1.0),
+        ScoreChange("epipolar_inliers", 1, 0.5, 0.75),
+    )

@@ -22,6 +22,7 @@ from shards.geometry import FrameTransform, grid_points
 from shards.track_scores import ScoredClip, score_clip
 from tests.helpers.clips import make_clip
 from tests.helpers.static_scene import (
+    FAULTS,
     SIZE,
     StaticScene,
     area_under_curve,
@@ -29,10 +30,9 @@ from tests.helpers.static_scene import (
     moved_world,
     project,
     static_scene,
+    with_confidence,
     with_drift,
-    with_moving_object,
     with_positions,
-    with_swaps,
     with_wrong_poses,
 )
 
@@ -95,18 +95,10 @@ def test_hidden_points_do_not_count() -> None:
     assert np.nanmax(seen.epipolar[:, 1::4]) < 0.01
 
 
-FAULTS: dict[str, Callable[[StaticScene], StaticScene]] = {
-    "drift": with_drift,
-    "swapped points": with_swaps,
-    "moving object": with_moving_object,
-    "wrong poses in some frames": lambda scene: with_drift(with_wrong_poses(scene, (5, 16, 30))),
-}
-
-
 @pytest.mark.parametrize("turn", [8.0, 40.0])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_scores_find_the_tracks_that_are_off(fault: str, turn: float) -> None:
-    scene = FAULTS[fault](static_scene(turn=turn))
+    scene = with_confidence(FAULTS[fault](static_scene(turn=turn)))
     scores = score(scene).tracks
     off = (scene.errors > 2).ravel()
     both = np.fmax(scores.epipolar, scores.reprojection).ravel()
@@ -118,7 +110,8 @@ def test_scores_find_the_tracks_that_are_off(fault: str, turn: float) -> None:
         -scene.tracks.confidence.min(axis=1).ravel()[known].astype(float), off[known]
     )
     assert found >= 0.95
-    assert found >= by_confidence + 0.1
+    # It knows something, and much less.
+    assert 0.5 < by_confidence <= found - 0.1
 
 
 def test_frames_with_wrong_poses_are_named_and_left_out() -> None:

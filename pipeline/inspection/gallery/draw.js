@@ -12,7 +12,27 @@ const at = (side, row, t, n) => {
 const value = (side, which, row, t, n) => side[which][(row * side.frames.length + t) * side.points + n] / 255;
 const seen = (side, row, t, n) => value(side, "visibility", row, t, n) * 100 >= shown.least;
 
+// A score in pixels, null if there is none. Planes: epipolar, reprojection, cycle; codes as in KEY.scores.zst.
+function score(side, plane, row, n) {
+  const code = side.scores[(plane * side.anchors.length + row) * side.points + n];
+  return code ? 2 ** ((code - 128) / 16) : null;
+}
+
+// The larger of epipolar and reprojection error; the cycle error where cameras say nothing.
+function errorOf(side, row, n) {
+  const [epipolar, reprojection, cycle] = [0, 1, 2].map((plane) => score(side, plane, row, n));
+  return epipolar === null && reprojection === null ? cycle : Math.max(epipolar ?? 0, reprojection ?? 0);
+}
+
+// From blue (0.25 px and less) over green and yellow to red (8 px and more), in octaves; grey without a score.
+function errorColour(error) {
+  if (error === null) return "hsl(0 0% 60%)";
+  const part = Math.max(0, Math.min(1, (Math.log2(error) + 2) / 5));
+  return `hsl(${210 - 210 * part} 95% 58%)`;
+}
+
 function colour(side, row, t, n) {
+  if (shown.colour === "error") return errorColour(errorOf(side, row, n));
   if (shown.colour === "anchor") return `hsl(${ANCHOR_HUES[row % ANCHOR_HUES.length]} 90% 60%)`;
   if (shown.colour === "confidence") return `hsl(${15 + 180 * value(side, "confidence", row, t, n)} 95% 58%)`;
   const last = Math.max(1, side.columns - 1);

@@ -144,7 +144,8 @@ function list() {
   const order = byId("sort").value;
   if (order) {
     const sign = order.endsWith("+") ? 1 : -1;
-    listed.sort((a, b) => sign * ((a[order.slice(0, -1)] ?? 0) - (b[order.slice(0, -1)] ?? 0)));
+    const figure = (clip) => sign * (clip[order.slice(0, -1)] ?? sign * 1e9); // clips without it come last
+    listed.sort((a, b) => figure(a) - figure(b));
   }
   const all = gallery.clips.length;
   byId("found").textContent = listed.length === all ? pluralise(all, "clip")
@@ -172,10 +173,13 @@ function card(clip) {
   const other = clip.against;
   const visible = other ? `${percent(clip.visible_fraction)} → ${percent(other.visible_fraction)}` : percent(clip.visible_fraction);
   made.querySelector(".facts").textContent = `${clip.source} · ${clip.split}\n`
-    + `${framesOf(clip)}, motion\u00a0${percent(clip.motion)}\nvisible ${visible}`;
+    + `${framesOf(clip)}, motion\u00a0${percent(clip.motion)}\nvisible ${visible}${inliersOf(clip)}`;
   made.querySelector("i").style.width = `${100 * (clip.visible_fraction ?? 0)}%`;
   return made;
 }
+
+const pixels = (number) => `${number.toPrecision(2)} px`;
+const inliersOf = (clip) => clip.epipolar_inliers === null ? "" : `, inliers\u00a0${percent(clip.epipolar_inliers)}`;
 
 const framesOf = (clip) => `frames ${clip.first}–${clip.last}`; // numbered as in the source
 

@@ -31,6 +31,7 @@ async function unpacked(clip) {
     side.positions = new Int16Array(bytes(side.positions).buffer);
     side.visibility = bytes(side.visibility);
     side.confidence = bytes(side.confidence);
+    side.scores = bytes(side.scores);
     side.frames = side.frames ? await Promise.all(side.frames.map(picture)) : clip.sides[0].frames;
     side.columns = Math.max(1, Math.round(Math.sqrt(side.points)));
   }
@@ -118,7 +119,8 @@ function arrange() {
     shown.picked = null;
     refresh();
   });
-  segments("colours", [["point", "point"], ["anchor", "anchor"], ["confidence", "confidence"]], shown.colour, (value) => {
+  const colours = [["point", "point"], ["anchor", "anchor"], ["confidence", "confidence"], ["error", "error"]];
+  segments("colours", colours, shown.colour, (value) => {
     shown.colour = value;
     refresh();
   });
@@ -170,13 +172,24 @@ function fillFacts() {
   const [width, height] = clip.source_size;
   const facts = [["clip", entry.key], ["dataset", entry.dataset], ["sequence", clip.sequence],
     ["stored", `${entry.width} × ${entry.height}`], ["source", `${width} × ${height}`],
-    ["visible", percent(entry.visible_fraction)], ["motion", `${percent(entry.motion)} of the diagonal`], ["terms", entry.terms]];
+    ["visible", percent(entry.visible_fraction)], ["motion", `${percent(entry.motion)} of the diagonal`], ...scoreFacts(entry),
+    ["terms", entry.terms]];
   byId("facts").replaceChildren(...facts.filter(([, text]) => text).flatMap(([name, text]) =>
     [element("dt", { textContent: name }), element("dd", { textContent: text })]));
 }
 
+function scoreFacts(entry) {
+  const inliers = entry.epipolar_inliers === null ? "" : `, ${percent(entry.epipolar_inliers)} within 2 px`;
+  const error = (name) => entry[name] === null ? "" : pixels(entry[name]);
+  return [["turn", entry.turn === null ? "" : `${entry.turn.toFixed(0)}°`], ["epipolar", error("epipolar_px") + inliers],
+    ["reprojection", error("reprojection_px")], ["cycle", error("cycle_px")]];
+}
+
 function refresh() {
   if (!shown.clip) return;
+  byId("scale").hidden = shown.colour !== "error";
+  byId("scale").replaceChildren(...["≤ 0.25 px", "1 px", "2 px", "≥ 8 px", "none"].map((text, number) =>
+    element("span", { textContent: text, style: `color: ${errorColour([0.25, 1, 2, 8, null][number])}` })));
   lay();
   for (const view of shown.views) fit(view);
   drawCurve();
@@ -210,7 +223,10 @@ function sayPicked() {
   byId("picked").textContent = (shown.picked ?? []).filter(({ side }) => t < side.frames.length).map(({ side, row, n }) => {
     const [x, y] = at(side, row, t, n).map((part) => (part - 0.5).toFixed(1));
     const [visible, sure] = ["visibility", "confidence"].map((which) => percent(value(side, which, row, t, n)));
-    return `${side.snapshot}: point ${n} from frame ${side.anchors[row]}\nx ${x}, y ${y}\nvisible ${visible}, confidence ${sure}`;
+    const errors = ["epipolar", "reprojection", "cycle"].map((name, plane) => [name, score(side, plane, row, n)]);
+    const scored = errors.filter(([, error]) => error !== null).map(([name, error]) => `${name} ${pixels(error)}`).join(", ");
+    return `${side.snapshot}: point ${n} from frame ${side.anchors[row]}\nx ${x}, y ${y}\nvisible ${visible}, confidence ${sure}`
+      + (scored && `\n${scored}`);
   }).join("\n\n");
 }
 

@@ -39,7 +39,9 @@ from pipeline.inspection.draw import thumbnail
 from pipeline.monitoring.progress import Progress
 from shards.errors import PretrackError, ShardError, first_line
 from shards.files import Location, atomic_write, delete, parse_location, sizes_in
+from shards.score_codec import codes_of
 from shards.stored_clip import StoredClip
+from shards.track_scores import score_clip
 
 MOST_CLIPS = 300
 """Most clips that a gallery shows if no number is given."""
@@ -51,6 +53,7 @@ _UNITS_PER_PIXEL = 32
 _LARGEST = 2**15 - 1
 _COLUMNS = ("key", "source", "dataset", "video_id", "split", "frames", "width", "height", "points")
 _FIGURES = ("visible_fraction", "motion")
+_SCORES = ("turn", "epipolar_px", "epipolar_inliers", "reprojection_px", "cycle_px")
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ def _write_clip(
         "first": info.frame_numbers[0],
         "last": info.frame_numbers[-1],
         "terms": info.terms,
-        **{name: _json_number(row[name]) for name in _FIGURES},
+        **{name: _json_number(row[name]) for name in (*_FIGURES, *_SCORES)},
         "against": {name: _json_number(other[name]) for name in _FIGURES} if other else None,
     }
 
@@ -246,13 +249,25 @@ def _side(clip: StoredClip, snapshot: Snapshot, first: StoredClip | None) -> dic
         "positions": _base64(positions.tobytes()),
         "visibility": _base64(clip.tracks.visibility.tobytes()),
         "confidence": _base64(clip.tracks.confidence.tobytes()),
+        "scores": _base64(_score_codes(clip).tobytes()),
         "frames": [_base64(frame) for frame in clip.jpegs] if own_frames else None,
     }
 
 
-def _json_number(value: float) -> float | None:
+def _score_codes(clip: StoredClip) -> NDArray[np.uint8]:
+    """Return the codes of epipolar, reprojection and cycle scores [3, A, N], 0 for none.
+
+    Computed here, so that clips of snapshots without scores have them too.
+    """
+    scores = score_clip(clip.tracks, clip.info).tracks
+    return np.stack(
+        [codes_of(scores.epipolar), codes_of(scores.reprojection), codes_of(scores.cycle)]
+    )
+
+
+def _json_number(value: float | None) -> float | None:
     """Round a figure for JSON; None if it is not finite, which the page shows as "?"."""
-    return round(value, 4) if math.isfinite(value) else None
+    return None if value is None or not math.isfinite(value) else round(value, 4)
 
 
 def _quantised_positions(clip: StoredClip) -> tuple[NDArray[np.int16], float]:
