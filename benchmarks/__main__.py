@@ -32,6 +32,7 @@ COMMANDS = {
     "tap": "--clips 4",
     "plan": "",
     "jpeg": "",
+    "track_scores": "",
     "loader": "",
     "source_kinds": "",
     "overhead": "",
