@@ -37,7 +37,8 @@ def rows() -> Iterator[str]:
                 for values in (both, scores.epipolar.ravel(), scores.reprojection.ravel(), doubt):
                     known = ~(np.isnan(values) | np.isnan(both))
                     few = not bad[known].any() or bad[known].all()
-                    areas.append(np.nan if few else area_under_curve(values[known], bad[known]))
+                    area = area_under_curve(values[known].astype(np.float64), bad[known])
+                    areas.append(np.nan if few else area)
                 figures.append((bad.mean(), (~np.isnan(both)).mean(), *areas))
             bad_part, scored, *found = (mean(column) for column in zip(*figures, strict=True))
             cells = " | ".join("" if np.isnan(area) else f"{area:.3f}" for area in found)
