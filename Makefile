@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: setup demo test quick soak check docs clean
+.PHONY: setup demo test quick soak gpu check docs clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ soak: setup
 # Run the tests without the slow ones. Takes less than two minutes on two cores.
 quick: setup
 	$(RUN)/python -m tests -m 'not slow'
+
+# Check and time what runs on a GPU, in less than ten minutes; the figures also go to gpu.json.
+gpu: setup
+	$(RUN)/python -m benchmarks.gpu --json gpu.json
 
 check: setup
 	$(RUN)/ruff format --check .

@@ -1,0 +1,111 @@
+"""The sorting losses on the device against float64 references on the CPU, and their speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.line import Line, milliseconds, peak_gigabytes, reset_peak, seconds
+from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
+from trainer.losses.sorting.network import Distribution, Network
+from trainer.losses.sorting.soft_rank import (
+    soft_rank,
+    soft_rank_torch,
+    spearman_loss,
+    standardised,
+)
+
+STRENGTH = 0.03
+ROWS_OF_A_STEP = 8 * 3 * 256 * 5
+"""Clips, times compared frames, tracks and references."""
+
+
+def lines(device: str, small: bool) -> Iterator[Line]:
+    """Compare soft ranks and cross-entropies with their references, then time them."""
+    sizes = (9, 16) if small else (49, 64, 100, 128)
+    for n in sizes:
+        yield from _soft_rank_errors(n, device)
+    for network in get_args(Network):
+        for distribution in get_args(Distribution):
+            yield from _cross_entropy_errors(sizes[0], device, network, distribution)
+    for n in sizes[1:]:
+        yield from _cross_entropy_errors(n, device, "bitonic", "cauchy")
+    rows = 256 if small else ROWS_OF_A_STEP
+    for n in sizes[:2]:
+        yield from _times(n, rows, device)
+
+
+def _rows(n: int, rows: int, seed: int) -> Tensor:
+    return torch.randn(rows, n, generator=torch.Generator().manual_seed(seed))
+
+
+def _gradient(function: Callable[[Tensor], Tensor], x: Tensor, weights: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad((function(x) * weights.to(x)).sum(), x)[0]
+
+
+def _soft_rank_errors(n: int, device: str) -> Iterator[Line]:
+    """Compare values and gradients, for rows with and without ties."""
+    for kind in ("distinct", "tied"):
+        x = standardised(_rows(n, 512, seed=n))
+        if kind == "tied":
+            x = (x * 4).round() / 4
+        weights = _rows(n, 512, seed=n + 1)
+        exact = x.double()
+        expected = soft_rank_torch(exact, STRENGTH)
+        got = soft_rank(x.to(device), STRENGTH).cpu()
+        error = (got - expected).abs().max().item()
+        yield Line(f"soft ranks, n = {n}, {kind}: value", error, "ranks", at_most=1e-3)
+        reference = _gradient(partial(soft_rank_torch, strength=STRENGTH), exact, weights)
+        gradient = _gradient(partial(soft_rank, strength=STRENGTH), x.to(device), weights).cpu()
+        relative = ((gradient - reference).abs().max() / reference.abs().max()).item()
+        yield Line(f"soft ranks, n = {n}, {kind}: gradient", relative, at_most=1e-4)
+
+
+def _cross_entropy_errors(
+    n: int, device: str, network: Network, distribution: Distribution
+) -> Iterator[Line]:
+    """Compare values and the gradients for both sides."""
+    x, y = 0.1 * _rows(n, 64, seed=n), 0.1 * _rows(n, 64, seed=n + 1)
+    values, gradients = [], []
+    for inputs in ((x.double(), y.double()), (x.to(device), y.to(device))):
+        leaves = a, b = [side.detach().requires_grad_() for side in inputs]
+        result = sorting_cross_entropy(a, b, network=network, distribution=distribution)
+        values.append(result.detach().cpu())
+        gradients.append([g.cpu() for g in torch.autograd.grad(result.sum(), leaves)])
+    name = f"cross-entropy, {network}, {distribution}, n = {n}"
+    yield Line(f"{name}: value", (values[1] - values[0]).abs().max().item(), at_most=1e-4)
+    error = max(
+        ((got - expected).abs().max() / expected.abs().max()).item()
+        for expected, got in zip(*gradients, strict=True)
+    )
+    yield Line(f"{name}: gradients", error, at_most=1e-4)
+
+
+def _times(n: int, rows: int, device: str) -> Iterator[Line]:
+    """Time forward and backward of the rows of a training step of 8 clips."""
+    x, y = (0.1 * _rows(n, rows, seed=seed).to(device) for seed in (0, 1))
+    ones = torch.ones((), device=device)
+    order = y.argsort().float()
+    functions: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
+        ("default loss", partial(spearman_loss, order=order, strength=STRENGTH)),
+        ("soft ranks", partial(soft_rank, strength=STRENGTH)),
+        ("soft ranks by PyTorch", partial(soft_rank_torch, strength=STRENGTH)),
+    )
+    for name, function in functions:
+        reset_peak(device)
+        work = partial(_gradient, function, x, ones)
+        yield Line(f"{name}, n = {n}, {rows} rows", milliseconds(work, device), "ms")
+        if device == "cuda":
+            yield Line(f"{name}, n = {n}: peak memory", peak_gigabytes(device), "GB")
+
+    def loss() -> object:
+        leaves = a, b = [side.detach().requires_grad_() for side in (x, y)]
+        return torch.autograd.grad(sorting_cross_entropy(a, b).sum(), leaves)
+
+    yield Line(f"cross-entropy, n = {n}: first call", seconds(loss, device), "s", at_most=10)
+    yield Line(f"cross-entropy, n = {n}, {rows} rows", milliseconds(loss, device), "ms")

@@ -1,0 +1,85 @@
+"""Recovery of the tracker when memory runs out, for real."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.gpu.line import Line
+from benchmarks.gpu.moving_pictures import moving_pictures
+from pipeline.trackers.cotracker3 import CoTracker3Settings
+from shards.clip import ClipInfo, Tracks
+from shards.geometry import grid_points
+
+ROOM = 3 << 30
+"""Bytes that are left free beside the network when the GPU is filled."""
+
+
+def lines(device: str, small: bool) -> Iterator[Line]:
+    """Track with much memory, with a small `memory_gb`, and on a full GPU: the same tracks."""
+    clips, frames = (1, 2) if small else (16, 24)
+    videos = [
+        np.ascontiguousarray(clip)
+        for clip in moving_pictures(clips, frames).permute(0, 1, 3, 4, 2).numpy()
+    ]
+    expected, _ = _track(videos, device, small)
+    few, _ = _track(videos, device, small, memory_gb=0.05)
+    yield _difference("small memory_gb", expected, few)
+    if device == "cpu":
+        yield Line("full GPU", "not measured: no GPU")
+        return
+    tracked, warnings = _track(videos, device, small, memory_gb=64.0, fill=True)
+    yield _difference("full GPU", expected, tracked)
+    yield Line("full GPU: times the memory was halved", float(warnings), at_least=1)
+
+
+def _track(
+    videos: list[NDArray[np.uint8]],
+    device: str,
+    small: bool,
+    memory_gb: float = 4.0,
+    fill: bool = False,
+) -> tuple[Sequence[Tracks], int]:
+    """Track the clips; return the tracks and how many warnings were logged."""
+    warnings: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    settings = CoTracker3Settings(
+        tracker="cotracker3",
+        weights="random_offline",
+        device=device,  # type: ignore[arg-type]
+        memory_gb=memory_gb,
+        compile=False,
+        iterations=1 if small else 6,
+    )
+    tracker = settings.load()
+    logging.getLogger("pipeline.trackers.cotracker3").addHandler(handler)
+    filler = None
+    if fill:
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        filler = torch.empty(free - ROOM, dtype=torch.uint8, device="cuda")
+    height, width = videos[0].shape[1:3]
+    queries = grid_points(4 if small else 16, width, height)
+    infos: list[ClipInfo] = []  # the tracker does not read them
+    try:
+        return tracker.track(videos, infos, (0, len(videos[0]) // 2), queries), len(warnings)
+    finally:
+        del filler
+        logging.getLogger("pipeline.trackers.cotracker3").removeHandler(handler)
+
+
+def _difference(name: str, expected: Sequence[Tracks], got: Sequence[Tracks]) -> Line:
+    """Return the 99th percentile of the distances between two sets of tracks."""
+    distances = np.concatenate(
+        [
+            np.linalg.norm(a.positions - b.positions, axis=-1).ravel()
+            for a, b in zip(expected, got, strict=True)
+        ]
+    )
+    # batches of other sizes choose other bfloat16 kernels
+    return Line(f"{name}: 99 % of distances", float(np.quantile(distances, 0.99)), "px", at_most=1)

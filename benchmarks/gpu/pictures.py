@@ -1,0 +1,46 @@
+"""JPEG on the device by nvJPEG (through torchvision) against the encoder of a build."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.gpu.line import Line, milliseconds
+from benchmarks.gpu.moving_pictures import moving_pictures
+from shards import jpeg
+
+QUALITY = 90
+
+
+def lines(device: str, small: bool) -> Iterator[Line]:
+    """Encode and decode the frames of a clip in both ways."""
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    frames = moving_pictures(1, 4 if small else 48)[0]
+    arrays = [np.ascontiguousarray(frame.permute(1, 2, 0).numpy()) for frame in frames]
+    ours = [jpeg.encode(array, QUALITY) for array in arrays]
+    on_device = list(frames.to(device))
+    theirs = [data.cpu() for data in encode_jpeg(on_device, quality=QUALITY)]
+    read = np.stack([jpeg.decode(data.numpy().tobytes()) for data in theirs])
+    stored = np.stack([jpeg.decode(data) for data in ours])
+    original = np.stack(arrays)
+    for name, pictures, size in (
+        ("build's encoder", stored, sum(map(len, ours))),
+        (f"torchvision's on {device}", read, sum(map(len, theirs))),
+    ):
+        error = np.abs(pictures.astype(int) - original).mean()
+        yield Line(f"{name}: mean error", float(error), "grey levels", at_most=4)
+        yield Line(f"{name}: size of a frame", size / len(frames) / 1e3, "kB")
+    stored_data = [torch.frombuffer(bytearray(data), dtype=torch.uint8) for data in ours]
+    decoded = torch.stack([d.cpu() for d in decode_jpeg(stored_data, device=device)])
+    error = np.abs(decoded.permute(0, 2, 3, 1).numpy().astype(int) - stored).mean()
+    yield Line(f"decoded on {device}: mean difference", float(error), "grey levels", at_most=1)
+    count = len(frames)
+    ours_ms = milliseconds(lambda: [jpeg.encode(a, QUALITY) for a in arrays], "cpu", rounds=3)
+    theirs_ms = milliseconds(lambda: encode_jpeg(on_device, quality=QUALITY), device)
+    yield Line("build's encoder, one core", ours_ms / count, "ms a frame")
+    yield Line(f"torchvision's encoder on {device}", theirs_ms / count, "ms a frame")
+    decoding = milliseconds(lambda: decode_jpeg(stored_data, device=device), device)
+    yield Line(f"torchvision's decoder on {device}", decoding / count, "ms a frame")

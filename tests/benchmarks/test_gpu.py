@@ -1,0 +1,96 @@
+"""The command that checks and times a GPU: run it in small on the CPU, part by part."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.gpu.__main__ import PARTS
+from benchmarks.gpu.line import Line
+from benchmarks.gpu.made_build import write_build
+from benchmarks.gpu.moving_pictures import moving_pictures
+from manifests.snapshot import open_snapshot
+from shards.reader import iterate_shard
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", PARTS)
+def test_every_part_runs_in_small_on_a_cpu_and_misses_nothing(part: str) -> None:
+    lines = list(import_module(f"benchmarks.gpu.{part}").lines("cpu", small=True))
+    assert len(lines) >= 2
+    assert not [line for line in lines if line.missed]
+    for line in lines:
+        assert isinstance(line.value, str) or math.isfinite(line.value), line
+
+
+@pytest.mark.slow
+def test_the_command_prints_a_table_writes_json_and_names_what_was_left_out(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "figures.json"
+    done = command("--small", "--device", "cpu", "--parts", "machine", "--json", str(path))
+    assert done.returncode == 0
+    rows = re.findall(r"^\| machine \| (.+?) \|", done.stdout, re.MULTILINE)
+    written = json.loads(path.read_text())
+    assert rows == [line["what"] for line in written["machine"]]
+    assert "bfloat16 matrix product" in rows
+    assert written["failed"] == []
+    assert re.search(rf"^{len(rows)} figures in .*, 0 missed, 0 parts failed$", done.stdout, re.M)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_command_says_what_to_add() -> None:
+    done = command()
+    assert done.returncode == 2
+    assert done.stderr.endswith(
+        "error: there is no GPU that torch can use: add --small to run it on the CPU\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "missed", "bounds", "shown"),
+    [
+        (Line("a", 2.0, "px"), False, "", "2 px"),
+        (Line("a", 2.0, "px", at_most=2), False, "≤ 2", "2 px"),
+        (Line("a", 2.001, "px", at_most=2), True, "≤ 2", "2.001 px"),
+        (Line("a", 94.9, "%", at_least=95), True, "≥ 95", "94.9 %"),
+        (Line("a", 95.0, "%", at_least=95), False, "≥ 95", "95 %"),
+        (Line("a", 3.0, at_least=2, at_most=2), True, "= 2", "3"),
+        (Line("a", math.nan, at_most=1), True, "≤ 1", "nan"),
+        (Line("a", math.nan, at_least=1), True, "≥ 1", "nan"),
+        (Line("a", "not measured"), False, "", "not measured"),
+    ],
+)
+def test_a_line_misses_outside_its_bounds(
+    line: Line, missed: bool, bounds: str, shown: str
+) -> None:
+    assert (line.missed, line.bounds, line.shown) == (missed, bounds, shown)
+
+
+def test_made_tracks_follow_the_pictures(tmp_path: Path) -> None:
+    """The point of the grid at (x, y) of frame 0 lies at (x - 2 t, y - t) in frame t."""
+    write_build(tmp_path, clips=1, frames=5, height=64, width=96, grid=4)
+    row = open_snapshot(tmp_path).clips.to_pylist()[0]
+    (clip,) = iterate_shard(tmp_path / "shards" / f"{row['shard']}.tar")
+    start, end = clip.tracks.positions[0, 0], clip.tracks.positions[0, 4]
+    np.testing.assert_allclose(end - start, np.broadcast_to([-8.0, -4.0], end.shape), atol=0.02)
+    first, last = moving_pictures(1, 5, 64, 96)[0][[0, 4]]
+    assert torch.equal(last[:, :-4, :-8], first[:, 4:, 8:])
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.gpu", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
