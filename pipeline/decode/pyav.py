@@ -10,6 +10,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.stream import Disposition
 from numpy.typing import NDArray
 
 from pipeline.decode.frame_format import ONE_THREAD, FrameFormat, progressive
@@ -40,6 +41,10 @@ def open_video(path: str) -> Iterator[tuple[Any, Any]]:
         stream = container.streams.best("video")
         if stream is None:
             raise DecodeError("the file has no video stream", Reason.NO_VIDEO_STREAM)
+        if stream.disposition & Disposition.attached_pic:
+            raise DecodeError(
+                "the file has no video stream, only a cover picture", Reason.NO_VIDEO_STREAM
+            )
         stream.codec_context.thread_count = 1
         yield container, stream
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
+from av.stream import Disposition
 
 from pipeline.decode.messages import StoredForm
+from pipeline.decode.scan import scan
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
+from pipeline.failures import DecodeError
 from tests.helpers.barcode import HEIGHT, WIDTH, numbered_frame, read_number
 
 FRAMES = 30
@@ -58,3 +62,28 @@ def test_every_frame_shows_its_own_number(
             form=StoredForm(short_side=HEIGHT),
         )
         assert [read_number(frame.pixels) for frame in frames] == indices
+
+
+@pytest.mark.parametrize("with_video", [True, False])
+def test_a_cover_picture_is_no_video(tmp_path: Path, with_video: bool) -> None:
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as container:
+        cover = container.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt = 640, 640, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        grey = av.VideoFrame.from_ndarray(np.full((640, 640, 3), 90, np.uint8), format="rgb24")
+        packets = [*cover.encode(grey), *cover.encode()]
+        if with_video:
+            video = container.add_stream("libx264", rate=25)
+            video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+            for number in range(10):
+                frame = av.VideoFrame.from_ndarray(numbered_frame(number), format="rgb24")
+                packets += video.encode(frame)
+            packets += video.encode()
+        container.mux(packets)
+    if with_video:
+        found = scan(str(path), shot_cuts=False)
+        assert (len(found.timestamps), found.width, found.height) == (10, WIDTH, HEIGHT)
+    else:
+        with pytest.raises(DecodeError, match="only a cover picture"):
+            scan(str(path), shot_cuts=False)
