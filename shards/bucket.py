@@ -7,7 +7,7 @@ to its writer; an object can be put only if none exists (build locks need that);
 are read by one request; transient errors are retried.
 
 Credentials of S3 are found by `shards.credentials`; those of Google and Azure come from the
-environment (GOOGLE_APPLICATION_CREDENTIALS …) or from the machine's role. The store's threads do
+environment (GOOGLE_APPLICATION_CREDENTIALS …) or from the machine's role (`shards.cloud_roles`). The store's threads do
 not survive a fork: after a process has used a bucket, a forked child must not use one.
 """
 
@@ -30,9 +30,10 @@ import obstore
 import obstore.exceptions as errors
 from obstore.store import from_url
 
+from shards.cloud_roles import check_role
 from shards.credentials import environment_of_store, s3_options, s3_region
 from shards.errors import AccessError, PretrackError
-from shards.store_errors import is_beyond_the_end, store_error
+from shards.store_errors import has_answer, is_beyond_the_end, store_error
 
 T = TypeVar("T")
 
@@ -298,6 +299,7 @@ def _resolve(url: Url) -> tuple[Any, str]:
 def _store(root: str, environment: tuple[str, ...], process: int) -> Any:
     """Open a store. The cache's key has the process, since a store does not survive a fork."""
     options = s3_options() if root.startswith("s3:") else {}
+    check_role(root.split(":")[0])
     endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
     insecure = root.startswith("http:") or endpoint.startswith("http:")
     return from_url(
@@ -323,8 +325,9 @@ def _call_head(url: Url, store: Any, path: str, request: Callable[[], T]) -> T:
     def request_with_reason() -> T:
         try:
             return request()
-        except errors.BaseError:
-            obstore.get(store, path)  # fails as well, with the reason in its response
+        except errors.BaseError as error:
+            if has_answer(error):
+                obstore.get(store, path)  # fails as well, with the reason in its response
             raise
 
     return _call(url, request_with_reason)

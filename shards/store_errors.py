@@ -70,6 +70,11 @@ def store_error(error: Exception, url: str, region: str) -> OSError | PretrackEr
     return OSError(errno.EIO, _failure(answer, region), url)
 
 
+def has_answer(error: BaseException) -> bool:
+    """Tell whether a store answered, as opposed to one that cannot be reached."""
+    return "error sending request" not in str(error)
+
+
 def is_beyond_the_end(error: BaseException | None) -> bool:
     """Tell whether a store refused a byte range because it begins after the object's end."""
     return _parse(error).status == 416

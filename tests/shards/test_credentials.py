@@ -135,6 +135,24 @@ def test_a_machine_without_a_metadata_service_does_not_wait_for_it(
     assert time.monotonic() - started < 8
 
 
+def test_google_without_credentials_does_not_wait_for_a_metadata_service(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GOOGLE_SERVICE_ACCOUNT_KEY", raising=False)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setenv("GCE_METADATA_HOST", address)
+        monkeypatch.setenv("GCE_METADATA_IP", address)
+        started = time.monotonic()
+        with pytest.raises(
+            AccessError,
+            match=r"^gs://b/x cannot be reached: there are no credentials: GOOGLE_APPLICATION_"
+            rf"CREDENTIALS is not set, .* no metadata service answers at {address}; set the ",
+        ):
+            bucket.read(Url("gs://b/x"))
+    assert time.monotonic() - started < 10
+
+
 @contextmanager
 def metadata_service(paths: dict[str, str]) -> Iterator[str]:
     """Run a metadata service that answers these paths, and 404 to all others."""
