@@ -4,7 +4,9 @@ Every reader returns the same 4 frames of the same clips of real video, at 224x2
 tracks, in one process and in two: ours in a shuffled order, the others in their own order. The
 floor only decodes and resizes JPEGs that are already in memory. Readers take turns; a ratio is the
 median over rounds of the floor's time divided by the reader's time in the same round. Times are CPU
-time of all processes together, which does not count waiting for a busy machine. Readers whose
+time of all processes together, which does not count waiting for a busy machine. With `data.resize:
+device` our reader ends with crops in the training process, and where there is a CUDA device, with
+frames on it; without one, the device's part of the work is left out. Readers whose
 package is not installed are left out (`pip install litdata mosaicml-streaming`). The data is kept
 in FOLDER, or deleted at the end if no folder is given.
 
@@ -50,6 +52,8 @@ from tests.helpers.web_server import web_server
 from trainer.config import DataSettings
 from trainer.data.augment import decode_and_transform
 from trainer.data.dataset import ClipDataset
+from trainer.data.device_batches import to_device
+from trainer.data.device_frames import make_frames
 from trainer.data.encoded_clip import copy_tracks
 from trainer.data.loader import Loader
 from trainer.data.packed_batch import PackedBatch, empty_memory
@@ -138,7 +142,7 @@ def one_thread(worker: int) -> None:
 # The readers: each returns an endless or finite stream of batches for a number of processes.
 
 
-def dataset_of(data: ClipsOnDisk) -> ClipDataset:
+def dataset_of(data: ClipsOnDisk, resize: str = "worker") -> ClipDataset:
     settings = DataSettings.model_validate(
         {
             "out": str(data.folder / "build"),
@@ -147,22 +151,35 @@ def dataset_of(data: ClipsOnDisk) -> ClipDataset:
             "anchor": "first",
             "direction": "forward",
         }
-        | {"crop": "squash", "flip": 0.0, "reduced_decoding": False}
+        | {"crop": "squash", "flip": 0.0, "reduced_decoding": False, "resize": resize}
     )
     return ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
 
 
-def ours(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+def ours(data: ClipsOnDisk, processes: int, resize: str = "worker") -> Iterator[Any]:
     """Read shuffled clips with this project's loader."""
-    dataset = dataset_of(data)
+    dataset = dataset_of(data, resize)
 
     class OneEpoch(ClipSampler):
         def __iter__(self) -> Iterator[list[SampleIndex]]:  # type: ignore[override]
             return islice(super().__iter__(), self.steps_per_epoch)
 
     return iter(
-        Loader(dataset, OneEpoch(len(dataset), BATCH, seed=1), 0 if processes == 1 else processes)
+        Loader(
+            dataset,
+            OneEpoch(len(dataset), BATCH, seed=1),
+            0 if processes == 1 else processes,
+            pin=resize == "device",
+        )
     )
+
+
+def ours_resized_on_device(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read shuffled clips with this project's loader, which leaves resizing to the device."""
+    cuda = torch.device("cuda") if torch.cuda.is_available() else None
+    settings = dataset_of(data, "device").settings
+    for batch in ours(data, processes, "device"):
+        yield make_frames(to_device(batch, cuda), settings) if cuda else batch
 
 
 def time_without_images(data: ClipsOnDisk) -> float:
@@ -315,6 +332,7 @@ def decord_videos(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 READERS: dict[str, tuple[Reader, str]] = {
     "the floor, with tracks, through a DataLoader": (in_memory, "torch"),
     "pretrack": (ours, "trainer"),
+    "pretrack, `data.resize: device`": (ours_resized_on_device, "trainer"),
     "JPEG files in folders": (jpeg_files, "torch"),
     "litdata": (litdata_chunks, "litdata"),
     "mosaicml-streaming": (mosaic_shards, "streaming"),
@@ -377,6 +395,17 @@ def floor(clips: list[list[bytes]]) -> None:
         )
 
 
+def time_decoding(clips: list[list[bytes]]) -> float:
+    """Time the part of the floor that remains if something else resizes, in CPU seconds."""
+    started = time.process_time()
+    for images in clips:
+        width, height = jpeg.size(images[0])
+        memory = np.empty(3 * width * height, np.uint8)
+        for image in images:
+            jpeg.decode(image, memory=memory)
+    return time.process_time() - started
+
+
 def time_floor(processes: int, clips: list[list[bytes]], pool: Any) -> float:
     """Time the floor for all clips, split between processes, in CPU seconds."""
     started = cpu_clock()
@@ -397,7 +426,8 @@ def time_reader(reader: Reader, data: ClipsOnDisk, processes: int) -> float:
     for _ in islice(stream, skipped):
         pass
     started = cpu_clock()
-    seen = sum(len(batch["frames"]) for batch in islice(stream, CLIPS_MADE // BATCH - skipped))
+    counted = islice(stream, CLIPS_MADE // BATCH - skipped)
+    seen = sum(len(batch["frames" if "frames" in batch else "crops"]) for batch in counted)
     seconds = cpu_clock() - started
     assert seen == CLIPS_MADE - skipped * BATCH
     return seconds * CLIPS_MADE / seen
@@ -412,11 +442,12 @@ def compare(data: ClipsOnDisk, processes: int) -> None:
     ]
     usable = {name: reader for name, (reader, package) in READERS.items() if find_spec(package)}
     floors: list[float] = []
-    without_images: list[float] = []
+    without_images, decoding = list[float](), list[float]()
     times: dict[str, list[float]] = {name: [] for name in usable}
     with multiprocessing.get_context("fork").Pool(processes, cv2.setNumThreads, (0,)) as pool:
         for number in range(ROUNDS + 1):
             without_images.append(time_without_images(data))
+            decoding.append(time_decoding(clips))
             for name, reader in usable.items():
                 slow = name.startswith(("webdataset,", "decord"))
                 if slow and number != 1:  # one round is enough for the slowest
@@ -427,17 +458,16 @@ def compare(data: ClipsOnDisk, processes: int) -> None:
                 if number:  # the first round warms up
                     floors.append((before + after) / 2)
                     times[name].append((before + after) / 2 / seconds)
-    best = median(floors)
-    print(f"| the floor: decoding and resizing only | {CLIPS_MADE / best:.0f} | 1.00 |")
+    best = median(floors) / CLIPS_MADE * 1000
+    print(f"| the floor: decoding and resizing only | {best:.2f} | 1.00 |")
     for name, ratios in times.items():
-        speed = f"{CLIPS_MADE / best * median(ratios):.0f}"
         spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        print(f"| {name} | {speed} | {spread} |")
+        print(f"| {name} | {best / median(ratios):.2f} | {spread} |")
     if processes == 1:
-        each, of_floor = median(without_images[1:]) / CLIPS_MADE * 1000, best / CLIPS_MADE * 1000
+        parts = [median(part[1:]) / CLIPS_MADE * 1000 for part in (decoding, without_images)]
         print(
-            f"\nWithout its images, pretrack takes {each:.2f} CPU ms per clip; "
-            f"the floor takes {of_floor:.2f}."
+            f"\nOf the floor, decoding takes {parts[0]:.2f} CPU ms per clip. Without its images, "
+            f"pretrack takes {parts[1]:.2f}."
         )
 
 
@@ -480,7 +510,7 @@ def main(folder: Path | None, memory: float | None) -> None:
                 print(
                     f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n"
                 )
-                print("| reader | clips per CPU second | relative to the floor |\n|---|---|---|")
+                print("| reader | CPU ms per clip | relative to the floor |\n|---|---|---|")
                 compare(data, processes)
             print_bytes_fetched(data)
 

@@ -50,6 +50,9 @@ class Loader:
     Iterating again continues after the last batch, with the same workers. So does another loader
     after `load_state_dict`, with any number of workers and ranks.
 
+    With `data.resize: device`, batches have crops: copy them to the device (`device_batches`), and
+    make their frames there (`device_frames.make_frames`).
+
     skipped: clips so far that were replaced because they could not be read
     pin:     batches are in pinned memory where there is a CUDA device
 

@@ -122,9 +122,11 @@ class PackedBatch:
         """Return the batch that users see. Frames and positions share this batch's memory."""
         images: dict[str, Any] = {"frames": self.frames}
         if self.shape.crop_pixels:
-            images = {"crops": self.crops, "boxes": self.boxes.numpy()}
+            # Copies: an asynchronous copy to a device from within pinned memory that torch does not
+            # recognise would not keep that memory from being reused.
+            images = {"crops": self.crops, "boxes": self.boxes.numpy().copy()}
             if settings.colour.changes:
-                images["colours"] = self.colours.numpy()
+                images["colours"] = self.colours.numpy().copy()
         elif settings.colour.student_only:
             images["teacher_frame"] = self.teacher_frame
         tracks = {
