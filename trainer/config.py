@@ -149,9 +149,9 @@ class DataSettings(Settings):
     `size`. Random boxes are then whole multiples of the factor. Published: false."""
     resize: Literal["worker", "device"] = "worker"
     """Where frames are resized, flipped and changed in colour: in the loader's workers, or batch by
-    batch on the device that trains. `device` saves much of the workers' CPU time; samples are the
-    same to one grey level. It takes more shared memory, because workers then send crops of frames
-    as large as they are stored."""
+    batch on the device that trains. `device` saves up to a quarter of the workers' CPU time;
+    samples are the same to one grey level. It takes more shared memory, because workers then send
+    crops as large as they are stored."""
     on_error: Literal["stop", "skip"] = "stop"
     """What happens if a clip is missing or damaged: `stop` ends the run with an error that names
     it, and `skip` takes another clip instead; the log names and counts the clips left out."""
