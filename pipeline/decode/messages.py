@@ -1,8 +1,9 @@
 """The messages between a decoder process and its parent.
 
 The parent sends one request and then receives answers: any number of `Progress`, `Result` and
-`ItemFailed`, ended by one `RequestDone`, `RequestFailed` or `DeviceMissing`. Every answer restarts the parent's
-stall clock. One request is in flight at a time. Messages are pickled: both ends run the same code.
+`ItemFailed`, ended by one `RequestDone`, `RequestFailed` or `DeviceMissing`. Every answer restarts
+the parent's stall clock. One request is in flight at a time. Messages are pickled: both ends run
+the same code.
 """
 
 from __future__ import annotations
