@@ -27,6 +27,7 @@ COMMANDS = {
     "installed": "",
     "exactness": "",
     "sorting": "",
+    "device_trace": "",
     "step": "--backbone dinov2_reg_small --clips 2 --size 112 --rounds 3",
     "scaling": "demo/shards --steps 8",
     "tap": "--clips 4",

@@ -145,7 +145,7 @@ def load_on_all_ranks(
     path, expected, snapshots = broadcast_from_rank0(load_first, rank)
     if path is None:
         return None, snapshots
-    if not rank.first and checksums(path) == expected:
+    if not rank.first and expected and checksums(path) == expected:
         state = load_checkpoint(path)
     if all_reduce_any(state is None, rank):
         state = broadcast_from_rank0(lambda: state, rank)

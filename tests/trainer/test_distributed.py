@@ -215,7 +215,10 @@ def test_a_rank_reads_the_checkpoint_itself_only_if_it_has_the_same_file(
     path.write_bytes(path.read_bytes()[:-100])
     broadcasts[:] = [sent, {"from": "rank 0"}]
     assert load_on_all_ranks(s, second)[0] == {"from": "rank 0"}
-    assert missing == [False, True, True]
+    # Neither rank could list the file's members: that does not make their files the same.
+    broadcasts[:] = [(path, [], ["000001"]), {"from": "rank 0"}]
+    assert load_on_all_ranks(s, second)[0] == {"from": "rank 0"}
+    assert missing == [False, True, True, True]
 
 
 def test_one_rank_stops_at_once_and_several_one_step_after_any_was_asked_to(
