@@ -37,6 +37,7 @@ COMMANDS = {
     "loader": "",
     "source_kinds": "",
     "overhead": "",
+    "tracker_wait": "",
     "cotracker3": "--frames 8 --grid 16 --rounds 2",
 }
 """Arguments of each benchmark, short ones first. They are those of the tables in README.md, except

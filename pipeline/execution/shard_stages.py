@@ -1,46 +1,27 @@
 """The stages of one shard: decode (or load), track, write; plain functions that run on workers.
 
-`shard_chain` runs them on Ray. Tracking reads the frames as they are stored, so that the first
-build and later re-tracks see the same pixels.
+`shard_chain` runs them on Ray; the second is in `shard_tracking`. Tracking reads the frames as they
+are stored, so that the first build and later re-tracks see the same pixels.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import numpy as np
-from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, shard_checksum, shard_name, shard_path, write_receipt
 from manifests.rows import Failure, ShardRow, TrackSummary, clip_row
-from pipeline.config import BuildSettings
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.execution.clip_decoding import DecodedClip, decode_clips
 from pipeline.execution.shard_scoring import StoredScores, score_stored
 from pipeline.execution.shard_task import ShardTask
-from pipeline.execution.track_summary import summarise_tracks
-from pipeline.failures import Reason
-from pipeline.trackers.protocol import Tracker
-from shards import jpeg
 from shards.clip import ClipInfo
-from shards.codec import encode_tracks
-from shards.errors import PretrackError, ShardError
-from shards.geometry import grid_points
+from shards.errors import ShardError
 from shards.reader import iterate_shard
 from shards.track_scores import SCORES_VERSION
 from shards.writer import ClipMembers, open_shard_as
-
-Frame = NDArray[np.uint8]
-Size = tuple[int, int]
-"""(width, height) in pixels."""
-
-_CLIPS_PER_BATCH = 16
-"""Clips passed to a tracker at once: enough to fill a GPU, few enough to hold their frames."""
-_TRACKER_ERRORS = (ValueError, RuntimeError, PretrackError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,28 +97,6 @@ def join_decoded(parts: Sequence[DecodedShard]) -> DecodedShard:
     )
 
 
-def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings) -> TrackedShard:
-    """Track the clips of a shard on the frames as they are stored, in batches of one shape.
-
-    Clips that the tracker raises an error for become failures.
-    """
-    started = time.monotonic()
-    clips: list[TrackedClip] = []
-    failures: list[Failure] = []
-    batches = _batches(decoded.clips)
-    with ThreadPoolExecutor(1) as thread:
-        # The next batch's JPEGs are decoded while this one is tracked, so that a GPU does not wait.
-        next_frames: Future[list[Frame]] | None = None
-        for number, batch in enumerate(batches):
-            frames = next_frames.result() if next_frames else _decode_jpegs(batch)
-            if number + 1 < len(batches):
-                next_frames = thread.submit(_decode_jpegs, batches[number + 1])
-            tracked, left_out = _track_batch(batch, frames, tracker, settings)
-            clips += tracked
-            failures += left_out
-    return TrackedShard(tuple(clips), tuple(failures), time.monotonic() - started)
-
-
 def join_tracked(parts: Sequence[TrackedShard]) -> TrackedShard:
     """Join the parts of a shard whose clips were tracked one at a time."""
     return TrackedShard(
@@ -196,67 +155,3 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
     receipt = Receipt(shard_row, clip_rows, failures, tuple(clip.key for clip in task.clips))
     write_receipt(out, receipt)
     return receipt
-
-
-def _batches(clips: Iterable[DecodedClip]) -> list[list[DecodedClip]]:
-    """Group clips of one shape into batches of at most `_CLIPS_PER_BATCH`."""
-    by_shape: dict[tuple[int, int, int], list[DecodedClip]] = {}
-    for clip in clips:
-        by_shape.setdefault((clip.info.frames, clip.info.height, clip.info.width), []).append(clip)
-    return [
-        same_shape[first : first + _CLIPS_PER_BATCH]
-        for same_shape in by_shape.values()
-        for first in range(0, len(same_shape), _CLIPS_PER_BATCH)
-    ]
-
-
-def _decode_jpegs(clips: Sequence[DecodedClip]) -> list[Frame]:
-    """Decode the stored frames of clips: uint8 [T, H, W, 3] each."""
-    return [np.stack([jpeg.decode(data) for data in clip.jpegs]) for clip in clips]
-
-
-def _track_batch(
-    clips: Sequence[DecodedClip], frames: Sequence[Frame], tracker: Tracker, settings: BuildSettings
-) -> tuple[list[TrackedClip], list[Failure]]:
-    """Track clips of one shape; if the tracker raises an error, track them one at a time."""
-    try:
-        return _track(clips, frames, tracker, settings), []
-    except _TRACKER_ERRORS:
-        pass  # one of the clips may be the cause, and the others should not fail with it
-    tracked: list[TrackedClip] = []
-    failures: list[Failure] = []
-    for clip, clip_frames in zip(clips, frames, strict=True):
-        try:
-            tracked += _track([clip], [clip_frames], tracker, settings)
-        except _TRACKER_ERRORS as error:
-            failures.append(
-                Failure(
-                    source=clip.info.source,
-                    video_id=clip.info.video_id,
-                    clip=clip.info.key,
-                    stage="track",
-                    reason=Reason.TRACKER_FAILED,
-                    detail=f"the tracker {settings.tracks.tracker} failed: {error}",
-                )
-            )
-    return tracked, failures
-
-
-def _track(
-    clips: Sequence[DecodedClip], frames: Sequence[Frame], tracker: Tracker, settings: BuildSettings
-) -> list[TrackedClip]:
-    """Track clips of one shape and encode the tracks."""
-    infos = [clip.info for clip in clips]
-    width, height = infos[0].width, infos[0].height
-    # A short clip has no anchors beyond its end.
-    anchors = tuple(anchor for anchor in settings.tracks.anchors if anchor < infos[0].frames)
-    queries = grid_points(settings.tracks.grid, width, height)
-    tracks_of_clips = tracker.track(frames, infos, anchors, queries)
-    return [
-        TrackedClip(
-            info.key,
-            encode_tracks(tracks),
-            summarise_tracks(tracks, width, height, settings.tracks.directions),
-        )
-        for info, tracks in zip(infos, tracks_of_clips, strict=True)
-    ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from itertools import count
 from typing import Any
 
 import ray
@@ -25,7 +26,7 @@ from pipeline.execution.tracker_restarts import RestartPolicy
 from pipeline.execution.tracker_sizing import check_trackers, cores_per_tracker, tracker_count
 from pipeline.execution.tracker_slots import TrackerHandle, TrackerSlots
 from pipeline.execution.tracker_usage import UsageMeter
-from pipeline.execution.tracker_worker import TrackerWorker
+from pipeline.execution.tracker_worker import UNPACKING, TrackerWorker
 from pipeline.monitoring.status import TrackerUsage
 from pipeline.ray_cluster import Cluster, resources
 from shards.errors import first_line
@@ -61,6 +62,7 @@ class TrackerPool:
         self._slots = TrackerSlots(self._trackers)
         self._usage = UsageMeter()
         self._restarts = RestartPolicy()
+        self._numbers = count()
         # asyncio itself keeps only weak references to tasks.
         self._loading: set[asyncio.Task[None]] = set()
         self._target_size = 0
@@ -84,9 +86,12 @@ class TrackerPool:
         Raises TrackerLost.
         """
         tracker, call = await self._slots.acquire()
+        number = next(self._numbers)
         try:
-            # Two return values, so that waiting for the seconds does not fetch the tracks.
-            tracks, seconds = tracker.actor.track.options(num_returns=2).remote(decoded, only)
+            unpack = tracker.actor.unpack.options(concurrency_group=UNPACKING)
+            await unpack.remote(number, decoded, only)
+            tracks, seconds = tracker.actor.track.options(num_returns=2).remote(number)
+            tracker.tracking.append(call)
             self._usage.call_ended(await seconds)
             return tracks
         except _WORKER_LOST as error:
@@ -129,6 +134,7 @@ class TrackerPool:
             "num_cpus": cores,
             "num_gpus": self._settings.ray.tracker_gpus,
             "scheduling_strategy": "SPREAD",
+            "concurrency_groups": {UNPACKING: 1},
         }
         actor = ray.remote(**options)(TrackerWorker).remote(self._settings)
         tracker = TrackerHandle(actor, cores)
@@ -164,7 +170,7 @@ class TrackerPool:
         if tracker.lost:  # each of its calls reports the death; the first one replaced it
             return
         # Calls run in order, so the oldest is the one that it was working on.
-        tracker.suspect = tracker.calls[0] if tracker.calls else None
+        tracker.suspect = next(iter(tracker.tracking or tracker.calls), None)
         self._kill(tracker)
         if self._restarts.error:  # the next `resize` raises it, and the build ends
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from pipeline.trackers.protocol import DeviceFullError
 from shards.errors import PretrackError
 
 _ROUNDS = 3
@@ -43,7 +44,8 @@ class RestartPolicy:
         # A fault that affects all trackers gives one failure per tracker, so count rounds.
         rounds = self._failed_loads / max(1, trackers)
         # A wrong setting fails every time. Other errors may be transient if loading ever worked.
-        if raised and (isinstance(raised, PretrackError) or not self._ever_loaded):
+        permanent = isinstance(raised, PretrackError) and not isinstance(raised, DeviceFullError)
+        if raised and (permanent or not self._ever_loaded):
             self.error = raised
         elif rounds >= _ROUNDS and not self._ever_loaded:
             self.error = PretrackError(

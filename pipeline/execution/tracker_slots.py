@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 _SLOTS = 2
-"""Calls in flight per tracker: the next frames arrive while it tracks."""
+"""Calls in flight per tracker: the next frames arrive and are unpacked while it tracks."""
 
 
 @dataclass(eq=False)
@@ -22,6 +22,7 @@ class TrackerHandle:
     live_since: when it was loaded, None until then
     busy_since: when it began the oldest of its calls
     calls:      calls in flight, oldest first
+    tracking:   those of them whose frames are unpacked: it works on the first
     lost:       it died or was stopped
     suspect:    the call that it was working on when it died
     """
@@ -32,6 +33,7 @@ class TrackerHandle:
     live_since: float | None = None
     busy_since: float = 0.0
     calls: list[object] = field(default_factory=list)
+    tracking: list[object] = field(default_factory=list)
     lost: bool = False
     suspect: object | None = None
 
@@ -63,6 +65,8 @@ class TrackerSlots:
     def release(self, tracker: TrackerHandle, call: object) -> None:
         """Free the slot of a call that ended."""
         tracker.calls.remove(call)
+        if call in tracker.tracking:
+            tracker.tracking.remove(call)
         tracker.busy_since = time.monotonic()  # if it has another call, that call begins now
         self.assign()
 
