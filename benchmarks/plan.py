@@ -88,6 +88,7 @@ def make_videos(first: int, count: int) -> pa.Table:
         "image_files": [],
         "frame_numbers": [],
         "cameras": None,
+        "viewpoint_quality": None,
         "cuts": [],
     }
     columns = {
