@@ -38,6 +38,7 @@ from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import Catalog, stored_catalog
 from pipeline.planning.plan import Plan, make_plan
+from shards.track_scores import SCORES_VERSION
 
 SIZES = (10**5, 10**6)
 LARGEST = 10**7
@@ -126,6 +127,7 @@ def make_folder(out: Path, clips: int) -> None:
                 "decode_seconds": 0.1 * shard.count,
                 "track_seconds": 0.3 * shard.count,
                 "write_seconds": 0.01 * shard.count,
+                "scores": SCORES_VERSION,
             }
             for name, shard in zip(names, plan.shards, strict=True)
         ],
@@ -149,7 +151,7 @@ def make_clips(plan: Plan, shard: np.ndarray, names: list[str]) -> pa.Table:
     """Make the rows of the clips table; `shard` is the index of each clip's shard."""
     count, videos = len(plan.clips), plan.catalog.videos
     columns = {
-        field.name: constant(1 if not pa.types.is_string(field.type) else "x", count, field.type)
+        field.name: pa.repeat(pa.scalar(1, pa.int8()), count).cast(field.type)
         for field in CLIPS
         if not pa.types.is_list(field.type)
     }
