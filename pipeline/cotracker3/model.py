@@ -34,6 +34,9 @@ PYRAMID_LEVELS = 4
 CORRELATION_RADIUS = 3
 NEIGHBOURHOOD_SIDE = 2 * CORRELATION_RADIUS + 1
 """A point's neighbourhood is 7x7 pixels of each pyramid level."""
+ALIGNED_OFFSETS = 56
+"""The 49 offsets of a neighbourhood, rounded up to a multiple of 8: rows of bfloat16 numbers that a
+GPU's matrix units take without a detour. Those of 49 take several times as long."""
 CORRELATION_WIDTH = 256
 """Correlation features per pyramid level."""
 ENCODING_SCALES = 10
@@ -72,11 +75,13 @@ class CorrelationFeatures(nn.Module):
     def forward(
         self, maps: Sequence[Tensor], frames: Tensor, support: Sequence[Tensor], positions: Tensor
     ) -> Tensor:
-        """Return correlation features [R, T, N, 4 * 256].
+        """Return correlation features [R, N, T, 4 * 256].
 
         maps, frames and support are those of `CoTracker3.refine`; positions: [R, T, N, 2].
         """
-        index = frames[:, :, None].expand(-1, -1, positions.shape[2])
+        # Track by track: all frames of a track are compared with the same query neighbourhood.
+        positions = positions.transpose(1, 2)
+        index = frames[:, None].expand(positions.shape[:-1])
         levels = [
             self._correlate(level, index, at_query, positions / 2**number)
             for number, (level, at_query) in enumerate(zip(maps, support, strict=True))
@@ -84,16 +89,23 @@ class CorrelationFeatures(nn.Module):
         return torch.cat(levels, dim=-1)
 
     def _correlate(self, level: Tensor, frame: Tensor, support: Tensor, position: Tensor) -> Tensor:
-        """Return the correlation features of one level: [R, T, N, 256].
+        """Return the correlation features of one level: [R, N, T, 256].
 
-        frame: [R, T, N] index into the level; position: [R, T, N, 2] in its pixels
+        frame: [R, N, T] index into the level; position: [R, N, T, 2] in its pixels
         """
         # A method of its own, so that its large tensors are freed before the next level.
         current = neighbourhoods(level, frame, position)
+        support, weight = support.to(current.dtype), self.fc1.weight
+        if current.dtype == torch.bfloat16:
+            # Offsets of zeros, with weights of zero, change nothing.
+            offsets = support.shape[2]
+            padding = (0, ALIGNED_OFFSETS - offsets)
+            support = F.pad(support, (0, 0, *padding))
+            weight = F.pad(weight.view(-1, offsets, offsets), padding).flatten(1)
         # a: offsets around the current position; b: offsets around the query; c: channels.
-        volume = torch.einsum("rtnac,rnbc->rtnab", current, support.to(current.dtype))
+        volume = torch.einsum("rntac,rnbc->rntab", current, support)
         del current
-        return self.fc2(F.gelu(self.fc1(volume.flatten(3)))).float()
+        return self.fc2(F.gelu(F.linear(volume.flatten(3), weight, self.fc1.bias))).float()
 
 
 class CoTracker3(nn.Module):
@@ -198,9 +210,10 @@ class CoTracker3(nn.Module):
         The other arguments are those of `refine`.
         """
         correlation = self.corr_mlp(maps, frames, support, positions)
-        tokens = torch.cat([logits, correlation, displacement_encoding(positions)], dim=-1)
-        tokens = tokens + times[:, :, None]
-        position_update, logit_update = self.updateformer(tokens.transpose(1, 2))
+        others = [part.transpose(1, 2) for part in (logits, displacement_encoding(positions))]
+        tokens = torch.cat([others[0], correlation, others[1]], dim=-1)  # [R, N, T, 1110]
+        tokens = tokens + times[:, None]
+        position_update, logit_update = self.updateformer(tokens)
         # Positions and logits stay in float32, whatever the transformer computes in.
         positions = positions + position_update.float().transpose(1, 2)
         return positions, logits + logit_update.float().transpose(1, 2)

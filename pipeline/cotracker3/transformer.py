@@ -104,7 +104,12 @@ class Transformer(nn.Module):
         tokens: [R, N, T, token_width]
         """
         sets, points, frames, _ = tokens.shape
-        x = self.input_transform(tokens)
+        weight = self.input_transform.weight
+        if torch.is_autocast_enabled(tokens.device.type):
+            # Zeros up to a multiple of 8, as a GPU's matrix units take bfloat16 rows.
+            padding = (0, -tokens.shape[-1] % 8)
+            tokens, weight = F.pad(tokens, padding), F.pad(weight, padding)
+        x = F.linear(tokens, weight, self.input_transform.bias)
         x = torch.cat([x, self.virual_tracks.to(x.dtype).expand(sets, -1, frames, -1)], dim=1)
         blocks = (
             self.time_blocks,
