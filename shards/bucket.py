@@ -7,8 +7,9 @@ to its writer; an object can be put only if none exists (build locks need that);
 are read by one request; transient errors are retried.
 
 Credentials of S3 are found by `shards.credentials`; those of Google and Azure come from the
-environment (GOOGLE_APPLICATION_CREDENTIALS …) or from the machine's role (`shards.cloud_roles`). The store's threads do
-not survive a fork: after a process has used a bucket, a forked child must not use one.
+environment (GOOGLE_APPLICATION_CREDENTIALS …) or from the machine's role (`shards.cloud_roles`).
+The store's threads do not survive a fork: after a process has used a bucket, a forked child must
+not use one.
 """
 
 from __future__ import annotations

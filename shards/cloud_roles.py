@@ -1,4 +1,4 @@
-"""Check that `gs://` and `az://` find credentials, before obstore waits minutes for a machine's role.
+"""Check that `gs://` and `az://` find credentials, before obstore waits long for a machine's role.
 
 obstore looks in the environment, and Google's also in the file that `gcloud` writes. If there are
 none, it asks the metadata service of the machine, which only machines of these clouds have.

@@ -78,8 +78,8 @@ def remove_temporary_files(out: Path) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load a checkpoint onto the CPU.
 
-    Raises AccessError if the system cannot read it, and PretrackError if it is damaged or was written
-    by another version of pretrack.
+    Raises AccessError if the system cannot read it, and PretrackError if it is damaged or was
+    written by another version of pretrack.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -143,7 +143,7 @@ async def _run_chains(
 
 
 def _raise_if_permanent(error: Exception, settings: BuildSettings) -> None:
-    """Raise PretrackError if every other shard would fail too: a full disk, no GPU, Ray has ended."""
+    """Raise PretrackError if all other shards would fail too: full disk, no GPU, Ray has ended."""
     if isinstance(error, LocalRayletDiedError):
         raise PretrackError(
             f"Ray on this machine has ended ({first_line(error)}), most often because one of its "

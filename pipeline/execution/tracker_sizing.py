@@ -25,8 +25,8 @@ def check_trackers(settings: RaySettings, cluster: Cluster, decoder_gpus: float 
     if settings.tracker_gpus and _trackers_on_gpus(settings, cluster, decoder_gpus) < 1:
         raise PretrackError(
             f"ray.tracker_gpus is {settings.tracker_gpus:g} and ray.decoder_gpus "
-            f"{decoder_gpus:g}, which do not fit the GPUs of this cluster ({cluster.gpus}) together: "
-            "leave one of each room (0.9 and 0.1, for example), or set frames.device to cpu"
+            f"{decoder_gpus:g}, which do not fit the GPUs of this cluster ({cluster.gpus}) "
+            "together: leave one of each room (0.9 and 0.1, for example), or set frames.device to cpu"
         )
     possible = _possible_trackers(settings, cluster)
     if possible < 1 or (settings.trackers or 1) > possible:
