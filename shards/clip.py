@@ -153,6 +153,15 @@ class ClipInfo:
             raise ShardError(f"not a clip description ({error})") from error
 
 
+def read_cameras(data: bytes) -> list[Camera | None] | None:
+    """Read only the cameras of `KEY.json`, one per frame or None. Raises ShardError."""
+    try:
+        cameras = json.loads(data)["cameras"]
+        return cameras and [camera and Camera.read(camera) for camera in cameras]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ShardError(f"not a clip description ({error})") from error
+
+
 def _check(fields: dict[str, Any]) -> None:
     """Check the fields' types and lengths; a shard may come from anyone. Raises ValueError."""
     if not is_key(fields["key"]):

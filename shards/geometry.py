@@ -7,6 +7,7 @@ and torch (align_corners=False) does.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -189,6 +190,38 @@ def _linear_weights(size: int, out: int) -> NDArray[np.float32]:
     """Return the weights [out, size] of linear interpolation along a side."""
     centres = ((np.arange(out) + 0.5) * (size / out) - 0.5).clip(0, size - 1)
     return (1 - np.abs(centres[:, None] - np.arange(size))).clip(min=0).astype(np.float32)
+
+
+def shown_cameras(
+    transforms: Sequence[FrameTransform], cameras: Sequence[Camera | None]
+) -> list[Camera | None]:
+    """Map the cameras of a sample's frames to what is shown of them, exactly.
+
+    A mirrored picture is one of a mirrored world: if all frames are flipped, the world's x is
+    mirrored, and cameras stay proper rotations. If only some are flipped, the world stays, and
+    theirs get a negative fx.
+    """
+    mirrored_world = all(transform.flip for transform in transforms)
+    shown: list[Camera | None] = []
+    for transform, camera in zip(transforms, cameras, strict=True):
+        if camera is None:
+            shown.append(None)
+            continue
+        mapped = replace(transform, flip=False).camera(camera)
+        if transform.flip:
+            mapped = replace(mapped, cx=transform.out_width - 1 - mapped.cx)
+            mapped = (
+                _in_mirrored_world(mapped) if mirrored_world else replace(mapped, fx=-mapped.fx)
+            )
+        shown.append(mapped)
+    return shown
+
+
+def _in_mirrored_world(camera: Camera) -> Camera:
+    """Mirror x of the world and of the camera: [R | t] becomes [S R S | S t], S = diag(-1, 1, 1)."""
+    signs = (1, -1, -1, -1, -1, 1, 1, 1, -1, 1, 1, 1)
+    matrix = tuple(s * v for s, v in zip(signs, camera.world_to_camera, strict=True))
+    return replace(camera, world_to_camera=matrix)
 
 
 def stored_transform(

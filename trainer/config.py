@@ -152,6 +152,9 @@ class DataSettings(Settings):
     batch on the device that trains. `device` saves up to a quarter of the workers' CPU time;
     samples are the same to one grey level. It takes more shared memory, because workers then send
     crops as large as they are stored."""
+    cameras: bool = False
+    """Adds each frame's camera to the samples: `intrinsics`, `world_to_camera` and `posed`, of what
+    is shown after crop, resize and flip. No objective of pretrack uses them."""
     on_error: Literal["stop", "skip"] = "stop"
     """What happens if a clip is missing or damaged: `stop` ends the run with an error that names
     it, and `skip` takes another clip instead; the log names and counts the clips left out."""

@@ -33,6 +33,11 @@ class Batch(TypedDict):
                                             host, as an array of NumPy
     colours:       float64 [B, T, 10]       `ColourChange.numbers`; on the host like `boxes`; only
                                             if colours may change
+    intrinsics:    float32 [B, T, 3, 3]     pinhole cameras of `frames`, in their pixels; only with
+                                            `data.cameras`, as the next two
+    world_to_camera: float32 [B, T, 3, 4]   OpenCV's axes; one world per clip, in its source's units
+    posed:         bool    [B]              whether all T frames have a usable camera; those without
+                                            have the identity
     left_out:      strings                  one sentence per clip that was replaced because it could
                                             not be read; only with `on_error: skip`, and only until
                                             the loader has logged them
@@ -48,6 +53,9 @@ class Batch(TypedDict):
     crops: NotRequired[Tensor]
     boxes: NotRequired[NDArray[np.int32]]
     colours: NotRequired[NDArray[np.float64]]
+    intrinsics: NotRequired[Tensor]
+    world_to_camera: NotRequired[Tensor]
+    posed: NotRequired[Tensor]
     left_out: NotRequired[list[str]]
 
 

@@ -27,6 +27,7 @@ class Clip:
     folder:        index of the snapshot that has the shard
     frames:        number of frames; `width` and `height` in pixels
     anchors:       indices of the anchor frames within the clip [A]
+    json_offset:   first byte of the description in the shard; its bytes: `json_size`
     tracks_offset: first byte of the tracks member in the shard
     anchor_sizes:  bytes of each anchor's tracks [A], one after the other in that member
     frame_offsets: first byte of each frame's JPEG in the shard [frames]; its bytes: `frame_sizes`
@@ -41,6 +42,8 @@ class Clip:
     width: int
     height: int
     anchors: NDArray[np.int32]
+    json_offset: int
+    json_size: int
     tracks_offset: int
     anchor_sizes: NDArray[np.int64]
     frame_offsets: NDArray[np.int64]

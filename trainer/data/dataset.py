@@ -171,6 +171,7 @@ class ClipDataset(Dataset[Batch]):
             size=s.size,
             points=self.points,
             teacher_frames=s.colour.student_only,
+            cameras=s.cameras,
         )
 
     @cached_property

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.geometry import FrameTransform
+from shards.clip import Camera
+from shards.epipolar import read_poses
+from shards.geometry import FrameTransform, shown_cameras
 from trainer.config import DataSettings
 from trainer.data.augment import decode_and_crop, decode_and_transform, transform_points
 from trainer.data.colour import change_colours, draw_colour_changes
@@ -25,6 +28,7 @@ class EncodedClip:
     images:     JPEGs [T]
     positions:  float32 [T, N, 2] in stored pixels; visibility and confidence uint8 [T, N]
     random:     the clip's generator, from which its colours are still to be drawn
+    cameras:    per frame [T], in stored pixels, None for a frame without; None unless asked for
     """
 
     key: str
@@ -36,6 +40,7 @@ class EncodedClip:
     visibility: NDArray[np.uint8]
     confidence: NDArray[np.uint8]
     random: np.random.Generator
+    cameras: Sequence[Camera | None] | None = None
 
     @property
     def points(self) -> int:
@@ -49,6 +54,8 @@ def decode_clip(clip: EncodedClip, batch: PackedBatch, slot: int, settings: Data
     Raises ShardError for a damaged image.
     """
     copy_tracks(clip, batch, slot)
+    if batch.shape.cameras:
+        _copy_cameras(clip, batch, slot)
     batch.keys[slot] = clip.key
     if batch.shape.crop_pixels:
         _decode_crops(clip, batch, slot, settings)
@@ -97,3 +104,19 @@ def copy_tracks(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:
     batch.positions[slot] = torch.from_numpy(transform_points(clip.transforms, clip.positions))
     batch.visibility[slot] = torch.from_numpy(clip.visibility)
     batch.confidence[slot] = torch.from_numpy(clip.confidence)
+
+
+def _copy_cameras(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:
+    """Copy a clip's cameras into a slot of a batch: those of the transformed frames."""
+    cameras = clip.cameras or [None] * len(clip.transforms)
+    usable = read_poses(cameras, len(cameras)).usable
+    batch.posed[slot] = int(usable.all())
+    # The identity for frames without a usable camera: it can be inverted.
+    intrinsics = np.tile(np.eye(3), (len(cameras), 1, 1))
+    world_to_camera = np.tile(np.eye(3, 4), (len(cameras), 1, 1))
+    for t, camera in enumerate(shown_cameras(clip.transforms, cameras)):
+        if camera and usable[t]:
+            intrinsics[t] = [[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]
+            world_to_camera[t] = np.reshape(camera.world_to_camera, (3, 4))
+    batch.intrinsics[slot] = torch.from_numpy(intrinsics)
+    batch.world_to_camera[slot] = torch.from_numpy(world_to_camera)

@@ -24,6 +24,7 @@ class BatchShape:
     teacher_frames: whether each clip has a second anchor frame in its original colours
     crop_pixels:    pixels of the largest crop, P, if frames are still to be resized (`data.resize:
                     device`); the batch then has crops instead of frames
+    cameras:        whether it has the frames' cameras (`data.cameras`)
     """
 
     clips: int
@@ -32,6 +33,7 @@ class BatchShape:
     points: int
     teacher_frames: bool
     crop_pixels: int = 0
+    cameras: bool = False
 
     @property
     def parts(self) -> list[tuple[torch.dtype, tuple[int, ...]]]:
@@ -40,12 +42,16 @@ class BatchShape:
         points = (self.clips, self.frames, self.points)
         crops = self.clips if self.crop_pixels else 0
         resized = self.clips - crops
+        posed = self.clips if self.cameras else 0
         return [
             (torch.float32, (*points, 2)),
             (torch.float64, (crops, self.frames, COLOUR_NUMBERS)),
+            (torch.float32, (posed, self.frames, 3, 3)),
+            (torch.float32, (posed, self.frames, 3, 4)),
             (torch.int32, (crops, self.frames, 3)),
             (torch.uint8, points),
             (torch.uint8, points),
+            (torch.uint8, (posed,)),
             (torch.uint8, (resized, self.frames, 3, self.size, self.size)),
             (torch.uint8, (resized * self.teacher_frames, 3, self.size, self.size)),
             (torch.uint8, (crops, self.frames, self.crop_pixels, 3)),
@@ -74,6 +80,7 @@ class PackedBatch:
     teacher_frame: uint8 [B, 3, S, S], or [0, 3, S, S] without teacher frames
     crops, boxes:  as in `Batch`
     colours:       float64 [B, T, COLOUR_NUMBERS], as in `Batch`
+    intrinsics, world_to_camera, posed: as in `Batch`, of 0 clips without `shape.cameras`
     keys:          the clips' keys [B]
     left_out:      per clip slot, a sentence for each clip that could not be read for it
 
@@ -96,9 +103,12 @@ class PackedBatch:
         (
             self.positions,
             self.colours,
+            self.intrinsics,
+            self.world_to_camera,
             self.boxes,
             self.visibility,
             self.confidence,
+            self.posed,
             self.frames,
             self.teacher_frame,
             self.crops,
@@ -137,6 +147,10 @@ class PackedBatch:
                 inside(self.positions.numpy(), settings.size, settings.size)
             ),
         }
+        if self.shape.cameras:
+            tracks["intrinsics"] = self.intrinsics
+            tracks["world_to_camera"] = self.world_to_camera
+            tracks["posed"] = self.posed.to(torch.bool)
         batch = cast(Batch, images | tracks | {"key": self.keys})
         if settings.on_error == "skip":
             batch["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]

@@ -249,6 +249,7 @@ class StreamedClips(IterableDataset[Batch]):
             visibility=tracks.visibility[anchor, numbers],
             confidence=tracks.confidence[anchor, numbers],
             random=random,
+            cameras=[info.cameras[number] for number in numbers] if info.cameras else None,
         )
 
     def _decode(self, clip: EncodedClip) -> Batch | None:
@@ -260,6 +261,7 @@ class StreamedClips(IterableDataset[Batch]):
             size=s.size,
             points=clip.points,
             teacher_frames=s.colour.student_only,
+            cameras=s.cameras,
         )
         packed = PackedBatch.empty(shape)
         try:
