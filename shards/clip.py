@@ -153,12 +153,18 @@ class ClipInfo:
             raise ShardError(f"not a clip description ({error})") from error
 
 
-def read_cameras(data: bytes) -> list[Camera | None] | None:
-    """Read only the cameras of `KEY.json`, one per frame or None. Raises ShardError."""
+def read_cameras(data: bytes, frames: Sequence[int]) -> list[Camera | None]:
+    """Read only the cameras of some frames from `KEY.json`; None for those without.
+
+    Nothing else of it is checked. Raises ShardError for other data, and for a frame that the clip
+    does not have.
+    """
     try:
         cameras = json.loads(data)["cameras"]
-        return cameras and [camera and Camera.read(camera) for camera in cameras]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if cameras is None:
+            return [None] * len(frames)
+        return [None if cameras[t] is None else Camera.read(cameras[t]) for t in frames]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"not a clip description ({error})") from error
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from shards.clip import Camera, Directions, read_cameras
+from shards.clip import Directions, read_cameras
 from shards.codec import decode_frames
 from shards.errors import ShardError
 from shards.files import Location
@@ -59,7 +59,7 @@ def read_clip(
         offsets.append(clip.json_offset)
         sizes.append(clip.json_size)
     tracks, *images = read_members(shard, offsets, sizes)
-    cameras = _cameras_of(images.pop(), clip, numbers) if settings.cameras else None
+    cameras = read_cameras(images.pop(), numbers) if settings.cameras else None
     positions, visibility, confidence = decode_frames(
         tracks, int(clip.anchors[anchor]), numbers, (clip.frames, points)
     )
@@ -89,16 +89,6 @@ def named_clip(key: str, shard: str) -> Iterator[None]:
     except ShardError as error:
         hint = "" if "pretrack verify" in str(error) else ": run 'pretrack verify'"
         raise ShardError(f"clip {key} in {shard}: {error}{hint}") from error
-
-
-def _cameras_of(description: bytes, clip: Clip, numbers: Sequence[int]) -> list[Camera | None]:
-    """Read the cameras of some of a clip's frames; all None without cameras. Raises ShardError."""
-    cameras = read_cameras(description)
-    if cameras is None:
-        return [None] * len(numbers)
-    if len(cameras) != clip.frames:
-        raise ShardError(f"its description has {len(cameras)} cameras for {clip.frames} frames")
-    return [cameras[number] for number in numbers]
 
 
 def _check_frames(clip: Clip, frames: list[int]) -> None:

@@ -116,7 +116,8 @@ def _copy_cameras(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:
     world_to_camera = np.tile(np.eye(3, 4), (len(cameras), 1, 1))
     for t, camera in enumerate(shown_cameras(clip.transforms, cameras)):
         if camera and usable[t]:
-            intrinsics[t] = [[camera.fx, 0, camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]
+            intrinsics[t, (0, 1), (0, 1)] = camera.fx, camera.fy
+            intrinsics[t, :2, 2] = camera.cx, camera.cy
             world_to_camera[t] = np.reshape(camera.world_to_camera, (3, 4))
     batch.intrinsics[slot] = torch.from_numpy(intrinsics)
     batch.world_to_camera[slot] = torch.from_numpy(world_to_camera)

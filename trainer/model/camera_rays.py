@@ -24,9 +24,12 @@ def plucker_rays(
     Runs on the device and in the type of the cameras.
     """
     height, width = cells
-    options = {"dtype": intrinsics.dtype, "device": intrinsics.device}
-    x = (torch.arange(width, **options) + 0.5) * (size / width) - 0.5
-    y = (torch.arange(height, **options) + 0.5) * (size / height) - 0.5
+    x, y = (
+        (torch.arange(count, dtype=intrinsics.dtype, device=intrinsics.device) + 0.5)
+        * (size / count)
+        - 0.5
+        for count in (width, height)
+    )
     points = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1)
     points = points.flatten(0, 1).expand(*intrinsics.shape[:-2], -1, -1)
     rays = rays_through(intrinsics, world_to_camera, points)

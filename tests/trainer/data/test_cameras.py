@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from manifests.snapshot import Snapshot
-from shards.clip import Camera
+from shards.clip import Camera, read_cameras
+from shards.errors import ShardError
 from shards.geometry import FrameTransform, shown_cameras
 from tests.helpers.published import publish_clips
 from tests.helpers.static_scene import SIZE, arc, project, static_scene, stored_scene
@@ -182,3 +183,9 @@ def test_the_first_camera_can_be_the_world() -> None:
     for before, after in zip(cameras, relative, strict=True):
         expected = before[:, :3] @ point + before[:, 3]
         torch.testing.assert_close(after[:, :3] @ in_first + after[:, 3], expected)
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"cameras": [null]}', b'{"cameras": [{}, {}, {}]}'])
+def test_a_description_without_the_cameras_of_its_frames_is_refused(data: bytes) -> None:
+    with pytest.raises(ShardError, match="not a clip description"):
+        read_cameras(data, [0, 2])
