@@ -24,7 +24,7 @@ from trainer.distributed import Rank, all_reduce_any, broadcast_from_rank0
 log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = {
-    "data": {"out", "snapshot", "on_error", "cache", "resize"},
+    "data": {"out", "snapshot", "on_error", "cache", "resize", "cameras"},
     "model": {"weights"},
     "run": {
         "out",

@@ -25,7 +25,7 @@ from tests.helpers.plain_sorting_loss import plain_loss
 from tests.trainer.conftest import panning_clip, publish
 from trainer import train as training
 from trainer.__main__ import main
-from trainer.checkpoint import checkpoint_path, load_checkpoint, newest_checkpoint
+from trainer.checkpoint import check_same_run, checkpoint_path, load_checkpoint, newest_checkpoint
 from trainer.config import TrainSettings
 from trainer.data.batch import track_mask
 from trainer.data.clip_table import open_snapshots
@@ -380,6 +380,20 @@ def test_too_few_clips_for_a_batch_is_an_error(settings: Make) -> None:
         train(settings(run={"batch_size": 32}))
     with pytest.raises(PretrackError, match="takes 2 frames of other clips"):
         train(settings(run={"batch_size": 1}))
+
+
+def test_a_run_from_before_scores_and_cameras_goes_on(settings: Make) -> None:
+    """Settings that did not exist when it began are at their defaults, which change nothing."""
+    s = settings()
+    original = s.model_dump(mode="json")
+    del original["data"]["cameras"], original["tracks"]["max_epipolar_px"]
+    check_same_run(Path("run/checkpoints/step_00000001.pt"), original, s)
+    with pytest.raises(PretrackError, match=r"tracks.max_epipolar_px was unknown, now 2.0"):
+        check_same_run(
+            Path("run/checkpoints/step_00000001.pt"),
+            original,
+            settings(tracks={"max_epipolar_px": 2}),
+        )
 
 
 def test_a_run_that_filters_tracks_by_scores_needs_scores(settings: Make) -> None:
