@@ -218,7 +218,7 @@ def shown_cameras(
 
 
 def _in_mirrored_world(camera: Camera) -> Camera:
-    """Mirror x of the world and of the camera: [R | t] becomes [S R S | S t], S = diag(-1, 1, 1)."""
+    """Mirror x of world and camera: [R | t] becomes [S R S | S t] with S = diag(-1, 1, 1)."""
     signs = (1, -1, -1, -1, -1, 1, 1, 1, -1, 1, 1, 1)
     matrix = tuple(s * v for s, v in zip(signs, camera.world_to_camera, strict=True))
     return replace(camera, world_to_camera=matrix)
