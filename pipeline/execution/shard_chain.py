@@ -105,7 +105,10 @@ class ShardChain:
         self._task_ref = ray.put(task)  # stored once, for all stages
         from_files = any(video.file for video in task.videos.values())  # images need no GPU
         self._decoder_gpus = task.settings.decoder_gpus if from_files else 0.0
-        self._decode_task = _DECODE.options(num_gpus=self._decoder_gpus)
+        # Without a GPU the task as it is: Ray gives a task with options new workers, whose decoder
+        # starts cold.
+        gpus = self._decoder_gpus
+        self._decode_task = _DECODE.options(num_gpus=gpus) if gpus else _DECODE
 
     async def _decode(self) -> _DecodedRef:
         """Load stored frames for a re-track, decode the source otherwise."""
