@@ -31,9 +31,18 @@ def cycle_errors(tracks: Tracks) -> Floats:
     side = round(points**0.5)
     if side < 2 or side * side != points:
         return errors  # no square grid, so no cells to interpolate in
-    rows = np.arange(anchors)
-    queries = tracks.positions[rows, tracks.anchors]  # [A, N, 2]
-    for b in range(anchors):
+    queries = tracks.positions[np.arange(anchors), tracks.anchors]  # [A, N, 2]
+    # Queries of a square number that are no grid have cells of no size: their errors are NaN.
+    with np.errstate(all="ignore"):
+        _fill(errors, tracks, queries, side)
+    errors[~np.isfinite(errors)] = np.nan
+    return errors
+
+
+def _fill(errors: Floats, tracks: Tracks, queries: Floats, side: int) -> None:
+    """Write the errors of all pairs of anchors into `errors`."""
+    rows = np.arange(len(queries))
+    for b in rows:
         # From every anchor a to b at once, and back along the tracks of b.
         others = rows != b
         arrived = tracks.positions[others, tracks.anchors[b]]  # [A - 1, N, 2]
@@ -41,7 +50,6 @@ def cycle_errors(tracks: Tracks) -> Floats:
         returned, interpolated = _carry(tracks, b, tracks.anchors[others], arrived, side)
         distances = np.sqrt(((returned - queries[others]) ** 2).sum(axis=-1))
         errors[others, b] = np.where(seen & interpolated, distances, np.nan)
-    return errors
 
 
 def _carry(

@@ -26,6 +26,8 @@ Mask = NDArray[np.bool_]
 
 _NOT_A_ROTATION = 1e-2
 """Largest difference of R R^T from the identity that rounding in a source's files explains."""
+_LARGEST_NUMBER, _SMALLEST_FOCAL = 1e12, 1e-3
+"""Cameras with larger numbers, or smaller focal lengths in pixels, are damaged: they overflow."""
 _SAME_PLACE = 1e-6
 """Cameras nearer than this fraction of the largest baseline count as one: their epipolar lines are
 rounding errors."""
@@ -120,7 +122,8 @@ def read_poses(cameras: Sequence[Camera | None] | None, frames: int) -> Poses:
             row = (camera.fx, camera.fy, camera.cx, camera.cy, *camera.world_to_camera)
             rows[t], usable[t] = row, True
     matrices = rows[:, 4:].reshape(-1, 3, 4)
-    usable &= np.isfinite(rows).all(axis=1) & (rows[:, :2] > 0).all(axis=1)
+    usable &= (np.abs(rows) <= _LARGEST_NUMBER).all(axis=1)  # NaN is not, either
+    usable &= (rows[:, :2] >= _SMALLEST_FOCAL).all(axis=1)
     matrices[~usable] = np.eye(3, 4)
     rotations = matrices[:, :, :3]
     error = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))

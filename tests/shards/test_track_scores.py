@@ -253,3 +253,31 @@ def test_tracks_of_real_frames_fit_the_right_poses_ten_times_better(shared_data:
     assert right.epipolar_inliers is not None
     assert wrong.epipolar_inliers is not None
     assert right.epipolar_inliers > 0.8 > 0.4 > wrong.epipolar_inliers
+
+
+NUMBERS = st.sampled_from([0.0, 1.0, -1.0, 1e-300, 1e300, -1e300, np.nan, np.inf, 1e9, 0.5, 300.0])
+
+
+@pytest.mark.filterwarnings("error")
+@given(
+    numbers=st.lists(st.tuples(st.integers(0, 15), NUMBERS), min_size=12, max_size=12),
+    far=st.booleans(),
+)
+@settings(max_examples=150)
+def test_damaged_numbers_give_scores_or_none_and_no_warning(
+    numbers: list[tuple[int, float]], far: bool
+) -> None:
+    """Two numbers of each camera are replaced; positions may be millions of pixels away."""
+    scene = static_scene(frames=6, anchors=(0, 3), grid=3)
+
+    def damaged(t: int, camera: Camera) -> Camera:
+        values = [camera.fx, camera.fy, camera.cx, camera.cy, *camera.world_to_camera]
+        for index, number in numbers[2 * t : 2 * t + 2]:
+            values[index] = number
+        return Camera(*values[:4], tuple(values[4:]))
+
+    positions = scene.tracks.positions * np.float32(1e5 if far else 1)
+    tracks = replace(scene.tracks, positions=positions)
+    scored = score_clip(tracks, replaced(scene.info, damaged))
+    assert all(value is None or np.isfinite(value) for value in vars(scored.clip).values())
+    assert all((plane[~np.isnan(plane)] >= 0).all() for plane in scored.tracks.planes)
