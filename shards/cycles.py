@@ -42,7 +42,7 @@ def cycle_errors(tracks: Tracks) -> Floats:
 def _fill(errors: Floats, tracks: Tracks, queries: Floats, side: int) -> None:
     """Write the errors of all pairs of anchors into `errors`."""
     rows = np.arange(len(queries))
-    for b in rows:
+    for b in range(len(queries)):
         # From every anchor a to b at once, and back along the tracks of b.
         others = rows != b
         arrived = tracks.positions[others, tracks.anchors[b]]  # [A - 1, N, 2]

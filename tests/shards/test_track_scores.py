@@ -274,7 +274,8 @@ def test_damaged_numbers_give_scores_or_none_and_no_warning(
         values = [camera.fx, camera.fy, camera.cx, camera.cy, *camera.world_to_camera]
         for index, number in numbers[2 * t : 2 * t + 2]:
             values[index] = number
-        return Camera(*values[:4], tuple(values[4:]))
+        fx, fy, cx, cy, *matrix = values
+        return Camera(fx, fy, cx, cy, tuple(matrix))
 
     positions = scene.tracks.positions * np.float32(1e5 if far else 1)
     tracks = replace(scene.tracks, positions=positions)
