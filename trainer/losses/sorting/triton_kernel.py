@@ -103,11 +103,23 @@ def _fast_exp2(v):
 
 
 @triton.jit
+def _fast_inverse(v):
+    """Approximate 1 / v of normal numbers by one instruction, to the last bit."""
+    if INTERPRETED:
+        result = 1 / v
+    else:
+        result = tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [v], tl.float32, True, 1
+        )
+    return result
+
+
+@triton.jit
 def _atan(v):
     """Approximate the arctangent by Abramowitz and Stegun 4.4.49, to 2e-8."""
     # The polynomial holds for |v| <= 1; larger arguments use atan(v) = pi / 2 - atan(1 / v).
     size = tl.abs(v)
-    z = tl.where(size > 1, 1 / tl.maximum(size, 1.0), size)
+    z = tl.where(size > 1, _fast_inverse(tl.maximum(size, 1.0)), size)
     s = z * z
     p = 0.0028662257 * s - 0.0161657367
     p = p * s + 0.0429096138
@@ -166,7 +178,7 @@ def _compare(
         if cauchy:
             swap = 0.5 - _atan(v) * 0.3183098861837907
         else:
-            swap = tl.sigmoid(-v)
+            swap = _fast_inverse(1 + _fast_exp2(v * 1.4426950408889634))
         swap = tl.where(sign == 0, 0.0, swap)
         x += swap * step
         _write(at + layer * WIRES, swap)
@@ -196,7 +208,7 @@ def _by_values(
         scale = steepness * sign
         if cauchy:
             v = scale * step
-            slope = scale * 0.3183098861837907 / (1 + v * v)
+            slope = scale * 0.3183098861837907 * _fast_inverse(1 + v * v)
         else:
             slope = scale * swap * (1 - swap)
         by_step = tl.gather(by_x, tl.broadcast_to(partner, (2, WIRES)), 1) - by_x
@@ -272,17 +284,19 @@ def _summed(products, BITS: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def _add_sums(
-    sums, at, K: tl.constexpr, BITS: tl.constexpr, HIGH: tl.constexpr, LANES: tl.constexpr
-):
-    """Add the sums of 2^BITS pairs of wires at distance 2^K to those of other items in memory.
+    sums, at, K: tl.constexpr, BITS: tl.constexpr, HIGH: tl.constexpr, LANES: tl.constexpr,
+    SUMMED: tl.constexpr,
+):  # fmt: skip
+    """Add the sums of 2^BITS pairs of wires, over runs of SUMMED lanes, to those in memory.
 
-    at: pointers [1, h] to the first wire's.
+    The pairs have distance 2^K, or their numbers are wires if K is negative. at: pointers to the
+    first wire's, [1, h] or [lanes, h].
     """
     lane = tl.arange(0, LANES)[:, None]
     for i in tl.static_range(max(1, (1 << BITS) // LANES)):
         total = sums[i]
         for bit in tl.static_range(BITS, 5):
-            if (1 << bit) < LANES:
+            if (1 << bit) < SUMMED:
                 total += _across(total, 1 << bit, 0)
         wire = i * LANES + (lane & ((1 << BITS) - 1))
         if K >= 0:
@@ -375,11 +389,11 @@ def _merge_adjoint(
 def _runs_adjoint(
     x, target, swaps, sums_at,
     RUN: tl.constexpr, K: tl.constexpr, HIGH: tl.constexpr, WIRES: tl.constexpr,
-    LANES: tl.constexpr, IN_MEMORY: tl.constexpr,
+    LANES: tl.constexpr, SUMMED: tl.constexpr, IN_MEMORY: tl.constexpr,
 ):  # fmt: skip
     """Take the adjoint of RUN wires back through the layers of distances 2^K to 1.
 
-    Adds the sums of the layers to memory. Returns the adjoint before the layers.
+    Adds the sums of the layers, over runs of SUMMED lanes, to memory. Returns the adjoint before the layers.
     """
     SPAN: tl.constexpr = 2 << K
     adjoint = ()
@@ -399,7 +413,7 @@ def _runs_adjoint(
         for run in tl.static_range(RUN // SPAN):
             sums = sums + runs[run][layer]
         sums = _rejoined(sums, K, BITS, LANES)
-        _add_sums(sums, sums_at + layer * WIRES, K - layer, BITS, HIGH, LANES)
+        _add_sums(sums, sums_at + layer * WIRES, K - layer, BITS, HIGH, LANES, SUMMED)
     return adjoint
 
 
@@ -416,77 +430,129 @@ def _rejoined(sums, K: tl.constexpr, BITS: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def _identity(start, first, RUN: tl.constexpr, RUNS: tl.constexpr):
-    """Return the state of RUN items on their own RUN wires, for several runs: [items, runs] each.
+def _single(start, first, RUN: tl.constexpr, RUNS: tl.constexpr):
+    """Return the state of RUN items on their own wires, for several runs: one tensor [items, runs].
 
     Items before `first` are zero on every wire: they then contribute nothing.
     """
+    items = tl.arange(0, RUNS)[None, :] * RUN + tl.arange(0, RUN)[:, None]
+    return (tl.where(start + items >= first, 1.0, 0.0),)
+
+
+@triton.jit
+def _short_block(BLOCK: tl.constexpr, RUN: tl.constexpr, HIGH: tl.constexpr, WIRES: tl.constexpr):
+    """Return where a block's numbers are stored for each item's own run of 2^(BLOCK + 1) wires.
+
+    Also returns whether the item is in the second half of this run. Both are [items, 1].
+    """
     items = tl.arange(0, RUN)[:, None]
-    real = start + tl.arange(0, RUNS)[None, :] * RUN + items >= first
-    x = ()
-    for r in tl.static_range(RUN):
-        x = x + (tl.where((items == r) & real, 1.0, 0.0),)
-    return x
+    LAYER: tl.constexpr = BLOCK * (BLOCK + 1) // 2
+    return LAYER * WIRES + (items >> (BLOCK + 1) << (BLOCK + 1)) * HIGH, ((items >> BLOCK) & 1) == 1
+
+
+@triton.jit
+def _doubled(x, upper, swaps, COUNT: tl.constexpr, HIGH: tl.constexpr):
+    """Apply a block's first layer: from COUNT wires that items have reached to twice as many."""
+    first, second = (), ()
+    for r in tl.static_range(COUNT):
+        moved = _read(swaps + r * HIGH) * x[r]
+        kept = x[r] - moved
+        first = first + (tl.where(upper, moved, kept),)
+        second = second + (tl.where(upper, kept, moved),)
+    return first + second
+
+
+@triton.jit
+def _doubled_adjoint(
+    x, adjoint, upper, swaps, COUNT: tl.constexpr, HIGH: tl.constexpr
+):  # fmt: skip
+    """Take the adjoint back through `_doubled`. Also returns its products."""
+    narrow, products = (), ()
+    for r in tl.static_range(COUNT):
+        by_step = adjoint[r + COUNT] - adjoint[r]
+        step = _read(swaps + r * HIGH) * by_step
+        products = products + (tl.where(upper, x[r], -x[r]) * by_step,)
+        narrow = narrow + (tl.where(upper, adjoint[r + COUNT] - step, adjoint[r] + step),)
+    return narrow, products
+
+
+@triton.jit
+def _short_forward(
+    x, swaps, BLOCK: tl.constexpr, RUN: tl.constexpr, HIGH: tl.constexpr, WIRES: tl.constexpr
+):  # fmt: skip
+    """Apply a block whose runs are no longer than RUN to a tuple of 2^BLOCK wires."""
+    place, upper = _short_block(BLOCK, RUN, HIGH, WIRES)
+    x = _doubled(x, upper, swaps + place, 1 << BLOCK, HIGH)
+    return _merged(x, swaps + place + WIRES, 2 << BLOCK, BLOCK - 1, HIGH, WIRES)
+
+
+@triton.jit
+def _short_adjoint(
+    x, target, swaps, sums_at,
+    BLOCK: tl.constexpr, RUN: tl.constexpr, HIGH: tl.constexpr, WIRES: tl.constexpr,
+    IN_MEMORY: tl.constexpr,
+):  # fmt: skip
+    """Take the adjoint back through `_short_forward`, and add the sums of its layers."""
+    place, upper = _short_block(BLOCK, RUN, HIGH, WIRES)
+    here = swaps + place
+    SIZE: tl.constexpr = RUN * x[0].shape[1]
+    if BLOCK > 0:
+        adjoint = _runs_adjoint(
+            _doubled(x, upper, here, 1 << BLOCK, HIGH), target,
+            here + WIRES, sums_at + place + WIRES,
+            2 << BLOCK, BLOCK - 1, HIGH, WIRES, RUN, 2 << BLOCK, IN_MEMORY,
+        )  # fmt: skip
+    elif IN_MEMORY:
+        adjoint = (_read(target), _read(target + SIZE))
+    else:
+        adjoint = target
+    narrow, products = _doubled_adjoint(x, adjoint, upper, here, 1 << BLOCK, HIGH)
+    sums = _summed(products, BLOCK, RUN)
+    _add_sums(sums, sums_at + place, -1, BLOCK, HIGH, RUN, 2 << BLOCK)
+    return narrow
 
 
 @triton.jit
 def _first_blocks(
-    swaps,
-    start,
-    first,
-    RUN: tl.constexpr,
-    RUNS: tl.constexpr,
-    HIGH: tl.constexpr,
-    WIRES: tl.constexpr,
-):
-    """Apply the blocks that sort runs of up to RUN wires. Returns the state [items, runs]."""
-    x = _identity(start, first, RUN, RUNS)
-    for block in tl.static_range(_log2(RUN)):
-        x = _merged(x, swaps + block * (block + 1) // 2 * WIRES, RUN, block, HIGH, WIRES)
-    return x
-
-
-@triton.jit
-def _block_runs_adjoint(
-    x, target, swaps, sums_at,
-    RUN: tl.constexpr, BLOCK: tl.constexpr, HIGH: tl.constexpr, WIRES: tl.constexpr,
-    LANES: tl.constexpr, IN_MEMORY: tl.constexpr,
+    swaps, start, first,
+    RUN: tl.constexpr, RUNS: tl.constexpr, HIGH: tl.constexpr, WIRES: tl.constexpr,
 ):  # fmt: skip
-    """Take the adjoint of RUN wires back through a block."""
-    LAYER: tl.constexpr = BLOCK * (BLOCK + 1) // 2
-    return _runs_adjoint(
-        x, target, swaps + LAYER * WIRES, sums_at + LAYER * WIRES,
-        RUN, BLOCK, HIGH, WIRES, LANES, IN_MEMORY,
-    )  # fmt: skip
+    """Apply the blocks that sort runs of up to RUN wires. Returns the state [items, runs]."""
+    x = _single(start, first, RUN, RUNS)
+    for block in tl.static_range(_log2(RUN)):
+        x = _short_forward(x, swaps, block, RUN, HIGH, WIRES)
+    return x
 
 
 @triton.jit
 def _first_blocks_adjoint(
     target, swaps, sums_at, start, first,
     RUN: tl.constexpr, RUNS: tl.constexpr, HIGH: tl.constexpr, WIRES: tl.constexpr,
-    LANES: tl.constexpr,
 ):  # fmt: skip
     """Add the sums of the blocks that sort runs of up to RUN wires."""
     BLOCKS: tl.constexpr = _log2(RUN)
-    x = _identity(start, first, RUN, RUNS)
+    x = _single(start, first, RUN, RUNS)
     starts = (x,)
     for block in tl.static_range(BLOCKS - 1):
-        x = _merged(x, swaps + block * (block + 1) // 2 * WIRES, RUN, block, HIGH, WIRES)
+        x = _short_forward(x, swaps, block, RUN, HIGH, WIRES)
         starts = starts + (x,)
-    adjoint = _block_runs_adjoint(
-        x, target, swaps, sums_at, RUN, BLOCKS - 1, HIGH, WIRES, LANES, True
-    )
+    adjoint = _short_adjoint(x, target, swaps, sums_at, BLOCKS - 1, RUN, HIGH, WIRES, True)
     for back in tl.static_range(1, BLOCKS):
-        adjoint = _block_runs_adjoint(
+        adjoint = _short_adjoint(
             starts[BLOCKS - 1 - back], adjoint, swaps, sums_at,
-            RUN, BLOCKS - 1 - back, HIGH, WIRES, LANES, False,
+            BLOCKS - 1 - back, RUN, HIGH, WIRES, False,
         )  # fmt: skip
 
 
 @triton.jit
-def _own(items, h, BLOCK: tl.constexpr, SPAN: tl.constexpr):
-    """Return which of the h are in an item's own half of its run: [items, h]."""
-    return ((items >> BLOCK) & 1)[:, None] == (h // (SPAN // 2))[None, :]
+def _own(start, BLOCK: tl.constexpr, SPAN: tl.constexpr, ITEMS: tl.constexpr):
+    """Return which h are in an item's own half of its run: [items, h], or [1, h] if all agree."""
+    upper = (tl.arange(0, SPAN) // (SPAN // 2))[None, :]
+    if (1 << BLOCK) < ITEMS:
+        half = ((start + tl.arange(0, ITEMS)) >> BLOCK)[:, None] & 1
+    else:
+        half = (start >> BLOCK) & 1
+    return upper == half
 
 
 @triton.jit
@@ -534,7 +600,7 @@ def _block_adjoint(
     x = _block_start(starts, swaps, own, RUN, ITEMS, SPAN, HIGH, WIRES)
     adjoint = _runs_adjoint(
         x, target, swaps + ACROSS * WIRES, sums_at + ACROSS * WIRES,
-        RUN, K, HIGH, WIRES, LANES, True,
+        RUN, K, HIGH, WIRES, LANES, LANES, True,
     )  # fmt: skip
     tl.debug_barrier()
     products = ()
@@ -554,9 +620,12 @@ def _block_adjoint(
             # The first layer's products lack the partner's part.
             whole = ()
             for i in tl.static_range(max(1, RUN // LANES)):
-                whole = whole + (sums[i] + _across(sums[i], SPAN // 2, 1),)
+                part = sums[i]
+                if own.shape[0] == 1:
+                    part = tl.where(own, part, -part)
+                whole = whole + (part + _across(part, SPAN // 2, 1),)
             sums = whole
-        _add_sums(sums, sums_at + layer * WIRES, -1, K + 1, HIGH, LANES)
+        _add_sums(sums, sums_at + layer * WIRES, -1, K + 1, HIGH, LANES, LANES)
     tl.debug_barrier()
 
 
@@ -577,8 +646,11 @@ def _entered_adjoint(
         product = _lane_sums(differences[ACROSS - back - 1] * by_step, LANES)
         products = (product,) + products
         adjoint += _read(swaps + (ACROSS - back) * WIRES) * by_step
-    product = _lane_sums(value * tl.where(own, adjoint, -adjoint), LANES)
-    products = (product,) + products
+    if own.shape[0] > 1:
+        product = value * tl.where(own, adjoint, -adjoint)
+    else:
+        product = value * adjoint  # the sign is that of all items: the caller applies it
+    products = (_lane_sums(product, LANES),) + products
     swap = _read(swaps)
     adjoint *= tl.where(own, 1 - swap, swap)
     return tl.sum(tl.reshape(adjoint, (ITEMS, 2, SPAN // 2)), axis=1), products
@@ -601,7 +673,7 @@ def _block_forward(
     HIGH: tl.constexpr = WIRES // RUN
     h = tl.arange(0, SPAN)
     here = swaps + LAYER * WIRES + ((start >> (BLOCK + 1)) * SPAN + h)[None, :]
-    own = _own(start + items, h, BLOCK, SPAN)
+    own = _own(start, BLOCK, SPAN, ITEMS)
     stored = _starts(starts_at, BLOCK, RUN, ITEMS)
     stored += items[:, None] * (SPAN // 2) + (h % (SPAN // 2))[None, :]
     x = _block_start(stored, here, own, RUN, ITEMS, SPAN, HIGH, WIRES)
@@ -654,7 +726,7 @@ def _long_block_adjoint(
     stored += items[:, None] * (SPAN // 2) + (h % (SPAN // 2))[None, :]
     narrow = items[:, None] * (SPAN // 2) + tl.arange(0, SPAN // 2)[None, :]
     _block_adjoint(
-        stored, swaps + where, _own(start + items, h, BLOCK, SPAN),
+        stored, swaps + where, _own(start, BLOCK, SPAN, ITEMS),
         targets_at + items[:, None] * SPAN + h[None, :], targets_at + narrow, sums_at + where,
         RUN, ITEMS, SPAN, HIGH, WIRES, min(ITEMS, 32 // SPAN),
     )  # fmt: skip
@@ -679,7 +751,7 @@ def _bitonic_adjoint(
     _first_blocks_adjoint(
         targets_at + tl.arange(0, RUN)[:, None] + runs * RUN,
         swaps + start // RUN + runs, sums_at + start // RUN + runs, start, first,
-        RUN, RUNS, HIGH, WIRES, RUN,
+        RUN, RUNS, HIGH, WIRES,
     )  # fmt: skip
 
 
@@ -743,7 +815,7 @@ def _neighbours(
             second = second + (x[0] - tl.where(is_first, 0.0, _neighbour(step, -1)),)
     if BACK:
         BITS: tl.constexpr = _log2(RUN) - 1
-        _add_sums(_summed(products, BITS, LANES), sums_at + START * HIGH, 0, BITS, HIGH, LANES)
+        _add_sums(_summed(products, BITS, LANES), sums_at + START * HIGH, 0, BITS, HIGH, LANES, LANES)
     mixed = ()
     for r in tl.static_range(RUN):
         if (r - START) % 2 == 0:
