@@ -361,6 +361,9 @@ def _merge_adjoint(
         low, low_sums = _merge_adjoint(
             low, target, swaps + WIRES, START, K - 1, HIGH, WIRES, LANES, IN_MEMORY
         )
+        if K > 1:
+            # Keeps the compiler from loading the other half's numbers early: registers are scarce.
+            tl.debug_barrier()
         high, high_sums = _merge_adjoint(
             high, target, swaps + WIRES, START + D, K - 1, HIGH, WIRES, LANES, IN_MEMORY
         )
@@ -375,6 +378,10 @@ def _merge_adjoint(
     else:
         low = (target[START],)
         high = (target[START + 1],)
+    if K > 1:
+        swap = ()
+        for k in tl.static_range(D):
+            swap = swap + (_read(swaps + (START + k) * HIGH),)
     first, second, products = (), (), ()
     for k in tl.static_range(D):
         by_step = high[k] - low[k]
@@ -603,19 +610,11 @@ def _block_adjoint(
         RUN, K, HIGH, WIRES, LANES, LANES, True,
     )  # fmt: skip
     tl.debug_barrier()
-    products = ()
-    for r in tl.static_range(RUN):
-        narrow, mine = _entered_adjoint(
-            _read(starts + r * (ITEMS * SPAN // 2)), own, swaps + r * HIGH, adjoint[r],
-            ITEMS, SPAN, WIRES, LANES,
-        )  # fmt: skip
-        _write(narrow_at + r * (ITEMS * SPAN // 2), narrow)
-        products = products + (mine,)
+    entered = _entered_adjoints(
+        adjoint, starts, swaps, own, narrow_at, 0, K + 1, ITEMS, SPAN, HIGH, WIRES, LANES
+    )
     for layer in tl.static_range(ACROSS):
-        ours = ()
-        for r in tl.static_range(RUN):
-            ours = ours + (products[r][layer],)
-        sums = _summed(ours, K + 1, LANES)
+        sums = entered[layer]
         if layer == 0:
             # The first layer's products lack the partner's part.
             whole = ()
@@ -627,6 +626,43 @@ def _block_adjoint(
             sums = whole
         _add_sums(sums, sums_at + layer * WIRES, -1, K + 1, HIGH, LANES, LANES)
     tl.debug_barrier()
+
+
+@triton.jit
+def _entered_adjoints(
+    adjoint, starts, swaps, own, narrow_at,
+    START: tl.constexpr, BITS: tl.constexpr, ITEMS: tl.constexpr, SPAN: tl.constexpr,
+    HIGH: tl.constexpr, WIRES: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Take 2^BITS registers of an adjoint, from START on, back through a block's layers across h.
+
+    Stores the adjoints of the own half. Returns the sums per layer.
+    """
+    sums = ()
+    if BITS == 0:
+        narrow, products = _entered_adjoint(
+            _read(starts + START * (ITEMS * SPAN // 2)), own, swaps + START * HIGH, adjoint[START],
+            ITEMS, SPAN, WIRES, LANES,
+        )  # fmt: skip
+        _write(narrow_at + START * (ITEMS * SPAN // 2), narrow)
+        for layer in tl.static_range(_log2(SPAN)):
+            sums = sums + ((products[layer],),)
+    else:
+        HALF: tl.constexpr = 1 << (BITS - 1)
+        low = _entered_adjoints(
+            adjoint, starts, swaps, own, narrow_at,
+            START, BITS - 1, ITEMS, SPAN, HIGH, WIRES, LANES,
+        )  # fmt: skip
+        if BITS > 2:
+            tl.debug_barrier()
+        high = _entered_adjoints(
+            adjoint, starts, swaps, own, narrow_at,
+            START + HALF, BITS - 1, ITEMS, SPAN, HIGH, WIRES, LANES,
+        )  # fmt: skip
+        for layer in tl.static_range(_log2(SPAN)):
+            joined = _joined(low[layer], high[layer], max(1, HALF // LANES), BITS - 1, LANES)
+            sums = sums + (joined,)
+    return sums
 
 
 @triton.jit
@@ -878,7 +914,7 @@ def _odd_even_adjoint(
 
 @triton.jit
 def _state_row(
-    scratch, epsilon, first_side, last_side, layers, first, last,
+    value_at, scratch, epsilon, first_side, last_side, layers, first, last,
     ROOM: tl.constexpr, WIRES: tl.constexpr, RUN: tl.constexpr, ITEMS: tl.constexpr,
     BITONIC: tl.constexpr,
 ):  # fmt: skip
@@ -889,7 +925,6 @@ def _state_row(
     SAVED: tl.constexpr = RUN * ITEMS * (HIGH - 1) if BITONIC else PART // 2 * ITEMS
     saved_at = scratch + 6 * PART
     targets_at = saved_at + 2 * SAVED
-    total = 0.0
     for start in range(first // ITEMS * ITEMS, last, ITEMS):
         p, q = (), ()
         for _ in tl.static_range(RUN):
@@ -905,7 +940,8 @@ def _state_row(
                 p = _odd_even_forward(swaps, saved, start, layers, last, RUN, ITEMS, WIRES)
         items = tl.arange(0, ITEMS)[:, None]
         at = targets_at + items * HIGH + tl.arange(0, HIGH)[None, :]
-        total += tl.sum(_targets(p, q, at, epsilon, TARGETS, RUN))
+        # The value is kept in memory, since registers are scarce from here on.
+        tl.store(value_at, tl.load(value_at) + tl.sum(_targets(p, q, at, epsilon, TARGETS, RUN)))
         tl.debug_barrier()
         for side in range(first_side, last_side):
             swaps, sums = scratch + side * PART, scratch + (4 + side) * PART
@@ -915,7 +951,6 @@ def _state_row(
             else:
                 _odd_even_adjoint(swaps, sums, saved, targets, layers, RUN, ITEMS, WIRES)
         tl.debug_barrier()
-    return total
 
 
 ARGUMENTS = (
@@ -949,16 +984,17 @@ def _rows(
         x = _read(x_at + (row % x_rows) * n + places)
         y = _read(y_at + (row % y_rows) * n + places)
         values = tl.where(real, tl.where(sides == 0, x, y), 0.0)
+        tl.store(values_at + row, 0.0)
         _compare(
             values, steepness, scratch, layers_at, padded, first, first + n, cauchy,
             ROOM, WIRES, RUN,
         )  # fmt: skip
         tl.debug_barrier()
-        total = _state_row(
-            scratch, epsilon, first_side, last_side, padded, first, first + n,
+        _state_row(
+            values_at + row, scratch, epsilon, first_side, last_side, padded, first, first + n,
             ROOM, WIRES, RUN, ITEMS, BITONIC,
         )  # fmt: skip
-        tl.store(values_at + row, -total / n)
+        tl.store(values_at + row, tl.load(values_at + row) / -n)
         if first_side < last_side:
             by_values = _by_values(
                 steepness, scratch, layers_at, layers, first, first + n, cauchy, ROOM, WIRES, RUN
