@@ -361,7 +361,7 @@ def _merge_adjoint(
         low, low_sums = _merge_adjoint(
             low, target, swaps + WIRES, START, K - 1, HIGH, WIRES, LANES, IN_MEMORY
         )
-        if K > 1:
+        if K > 0:
             # Keeps the compiler from loading the other half's numbers early: registers are scarce.
             tl.debug_barrier()
         high, high_sums = _merge_adjoint(
@@ -378,7 +378,7 @@ def _merge_adjoint(
     else:
         low = (target[START],)
         high = (target[START + 1],)
-    if K > 1:
+    if K > 0:
         swap = ()
         for k in tl.static_range(D):
             swap = swap + (_read(swaps + (START + k) * HIGH),)
