@@ -34,10 +34,13 @@ from torch import Tensor
 from trainer.losses.sorting.network import Network, Sort
 
 MOST_WIRES = 128
+"""Widest network: with each doubling, a row takes about five times the instructions."""
 PROGRAMS_PER_SM = 8
+"""As many warps as the registers of a multiprocessor hold at 255 each."""
 BITONIC_TILE, ODD_EVEN_TILE = 128, 32
-"""Numbers of a state per register of wires: four per lane, or one where every layer is stored."""
+"""Numbers in each tensor of a state: four per lane, or one where every layer is stored."""
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+"""Whether kernels run in the interpreter, which has no inline assembly."""
 
 
 @triton.constexpr_function
@@ -45,8 +48,11 @@ def _log2(size):
     return int(size).bit_length() - 1
 
 
+# Loads and stores are inline assembly. Triton's coalescing pass takes time that is cubic in the
+# number of its own memory operations, minutes here, for vector accesses that no layout here allows.
 @triton.jit
 def _read(at):
+    """Load float32 numbers."""
     if INTERPRETED:
         value = tl.load(at)
     else:
@@ -58,6 +64,7 @@ def _read(at):
 
 @triton.jit
 def _write(at, value):
+    """Store float32 numbers. Lanes that share an address should store the same number."""
     if INTERPRETED:
         tl.store(tl.broadcast_to(at, value.shape), value)
     else:
@@ -69,6 +76,7 @@ def _write(at, value):
 
 @triton.jit
 def _write_where(at, value, mask):
+    """Store float32 numbers where the mask is set."""
     if INTERPRETED:
         tl.store(tl.broadcast_to(at, value.shape), value, mask=mask)
     else:
@@ -400,7 +408,8 @@ def _runs_adjoint(
 ):  # fmt: skip
     """Take the adjoint of RUN wires back through the layers of distances 2^K to 1.
 
-    Adds the sums of the layers, over runs of SUMMED lanes, to memory. Returns the adjoint before the layers.
+    Adds the sums of the layers, over runs of SUMMED lanes, to memory. Returns the adjoint before
+    the layers.
     """
     SPAN: tl.constexpr = 2 << K
     adjoint = ()
@@ -851,7 +860,8 @@ def _neighbours(
             second = second + (x[0] - tl.where(is_first, 0.0, _neighbour(step, -1)),)
     if BACK:
         BITS: tl.constexpr = _log2(RUN) - 1
-        _add_sums(_summed(products, BITS, LANES), sums_at + START * HIGH, 0, BITS, HIGH, LANES, LANES)
+        sums = _summed(products, BITS, LANES)
+        _add_sums(sums, sums_at + START * HIGH, 0, BITS, HIGH, LANES, LANES)
     mixed = ()
     for r in tl.static_range(RUN):
         if (r - START) % 2 == 0:
@@ -953,6 +963,7 @@ def _state_row(
         tl.debug_barrier()
 
 
+# None of these is compiled into the kernel.
 ARGUMENTS = (
     "x_at", "y_at", "values_at", "by_x_at", "by_y_at", "scratch_at", "layers_at", "rows", "x_rows",
     "y_rows", "n", "layers", "cauchy", "first_side", "last_side", "x_steepness", "y_steepness",
@@ -1035,6 +1046,7 @@ def cross_entropy_rows(
 
 
 OPTIONS = {"num_warps": 1, "num_stages": 1, "enable_fp_fusion": True}
+"""How the kernel is compiled."""
 
 
 @dataclass(frozen=True)

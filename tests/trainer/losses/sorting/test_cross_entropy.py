@@ -284,7 +284,7 @@ def test_triton_kernel_equals_pytorch_in_the_interpreter(n: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @NETWORKS
 @DISTRIBUTIONS
-@pytest.mark.parametrize("n", [8, 49, 64])
+@pytest.mark.parametrize("n", [8, 49, 64, 100, 128])
 def test_cuda_equals_the_cpu(network: Network, distribution: Distribution, n: int) -> None:
     x, y = two_sides(n, torch.float32)
     steepness = X_STEEPNESS, Y_STEEPNESS
