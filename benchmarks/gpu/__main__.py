@@ -73,23 +73,23 @@ def main() -> int:
             failed.append(part)
             print(f"| {part} | **failed** | {reason} | | **missed** |")
         sys.stdout.flush()
+        if a.json:  # after every part, so that a run that is stopped keeps what it has
+            write_json(a.json, figures, failed)
     missed = sum(line.missed for lines in figures.values() for line in lines)
     print(
         f"\n{sum(map(len, figures.values()))} figures in {duration(time.monotonic() - started)}, "
         f"{missed} missed, {len(failed)} parts failed"
     )
-    if a.json:
-        a.json.write_text(
-            json.dumps(
-                {
-                    part: [asdict(line) | {"missed": line.missed} for line in lines]
-                    for part, lines in figures.items()
-                }
-                | {"failed": failed},
-                indent=1,
-            )
-        )
     return int(bool(missed or failed))
+
+
+def write_json(path: Path, figures: dict[str, list[Line]], failed: list[str]) -> None:
+    """Write the figures of each part, with what they must be and whether they miss it."""
+    lines = {
+        part: [asdict(line) | {"missed": line.missed} for line in lines]
+        for part, lines in figures.items()
+    }
+    path.write_text(json.dumps({**lines, "failed": failed}, indent=1))
 
 
 def run_part(part: str, device: str, small: bool) -> tuple[list[Line], str]:
