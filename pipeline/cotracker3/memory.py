@@ -19,7 +19,7 @@ _SUPPORT_NUMBERS = 4 * 49 * _CHANNELS
 _NEIGHBOURHOOD_NUMBERS = (8 * 8 + 7 * 8) * _CHANNELS
 """Numbers in a point's neighbourhood of one level while it is interpolated: 8 x 8 pixels as read,
 and their copy that is interpolated along x."""
-_INDEX_BYTES = 4096
+_INDEX_BYTES = 5120
 """Bytes beside a point's neighbourhood: its index in the maps, and the features of earlier
 levels."""
 _TOKEN_BYTES = 25_000
@@ -66,6 +66,7 @@ def set_bytes(frames: int, points: int, fast: bool) -> int:
     number = 2 if fast else 4
     correlation = points * (_NEIGHBOURHOOD_NUMBERS * number + _INDEX_BYTES)
     transformer = (points + _VIRTUAL_TRACKS) * _TOKEN_BYTES
-    # The sliding window holds the support features twice: those it has reached, and all.
-    support = 2 * points * _SUPPORT_NUMBERS * number
+    # The sliding window holds the support features twice: those it has reached, and all. One level
+    # is copied into whole rows of matrix units.
+    support = points * (2 * _SUPPORT_NUMBERS + 56 * _CHANNELS) * number
     return frames * max(correlation, transformer) + support
