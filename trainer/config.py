@@ -8,6 +8,7 @@ docstring says what the published code does. The defaults are the repaired value
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -180,6 +181,18 @@ class DataSettings(Settings):
     def _check_snapshot(self) -> DataSettings:
         if self.snapshot is not None and len(self.out) > 1:
             raise ValueError("'snapshot' can only be named where 'out' is one folder")
+        return self
+
+    @model_validator(mode="after")
+    def _check_blur(self) -> DataSettings:
+        reach = ceil(3 * self.colour.blur_sigma[1])
+        # Frames are mirrored at their borders, once.
+        if self.colour.blur and reach >= self.size:
+            raise ValueError(
+                f"a blur with 'colour.blur_sigma' {self.colour.blur_sigma[1]:g} reaches {reach} "
+                f"pixels, which is too far for 'size: {self.size}': lower its second number to "
+                f"{(self.size - 1) // 3} at most"
+            )
         return self
 
 

@@ -95,3 +95,13 @@ def test_every_field_is_explained() -> None:
     for part in TrainSettings.model_fields.values():
         for name, field in getattr(part.annotation, "model_fields", {}).items():
             assert field.description, name
+
+
+def test_a_blur_may_reach_as_far_as_a_frame_is_wide_and_no_farther() -> None:
+    # 3 sigma of 21 pixels are 63, and the mirror image of 64 pixels has 63 without the border's.
+    colour = {"blur": 0.5, "blur_sigma": (0.1, 21)}
+    assert DataSettings(out=(".",), size=64, colour=colour).colour.blur_sigma == (0.1, 21)
+    farther = colour | {"blur_sigma": (0.1, 21.1)}
+    with pytest.raises(ValueError, match=r"21.1 reaches 64 pixels, .* 'size: 64': lower .* to 21 "):
+        DataSettings(out=(".",), size=64, colour=farther)
+    DataSettings(out=(".",), size=64, colour=farther | {"blur": 0})  # nothing is blurred
