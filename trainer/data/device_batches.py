@@ -17,8 +17,8 @@ from trainer.data.batch import Batch
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """Return a batch whose tensors are on a device.
 
-    Tensors for CUDA are copied from pinned memory, so the host does not wait for the copy. The
-    batch itself is returned if it is there already.
+    Tensors for CUDA are copied from pinned memory, so the host does not wait for the copy. Those
+    that are there already are not copied.
     """
     tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
     moved = {name: copy_to_device(value, device) for name, value in tensors.items()}
