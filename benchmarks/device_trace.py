@@ -270,7 +270,7 @@ def main() -> None:
         for _ in range(2):  # the first step makes the optimizer's state
             trace.operations.clear()
             trace.waits.clear()
-            run.take_step(*run.next_batch(batches))
+            run.take_step(*run.prepare(next(batches)))
     print(
         f"{a.backbone}, {a.clips} clips of 4 frames at {a.size} px: "
         f"{trace.operations.total()} operations per step, the host waits {len(trace.waits)} times"

@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,9 +162,12 @@ class TrainingRun:
         self.forward: nn.Module = self.model
         if rank.world > 1:
             # No `static_graph`, which does not allow the first parts of a step to be `no_sync`.
-            self.forward = DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():
+                # torch 2.15 warns that `broadcast_buffers` has a new name, which 2.11 lacks.
+                warnings.simplefilter("ignore", FutureWarning)
+                self.forward = DistributedDataParallel(
+                    self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         # DistributedDataParallel may have replaced the weights by those of rank 0.
         if on_cuda and run.precision == "bfloat16":
             self.model.student.backbone.keep_bfloat16_trunk()
@@ -215,9 +219,9 @@ class TrainingRun:
         # report, to save, and at the end of an epoch.
         while self.step < self.last_step:
             wait_started = time.perf_counter()
-            batch, indices = self.next_batch(batches)
+            batch = next(batches)
             waited = time.perf_counter() - wait_started
-            result = self.take_step(batch, indices)
+            result = self.take_step(*self.prepare(batch))
 
             stopping = stop.agreed(stop_requested.is_set())
             ending = self.step == self.last_step or stopping
@@ -237,9 +241,11 @@ class TrainingRun:
                     "the same command resumes there"
                 )
 
-    def next_batch(self, batches: Iterator[Batch]) -> tuple[Batch, list[StepIndices]]:
-        """Return the next step's batch and the indices of its parts, on the device."""
-        batch = next(batches)
+    def prepare(self, batch: Batch) -> tuple[Batch, list[StepIndices]]:
+        """Return the loader's next batch with frames, and the indices of its parts, on the device.
+
+        It is not part of the time spent waiting for the loader.
+        """
         parts = draw_indices(
             self.step, patches=self.patches, settings=self.settings, rank=self.rank
         )

@@ -62,13 +62,13 @@ def test_a_run_whose_steps_are_read_later_stops_with_the_weights_before_the_bad_
         return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
     first = weights()
-    run.take_step(*run.next_batch(batches))
+    run.take_step(*run.prepare(next(batches)))
     good = weights()
     assert not same(first, good)
     run.model.mean[0] = math.nan
-    run.take_step(*run.next_batch(batches))
+    run.take_step(*run.prepare(next(batches)))
     run.model.mean[0] = 0.485
-    run.take_step(*run.next_batch(batches))
+    run.take_step(*run.prepare(next(batches)))
     assert same(good, weights())
     with pytest.raises(PretrackError, match=r"^step 2: the loss is nan .* were made-0"):
         run.record.check()

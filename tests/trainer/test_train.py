@@ -8,8 +8,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from itertools import repeat
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -31,6 +35,7 @@ from trainer.data.batch import track_mask
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
+from trainer.distributed import Rank
 from trainer.losses.embeddings import Embeddings
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
@@ -373,6 +378,23 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_clips(settings: Make) -> 
     ):
         train(s)
     assert newest_checkpoint(s.run.out) is None
+
+
+def test_only_time_spent_on_the_loader_counts_as_waiting_for_clips(settings: Make) -> None:
+    s = settings(data={"resize": "device", "colour": {"jitter": 1.0}})
+    run = TrainingRun(s, Rank(0, 1, torch.device("cpu")))
+    batch = next(iter(run.loader))
+    run.loader = repeat(batch)  # type: ignore[assignment]
+    waits: list[float] = []
+    monitor: Any = SimpleNamespace(
+        count_step=lambda step, loss, waited: waits.append(waited), log_metrics=lambda *_: None
+    )
+    run.run_to_end(monitor, threading.Event())
+    started = time.perf_counter()
+    run.prepare(batch)
+    assert len(waits) == 5
+    # Resizing takes milliseconds, and taking a batch that is there takes microseconds.
+    assert min(waits) < (time.perf_counter() - started) / 20
 
 
 def test_too_few_clips_for_a_batch_is_an_error(settings: Make) -> None:
