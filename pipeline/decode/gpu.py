@@ -162,7 +162,9 @@ def _prove(frames: torch.Tensor, indices: Sequence[int], ledger: Ledger) -> None
     height, width = frames.shape[2:]
     shown = ledger.format_of(indices[0]).upright_size
     if (width, height) != shown:
-        raise DecodeError(f"the GPU gives frames of {width}x{height} pixels instead of {shown}")
+        raise DecodeError(
+            f"the GPU gives frames of {width}x{height} pixels instead of {shown[0]}x{shown[1]}"
+        )
     small = resize(frames, FrameTransform.whole(width, height, _PROOF_SIZE, _PROOF_SIZE))
     for index, picture in zip(indices, small.permute(0, 2, 3, 1).cpu().numpy(), strict=True):
         if not ledger.has_print(index, picture_print(picture)):

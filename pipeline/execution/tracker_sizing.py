@@ -26,7 +26,7 @@ def check_trackers(settings: RaySettings, cluster: Cluster, decoder_gpus: float 
         raise PretrackError(
             f"ray.tracker_gpus is {settings.tracker_gpus:g} and ray.decoder_gpus "
             f"{decoder_gpus:g}, which do not fit the GPUs of this cluster ({cluster.gpus}) "
-            "together: leave one of each room (0.9 and 0.1, for example), or set frames.device to "
+            "together: leave room for both (0.9 and 0.1, for example), or set frames.device to "
             "cpu"
         )
     possible = _possible_trackers(settings, cluster)
