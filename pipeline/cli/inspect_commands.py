@@ -106,7 +106,7 @@ def diff(
     new: Annotated[str, typer.Argument(help="Another snapshot.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what differs between two snapshots: settings, videos, clips, failures and shards."""
+    """Show what differs between two snapshots, from settings and videos to scores of tracks."""
     from manifests.diff import compare
     from manifests.snapshot import open_snapshot
 
