@@ -59,6 +59,11 @@ class BuildMonitor:
             clips=clips,
             kept=kept_shards,
         )
+        with self._reporting_end():
+            yield
+
+    @contextmanager
+    def _reporting_end(self) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
@@ -103,9 +108,16 @@ class BuildMonitor:
         self._task.advance(shard.count)
 
     @contextmanager
-    def scoring(self, shards: int) -> Iterator[ProgressTask]:
-        """Show how many of the shards are scored while the block runs."""
-        with self._progress.task("scoring tracks", total=shards, noun="shard") as task:
+    def scoring(self, *, shards: int, clips: int) -> Iterator[ProgressTask]:
+        """Report that stored tracks are scored while the block runs, and how it ends.
+
+        It ends as `running` does. Shards that must be built follow in a report of their own.
+        """
+        self._state = StateFile(self._out, BuildState.started(shards, clips, tracker_gpus=0))
+        with (
+            self._reporting_end(),
+            self._progress.task("scoring tracks", total=shards, noun="shard") as task,
+        ):
             yield task
 
     def shard_scored(self, receipt: Receipt) -> None:
@@ -118,6 +130,7 @@ class BuildMonitor:
             clips=row.clips,
             notes=sum(failure.stage == "score" for failure in receipt.failures),
         )
+        self._state.shard_scored(receipt)
 
     def shard_failed(self, shard: PlannedShard, error: Exception) -> None:
         """Report a shard that could not be made."""

@@ -65,7 +65,8 @@ def score_shards(
     made: dict[str, str] = {}
     damaged: list[PlannedShard] = []
     calls = (partial(task.remote, shard_task(shard, plan, settings)) for shard in todo)
-    with monitor.scoring(len(todo)) as shown:
+    clips = sum(shard.count for shard in todo)
+    with monitor.scoring(shards=len(todo), clips=clips) as shown:
         for shard, receipt, damage in results_as_completed(calls, limit=2 * cluster.cpus):
             shown.advance()
             if receipt:

@@ -132,6 +132,14 @@ class StateFile:
             stage_seconds=dict(self._seconds),
         )
 
+    def shard_scored(self, receipt: Receipt) -> None:
+        """Record that the tracks of a stored shard were scored."""
+        self._change(
+            shards_done=self._state.shards_done + 1,
+            clips_done=self._state.clips_done + receipt.shard.clips,
+            bytes=self._state.bytes + receipt.shard.bytes,
+        )
+
     def shard_failed(self, clips: int) -> None:
         """Record that a shard with `clips` planned clips could not be made."""
         self._change(

@@ -13,6 +13,7 @@ from manifests.rows import Failure
 from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.failures import Reason
 from pipeline.monitoring.progress import Progress
+from pipeline.monitoring.status import read_state
 from pipeline.ray_cluster import Cluster
 from tests.helpers.clips import grey_clip
 from tests.helpers.published import publish_clips
@@ -119,3 +120,20 @@ def test_the_end_of_a_build_counts_what_was_made_and_published(tmp_path: Path) -
     assert (published["snapshot"], published["clips"], published["shards"]) == ("000001", 2, 1)
     assert finished["message"] == "the build is finished: 1 shard made, 2,000 kept"
     assert (finished["made"], finished["kept"], finished["snapshot"]) == (1, 2000, "000001")
+
+
+def test_status_and_log_say_that_scoring_runs_and_how_it_ended(tmp_path: Path) -> None:
+    scoring = BuildMonitor(tmp_path, Progress(quiet=True)).scoring(shards=3, clips=7)
+    scoring.__enter__()
+    running = read_state(tmp_path)
+    assert running
+    assert (running.state, running.shards_total, running.clips_total) == ("running", 3, 7)
+    full = OSError("No space left on device")
+    assert not scoring.__exit__(OSError, full, None)
+    ended = read_state(tmp_path)
+    assert ended
+    assert ended.state == "failed"
+    events = [json.loads(line) for line in (tmp_path / "build.log").read_text().splitlines()]
+    assert [(event["event"], event["reason"]) for event in events] == [
+        ("build stopped", "No space left on device")
+    ]

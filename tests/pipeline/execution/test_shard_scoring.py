@@ -17,6 +17,7 @@ from pipeline.execution.build import build
 from pipeline.execution.shard_scoring import score_stored
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
+from pipeline.monitoring.status import read_state
 from pipeline.planning.catalog import make_catalog
 from pipeline.planning.plan import Plan, make_plan
 from shards.codec import encode_tracks
@@ -99,6 +100,10 @@ def test_a_snapshot_without_scores_gets_them_without_tracking_again(tmp_path: Pa
         ("score", "tracks not scored yet")
     }
     after = build(scored, QUIET).snapshot
+    state = read_state(after.out)
+    assert state
+    assert (state.state, state.clips_done, state.clips_total) == ("finished", 3, 3)
+    assert (state.shards_done, state.stage_seconds) == (len(planned), {})
     assert {shard.action for shard in plan_of(scored).shards} == {"keep"}
     assert build(scored, QUIET).snapshot.name == after.name
     assert verify_snapshot(after, QUIET) == []
