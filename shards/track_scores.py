@@ -85,7 +85,7 @@ class ClipScores:
 class ScoredClip:
     """The scores of a clip.
 
-    unusable: frames whose cameras are not finite, singular or mirrored
+    unusable: frames whose cameras are not finite, out of range, singular or mirrored
     wrong:    frames whose points leave their epipolar lines together, so that their poses are wrong
 
     Wrong frames take no part in scores, except for the median and the inliers of the clip.

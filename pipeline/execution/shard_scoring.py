@@ -144,8 +144,8 @@ def _notes(info: ClipInfo, scored: ScoredClip) -> Iterator[Failure]:
         yield _note(
             info,
             Reason.POSES_UNUSABLE,
-            f"the poses of {_frames(info, scored.unusable)} are not finite, singular or mirrored: "
-            "their tracks are scored without them",
+            f"the poses of {_frames(info, scored.unusable)} are not finite, out of range, singular "
+            "or mirrored: their tracks are scored without them",
         )
     if scored.wrong:
         yield _note(

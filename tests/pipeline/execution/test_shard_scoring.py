@@ -53,7 +53,7 @@ def test_notes_name_frames_whose_poses_are_unusable() -> None:
     info = replace(scene.info, cameras=tuple(cameras))
     ((reason, detail),) = notes_on(replace(scene, info=info))
     assert reason == "poses unusable"
-    assert "the poses of frame 10 are not finite, singular or mirrored" in detail
+    assert "the poses of frame 10 are not finite, out of range, singular or mirrored" in detail
 
 
 def test_a_note_says_that_most_poses_disagree_with_the_tracks() -> None:
