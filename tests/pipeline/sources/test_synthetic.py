@@ -101,7 +101,8 @@ def test_a_build_with_true_tracks(tmp_path: Path) -> None:
     }
     snapshot = build(check_settings(BuildSettings, values, "test"), QUIET).snapshot
     assert verify_snapshot(snapshot, QUIET) == []
-    assert len(snapshot.failures) == 0
+    # The surfaces swing, so tracks and cameras disagree, and a note says so: nothing else is amiss.
+    assert {row["stage"] for row in snapshot.failures.to_pylist()} <= {"score"}
     clips = [
         clip
         for shard in snapshot.shards.column("shard").to_pylist()
