@@ -169,10 +169,10 @@ def cause_of(error: Exception) -> Exception:
 
 
 @lru_cache(maxsize=1)
-def decoder_of_this_worker(stall_limit_s: float, gpus: str = "") -> SubprocessDecoder:
+def decoder_of_this_worker(stall_limit_s: float, *, gpus: str) -> SubprocessDecoder:
     """Return the decoder of this Ray worker: it is kept between tasks and ends with the worker.
 
-    gpus: the GPUs that Ray gave the task, if it needs one; other GPUs need another decoder, whose
-          process ends when the next takes its place
+    gpus: the GPUs that Ray gave the task, empty if it needs none; other GPUs need another decoder,
+          whose process ends when the next takes its place
     """
     return SubprocessDecoder(stall_limit_s)

@@ -190,7 +190,7 @@ class ShardChain:
 def _decode(task: ShardTask) -> tuple[stages.DecodedShard, tuple[ClipName, ...]]:
     settings = task.settings.frames
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "") if settings.device == "cuda" else ""
-    decoder = decoder_of_this_worker(settings.decode_timeout_s, gpus)
+    decoder = decoder_of_this_worker(settings.decode_timeout_s, gpus=gpus)
     return _with_names(stages.decode_shard(task, decoder))
 
 

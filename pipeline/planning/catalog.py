@@ -369,7 +369,7 @@ def _scan_files(paths: list[str], settings: BuildSettings) -> Iterator[tuple[str
 
 def _scan_file(path: str, frames: FrameSettings, out: Location) -> tuple[str, ScanResult]:
     """Scan one file and store its ledger; runs on a worker."""
-    decoder = decoder_of_this_worker(frames.decode_timeout_s)
+    decoder = decoder_of_this_worker(frames.decode_timeout_s, gpus="")
     try:
         scan = decoder.scan(path, frames.shot_cuts)
     except DecodeError as error:

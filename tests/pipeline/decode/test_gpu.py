@@ -241,9 +241,9 @@ def test_a_machine_without_a_gpu_says_so_in_a_sentence(
 
 def test_a_worker_that_is_given_another_gpu_starts_another_decoder() -> None:
     """A process cannot change the GPUs that it sees."""
-    first = decoder_of_this_worker(60.0, "0")
-    assert decoder_of_this_worker(60.0, "0") is first
-    assert decoder_of_this_worker(60.0, "1") is not first
+    first = decoder_of_this_worker(60.0, gpus="0")
+    assert decoder_of_this_worker(60.0, gpus="0") is first
+    assert decoder_of_this_worker(60.0, gpus="1") is not first
 
 
 def test_without_torchcodec_the_message_says_what_to_install(
