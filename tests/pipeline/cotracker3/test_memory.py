@@ -95,7 +95,7 @@ def test_tracking_as_many_clips_as_the_rule_says_fits_the_memory(
 
 @pytest.mark.parametrize("window", [60, 16])
 def test_a_gpu_is_never_waited_for(fake_gpu: FakeGpu, window: int) -> None:
-    """Two anchors, of which one has nothing before it: three of four runs."""
+    """Two anchors take three runs and not four: nothing comes before the first one."""
     with fake_gpu.making_tensors():
         model, video = network(window), torch.zeros(1, 3, *FRAME, dtype=torch.uint8)
     with fake_gpu:

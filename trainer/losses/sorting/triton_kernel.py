@@ -1,7 +1,7 @@
 """Triton kernel for the cross-entropy of two soft permutations and its gradients.
 
 The method is that of `trainer.losses.sorting.cross_entropy`, the only module that imports this one.
-Rows are sorted in three steps by programs of one warp, each of which takes many rows in turn:
+Programs of one warp sort rows in three steps. Each program takes many rows in turn:
 
 1. `_compare` sorts the values themselves, and stores what every layer exchanges.
 2. `_state_row` takes the states of a few items at a time through the network and back. Items
