@@ -90,9 +90,13 @@ class TrackerPool:
         try:
             unpack = tracker.actor.unpack.options(concurrency_group=UNPACKING)
             await unpack.remote(number, decoded, only)
-            tracks, seconds = tracker.actor.track.options(num_returns=2).remote(number)
-            tracker.tracking.append(call)
-            self._usage.call_ended(await seconds)
+            # The next call is sent once this one has been answered: a worker that dies right
+            # after an answer may not have sent it, and the wrong call would be suspected.
+            async with tracker.turn:
+                tracker.tracking = call
+                tracks, seconds = tracker.actor.track.options(num_returns=2).remote(number)
+                self._usage.call_ended(await seconds)
+                tracker.tracking = None
             return tracks
         except _WORKER_LOST as error:
             self._replace(tracker, _death_reason(error))
@@ -169,8 +173,8 @@ class TrackerPool:
         """Drop a tracker that died, and start another."""
         if tracker.lost:  # each of its calls reports the death; the first one replaced it
             return
-        # Calls run in order, so the oldest is the one that it was working on.
-        tracker.suspect = next(iter(tracker.tracking or tracker.calls), None)
+        # If it tracked none, the oldest call is the one whose frames were unpacked first.
+        tracker.suspect = tracker.tracking or next(iter(tracker.calls), None)
         self._kill(tracker)
         if self._restarts.error:  # the next `resize` raises it, and the build ends
             return

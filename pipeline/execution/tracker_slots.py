@@ -22,7 +22,8 @@ class TrackerHandle:
     live_since: when it was loaded, None until then
     busy_since: when it began the oldest of its calls
     calls:      calls in flight, oldest first
-    tracking:   those of them whose frames are unpacked: it works on the first
+    tracking:   the one of them that it tracks, None while it tracks none
+    turn:       held by that call, so that the driver always knows which one it is
     lost:       it died or was stopped
     suspect:    the call that it was working on when it died
     """
@@ -33,7 +34,8 @@ class TrackerHandle:
     live_since: float | None = None
     busy_since: float = 0.0
     calls: list[object] = field(default_factory=list)
-    tracking: list[object] = field(default_factory=list)
+    tracking: object | None = None
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     lost: bool = False
     suspect: object | None = None
 
@@ -65,8 +67,8 @@ class TrackerSlots:
     def release(self, tracker: TrackerHandle, call: object) -> None:
         """Free the slot of a call that ended."""
         tracker.calls.remove(call)
-        if call in tracker.tracking:
-            tracker.tracking.remove(call)
+        if tracker.tracking is call:
+            tracker.tracking = None
         tracker.busy_since = time.monotonic()  # if it has another call, that call begins now
         self.assign()
 
