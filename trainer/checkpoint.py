@@ -44,6 +44,10 @@ FREE_TO_CHANGE = {
 }
 """Settings that a resumed run may change: where things are, how long it is, and how it reports."""
 
+ADDED = {"data.control": "none"}
+"""Settings that checkpoints of earlier versions lack, and the values that those versions acted by.
+Settings whose default is null need no entry."""
+
 PARTS = {"step", "settings", "snapshots", "clips", "student", "teacher", "losses", "optimizer"}
 """The keys of a checkpoint."""
 
@@ -172,7 +176,8 @@ def check_same_run(path: Path, original: dict[str, Any], settings: TrainSettings
     path:     the checkpoint
     original: the settings it was saved with, as JSON values; those in FREE_TO_CHANGE may differ
     """
-    old, new = _flat(_comparable(original)), _flat(_comparable(settings.model_dump(mode="json")))
+    old = ADDED | _flat(_comparable(original))
+    new = _flat(_comparable(settings.model_dump(mode="json")))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
     if changed:
         differences = ", ".join(

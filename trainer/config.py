@@ -120,6 +120,11 @@ class DataSettings(Settings):
     one moment."""
     anchor: Literal["random", "first"] = "random"
     """Which of a clip's stored anchor frames a sample starts from."""
+    control: Literal["none", "same", "shuffled"] = "none"
+    """Trains without what tracks say, to see what they are worth. `same` shows the anchor frame in
+    all frames of a sample, with its points where they are; it turns `crop_per_frame` and
+    `colour.per_frame` on. `shuffled` gives each point the tracks of other points in all frames but
+    the anchor frame. Clips, anchors, augmentation and losses are those of `none`."""
     direction: Literal["both", "forward"] = "both"
     """Direction in time of a sample's frames, from its anchor frame; `both` draws one. Published:
     forward."""
@@ -167,6 +172,19 @@ class DataSettings(Settings):
     def _wrap_single_folder(cls, value: Any) -> Any:
         return [value] if isinstance(value, str | Path) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _vary_copies(cls, values: Any) -> Any:
+        """Give each copy of the anchor frame its own crop and colours with `control: same`."""
+        if not isinstance(values, dict) or values.get("control") != "same":
+            return values
+        colour = values.get("colour", {})
+        if isinstance(colour, ColourSettings):
+            colour = colour.model_dump()
+        if isinstance(colour, dict):
+            colour = colour | {"per_frame": True}
+        return values | {"crop_per_frame": True, "colour": colour}
+
     @field_validator("where")
     @classmethod
     def _check_filter(cls, value: str) -> str:
@@ -181,6 +199,22 @@ class DataSettings(Settings):
     def _check_snapshot(self) -> DataSettings:
         if self.snapshot is not None and len(self.out) > 1:
             raise ValueError("'snapshot' can only be named where 'out' is one folder")
+        return self
+
+    @model_validator(mode="after")
+    def _check_control(self) -> DataSettings:
+        if self.control != "none" and self.step == 0:
+            raise ValueError(
+                f"'control: {self.control}' replaces the frames or the tracks beside the anchor "
+                "frame, and 'step: 0' shows none: set only one of them"
+            )
+        copies_differ = self.crop == "random" or 0 < self.flip < 1 or self.colour.changes
+        if self.control == "same" and not copies_differ:
+            raise ValueError(
+                "'control: same' shows the anchor frame in all frames of a sample, and they would "
+                "all be equal: set 'crop: random', a 'flip' between 0 and 1, or changes of "
+                "'colour'"
+            )
         return self
 
     @model_validator(mode="after")

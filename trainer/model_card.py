@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.data.control import CONTROLS
+
 CARD = """---
 library_name: timm
 license: other
 tags: [image-feature-extraction, timm, 3d-aware, point-tracks]
 ---
 
-# {timm_id}, trained on point tracks
-
+# {timm_id}, trained {on_what}
+{control}
 {timm_id}, trained for {steps} steps with pretrack's recipe `{recipe}` on stored point tracks, after
 3DPoV, with {losses}.
 Taken from the {taken_from}. `{file}` is a plain timm state dict; its features are the {features}.
@@ -52,6 +54,11 @@ Digest `{digest}`. `{description}` beside this file has all settings. The main o
 {rows}
 """
 
+CONTROL = """
+**Not trained on right tracks.** With `data.control: {control}`, {does}. Compare these weights with
+those of the same training without a control.
+"""
+
 CARD_SETTINGS = {
     "starting weights": "model.weights",
     "trained blocks": "model.trainable_blocks",
@@ -70,6 +77,7 @@ CARD_SETTINGS = {
 def model_card(description: dict[str, Any], file: str) -> str:
     """Return the card of the weights `file`, from their description (`trainer.export`)."""
     settings = description["settings"]
+    control = settings["data"]["control"]
     rows = []
     for title, key in CARD_SETTINGS.items():
         part, name = key.split(".")
@@ -80,6 +88,10 @@ def model_card(description: dict[str, Any], file: str) -> str:
     ]
     return CARD.format(
         timm_id=description["timm_id"],
+        on_what="on point tracks" if control == "none" else "as a control",
+        control=""
+        if control == "none"
+        else CONTROL.format(control=control, does=CONTROLS[control]),
         steps=description["step"],
         recipe=settings["recipe"],
         losses=_losses(settings["loss"]),

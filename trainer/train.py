@@ -31,6 +31,7 @@ from trainer.config import TrainSettings
 from trainer.cuda_device import check_precision, explain_out_of_memory
 from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import open_snapshots
+from trainer.data.control import CONTROLS
 from trainer.data.dataset import ClipDataset
 from trainer.data.device_batches import CopyStream
 from trainer.data.device_frames import make_frames
@@ -203,6 +204,8 @@ class TrainingRun:
             self.sampler.steps_per_epoch,
             self.rank.world,
         )
+        if s.data.control != "none":
+            log.info("control '%s': %s", s.data.control, CONTROLS[s.data.control])
         if self.rank.first:
             remove_temporary_files(s.run.out)
         if self.rank.first and self.step == 0:

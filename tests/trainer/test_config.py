@@ -83,6 +83,9 @@ def test_resolved_settings_resolve_to_themselves(settings: Callable[..., TrainSe
             "has no blocks to adapt",
         ),
         ("recipe=upsteam", "'recipe'"),
+        ("data.control=other", "'data.control'"),
+        ("data={out: x, control: shuffled, step: 0}", "'step: 0' shows none: set only one"),
+        ("data={out: x, control: same, crop: squash, flip: 1}", "they would all be equal: set"),
         ("data=7", "'data'"),
     ],
 )

@@ -72,6 +72,16 @@ def test_the_card_says_what_the_weights_are_and_how_to_feed_them(settings: Make)
     assert f"\nPixels are RGB in 0..1, {pixels}\n" in card
 
 
+def test_the_card_of_a_control_says_what_it_was_not_trained_on(settings: Make) -> None:
+    data = {"out": "out/a", "size": 64, "control": "shuffled"}
+    card = model_card(described(settings(data=data)), "w.safetensors")
+    assert (
+        "\n# vit_tiny_patch16_224, trained as a control\n\n**Not trained on right tracks.**" in card
+    )
+    assert "With `data.control: shuffled`, in every frame but the anchor frame, each point" in card
+    assert "right tracks" not in model_card(described(settings()), "w.safetensors")
+
+
 def test_the_cards_code_passes_options_to_timm_only_where_there_are_any(settings: Make) -> None:
     overlay = '    pretrained_cfg_overlay=dict(file="w.safetensors")'
     card = model_card(described(settings()), "w.safetensors")

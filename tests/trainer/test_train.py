@@ -404,12 +404,19 @@ def test_too_few_clips_for_a_batch_is_an_error(settings: Make) -> None:
         train(settings(run={"batch_size": 1}))
 
 
-def test_a_run_from_before_scores_and_cameras_goes_on(settings: Make) -> None:
+def test_a_run_from_before_scores_cameras_and_controls_goes_on(settings: Make) -> None:
     """Settings that did not exist when it began are at their defaults, which change nothing."""
     s = settings()
     original = s.model_dump(mode="json")
     del original["data"]["cameras"], original["tracks"]["max_epipolar_px"]
+    del original["data"]["control"]
     check_same_run(Path("run/checkpoints/step_00000001.pt"), original, s)
+    with pytest.raises(PretrackError, match=r"data.control was none, now shuffled"):
+        check_same_run(
+            Path("run/checkpoints/step_00000001.pt"),
+            original,
+            settings(data={**s.data.model_dump(), "control": "shuffled"}),
+        )
     with pytest.raises(PretrackError, match=r"tracks.max_epipolar_px was unknown, now 2.0"):
         check_same_run(
             Path("run/checkpoints/step_00000001.pt"),

@@ -48,8 +48,8 @@ def choose_frames(
     anchors: its anchor frames, by frame number
     tracked: the directions in which its points were tracked
 
-    Returns the anchor's index in `anchors`, and T frame numbers, the anchor's own first. Raises
-    ShardError if no sample can be taken from the clip.
+    Returns the anchor's index in `anchors`, and T frame numbers, the anchor's own first; all are
+    its own with `control: same`. Raises ShardError if no sample can be taken from the clip.
 
     The step is the setting if the clip has at least T * step frames, else frames // T, at least 1
     (3DPoV's rule). One of the anchors and directions with enough frames for it is drawn; if none
@@ -62,9 +62,8 @@ def choose_frames(
             f"or after it, in {frames} frames"
         )
     start = starts[int(random.integers(len(starts)))]
-    return start.anchor, [
-        anchors[start.anchor] + start.direction * start.step * k for k in range(settings.frames)
-    ]
+    step = 0 if settings.control == "same" else start.direction * start.step
+    return start.anchor, [anchors[start.anchor] + step * k for k in range(settings.frames)]
 
 
 def choose_transforms(

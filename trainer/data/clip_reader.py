@@ -15,6 +15,7 @@ from shards.score_codec import decode_scores
 from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.clip_table import Clip
+from trainer.data.control import control_tracks
 from trainer.data.encoded_clip import EncodedClip
 
 ReadMembers = Callable[[Location, Sequence[int], Sequence[int]], list[bytes]]
@@ -67,6 +68,9 @@ def read_clip(
         scores = decode_scores(images.pop(), (len(clip.anchors), points))
         # A track without a score is NaN, which is not larger.
         visibility[:, scores.epipolar[anchor] > max_epipolar_px] = 0
+    positions, visibility, confidence = control_tracks(
+        (positions, visibility, confidence), settings, random
+    )
     return EncodedClip(
         key=clip.key,
         shard=str(shard),

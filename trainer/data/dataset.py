@@ -27,6 +27,7 @@ from trainer.data.augment import largest_box
 from trainer.data.batch import Batch, first_item
 from trainer.data.clip_reader import named_clip, read_clip
 from trainer.data.clip_selection import check_scores, choose_clips, mixed_groups
+from trainer.data.control import check_control
 from trainer.data.encoded_clip import EncodedClip, decode_clip
 from trainer.data.member_cache import MemberCache
 from trainer.data.packed_batch import BatchShape, PackedBatch
@@ -49,9 +50,9 @@ class ClipDataset(Dataset[Batch]):
 
     max_epipolar_px: tracks with a larger epipolar score are not visible (`TrackFilterSettings`)
 
-    Raises PretrackError if no clip fits, if clips differ in their number of points, or if their
-    tracks are to be filtered by scores and none has any. Reading an unreadable clip raises
-    ShardError with its key, or replaces the clip, as `on_error` says.
+    Raises PretrackError if no clip fits, if clips differ in their number of points, if their tracks
+    are to be filtered by scores and none has any, or if `data.control` does not suit them. Reading
+    an unreadable clip raises ShardError with its key, or replaces the clip, as `on_error` says.
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class ClipDataset(Dataset[Batch]):
         self.settings, self.seed = settings, seed
         self.max_epipolar_px = max_epipolar_px
         self.clips = choose_clips(snapshots, settings)
+        self.points: int = self.clips.table["points"][0].as_py()
+        check_control(settings, self.points, max_epipolar_px)
         if max_epipolar_px is not None:
             check_scores(self.clips, snapshots)
-        self.points: int = self.clips.table["points"][0].as_py()
         self.groups = mixed_groups(self.clips, snapshots, settings.weights)
         # Opened again, since those passed keep the tables that they have read in memory.
         self.snapshots = [Snapshot(s.out, s.name) for s in snapshots]

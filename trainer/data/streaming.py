@@ -39,6 +39,7 @@ from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.batch import Batch, first_item
 from trainer.data.clip_selection import frames_available, frames_needed
+from trainer.data.control import check_control, control_tracks
 from trainer.data.encoded_clip import EncodedClip, decode_clip
 from trainer.data.loader import (
     explain_killed_workers,
@@ -175,7 +176,9 @@ class StreamedClips(IterableDataset[Batch]):
             shuffle = webdataset.shuffle(self.buffer, initial=self.buffer, rng=random)
             barren.update(tars)
             for clip in shuffle(self._read_clips(tars, pass_number)):
-                points = points or clip.points
+                if not points:
+                    points = clip.points
+                    check_control(self.settings, points, None)
                 if clip.points != points:
                     raise PretrackError(
                         f"clip {clip.key} in {clip.shard} has {clip.points} points and others have "
@@ -237,6 +240,15 @@ class StreamedClips(IterableDataset[Batch]):
             )
             transforms = choose_transforms(info.width, info.height, s, random)
             images = [members[f"{number:03d}.jpg"] for number in numbers]
+            positions, visibility, confidence = control_tracks(
+                (
+                    tracks.positions[anchor, numbers],
+                    tracks.visibility[anchor, numbers],
+                    tracks.confidence[anchor, numbers],
+                ),
+                s,
+                random,
+            )
         except KeyError as error:
             raise ShardError(f"it lacks its member {error.args[0]}") from error
         return EncodedClip(
@@ -245,9 +257,9 @@ class StreamedClips(IterableDataset[Batch]):
             size=(info.width, info.height),
             transforms=transforms,
             images=images,
-            positions=tracks.positions[anchor, numbers],
-            visibility=tracks.visibility[anchor, numbers],
-            confidence=tracks.confidence[anchor, numbers],
+            positions=positions,
+            visibility=visibility,
+            confidence=confidence,
             random=random,
             cameras=[info.cameras[number] for number in numbers] if info.cameras else None,
         )
