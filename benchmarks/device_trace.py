@@ -42,8 +42,9 @@ from trainer.data.batch import Batch
 from trainer.data.device_batches import CopyStream
 from trainer.distributed import Rank
 from trainer.losses.sorting import soft_rank
+from trainer.methods.tracks import TrackMethod
 from trainer.model.student_teacher import TeacherAverage
-from trainer.run_setup import make_optimizer, make_step, reference_patches
+from trainer.run_setup import make_optimizer
 from trainer.step_record import StepRecord
 from trainer.train import TrainingRun
 
@@ -101,7 +102,8 @@ def move_run(run: TrainingRun) -> None:
     run.rank = Rank(0, 1, CUDA)
     on_fake_cuda(run.model)
     run.trained = [p for p in run.model.parameters() if p.requires_grad]
-    run.average = TeacherAverage(run.model.teacher, run.model.student, True)
+    if isinstance(run.method, TrackMethod):
+        run.method.average = TeacherAverage(run.model.teacher, run.model.student, True)
     run.copies, run.record = CopyStream(CUDA), StepRecord(CUDA, deferred=True)
     run.optimizer = make_optimizer(run.model, run.settings.optim, fused=True)
     run.optimizer.found_inf = run.record.not_finite  # type: ignore[attr-defined]
@@ -291,8 +293,8 @@ def make_run(backbone: str, clips: int, size: int) -> tuple[TrainingRun, Iterato
         }
     )
     run.step, run.last_step = 0, 100
-    run.model = run.forward = make_step(run.settings, None, CPU)
-    run.patches = reference_patches(run.model.student.backbone, run.settings)
+    run.method = TrackMethod(run.settings, None, Rank(0, 1, CPU), points=256)
+    run.model = run.forward = run.method.model
     return run, repeat(make_batch(clips, size, "cpu"))
 
 

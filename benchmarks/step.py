@@ -34,6 +34,7 @@ from trainer.data.batch import Batch, track_mask
 from trainer.data.device_batches import to_device
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.weighted_sum import make_losses
+from trainer.methods.draws import pack_draws, unpack_draws
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import (
     References,
@@ -42,7 +43,7 @@ from trainer.model.feature_sampling import (
     sample_points,
 )
 from trainer.model.step import Step
-from trainer.model.step_indices import StepIndices, make_indices, pack_indices, unpack_indices
+from trainer.model.step_indices import StepIndices, make_indices
 from trainer.model.student_teacher import Embedder, Projection, TeacherAverage, make_teacher
 
 FRAMES, POINTS, REFERENCES = 4, 256, 5
@@ -199,7 +200,7 @@ def draw(
         generator=torch.Generator().manual_seed(1),
     )
     parts = [make_indices(clips, FRAMES, compared=compared, references=references, side=grid // 2)]
-    (indices,) = unpack_indices(pack_indices(parts).to(device), parts)
+    (indices,) = unpack_draws(pack_draws(parts).to(device), parts)
     frame, top, left = (
         tensor.to(device) for tensor in (references.frame, references.top, references.left)
     )

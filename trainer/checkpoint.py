@@ -20,6 +20,7 @@ from shards.files import TEMPORARY, open_atomic
 from trainer.config import TrainSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.distributed import Rank, all_reduce_any, broadcast_from_rank0
+from trainer.methods.chosen import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,8 @@ ADDED = {"data.control": "none"}
 """Settings that checkpoints of earlier versions lack, and the values that those versions acted by.
 Settings whose default is null need no entry."""
 
-PARTS = {"step", "settings", "snapshots", "clips", "student", "teacher", "losses", "optimizer"}
-"""The keys of a checkpoint."""
+PARTS = {"step", "settings", "snapshots", "clips", "optimizer"}
+"""The keys of a checkpoint, beside those of its method (`Method.parts`)."""
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
@@ -101,7 +102,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         or not isinstance(state.get("step"), int)
     ):
         raise PretrackError(f"{path} is not a checkpoint of pretrack: move it away")
-    if lacking := sorted(PARTS - state.keys()):
+    method = METHODS.get(_method(state["settings"]))
+    if lacking := sorted({*PARTS, *(method.parts if method else ())} - state.keys()):
         raise PretrackError(
             f"{path} is of another version of pretrack (it lacks {', '.join(lacking)}): "
             f"{_how_to_start_over(path, state['settings'])}"
@@ -176,6 +178,11 @@ def check_same_run(path: Path, original: dict[str, Any], settings: TrainSettings
     path:     the checkpoint
     original: the settings it was saved with, as JSON values; those in FREE_TO_CHANGE may differ
     """
+    if _method(original) != settings.method:
+        raise PretrackError(
+            f"the run in {path.parent.parent} was started with 'method: {_method(original)}': "
+            f"take another 'run.out' for 'method: {settings.method}'"
+        )
     old = ADDED | _flat(_comparable(original))
     new = _flat(_comparable(settings.model_dump(mode="json")))
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
@@ -200,6 +207,11 @@ def _how_to_start_over(path: Path, original: dict[str, Any]) -> str:
         f"take another 'run.out', and 'model.weights={path}' to start from what its teacher has "
         "learned"
     )
+
+
+def _method(settings: dict[str, Any]) -> str:
+    """Return the method of a run by its settings as JSON values; earlier versions had one."""
+    return str(settings.get("method", "tracks"))
 
 
 def _checkpoints(out: Path) -> list[Path]:

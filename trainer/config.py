@@ -12,7 +12,13 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from manifests.settings import LocationSetting, Settings
 from shards.errors import SettingsError
@@ -42,6 +48,9 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 """Settings of 3DPoV's published code where they differ from the defaults.
 
 The cosine's period is its 217 steps per epoch times its 40 epochs."""
+
+ADDED: dict[str, Any] = {"method": "tracks"}
+"""Fields of `TrainSettings` that came later, and the defaults at which they are not written."""
 
 
 class ColourSettings(Settings):
@@ -424,6 +433,8 @@ class TrainSettings(Settings):
     recipe: Literal["pretrack", "upstream"] = "pretrack"
     """`upstream`: fields that are not set take the published values (`UPSTREAM` in
     `trainer/config.py`) instead of their defaults."""
+    method: Literal["tracks"] = "tracks"
+    """What is trained. `tracks`: a student and its teacher compare tracks across frames."""
     data: DataSettings
     tracks: TrackFilterSettings = TrackFilterSettings()
     model: ModelSettings
@@ -441,6 +452,16 @@ class TrainSettings(Settings):
         given = {name: values.get(name) or {} for name in UPSTREAM}
         return values | {
             name: UPSTREAM[name] | part for name, part in given.items() if isinstance(part, dict)
+        }
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out later additions at their defaults: digests of earlier settings stay."""
+        values: dict[str, Any] = dump(self)
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in ADDED or value != ADDED[name]
         }
 
     @model_validator(mode="after")

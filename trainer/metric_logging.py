@@ -59,14 +59,17 @@ class TrainingMonitor:
         last_step: int,
         steps_per_epoch: int,
         flops_per_step: float,
+        shown: Mapping[str, int],
     ) -> None:
         """Prepare for the steps after `first_step` up to `last_step`.
 
         flops_per_step: floating-point operations per step, summed over all ranks
+        shown:          metrics on the console's lines beside the loss, and their digits
         """
         self.settings, self.rank = settings, rank
         self.first_step, self.last_step = first_step, last_step
         self.steps_per_epoch, self.flops_per_step = steps_per_epoch, flops_per_step
+        self.shown = shown
         self.console = Console(quiet=not rank.first, soft_wrap=True, highlight=False)
         show_progress = rank.first and self.console.is_terminal
         self.progress = Progress(console=self.console, disable=not show_progress)
@@ -129,9 +132,11 @@ class TrainingMonitor:
             )
         for logger in self.loggers:
             logger.log_metrics(step, values)
+        shown = "".join(
+            f"{name} {values[name]:.{digits}f}  " for name, digits in self.shown.items()
+        )
         self.console.print(
-            f"step {step}/{self.last_step}  loss {values['loss']:.4f}  "
-            f"spearman {values['spearman']:.3f}  visible {values['visible']:.2f}  "
+            f"step {step}/{self.last_step}  loss {values['loss']:.4f}  {shown}"
             f"lr {values['lr']:.2e}  {values['clips_per_second']:.1f} clips/s"
         )
         self.since_log = MetricWindow()

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
 from shards.errors import PretrackError, SettingsError
 from trainer.config import OptimSettings, TrainSettings
 from trainer.losses.weighted_sum import make_losses
+from trainer.methods.method import TrainedModel
 from trainer.model.backbone import Backbone, make_backbone
-from trainer.model.feature_sampling import check_references
 from trainer.model.lora import add_adapters
 from trainer.model.step import Step
 from trainer.model.student_teacher import Embedder, Projection, make_teacher
 
 
 def make_step(
-    settings: TrainSettings, checkpoint: dict[str, Any] | None, device: torch.device
+    settings: TrainSettings, checkpoint: Mapping[str, Any] | None, device: torch.device
 ) -> Step:
     """Make student, teacher and losses, from their start weights or from a checkpoint."""
     m = settings.model
@@ -34,22 +34,17 @@ def make_step(
     return model.to(device)
 
 
-def make_optimizer(model: Step, optim: OptimSettings, *, fused: bool) -> torch.optim.AdamW:
-    """Make AdamW with groups for the backbone, and for the head and the losses.
+def make_optimizer(model: TrainedModel, optim: OptimSettings, *, fused: bool) -> torch.optim.AdamW:
+    """Make AdamW with two groups for each of the model's learning rates (`TrainedModel.rates`).
 
-    Each has weight decay on weights of two or more axes only, so there are up to four groups. A
-    group's `ratio` is its learning rate as a fraction of the head's.
+    Weights of two or more axes have weight decay, and others have none. A group's `ratio` is its
+    learning rate as a fraction of `optim.lr`.
 
     fused: update all weights in one kernel, which can be told on the device to change none
            (`StepRecord`); other steps are rounded in another way
     """
-    student = model.student
-    modules: list[tuple[list[nn.Module], float]] = [
-        ([student.backbone], optim.backbone_ratio),
-        ([student.head, model.losses], 1.0),
-    ]
     groups = []
-    for parts, ratio in modules:
+    for parts, ratio in model.rates(optim):
         trained = [p for part in parts for p in part.parameters() if p.requires_grad]
         decayed = [p for p in trained if p.ndim > 1]
         others = [p for p in trained if p.ndim < 2]
@@ -91,19 +86,14 @@ def reference_patches(backbone: Backbone, settings: TrainSettings) -> tuple[int,
 
 
 def check_batch_split(settings: TrainSettings, world: int) -> None:
-    """Check that a rank's clips divide into parts, and that a part has clips for its references.
-
-    Raises PretrackError.
-    """
-    run, references = settings.run, settings.references
+    """Check that a rank's clips divide into `run.accumulate` parts. Raises PretrackError."""
+    run = settings.run
     clips = run.batch_size // world
     if clips % run.accumulate:
         raise PretrackError(
             f"the {clips} clips of a rank cannot be shared by "
             f"'run.accumulate: {run.accumulate}' parts"
         )
-    pool = clips // run.accumulate * (world if references.across_ranks else 1)
-    check_references(pool, settings.data.frames, references.count)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -3,7 +3,8 @@
     torchrun --nproc-per-node 4 -m trainer configs/train/pretrack/dino_base.yaml data.out=out/mixed
 
 Read from top to bottom: `train` sets a run up, `TrainingRun.run_to_end` is the loop,
-`TrainingRun.take_step` one optimiser step, `forward_backward` its gradient.
+`TrainingRun.take_step` one optimiser step, `forward_backward` its gradient. What is trained, and by
+which loss, is the method's (`trainer/methods/`).
 
 OUT (`run.out`) then holds checkpoints/, weights/ (timm state dicts from before the first step and
 after the last), tensorboard/ and settings.json.
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,25 +45,19 @@ from trainer.distributed import (
     broadcast_from_rank0,
     init_distributed,
 )
-from trainer.export import export_weights, weights_path
+from trainer.export import weights_path
 from trainer.feature_colours import frames_above_features
-from trainer.losses.embeddings import Embeddings
-from trainer.losses.sorting.objective import diagnostics
+from trainer.methods.chosen import METHODS
+from trainer.methods.draws import Draws, pack_draws, unpack_draws
+from trainer.methods.method import Method
 from trainer.metric_logging import TrainingMonitor
-from trainer.model.backbone import normalised_images
-from trainer.model.feature_sampling import References, choose_references, rank_references
-from trainer.model.step import Step, step_flops
-from trainer.model.step_indices import StepIndices, make_indices, pack_indices, unpack_indices
-from trainer.model.student_teacher import TeacherAverage
 from trainer.run_setup import (
     check_batch_split,
     check_compiler,
     load_optimizer,
     make_optimizer,
-    make_step,
-    reference_patches,
 )
-from trainer.schedule import compared_frames, learning_rate, step_seed, teacher_momentum
+from trainer.schedule import learning_rate
 from trainer.step_record import StepRecord, check_weights
 from trainer.stop_signal import stop_on_sigterm
 
@@ -95,6 +91,7 @@ def train(settings: TrainSettings) -> Path:
             last_step=run.last_step,
             steps_per_epoch=run.sampler.steps_per_epoch,
             flops_per_step=run.flops_per_step,
+            shown=run.method.console,
         ) as monitor:
             run.run_to_end(monitor, stop_requested)
         return run.export()
@@ -106,15 +103,17 @@ class StepResult:
 
     loss:       the weighted sum of the losses, a scalar
     parts:      each unweighted loss by name, scalars
-    embeddings: the embeddings that were compared, of the step's last part
-    metrics:    learning rate, momentum, gradient norm, number of compared frames
+    kept:       what the method's figures are computed from, of the step's last part
+    draws:      what was drawn for that part
+    metrics:    learning rate, gradient norm, and what the method reports after a step
 
     Tensors are on the device, and may not have been computed yet.
     """
 
     loss: Tensor
     parts: dict[str, Tensor]
-    embeddings: Embeddings
+    kept: Any
+    draws: Draws
     metrics: dict[str, float | Tensor]
 
 
@@ -146,19 +145,18 @@ class TrainingRun:
         self.copies = CopyStream(rank.device)
 
         torch.manual_seed(run.seed)
-        self.model = make_step(settings, checkpoint, rank.device)
-        self.patches = reference_patches(self.model.student.backbone, settings)
-        self.trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.average = TeacherAverage(
-            self.model.teacher, self.model.student, settings.teacher.average == "trained"
+        self.method: Method = METHODS[settings.method](
+            settings, checkpoint, rank, self.dataset.points
         )
+        self.model = self.method.model
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.record = StepRecord(rank.device, deferred=on_cuda)
         self.optimizer = make_optimizer(self.model, settings.optim, fused=on_cuda)
         if on_cuda:
             self.optimizer.found_inf = self.record.not_finite  # type: ignore[attr-defined]
         if checkpoint:
             load_optimizer(self.optimizer, checkpoint["optimizer"])
-        self.flops_per_step = step_flops(self.model, settings.data.size) * run.batch_size
+        self.flops_per_step = self.method.flops_per_clip() * run.batch_size
 
         self.forward: nn.Module = self.model
         if rank.world > 1:
@@ -171,11 +169,10 @@ class TrainingRun:
                 )
         # DistributedDataParallel may have replaced the weights by those of rank 0.
         if on_cuda and run.precision == "bfloat16":
-            self.model.student.backbone.keep_bfloat16_trunk()
+            self.method.keep_bfloat16()
         if run.compile:
             check_compiler(rank.device)
-            self.model.student.backbone.compile()
-            self.model.teacher.backbone.compile()
+            self.method.compile()
 
     def _check_clips(self, identity: str | None) -> None:
         """Raise PretrackError unless this rank has the clips of the checkpoint and of rank 0."""
@@ -217,7 +214,7 @@ class TrainingRun:
         run, stop = self.settings.run, StopAgreement(self.rank)
         batches = iter(self.loader)
         if self.rank.first and self.step == 0:
-            draw_features(monitor, self.model, self.dataset, 0)
+            draw_features(monitor, self.method, self.dataset, run.pictures, 0)
         # On CUDA the host only queues a step. It waits for the device where it reads values: to
         # report, to save, and at the end of an epoch.
         while self.step < self.last_step:
@@ -244,25 +241,23 @@ class TrainingRun:
                     "the same command resumes there"
                 )
 
-    def prepare(self, batch: Batch) -> tuple[Batch, list[StepIndices]]:
-        """Return the loader's next batch with frames, and the indices of its parts, on the device.
+    def prepare(self, batch: Batch) -> tuple[Batch, list[Draws]]:
+        """Return the loader's next batch with frames, and the draws of its parts, on the device.
 
         It is not part of the time spent waiting for the loader.
         """
-        parts = draw_indices(
-            self.step, patches=self.patches, settings=self.settings, rank=self.rank
-        )
-        batch, packed = self.copies.copy(batch, pack_indices(parts))
-        return make_frames(batch, self.settings.data), unpack_indices(packed, parts)
+        parts = self.method.draw(self.step)
+        batch, packed = self.copies.copy(batch, pack_draws(parts))
+        return make_frames(batch, self.settings.data), unpack_draws(packed, parts)
 
-    def take_step(self, batch: Batch, indices: Sequence[StepIndices]) -> StepResult:
+    def take_step(self, batch: Batch, draws: Sequence[Draws]) -> StepResult:
         """Take one optimiser step on this rank's clips, which are on the device.
 
         A step that is not finite changes no weight: on the CPU this raises PretrackError; on CUDA
         `record.check` does.
         """
         s, step = self.settings, self.step
-        loss, parts, embeddings = forward_backward(self.forward, batch, indices)
+        loss, parts, kept = forward_backward(self.forward, batch, draws)
         norm = self._clip_gradients()
         self.record.add(loss, norm, step + 1, list(batch["key"]))
 
@@ -272,16 +267,10 @@ class TrainingRun:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-        momentum = teacher_momentum(step, self.last_step, s.teacher)
-        self.average.update(momentum)
+        metrics: dict[str, float | Tensor] = {"lr": rate, "gradient_norm": norm}
+        metrics |= self.method.after_step(step, self.last_step)
         self.step += 1
-        metrics: dict[str, float | Tensor] = {
-            "lr": rate,
-            "momentum": momentum,
-            "gradient_norm": norm,
-            "frames": len(indices[0].compared),
-        }
-        return StepResult(loss, parts, embeddings, metrics)
+        return StepResult(loss, parts, kept, draws[-1], metrics)
 
     def _clip_gradients(self) -> Tensor:
         """Clip the gradient's norm if the settings ask for it; return the norm before."""
@@ -298,7 +287,7 @@ class TrainingRun:
         if s.data.on_error == "skip":
             # times the number of ranks: the mean is then the sum over ranks
             values["skipped_clips"] = self.loader.skipped * self.rank.world
-        values |= diagnostics(result.embeddings, s.loss) | result.metrics
+        values |= {**self.method.figures(result.kept, result.draws), **result.metrics}
         # one read for all that is on the device
         on_device = {name: v.float() for name, v in values.items() if isinstance(v, Tensor)}
         values |= zip(on_device, torch.stack([*on_device.values()]).tolist(), strict=True)
@@ -311,109 +300,57 @@ class TrainingRun:
         Raises PretrackError, and saves nothing, if a weight is not finite.
         """
         check_weights(self.trained, self.step)
-        parts = ("student", "teacher", "losses")
         state = {
             "step": self.step,
             "settings": self.settings.model_dump(mode="json"),
             "snapshots": [snapshot.name for snapshot in self.dataset.snapshots],
             "clips": self.dataset.identity,
-            **{part: self.model.get_submodule(part).state_dict() for part in parts},
+            **{part: self.model.get_submodule(part).state_dict() for part in self.method.parts},
             "optimizer": self.optimizer.state_dict(),
         }
-        save_checkpoint(self.settings.run.out, state, self.settings.run.keep)
-        draw_features(monitor, self.model, self.dataset, self.step)
+        run = self.settings.run
+        save_checkpoint(run.out, state, run.keep)
+        draw_features(monitor, self.method, self.dataset, run.pictures, self.step)
 
     def export(self) -> Path:
         """Export the current weights, on the first rank; return their path on every rank."""
-        s = self.settings
         if self.rank.first:
-            source = self.model.student if s.run.export == "student" else self.model.teacher
-            export_weights(source.backbone, s, self.dataset.snapshots, self.step)
-        return weights_path(s.run.out, self.step)
-
-
-def draw_indices(
-    step: int, *, patches: tuple[int, int], settings: TrainSettings, rank: Rank
-) -> list[StepIndices]:
-    """Draw what a step uses of a rank's clips, on the CPU, for each of `run.accumulate` parts.
-
-    step:    steps taken so far; random choices follow from it, the seed and the rank
-    patches: sides of the feature grid and of a reference crop (`reference_patches`)
-
-    Seeds torch's default generators too, for dropout and whatever else draws from them.
-    """
-    run, frames = settings.run, settings.data.frames
-    generator = torch.manual_seed(step_seed(run.seed, step, rank.number))
-    if settings.references.across_ranks:
-        # every rank must draw the same references, to take its own out of them
-        generator = torch.Generator().manual_seed(step_seed(run.seed, step, 0))
-    clips = run.batch_size // rank.world // run.accumulate
-    return [
-        make_indices(
-            clips,
-            frames,
-            compared=compared_frames(step, frames, settings.loss),
-            references=_draw_references(clips, patches, generator, settings, rank),
-            side=patches[1],
-            # other shapes would be compiled again
-            fixed_shapes=run.compile,
-        )
-        for _ in range(run.accumulate)
-    ]
+            self.method.export(self.dataset.snapshots, self.step)
+        return weights_path(self.settings.run.out, self.step)
 
 
 def forward_backward(
-    forward: nn.Module, batch: Batch, indices: Sequence[StepIndices]
-) -> tuple[Tensor, dict[str, Tensor], Embeddings]:
+    forward: nn.Module, batch: Batch, draws: Sequence[Draws]
+) -> tuple[Tensor, dict[str, Tensor], Any]:
     """Accumulate the gradient of a rank's clips, one part after the other.
 
-    forward: the model, `Step`, or DistributedDataParallel around it
-    batch:   on its device, as `indices` are: those of each part (`draw_indices`)
+    forward: the method's model, or DistributedDataParallel around it
+    batch:   on its device, as `draws` are: those of each part (`Method.draw`)
 
-    Returns the mean loss, the means of its parts by name, and the embeddings of the last part.
+    Returns the mean loss, the means of its parts by name, and what the model keeps of the last
+    part.
     """
-    parts, frames = len(indices), batch["frames"]
+    parts, frames = len(draws), batch["frames"]
     clips = len(frames) // parts
     mean_loss, mean_parts = torch.zeros((), device=frames.device), dict[str, Tensor]()
-    for part, indices_of_part in enumerate(indices):
+    for part, draws_of_part in enumerate(draws):
         clips_of_part = slice_batch(batch, slice(part * clips, (part + 1) * clips))
         # gradients are all-reduced once, with the last part
         defer_sync = isinstance(forward, DistributedDataParallel) and part < parts - 1
         with forward.no_sync() if defer_sync else nullcontext():  # type: ignore[operator]
-            loss, losses, embeddings = forward(clips_of_part, indices_of_part)
+            loss, losses, kept = forward(clips_of_part, draws_of_part)
             (loss / parts).backward()
         mean_loss += loss.detach() / parts
         for name, value in losses.items():
             mean_parts[name] = mean_parts.get(name, 0) + value / parts
-    return mean_loss, mean_parts, embeddings
+    return mean_loss, mean_parts, kept
 
 
-def _draw_references(
-    clips: int,
-    patches: tuple[int, int],
-    generator: torch.Generator,
-    settings: TrainSettings,
-    rank: Rank,
-) -> References:
-    """Draw the reference crops of a part of `clips` clips, from this rank or from all ranks."""
-    across_ranks = settings.references.across_ranks
-    pool = clips * (rank.world if across_ranks else 1)
-    frames, count = settings.data.frames, settings.references.count
-    references = choose_references(
-        pool, frames, count, grid=patches[0], side=patches[1], generator=generator
-    )
-    return rank_references(references, clips, rank.number) if across_ranks else references
-
-
-@torch.no_grad()
-def draw_features(monitor: TrainingMonitor, model: Step, dataset: ClipDataset, step: int) -> None:
-    """Log the frames of the same few clips, with the student's features as colours."""
-    data, backbone = model.settings.data, model.student.backbone
-    device = next(backbone.parameters()).device
-    model.student.eval()  # disables the dropout of adapters
-    for index in range(min(model.settings.run.pictures, len(dataset))):
-        frames = dataset[0, index]["frames"]
-        features = backbone(normalised_images(frames.to(device), data.mean, data.std))
-        picture = frames_above_features(frames, features.cpu())
+def draw_features(
+    monitor: TrainingMonitor, method: Method, dataset: ClipDataset, pictures: int, step: int
+) -> None:
+    """Log the frames of the same few clips, with the model's features as colours."""
+    for index in range(min(pictures, len(dataset))):
+        clip = dataset[0, index]
+        picture = frames_above_features(clip["frames"], method.features(clip).cpu())
         monitor.log_image(step, f"features/{index}", picture)
-    model.student.train()

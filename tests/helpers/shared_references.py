@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.trainer.model.test_step import a_step, gradients, select_clips
 from trainer.config import TrainSettings
 from trainer.distributed import init_distributed
-from trainer.train import draw_indices, forward_backward
+from trainer.methods.tracks import draw_indices
+from trainer.train import forward_backward
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])

@@ -12,6 +12,7 @@ import torch
 from trainer import run_setup
 from trainer import train as training
 from trainer.__main__ import main
+from trainer.methods import tracks
 
 keys: list[list[str]] = []
 losses: list[float] = []
@@ -33,7 +34,7 @@ def record_models(*arguments: Any) -> Any:
 
 
 if __name__ == "__main__":
-    training.forward_backward, training.make_step = record_step, record_models  # type: ignore[assignment, attr-defined]
+    training.forward_backward, tracks.make_step = record_step, record_models  # type: ignore[assignment, attr-defined]
     code = main(sys.argv[1:])
     weights = [dict(model.state_dict()) for model in models]
     torch.save(

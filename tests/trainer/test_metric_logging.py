@@ -22,6 +22,7 @@ from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.distributed import Rank
+from trainer.methods.tracks import TrackMethod, draw_indices
 from trainer.metric_logging import (
     MetricWindow,
     TensorBoardLogger,
@@ -31,7 +32,7 @@ from trainer.metric_logging import (
     peak_flops,
 )
 from trainer.run_setup import make_step
-from trainer.train import draw_indices, forward_backward, train
+from trainer.train import forward_backward, train
 
 Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")
@@ -91,6 +92,7 @@ def monitor_of(
         last_step=5,
         steps_per_epoch=2,
         flops_per_step=flops_per_step,
+        shown=TrackMethod.console,
     )
 
 

@@ -37,6 +37,7 @@ from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.distributed import Rank
 from trainer.losses.embeddings import Embeddings
+from trainer.methods import tracks
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import choose_references
 from trainer.model.step_indices import make_indices
@@ -123,7 +124,7 @@ def test_a_step_of_upstream_equals_the_plain_loss(
         steps.append((result[0].item(), gradients, copy.deepcopy(models), batch))
         return result
 
-    monkeypatch.setattr(training, "make_step", record_models)
+    monkeypatch.setattr(tracks, "make_step", record_models)
     monkeypatch.setattr(training, "forward_backward", record_step)
     train(s)
 

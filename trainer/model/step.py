@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.config import TrainSettings
+from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import Batch, track_mask
 from trainer.losses.embeddings import Embeddings
 from trainer.losses.weighted_sum import Losses
@@ -38,6 +38,11 @@ class Step(nn.Module):
         # On the device, and in no checkpoint: a tuple would be copied there in every step.
         self.register_buffer("mean", torch.tensor(data.mean), persistent=False)
         self.register_buffer("std", torch.tensor(data.std), persistent=False)
+
+    def rates(self, optim: OptimSettings) -> list[tuple[list[nn.Module], float]]:
+        """Return the backbone with its own learning rate, then the head and the losses."""
+        student = self.student
+        return [([student.backbone], optim.backbone_ratio), ([student.head, self.losses], 1.0)]
 
     def forward(
         self, batch: Batch, indices: StepIndices

@@ -35,6 +35,18 @@ class StepIndices:
     references: References
     side: int
 
+    def tensors(self) -> list[Tensor]:
+        """Return all tensors, in the order of the fields."""
+        r = self.references
+        indices = [self.compared, self.compared_frames, self.tail_frames, self.tracked]
+        return [*indices, r.frame, r.top, r.left]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> StepIndices:
+        """Return the same indices with other tensors, in the order of `tensors`."""
+        compared, compared_frames, tail_frames, tracked, frame, top, left = tensors
+        references = References(frame, top, left, self.references.across_ranks)
+        return StepIndices(compared, compared_frames, tail_frames, tracked, references, self.side)
+
 
 def make_indices(
     clips: int,
@@ -74,30 +86,3 @@ def make_indices(
         references=references,
         side=side,
     )
-
-
-def pack_indices(parts: Sequence[StepIndices]) -> Tensor:
-    """Return the indices of all parts of a step in one piece, int64 [n]."""
-    return torch.cat([tensor.flatten() for part in parts for tensor in _tensors(part)])
-
-
-def unpack_indices(packed: Tensor, parts: Sequence[StepIndices]) -> list[StepIndices]:
-    """Return `parts` with their tensors as views of `packed`, which can be on another device."""
-    originals = [_tensors(part) for part in parts]
-    pieces = iter(packed.split([tensor.numel() for part in originals for tensor in part]))
-    unpacked = []
-    for part, tensors in zip(parts, originals, strict=True):
-        compared, compared_frames, tail_frames, tracked, frame, top, left = (
-            next(pieces).view(tensor.shape) for tensor in tensors
-        )
-        references = References(frame, top, left, part.references.across_ranks)
-        unpacked.append(
-            StepIndices(compared, compared_frames, tail_frames, tracked, references, part.side)
-        )
-    return unpacked
-
-
-def _tensors(indices: StepIndices) -> list[Tensor]:
-    """Return the tensors of a part, in the order of the fields."""
-    i, r = indices, indices.references
-    return [i.compared, i.compared_frames, i.tail_frames, i.tracked, r.frame, r.top, r.left]

@@ -25,6 +25,7 @@ from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.distributed import Rank
+from trainer.methods.tracks import draw_indices
 from trainer.model.backbone import make_backbone, normalised_images
 from trainer.model.feature_sampling import (
     References,
@@ -36,7 +37,7 @@ from trainer.model.step import Step, step_flops
 from trainer.model.step_indices import StepIndices, make_indices
 from trainer.run_setup import make_step
 from trainer.schedule import step_seed
-from trainer.train import TrainingRun, draw_indices, forward_backward, train
+from trainer.train import TrainingRun, forward_backward, train
 
 Make = Callable[..., TrainSettings]
 CPU = torch.device("cpu")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trainer.methods.draws import pack_draws, unpack_draws
 from trainer.model.feature_sampling import References
-from trainer.model.step_indices import StepIndices, make_indices, pack_indices, unpack_indices
+from trainer.model.step_indices import StepIndices, make_indices
 
 
 def references(*frames: list[int], across_ranks: bool = False) -> References:
@@ -89,10 +90,10 @@ def test_packed_indices_are_one_piece_and_unpack_to_the_same() -> None:
         make_indices(2, 4, compared=[2, 3], references=references([7, 1], [0, 6]), side=2),
         make_indices(2, 4, compared=[3], references=references([5], [2]), side=3),
     ]
-    packed = pack_indices(parts)
+    packed = pack_draws(parts)
     assert packed.ndim == 1
     copied = packed.clone()
-    unpacked = unpack_indices(copied, parts)
+    unpacked = unpack_draws(copied, parts)
     assert [tensors(part) for part in unpacked] == [tensors(part) for part in parts]
     assert [part.side for part in unpacked] == [2, 3]
     copied.zero_()

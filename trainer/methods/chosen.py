@@ -1,0 +1,8 @@
+"""The methods by the name that `method` gives them. A new method is added here."""
+
+from __future__ import annotations
+
+from trainer.methods.method import Method
+from trainer.methods.tracks import TrackMethod
+
+METHODS: dict[str, type[Method]] = {"tracks": TrackMethod}
