@@ -45,6 +45,8 @@ class VideoRow:
     scan:          the scan settings that counted the frames; "" for images
     terms:         what may be done with the footage, in one sentence
     viewpoint_quality: the source's own score of its poses (CO3D's viewpoint_quality_score), or None
+    parts:         names of what the video was put together from and other videos may share, such as
+                   textures and shapes of a rendered scene; None where it is footage
     """
 
     source: str
@@ -66,12 +68,13 @@ class VideoRow:
     scan: str
     terms: str
     viewpoint_quality: Float32 | None = None
+    parts: tuple[str, ...] | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> VideoRow:
         """Read a row given as plain data, such as an entry of `Table.to_pylist()`."""
         lists = ("image_files", "frame_numbers", "cuts")
-        times, cameras = fields["timestamps"], fields["cameras"]
+        times, cameras, parts = fields["timestamps"], fields["cameras"], fields.get("parts")
         return cls(
             **{
                 **fields,
@@ -80,6 +83,7 @@ class VideoRow:
                 "cameras": None
                 if cameras is None
                 else tuple(camera and Camera.read(camera) for camera in cameras),
+                "parts": None if parts is None else tuple(parts),
             }
         )
 
@@ -110,8 +114,8 @@ class ClipRow:
     each anchor's part of the tracks member. `checksum` is that of `ClipMembers`.
 
     Columns from `scores_offset` on are None for clips without scores, and absent from tables of
-    earlier versions. `posed` to `cycle_px` are those of `ClipScores`, `viewpoint_quality` that of
-    the video.
+    earlier versions. `posed` to `cycle_px` are those of `ClipScores`, `viewpoint_quality` and
+    `parts` those of the video.
     """
 
     key: str
@@ -146,6 +150,7 @@ class ClipRow:
     reprojection_px: Float32 | None = None
     cycle_px: Float32 | None = None
     viewpoint_quality: Float32 | None = None
+    parts: list[str] | None = None
 
 
 @dataclass(frozen=True)

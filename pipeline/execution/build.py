@@ -25,6 +25,8 @@ from shards.files import TEMPORARY, Location
 
 _PER_FRAME_COLUMNS = ("image_files", "frame_numbers", "timestamps", "cameras")
 """The large columns of the videos table."""
+_COLUMNS_OF_VIDEOS = ("viewpoint_quality", "parts")
+"""Columns of the clips table that are those of each clip's video."""
 _VIDEO_KEY = ["source", "video_id"]
 """The columns that identify a video."""
 
@@ -134,7 +136,7 @@ def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snaps
         for table, rows in plan.existing.rows(kept, list(made.values())).items()
     }
     tables["videos"] = plan.catalog.videos
-    tables["clips"] = _with_viewpoint_quality(tables["clips"], plan.catalog.videos)
+    tables["clips"] = _with_columns_of_videos(tables["clips"], plan.catalog.videos)
     tables["failures"] = pa.concat_tables([plan.failures, tables["failures"]])
     _check_failures(tables["failures"], plan, settings, usable=tables["clips"])
     return publish_snapshot(settings.out, tables, settings.model_dump(mode="json"))
@@ -160,15 +162,16 @@ def _holds(snapshot: Snapshot, shards: list[str], made: list[str], plan: Plan) -
         pc.is_in(snapshot.clips["shard"], value_set=pa.array(made, pa.string()))
     ).sort_by("key")
     rows = plan.existing.rows((), made)["clips"].sort_by("key")
-    return bool(clips.equals(_with_viewpoint_quality(rows, plan.catalog.videos)))
+    return bool(clips.equals(_with_columns_of_videos(rows, plan.catalog.videos)))
 
 
-def _with_viewpoint_quality(clips: pa.Table, videos: pa.Table) -> pa.Table:
-    """Fill in the source's own score of each clip's poses; a shard does not depend on it."""
+def _with_columns_of_videos(clips: pa.Table, videos: pa.Table) -> pa.Table:
+    """Fill in what sources say of each clip's video; shards do not depend on it."""
     rows = pc.index_in(video_identifiers(clips), value_set=video_identifiers(videos))
-    column = videos["viewpoint_quality"].take(rows)
-    index = clips.column_names.index("viewpoint_quality")
-    return clips.set_column(index, clips.schema.field(index), column)
+    for name in _COLUMNS_OF_VIDEOS:
+        index = clips.column_names.index(name)
+        clips = clips.set_column(index, clips.schema.field(index), videos[name].take(rows))
+    return clips
 
 
 def _in_order(rows: pa.Table, names: pa.Array) -> pa.Table:

@@ -29,6 +29,8 @@ class Video:
                    times
     terms:         what may be done with the footage, in one sentence
     viewpoint_quality: the source's own score of its poses, or None
+    parts:         names of what the video was put together from and other videos may share, such as
+                   textures and shapes of a rendered scene; None where it is footage
     """
 
     source: str
@@ -44,6 +46,7 @@ class Video:
     identity: str
     terms: str
     viewpoint_quality: float | None = None
+    parts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

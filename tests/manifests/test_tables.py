@@ -53,6 +53,7 @@ COLUMNS = {
         ("scan", pa.string()),
         ("terms", pa.string()),
         ("viewpoint_quality", pa.float32()),
+        ("parts", pa.list_(pa.string())),
     ],
     "clips": [
         ("key", pa.string()),
@@ -87,6 +88,7 @@ COLUMNS = {
         ("reprojection_px", pa.float32()),
         ("cycle_px", pa.float32()),
         ("viewpoint_quality", pa.float32()),
+        ("parts", pa.list_(pa.string())),
     ],
     "shards": [
         ("shard", pa.string()),
