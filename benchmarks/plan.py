@@ -90,6 +90,8 @@ def make_videos(first: int, count: int) -> pa.Table:
         "frame_numbers": [],
         "cameras": None,
         "viewpoint_quality": None,
+        "depth": None,
+        "mask_files": None,
         "cuts": [],
     }
     columns = {
@@ -154,6 +156,10 @@ def make_clips(plan: Plan, shard: np.ndarray, names: list[str]) -> pa.Table:
         field.name: pa.repeat(pa.scalar(1, pa.int8()), count).cast(field.type)
         for field in CLIPS
         if not pa.types.is_list(field.type)
+    }
+    columns |= {
+        name: pa.nulls(count, CLIPS.field(name).type)
+        for name in ("depth_offsets", "depth_sizes", "mask_offsets", "mask_sizes")
     }
     columns |= {
         name: videos[name].take(plan.clips["video"])

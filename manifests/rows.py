@@ -21,7 +21,34 @@ Int64 = Annotated[int, "int64"]
 Float32 = Annotated[float, "float32"]
 Float64 = Annotated[float, "float64"]
 
+DepthEncoding = Literal["linear", "float16"]
+
 FailureStage = Literal["catalog", "scan", "decode", "track", "score"]
+
+
+@dataclass(frozen=True)
+class DepthFiles:
+    """Depth maps of a video's frames: PNG files of one 16-bit channel, as large as the frames.
+
+    Depth is measured along the optical axis, in the world units of the cameras.
+
+    encoding: "linear": a pixel's value times the scale; "float16": the 16 bits are a float16, times
+              the scale (CO3D). 0, negative, infinite and NaN mean that the depth is unknown
+    files:    one per frame, relative to the video's root as image files are; "" for a frame without
+    scales:   one per frame
+    masks:    images that are 0 where the depth is unknown, one per frame ("" for none), or ()
+    """
+
+    encoding: DepthEncoding
+    files: tuple[str, ...]
+    scales: tuple[Float64, ...]
+    masks: tuple[str, ...] = ()
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, Any]) -> DepthFiles:
+        """Read depth files given as plain data, such as an entry of `Table.to_pylist()`."""
+        lists = {name: tuple(fields[name] or ()) for name in ("files", "scales", "masks")}
+        return cls(encoding=fields["encoding"], **lists)
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,9 @@ class VideoRow:
     viewpoint_quality: the source's own score of its poses (CO3D's viewpoint_quality_score), or None
     parts:         names of what the video was put together from and other videos may share, such as
                    textures and shapes of a rendered scene; None where it is footage
+    depth:         its depth maps, None if it has none or `frames.depth` is false
+    mask_files:    its masks as `pipeline.sources.video.Video` has them, None if it has none or
+                   `frames.masks` is false
     """
 
     source: str
@@ -69,12 +99,15 @@ class VideoRow:
     terms: str
     viewpoint_quality: Float32 | None = None
     parts: tuple[str, ...] | None = None
+    depth: DepthFiles | None = None
+    mask_files: tuple[str, ...] | None = None
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> VideoRow:
         """Read a row given as plain data, such as an entry of `Table.to_pylist()`."""
         lists = ("image_files", "frame_numbers", "cuts")
         times, cameras, parts = fields["timestamps"], fields["cameras"], fields.get("parts")
+        depth, masks = fields.get("depth"), fields.get("mask_files")
         return cls(
             **{
                 **fields,
@@ -84,6 +117,8 @@ class VideoRow:
                 if cameras is None
                 else tuple(camera and Camera.read(camera) for camera in cameras),
                 "parts": None if parts is None else tuple(parts),
+                "depth": None if depth is None else DepthFiles.from_fields(depth),
+                "mask_files": None if masks is None else tuple(masks),
             }
         )
 
@@ -115,7 +150,8 @@ class ClipRow:
 
     Columns from `scores_offset` on are None for clips without scores, and absent from tables of
     earlier versions. `posed` to `cycle_px` are those of `ClipScores`, `viewpoint_quality` and
-    `parts` those of the video.
+    `parts` those of the video. Those from `depth_offsets` on are None for clips without depth maps
+    or without masks.
     """
 
     key: str
@@ -151,6 +187,11 @@ class ClipRow:
     cycle_px: Float32 | None = None
     viewpoint_quality: Float32 | None = None
     parts: list[str] | None = None
+    depth_offsets: list[Int64] | None = None
+    depth_sizes: list[Int64] | None = None
+    mask_offsets: list[Int64] | None = None
+    mask_sizes: list[Int64] | None = None
+    maps_checksum: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,6 +281,11 @@ def clip_row(
         checksum=members.checksum,
         scores_offset=members.scores.offset if members.scores else None,
         scores_size=members.scores.size if members.scores else None,
+        depth_offsets=[part.offset for part in members.depths] or None,
+        depth_sizes=[part.size for part in members.depths] or None,
+        mask_offsets=[part.offset for part in members.masks] or None,
+        mask_sizes=[part.size for part in members.masks] or None,
+        maps_checksum=members.maps_checksum or None,
         **(vars(scores) if scores else {}),
     )
 
@@ -269,4 +315,21 @@ def members_of(row: dict[str, Any]) -> ClipMembers:
         scores=ByteRange(row["scores_offset"], row["scores_size"])
         if row.get("scores_size") is not None
         else None,
+        depths=_ranges(row, "depth"),
+        masks=_ranges(row, "mask"),
+        maps_checksum=row.get("maps_checksum") or "",
     )
+
+
+def _ranges(row: dict[str, Any], kind: str) -> tuple[ByteRange, ...]:
+    """Return the ranges of a clip's depth maps or masks; () for a row without them.
+
+    Raises PretrackError for a row that contradicts itself.
+    """
+    offsets, sizes = (row.get(f"{kind}_{part}") or [] for part in ("offsets", "sizes"))
+    if len(offsets) != len(sizes) or None in (*offsets, *sizes):
+        raise PretrackError(
+            f"the clips table is damaged: {row['key']} has {len(offsets)} offsets "
+            f"and {len(sizes)} sizes of {kind} members"
+        )
+    return tuple(map(ByteRange, offsets, sizes))

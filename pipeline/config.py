@@ -55,6 +55,10 @@ class FrameSettings(Settings):
     CPU, and the log says so. Image files are always read on the CPU."""
     square_pixels: bool = True
     """Resample frames whose pixels are not square (as on DVDs) to square pixels."""
+    depth: bool = False
+    """Store the depth maps of sources that have them (CO3D, rendered scenes), beside the frames."""
+    masks: bool = False
+    """Store the masks of sources that have them, beside the frames."""
     deinterlace: bool = True
     """Deinterlace frames that are flagged as interlaced, each by itself (FFmpeg's estdif)."""
     shot_cuts: bool = True
@@ -79,6 +83,7 @@ class FrameSettings(Settings):
         irrelevant = {"decode_timeout_s", "max_megapixels"}
         if self.device == "cpu":  # shards from before there was a choice stay as they are
             irrelevant.add("device")
+        irrelevant |= {name for name in ("depth", "masks") if not getattr(self, name)}
         return {**self.model_dump(mode="json", exclude=irrelevant), "version": FRAMES_VERSION}
 
     def of_scan(self) -> str:

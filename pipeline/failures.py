@@ -36,6 +36,8 @@ class Reason(StrEnum):
     TIMESTAMPS_MISSING = "timestamps missing"
     POSES_MISSING = "poses missing"
     POSES_MISSING_FOR_SOME_FRAMES = "poses missing for some frames"
+    NO_DEPTH = "no depth"
+    NO_MASKS = "no masks"
     LOW_VIEWPOINT_QUALITY = "low viewpoint quality"
     FLAGGED_AS_A_PROBLEM = "flagged as a problem"
 
@@ -65,6 +67,8 @@ class Reason(StrEnum):
     FURTHER_PAGES = "further pages"
     TOO_FEW_IMAGES = "too few images"
     MIXED_IMAGE_SIZES = "mixed image sizes"
+    DEPTH_UNKNOWN = "depth unknown"
+    MASK_UNKNOWN = "mask unknown"
 
     # Tracking (stage "track").
     TRACKER_FAILED = "tracker failed"

@@ -7,6 +7,7 @@ Pixel convention, here and everywhere in pretrack: (x, y) with x to the right an
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
@@ -92,6 +93,9 @@ class ClipInfo:
     frame_numbers: the source's own numbers (a video's frame index, or the number in a file name)
     timestamps:    seconds from the start of the source, or None if it has none
     cameras:       in pixels of the *stored* size, or None if the source has none
+
+    depth_scale: world units per value of the depth maps, None for a clip without; not in the JSON
+                 text then
     """
 
     key: str
@@ -111,6 +115,7 @@ class ClipInfo:
     frames_settings: str
     tracks_settings: str
     format: int = FORMAT_VERSION
+    depth_scale: float | None = None
 
     @property
     def frames(self) -> int:
@@ -119,9 +124,10 @@ class ClipInfo:
 
     def to_json(self) -> bytes:
         """Give the bytes of `KEY.json`: UTF-8, keys sorted, identical for identical clips."""
-        return json.dumps(
-            asdict(self), sort_keys=True, ensure_ascii=False, allow_nan=False
-        ).encode()
+        fields = asdict(self)
+        if self.depth_scale is None:  # clips without depth are described as before there was any
+            del fields["depth_scale"]
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> ClipInfo:
@@ -174,6 +180,9 @@ def _check(fields: dict[str, Any]) -> None:
         raise ValueError(f"{fields['key']!r:.80} cannot be a clip's key")
     if wrong := [name for name in _TEXTS if not isinstance(fields[name], str)]:
         raise ValueError(f"'{wrong[0]}' should be a text")
+    scale = fields.get("depth_scale", 1.0)
+    if type(scale) not in (int, float) or not 0 < scale < math.inf:
+        raise ValueError("'depth_scale' should be a positive number")
     if wrong := [name for name in _SIZES if type(fields[name]) is not int or fields[name] < 1]:
         raise ValueError(f"'{wrong[0]}' should be a number of pixels")
     for name, kinds in _PER_FRAME.items():

@@ -7,6 +7,7 @@ and torch (align_corners=False) does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -18,6 +19,11 @@ from numpy.typing import NDArray
 from shards.clip import Camera
 
 Array = TypeVar("Array")
+Number = TypeVar("Number", bound=np.generic)
+
+_DEPTH_EDGE = 1.05
+"""The ratio of two depths within a pixel from which it counts as an edge. On a plane that is tilted
+by 80 degrees, neighbours in a frame of 256 pixels differ by 2 %."""
 
 
 def stored_size(width: int, height: int, short_side: int) -> tuple[int, int]:
@@ -143,6 +149,40 @@ class FrameTransform:
             box = cv2.resize(box, out, interpolation=interpolation)  # type: ignore[assignment]
         return np.ascontiguousarray(box[:, ::-1] if self.flip else box)
 
+    def nearest(self, values: NDArray[Number]) -> NDArray[Number]:
+        """Transform values that must not be mixed, [H, W] → [out_height, out_width].
+
+        Each pixel takes the value at its centre.
+        """
+        rows, columns = self._sources()
+        return np.ascontiguousarray(values[rows[:, None], columns])
+
+    def depth(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Transform a depth map [H, W], 0 where the depth is unknown.
+
+        Each pixel takes the depth at its centre. If it covers depths that differ by more than 5 %,
+        it lies on an edge, its colour is a mixture, and its depth is unknown.
+        """
+        rows, columns = self._sources()
+        taken = depth[rows[:, None], columns]
+        # Pixels that a pixel of the result covers, at most: its own, and those of its borders.
+        cover = (_covered(self.width, self.out_width), _covered(self.height, self.out_height))
+        if cover != (1, 1):
+            kernel = np.ones(cover[::-1], np.uint8)
+            farthest = cv2.dilate(depth, kernel)[rows[:, None], columns]
+            nearest = cv2.erode(np.where(depth > 0, depth, np.inf).astype(np.float32), kernel)
+            edge = farthest > _DEPTH_EDGE * nearest[rows[:, None], columns]
+            taken = np.where(edge, 0, taken)
+        return np.ascontiguousarray(taken, np.float32)
+
+    def _sources(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the rows and columns of the frame that hold the centres of the result's pixels."""
+        rows = self.top + (np.arange(self.out_height) + 0.5) * (self.height / self.out_height)
+        columns = self.left + (np.arange(self.out_width) + 0.5) * (self.width / self.out_width)
+        if self.flip:
+            columns = columns[::-1]
+        return rows.astype(np.int64), columns.astype(np.int64)
+
     def resize_weights(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the matrices of the resize, for devices that OpenCV does not run on.
 
@@ -173,6 +213,11 @@ class FrameTransform:
             cx=(camera.cx - self.left + 0.5) * sx - 0.5,
             cy=(camera.cy - self.top + 0.5) * sy - 0.5,
         )
+
+
+def _covered(size: int, out: int) -> int:
+    """Return how many pixels of a side a pixel of the result covers: an odd number about one."""
+    return 2 * math.ceil((size / out - 1) / 2) + 1 if size > out else 1
 
 
 def _area_weights(size: int, out: int) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from shards.clip import ClipInfo
 from shards.codec import decode_tracks
 from shards.errors import ShardError
 from shards.files import Location, open_stream, parse_location, read_ranges
+from shards.frame_maps import NO_MAPS, FrameMaps
 from shards.stored_clip import StoredClip
 from shards.writer import ClipMembers
 
@@ -46,7 +47,7 @@ def read_members(
 
 
 def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes]:
-    """Read all members of a clip: description, tracks, then frames in order.
+    """Read the members that every clip has: description, tracks, then frames in order.
 
     Raises ShardError if they are not as written, AccessError if they cannot be read.
     """
@@ -54,6 +55,17 @@ def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes
     data = read_members(shard, [part.offset for part in ranges], [part.size for part in ranges])
     members.check(data)
     return data
+
+
+def read_frame_maps(shard: str | Location, members: ClipMembers) -> FrameMaps:
+    """Read the depth maps and masks of a clip; none if it has none. Raises as above."""
+    ranges = (*members.depths, *members.masks)
+    if not ranges:
+        return NO_MAPS
+    data = read_members(shard, [part.offset for part in ranges], [part.size for part in ranges])
+    members.check_maps(data)
+    count = len(members.depths)
+    return FrameMaps(tuple(data[:count]), tuple(data[count:]))
 
 
 def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterator[StoredClip]:
@@ -69,13 +81,27 @@ def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterato
             info = ClipInfo.from_json(members["json"])
             tracks = decode_tracks(members["tracks.zst"], (None, info.frames, None))
             jpegs = tuple(members[f"{i:03d}.jpg"] for i in range(info.frames))
+            maps = FrameMaps(
+                *(_of_every_frame(members, f"{kind}.png", info) for kind in ("depth", "mask"))
+            )
         except KeyError as error:
             raise ShardError(
                 f"the clip {key} in {path} lacks its member {error.args[0]}"
             ) from error
         except ShardError as error:
             raise ShardError(f"the clip {key} in {path}: {error}") from error
-        yield StoredClip(info, tracks, jpegs)
+        yield StoredClip(info, tracks, jpegs, maps)
+
+
+def _of_every_frame(members: dict[str, bytes], suffix: str, info: ClipInfo) -> tuple[bytes, ...]:
+    """Return an optional member of every frame, () if no frame has it.
+
+    Raises KeyError if only some have it.
+    """
+    names = [f"{i:03d}.{suffix}" for i in range(info.frames)]
+    if not any(name in members for name in names):
+        return ()
+    return tuple(members[name] for name in names)
 
 
 def _samples(path: Location, checksum: str | None) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -14,6 +14,7 @@ from shards.clip import ClipInfo, Tracks
 from shards.codec import decode_frames, decode_tracks
 from shards.errors import ShardError
 from shards.files import Location, open_stream
+from shards.frame_maps import png_size
 from shards.score_codec import decode_scores
 from shards.writer import ByteRange, ClipMembers
 
@@ -32,8 +33,9 @@ def verify_shard(
     """Yield one sentence per problem; nothing if the shard is as written.
 
     Checked in one pass over the file: its size and checksum; per clip the checksum of its members,
-    that description, tracks, scores and the size of every JPEG agree with each other, that anchors
-    are frames of the clip, and that positions are not absurdly far outside the frame.
+    that description, tracks, scores and the size of every JPEG, depth map and mask agree with each
+    other, that anchors are frames of the clip, and that positions are not absurdly far outside the
+    frame.
 
     Raises AccessError if the shard cannot be read.
 
@@ -124,6 +126,7 @@ def _verify_clip(
                 f"its '{name}' is {stored[name]!r:.80}, and the tables say {value!r:.80}"
             )
     _verify_anchor_parts(data[1], members, tracks)
+    _verify_maps(reader, members, info)
     if members.scores:
         decode_scores(reader.read_member(members.scores), tracks.visibility.shape[::2])
     limit = _FARTHEST * np.array([info.width, info.height])
@@ -134,6 +137,22 @@ def _verify_clip(
             raise ShardError(
                 f"frame {number} is {jpeg.size(frame)} and should be {(info.width, info.height)}"
             )
+
+
+def _verify_maps(reader: _Reader, members: ClipMembers, info: ClipInfo) -> None:
+    """Check the depth maps and masks of a clip. Raises ShardError with the first problem."""
+    data = [reader.read_member(part) for part in (*members.depths, *members.masks)]
+    members.check_maps(data)
+    if bool(members.depths) != (info.depth_scale is not None):
+        raise ShardError("its description and the tables disagree about depth maps")
+    for kind, count in (("depth maps", len(members.depths)), ("masks", len(members.masks))):
+        if count not in (0, info.frames):
+            raise ShardError(f"it has {count} {kind} for {info.frames} frames")
+    size = (info.width, info.height)
+    if wrong := [number for number, part in enumerate(data) if png_size(part) != size]:
+        raise ShardError(
+            f"depth map or mask {wrong[0]} is {png_size(data[wrong[0]])} and should be {size}"
+        )
 
 
 def _verify_anchor_parts(data: bytes, members: ClipMembers, tracks: Tracks) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -13,6 +13,7 @@ import xxhash
 from shards.clip import ClipInfo, is_key
 from shards.errors import ShardError
 from shards.files import Location, open_atomic_as
+from shards.frame_maps import NO_MAPS, FrameMaps
 
 _BLOCK = 512
 
@@ -33,6 +34,8 @@ class ClipMembers:
     frames:   one range per frame
     checksum: xxh3-64 (hex) of the bytes of description, tracks, then frames in order
     scores:   the scores of the tracks, None if the shard has none; they have their own checksum
+    depths, masks: depth map and mask per frame, () for a clip without
+    maps_checksum: xxh3-64 (hex) of the bytes of depth maps, then masks; "" without either
     """
 
     info: ByteRange
@@ -41,6 +44,9 @@ class ClipMembers:
     frames: tuple[ByteRange, ...]
     checksum: str
     scores: ByteRange | None = None
+    depths: tuple[ByteRange, ...] = ()
+    masks: tuple[ByteRange, ...] = ()
+    maps_checksum: str = ""
 
     @property
     def byte_ranges(self) -> tuple[ByteRange, ...]:
@@ -51,6 +57,11 @@ class ClipMembers:
         """Compare members with the checksum. Raises ShardError if they are not as written."""
         if _checksum(data) != self.checksum:
             raise ShardError("its members' checksum does not fit")
+
+    def check_maps(self, data: Sequence[bytes]) -> None:
+        """Compare depth maps and masks with their checksum, as `check` does."""
+        if data and _checksum(data) != self.maps_checksum:
+            raise ShardError("the checksum of its depth maps and masks does not fit")
 
 
 class ShardWriter:
@@ -72,19 +83,29 @@ class ShardWriter:
         tracks: tuple[bytes, ...],
         jpegs: tuple[bytes, ...],
         scores: bytes | None = None,
+        *,
+        maps: FrameMaps = NO_MAPS,
     ) -> ClipMembers:
         """Add one clip: description, encoded tracks (one part per anchor), one JPEG per frame.
 
-        Encoded scores of the tracks may follow. They come last, where readers that do not know
-        them have read all they need.
+        Depth maps, masks and encoded scores of the tracks may follow. They come last, where readers
+        that do not know them have read all they need.
 
-        Raises ValueError for another number of JPEGs, ShardError for a key that is not allowed.
+        Raises ValueError for another number of images, ShardError for a key that is not allowed.
         """
-        if len(jpegs) != info.frames:
+        counts = {len(jpegs), len(maps.depths) or info.frames, len(maps.masks) or info.frames}
+        if counts != {info.frames}:
             raise ValueError(f"clip {info.key} has {info.frames} frames and {len(jpegs)} images")
         members = (info.to_json(), b"".join(tracks), *jpegs)
         named = name_members(info.key, members)
         description, joined, *frames = [self._add_member(name, data) for name, data in named]
+        depths, masks = (
+            tuple(
+                self._add_member(f"{info.key}.{i:03d}.{kind}.png", data)
+                for i, data in enumerate(images)
+            )
+            for kind, images in (("depth", maps.depths), ("mask", maps.masks))
+        )
         scored = self._add_member(f"{info.key}.scores.zst", scores) if scores else None
         return ClipMembers(
             info=description,
@@ -93,6 +114,9 @@ class ShardWriter:
             frames=tuple(frames),
             checksum=_checksum(members),
             scores=scored,
+            depths=depths,
+            masks=masks,
+            maps_checksum=_checksum((*maps.depths, *maps.masks)) if depths or masks else "",
         )
 
     def _add_member(self, name: str, data: bytes) -> ByteRange:

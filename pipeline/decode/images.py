@@ -55,7 +55,7 @@ def read_image(root: str, name: str, max_megapixels: float = MAX_MEGAPIXELS) -> 
     over (CO3D blanks the frames it hides).
     """
     try:
-        data = _read_bytes(root, name, round(max_megapixels * 1e6) * _BYTES_PER_PIXEL)
+        data = read_bytes(root, name, round(max_megapixels * 1e6) * _BYTES_PER_PIXEL)
         with Image.open(BytesIO(data)) as image:
             _check_pixels(image.width, image.height, max_megapixels)
             header = header_of(image.mode, image.has_transparency_data)
@@ -114,7 +114,7 @@ def _check_pixels(width: int, height: int, max_megapixels: float) -> None:
         )
 
 
-def _read_bytes(root: str, name: str, largest: int) -> bytes:
+def read_bytes(root: str, name: str, largest: int) -> bytes:
     """Read a file, or a member of a zip, as `read_image` names it.
 
     Raises FileNotFoundError if it is missing, OSError if the archive is damaged, and DecodeError if

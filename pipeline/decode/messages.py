@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.rows import DepthEncoding
 from pipeline.decode.frame_format import FrameFormat
 from pipeline.decode.images import MAX_MEGAPIXELS
 from pipeline.decode.video import Decoder
@@ -120,7 +121,35 @@ class ImagesRequest:
     form: StoredForm
 
 
-Request = ScanRequest | VideoRequest | EncodeRequest | ImagesRequest
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DepthFile:
+    """The depth map of one frame; see `DepthFiles`. `mask` is "" for none."""
+
+    name: str
+    encoding: DepthEncoding
+    scale: float
+    mask: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapsRequest:
+    """Read depth maps and masks of frames of one clip, each a file of a `source_size`.
+
+    depths, masks: one per frame, or (). A mask is the name of a file, "" for none
+    source_sizes:  (width, height) of each frame in the source
+    stored_size:   (width, height) of the stored frames
+
+    Answer per depth map, then per mask: `Result` with an array [H, W] as stored, or `ItemFailed`.
+    """
+
+    root: str
+    depths: tuple[DepthFile, ...]
+    masks: tuple[str, ...]
+    source_sizes: tuple[tuple[int, int], ...]
+    stored_size: tuple[int, int]
+
+
+Request = ScanRequest | VideoRequest | EncodeRequest | ImagesRequest | MapsRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any
 
+from numpy.typing import NDArray
+
 from pipeline.decode.messages import (
     Answer,
     DeviceMissing,
@@ -19,6 +21,7 @@ from pipeline.decode.messages import (
     EncodeRequest,
     ImagesRequest,
     ItemFailed,
+    MapsRequest,
     Progress,
     Request,
     RequestDone,
@@ -120,6 +123,13 @@ class SubprocessDecoder:
         Raises DecodeError if the child was killed or died.
         """
         return list(self._ask(ImagesRequest(root=root, names=tuple(names), form=form)))
+
+    def read_maps(self, request: MapsRequest) -> list[NDArray[Any] | DecodeError]:
+        """Read depth maps, then masks: for each its values as stored, or why it is unusable.
+
+        Raises DecodeError if the child was killed or died.
+        """
+        return list(self._ask(request))
 
     def close(self) -> None:
         """Kill the child. The decoder stays usable: the next request starts another child."""

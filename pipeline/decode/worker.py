@@ -10,11 +10,14 @@ import ctypes
 import os
 import signal
 import sys
+from dataclasses import asdict
+from functools import partial
 from multiprocessing.connection import Connection
 
 import cv2
 
 from pipeline.decode import gpu
+from pipeline.decode.frame_maps import read_depth, read_mask
 from pipeline.decode.images import read_image
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.messages import (
@@ -23,6 +26,7 @@ from pipeline.decode.messages import (
     EncodeRequest,
     ImagesRequest,
     ItemFailed,
+    MapsRequest,
     Progress,
     Request,
     RequestDone,
@@ -70,6 +74,8 @@ def _answer(pipe: Connection, request: Request) -> Answer:
                 _answer_encode(pipe, request)
             case ImagesRequest():
                 _answer_images(pipe, request)
+            case MapsRequest():
+                _answer_maps(pipe, request)
     except GpuError as error:
         return DeviceMissing(str(error))
     except DecodeError as error:
@@ -131,6 +137,26 @@ def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
             stored = transform.frame(image.pixels)
             frame = StoredFrame(stored, (width, height), image.channels, image.left_out)
             pipe.send(Result(frame))
+
+
+def _answer_maps(pipe: Connection, request: MapsRequest) -> None:
+    """Send per depth map, then per mask, its values as stored; or why it cannot be used."""
+    root, stored_size = request.root, request.stored_size
+    readers = [
+        partial(read_depth, root, **asdict(file), source_size=size, stored_size=stored_size)
+        for file, size in zip(request.depths, request.source_sizes, strict=False)
+    ] + [
+        partial(read_mask, root, name, source_size=size, stored_size=stored_size)
+        for name, size in zip(request.masks, request.source_sizes, strict=False)
+    ]
+    for read in readers:
+        try:
+            pipe.send(Result(read()))
+        except DecodeError as error:
+            pipe.send(ItemFailed(str(error), error.reason))
+        except Exception as error:  # as for images
+            message = f"it cannot be read ({type(error).__name__}: {error})"
+            pipe.send(ItemFailed(message, Reason.DEPTH_UNKNOWN))
 
 
 if __name__ == "__main__":

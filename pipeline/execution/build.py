@@ -23,7 +23,9 @@ from pipeline.planning.plan import Plan, make_plan
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, Location
 
-_PER_FRAME_COLUMNS = ("image_files", "frame_numbers", "timestamps", "cameras")
+_PER_FRAME_COLUMNS = (
+    *("image_files", "frame_numbers", "timestamps", "cameras", "depth", "mask_files"),
+)
 """The large columns of the videos table."""
 _COLUMNS_OF_VIDEOS = ("viewpoint_quality", "parts")
 """Columns of the clips table that are those of each clip's video."""

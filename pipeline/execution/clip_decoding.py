@@ -13,6 +13,7 @@ from manifests.receipt import shard_path
 from manifests.rows import Failure, VideoRow
 from pipeline.decode.messages import EncodedClip, StoredForm, StoredFrame
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
+from pipeline.execution.map_decoding import read_maps
 from pipeline.execution.shard_task import ShardTask
 from pipeline.failures import DecodeError, Reason
 from pipeline.planning.ledger_store import digest_of, ledger_digest, read_ledger, write_ledger
@@ -21,8 +22,9 @@ from pipeline.sources.picture_kinds import main_channels
 from shards import jpeg
 from shards.clip import Camera, ClipInfo
 from shards.errors import ShardError
+from shards.frame_maps import NO_MAPS, FrameMaps
 from shards.geometry import FrameTransform, stored_size
-from shards.reader import read_clip_members
+from shards.reader import read_clip_members, read_frame_maps
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -43,11 +45,13 @@ _LEFT_OUT = {
 class DecodedClip:
     """A clip as it will be stored, without tracks.
 
+    maps:        its encoded depth maps and masks
     gpu_refused: why the CPU decoded it although `frames.device` is cuda; "" if it did not
     """
 
     info: ClipInfo
     jpegs: tuple[bytes, ...]
+    maps: FrameMaps = NO_MAPS
     gpu_refused: str = ""
 
 
@@ -97,12 +101,13 @@ def _intact_clip(key: str, task: ShardTask) -> DecodedClip | None:
     """Copy a clip's frames, byte for byte, from the shard being replaced; None if it is damaged."""
     if (members := task.stored.get(key)) is None:
         return None
+    shard = shard_path(task.settings.out, task.shard.reuse)
     try:
-        info, _, *jpegs = read_clip_members(
-            shard_path(task.settings.out, task.shard.reuse), members
-        )
+        data, _, *jpegs = read_clip_members(shard, members)
+        maps = read_frame_maps(shard, members)
         digest = fingerprint_lines([task.shard.tracks_settings])
-        return DecodedClip(replace(ClipInfo.from_json(info), tracks_settings=digest), tuple(jpegs))
+        info = replace(ClipInfo.from_json(data), tracks_settings=digest)
+        return DecodedClip(info, tuple(jpegs), maps)
     except ShardError:
         return None
 
@@ -273,7 +278,7 @@ def _decode_from_images(
         )
     failures += _conversions(planned, video, list(frames.values()))
     frames = _of_one_size(frames, names, video, task, decoder=decoder)
-    return _encode(
+    clip = _encode(
         planned,
         video,
         task,
@@ -281,6 +286,10 @@ def _decode_from_images(
         numbers=[video.frame_numbers[index] for index in frames],
         frames=list(frames.values()),
     )
+    sizes = {index: frame.source_size for index, frame in frames.items()}
+    scale, maps, unknown = read_maps(clip.info, sizes, video, decoder)
+    failures += [_decode_failure(planned, video, error, str(error)) for error in unknown]
+    return replace(clip, info=replace(clip.info, depth_scale=scale), maps=maps)
 
 
 def _read_images(

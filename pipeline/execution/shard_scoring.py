@@ -22,7 +22,7 @@ from pipeline.ray_cluster import connect, ray_task, results_as_completed
 from shards.clip import ClipInfo
 from shards.codec import decode_tracks
 from shards.errors import ShardError, first_line
-from shards.reader import read_clip_members
+from shards.reader import read_clip_members, read_frame_maps
 from shards.score_codec import encode_scores
 from shards.track_scores import SCORES_VERSION, ClipScores, ScoredClip, score_clip
 from shards.writer import open_shard_as
@@ -101,11 +101,13 @@ def score_shard(task: ShardTask) -> Receipt:
     ) as writer:
         for row in sorted(earlier.clips, key=lambda row: row.json_offset):
             members = members_of(vars(row))
-            data, tracks, *jpegs = read_clip_members(shard_path(out, shard.previous), members)
+            previous = shard_path(out, shard.previous)
+            data, tracks, *jpegs = read_clip_members(previous, members)
+            maps = read_frame_maps(previous, members)
             info = ClipInfo.from_json(data)
             parts = _split(tracks, members.anchors)
             scores = score_stored(info, parts)
-            written = writer.add(info, parts, tuple(jpegs), scores.data)
+            written = writer.add(info, parts, tuple(jpegs), scores.data, maps=maps)
             if written.checksum != members.checksum:
                 raise ShardError(f"the description of clip {row.key} is not as it was written")
             summary = TrackSummary(tuple(row.anchors), row.points, row.visible_fraction, row.motion)

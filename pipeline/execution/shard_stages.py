@@ -75,7 +75,7 @@ def load_shard(task: ShardTask) -> DecodedShard:
     # The stored description names the old tracking settings.
     digest = fingerprint_lines([task.shard.tracks_settings])
     clips = tuple(
-        DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs)
+        DecodedClip(replace(clip.info, tracks_settings=digest), clip.jpegs, clip.maps)
         for clip in iterate_shard(shard_path(out, previous), shard_checksum(previous))
     )
     # A shard has every planned clip, or a failure that says why not. Anything else is damage.
@@ -121,7 +121,7 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
                 encoded = tracks[clip.info.key].tracks
                 scored = score_stored(clip.info, encoded) if task.settings.scores else None
                 data = scored.data if scored else None
-                members = writer.add(clip.info, encoded, clip.jpegs, data)
+                members = writer.add(clip.info, encoded, clip.jpegs, data, maps=clip.maps)
                 written.append((clip.info, members, scored))
     # Its rows of every table.
     name = shard_name(shard.group, writer.checksum)

@@ -38,6 +38,7 @@ _REPEATED = (
 _COLUMNS = [
     *("key", "json_offset", "json_size", "tracks_offset", "tracks_size", "anchor_sizes"),
     *("frame_offsets", "frame_sizes", "checksum", "scores_offset", "scores_size"),
+    *("depth_offsets", "depth_sizes", "mask_offsets", "mask_sizes", "maps_checksum"),
     *_REPEATED,
 ]
 """The columns of a clip to check: where its members lie, and values that they repeat."""

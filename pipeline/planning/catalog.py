@@ -24,11 +24,13 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.rows import Failure, Float64, Int32, VideoRow
 from manifests.snapshot import open_snapshot
 from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
+from manifests.wording import pluralise
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
 from pipeline.failures import TRANSIENT_REASONS, DecodeError, Reason
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.ledger_store import scan_texts, write_ledger
 from pipeline.ray_cluster import connect, decoder_of_this_worker, ray_task, results_as_completed
+from pipeline.sources.listing import files_named, identity_of
 from pipeline.sources.video import Scan, ScanNote, Video
 from shards.errors import FormatVersionError, PretrackError
 from shards.files import Location, sizes_in
@@ -166,7 +168,35 @@ def make_catalog(
         )
         tables.append(videos)
         failures += unreadable
-    return Catalog(pa.concat_tables(tables), table_of(failures, FAILURES), len(names))
+    videos = pa.concat_tables(tables)
+    failures += _without_maps(videos, settings.frames)
+    return Catalog(videos, table_of(failures, FAILURES), len(names))
+
+
+def _without_maps(videos: pa.Table, frames: FrameSettings) -> Iterator[Failure]:
+    """Yield a note per source that lacks maps which are to be stored."""
+    wanted = [
+        ("depth", frames.depth, "depth maps", Reason.NO_DEPTH),
+        ("mask_files", frames.masks, "masks", Reason.NO_MASKS),
+    ]
+    for column, asked, words, reason in wanted:
+        lacking = videos.filter(pc.is_null(videos[column])) if asked else videos.slice(0, 0)
+        totals = dict(_counts(videos["source"]))
+        for source, count in _counts(lacking["source"]):
+            yield Failure(
+                source=source,
+                video_id="",
+                stage="catalog",
+                reason=reason,
+                detail=f"{count} of {pluralise(totals[source], 'video')} have no {words}: their "
+                "clips are stored without",
+            )
+
+
+def _counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:
+    """Count the rows per value."""
+    counted = column.value_counts()
+    return [(entry["values"], entry["counts"]) for entry in counted.to_pylist()]
 
 
 def _scanned_videos(
@@ -246,7 +276,7 @@ def changed_videos(
                 if (
                     isinstance(video, Video)
                     and key in identities
-                    and _content_identity(video) != identities[key]
+                    and _content_identity(video, settings.frames) != identities[key]
                 ):
                     changed.append(video.video_id)
     return changed
@@ -264,7 +294,12 @@ def split_of(sequence: str, split: SplitSettings) -> str:
 def _video_row(video: Video, settings: BuildSettings) -> VideoRow:
     """Return a video's row of the videos table, without the results of a scan."""
     return VideoRow(
-        **{**vars(video), "identity": _content_identity(video)},
+        **{
+            **vars(video),
+            "identity": _content_identity(video, settings.frames),
+            "depth": video.depth if settings.frames.depth else None,
+            "mask_files": video.mask_files if settings.frames.masks else None,
+        },
         split=split_of(video.sequence, settings.split),
         width=0,
         height=0,
@@ -275,23 +310,35 @@ def _video_row(video: Video, settings: BuildSettings) -> VideoRow:
 
 
 def _videos_table(rows: Iterable[VideoRow]) -> pa.Table:
-    """Convert rows to a table. Only cameras are nested; `asdict` would copy every number."""
+    """Convert rows to a table. Only cameras and depth are nested; `asdict` copies every number."""
     return table_of(
         (
-            {**vars(row), "cameras": row.cameras and [c and vars(c) for c in row.cameras]}
+            {
+                **vars(row),
+                "cameras": row.cameras and [c and vars(c) for c in row.cameras],
+                "depth": row.depth and vars(row.depth),
+            }
             for row in rows
         ),
         VIDEOS,
     )
 
 
-def _content_identity(video: Video) -> str:
+def _content_identity(video: Video, frames: FrameSettings) -> str:
     """Digest everything about a video that its clips depend on."""
     poses = [list(vars(camera).values()) if camera else None for camera in video.cameras or ()]
     times = np.asarray(video.timestamps or (), np.float64).tobytes().hex()
-    return fingerprint_lines(
-        [video.identity, repr(video.frame_numbers), times, repr(poses), video.terms]
-    )
+    lines = [video.identity, repr(video.frame_numbers), times, repr(poses), video.terms]
+    # Nothing is added for maps that are not stored, and their files are not looked at.
+    if frames.depth and video.depth:
+        files = (*video.depth.files, *video.depth.masks)
+        lines += [
+            f"{video.depth.encoding} {video.depth.scales!r}",
+            identity_of(files_named(video.root, files)),
+        ]
+    if frames.masks and video.mask_files:
+        lines.append(identity_of(files_named(video.root, video.mask_files)))
+    return fingerprint_lines(lines)
 
 
 def _path(video: Video) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +32,12 @@ _ORDER = (_ADDED, _REMOVED, _REPLACED, _MOVED, _SAME)
 def describe_settings_change(section: str, old: str, new: str) -> str:
     """Describe which settings (canonical JSON) differ: "tracks.grid 16 → 24", "" if none does."""
     before, after = json.loads(old), json.loads(new)
-    if section == "tracks":  # stored settings omit directions where they are both
-        before, after = ({"directions": "both", **values} for values in (before, after))
+    # Stored settings omit these where they are as here.
+    omitted: dict[str, dict[str, Any]] = {
+        "tracks": {"directions": "both"},
+        "frames": {"depth": False, "masks": False},
+    }
+    before, after = ({**omitted[section], **values} for values in (before, after))
     changes = changed_settings({section: before}, {section: after})
     # Another tracker has different settings altogether: listing them would not help.
     tracker = [change for change in changes if change.key == f"{section}.tracker"]

@@ -8,7 +8,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from manifests.rows import Failure
+from manifests.rows import DepthFiles, Failure
 from manifests.settings import Settings
 from pipeline.failures import Reason
 from pipeline.sources.cameras import opencv_camera, with_poses
@@ -49,6 +49,10 @@ _EXPLODED = 1e5
 (other loaders use the same number)."""
 _MEMBER = re.compile(r"(?:(?:.*/)?(?P<category>[^/]+)/)?(?P<sequence>[^/]+)/images/[^/]+")
 
+_MAP = re.compile(
+    r"(?:(?:.*/)?(?P<category>[^/]+)/)?(?P<rest>[^/]+/(?:depths|depth_masks|masks)/[^/]+)"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class _FrameAnnotation:
@@ -57,6 +61,7 @@ class _FrameAnnotation:
     number:    the frame number of the annotations, which may differ from that in the file name
     path:      of the image, relative to the root
     timestamp: in seconds, or None
+    depth, depth_mask, mask: files relative to the root, "" for none; depth_scale: of the depth map
     exploded:  whether the length of the translation shows that the reconstruction failed
     """
 
@@ -65,6 +70,10 @@ class _FrameAnnotation:
     timestamp: float | None
     camera: Camera | None
     exploded: bool
+    depth: str
+    depth_scale: float
+    depth_mask: str
+    mask: str
 
 
 @dataclass
@@ -73,11 +82,17 @@ class _Category:
 
     images:      sequence → path as the annotations write it → file
     annotations: name of an annotation file → its location, "some.zip!member" in a zip
+    zipped_maps: path of a depth map or mask as the annotations write it → its location in a zip
     """
 
     name: str
     images: dict[str, dict[str, ListedFile]] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
+    zipped_maps: dict[str, str] = field(default_factory=dict)
+
+    def located(self, path: str) -> str:
+        """Return where a depth map or mask is: in a zip, or unpacked, which is not checked."""
+        return self.zipped_maps.get(path, path)
 
     def add(self, sequence: str, file: ListedFile) -> None:
         """Add an image, unless one with the same path was added before.
@@ -95,7 +110,8 @@ class Co3d(Settings):
     The zips lie in the root or in a category's folder; unpacked and zipped files may be mixed, and
     a sequence may be spread over several zips. Frame numbers are those of frame_annotations.jgz,
     which may differ from the numbers in the file names; without annotations, the latter are used.
-    Masks, depths, point clouds and set lists are not read.
+    Depth maps and masks are read with `frames.depth` and `frames.masks`, where the annotations name
+    them; point clouds and set lists are not.
     """
 
     dataset: Literal["co3d"]
@@ -147,11 +163,10 @@ class Co3d(Settings):
             name = path.relative_to(self.root).as_posix()
             try:
                 with zipfile.ZipFile(path) as archive:
-                    zips[name] = {
-                        match[0]
-                        for member in archive.namelist()
-                        if (match := _category_and_sequence(name, member))
-                    }
+                    members = archive.namelist()
+                matches = [_category_and_sequence(name, member) for member in members]
+                maps = [_path_of_map(name, member).split("/")[0] for member in members]
+                zips[name] = {*(match[0] for match in matches if match), *maps} - {""}
             except (OSError, zipfile.BadZipFile) as error:
                 detail = (
                     f"{path} cannot be read ({error}): download it again, or finish the download"
@@ -194,10 +209,14 @@ class Co3d(Settings):
         """Add to a category the images and annotation files that a zip holds of it."""
         with zipfile.ZipFile(self.root / archive_name) as archive:
             for member in archive.infolist():
+                location = f"{archive_name}!{member.filename}"
+                path = _path_of_map(archive_name, member.filename)
+                if path.startswith(f"{category.name}/"):
+                    category.zipped_maps.setdefault(path, location)
                 match = _category_and_sequence(archive_name, member.filename)
                 if match is None or match[0] != category.name:
                     continue
-                sequence, location = match[1], f"{archive_name}!{member.filename}"
+                sequence = match[1]
                 if sequence:
                     category.add(sequence, ListedFile(location, member.file_size, member.CRC))
                 else:
@@ -291,6 +310,7 @@ class Co3d(Settings):
             numbers=tuple(frame.number for frame in used),
             timestamps=timestamps,
             cameras=poses,
+            frames=used,
         )
 
     def _differences(
@@ -327,6 +347,7 @@ class Co3d(Settings):
             numbers=tuple(number for number, _ in frames),
             timestamps=None,
             cameras=None,
+            frames=[],
         )
 
     def _video(
@@ -338,7 +359,9 @@ class Co3d(Settings):
         numbers: tuple[int, ...],
         timestamps: tuple[float, ...] | None,
         cameras: tuple[Camera | None, ...] | None,
+        frames: Sequence[_FrameAnnotation],
     ) -> Video:
+        masks = tuple(category.located(frame.mask) for frame in frames)
         return Video(
             source=self.name,
             dataset=self.dataset,
@@ -352,6 +375,8 @@ class Co3d(Settings):
             cameras=cameras,
             identity=identity_of(files),
             terms=TERMS,
+            depth=_depth_files(category, frames),
+            mask_files=masks if any(masks) else None,
         )
 
     def _failure(self, video_id: str, reason: Reason, detail: str) -> Failure:
@@ -366,8 +391,8 @@ def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> C
     PyTorch3D's axes are x left, y up, z forward, with X_camera = X_world @ R + T. The origin of its
     NDC is midway between the image's *borders*. One NDC unit is half a side of the image: for
     "ndc_norm_image_bounds" half the width in x and half the height in y, for "ndc_isotropic" half
-    the shorter side in both. Returns None if the numbers make no camera. Raises ValueError for
-    another intrinsics_format.
+    the shorter side in both. Returns None if the numbers make no camera, or some are missing.
+    Raises ValueError for another intrinsics_format.
     """
     pixels_per_unit = {
         "ndc_norm_image_bounds": (width / 2, height / 2),
@@ -378,10 +403,13 @@ def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> C
     if form not in pixels_per_unit:
         raise ValueError(f"unknown intrinsics_format '{form}'")
     ux, uy = pixels_per_unit[form]
-    fx, fy = viewpoint["focal_length"]
-    px, py = viewpoint["principal_point"]
-    rotation = np.asarray(viewpoint["R"], np.float64)
-    translation = np.asarray(viewpoint["T"], np.float64)
+    try:
+        fx, fy = map(float, viewpoint["focal_length"])
+        px, py = map(float, viewpoint["principal_point"])
+        rotation = np.asarray(viewpoint["R"], np.float64)
+        translation = np.asarray(viewpoint["T"], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return None
     if rotation.shape != (3, 3) or translation.shape != (3,):
         return None
     flip = np.array([[-1.0], [-1.0], [1.0]])  # x left, y up → x right, y down
@@ -395,6 +423,30 @@ def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> C
         cy=height / 2 - py * uy - 0.5,
         world_to_camera=world_to_camera,
     )
+
+
+def _depth_files(category: _Category, frames: Sequence[_FrameAnnotation]) -> DepthFiles | None:
+    """Return the depth maps that the annotations of a sequence name, None if they name none.
+
+    CO3D's decoder reads the 16 bits of a pixel as a float16, and multiplies by the adjustment.
+    """
+    if not any(frame.depth for frame in frames):
+        return None
+    masks = tuple(category.located(frame.depth_mask) for frame in frames)
+    return DepthFiles(
+        encoding="float16",
+        files=tuple(category.located(frame.depth) for frame in frames),
+        scales=tuple(frame.depth_scale for frame in frames),
+        masks=masks if any(masks) else (),
+    )
+
+
+def _path_of_map(archive: str, member: str) -> str:
+    """Return the path of a depth map or mask in a zip as annotations write it, "" for others."""
+    if (match := _MAP.fullmatch(member)) is None:
+        return ""
+    around = archive.split("/", 1)[0] if "/" in archive else ""  # as for images
+    return f"{match['category'] or around}/{match['rest']}"
 
 
 def _category_and_sequence(archive: str, member: str) -> tuple[str, str] | None:
@@ -432,19 +484,33 @@ def _frames(rows: Iterator[Any]) -> dict[str, list[_FrameAnnotation]]:
     sequences: dict[str, list[_FrameAnnotation]] = {}
     for row in rows:
         image, viewpoint = row["image"], row.get("viewpoint")
-        camera = None
-        if viewpoint and image.get("size"):
-            height, width = image["size"][:2]
-            camera = viewpoint_camera(viewpoint, width, height)
+        depth, mask = row.get("depth") or {}, row.get("mask") or {}
         frame = _FrameAnnotation(
             number=int(row["frame_number"]),
             path=image["path"],
             timestamp=row.get("frame_timestamp"),
-            camera=camera,
-            exploded=bool(viewpoint) and sum(map(abs, viewpoint["T"])) > _EXPLODED,
+            camera=_camera(viewpoint, image.get("size")),
+            exploded=_exploded(viewpoint),
+            depth=depth.get("path") or "",
+            depth_scale=float(depth.get("scale_adjustment") or 1.0),
+            depth_mask=depth.get("mask_path") or "",
+            mask=mask.get("path") or "",
         )
         sequences.setdefault(row["sequence_name"], []).append(frame)
     return sequences
+
+
+def _camera(viewpoint: Any, size: Any) -> Camera | None:
+    """Return the camera of an annotation, None if it has none. See `viewpoint_camera`."""
+    if not viewpoint or not size:
+        return None
+    height, width = size[:2]
+    return viewpoint_camera(viewpoint, width, height)
+
+
+def _exploded(viewpoint: Any) -> bool:
+    translation = viewpoint.get("T") if viewpoint else None
+    return translation is not None and sum(map(abs, translation)) > _EXPLODED
 
 
 def _ordered(frames: list[_FrameAnnotation]) -> list[_FrameAnnotation]:

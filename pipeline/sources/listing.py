@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,6 +82,35 @@ def file_at(root: Path, name: str) -> ListedFile:
     """Return the file `name`, relative to the root. Raises OSError if it is gone."""
     stat = os.stat(root / name)
     return ListedFile(name, stat.st_size, stat.st_mtime_ns)
+
+
+def files_named(root: str, names: Iterable[str]) -> list[ListedFile]:
+    """Return the files of these names, relative to the root; some may be members of zips.
+
+    A file that is not there, and the name "", has the size -1.
+    """
+    archives: dict[str, dict[str, zipfile.ZipInfo]] = {}
+    files = []
+    for name in names:
+        archive, bang, member = name.partition(".zip!")
+        file = ListedFile(name, -1, 0)
+        if bang:
+            if archive not in archives:
+                archives[archive] = _members(Path(root) / f"{archive}.zip")
+            if info := archives[archive].get(member):
+                file = ListedFile(name, info.file_size, info.CRC)
+        elif name:
+            with suppress(OSError):
+                file = file_at(Path(root), name)
+        files.append(file)
+    return files
+
+
+def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:
+    """List the members of a zip by name; none if it cannot be read."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as opened:
+        return {info.filename: info for info in opened.infolist()}
+    return {}
 
 
 def join_path(folder: str, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from manifests.rows import DepthFiles
 from shards.clip import Camera
 
 
@@ -31,6 +32,10 @@ class Video:
     viewpoint_quality: the source's own score of its poses, or None
     parts:         names of what the video was put together from and other videos may share, such as
                    textures and shapes of a rendered scene; None where it is footage
+    depth:         the depth maps of a sequence of images, or None. A source only names the files:
+                   they are read, and are a part of what clips depend on, with `frames.depth`
+    mask_files:    8-bit grey images as large as the frames, such as masks of objects or instances:
+                   one per frame, "" for none; or None. Read with `frames.masks`
     """
 
     source: str
@@ -47,6 +52,8 @@ class Video:
     terms: str
     viewpoint_quality: float | None = None
     parts: tuple[str, ...] | None = None
+    depth: DepthFiles | None = None
+    mask_files: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

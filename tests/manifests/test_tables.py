@@ -32,6 +32,14 @@ CAMERA = pa.struct(
         ("world_to_camera", pa.list_(pa.float32(), 12)),
     ]
 )
+DEPTH = pa.struct(
+    [
+        ("encoding", pa.string()),
+        ("files", pa.list_(pa.string())),
+        ("scales", pa.list_(pa.float64())),
+        ("masks", pa.list_(pa.string())),
+    ]
+)
 COLUMNS = {
     "videos": [
         ("source", pa.string()),
@@ -54,6 +62,8 @@ COLUMNS = {
         ("terms", pa.string()),
         ("viewpoint_quality", pa.float32()),
         ("parts", pa.list_(pa.string())),
+        ("depth", DEPTH),
+        ("mask_files", pa.list_(pa.string())),
     ],
     "clips": [
         ("key", pa.string()),
@@ -89,6 +99,11 @@ COLUMNS = {
         ("cycle_px", pa.float32()),
         ("viewpoint_quality", pa.float32()),
         ("parts", pa.list_(pa.string())),
+        ("depth_offsets", pa.list_(pa.int64())),
+        ("depth_sizes", pa.list_(pa.int64())),
+        ("mask_offsets", pa.list_(pa.int64())),
+        ("mask_sizes", pa.list_(pa.int64())),
+        ("maps_checksum", pa.string()),
     ],
     "shards": [
         ("shard", pa.string()),

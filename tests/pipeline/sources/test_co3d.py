@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from manifests.rows import Failure
+from manifests.rows import DepthFiles, Failure
 from pipeline.sources.co3d import Co3d
 from pipeline.sources.video import Video
 from shards.errors import PretrackError
@@ -104,6 +104,40 @@ def test_annotations_give_numbers_times_and_cameras(tmp_path: Path) -> None:
     # The annotation's size is [H, W] = [200, 100]: the centre of 100 pixels is at 49.5.
     assert (camera.fx, camera.fy, camera.cx, camera.cy) == (100.0, 100.0, 49.5, 99.5)
     assert "CC BY-NC 4.0" in video.terms
+
+
+def test_a_viewpoint_that_lacks_a_part_leaves_only_its_frame_without_a_pose(
+    tmp_path: Path,
+) -> None:
+    rows = [annotation(number) for number in (1, 2, 3)]
+    del rows[1]["viewpoint"]["focal_length"]
+    write(tmp_path, *map(image, (1, 2, 3)), frames=rows)
+    (video,), (failure,) = find(tmp_path)
+    assert video.cameras is not None
+    assert [camera is None for camera in video.cameras] == [False, True, False]
+    assert failure.detail.startswith("1 of 3 frames have no pose")
+
+
+def test_depth_maps_and_masks_are_those_that_annotations_name(tmp_path: Path) -> None:
+    """A frame may lack them, and they may be in a zip while the images are not."""
+    folder = f"apple/{SEQUENCE}"
+    depth: dict[str, Any] = {
+        "path": f"{folder}/depths/a.png",
+        "scale_adjustment": 0.5,
+        "mask_path": f"{folder}/depth_masks/a.png",
+    }
+    rows = [annotation(1, depth=depth, mask={"path": f"{folder}/masks/a.png"}), annotation(2)]
+    write(tmp_path, image(1), image(2), frames=rows)
+    zipped = f"{SEQUENCE}/masks/a.png"  # a zip in the category's folder may leave the category out
+    pack(tmp_path / "apple/apple_000.zip", {zipped: b"mask"})
+    (video,), _ = find(tmp_path)
+    assert video.depth == DepthFiles(
+        encoding="float16",
+        files=(depth["path"], ""),
+        scales=(0.5, 1.0),
+        masks=(depth["mask_path"], ""),
+    )
+    assert video.mask_files == (f"apple/apple_000.zip!{zipped}", "")
 
 
 def test_frame_numbers_are_the_annotations_own(tmp_path: Path) -> None:
