@@ -22,7 +22,7 @@ from pipeline.execution.garbage_collection import collect_garbage
 from pipeline.monitoring.progress import Progress
 from tests.helpers.panning import panning_frames, write_video
 
-STEPS = 40
+STEPS = 16
 QUIET = Progress(quiet=True)
 TRAINING = {
     "recipe": "pretrack",

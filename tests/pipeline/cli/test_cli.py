@@ -268,7 +268,7 @@ def test_ctrl_c_stops_a_build_with_one_sentence_and_it_goes_on_later(
         config,
         f"out={out}",
         "shards.clips_per_shard=1",
-        "tracks.grid=100",
+        "tracks.grid=50",
     ]
     with subprocess.Popen(
         [*map(str, command), "--json-logs"], stderr=subprocess.PIPE, text=True

@@ -254,7 +254,9 @@ cases = [
     ("odd_even", "cauchy", (True, False)),
     ("odd_even", "logistic", (False, False)),
 ]
-for network, distribution, wanted in cases:
+# all of them where the interpreter is quick, of 64 wires one with padding and one without
+chosen = {49: cases[:1], 64: cases[2:3]}.get(n, cases)
+for network, distribution, wanted in chosen:
     sorts = Sort(network, 20.0, distribution), Sort(network, 3.0, distribution)
     ours = sorting_triton.cross_entropy_rows(x, y, sorts, 1e-6, wanted)
     theirs = cross_entropy_rows(x, y, sorts, 1e-6, wanted)
@@ -267,7 +269,7 @@ print("equal")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [8, 49, 64])
+@pytest.mark.parametrize("n", [13, 49, 64])
 def test_triton_kernel_equals_pytorch_in_the_interpreter(n: int) -> None:
     pytest.importorskip("triton")
     command = [sys.executable, "-c", INTERPRETED, str(n)]

@@ -120,7 +120,7 @@ def compare_in_the_interpreter() -> None:
     soft_rank_kernel.NARROWEST = 2  # less padding: the interpreter's time grows with the width
     cases = [(awkward(n), 1.0) for n in (1, 2, 7, 24)]
     cases += [(ordinary(n), strength) for n in (2, 7, 49) for strength in (1e6, 0.1, 0.03)]
-    cases += [(ordinary(n), 0.03) for n in (64, 100, 128, 196, 256)]
+    cases += [(ordinary(n), 0.03) for n in (64, 100, 196)]
     # differences are small beside the values; ranks are hard
     cases += [(ordinary(49) + 1000, 0.01), (ordinary(49) - 1000, 0.01), (ordinary(49), 1e-7)]
     for x, strength in cases:

@@ -76,6 +76,8 @@ def instructions_per_row(sass: str, trips: list[int]) -> int:
 def test_kernel_spills_nothing_and_keeps_to_its_instructions(
     network: str, n: int, stack: int, most: int, capability: int, tmp_path: Path
 ) -> None:
+    if (n, capability) == (128, 80) and "PRETRACK_KERNELS" not in os.environ:
+        pytest.skip("takes long, and differs from sm_90 by its arguments alone: make soak runs it")
     command = [sys.executable, "-c", COMPILE, network, str(n), str(capability), str(tmp_path)]
     ran = subprocess.run(
         command,
