@@ -34,6 +34,7 @@ COMMANDS = {
     "plan": "",
     "jpeg": "",
     "track_scores": "",
+    "intervals": "",
     "loader": "",
     "source_kinds": "",
     "overhead": "",

@@ -28,13 +28,13 @@ from manifests.settings import load_settings
 from manifests.snapshot import open_snapshot
 from shards.files import atomic_write
 from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
-from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.heldout.breakdown import by_clip
 from trainer.evaluate.heldout.clips import HeldOutSet, evaluation_settings, read_held_out
 from trainer.evaluate.heldout.curves import plot
 from trainer.evaluate.heldout.measures import METRICS
 from trainer.evaluate.heldout.scoring import Scores, score
+from trainer.evaluate.intervals import LEVEL, Difference, corrected, difference
 from trainer.evaluate.results import finite_mean
 from trainer.train import train
 
@@ -126,14 +126,16 @@ def train_and_score(comparison: Comparison, name: str, seed: int) -> list[Scored
 
 
 def differences(scored: list[ScoredStep], held_out: HeldOutSet) -> dict[str, Difference]:
-    """Compare the end of a run with its start, clip by clip, with intervals over videos."""
+    """Compare the shown metrics of a run's end with its start, clip by clip, over videos."""
     first, last = scored[0].scores, scored[-1].scores
-    return {
+    shown = [m for m in METRICS if m.name in SHOWN_METRICS]
+    compared = {
         m.name: difference(
             by_clip(m, first, held_out), by_clip(m, last, held_out), m.better, held_out.videos
         )
-        for m in METRICS
+        for m in shown
     }
+    return corrected(compared, {m.name: m.better for m in shown})
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -179,6 +181,7 @@ def main() -> None:
     for metric, lines in curves.items():
         chart = plot(f"{titles[metric]}, by step", labels, lines)
         atomic_write(a.folder / f"{metric}.png", chart)
+    print("\n* different from the start, with p-values corrected for the metrics of a row (Holm)")
 
 
 def table_row(name: str, seed: int, scored: list[ScoredStep], held_out: HeldOutSet) -> str:
@@ -192,9 +195,10 @@ def table_row(name: str, seed: int, scored: list[ScoredStep], held_out: HeldOutS
 
 
 def cell(d: Difference) -> str:
-    """Format a difference: start → end [95 % interval of the difference]."""
+    """Format a difference: start → end [95 % interval], with a star if it is not 0 after Holm."""
     bounds = "" if d.interval is None else f" [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]"
-    return f"{d.base:.3f} → {d.model:.3f}{bounds}"
+    star = "*" if d.p_holm is not None and d.p_holm <= LEVEL else ""
+    return f"{d.base:.3f} → {d.model:.3f}{star}{bounds}"
 
 
 if __name__ == "__main__":

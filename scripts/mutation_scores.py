@@ -31,7 +31,7 @@ TESTS = {
     "shards/codec.py": "tests/shards/test_codec.py",
     "shards/geometry.py": "tests/shards/test_geometry.py",
     "trainer/data/sampler.py": "tests/trainer/data/test_sampler.py",
-    "trainer/evaluate/bootstrap.py": "tests/trainer/evaluate/test_bootstrap.py",
+    "trainer/evaluate/intervals.py": "tests/trainer/evaluate/test_intervals.py",
     "trainer/evaluate/heldout/breakdown.py": "tests/trainer/evaluate/heldout/test_breakdown.py",
     "trainer/evaluate/heldout/measures.py": "tests/trainer/evaluate/heldout/test_measures.py",
     "trainer/losses/sorting/objective.py": "tests/trainer/losses/sorting/test_objective.py",

@@ -75,9 +75,9 @@ of patches: with --grid 16, 224 pixels for patches of 14 and 256 for patches of 
 means over clips; they are also given by frame gap, by viewpoint where poses are stored, and by
 source.
 
-The first model is the base. The others are compared with it by a paired bootstrap over videos, each
-with all its clips. Two more columns say what these clips are worth: the answer "it has not moved",
-and chance.
+The first model is the base. The others are compared with it by paired tests over videos, each with
+all its clips; p-values are corrected for the number of metrics. Two more columns say what these
+clips are worth: the answer "it has not moved", and chance.
 
 The tracks are a tracker's, and training on the same tracker's tracks may learn its mistakes:
 confirm a gain by another evaluation. Clips of the source `synthetic` have exact tracks.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from trainer.evaluate.bootstrap import Difference
+from trainer.evaluate.intervals import Difference
 
 Row = list[str | int | float]
 """A line of a table: its label, then its numbers."""
@@ -25,19 +25,38 @@ def table(header: Sequence[str], rows: Sequence[Row], digits: int = 2) -> str:
 def table_of_differences(
     title: str, differences: Mapping[str, Difference], counted: Sequence[str], digits: int
 ) -> str:
-    """Format a row per metric: the difference, its interval and the verdict.
+    """Format a row per metric: the difference, its interval, p-value and verdict; then a footnote.
 
-    counted: headers of the counts: items, and also groups of items if the bootstrap drew groups
+    differences: with p-values corrected for each other, by `corrected`
+    counted:     headers of the counts: items, and also groups of items where items have groups
     """
-    rows = [[title, "", "95 % interval", "", *counted]]
+    rows = [[title, "", "95 % interval", "p", "", *counted]]
     for name, d in differences.items():
         gain = f"{d.gain:+.{digits}f}" if d.count else "-"
         bounds = "-"
         if d.interval is not None:
             bounds = f"[{d.interval[0]:+.{digits}f}, {d.interval[1]:+.{digits}f}]"
         counts = [str(count) for count in (d.count, d.groups)[: len(counted)]]
-        rows.append([name, gain, bounds, d.verdict, *counts])
-    return "\n".join(aligned_lines(rows))
+        rows.append([name, gain, bounds, format_p(d.p_holm), d.verdict, *counts])
+    tested = sum(d.p_holm is not None for d in differences.values())
+    return "\n".join([*aligned_lines(rows), *footnote(tested)])
+
+
+def footnote(tested: int) -> list[str]:
+    """Say what the column p of a table with so many tested metrics is."""
+    if tested < 2:
+        return []
+    return [
+        f"p is corrected for the {tested} metrics of this table (Holm) and decides the words; "
+        "an interval is that of its metric alone."
+    ]
+
+
+def format_p(p: float | None) -> str:
+    """Format a p-value, or "-" for None."""
+    if p is None:
+        return "-"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def aligned_lines(rows: Sequence[Sequence[str]]) -> list[str]:

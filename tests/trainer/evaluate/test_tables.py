@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from trainer.evaluate.bootstrap import Difference
+from trainer.evaluate.intervals import Difference
 from trainer.evaluate.tables import aligned_lines, format_number, table, table_of_differences
 
 
@@ -21,10 +21,12 @@ def test_names_are_left_and_numbers_right() -> None:
 
 
 def test_differences_show_sign_interval_and_verdict() -> None:
+    other = "other +0.000 [-0.100, +0.100] 1.000 not distinguishable from 0 9 7"
     shown = table_of_differences(
         "b less a",
         {
-            "gain": Difference(0.5, 0.625, 9, 7, (0.01, 0.2), "better"),
+            "gain": Difference(0.5, 0.625, 9, 7, (0.01, 0.2), "better", 0.0004, 0.0008),
+            "other": Difference(0.5, 0.5, 9, 7, (-0.1, 0.1), "not distinguishable from 0", 1, 1),
             "few": Difference(0.5, 0.25, 3, 2, None, "too few to tell"),
             "none": Difference(math.nan, math.nan, 0, 0, None, "too few to tell"),
         },
@@ -32,8 +34,16 @@ def test_differences_show_sign_interval_and_verdict() -> None:
         digits=3,
     )
     assert [line.split() for line in shown.splitlines()] == [
-        ["b", "less", "a", "95", "%", "interval", "clips", "videos"],
-        ["gain", "+0.125", "[+0.010,", "+0.200]", "better", "9", "7"],
-        ["few", "-0.250", "-", "too", "few", "to", "tell", "3", "2"],
-        ["none", "-", "-", "too", "few", "to", "tell", "0", "0"],
+        ["b", "less", "a", "95", "%", "interval", "p", "clips", "videos"],
+        ["gain", "+0.125", "[+0.010,", "+0.200]", "<0.001", "better", "9", "7"],
+        other.split(),
+        ["few", "-0.250", "-", "-", "too", "few", "to", "tell", "3", "2"],
+        ["none", "-", "-", "-", "too", "few", "to", "tell", "0", "0"],
+        *[
+            line.split()
+            for line in (
+                "p is corrected for the 2 metrics of this table (Holm) and decides the words; "
+                "an interval is that of its metric alone.",
+            )
+        ],
     ]

@@ -28,7 +28,7 @@ class Benchmark:
 
     quick: options for a first look that takes minutes
     dense: trains a probe on the features of four blocks, always from before the final norm
-    items: what the bootstrap resamples; "" for a metric over all images together
+    items: what comparisons are paired over; "" for a metric over all images together
     """
 
     name: str
@@ -86,9 +86,10 @@ BENCHMARKS = (
     ),
 )
 
-_COMPARED = """The first model is the base. The others are compared with it by a paired bootstrap
-over {items}. It takes these as independent; pairs that share a photograph, and photographs of one
-object, are not, so intervals are somewhat too narrow."""
+_COMPARED = """The first model is the base. The others are compared with it by paired tests over
+{items}; p-values are corrected for the number of metrics. The tests take these as independent;
+pairs that share a photograph, and photographs of one object, are not, so intervals are somewhat too
+narrow."""
 
 
 def _help(benchmark: Benchmark) -> str:

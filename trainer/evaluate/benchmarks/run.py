@@ -13,9 +13,9 @@ from trainer.evaluate.benchmarks.navi_depth import evaluate_depth, evaluate_norm
 from trainer.evaluate.benchmarks.published_tables import beside
 from trainer.evaluate.benchmarks.spair import evaluate_spair
 from trainer.evaluate.benchmarks.voc import evaluate_clustering, evaluate_retrieval
-from trainer.evaluate.bootstrap import Better, Difference, difference
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.features import level_features, patch_features
+from trainer.evaluate.intervals import Better, Difference, corrected, difference
 from trainer.evaluate.results import versions, write_results
 from trainer.evaluate.tables import table_of_differences
 
@@ -107,13 +107,19 @@ def _evaluate(
 
 def differences(base: Result, model: Result) -> dict[str, Difference]:
     """Compare a model with the base in every metric that is a mean over items that both have."""
-    compared = {}
+    compared, better = {}, {}
     model_items = model.by_item()
     for metric, base_values in base.by_item().items():
         model_values = model_items[metric]
         items = [item for item in base_values if item in model_values]
-        better: Better = "lower" if metric.endswith("rmse") else "higher"
+        better[metric] = _better(metric)
         compared[metric] = difference(
-            [base_values[item] for item in items], [model_values[item] for item in items], better
+            [base_values[item] for item in items],
+            [model_values[item] for item in items],
+            better[metric],
         )
-    return compared
+    return corrected(compared, better)
+
+
+def _better(metric: str) -> Better:
+    return "lower" if metric.endswith("rmse") else "higher"

@@ -117,7 +117,7 @@ class SpairResult:
         return [self.pairs[pair] for pair in self.passes[name]]
 
     def by_item(self) -> dict[str, dict[str, float]]:
-        """Return the contribution of each pair to the recall of its passes, for the bootstrap."""
+        """Return the contribution of each pair to the recall of its passes, for comparisons."""
         return {
             f"recall, {name}": dict(zip(self.passes[name], self._contributions(name), strict=True))
             for name in PASSES

@@ -9,10 +9,10 @@ from collections import defaultdict
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.evaluate.bootstrap import Difference, difference
 from trainer.evaluate.heldout.clips import HeldOutSet
 from trainer.evaluate.heldout.measures import METRICS, FramePair, Metric, aggregate
 from trainer.evaluate.heldout.scoring import Scores
+from trainer.evaluate.intervals import Difference, corrected, difference
 
 ANGLE_EDGES = (0, 15, 30, 60)
 """Degrees at which bins of viewpoint begin; a bin contains its lower edge only."""
@@ -56,8 +56,8 @@ def by_clip(
 
 
 def differences(base: Scores, model: Scores, held_out: HeldOutSet) -> dict[str, Difference]:
-    """Compare a model with the base: metric → difference over clips, resampled by video."""
-    return {
+    """Compare a model with the base: metric → difference over clips, tested over videos."""
+    compared = {
         metric.name: difference(
             by_clip(metric, base, held_out),
             by_clip(metric, model, held_out),
@@ -66,3 +66,4 @@ def differences(base: Scores, model: Scores, held_out: HeldOutSet) -> dict[str, 
         )
         for metric in METRICS
     }
+    return corrected(compared, {metric.name: metric.better for metric in METRICS})

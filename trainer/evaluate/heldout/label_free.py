@@ -18,7 +18,6 @@ from manifests.snapshot import open_snapshot
 from manifests.wording import pluralise
 from shards.errors import SettingsError
 from trainer.config import DataSettings, TrackFilterSettings
-from trainer.evaluate.bootstrap import RESAMPLES
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.heldout.breakdown import bins, by_clip, differences
 from trainer.evaluate.heldout.clips import HeldOutSet, evaluation_settings, read_held_out
@@ -26,6 +25,7 @@ from trainer.evaluate.heldout.measures import METRICS, MOVING_DISTANCE, PCK_THRE
 from trainer.evaluate.heldout.pictures import choose_clips, draw_pictures
 from trainer.evaluate.heldout.report import report
 from trainer.evaluate.heldout.scoring import CHANCE, REFERENCES, Scores, score
+from trainer.evaluate.intervals import RESAMPLES
 from trainer.evaluate.results import finite_mean, versions, write_results
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample, normalize
 
-from trainer.evaluate.bootstrap import Better
+from trainer.evaluate.intervals import Better
 
 PCK_THRESHOLDS = (0.05, 0.1, 0.2)
 MOVING_DISTANCE = 0.1

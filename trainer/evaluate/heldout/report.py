@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from manifests.wording import pluralise
-from trainer.evaluate.bootstrap import Difference
 from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.heldout.breakdown import bins, by_clip, differences
 from trainer.evaluate.heldout.clips import HeldOutSet
 from trainer.evaluate.heldout.measures import METRICS
 from trainer.evaluate.heldout.scoring import CHANCE, Scores
+from trainer.evaluate.intervals import Difference
 from trainer.evaluate.results import finite_mean
 from trainer.evaluate.tables import aligned_lines, format_number, table_of_differences
 
@@ -109,13 +109,13 @@ def _remarks(held_out: HeldOutSet, models: Sequence[EvaluatedModel]) -> Iterator
     """Yield remarks on the limits of the tables."""
     if len(models) > 1:
         yield (
-            "Intervals come from resampling videos, each with all its clips. "
-            "They say nothing about other data, or about training again."
+            "Intervals and p-values come from sign flips and resamples of videos, each with all "
+            "its clips. They say nothing about other data, or about training again."
         )
     if not held_out.exact:
         yield "The points are a tracker's, not ground truth: confirm a gain by another evaluation."
     if (videos := len(set(held_out.videos))) < MIN_VIDEOS:
-        yield f"With only {pluralise(videos, 'video')}, intervals are too narrow."
+        yield f"With only {pluralise(videos, 'video')}, only large differences can be shown."
     for model in models:
         if model.file == "random":
             yield (

@@ -63,9 +63,15 @@ def test_pairs_are_in_the_bin_that_begins_at_their_angle(scenic: Snapshot) -> No
 
 def test_differences_are_the_model_less_the_base(scenic: Snapshot) -> None:
     held = held_out(scenic, 64)
-    base = Scores([pair for i in range(6) for pair in pairs_at([0], i).pairs])
-    model = Scores([pair for i in range(6) for pair in pairs_at([0, 0], i).pairs])
-    found = differences(base, model, held)
+    videos = [
+        replace(clip, info=replace(clip.info, sequence=f"video {i}"))
+        for i, clip in enumerate(held.clips * 2)
+    ]
+    base = Scores([pair for i in range(12) for pair in pairs_at([0], i).pairs])
+    model = Scores([pair for i in range(12) for pair in pairs_at([0, 0], i).pairs])
+    found = differences(base, model, replace(held, clips=tuple(videos)))
+    assert found["pck@0.1"].p == 2 / 2**12
+    assert found["pck@0.1"].p_holm == len(METRICS) * 2 / 2**12
     assert (found["pck@0.1"].gain, found["pck@0.1"].verdict) == (0.5, "better")
     assert (found["error"].gain, found["error"].verdict) == (0.5, "worse")
     assert (found["consistency"].gain, found["consistency"].verdict) == (0.5, "higher")

@@ -40,8 +40,8 @@ def test_two_models_side_by_side(
     assert evaluate(arguments(build, a_run, tmp_path / "a", "--pictures", "2")) == 0
     text = capsys.readouterr().out
     assert "4 clips of 4 videos" in text
-    assert "With only 4 videos, intervals are too narrow" in text
-    assert "resampling videos, each with all its clips" in text
+    assert "With only 4 videos, only large differences can be shown" in text
+    assert "resamples of videos, each with all its clips" in text
     assert "by 'made': not ground truth" in text
     assert "trained less base" in text
     assert "never moves" in text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.evaluate.bootstrap import Difference
 from trainer.evaluate.heldout.report import conclusion
 from trainer.evaluate.heldout.scoring import Scores
+from trainer.evaluate.intervals import Difference
 
 
 def concluded(rank: float = 8.0, videos: int = 20, track: float = 0.1) -> str:
