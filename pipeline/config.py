@@ -9,11 +9,13 @@ from pydantic import Field, field_validator, model_validator
 from manifests.settings import LocationSetting, Settings
 from pipeline.sources import Source
 from pipeline.trackers.cotracker3 import CoTracker3Settings
+from pipeline.trackers.geometry import GeometrySettings
 from pipeline.trackers.ground_truth import GroundTruthSettings
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 
 AnyTrackerSettings = Annotated[
-    CoTracker3Settings | LucasKanadeSettings | GroundTruthSettings, Field(discriminator="tracker")
+    CoTracker3Settings | LucasKanadeSettings | GroundTruthSettings | GeometrySettings,
+    Field(discriminator="tracker"),
 ]
 
 FRAMES_VERSION = 2
@@ -170,6 +172,14 @@ class BuildSettings(Settings):
         if duplicates := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two sources are called '{duplicates[0]}': give each its own 'name'")
         return sources
+
+    @model_validator(mode="after")
+    def _check_depth(self) -> BuildSettings:
+        if self.tracks.needs_depth and not self.frames.depth:
+            raise ValueError(
+                f"tracks.tracker {self.tracks.tracker} needs depth maps: set frames.depth to true"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_anchors(self) -> BuildSettings:

@@ -171,7 +171,7 @@ class FrameTransform:
             kernel = np.ones(cover[::-1], np.uint8)
             farthest = cv2.dilate(depth, kernel)[rows[:, None], columns]
             nearest = cv2.erode(np.where(depth > 0, depth, np.inf).astype(np.float32), kernel)
-            edge = farthest > _DEPTH_EDGE * nearest[rows[:, None], columns]
+            edge = farthest / _DEPTH_EDGE > nearest[rows[:, None], columns]
             taken = np.where(edge, 0, taken)
         return np.ascontiguousarray(taken, np.float32)
 

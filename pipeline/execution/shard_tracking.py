@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +24,17 @@ from pipeline.execution.shard_stages import DecodedShard, TrackedClip, TrackedSh
 from pipeline.execution.track_summary import summarise_tracks
 from pipeline.failures import Reason
 from pipeline.trackers.batching import split_evenly
-from pipeline.trackers.protocol import PinsFrames, Tracker
+from pipeline.trackers.protocol import DepthTracker, PinsFrames, Tracker
 from shards import jpeg
 from shards.clip import Tracks
 from shards.codec import encode_tracks
 from shards.errors import PretrackError, ShardError
+from shards.frame_maps import decode_depths
 from shards.geometry import grid_points
 
-Frames = NDArray[np.uint8]
-"""The frames of a clip: [T, H, W, 3]."""
+Frames = NDArray[Any]
+"""What a tracker reads of a clip: its frames, uint8 [T, H, W, 3]; or its depth maps, float32
+[T, H, W]."""
 
 _CLIPS_PER_BATCH = 16
 """Clips passed to a tracker at most: enough to fill a GPU, few enough to hold their frames."""
@@ -44,7 +47,7 @@ _TRACKER_ERRORS = (ValueError, RuntimeError, PretrackError)
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    """Clips of one shape, and their frames once they are unpacked."""
+    """Clips of one shape, and what the tracker reads of them once it is unpacked."""
 
     clips: Sequence[DecodedClip]
     frames: Sequence[Future[Frames]]
@@ -53,7 +56,9 @@ class _Batch:
 class ShardTracking:
     """Track one shard: `unpack` its first batch, at any time, then `track` all of it."""
 
-    def __init__(self, decoded: DecodedShard, tracker: Tracker, settings: BuildSettings) -> None:
+    def __init__(
+        self, decoded: DecodedShard, tracker: Tracker | DepthTracker, settings: BuildSettings
+    ) -> None:
         self._tracker = tracker
         self._settings = settings
         self._unpackers = ThreadPoolExecutor(_UNPACKING_THREADS)
@@ -95,6 +100,10 @@ class ShardTracking:
         if not self._waiting:
             return
         clips = self._waiting.popleft()
+        if isinstance(self._tracker, DepthTracker):
+            frames = [self._unpackers.submit(_unpack_depth, clip) for clip in clips]
+            self._unpacked.append(_Batch(clips, frames))
+            return
         info = clips[0].info
         shape = (len(clips), info.frames, info.height, info.width, 3)
         memory = (
@@ -147,7 +156,12 @@ class ShardTracking:
         # A short clip has no anchors beyond its end.
         anchors = [anchor for anchor in self._settings.tracks.anchors if anchor < infos[0].frames]
         queries = grid_points(self._settings.tracks.grid, infos[0].width, infos[0].height)
-        return self._tracker.track(frames, infos, tuple(anchors), queries)
+        track = (
+            self._tracker.track_depth
+            if isinstance(self._tracker, DepthTracker)
+            else self._tracker.track
+        )
+        return track(frames, infos, tuple(anchors), queries)
 
     def _encode(
         self, clips: Sequence[DecodedClip], tracks_of_clips: Sequence[Tracks]
@@ -164,7 +178,9 @@ class ShardTracking:
         ]
 
 
-def track_shard(decoded: DecodedShard, tracker: Tracker, settings: BuildSettings) -> TrackedShard:
+def track_shard(
+    decoded: DecodedShard, tracker: Tracker | DepthTracker, settings: BuildSettings
+) -> TrackedShard:
     """Unpack and track the clips of a shard. See `ShardTracking`."""
     tracking = ShardTracking(decoded, tracker, settings)
     tracking.unpack()
@@ -181,6 +197,14 @@ def _batches(clips: Iterable[DecodedClip]) -> list[Sequence[DecodedClip]]:
         for same_shape in by_shape.values()
         for batch in split_evenly(same_shape, _CLIPS_PER_BATCH)
     ]
+
+
+def _unpack_depth(clip: DecodedClip) -> Frames:
+    """Decode the stored depth maps of a clip; zeros without. Raises ShardError for damage."""
+    size, scale = (clip.info.width, clip.info.height), clip.info.depth_scale
+    if scale is None:
+        return np.zeros((clip.info.frames, *size[::-1]), np.float32)
+    return decode_depths(clip.maps.depths, size, scale)
 
 
 def _unpack(clip: DecodedClip, memory: Frames) -> Frames:

@@ -107,7 +107,7 @@ def _with_text_names(video: Video | Failure) -> Video | Failure:
     On Linux file names are bytes, and tables hold text.
     """
     names = (
-        [video.video_id, video.file, *video.image_files]
+        [video.video_id, video.file, *video.image_files, *_map_files(video)]
         if isinstance(video, Video)
         else [video.video_id, video.detail]
     )
@@ -126,6 +126,13 @@ def _with_text_names(video: Video | Failure) -> Video | Failure:
             "UTF-8: rename it",
         )
     return video
+
+
+def _map_files(video: Video) -> Iterator[str]:
+    """Yield the names of a video's depth maps, their masks, and its masks."""
+    if video.depth:
+        yield from (*video.depth.files, *video.depth.masks)
+    yield from video.mask_files or ()
 
 
 def _escaped(name: str) -> str:
@@ -168,9 +175,31 @@ def make_catalog(
         )
         tables.append(videos)
         failures += unreadable
-    videos = pa.concat_tables(tables)
-    failures += _without_maps(videos, settings.frames)
+    videos, untrackable = _trackable(pa.concat_tables(tables), settings)
+    failures += [*untrackable, *_without_maps(videos, settings.frames)]
     return Catalog(videos, table_of(failures, FAILURES), len(names))
+
+
+def _trackable(videos: pa.Table, settings: BuildSettings) -> tuple[pa.Table, list[Failure]]:
+    """Leave out the videos that lack what the tracker needs, with a failure for each."""
+    if not settings.tracks.needs_depth:
+        return videos, []
+    no_depth, no_cameras = (pc.is_null(videos[name]) for name in ("depth", "cameras"))
+    usable = pc.invert(pc.or_(no_depth, no_cameras))
+    left_out = videos.select(["source", "video_id"]).append_column("no_depth", no_depth)
+    failures = [
+        Failure(
+            source=row["source"],
+            video_id=row["video_id"],
+            stage="catalog",
+            reason=Reason.NO_DEPTH if row["no_depth"] else Reason.POSES_MISSING,
+            detail=f"tracks.tracker {settings.tracks.tracker} needs depth maps and cameras, and it "
+            f"has no {'depth maps' if row['no_depth'] else 'cameras'}: choose another tracker for "
+            "its source",
+        )
+        for row in left_out.filter(pc.invert(usable)).to_pylist()
+    ]
+    return videos.filter(usable), failures
 
 
 def _without_maps(videos: pa.Table, frames: FrameSettings) -> Iterator[Failure]:
@@ -247,6 +276,8 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
     # The plan determines again which videos are too short.
     failures = failures.filter(pc.not_equal(failures["reason"], Reason.TOO_SHORT))
     failures = failures.filter(pc.is_in(failures["source"], value_set=sources))
+    videos, untrackable = _trackable(videos, settings)
+    failures = pa.concat_tables([failures, table_of(untrackable, FAILURES)])
     named = failures.filter(pc.not_equal(failures["video_id"], ""))
     both = pa.concat_tables([table.select(["source", "video_id"]) for table in (videos, named)])
     return Catalog(videos, failures, both.group_by(["source", "video_id"]).aggregate([]).num_rows)
@@ -331,11 +362,8 @@ def _content_identity(video: Video, frames: FrameSettings) -> str:
     lines = [video.identity, repr(video.frame_numbers), times, repr(poses), video.terms]
     # Nothing is added for maps that are not stored, and their files are not looked at.
     if frames.depth and video.depth:
-        files = (*video.depth.files, *video.depth.masks)
-        lines += [
-            f"{video.depth.encoding} {video.depth.scales!r}",
-            identity_of(files_named(video.root, files)),
-        ]
+        files = files_named(video.root, (*video.depth.files, *video.depth.masks))
+        lines += [f"{video.depth.encoding} {video.depth.scales!r}", identity_of(files)]
     if frames.masks and video.mask_files:
         lines.append(identity_of(files_named(video.root, video.mask_files)))
     return fingerprint_lines(lines)

@@ -6,7 +6,7 @@ To add a tracker, add one file beside this one, and its settings class to `pipel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,25 @@ class Tracker(Protocol):
 
 
 @runtime_checkable
+class DepthTracker(Protocol):
+    """A tracker that reads depth maps and cameras in the place of frames."""
+
+    def track_depth(
+        self,
+        depths: Sequence[NDArray[np.float32]],
+        infos: Sequence[ClipInfo],
+        anchors: Sequence[int],
+        queries: NDArray[np.float32],
+    ) -> Sequence[Tracks]:
+        """Track points as `Tracker.track` does.
+
+        depths: [T, H, W] each, in the world units of the cameras, 0 where the depth is unknown;
+                zeros for a clip without depth maps
+        """
+        ...
+
+
+@runtime_checkable
 class PinsFrames(Protocol):
     """A tracker that reads frames faster from memory of its own."""
 
@@ -85,7 +104,12 @@ def leave_untracked(tracks: Tracks, directions: Directions) -> Tracks:
 
 
 class TrackerSettings(Settings):
-    """Settings of every tracker."""
+    """Settings of every tracker.
+
+    needs_depth: whether it tracks only clips with depth maps and cameras
+    """
+
+    needs_depth: ClassVar[bool] = False
 
     grid: int = Field(16, ge=1, le=128)
     """Points per side: grid x grid points are tracked from each anchor frame."""

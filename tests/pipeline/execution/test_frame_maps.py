@@ -179,6 +179,14 @@ def test_retracking_scoring_and_repair_keep_the_maps_byte_for_byte(built: Path) 
     retracked = build(settings_for(built, tracks=denser, scores=False), QUIET, stored=True).snapshot
     assert only_clip(retracked).tracks.positions.shape[2] == 25
     assert only_clip(retracked).maps == before.maps
+    # The tracker that reads depth maps: its cameras move sideways by 0.1 per frame.
+    geometry = {"tracker": "geometry", "grid": 4, "anchors": [0]}
+    tracks = only_clip(build(settings_for(built, tracks=geometry), QUIET, stored=True).snapshot)
+    assert tracks.maps == before.maps
+    assert tracks.tracks.visibility.shape == (1, FRAMES, 16)
+    # Column 13.2 of the stored frame is at depth 3 * 2.68, and the focal length is 40 pixels.
+    x = tracks.tracks.positions[0, :2, 5, 0]
+    assert x[0] - x[1] == pytest.approx(0.1 * 40 / 8.05, abs=0.03)
     scored = build(settings_for(built, tracks=denser), QUIET, stored=True).snapshot
     assert scored.shards["scores"].to_pylist() == [1]
     assert only_clip(scored).maps == before.maps
