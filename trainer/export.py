@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
+from torch import Tensor
 
 from manifests.fingerprint import fingerprint
 from manifests.snapshot import Snapshot
@@ -26,6 +27,7 @@ from trainer.config import TrainSettings
 from trainer.model.backbone import Backbone
 from trainer.model.lora import without_adapters
 from trainer.model_card import model_card
+from trainer.training_footage import METADATA_KEY, UNKNOWN, TrainingFootage
 
 
 def weights_path(out: Path, step: int) -> Path:
@@ -34,18 +36,23 @@ def weights_path(out: Path, step: int) -> Path:
 
 
 def export_weights(
-    backbone: Backbone, settings: TrainSettings, snapshots: Sequence[Snapshot], step: int
+    backbone: Backbone,
+    settings: TrainSettings,
+    snapshots: Sequence[Snapshot],
+    step: int,
+    trained_on: TrainingFootage = UNKNOWN,
 ) -> Path:
     """Write a backbone's weights, description and model card; return the weights' path.
 
-    Adapters are merged into the weights. Every file is written atomically, the weights first.
+    Adapters are merged into the weights, and what they were trained on is in their metadata. Every
+    file is written atomically, the weights first.
     """
     path = weights_path(settings.run.out, step)
     state = {
         name: value.detach().cpu().contiguous()
         for name, value in without_adapters(backbone).state_dict().items()
     }
-    atomic_write(path, save(state, {"format": "pt"}))
+    atomic_write(path, _safetensors(state, {METADATA_KEY: trained_on.to_metadata()}))
     used = settings.model_dump(mode="json")
     description = {
         "timm_id": backbone.timm_id,
@@ -61,6 +68,7 @@ def export_weights(
         "snapshots": [
             {"out": str(snapshot.out), "snapshot": snapshot.name} for snapshot in snapshots
         ],
+        "trained_on": trained_on.to_json(),
         "terms": sorted({terms for snapshot in snapshots for terms in _terms(snapshot)}),
         "terms_note": "The starting weights and the videos have terms of their own, "
         "which may apply to these weights too.",
@@ -70,6 +78,21 @@ def export_weights(
     )
     atomic_write(path.with_name("README.md"), model_card(description, path.name).encode())
     return path
+
+
+def _safetensors(state: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Return a safetensors file with further metadata: the same bytes for the same content.
+
+    The library writes more than one key of metadata in an order that differs between processes.
+    """
+    data = save(state, {"format": "pt"})
+    # The file begins with the length of its JSON header; tensors start at a multiple of 8 bytes.
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] |= metadata
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(data)[end:]])
 
 
 def _terms(snapshot: Snapshot) -> list[str]:

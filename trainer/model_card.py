@@ -86,6 +86,12 @@ def model_card(description: dict[str, Any], file: str) -> str:
         f"- `{snapshot['out']}`, snapshot `{snapshot['snapshot']}`"
         for snapshot in description["snapshots"]
     ]
+    footage = []
+    if trained_on := description.get("trained_on", {}).get("sequences"):
+        footage = [
+            f"The file's metadata have digests of the names of the {trained_on} sequences that "
+            "these weights were trained on."
+        ]
     return CARD.format(
         timm_id=description["timm_id"],
         on_what="on point tracks" if control == "none" else "as a control",
@@ -102,7 +108,7 @@ def model_card(description: dict[str, Any], file: str) -> str:
         size=description["img_size"],
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
-        data="\n".join([*snapshots, "", f"Split `{settings['data']['split']}`."]),
+        data="\n".join([*snapshots, "", f"Split `{settings['data']['split']}`.", *footage]),
         terms="\n".join(f"- {terms}" for terms in description["terms"])
         or "The videos' tables state no terms.",
         terms_note=description["terms_note"],

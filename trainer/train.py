@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +60,12 @@ from trainer.run_setup import (
 from trainer.schedule import learning_rate
 from trainer.step_record import StepRecord, check_weights
 from trainer.stop_signal import stop_on_sigterm
+from trainer.training_footage import (
+    CHECKPOINT_KEY,
+    UNKNOWN,
+    TrainingFootage,
+    training_footage,
+)
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +135,8 @@ class TrainingRun:
         checkpoint, snapshots = load_on_all_ranks(settings, rank)
         self.step: int = checkpoint["step"] if checkpoint else 0
         """Steps taken so far."""
+        self.before = _footage_before(settings, checkpoint) if rank.first else UNKNOWN
+        """What the start weights were trained on; after resuming, also this run's clips."""
 
         self.dataset = ClipDataset(
             open_snapshots(settings.data, snapshots),
@@ -307,16 +315,33 @@ class TrainingRun:
             "clips": self.dataset.identity,
             **{part: self.model.get_submodule(part).state_dict() for part in self.method.parts},
             "optimizer": self.optimizer.state_dict(),
+            CHECKPOINT_KEY: self.trained_on().to_checkpoint(),
         }
         run = self.settings.run
         save_checkpoint(run.out, state, run.keep)
         draw_features(monitor, self.method, self.dataset, run.pictures, self.step)
 
+    def trained_on(self) -> TrainingFootage:
+        """Return what the weights after the steps so far were trained on, on the first rank."""
+        if self.step == 0:
+            return self.before
+        return self.before.union(TrainingFootage.of(self.dataset.footage))
+
     def export(self) -> Path:
         """Export the current weights, on the first rank; return their path on every rank."""
         if self.rank.first:
-            self.method.export(self.dataset.snapshots, self.step)
+            self.method.export(self.dataset.snapshots, self.step, self.trained_on())
         return weights_path(self.settings.run.out, self.step)
+
+
+def _footage_before(
+    settings: TrainSettings, checkpoint: Mapping[str, Any] | None
+) -> TrainingFootage:
+    """Return what the weights that a run starts or resumes from were trained on."""
+    # Checkpoints of earlier versions do not say it.
+    if checkpoint and CHECKPOINT_KEY in checkpoint:
+        return TrainingFootage.from_checkpoint(checkpoint)
+    return training_footage(settings.model.weights)
 
 
 def forward_backward(

@@ -49,6 +49,9 @@ def test_the_card_states_every_term_and_every_snapshot(settings: Make) -> None:
         "",
         "Split `train`.",
     ]
+    trained_on = {"sequences": 12, "parts": 0, "complete": True}
+    card = model_card(described(settings(), trained_on=trained_on), "step_00000007.safetensors")
+    assert "\nSplit `train`.\nThe file's metadata have digests of the names of the 12 " in card
     assert "Digest `d1935`. `step_00000007.json` beside this file" in card
 
 

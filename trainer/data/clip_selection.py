@@ -18,6 +18,7 @@ from shards.files import absolute, parse_location
 from trainer.config import DataSettings
 from trainer.data.clip_filter import parse_filter
 from trainer.data.clip_table import Clip, ClipTable
+from trainer.data.footage import FOOTAGE_COLUMNS
 from trainer.data.sampler import ClipGroup
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ def mixed_groups(
 
 def _read_columns(snapshot: Snapshot, folder: int, where: str) -> pa.Table:
     """Read the needed columns of a snapshot's clips; `folder` is added as a column."""
-    needed = {"dataset", "split", "points", "checksum", *Clip.__dataclass_fields__}
+    needed = {"split", "points", "checksum", *FOOTAGE_COLUMNS, *Clip.__dataclass_fields__}
     # A name that only occurs in a string of `where` is read too, which does no harm.
     names = [field.name for field in CLIPS if field.name in needed or field.name in where]
     table = read_table(snapshot.folder / "clips.parquet", names)

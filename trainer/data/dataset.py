@@ -29,6 +29,7 @@ from trainer.data.clip_reader import named_clip, read_clip
 from trainer.data.clip_selection import check_scores, choose_clips, mixed_groups
 from trainer.data.control import check_control
 from trainer.data.encoded_clip import EncodedClip, decode_clip
+from trainer.data.footage import Footage, footage_of
 from trainer.data.member_cache import MemberCache
 from trainer.data.packed_batch import BatchShape, PackedBatch
 from trainer.data.sampler import ClipSampler, SampleIndex
@@ -84,6 +85,11 @@ class ClipDataset(Dataset[Batch]):
     def identity(self) -> str:
         """A digest of the clips and their order."""
         return self.clips.identity
+
+    @cached_property
+    def footage(self) -> Footage:
+        """Names of what the clips show."""
+        return footage_of(self.clips.table)
 
     def sampler(
         self, batch_size: int, rank: int = 0, world: int = 1, start: int = 0

@@ -79,6 +79,9 @@ The first model is the base. The others are compared with it by paired tests ove
 all its clips; p-values are corrected for the number of metrics. Two more columns say what these
 clips are worth: the answer "it has not moved", and chance.
 
+A model that was trained on the footage of a clip is refused, as far as its weights say what they
+were trained on: those that pretrack exports do.
+
 The tracks are a tracker's, and training on the same tracker's tracks may learn its mistakes:
 confirm a gain by another evaluation. Clips of the source `synthetic` have exact tracks.
 """
@@ -105,6 +108,13 @@ def labelfree(
     step: Annotated[int, typer.Option(help="Stored frames from one of them to the next.")] = 10,
     grid: Annotated[int, typer.Option(help="Patches along a side of the image.")] = 16,
     pictures: Annotated[int, typer.Option(help="Clips to draw.")] = 3,
+    allow_overlap: Annotated[
+        bool,
+        typer.Option(
+            "--allow-overlap",
+            help="Evaluate a model on footage that it was trained on; the results say so.",
+        ),
+    ] = False,
 ) -> None:
     """Score models on held-out clips: `_LABEL_FREE` is the help page."""
     from trainer.evaluate.heldout.label_free import LabelFreeOptions, evaluate_label_free
@@ -124,4 +134,5 @@ def labelfree(
         model,
         device=device,
         out=out,
+        allow_overlap=allow_overlap,
     )

@@ -15,6 +15,7 @@ from trainer.config import DataSettings
 from trainer.export import exported_weights, read_description
 from trainer.model.backbone import Backbone, make_backbone
 from trainer.model.weights import split_part
+from trainer.training_footage import UNKNOWN, TrainingFootage, training_footage
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,7 @@ class EvaluatedModel:
     digest:    xxh3-64 of that file, "" if there is no file
     size:      side in pixels of the images that it was trained on
     mean, std: RGB normalisation, for pixel values from 0 to 1
+    trained_on: digests of the footage that it was trained on
     """
 
     name: str
@@ -36,6 +38,7 @@ class EvaluatedModel:
     size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    trained_on: TrainingFootage = UNKNOWN
 
     @property
     def patch(self) -> int:
@@ -54,6 +57,7 @@ class EvaluatedModel:
             "trained_at": self.size,
             "mean": self.mean,
             "std": self.std,
+            "trained_on": self.trained_on.to_json(),
         }
 
 
@@ -128,6 +132,7 @@ def load_evaluated_model(name: str, where: str) -> EvaluatedModel:
         file=weights,
         digest=_digest(weights),
         backbone=make_backbone(backbone, weights).eval(),
+        trained_on=training_footage(weights),
         **default,
     )
 
@@ -156,6 +161,7 @@ def _from_export(name: str, where: str, path: Path) -> EvaluatedModel:
             size=description["img_size"],
             mean=tuple(description["mean"]),
             std=tuple(description["std"]),
+            trained_on=training_footage(str(path)),
         )
     except KeyError as error:
         raise SettingsError(

@@ -13,6 +13,7 @@ from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import Batch
 from trainer.distributed import Rank
 from trainer.methods.draws import Draws
+from trainer.training_footage import TrainingFootage
 
 
 class TrainedModel(Protocol):
@@ -91,6 +92,6 @@ class Method(Protocol):
         """Compile the transformers' blocks."""
         ...
 
-    def export(self, snapshots: Sequence[Snapshot], step: int) -> Path:
+    def export(self, snapshots: Sequence[Snapshot], step: int, trained_on: TrainingFootage) -> Path:
         """Write the weights after `step` steps to the run's folder; return their path."""
         ...

@@ -28,6 +28,7 @@ from trainer.model.step_indices import StepIndices, make_indices
 from trainer.model.student_teacher import TeacherAverage
 from trainer.run_setup import make_step, reference_patches
 from trainer.schedule import compared_frames, step_seed, teacher_momentum
+from trainer.training_footage import TrainingFootage
 
 
 class TrackMethod:
@@ -93,10 +94,10 @@ class TrackMethod:
         self.model.student.backbone.compile()
         self.model.teacher.backbone.compile()
 
-    def export(self, snapshots: Sequence[Snapshot], step: int) -> Path:
+    def export(self, snapshots: Sequence[Snapshot], step: int, trained_on: TrainingFootage) -> Path:
         """Write the student's or the teacher's backbone, as `run.export` says."""
         source = self.model.student if self.settings.run.export == "student" else self.model.teacher
-        return export_weights(source.backbone, self.settings, snapshots, step)
+        return export_weights(source.backbone, self.settings, snapshots, step, trained_on)
 
 
 def draw_indices(

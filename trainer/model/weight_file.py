@@ -50,7 +50,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             start = file.read(1024)
     except OSError as error:
         raise _unreadable(path, error.strerror or str(error)) from error
-    safetensors = _is_safetensors(start)
+    safetensors = is_safetensors(start)
     if not safetensors:
         reason = _not_weights(start, path) or _not_of_torch(start, path)
         if reason:
@@ -106,7 +106,7 @@ def _check_exists(path: Path) -> None:
     raise SettingsError(f"there is no weight file {path} ({hint})")
 
 
-def _is_safetensors(start: bytes) -> bool:
+def is_safetensors(start: bytes) -> bool:
     """Say whether a file begins with the length of a JSON header and the header."""
     return start[8:9] == b"{" and 2 <= int.from_bytes(start[:8], "little") < 1 << 27
 

@@ -25,9 +25,10 @@ from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.augment import choose_frames
 from trainer.data.batch import track_mask
 from trainer.data.dataset import ClipDataset
+from trainer.data.footage import FOOTAGE_COLUMNS, Footage, footage_of
 from trainer.evaluate.geometry import angle_between
 
-COLUMNS = ["key", "shard", "json_offset", "json_size", "checksum"]
+COLUMNS = ["key", "shard", "json_offset", "json_size", "checksum", *FOOTAGE_COLUMNS]
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,7 @@ class HeldOutSet:
     """The held-out clips, and where they come from.
 
     trackers: names of the trackers that made the tracks; empty if the snapshot does not say
+    footage:  names of what the clips show
     """
 
     snapshot: Snapshot
@@ -68,6 +70,7 @@ class HeldOutSet:
     tracks: TrackFilterSettings
     clips: tuple[HeldOutClip, ...]
     trackers: tuple[str, ...]
+    footage: Footage
 
     @property
     def videos(self) -> list[str]:
@@ -132,12 +135,13 @@ def read_held_out(
     clips = next(iter(datasets.values())).clips
     count = len(clips)
     indices = np.unique(np.linspace(0, count - 1, min(limit, count)).round().astype(int)).tolist()
-    rows = _clip_rows(snapshot, [clips[i].key for i in indices])
+    table = _clip_rows(snapshot, [clips[i].key for i in indices])
+    rows = table.to_pylist()
     held_out = tuple(
         _read_clip(datasets, index, row, tracks) for index, row in zip(indices, rows, strict=True)
     )
     trackers = _trackers(snapshot, {row["shard"] for row in rows})
-    return HeldOutSet(snapshot, settings, tracks, held_out, trackers)
+    return HeldOutSet(snapshot, settings, tracks, held_out, trackers, footage_of(table))
 
 
 def _read_clip(
@@ -212,12 +216,10 @@ def _camera_angles(
     )
 
 
-def _clip_rows(snapshot: Snapshot, keys: list[str]) -> list[dict[str, Any]]:
+def _clip_rows(snapshot: Snapshot, keys: list[str]) -> pa.Table:
     """Read the clips' rows of the snapshot's table, in the order of `keys`."""
     table = read_table(snapshot.folder / "clips.parquet", COLUMNS)
-    rows = table.filter(pc.is_in(table["key"], pa.array(keys))).to_pylist()
-    by_key = {row["key"]: row for row in rows}
-    return [by_key[key] for key in keys]
+    return table.take(pc.index_in(pa.array(keys), value_set=table["key"].combine_chunks()))
 
 
 def _trackers(snapshot: Snapshot, shards: set[str]) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from trainer.evaluate.heldout.pictures import choose_clips, draw_pictures
 from trainer.evaluate.heldout.report import report
 from trainer.evaluate.heldout.scoring import CHANCE, REFERENCES, Scores, score
 from trainer.evaluate.intervals import RESAMPLES
+from trainer.evaluate.overlap import check_overlap
 from trainer.evaluate.results import finite_mean, versions, write_results
 
 
@@ -59,19 +60,33 @@ class LabelFreeOptions:
 
 
 def evaluate_label_free(
-    options: LabelFreeOptions, models: Sequence[str], *, device: str | None, out: Path
+    options: LabelFreeOptions,
+    models: Sequence[str],
+    *,
+    device: str | None,
+    out: Path,
+    allow_overlap: bool = False,
 ) -> None:
     """Print the tables and write OUT/labelfree.json and pictures. Raises PretrackError.
 
-    models: the values of `--model`; the first is the base of the comparison
+    models:        the values of `--model`; the first is the base of the comparison
+    allow_overlap: evaluate models on clips that they were trained on, too
     """
     evaluated = load_evaluated_models(models, device)
     held_out = _read_clips(options, evaluated)
+    overlaps = check_overlap(
+        {model.name: model.trained_on for model in evaluated},
+        held_out.footage,
+        allow=allow_overlap,
+    )
     drawn = choose_clips(held_out.clips, options.pictures)
     scores = score(held_out, evaluated, options.grid, drawn)
     pictures = dict(draw_pictures(held_out, evaluated, scores, drawn))
     print(report(held_out, evaluated, scores))
+    for overlap in overlaps:
+        print(f"{str(overlap)[:1].upper()}{str(overlap)[1:]}.")
     results = _results(options, held_out, evaluated, scores)
+    results["training_overlap"] = {overlap.model: overlap.to_json() for overlap in overlaps}
     written = write_results(out, "labelfree", results, pictures)
     print(f"\nresults: {written}, and {pluralise(len(pictures), 'picture')} beside it")
 

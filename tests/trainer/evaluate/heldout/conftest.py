@@ -12,8 +12,10 @@ from manifests.tables import SHARDS, table_of, write_table
 from tests.helpers.scenic_clips import scenic_clip
 from tests.trainer.conftest import publish
 from trainer.config import TrainSettings
+from trainer.data.dataset import ClipDataset
 from trainer.export import export_weights
 from trainer.model.backbone import make_backbone
+from trainer.training_footage import NOTHING, TrainingFootage
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +36,10 @@ def a_run(tmp_path_factory: pytest.TempPathFactory, build: Path) -> Path:
     settings = TrainSettings.model_validate(values)
     torch.manual_seed(1)
     backbone = make_backbone(settings.model.backbone, "random", settings.model.options)
-    for step in (0, 2):
-        export_weights(backbone, settings, [open_snapshot(build)], step)
+    snapshot = open_snapshot(build)
+    trained_on = TrainingFootage.of(ClipDataset([snapshot], settings.data, seed=1).footage)
+    for step, footage in ((0, NOTHING), (2, trained_on)):
+        export_weights(backbone, settings, [snapshot], step, footage)
         with torch.no_grad():
             for weights in backbone.parameters():
                 weights.add_(0.02 * torch.randn_like(weights))
