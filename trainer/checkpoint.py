@@ -33,6 +33,10 @@ FREE_TO_CHANGE = {
         "resume",
         "device",
         "export",
+        "export_every",
+        "evaluate_every",
+        "evaluate_on",
+        "evaluate_clips",
         "steps",
         "epochs",
         "checkpoint_every",
@@ -45,7 +49,7 @@ FREE_TO_CHANGE = {
 }
 """Settings that a resumed run may change: where things are, how long it is, and how it reports."""
 
-ADDED = {"data.control": "none"}
+ADDED = {"data.control": "none", "model.train_embeddings": False}
 """Settings that checkpoints of earlier versions lack, and the values that those versions acted by.
 Settings whose default is null need no entry."""
 

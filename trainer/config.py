@@ -293,6 +293,9 @@ class ModelSettings(Settings):
     """Trains adapters in these blocks instead of their weights; needs the extra `lora`."""
     train_norm: bool = False
     """Whether the final norm is trained. Published: false."""
+    train_embeddings: bool = False
+    """Whether the embeddings of patches and positions are trained, as from random weights they
+    should be; all blocks must be trained too. Published: false."""
     head: tuple[int, ...] = Field(default=(1024, 1024, 512, 256), min_length=1)
     """Output widths of the projection head's layers; the last one is the embedding's width."""
 
@@ -404,6 +407,17 @@ class RunSettings(Settings):
     """Number of newest checkpoints to keep."""
     export: Literal["student", "teacher"] = "student"
     """Whose backbone is exported, before the first step and after the last."""
+    export_every: int | None = Field(default=None, ge=1)
+    """Steps between two more exports; null exports nothing in between."""
+    evaluate_every: int | None = Field(default=None, ge=1)
+    """Steps between two evaluations of the student on held-out clips, which are logged and written
+    to heldout.json: before the first step, during training and after the last. Null evaluates
+    nothing. Evaluations change nothing about the run."""
+    evaluate_on: LocationSetting | None = None
+    """Output folder, or its URL, of the build that has the held-out clips; null takes the first one
+    of `data.out`. The clips are those of the split `eval`."""
+    evaluate_clips: int = Field(default=16, ge=1)
+    """Number of held-out clips; all of their frames are kept in memory."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two reports on the console and to `watch`. On CUDA, losses are read and checked
     only then: reading makes the program wait for the device."""

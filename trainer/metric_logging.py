@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from math import isfinite
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -133,13 +134,23 @@ class TrainingMonitor:
         for logger in self.loggers:
             logger.log_metrics(step, values)
         shown = "".join(
-            f"{name} {values[name]:.{digits}f}  " for name, digits in self.shown.items()
+            f"{name} {values[name]:.{digits}f}  "
+            for name, digits in self.shown.items()
+            if name in values
         )
         self.console.print(
             f"step {step}/{self.last_step}  loss {values['loss']:.4f}  {shown}"
             f"lr {values['lr']:.2e}  {values['clips_per_second']:.1f} clips/s"
         )
         self.since_log = MetricWindow()
+
+    def log_scores(self, step: int, values: Mapping[str, float]) -> None:
+        """Log metrics of held-out clips; NaN, of a metric that they do not have, is left out."""
+        finite = {name: value for name, value in values.items() if isfinite(value)}
+        for logger in self.loggers:
+            logger.log_metrics(step, {f"heldout/{name}": v for name, v in finite.items()})
+        text = "  ".join(f"{name} {value:.3f}" for name, value in finite.items())
+        self.console.print(f"step {step}/{self.last_step}  held-out clips: {text}")
 
     def log_image(self, step: int, name: str, image: NDArray[np.uint8]) -> None:
         """Log an image [H, W, 3], RGB."""

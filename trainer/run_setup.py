@@ -23,7 +23,7 @@ def make_step(
     """Make student, teacher and losses, from their start weights or from a checkpoint."""
     m = settings.model
     backbone = make_backbone(m.backbone, None if checkpoint else m.weights, m.options)
-    backbone.freeze(m.trainable_blocks, m.train_norm)
+    backbone.freeze(m.trainable_blocks, m.train_norm, m.train_embeddings)
     if m.lora:
         add_adapters(backbone, m.lora)
     student = Embedder(backbone, Projection(backbone.width, m.head), settings.tracks.align_corners)

@@ -7,7 +7,7 @@ Read from top to bottom: `train` sets a run up, `TrainingRun.run_to_end` is the 
 which loss, is the method's (`trainer/methods/`).
 
 OUT (`run.out`) then holds checkpoints/, weights/ (timm state dicts from before the first step and
-after the last), tensorboard/ and settings.json.
+after the last), tensorboard/ and settings.json; with `run.evaluate_every` also heldout.json.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ from trainer.distributed import (
 )
 from trainer.export import weights_path
 from trainer.feature_colours import frames_above_features
+from trainer.heldout_evaluation import HeldOutEvaluation
 from trainer.methods.chosen import METHODS
 from trainer.methods.draws import Draws, pack_draws, unpack_draws
 from trainer.methods.method import Method
@@ -158,6 +159,8 @@ class TrainingRun:
         )
         self.model = self.method.model
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        # Only the first rank evaluates.
+        self.evaluation = HeldOutEvaluation.of(settings) if rank.first else None
         self.record = StepRecord(rank.device, deferred=on_cuda)
         self.optimizer = make_optimizer(self.model, settings.optim, fused=on_cuda)
         if on_cuda:
@@ -223,6 +226,7 @@ class TrainingRun:
         batches = iter(self.loader)
         if self.rank.first and self.step == 0:
             draw_features(monitor, self.method, self.dataset, run.pictures, 0)
+            self.evaluate(monitor)
         # On CUDA the host only queues a step. It waits for the device where it reads values: to
         # report, to save, and at the end of an epoch.
         while self.step < self.last_step:
@@ -243,6 +247,10 @@ class TrainingRun:
             if saving:
                 # all ranks wait for the save: torchrun ends the others as soon as one has ended
                 broadcast_from_rank0(lambda: self.save(monitor), self.rank)
+            if self._is_due(run.export_every) and self.step < self.last_step:
+                self.export()
+            if self._is_due(run.evaluate_every):
+                broadcast_from_rank0(lambda: self.evaluate(monitor), self.rank)
             if stopping and self.step < self.last_step:
                 raise Stopped(
                     f"stopped after step {self.step} of {self.last_step}, which is saved: "
@@ -326,6 +334,15 @@ class TrainingRun:
         if self.step == 0:
             return self.before
         return self.before.union(TrainingFootage.of(self.dataset.footage))
+
+    def _is_due(self, every: int | None) -> bool:
+        """Tell whether what is done every `every` steps, and after the last, is due."""
+        return every is not None and (self.step % every == 0 or self.step == self.last_step)
+
+    def evaluate(self, monitor: TrainingMonitor) -> None:
+        """Log the scores of the model on held-out clips, if the settings ask for them."""
+        if self.evaluation:
+            monitor.log_scores(self.step, self.evaluation.score(self.method, self.step))
 
     def export(self) -> Path:
         """Export the current weights, on the first rank; return their path on every rank."""

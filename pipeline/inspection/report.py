@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from itertools import groupby
 from string import Template
@@ -79,26 +79,48 @@ def charts_of(figures: SnapshotFigures) -> dict[str, Chart]:
 
 def page(figures: SnapshotFigures, drawn: dict[str, Chart]) -> str:
     """Return the page. Names of sources and reasons are escaped: they are only ever text in it."""
-    template = files("pipeline.inspection").joinpath("report.html").read_text("utf-8")
-    colours = [
-        f"--{role}: light-dark({charts.LIGHT[role]}, {charts.DARK[role]});" for role in charts.LIGHT
-    ]
     tracks = [
         f"{name} {figures.tracks[name]}"
         for name in ("tracker", "grid", "anchors")
         if name in figures.tracks
     ]
-    numbers = [
+    return fill_template(
+        title=f"Snapshot {figures.snapshot} of {figures.out}",
+        heading=f"Snapshot {figures.snapshot}",
+        about=" · ".join([figures.out, *tracks]),
+        numbers=_numbers(figures),
+        sections=_sections(figures, drawn),
+    )
+
+
+def fill_template(
+    *,
+    title: str,
+    heading: str,
+    about: str,
+    numbers: Iterable[tuple[str, str]],
+    sections: Iterable[str],
+) -> str:
+    """Return a page that needs no other file.
+
+    numbers:  the figures at the top, as (name, value)
+    sections: cards, as HTML (`section`); everything else is text, and is escaped
+    """
+    template = files("pipeline.inspection").joinpath("report.html").read_text("utf-8")
+    colours = [
+        f"--{role}: light-dark({charts.LIGHT[role]}, {charts.DARK[role]});" for role in charts.LIGHT
+    ]
+    tiles = [
         f"<div><b>{html.escape(value)}</b><span>{html.escape(name)}</span></div>"
-        for name, value in _numbers(figures)
+        for name, value in numbers
     ]
     return Template(template).substitute(
-        title=html.escape(f"Snapshot {figures.snapshot} of {figures.out}"),
+        title=html.escape(title),
         variables=" ".join(colours),
-        heading=html.escape(f"Snapshot {figures.snapshot}"),
-        about=html.escape(" · ".join([figures.out, *tracks])),
-        numbers="".join(numbers),
-        sections="".join(_sections(figures, drawn)),
+        heading=html.escape(heading),
+        about=html.escape(about),
+        numbers="".join(tiles),
+        sections="".join(sections),
     )
 
 
@@ -119,8 +141,8 @@ def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str
     """Yield the page's sections as HTML, in their order."""
     if concerns := [*figures.concerns, *figures.unused_tracks]:
         items = "".join(f"<li>{html.escape(concern)}</li>" for concern in concerns)
-        yield _section("Before you train on this", f"<ul>{items}</ul>", wide=True)
-    yield _section("Sources", _sources_table(figures.groups), wide=True)
+        yield section("Before you train on this", f"<ul>{items}</ul>", wide=True)
+    yield section("Sources", _sources_table(figures.groups), wide=True)
     sampled = (
         f"From the tracks of {sum(it.clips for it in figures.sources):,} clips: "
         f"at most {SAMPLED}, picked with seed {SEED}."
@@ -142,17 +164,17 @@ def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str
     }
     for name, note in notes.items():
         if name == "cycles":
-            yield _section("Forward-backward error", _cycles_table(figures), note)
+            yield section("Forward-backward error", _cycles_table(figures), note)
         elif name == "geometry":
             if any(source.scored for source in figures.geometry.sources):
                 body = _geometry_tables(figures.geometry)
-                yield _section("Tracks checked by cameras", body, note, wide=True)
+                yield section("Tracks checked by cameras", body, note, wide=True)
         elif name in drawn:
             chart = drawn[name]
-            yield _section(chart.title, charts.svg(chart), note, wide=name == "failures")
+            yield section(chart.title, charts.svg(chart), note, wide=name == "failures")
 
 
-def _section(title: str, body: str, note: str = "", *, wide: bool = False) -> str:
+def section(title: str, body: str, note: str = "", *, wide: bool = False) -> str:
     """Return a card: a title, a body of HTML and a note; it spans both columns if `wide`."""
     below = f'<p class="soft small">{html.escape(note)}</p>' if note else ""
     kind = ' class="wide"' if wide else ""
@@ -170,7 +192,7 @@ def _sources_table(groups: tuple[SourceFigures, ...]) -> str:
         ]
         for group in groups
     ]
-    return _table(heads, rows, text_columns=3)
+    return table(heads, rows, text_columns=3)
 
 
 def _cycles_table(figures: SnapshotFigures) -> str:
@@ -191,7 +213,7 @@ def _cycles_table(figures: SnapshotFigures) -> str:
         "another and back, along the tracks around it; in pixels of the stored frames."
     )
     heads = ["source", "points", "median", "90th percentile"]
-    return f"<p>{explained}</p>{_table(heads, rows, text_columns=1)}"
+    return f"<p>{explained}</p>{table(heads, rows, text_columns=1)}"
 
 
 def _geometry_tables(geometry: GeometryFigures) -> str:
@@ -210,7 +232,7 @@ def _geometry_tables(geometry: GeometryFigures) -> str:
         ]
         for it in geometry.sources
     ]
-    body = f"<p>{explained}</p>{_table([*heads, 'reprojection', 'cycle'], rows, text_columns=1)}"
+    body = f"<p>{explained}</p>{table([*heads, 'reprojection', 'cycle'], rows, text_columns=1)}"
     if geometry.suspicious:
         listed = [
             [
@@ -221,7 +243,7 @@ def _geometry_tables(geometry: GeometryFigures) -> str:
         ]
         heads = ["source", "video", "clips", "inliers", "epipolar"]
         body += "<p>Videos whose tracks and poses disagree, the worst first:</p>"
-        body += _table(heads, listed, text_columns=2)
+        body += table(heads, listed, text_columns=2)
     return body
 
 
@@ -251,7 +273,7 @@ def _inlier_charts(geometry: GeometryFigures) -> dict[str, Chart]:
     return drawn
 
 
-def _table(heads: list[str], rows: list[list[str]], text_columns: int) -> str:
+def table(heads: list[str], rows: list[list[str]], text_columns: int) -> str:
     """Return a table; its first columns are text, the others numbers."""
 
     def line(cells: list[str], tag: str) -> str:

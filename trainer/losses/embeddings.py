@@ -10,6 +10,20 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class ViewEmbeddings:
+    """Unit vectors [n, M, E], float32, of M points in each of n frames.
+
+    student: in another view of the frame, by the student
+    teacher: in the frame itself, by the teacher
+    points:  [n, M, 2] (x, y) in the frame, as fractions 0..1 of its side
+    """
+
+    student: Tensor
+    teacher: Tensor
+    points: Tensor
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """Unit vectors [..., E], float32, of a batch of B clips with N tracks each.
 
@@ -33,6 +47,8 @@ class Embeddings:
     teacher_frames: Tensor | None = None
     """[B, F, N, E]: the tracks in the compared frames, by the teacher; None unless a loss needs
     them."""
+    views: ViewEmbeddings | None = None
+    """None unless a loss needs them. Where no loss needs anything else, N is 0."""
 
     @property
     def valid_tracks(self) -> Tensor:

@@ -82,6 +82,28 @@ class TrackMeanSettings(Settings):
     """Weight in the sum of all losses; 0 disables the loss."""
 
 
+class SelfSupervisionSettings(Settings):
+    """`trainer.losses.self_supervision`: a point in a zoomed, recoloured and partly covered view of
+    a frame must match itself in the frame. It uses no tracks."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight in the sum of all losses; 0 disables the loss."""
+    every_frame: bool = False
+    """Whether all frames of a sample are used. False: the anchor frame alone."""
+    points: int = Field(default=64, ge=2)
+    """Points per frame that are compared, drawn uniformly in the view in every step."""
+    smallest: float = Field(default=0.3, gt=0, le=1)
+    """The smallest fraction of a frame's area that its view shows; the largest is all of it."""
+    covered: float = Field(default=0.2, ge=0, lt=1)
+    """Fraction of a view's patches that are covered by the mean colour."""
+    recolour: float = Field(default=0.4, ge=0, lt=1)
+    """Brightness, contrast and each channel's gain of a view change by up to this fraction."""
+    temperature: float = Field(default=0.1, gt=0)
+    """Cosines are divided by this."""
+    apart: float = Field(default=0.1, ge=0)
+    """Points nearer than this, as a fraction of the frame's side, are not told apart."""
+
+
 class LossSettings(Settings):
     """The sorting loss, which compares the student's and the teacher's similarities to the patches
     of reference crops, and the losses that are added to it."""
@@ -127,6 +149,9 @@ class LossSettings(Settings):
     """Adds clustering along tracks."""
     track_mean: TrackMeanSettings | None = None
     """Adds the cosine distance from the teacher's mean along a track."""
+    self_supervision: SelfSupervisionSettings | None = None
+    """Adds self-supervision by two views of a frame, which needs no tracks. Where it is the
+    only loss, nothing is computed for tracks."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -154,8 +179,8 @@ class LossSettings(Settings):
         if not self.weights:
             raise ValueError(
                 "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above "
-                "0, or the 'weight' of 'loss.info_nce', 'loss.smooth_ap', 'loss.clusters' or "
-                "'loss.track_mean'"
+                "0, or the 'weight' of 'loss.info_nce', 'loss.smooth_ap', 'loss.clusters', "
+                "'loss.track_mean' or 'loss.self_supervision'"
             )
         return self
 

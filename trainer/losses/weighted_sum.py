@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trainer.losses.clusters import Clusters
 from trainer.losses.embeddings import Embeddings, Loss
 from trainer.losses.info_nce import info_nce
+from trainer.losses.self_supervision import self_supervision
 from trainer.losses.settings import LossSettings
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
@@ -34,6 +35,16 @@ class Losses(nn.Module):
     def needs_teacher_frames(self) -> bool:
         """Whether a loss needs `Embeddings.teacher_frames`."""
         return "track_mean" in self.losses
+
+    @property
+    def needs_views(self) -> bool:
+        """Whether a loss needs `Embeddings.views`."""
+        return "self_supervision" in self.losses
+
+    @property
+    def needs_tracks(self) -> bool:
+        """Whether a loss needs anything else of the embeddings."""
+        return bool(self.losses.keys() - {"self_supervision"})
 
     def forward(self, e: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """Return sum(weight * loss), and each unweighted loss by name, detached.
@@ -72,4 +83,6 @@ def make_losses(settings: LossSettings, width: int) -> Losses:
         losses["clusters"] = Clusters(s.clusters, width)
     if s.track_mean:
         losses["track_mean"] = track_mean
+    if s.self_supervision:
+        losses["self_supervision"] = partial(self_supervision, settings=s.self_supervision)
     return Losses({name: losses[name] for name in s.weights}, s.weights)

@@ -70,8 +70,11 @@ class TrackMethod:
         return {"momentum": momentum}
 
     def figures(self, kept: Embeddings, draws: StepIndices) -> dict[str, float | Tensor]:
-        """Return the sorting loss's figures, and the number of compared frames."""
-        return {**diagnostics(kept, self.settings.loss), "frames": len(draws.compared)}
+        """Return the sorting loss's figures, if tracks were embedded, and the compared frames."""
+        of_tracks = {}
+        if self.model.losses.needs_tracks:
+            of_tracks = diagnostics(kept, self.settings.loss)
+        return {**of_tracks, "frames": len(draws.compared)}
 
     @torch.no_grad()
     def features(self, clip: Batch) -> Tensor:
@@ -87,6 +90,8 @@ class TrackMethod:
 
     def keep_bfloat16(self) -> None:
         """Keep the frozen blocks in bfloat16 too."""
+        if self.settings.model.train_embeddings:
+            return
         self.model.student.backbone.keep_bfloat16_trunk()
 
     def compile(self) -> None:

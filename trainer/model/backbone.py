@@ -115,6 +115,8 @@ class Backbone(nn.Module):
         self.timm_id = timm_id
         self.frozen = 0
         """Blocks before the cut."""
+        self.trains_embeddings = False
+        """Whether the trunk has gradients: it is then the embeddings alone, which are trained."""
         # Not a submodule, so that no checkpoint and no `to` sees it; see `keep_bfloat16_trunk`.
         self._bfloat16: list[nn.Module] = []
 
@@ -145,12 +147,15 @@ class Backbone(nn.Module):
         """Run it: normalised images [B, 3, H, W] → features [B, H / patch, W / patch, D]."""
         return self._as_map(self.model.forward_features(images), self._grid_of(images))
 
-    @torch.no_grad()
     def trunk(self, images: Tensor) -> Tokens:
-        """Run the frozen blocks, without gradients: normalised images [B, 3, H, W] → tokens.
+        """Run the frozen blocks: normalised images [B, 3, H, W] → tokens.
 
-        `tail(trunk(x))` equals `forward(x)`.
+        Without gradients, unless embeddings are trained. `tail(trunk(x))` equals `forward(x)`.
         """
+        with torch.set_grad_enabled(self.trains_embeddings and torch.is_grad_enabled()):
+            return self._trunk(images)
+
+    def _trunk(self, images: Tensor) -> Tokens:
         # timm's own forward pass prepares each block's arguments, in a way that depends on the
         # model. So run it on a shallow copy, which shares every weight, with the other blocks
         # replaced by placeholders that record their arguments for `tail`.
@@ -204,10 +209,15 @@ class Backbone(nn.Module):
             len(tokens), *grid, tokens.shape[-1]
         )
 
-    def freeze(self, trainable_blocks: int, train_norm: bool) -> None:
+    def freeze(
+        self, trainable_blocks: int, train_norm: bool, train_embeddings: bool = False
+    ) -> None:
         """Freeze all but the last `trainable_blocks` blocks and, with `train_norm`, the final norm.
 
-        Raises SettingsError for more blocks than there are.
+        train_embeddings: train the embeddings of patches and positions, and prefix tokens, too
+
+        Raises SettingsError for more blocks than there are, and for embeddings that are trained
+        below frozen blocks.
         """
         blocks = self.model.blocks
         if trainable_blocks > len(blocks):
@@ -219,6 +229,14 @@ class Backbone(nn.Module):
         self.frozen = len(blocks) - trainable_blocks
         for block in blocks[self.frozen :]:
             block.requires_grad_(True)
+        if train_embeddings and self.frozen:
+            raise SettingsError(
+                f"'model.train_embeddings' needs all {len(blocks)} blocks of {self.timm_id} to be "
+                f"trained: set 'model.trainable_blocks={len(blocks)}'"
+            )
+        if train_embeddings:
+            self.requires_grad_(True)
+        self.trains_embeddings = train_embeddings
         self.model.norm.requires_grad_(train_norm)
 
 

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import Batch, track_mask
-from trainer.losses.embeddings import Embeddings
+from trainer.losses.embeddings import Embeddings, ViewEmbeddings
 from trainer.losses.weighted_sum import Losses
 from trainer.model.backbone import Tokens, normalised_images
+from trainer.model.frame_views import make_views
 from trainer.model.step_indices import StepIndices
 from trainer.model.student_teacher import Embedder
 
@@ -65,6 +66,9 @@ class Step(nn.Module):
         """Return the embeddings to compare, float32 whatever the transformers' precision."""
         positions, compared = batch["positions"], indices.compared
         size = batch["frames"].shape[-1]
+        views = self.embed_views(batch) if self.losses.needs_views else None
+        if not self.losses.needs_tracks:
+            return _without_tracks(views, positions.index_select(1, compared))
         tokens, anchor_tokens = self.trunks(batch)
         # One pass of the student's tail gives both tracks and references.
         tracks, crops = self.student(tokens, positions, size, indices)
@@ -90,13 +94,31 @@ class Step(nn.Module):
             positions=fractions.index_select(1, compared),
             anchor_positions=fractions[:, 0],
             teacher_frames=teacher_frames,
+            views=views,
+        )
+
+    def embed_views(self, batch: Batch) -> ViewEmbeddings:
+        """Embed points of n frames in two views: n is B * T, or B if only anchors are used."""
+        settings = self.settings.loss.self_supervision
+        assert settings is not None  # a loss needs views only if it has settings
+        frames = batch["frames"] if settings.every_frame else batch["frames"][:, :1]
+        images = normalised_images(frames.flatten(0, 1), self.mean, self.std)
+        views, size = make_views(images, self.student.backbone.patch, settings), images.shape[-1]
+        student, teacher = self.student.backbone, self.teacher.backbone
+        features = student.tail(student.trunk(views.images))
+        with torch.no_grad():
+            target = self.teacher.points(teacher(images), views.frame_points, size)
+        return ViewEmbeddings(
+            student=self.student.points(features, views.view_points, size),
+            teacher=target,
+            points=(views.frame_points + 0.5) / size,
         )
 
     def trunks(self, batch: Batch) -> tuple[Tokens, Tokens]:
         """Run the frozen blocks: tokens of all B * T frames, and of the teacher's B anchor frames.
 
-        The teacher has a trunk of its own only if its frozen weights are averaged too, and so
-        differ from the student's by rounding.
+        The teacher has a trunk of its own only if its trunk differs from the student's: if
+        embeddings are trained, or, by rounding, if frozen weights are averaged too.
         """
         frames = normalised_images(batch["frames"], self.mean, self.std)
         teacher_frame = batch.get("teacher_frame")
@@ -106,7 +128,7 @@ class Step(nn.Module):
             else normalised_images(teacher_frame, self.mean, self.std)
         )
         images, clips = frames.flatten(0, 1), len(anchors)
-        if self.settings.teacher.average == "all":
+        if self.settings.teacher.average == "all" or self.student.backbone.trains_embeddings:
             return self.student.backbone.trunk(images), self.teacher.backbone.trunk(anchors)
         if teacher_frame is None:
             # Frame 0 of every clip has been through the shared trunk already.
@@ -117,11 +139,27 @@ class Step(nn.Module):
         return tokens[:-clips], tokens[-clips:]
 
 
+def _without_tracks(views: ViewEmbeddings | None, positions: Tensor) -> Embeddings:
+    """Return embeddings of views alone, for positions [B, F, N, 2]: their N is 0."""
+    assert views is not None  # there is no loss without tracks and views
+    clips, frames = positions.shape[:2]
+    nothing = views.teacher.new_zeros(clips, frames, 0, views.teacher.shape[-1])
+    return Embeddings(
+        student=nothing,
+        teacher=nothing[:, 0],
+        references=nothing,
+        weights=positions.new_zeros(clips, frames, 0),
+        positions=positions[:, :, :0],
+        anchor_positions=positions[:, 0, :0],
+        views=views,
+    )
+
+
 def step_flops(model: Step, size: int) -> float:
     """Return the transformers' floating-point operations per clip and step, as torch counts them.
 
-    Heads and losses are not counted. All frames are assumed to be compared, and all weights of the
-    tail to be trained.
+    Heads, losses and views (`frame_views`) are not counted. All frames are assumed to be compared,
+    and all weights of the tail to be trained.
     """
     t, teacher = model.settings.data.frames, model.teacher.backbone
     trunk_is_shared = (

@@ -73,9 +73,11 @@ class Embedder(nn.Module):
         frames: tokens of B frames; points: [B, N, 2] in pixels of a square of `size` pixels
         → float32 [B, N, E]
         """
-        return self.embed(
-            sample_points(self.backbone.tail(frames), points, size, self.align_corners)
-        )
+        return self.points(self.backbone.tail(frames), points, size)
+
+    def points(self, features: Tensor, points: Tensor, size: int) -> Tensor:
+        """Embed points [B, N, 2] of patch maps [B, h, w, D]: float32 [B, N, E]."""
+        return self.embed(sample_points(features, points, size, self.align_corners))
 
     def embed(self, features: Tensor) -> Tensor:
         """Project features [..., D] to unit vectors [..., E] in float32."""

@@ -83,6 +83,16 @@ def score(
     return scores
 
 
+def score_features(held_out: HeldOutSet, features: Tensor) -> Scores:
+    """Score unit features [clips, T, h, w, D] of all frames; drift is not measured."""
+    anchor_patches = features[:, 0].flatten(0, 2)
+    return Scores(
+        pairs=_frame_pairs(held_out, partial(_measure_model, features)),
+        effective_rank=effective_rank(anchor_patches),
+        mean_cosine=mean_cosine(anchor_patches),
+    )
+
+
 def _unit_features(held_out: HeldOutSet, model: EvaluatedModel, grid: int) -> Tensor:
     """Compute unit features of all frames after the final norm: [clips, T, h, w, D], on the CPU."""
     encode = patch_features(model, final_norm=True)
