@@ -24,6 +24,7 @@ from manifests.settings import LocationSetting, Settings
 from shards.errors import SettingsError
 from trainer.data.clip_filter import parse_filter
 from trainer.losses.settings import LossSettings
+from trainer.multiview.settings import MultiviewSettings
 
 UPSTREAM: dict[str, dict[str, Any]] = {
     "data": {
@@ -49,7 +50,7 @@ UPSTREAM: dict[str, dict[str, Any]] = {
 
 The cosine's period is its 217 steps per epoch times its 40 epochs."""
 
-ADDED: dict[str, Any] = {"method": "tracks"}
+ADDED: dict[str, Any] = {"method": "tracks", "multiview": None}
 """Fields of `TrainSettings` that came later, and the defaults at which they are not written."""
 
 
@@ -169,7 +170,7 @@ class DataSettings(Settings):
     crops as large as they are stored."""
     cameras: bool = False
     """Adds each frame's camera to the samples: `intrinsics`, `world_to_camera` and `posed`, of what
-    is shown after crop, resize and flip. No objective of pretrack uses them."""
+    is shown after crop, resize and flip. `method: multiview` uses them, and sets this."""
     on_error: Literal["stop", "skip"] = "stop"
     """What happens if a clip is missing or damaged: `stop` ends the run with an error that names
     it, and `skip` takes another clip instead; the log names and counts the clips left out."""
@@ -447,8 +448,9 @@ class TrainSettings(Settings):
     recipe: Literal["pretrack", "upstream"] = "pretrack"
     """`upstream`: fields that are not set take the published values (`UPSTREAM` in
     `trainer/config.py`) instead of their defaults."""
-    method: Literal["tracks"] = "tracks"
-    """What is trained. `tracks`: a student and its teacher compare tracks across frames."""
+    method: Literal["tracks", "multiview"] = "tracks"
+    """What is trained. `tracks`: a student and its teacher compare tracks across frames.
+    `multiview`: adapters let the frames of a sample see each other (`multiview`)."""
     data: DataSettings
     tracks: TrackFilterSettings = TrackFilterSettings()
     model: ModelSettings
@@ -456,6 +458,10 @@ class TrainSettings(Settings):
     loss: LossSettings = LossSettings()
     optim: OptimSettings = OptimSettings()
     teacher: TeacherSettings = TeacherSettings()
+    multiview: MultiviewSettings | None = None
+    """Only with `method: multiview`, in place of `references`, `loss` and `teacher`. It takes
+    `model.trainable_blocks` as the number of last blocks that are followed by an adapter; the
+    backbone stays frozen, except for `model.lora`."""
     run: RunSettings
 
     @model_validator(mode="before")
@@ -491,9 +497,51 @@ class TrainSettings(Settings):
             )
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_multiview(cls, values: Any) -> Any:
+        """With `method: multiview`, add its defaults, and cameras if it uses them."""
+        if not isinstance(values, dict) or values.get("method") != "multiview":
+            return values
+        data, multiview = values.get("data"), values.get("multiview") or {}
+        rays = not isinstance(multiview, dict) or multiview.get("ray_width") != 0
+        if isinstance(data, dict) and rays:
+            data = {"cameras": True} | data
+        return values | {"data": data, "multiview": multiview}
+
+    @model_validator(mode="after")
+    def _check_method(self) -> TrainSettings:
+        if self.method == "tracks":
+            if self.multiview:
+                raise ValueError("'multiview' needs 'method: multiview'")
+            return self
+        for name in ("references", "loss", "teacher"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"'{name}' belongs to 'method: tracks' and changes nothing with 'method: "
+                    f"{self.method}': leave it out"
+                )
+        if self.model.trainable_blocks == 0:
+            raise ValueError(
+                "'method: multiview' has no blocks to put adapters after: set "
+                "'model.trainable_blocks' to the number of last blocks, such as 12"
+            )
+        if self.model.train_norm:
+            raise ValueError("'model.train_norm' belongs to 'method: tracks': leave it out")
+        if self.multiview and self.multiview.ray_width and not self.data.cameras:
+            raise ValueError(
+                "'multiview.ray_width' above 0 needs 'data.cameras: true': set one of them, or "
+                "'multiview.ray_width: 0' to train without cameras"
+            )
+        if self.data.colour.student_only:
+            raise ValueError(
+                "'data.colour.student_only' needs a teacher, and 'method: multiview' has none"
+            )
+        return self
+
     @model_validator(mode="after")
     def _check_frames(self) -> TrainSettings:
-        if self.data.frames < 3:
+        if self.data.frames < 3 and self.method == "tracks":
             raise ValueError(
                 "'data.frames' must be at least 3: a clip's own reference is neither its first "
                 "frame nor its last"

@@ -29,6 +29,9 @@ from trainer.model.lora import without_adapters
 from trainer.model_card import model_card
 from trainer.training_footage import METADATA_KEY, UNKNOWN, TrainingFootage
 
+FEATURES = "patch tokens of the last block after the final norm"
+MULTIVIEW_FEATURES = "{features} patch tokens after the last adapter"
+
 
 def weights_path(out: Path, step: int) -> Path:
     """Return the path of the weights after `step` steps."""
@@ -41,11 +44,14 @@ def export_weights(
     snapshots: Sequence[Snapshot],
     step: int,
     trained_on: TrainingFootage = UNKNOWN,
+    multiview: dict[str, Any] | None = None,
 ) -> Path:
     """Write a backbone's weights, description and model card; return the weights' path.
 
-    Adapters are merged into the weights, and what they were trained on is in their metadata. Every
-    file is written atomically, the weights first.
+    multiview: what to say of a multi-view model, of which the backbone is a part
+
+    LoRA is merged into the weights, and what they were trained on is in their metadata. Every file
+    is written atomically, the weights first.
     """
     path = weights_path(settings.run.out, step)
     state = {
@@ -60,7 +66,7 @@ def export_weights(
         "img_size": settings.data.size,
         "mean": settings.data.mean,
         "std": settings.data.std,
-        "features": "patch tokens of the last block after the final norm",
+        "features": MULTIVIEW_FEATURES.format(**multiview) if multiview else FEATURES,
         "taken_from": settings.run.export,
         "step": step,
         "settings_digest": fingerprint(used),
@@ -70,6 +76,7 @@ def export_weights(
         ],
         "trained_on": trained_on.to_json(),
         "terms": sorted({terms for snapshot in snapshots for terms in _terms(snapshot)}),
+        **({"part_of": "multiview", "multiview": multiview} if multiview else {}),
         "terms_note": "The starting weights and the videos have terms of their own, "
         "which may apply to these weights too.",
     }

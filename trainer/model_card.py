@@ -14,23 +14,7 @@ tags: [image-feature-extraction, timm, 3d-aware, point-tracks]
 
 # {timm_id}, trained {on_what}
 {control}
-{timm_id}, trained for {steps} steps with pretrack's recipe `{recipe}` on stored point tracks, after
-3DPoV, with {losses}.
-Taken from the {taken_from}. `{file}` is a plain timm state dict; its features are the {features}.
-
-```python
-import timm
-
-model = timm.create_model(
-    "{timm_id}",
-    pretrained=True,
-    num_classes=0,
-    pretrained_cfg_overlay=dict(file="{file}"){options},
-)
-# images: [B, 3, {size}, {size}], normalised as below
-features = model.forward_features(images)[:, model.num_prefix_tokens:]
-```
-
+{method}
 Pixels are RGB in 0..1, minus {mean}, divided by {std}.
 
 ## Data
@@ -54,6 +38,44 @@ Digest `{digest}`. `{description}` beside this file has all settings. The main o
 {rows}
 """
 
+TRACKS = """\
+{timm_id}, trained for {steps} steps with pretrack's recipe `{recipe}` on stored point tracks, after
+3DPoV, with {losses}.
+Taken from the {taken_from}. `{file}` is a plain timm state dict; its features are the {features}.
+
+```python
+import timm
+
+model = timm.create_model(
+    "{timm_id}",
+    pretrained=True,
+    num_classes=0,
+    pretrained_cfg_overlay=dict(file="{file}"){options},
+)
+# images: [B, 3, {size}, {size}], normalised as below
+features = model.forward_features(images)[:, model.num_prefix_tokens:]
+```
+"""
+
+MULTIVIEW = """\
+{timm_id} with adapters through which the views of a scene see each other, trained for
+{steps} steps with pretrack's `method: multiview` on stored point tracks, after
+Multi-View Foundation Models.
+`{file}` has the backbone, with LoRA merged into it; alone it is neither the base
+model nor this one.
+`{adapters}` has the adapters. `multiview_model.py` loads both and needs
+torch and timm alone; features are {features}.
+
+```python
+from multiview_model import load
+
+model = load("{description}")
+# images: [sets, views, 3, {size}, {size}], normalised as below; cameras in pixels of the images,
+# with OpenCV's axes and pixel centres at whole numbers. Leave them out if they are unknown.
+features = model(images, intrinsics, world_to_camera)
+```
+"""
+
 CONTROL = """
 **Not trained on right tracks.** With `data.control: {control}`, {does}. Compare these weights with
 those of the same training without a control.
@@ -73,13 +95,29 @@ CARD_SETTINGS = {
 }
 """Settings in the card's table: title → dotted key."""
 
+MULTIVIEW_SETTINGS = {
+    "starting weights": "model.weights",
+    "blocks with adapters": "model.trainable_blocks",
+    "LoRA in them": "model.lora",
+    "learning rate": "optim.lr",
+    "views per set": "data.frames",
+    "stored frames between them": "data.step",
+    "crop": "data.crop",
+    "channels of camera rays": "multiview.ray_width",
+    "weight of staying near the base model": "multiview.keep",
+    "sets per step": "run.batch_size",
+    "seed": "run.seed",
+}
+"""The same for a multi-view model."""
+
 
 def model_card(description: dict[str, Any], file: str) -> str:
     """Return the card of the weights `file`, from their description (`trainer.export`)."""
     settings = description["settings"]
     control = settings["data"]["control"]
     rows = []
-    for title, key in CARD_SETTINGS.items():
+    multiview = "multiview" in description
+    for title, key in (MULTIVIEW_SETTINGS if multiview else CARD_SETTINGS).items():
         part, name = key.split(".")
         rows.append(f"| {title} | {settings[part][name]} |")
     snapshots = [
@@ -92,20 +130,33 @@ def model_card(description: dict[str, Any], file: str) -> str:
             f"The file's metadata have digests of the names of the {trained_on} sequences that "
             "these weights were trained on."
         ]
+    fields = {
+        "timm_id": description["timm_id"],
+        "steps": description["step"],
+        "features": description["features"],
+        "file": file,
+        "description": file.replace(".safetensors", ".json"),
+        "size": description["img_size"],
+    }
+    if multiview:
+        method = MULTIVIEW.format(
+            **fields, adapters=file.replace(".safetensors", ".multiview.safetensors")
+        )
+    else:
+        method = TRACKS.format(
+            **fields,
+            recipe=settings["recipe"],
+            losses=_losses(settings["loss"]),
+            taken_from=description["taken_from"],
+            options=f", **{description['options']}" if description["options"] else "",
+        )
     return CARD.format(
         timm_id=description["timm_id"],
         on_what="on point tracks" if control == "none" else "as a control",
         control=""
         if control == "none"
         else CONTROL.format(control=control, does=CONTROLS[control]),
-        steps=description["step"],
-        recipe=settings["recipe"],
-        losses=_losses(settings["loss"]),
-        taken_from=description["taken_from"],
-        features=description["features"],
-        file=file,
-        options=f", **{description['options']}" if description["options"] else "",
-        size=description["img_size"],
+        method=method,
         mean=tuple(description["mean"]),
         std=tuple(description["std"]),
         data="\n".join([*snapshots, "", f"Split `{settings['data']['split']}`.", *footage]),
@@ -113,7 +164,7 @@ def model_card(description: dict[str, Any], file: str) -> str:
         or "The videos' tables state no terms.",
         terms_note=description["terms_note"],
         digest=description["settings_digest"],
-        description=file.replace(".safetensors", ".json"),
+        description=fields["description"],
         rows="\n".join(rows),
     )
 

@@ -14,15 +14,17 @@ from manifests.settings import load_settings
 from shards.errors import SettingsError
 from trainer.config import UPSTREAM, DataSettings, TrainSettings
 from trainer.model.backbone import BACKBONES
+from trainer.multiview.settings import MultiviewSettings
 
+TRACK_RECIPES = ("upstream", "pretrack")
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
 README = Path(__file__).parents[2] / "README.md"
-RECIPES = sorted(path for path in CONFIGS.glob("*/*.yaml"))
+RECIPES = sorted(path for name in TRACK_RECIPES for path in CONFIGS.glob(f"{name}/*.yaml"))
 
 
 def test_every_published_backbone_has_both_recipes() -> None:
     published = {name for name in BACKBONES if not name.endswith("_large")}
-    for recipe in ("upstream", "pretrack"):
+    for recipe in TRACK_RECIPES:
         assert {path.stem for path in RECIPES if path.parent.name == recipe} == published
 
 
@@ -37,6 +39,60 @@ def test_recipes_load(path: Path) -> None:
             assert (getattr(getattr(settings, part), key) == value) == (
                 settings.recipe == "upstream"
             ), key
+
+
+@pytest.mark.parametrize("name", ["dinov2_reg_small", "dinov2_reg_small_published"])
+def test_multiview_recipes_load(name: str) -> None:
+    settings = load_settings(TrainSettings, CONFIGS / "multiview" / f"{name}.yaml")
+    assert settings.run.out == Path(f"runs/multiview-{name}")
+    assert settings.multiview
+    assert settings.data.cameras
+    assert settings.model.lora
+    assert (settings.model.lora.rank, settings.model.lora.layers) == (32, ("qkv",))
+    default = MultiviewSettings()
+    published = {
+        "scale": "first_view",
+        "drop_poses": 0.0,
+        "fewer_views": 0.0,
+        "directions": "forward",
+        "cells": "corners",
+        "features": "raw",
+    }
+    expected = default.model_copy(update=published) if "published" in name else default
+    assert settings.multiview == expected
+
+
+def test_settings_of_earlier_versions_keep_their_digests(
+    settings: Callable[..., TrainSettings],
+) -> None:
+    """`method` and `multiview` are written only where they say something."""
+    assert {"method", "multiview"}.isdisjoint(settings().model_dump(mode="json"))
+    other = load_settings(TrainSettings, CONFIGS / "multiview" / "dinov2_reg_small.yaml")
+    assert TrainSettings.model_validate(other.model_dump(mode="json")) == other
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.frames=1"], "'data.frames'"),
+        (["data.cameras=false"], "'multiview.ray_width' above 0 needs 'data.cameras: true'"),
+        (["model.trainable_blocks=0", "model.lora=null"], "no blocks to put adapters after"),
+        (["multiview.location=0", "multiview.keep=0"], "nothing would be trained"),
+        (["multiview.heads=7"], "'ray_width: 128' should be a multiple of 'heads: 7'"),
+        (["loss.sorting=0.5"], "'loss' belongs to 'method: tracks'"),
+        (["teacher.momentum=0.9"], "'teacher' belongs to 'method: tracks'"),
+        (["model.train_norm=true"], "'model.train_norm' belongs to 'method: tracks'"),
+        (["data.colour.student_only=true"], "needs a teacher"),
+        (["method=tracks"], "'multiview' needs 'method: multiview'"),
+        (["method=multiviews"], "'method'"),
+    ],
+)
+def test_multiview_settings_that_cannot_work_are_refused(
+    overrides: list[str], message: str
+) -> None:
+    path = CONFIGS / "multiview" / "dinov2_reg_small_published.yaml"
+    with pytest.raises(SettingsError, match=message):
+        load_settings(TrainSettings, path, overrides)
 
 
 def test_the_demo_and_the_example_in_the_readme_load() -> None:

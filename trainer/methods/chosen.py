@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainer.methods.method import Method
+from trainer.methods.multiview import MultiviewMethod
 from trainer.methods.tracks import TrackMethod
 
-METHODS: dict[str, type[Method]] = {"tracks": TrackMethod}
+METHODS: dict[str, type[Method]] = {"tracks": TrackMethod, "multiview": MultiviewMethod}

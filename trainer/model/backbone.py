@@ -302,7 +302,7 @@ def _timm_model(timm_id: str, weights: str | None, options: dict[str, Any]) -> A
     """Make a model, with timm's weights if `weights` is `hub`."""
     try:
         return timm.create_model(
-            timm_id, pretrained=weights == "hub", **_arguments(timm_id, options)
+            timm_id, pretrained=weights == "hub", **timm_arguments(timm_id, options)
         )
     except TIMM_ERRORS as error:
         raise _cannot_be_made(timm_id, weights, options, error) from error
@@ -346,7 +346,7 @@ def _fitting_backbone(given: Architecture, options: dict[str, Any]) -> str | Non
     for name, timm_id in {**BACKBONES, **{n: n for n in WITH_ATTENTION_BIASES}}.items():
         try:
             with torch.device("meta"):  # shapes alone
-                model = timm.create_model(timm_id, **_arguments(timm_id, options))
+                model = timm.create_model(timm_id, **timm_arguments(timm_id, options))
         except TIMM_ERRORS:
             continue
         fits = architecture_of(model.state_dict(), model=True)
@@ -355,7 +355,7 @@ def _fitting_backbone(given: Architecture, options: dict[str, Any]) -> str | Non
     return None
 
 
-def _arguments(timm_id: str, options: dict[str, Any]) -> dict[str, Any]:
+def timm_arguments(timm_id: str, options: dict[str, Any]) -> dict[str, Any]:
     """Return all arguments for `create_model`.
 
     They make a model accept other image sizes than its own: learned positions must be resampled;

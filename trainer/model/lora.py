@@ -73,3 +73,29 @@ def without_adapters(backbone: Backbone) -> nn.Module:
         layer.merge()
         model.set_submodule(name, layer.get_base_layer())
     return model
+
+
+def base_model(backbone: Backbone) -> Backbone:
+    """Return the backbone as it is without its adapters, in evaluation mode, sharing every weight.
+
+    Nothing is copied but the modules' own bookkeeping. Make it anew if modules are replaced.
+    """
+    try:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError:  # then there are no adapters
+        BaseTunerLayer = ()  # type: ignore[misc, assignment]
+
+    def twin(module: nn.Module) -> nn.Module:
+        source = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        # The dictionary of parameters is shared, so a weight that is moved is moved here too.
+        copied = copy.copy(source)
+        copied._modules = {
+            name: part if part is None else twin(part) for name, part in source._modules.items()
+        }
+        copied.training = False
+        copied._compiled_call_impl = None  # of the module with adapters
+        return copied
+
+    base = copy.copy(backbone)
+    base._modules = {"model": twin(backbone.model)}
+    return base
