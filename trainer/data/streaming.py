@@ -35,6 +35,8 @@ from shards.codec import decode_tracks
 from shards.errors import PretrackError, SettingsError, ShardError
 from shards.files import Location, parse_location, read_file, reading
 from shards.reader import ChecksumStream, read_tar
+from shards.score_codec import decode_scores
+from shards.track_scores import TrackScores, score_clip
 from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.batch import Batch, first_item
@@ -105,6 +107,7 @@ class StreamedClips(IterableDataset[Batch]):
     settings: as for `ClipDataset`; `out`, `snapshot` and `cache` are ignored
     seed:     all randomness follows from it
     buffer:   size of each worker's shuffle buffer, in clips
+    max_epipolar_px: as for `ClipDataset`; tracks of clips without scores are scored when read
 
     Yields a `Batch` without the axis B per clip; `batches` yields batches.
 
@@ -119,7 +122,13 @@ class StreamedClips(IterableDataset[Batch]):
     """
 
     def __init__(
-        self, tars: str | Sequence[str], settings: DataSettings, seed: int, buffer: int = 256
+        self,
+        tars: str | Sequence[str],
+        settings: DataSettings,
+        seed: int,
+        buffer: int = 256,
+        *,
+        max_epipolar_px: float | None = None,
     ) -> None:
         for name in ("where", "weights", "shuffle_shards"):
             if getattr(settings, name):
@@ -135,6 +144,7 @@ class StreamedClips(IterableDataset[Batch]):
         sources = [tars] if isinstance(tars, str) else tars
         self.tars = [tar for source in sources for tar in listed_tars(source)]
         self.settings, self.seed, self.buffer = settings, seed, buffer
+        self.max_epipolar_px = max_epipolar_px
 
     def batches(self, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
         """Yield an infinite stream of batches, read by `workers` processes (0: this one).
@@ -178,7 +188,7 @@ class StreamedClips(IterableDataset[Batch]):
             for clip in shuffle(self._read_clips(tars, pass_number)):
                 if not points:
                     points = clip.points
-                    check_control(self.settings, points, None)
+                    check_control(self.settings, points, self.max_epipolar_px)
                 if clip.points != points:
                     raise PretrackError(
                         f"clip {clip.key} in {clip.shard} has {clip.points} points and others have "
@@ -240,12 +250,13 @@ class StreamedClips(IterableDataset[Batch]):
             )
             transforms = choose_transforms(info.width, info.height, s, random)
             images = [members[f"{number:03d}.jpg"] for number in numbers]
+            visibility = tracks.visibility[anchor, numbers]  # a copy
+            if self.max_epipolar_px is not None:
+                scores = _scores(members, tracks, info)
+                # A track without a score is NaN, which is not larger.
+                visibility[:, scores.epipolar[anchor] > self.max_epipolar_px] = 0
             positions, visibility, confidence = control_tracks(
-                (
-                    tracks.positions[anchor, numbers],
-                    tracks.visibility[anchor, numbers],
-                    tracks.confidence[anchor, numbers],
-                ),
+                (tracks.positions[anchor, numbers], visibility, tracks.confidence[anchor, numbers]),
                 s,
                 random,
             )
@@ -329,6 +340,13 @@ def _opened_file(path: Location) -> Iterator[BinaryIO]:
         download(path) if isinstance(path, Url) else open(path, "rb") as stream,
     ):
         yield stream
+
+
+def _scores(members: dict[str, Any], tracks: Tracks, info: ClipInfo) -> TrackScores:
+    """Return the stored scores of a clip's tracks, or compute them. Raises ShardError."""
+    if "scores.zst" not in members:
+        return score_clip(tracks, info).tracks
+    return decode_scores(members["scores.zst"], tracks.visibility.shape[::2])
 
 
 def _tracked_directions(tracks: Tracks) -> Directions:

@@ -21,6 +21,7 @@ from trainer.data.batch import track_mask
 from trainer.data.clip_filter import parse_filter
 from trainer.data.clip_selection import choose_clips
 from trainer.data.dataset import ClipDataset
+from trainer.data.streaming import StreamedClips
 
 FRAMES, ANCHORS = 24, (0, 12)
 
@@ -98,6 +99,24 @@ def test_tracks_that_leave_their_epipolar_lines_do_not_count(tmp_path: Path) -> 
     assert before[1:, bad].any()
     assert not after[1:, bad].any()
     torch.testing.assert_close(after[:, ~bad], before[:, ~bad])
+
+
+@pytest.mark.parametrize("scored", [True, False])
+def test_streamed_tracks_that_leave_their_epipolar_lines_do_not_count(
+    tmp_path: Path, scored: bool
+) -> None:
+    """Tracks of a tar without scores are scored when they are read."""
+    scene = with_drift(scene_of(4, 30.0), part=0.5)
+    snapshot = publish_clips(tmp_path, [stored_scene(scene, "clip")], scored=scored)
+    settings = settings_for(snapshot, anchor="first", direction="forward")
+    bad = torch.from_numpy(score_clip(scene.tracks, scene.info).tracks.epipolar[0] > 2.0)
+    tars = str(snapshot.out)
+    plain = next(iter(StreamedClips(tars, settings, seed=1)))
+    filtered = next(iter(StreamedClips(tars, settings, seed=1, max_epipolar_px=2.0)))
+    torch.testing.assert_close(filtered["frames"], plain["frames"], rtol=0, atol=0)
+    assert (plain["visibility"][1:, bad] > 0).any()
+    assert not (filtered["visibility"][1:, bad] > 0).any()
+    torch.testing.assert_close(filtered["visibility"][:, ~bad], plain["visibility"][:, ~bad])
 
 
 def test_tracks_without_a_score_are_kept(tmp_path: Path) -> None:
