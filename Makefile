@@ -11,7 +11,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
 	@echo 'creating $(VENV) and installing about 7 GB: this takes some minutes'
 	$(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt pip setuptools wheel
-	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,cotracker3,train,demo,docs,dev]'
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,cotracker3,train,demo,scenes,docs,dev]'
 	sh scripts/install_torchsort.sh $(RUN)/python
 	touch $@
 

@@ -70,6 +70,9 @@ class Reason(StrEnum):
     DEPTH_UNKNOWN = "depth unknown"
     MASK_UNKNOWN = "mask unknown"
 
+    # Rendering frames (stage "decode").
+    NOT_RENDERED = "not rendered"
+
     # Tracking (stage "track").
     TRACKER_FAILED = "tracker failed"
     TRACKER_CRASHED = "tracker crashed"
@@ -93,6 +96,7 @@ class Reason(StrEnum):
             Reason.TRACKER_CRASHED,
             Reason.MISSING_VIDEO,
             Reason.MISSING_IMAGE,
+            Reason.NOT_RENDERED,
         )
 
 
@@ -108,5 +112,5 @@ class DecodeError(PretrackError):
         self.reason = reason
 
 
-class GpuError(PretrackError):
-    """This machine cannot decode on a GPU: every clip would fail for the same reason."""
+class MachineError(PretrackError):
+    """This machine lacks what every clip needs, such as a GPU or OpenGL: all would fail alike."""

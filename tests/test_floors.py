@@ -170,8 +170,8 @@ def test_only_the_command_line_may_import_the_trainer_and_only_inside_functions(
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("pipeline.cli", {"ray", "cv2", "torch", "decord", "av", "pyarrow"}),
-        ("pipeline.execution.build", {"torch", "decord", "timm"}),
+        ("pipeline.cli", {"ray", "cv2", "torch", "decord", "av", "pyarrow", "mujoco"}),
+        ("pipeline.execution.build", {"torch", "decord", "timm", "mujoco"}),
         pytest.param(
             "trainer.train", {"ray", "decord", "av", "scenedetect"}, marks=pytest.mark.slow
         ),

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.messages import EncodedClip, EncodeRequest
 from pipeline.decode.picture_print import picture_print
-from pipeline.failures import DecodeError, GpuError, Reason
+from pipeline.failures import DecodeError, MachineError, Reason
 from shards import jpeg
 from shards.errors import ShardError, first_line
 from shards.geometry import FrameTransform
@@ -45,7 +45,7 @@ def encode_clips(
     """Yield for each clip its encoded frames, or why it is refused.
 
     `on_frames` is called after every few frames. Raises DecodeError if the file as a whole is
-    refused, and GpuError if this machine lacks what the device needs.
+    refused, and MachineError if this machine lacks what the device needs.
     """
     check_device(request.device)
     on_frames()  # loading torch and starting CUDA took seconds
@@ -69,19 +69,19 @@ def encode_clips(
 
 @cache
 def check_device(device: str) -> None:
-    """Raise GpuError, saying what to do, if this machine cannot decode and encode on a device."""
+    """Raise MachineError, saying what to do, if this machine cannot decode on a device."""
     try:
         import torch
 
         if device == "cuda" and not torch.cuda.is_available():
-            raise GpuError(
+            raise MachineError(
                 "frames.device is cuda, and torch finds no GPU here: see what nvidia-smi says, "
                 f"{_ELSE}"
             )
         for module in ("torchcodec.decoders", "torchvision.io"):
             import_module(module)
     except (ImportError, RuntimeError, OSError) as error:
-        raise GpuError(
+        raise MachineError(
             f"frames.device {device} needs torchcodec and torchvision, and one cannot be loaded "
             f"here ({first_line(error)}): pip install 'pretrack[torchcodec]' and FFmpeg from the "
             f"system's packages, {_ELSE}"
@@ -89,7 +89,7 @@ def check_device(device: str) -> None:
     try:
         encode_jpegs(torch.zeros(1, 3, 16, 16, dtype=torch.uint8, device=device), quality=90)
     except (RuntimeError, NotImplementedError) as error:
-        raise GpuError(
+        raise MachineError(
             f"torchvision cannot encode JPEG on the device {device} ({first_line(error)}): install "
             f"a build of torchvision with nvJPEG, {_ELSE}"
         ) from error
@@ -98,7 +98,7 @@ def check_device(device: str) -> None:
 def open_reader(path: str, device: str) -> Any:
     """Open a video file with torchcodec: a `VideoDecoder` that decodes on a device.
 
-    Raises DecodeError if the device cannot decode it, and GpuError if no file could be decoded.
+    Raises DecodeError if the device cannot decode it, and MachineError if no file could be decoded.
     """
     from torchcodec import decoders
 
@@ -110,7 +110,7 @@ def open_reader(path: str, device: str) -> Any:
             reader = decoders.VideoDecoder(path, device=device)
     except (RuntimeError, ValueError) as error:
         if "nsupported device" in str(error):
-            raise GpuError(
+            raise MachineError(
                 "torchcodec was installed without CUDA: install its build for your version of "
                 f"CUDA, as its README says, {_ELSE}"
             ) from error
@@ -119,7 +119,7 @@ def open_reader(path: str, device: str) -> Any:
     # pretrack's CPU path has.
     fallback = getattr(reader, "cpu_fallback", None)
     if fallback and "nvcuvid" in str(fallback).lower():
-        raise GpuError(
+        raise MachineError(
             "NVDEC's library, libnvcuvid, is missing here: start the container with "
             f"NVIDIA_DRIVER_CAPABILITIES=all, {_ELSE}"
         )

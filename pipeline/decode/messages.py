@@ -149,12 +149,21 @@ class MapsRequest:
     stored_size: tuple[int, int]
 
 
-Request = ScanRequest | VideoRequest | EncodeRequest | ImagesRequest | MapsRequest
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    """Render those files of a video of a dataset that are not there yet. No results."""
+
+    dataset: str
+    root: str
+    names: tuple[str, ...]
+
+
+Request = ScanRequest | VideoRequest | EncodeRequest | ImagesRequest | MapsRequest | RenderRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The decoder is alive: it decoded a frame that is not a result itself."""
+    """The decoder is alive: it decoded or rendered a frame that is not a result itself."""
 
 
 @dataclass(frozen=True, slots=True)

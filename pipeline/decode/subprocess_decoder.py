@@ -23,6 +23,7 @@ from pipeline.decode.messages import (
     ItemFailed,
     MapsRequest,
     Progress,
+    RenderRequest,
     Request,
     RequestDone,
     RequestFailed,
@@ -33,7 +34,7 @@ from pipeline.decode.messages import (
     VideoRequest,
 )
 from pipeline.decode.video import Decoder
-from pipeline.failures import DecodeError, GpuError, Reason
+from pipeline.failures import DecodeError, MachineError, Reason
 from pipeline.sources.video import Scan
 
 
@@ -94,7 +95,7 @@ class SubprocessDecoder:
         """Read and encode clips of a video file on a device, each given by its frames' indices.
 
         Returns for each clip its encoded frames, or why the device could not decode or prove them.
-        Raises GpuError if this machine lacks what the device needs.
+        Raises MachineError if this machine lacks what the device needs.
         """
         request = EncodeRequest(
             path=path,
@@ -130,6 +131,14 @@ class SubprocessDecoder:
         Raises DecodeError if the child was killed or died.
         """
         return list(self._ask(request))
+
+    def render(self, dataset: str, root: str, names: Sequence[str]) -> None:
+        """Render those files of a video, named as in its row, that are not in the root yet.
+
+        Raises DecodeError if they cannot be written, MachineError if this machine cannot render.
+        """
+        for _ in self._ask(RenderRequest(dataset, root, tuple(names))):
+            pass
 
     def close(self) -> None:
         """Kill the child. The decoder stays usable: the next request starts another child."""
@@ -170,7 +179,7 @@ class SubprocessDecoder:
                     case RequestFailed(message, reason):
                         raise DecodeError(message, reason)
                     case DeviceMissing(message):
-                        raise GpuError(message)
+                        raise MachineError(message)
                     case RequestDone():
                         return
         except (EOFError, OSError) as error:
@@ -178,7 +187,7 @@ class SubprocessDecoder:
             raise DecodeError(
                 f"the decoder process {self._reap()}", Reason.DECODER_CRASHED
             ) from error
-        except (DecodeError, GpuError):
+        except (DecodeError, MachineError):
             # After a failed request the child waits for the next one, and is kept.
             raise
         except BaseException:

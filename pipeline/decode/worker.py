@@ -28,6 +28,7 @@ from pipeline.decode.messages import (
     ItemFailed,
     MapsRequest,
     Progress,
+    RenderRequest,
     Request,
     RequestDone,
     RequestFailed,
@@ -38,7 +39,8 @@ from pipeline.decode.messages import (
 )
 from pipeline.decode.scan import scan
 from pipeline.decode.video import read_frames
-from pipeline.failures import DecodeError, GpuError, Reason
+from pipeline.failures import DecodeError, MachineError, Reason
+from pipeline.sources.rendering import render_missing
 from shards.geometry import FrameTransform, stored_transform
 
 _PR_SET_PDEATHSIG = 1
@@ -76,7 +78,9 @@ def _answer(pipe: Connection, request: Request) -> Answer:
                 _answer_images(pipe, request)
             case MapsRequest():
                 _answer_maps(pipe, request)
-    except GpuError as error:
+            case RenderRequest(dataset, root, names):
+                render_missing(dataset, root, names, on_file=lambda: pipe.send(Progress()))
+    except MachineError as error:
         return DeviceMissing(str(error))
     except DecodeError as error:
         return RequestFailed(str(error), error.reason)

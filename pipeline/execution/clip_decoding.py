@@ -19,6 +19,7 @@ from pipeline.failures import DecodeError, Reason
 from pipeline.planning.ledger_store import digest_of, ledger_digest, read_ledger, write_ledger
 from pipeline.planning.plan import PlannedClip
 from pipeline.sources.picture_kinds import main_channels
+from pipeline.sources.rendering import is_rendered
 from shards import jpeg
 from shards.clip import Camera, ClipInfo
 from shards.errors import ShardError
@@ -124,6 +125,8 @@ def _decode_video(
     for clip in planned:
         failures: list[Failure] = []
         try:
+            if is_rendered(video.dataset):
+                _render(clip, video, task, decoder)
             decoded = _decode_from_images(clip, video, task, decoder, failures=failures)
         except DecodeError as error:
             failures.append(_decode_failure(clip, video, error, str(error)))
@@ -136,7 +139,7 @@ def _decode_on_gpu(
 ) -> Iterator[ClipResult]:
     """Decode clips of a video file on the GPU, and those that it refuses on the CPU.
 
-    Raises GpuError if this machine cannot decode on a GPU.
+    Raises MachineError if this machine cannot decode on a GPU.
     """
     encoded = _encode_on_gpu(planned, video, task, decoder)
     refused = [
@@ -247,6 +250,20 @@ def _ledger(path: str, video: VideoRow, task: ShardTask, decoder: SubprocessDeco
         )
     write_ledger(out, scan.ledger)
     return scan.ledger
+
+
+def _render(
+    planned: PlannedClip, video: VideoRow, task: ShardTask, decoder: SubprocessDecoder
+) -> None:
+    """Render the files of a clip that are not there yet. Raises DecodeError, MachineError."""
+    files = [video.image_files]
+    if video.depth:
+        files.append(video.depth.files)
+    if video.mask_files:
+        files.append(video.mask_files)
+    indices = _frame_indices(planned, task)
+    names = [of_video[index] for of_video in files for index in indices]
+    decoder.render(video.dataset, video.root, names)
 
 
 def _decode_from_images(

@@ -22,7 +22,7 @@ from pipeline.execution.build_monitor import BuildMonitor
 from pipeline.execution.shard_chain import ShardChain
 from pipeline.execution.shard_task import shard_task, task_from_source
 from pipeline.execution.tracker_pool import TrackerPool
-from pipeline.failures import GpuError
+from pipeline.failures import MachineError
 from pipeline.planning.plan import Plan, PlannedShard
 from pipeline.ray_cluster import cause_of, connect, resources
 from shards.errors import PretrackError, first_line
@@ -150,7 +150,7 @@ def _raise_if_permanent(error: Exception, settings: BuildSettings) -> None:
             "processes was killed for lack of memory: run the same build again, what is done is "
             "kept"
         ) from error
-    if isinstance(error, GpuError):
+    if isinstance(error, MachineError):
         raise error
     if isinstance(error, OSError) and is_permanent_error(error):
         raise PretrackError(

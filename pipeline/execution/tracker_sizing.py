@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pipeline.config import RaySettings
-from pipeline.failures import GpuError
+from pipeline.failures import MachineError
 from pipeline.ray_cluster import Cluster
 from shards.errors import PretrackError
 
@@ -39,9 +39,9 @@ def check_trackers(settings: RaySettings, cluster: Cluster, decoder_gpus: float 
 
 
 def check_decoders(cluster: Cluster, decoder_gpus: float) -> None:
-    """Raise GpuError if no decoding task can ever start for lack of a GPU."""
+    """Raise MachineError if no decoding task can ever start for lack of a GPU."""
     if decoder_gpus > cluster.gpus:
-        raise GpuError(
+        raise MachineError(
             f"frames.device is cuda, and this cluster has {cluster.gpus} GPUs: run on a machine "
             "with a GPU that Ray sees, or set frames.device to cpu"
         )

@@ -31,6 +31,8 @@ from pipeline.monitoring.progress import Progress
 from pipeline.planning.ledger_store import scan_texts, write_ledger
 from pipeline.ray_cluster import connect, decoder_of_this_worker, ray_task, results_as_completed
 from pipeline.sources.listing import files_named, identity_of
+from pipeline.sources.rendering import is_rendered
+from pipeline.sources.scenes import split_of_scene
 from pipeline.sources.video import Scan, ScanNote, Video
 from shards.errors import FormatVersionError, PretrackError
 from shards.files import Location, sizes_in
@@ -266,7 +268,12 @@ def stored_catalog(settings: BuildSettings) -> Catalog:
     sources = pa.array([source.name for source in settings.sources])
     videos = snapshot.videos.filter(pc.is_in(snapshot.videos["source"], value_set=sources))
     splits = pa.array(
-        [split_of(sequence, settings.split) for sequence in videos["sequence"].to_pylist()],
+        [
+            split_of(dataset, sequence, settings.split)
+            for dataset, sequence in zip(
+                videos["dataset"].to_pylist(), videos["sequence"].to_pylist(), strict=True
+            )
+        ],
         pa.string(),
     )
     videos = videos.set_column(videos.column_names.index("split"), VIDEOS.field("split"), splits)
@@ -313,11 +320,14 @@ def changed_videos(
     return changed
 
 
-def split_of(sequence: str, split: SplitSettings) -> str:
+def split_of(dataset: str, sequence: str, split: SplitSettings) -> str:
     """Return `train` or `eval`, by a hash of the sequence's name.
 
-    All footage of a sequence is in the same split, in any source, on any machine.
+    All footage of a sequence is in the same split, in any source, on any machine. Scenes were made
+    for a split, and are in that one.
     """
+    if dataset == "scenes":
+        return split_of_scene(sequence)
     digest = hashlib.blake2b(f"{split.salt}{sequence}".encode(), digest_size=8).digest()
     return "eval" if int.from_bytes(digest, "big") < split.eval_fraction * 2**64 else "train"
 
@@ -331,7 +341,7 @@ def _video_row(video: Video, settings: BuildSettings) -> VideoRow:
             "depth": video.depth if settings.frames.depth else None,
             "mask_files": video.mask_files if settings.frames.masks else None,
         },
-        split=split_of(video.sequence, settings.split),
+        split=split_of(video.dataset, video.sequence, settings.split),
         width=0,
         height=0,
         cuts=(),
@@ -362,11 +372,20 @@ def _content_identity(video: Video, frames: FrameSettings) -> str:
     lines = [video.identity, repr(video.frame_numbers), times, repr(poses), video.terms]
     # Nothing is added for maps that are not stored, and their files are not looked at.
     if frames.depth and video.depth:
-        files = files_named(video.root, (*video.depth.files, *video.depth.masks))
-        lines += [f"{video.depth.encoding} {video.depth.scales!r}", identity_of(files)]
+        files = _identity_of_maps(video, (*video.depth.files, *video.depth.masks))
+        lines += [f"{video.depth.encoding} {video.depth.scales!r}", files]
     if frames.masks and video.mask_files:
-        lines.append(identity_of(files_named(video.root, video.mask_files)))
+        lines.append(_identity_of_maps(video, video.mask_files))
     return fingerprint_lines(lines)
+
+
+def _identity_of_maps(video: Video, files: Sequence[str]) -> str:
+    """Digest the files of depth maps or masks, and only the names of rendered ones, which may not
+    be there yet.
+    """
+    if is_rendered(video.dataset):
+        return fingerprint_lines(files)
+    return identity_of(files_named(video.root, files))
 
 
 def _path(video: Video) -> str:

@@ -5,11 +5,8 @@ They are ground truth without a download.
 
 from __future__ import annotations
 
-import os
-import secrets
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import cv2
@@ -19,10 +16,16 @@ from manifests.fingerprint import fingerprint
 from manifests.rows import Failure
 from manifests.settings import Settings
 from pipeline.sources.listing import Root, SourceName
-from pipeline.sources.synthetic_scene import FRAMES_PER_SECOND, Scene, SceneId, make_scene, render
+from pipeline.sources.synthetic_scene import (
+    FRAMES_PER_SECOND,
+    Scene,
+    SceneId,
+    check_photographs,
+    make_scene,
+    render,
+)
 from pipeline.sources.video import Video
 from shards.errors import PretrackError
-from shards.files import TEMPORARY, atomic_write, sync_folder
 
 TERMS = (
     "Rendered from photographs in the public domain or CC0 that scikit-image ships: "
@@ -33,8 +36,8 @@ TERMS = (
 class Synthetic(Settings):
     """Rendered videos: photographs on planes that swing in front of a moving camera.
 
-    Frames are rendered to `ROOT/VIDEO_ID/00000.png`, … when the videos are first listed, in a few
-    seconds per video, and kept. A video's id holds every setting that determines its frames, so
+    Frames are rendered to `ROOT/VIDEO_ID/00000.png`, … by the workers that read them first, in a
+    few seconds per video, and kept. A video's id holds every setting that determines its frames, so
     other settings add videos next to the old ones.
     """
 
@@ -56,7 +59,7 @@ class Synthetic(Settings):
     """Other seeds give other scenes."""
 
     def find_videos(self) -> Iterator[Video | Failure]:
-        """Yield all videos in order, rendering those that are not there yet.
+        """Yield all videos in order. Nothing is rendered.
 
         Raises PretrackError if scikit-image's photographs are not installed or the root is a file.
         """
@@ -65,19 +68,13 @@ class Synthetic(Settings):
                 f"the synthetic root {self.root} is not a folder: "
                 "set 'root' to one for the rendered frames"
             )
+        check_photographs()
         for number in range(self.videos):
             yield self._video(SceneId(self.seed, number, self.frames, self.width, self.height))
 
     def _video(self, scene_id: SceneId) -> Video:
-        """Describe a video, after rendering it if frames are missing.
-
-        Content and identity follow from the id alone, whenever and wherever it is rendered.
-        """
+        """Describe a video. Content and identity follow from the id alone."""
         scene, video_id = make_scene(scene_id), str(scene_id)
-        names = [f"{frame:05d}.png" for frame in range(scene_id.frames)]
-        folder = self.root / video_id
-        if not all((folder / name).is_file() for name in names):
-            _write_frames(folder, names, scene)
         return Video(
             source=self.name,
             dataset=self.dataset,
@@ -85,7 +82,7 @@ class Synthetic(Settings):
             sequence=f"synthetic/seed{scene_id.seed}-scene{scene_id.number:04d}",
             root=str(self.root.absolute()),
             file="",
-            image_files=tuple(f"{video_id}/{name}" for name in names),
+            image_files=tuple(f"{video_id}/{frame:05d}.png" for frame in range(scene_id.frames)),
             frame_numbers=tuple(range(scene_id.frames)),
             timestamps=tuple(frame / FRAMES_PER_SECOND for frame in range(scene_id.frames)),
             cameras=scene.cameras,
@@ -94,18 +91,18 @@ class Synthetic(Settings):
         )
 
 
-def _write_frames(folder: Path, names: list[str], scene: Scene) -> None:
-    """Render a scene to PNG files in a folder, which appears once all files are written.
+def render_files(names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Render frames, named as in `Video.image_files`: (name, PNG) each.
 
-    A folder that is there, and lacks files, is replaced.
+    Raises PretrackError if scikit-image's photographs are not installed.
     """
-    temporary = folder.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{folder.name}")
-    try:
-        for frame, name in enumerate(names):
-            _, data = cv2.imencode(".png", cv2.cvtColor(render(scene, frame), cv2.COLOR_RGB2BGR))
-            atomic_write(temporary / name, data.tobytes())
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(folder.parent)
+    for name in names:
+        video_id, _, file = name.rpartition("/")
+        picture = render(_scene(video_id), int(file.removesuffix(".png")))
+        _, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        yield name, data.tobytes()
+
+
+@lru_cache(maxsize=1)
+def _scene(video_id: str) -> Scene:
+    return make_scene(SceneId.parse(video_id))

@@ -22,6 +22,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -146,6 +147,16 @@ class Scene:
             )
             inverse_depths.append(np.where(hit, inverse_depth, -np.inf))
         return np.stack(inverse_depths)
+
+
+def check_photographs() -> Path:
+    """Return the folder of the photographs. Raises PretrackError if they are not installed."""
+    try:
+        return Path(str(metadata.distribution("scikit-image").locate_file("skimage/data")))
+    except metadata.PackageNotFoundError as error:
+        raise PretrackError(
+            "synthetic scenes show photographs of scikit-image: pip install 'pretrack[synthetic]'"
+        ) from error
 
 
 def make_scene(scene_id: SceneId) -> Scene:
@@ -341,12 +352,7 @@ def _texture(photograph: str, tiled: bool, halvings: int) -> NDArray[np.uint8]:
     If `tiled`, its mirror images are beside and below it. Raises PretrackError if the photographs
     are not installed, or the file is not the one that scikit-image ships.
     """
-    try:
-        path = metadata.distribution("scikit-image").locate_file(f"skimage/data/{photograph}")
-    except metadata.PackageNotFoundError as error:
-        raise PretrackError(
-            "synthetic scenes show photographs of scikit-image: pip install 'pretrack[synthetic]'"
-        ) from error
+    path = check_photographs() / photograph
     picture = cv2.imread(str(path), cv2.IMREAD_COLOR_RGB)
     if picture is None or (picture.shape[1], picture.shape[0]) != PHOTOGRAPHS[photograph]:
         raise PretrackError(

@@ -31,6 +31,7 @@ def test_only_failures_that_may_pass_are_retried() -> None:
         "tracker crashed",
         "missing video",
         "missing image",
+        "not rendered",
     }
     assert not Reason.DECODER_FAILED.transient
     assert not Reason.MISSING_IMAGES.transient

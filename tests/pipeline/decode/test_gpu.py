@@ -25,7 +25,7 @@ from pipeline.decode.pyav import frames_at
 from pipeline.decode.scan import scan
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
 from pipeline.decode.video import read_frames
-from pipeline.failures import DecodeError, GpuError, Reason
+from pipeline.failures import DecodeError, MachineError, Reason
 from pipeline.ray_cluster import decoder_of_this_worker
 from shards import jpeg
 from shards.geometry import FrameTransform
@@ -228,7 +228,7 @@ def test_another_encoder_may_differ_a_little_and_not_more() -> None:
 def test_a_machine_without_a_gpu_says_so_in_a_sentence(
     tmp_path: Path, decoder: SubprocessDecoder
 ) -> None:
-    with pytest.raises(GpuError, match=r"frames\.device is cuda, and torch finds no GPU here"):
+    with pytest.raises(MachineError, match=r"frames\.device is cuda, and torch finds no GPU here"):
         decoder.encode_clips(
             str(tmp_path / "a.mp4"),
             device="cuda",
@@ -253,5 +253,5 @@ def test_without_torchcodec_the_message_says_what_to_install(
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(gpu, "import_module", no_torchcodec)
-    with pytest.raises(GpuError, match=r"No module named 'torchcodec.*pretrack\[torchcodec\]"):
+    with pytest.raises(MachineError, match=r"No module named 'torchcodec.*pretrack\[torchcodec\]"):
         gpu.check_device("cpu")

@@ -13,7 +13,7 @@ from pipeline.execution.tracker_sizing import (
     cores_per_tracker,
     tracker_count,
 )
-from pipeline.failures import GpuError
+from pipeline.failures import MachineError
 from pipeline.ray_cluster import Cluster
 from shards.errors import PretrackError
 
@@ -98,5 +98,5 @@ def test_trackers_that_leave_no_share_of_a_gpu_stop_the_build() -> None:
 def test_decoding_on_a_gpu_needs_one() -> None:
     check_decoders(Cluster(8, 0), decoder_gpus=0.0)
     check_decoders(Cluster(8, 1), decoder_gpus=1.0)
-    with pytest.raises(GpuError, match=r"frames\.device is cuda, and this cluster has 0 GPUs"):
+    with pytest.raises(MachineError, match=r"frames\.device is cuda, and this cluster has 0 GPUs"):
         check_decoders(Cluster(8, 0), decoder_gpus=0.1)

@@ -16,6 +16,7 @@ from pipeline.execution.build import build
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
 from pipeline.sources import synthetic_scene as scenes
+from pipeline.sources.rendering import render_missing
 from pipeline.sources.synthetic import Synthetic
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render, true_tracks
 from pipeline.sources.video import Video
@@ -28,31 +29,32 @@ from tests.helpers.clips import make_clip
 QUIET = Progress(quiet=True)
 
 
-def test_the_source_renders_once_and_whole(tmp_path: Path) -> None:
-    settings = Synthetic(
-        dataset="synthetic", root=tmp_path / "frames", videos=2, frames=3, width=48, height=32
-    )
+def test_the_source_lists_without_rendering_and_renders_once(tmp_path: Path) -> None:
+    root = tmp_path / "frames"
+    settings = Synthetic(dataset="synthetic", root=root, videos=2, frames=3, width=48, height=32)
     first = list(settings.find_videos())
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "frames").rglob("*.png")}
-    assert len(stamps) == 6
-    assert list(settings.find_videos()) == first
-    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert not root.exists()
     video = first[1]
     assert isinstance(video, Video)
     assert video.video_id == "v1-seed0-scene0001-3f-48x32"
     assert video.sequence == "synthetic/seed0-scene0001"
     assert video.timestamps == (0.0, 1 / 24, 2 / 24)
     assert video.cameras is not None
-    path = tmp_path / "frames" / video.image_files[2]
+    rendered: list[int] = []
+    render_missing("synthetic", str(root), video.image_files, on_file=lambda: rendered.append(1))
+    assert len(rendered) == 3
+    path = root / video.image_files[2]
     before = path.read_bytes()
-    rendered = render(make_scene(SceneId.parse(video.video_id)), 2)
-    np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), rendered)
+    expected = render(make_scene(SceneId.parse(video.video_id)), 2)
+    np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), expected)
+    stamps = {name: (root / name).stat().st_mtime_ns for name in video.image_files[:2]}
     path.unlink()
-    assert list(settings.find_videos()) == first
+    render_missing("synthetic", str(root), video.image_files, on_file=lambda: rendered.append(1))
+    assert len(rendered) == 4
     assert path.read_bytes() == before
-    assert sorted(folder.name for folder in (tmp_path / "frames").iterdir()) == [
-        f"v1-seed0-scene000{i}-3f-48x32" for i in (0, 1)
-    ]
+    assert {name: (root / name).stat().st_mtime_ns for name in stamps} == stamps
+    assert list(settings.find_videos()) == first
+    assert [folder.name for folder in root.iterdir()] == ["v1-seed0-scene0001-3f-48x32"]
 
 
 def test_the_source_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

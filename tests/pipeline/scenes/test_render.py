@@ -1,0 +1,149 @@
+"""Pictures, depth and instances of scenes as MuJoCo renders them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.scenes.render import Renderer, normals_of
+from pipeline.scenes.rigid import move
+from pipeline.scenes.scene import Scene, make_scene
+from pipeline.scenes.scene_id import SceneId
+from shards.clip import Camera
+
+SCENE_ID = SceneId(
+    split="train", seed=5, number=2, objects=4, motion="moving", frames=3, width=96, height=64
+)
+DIGEST = """
+from pipeline.scenes.render import Renderer
+from pipeline.scenes.scene import make_scene
+from pipeline.scenes.scene_id import SceneId
+from tests.pipeline.scenes.test_render import digest
+import sys
+print(digest(make_scene(SceneId.parse(sys.argv[1]))))
+"""
+
+
+def digest(scene: Scene) -> str:
+    """Digest everything that is rendered of the last frame, and the picture before it."""
+    with Renderer(scene) as renderer:
+        arrays = [renderer.picture(1), renderer.picture(2), renderer.instances(2)]
+        arrays.append(renderer.depth(2).view(np.uint8))
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    return make_scene(SCENE_ID)
+
+
+@pytest.fixture(scope="module")
+def renderer(scene: Scene) -> Iterator[Renderer]:
+    with Renderer(scene) as renderer:
+        yield renderer
+
+
+def rays_through_pixels(scene: Scene, frame: int) -> NDArray[np.float64]:
+    """Return the ray of each pixel's centre in the camera's axes, with z = 1: [H, W, 3]."""
+    camera = scene.cameras[frame]
+    x, y = np.meshgrid(np.arange(scene.id.width), np.arange(scene.id.height))
+    return np.stack([(x - camera.cx) / camera.fx, (y - camera.cy) / camera.fy, x * 0 + 1], axis=-1)
+
+
+def walls_in_camera(scene: Scene, frame: int) -> list[tuple[NDArray[np.float64], float]]:
+    """Return the planes of the room as (unit normal n, offset): n . X = offset, in the camera."""
+    motion = np.reshape(scene.cameras[frame].world_to_camera, (3, 4))
+    planes = []
+    for body in scene.bodies:
+        if body.instance == 0:
+            a, b, c = move(motion, body.mesh.vertices[body.mesh.faces[0]])
+            normal = np.cross(b - a, c - a)
+            normal /= np.linalg.norm(normal)
+            planes.append((normal, float(normal @ a)))
+    return planes
+
+
+def test_the_rooms_depth_is_that_of_its_planes(scene: Scene, renderer: Renderer) -> None:
+    """A camera that is off by a thousandth of a pixel changes depths by 1.5e-5."""
+    for frame in (0, 2):
+        depth = renderer.depth(frame)
+        rays = rays_through_pixels(scene, frame)
+        # The room is convex: of its planes, a ray hits the nearest in front.
+        hits = np.stack(
+            [
+                offset / np.where(rays @ normal < 0, rays @ normal, -1e-9)
+                for normal, offset in walls_in_camera(scene, frame)
+            ]
+        )
+        room = np.where(hits > 0, hits, np.inf).min(axis=0)
+        seen = renderer.instances(frame) == 0
+        assert 0.2 < seen.mean() < 0.8
+        assert np.abs(depth[seen] / room[seen] - 1).max() < 2e-6
+        assert (depth[~seen] < room[~seen]).all()
+
+
+def test_objects_are_where_their_vertices_are_projected(scene: Scene, renderer: Renderer) -> None:
+    """Vertices in front of everything have their own depth, and their object's number."""
+    for frame in (0, 2):
+        depth, instances = renderer.depth(frame), renderer.instances(frame)
+        camera = scene.cameras[frame]
+        for body in scene.bodies:
+            if body.instance == 0:
+                continue
+            world = move(body.poses[frame], body.mesh.vertices)
+            x, y, z = move(np.reshape(camera.world_to_camera, (3, 4)), world).T
+            column = np.rint(camera.fx * x / z + camera.cx).astype(int)
+            row = np.rint(camera.fy * y / z + camera.cy).astype(int)
+            inside = (column >= 0) & (column < 96) & (row >= 0) & (row < 64)
+            column, row, z = column[inside], row[inside], z[inside]
+
+            of_body = instances[row, column] == body.instance
+            if of_body.sum() > 20:
+                front = np.abs(depth[row, column] - z)[of_body]
+                assert np.quantile(front, 0.25) < 0.03
+
+
+@pytest.mark.slow
+def test_the_same_bytes_in_another_process(scene: Scene) -> None:
+    environment = {**os.environ, "LP_NUM_THREADS": "2"}
+    result = subprocess.run(
+        [sys.executable, "-c", DIGEST, str(SCENE_ID)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert result.stdout.strip() == digest(scene)
+
+
+@pytest.mark.slow
+def test_pictures_are_lit_and_textured_and_change_with_light(renderer: Renderer) -> None:
+    picture = renderer.picture(0).astype(float)
+    assert 40 < picture.mean() < 200
+    assert picture.std() > 25
+    means = {}
+    for light in ("dim", "harsh"):
+        scene = make_scene(SceneId(**{**vars(SCENE_ID), "light": light}))
+        with Renderer(scene) as other:
+            means[light] = other.picture(0).mean()
+            np.testing.assert_array_equal(other.instances(0), renderer.instances(0))
+    assert means["dim"] < 0.8 * picture.mean()
+    assert means["harsh"] != means["dim"]
+
+
+def test_normals_of_a_plane_are_exact_and_its_edge_is_sharp() -> None:
+    camera = Camera(50.0, 60.0, 15.2, 11.9, (1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0))
+    x, y = np.meshgrid(np.arange(32), np.arange(24))
+    rays = np.stack([(x - 15.2) / 50, (y - 11.9) / 60, np.ones_like(x)], axis=-1)
+    left, right = np.array([0.6, 0.0, -0.8]), np.array([-0.48, 0.6, -0.64])
+    normal = np.where((x < 16)[..., None], left, right)
+    distance = np.where(x < 16, 2.0, 3.0)
+    depth = -distance / (rays * normal).sum(axis=-1)
+    np.testing.assert_allclose(normals_of(depth, camera), normal, atol=1e-9)
