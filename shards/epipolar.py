@@ -92,6 +92,12 @@ class Poses:
         ]
         return np.concatenate(parts)
 
+    def angles_from(self, frame: int) -> Floats:
+        """Degrees between a frame's optical axis and that of all: [T], NaN for unusable frames."""
+        axes = self.rotations[:, 2]
+        angles = np.degrees(np.arccos(np.clip(axes @ axes[frame], -1, 1)))
+        return np.where(self.usable & self.usable[frame], angles, np.nan)
+
     @property
     def turn(self) -> float:
         """Largest angle between two optical axes, in degrees; NaN without usable frames."""

@@ -49,7 +49,12 @@ FREE_TO_CHANGE = {
 }
 """Settings that a resumed run may change: where things are, how long it is, and how it reports."""
 
-ADDED = {"data.control": "none", "model.train_embeddings": False}
+ADDED = {
+    "data.control": "none",
+    "data.frames_by": "step",
+    "data.angle": [10.0, 60.0],
+    "model.train_embeddings": False,
+}
 """Settings that checkpoints of earlier versions lack, and the values that those versions acted by.
 Settings whose default is null need no entry."""
 

@@ -128,6 +128,13 @@ class DataSettings(Settings):
     """Step between the frames of a sample, in stored frames. A clip that is too short gets a
     smaller step, never below 1. 0 repeats the anchor frame T times: with `crop_per_frame`, crops of
     one moment."""
+    frames_by: Literal["step", "angle"] = "step"
+    """How the other frames of a sample are chosen: by `step`, or by the angle between their optical
+    axes and that of the anchor frame (`angle`). That takes clips with poses and scores."""
+    angle: tuple[float, float] = (10.0, 60.0)
+    """With `frames_by: angle`: the smallest and the largest angle in degrees. Frames are drawn from
+    those in between and come in the order of their angles. Clips that turn less than the smallest
+    are left out; if an anchor has too few such frames, those nearest to the bounds are taken."""
     anchor: Literal["random", "first"] = "random"
     """Which of a clip's stored anchor frames a sample starts from."""
     control: Literal["none", "same", "shuffled"] = "none"
@@ -213,7 +220,7 @@ class DataSettings(Settings):
 
     @model_validator(mode="after")
     def _check_control(self) -> DataSettings:
-        if self.control != "none" and self.step == 0:
+        if self.control != "none" and self.step == 0 and self.frames_by == "step":
             raise ValueError(
                 f"'control: {self.control}' replaces the frames or the tracks beside the anchor "
                 "frame, and 'step: 0' shows none: set only one of them"
@@ -224,6 +231,16 @@ class DataSettings(Settings):
                 "'control: same' shows the anchor frame in all frames of a sample, and they would "
                 "all be equal: set 'crop: random', a 'flip' between 0 and 1, or changes of "
                 "'colour'"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_angle(self) -> DataSettings:
+        smallest, largest = self.angle
+        if not 0 <= smallest < largest <= 180:
+            raise ValueError(
+                f"'angle: [{smallest:g}, {largest:g}]' should be two angles from 0 to 180 degrees, "
+                "the smaller one first"
             )
         return self
 

@@ -140,6 +140,7 @@ def test_resolved_settings_resolve_to_themselves(settings: Callable[..., TrainSe
         ),
         ("recipe=upsteam", "'recipe'"),
         ("data.control=other", "'data.control'"),
+        ("data={out: x, angle: [60, 10]}", r"'angle: \[60, 10\]' should be two angles from 0 to"),
         ("data={out: x, control: shuffled, step: 0}", "'step: 0' shows none: set only one"),
         ("data={out: x, control: same, crop: squash, flip: 1}", "they would all be equal: set"),
         ("data=7", "'data'"),

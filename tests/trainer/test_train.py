@@ -410,7 +410,9 @@ def test_a_run_from_before_scores_cameras_and_controls_goes_on(settings: Make) -
     s = settings()
     original = s.model_dump(mode="json")
     del original["data"]["cameras"], original["tracks"]["max_epipolar_px"]
-    del original["data"]["control"], original["model"]["train_embeddings"]
+    for added in ("control", "frames_by", "angle"):
+        del original["data"][added]
+    del original["model"]["train_embeddings"]
     check_same_run(Path("run/checkpoints/step_00000001.pt"), original, s)
     with pytest.raises(PretrackError, match=r"data.control was none, now shuffled"):
         check_same_run(

@@ -9,6 +9,7 @@ import numpy as np
 
 from shards.clip import Directions, read_cameras
 from shards.codec import decode_frames
+from shards.epipolar import read_poses
 from shards.errors import ShardError
 from shards.files import Location
 from shards.score_codec import decode_scores
@@ -17,6 +18,7 @@ from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.clip_table import Clip
 from trainer.data.control import control_tracks
 from trainer.data.encoded_clip import EncodedClip
+from trainer.data.frames_by_angle import choose_frames_by_angle
 
 ReadMembers = Callable[[Location, Sequence[int], Sequence[int]], list[bytes]]
 """(shard, offsets, sizes) → the bytes of each member, as `shards.reader.read_members`."""
@@ -41,9 +43,22 @@ def read_clip(
     Raises ShardError for members that cannot be read, for damaged tracks, and for tables that do
     not fit the clip.
     """
-    anchor, numbers = choose_frames(
-        clip.frames, clip.anchors.tolist(), settings, random, tracked=tracked
-    )
+    all_cameras = None
+    if settings.frames_by == "angle":
+        # Cameras say which frames to read, so they are read first.
+        [description] = read_members(shard, [clip.json_offset], [clip.json_size])
+        all_cameras = read_cameras(description, range(clip.frames))
+        anchor, numbers = choose_frames_by_angle(
+            read_poses(all_cameras, clip.frames),
+            clip.anchors.tolist(),
+            settings,
+            random,
+            tracked=tracked,
+        )
+    else:
+        anchor, numbers = choose_frames(
+            clip.frames, clip.anchors.tolist(), settings, random, tracked=tracked
+        )
     transforms = choose_transforms(clip.width, clip.height, settings, random)
     offsets, sizes = _tracks_member(clip, anchor)
     # With a short step a frame can appear several times in a sample: it is read once.
@@ -56,11 +71,13 @@ def read_clip(
     if scored:
         offsets.append(clip.scores_offset)
         sizes.append(clip.scores_size)
-    if settings.cameras:
+    cameras = [all_cameras[number] for number in numbers] if all_cameras else None
+    if settings.cameras and cameras is None:
         offsets.append(clip.json_offset)
         sizes.append(clip.json_size)
     tracks, *images = read_members(shard, offsets, sizes)
-    cameras = read_cameras(images.pop(), numbers) if settings.cameras else None
+    if settings.cameras and cameras is None:
+        cameras = read_cameras(images.pop(), numbers)
     positions, visibility, confidence = decode_frames(
         tracks, int(clip.anchors[anchor]), numbers, (clip.frames, points)
     )

@@ -34,13 +34,15 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipT
     number is impossible.
     """
     tables = [
-        _read_columns(snapshot, folder, settings.where) for folder, snapshot in enumerate(snapshots)
+        _read_columns(snapshot, folder, settings) for folder, snapshot in enumerate(snapshots)
     ]
     tracked = [snapshot.tracked for snapshot in snapshots]
     clips = ClipTable(_apply_rules(pa.concat_tables(tables), settings, tracked))
     folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
     if not len(clips):
         where = f" and {settings.where}" if settings.where else ""
+        if settings.frames_by == "angle":
+            where += f" and scored poses that turn by {settings.angle[0]:g} degrees or more"
         raise PretrackError(
             f"no clip in {folders} fits: split '{settings.split}'{where}, {settings.frames} frames "
             f"or more from an anchor{in_direction(tracked)}"
@@ -99,11 +101,12 @@ def mixed_groups(
     return tuple(groups)
 
 
-def _read_columns(snapshot: Snapshot, folder: int, where: str) -> pa.Table:
+def _read_columns(snapshot: Snapshot, folder: int, settings: DataSettings) -> pa.Table:
     """Read the needed columns of a snapshot's clips; `folder` is added as a column."""
     needed = {"split", "points", "checksum", *FOOTAGE_COLUMNS, *Clip.__dataclass_fields__}
     # A name that only occurs in a string of `where` is read too, which does no harm.
-    names = [field.name for field in CLIPS if field.name in needed or field.name in where]
+    needed |= {"posed", "turn"} if settings.frames_by == "angle" else set()
+    names = [field.name for field in CLIPS if field.name in needed or field.name in settings.where]
     table = read_table(snapshot.folder / "clips.parquet", names)
     for name in ("scores_offset", "scores_size"):  # null for clips without scores
         index = table.column_names.index(name)
@@ -127,6 +130,11 @@ def _apply_rules(
     rules[f"too short for {settings.frames} frames from an anchor"] = pc.field(
         "frames_available"
     ) >= frames_needed(settings)
+    if settings.frames_by == "angle":
+        # Both are null for clips without scores, which are left out.
+        rules[f"without poses and scores, or turning less than {settings.angle[0]:g} degrees"] = (
+            pc.field("posed") & (pc.field("turn") >= settings.angle[0])
+        )
     if settings.crop == "native":
         rules[f"smaller than {size}x{size}"] = (pc.field("width") >= size) & (
             pc.field("height") >= size
@@ -136,7 +144,7 @@ def _apply_rules(
     used = [
         name
         for name in clips.column_names
-        if name in ("split", "width", "height") or name in settings.where
+        if name in ("split", "width", "height", "posed", "turn") or name in settings.where
     ]
     filtered = clips.select(used)
     filtered = filtered.append_column(
@@ -153,7 +161,7 @@ def _apply_rules(
 
 def frames_needed(settings: DataSettings) -> int:
     """Return how many frames a clip needs on one side of an anchor, without the anchor frame."""
-    return (settings.frames - 1) * min(settings.step, 1)
+    return (settings.frames - 1) * (1 if settings.frames_by == "angle" else min(settings.step, 1))
 
 
 def in_direction(tracked: Sequence[Directions]) -> str:

@@ -32,6 +32,7 @@ from manifests.snapshot import open_snapshot
 from shards.bucket import Url, download
 from shards.clip import ClipInfo, Directions, Tracks
 from shards.codec import decode_tracks
+from shards.epipolar import read_poses
 from shards.errors import PretrackError, SettingsError, ShardError
 from shards.files import Location, parse_location, read_file, reading
 from shards.reader import ChecksumStream, read_tar
@@ -43,6 +44,7 @@ from trainer.data.batch import Batch, first_item
 from trainer.data.clip_selection import frames_available, frames_needed
 from trainer.data.control import check_control, control_tracks
 from trainer.data.encoded_clip import EncodedClip, decode_clip
+from trainer.data.frames_by_angle import choose_frames_by_angle
 from trainer.data.loader import (
     explain_killed_workers,
     forkserver_context,
@@ -245,8 +247,13 @@ class StreamedClips(IterableDataset[Batch]):
             random = np.random.default_rng(
                 [self.seed, pass_number, xxhash.xxh3_64_intdigest(info.key.encode())]
             )
-            anchor, numbers = choose_frames(
-                info.frames, tracks.anchors.tolist(), s, random, tracked=tracked
+            anchors = tracks.anchors.tolist()
+            anchor, numbers = (
+                choose_frames_by_angle(
+                    read_poses(info.cameras, info.frames), anchors, s, random, tracked=tracked
+                )
+                if s.frames_by == "angle"
+                else choose_frames(info.frames, anchors, s, random, tracked=tracked)
             )
             transforms = choose_transforms(info.width, info.height, s, random)
             images = [members[f"{number:03d}.jpg"] for number in numbers]
@@ -370,9 +377,14 @@ def _tracked_directions(tracks: Tracks) -> Directions:
 def _fits(info: ClipInfo, tracks: Tracks, tracked: Directions, settings: DataSettings) -> bool:
     """Return whether `trainer.data.clip_selection.choose_clips` would select a clip."""
     frames = pa.table({"anchors": [tracks.anchors.tolist()], "frames": [info.frames]})
+    # NaN for a clip without poses, which is not larger.
+    turns_enough = settings.frames_by == "step" or (
+        read_poses(info.cameras, info.frames).turn >= settings.angle[0]
+    )
     large_enough = settings.crop != "native" or min(info.width, info.height) >= settings.size
     return (
         info.split == settings.split
         and large_enough
+        and turns_enough
         and bool(frames_available(frames, settings, [tracked])[0] >= frames_needed(settings))
     )
