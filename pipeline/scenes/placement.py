@@ -74,18 +74,24 @@ class _Cylinder:
         return bool(max(across, along) >= _GAP)
 
 
+def draw_shapes(rng: np.random.Generator, scene_id: SceneId) -> list[str]:
+    """Draw the names of the shapes of a scene's objects. Every third is thin."""
+    return [
+        draw_part(rng, THIN_KINDS if _is_thin(number) else SOLID_KINDS, scene_id.split)
+        for number in range(scene_id.objects)
+    ]
+
+
 def place_objects(
-    rng: np.random.Generator, scene_id: SceneId, ceiling: float
+    rng: np.random.Generator, scene_id: SceneId, shapes: Sequence[str], ceiling: float
 ) -> list[PlacedObject]:
-    """Place the objects of a scene below a ceiling of this height."""
+    """Place objects of these shapes in a scene, below a ceiling of this height."""
     size = min(1.3, 2.3 / np.sqrt(scene_id.objects))
     placed: list[PlacedObject] = []
     cylinders: list[_Cylinder] = []
-    for number in range(scene_id.objects):
-        # Every third object is thin.
-        thin = number % 3 == 1
-        shape = draw_part(rng, THIN_KINDS if thin else SOLID_KINDS, scene_id.split)
-        mesh = make_shape(shape).scaled(size * rng.uniform(0.8, 1.3) * (1.4 if thin else 1.0))
+    for number, shape in enumerate(shapes):
+        larger = 1.4 if _is_thin(number) else 1.0
+        mesh = make_shape(shape).scaled(size * rng.uniform(0.8, 1.3) * larger)
         # The first ones stand, so that there is something on the floor.
         behaviour = _behaviour(rng, scene_id, hanging=number > 1 and rng.random() < 0.4)
         while (cylinder := _free_place(rng, mesh, behaviour, cylinders, ceiling)) is None:
@@ -93,6 +99,10 @@ def place_objects(
         cylinders.append(cylinder)
         placed.append(PlacedObject(shape, mesh, _poses(behaviour, cylinder)))
     return placed
+
+
+def _is_thin(number: int) -> bool:
+    return number % 3 == 1
 
 
 def _behaviour(rng: np.random.Generator, scene_id: SceneId, *, hanging: bool) -> _Behaviour:

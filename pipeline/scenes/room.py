@@ -13,6 +13,8 @@ import numpy as np
 
 from pipeline.scenes.mesh import Mesh, open_patch
 
+FACES = 6
+"""Faces of a room, each with its own texture."""
 _PATCHES = 10
 """Cells per side of each wall: lights are computed at their corners by some renderers."""
 

@@ -13,9 +13,9 @@ import numpy as np
 from pipeline.scenes.camera_path import draw_cameras
 from pipeline.scenes.lights import Light, draw_lights
 from pipeline.scenes.mesh import Floats, Mesh
-from pipeline.scenes.placement import place_objects
+from pipeline.scenes.placement import draw_shapes, place_objects
 from pipeline.scenes.rigid import pose
-from pipeline.scenes.room import draw_room, room_meshes
+from pipeline.scenes.room import FACES, draw_room, room_meshes
 from pipeline.scenes.scene_id import SceneId
 from pipeline.scenes.textures import draw_texture, texture_source
 from shards.clip import Camera
@@ -62,28 +62,48 @@ class Scene:
 def make_scene(scene_id: SceneId) -> Scene:
     """Make the scene of an id, the same every time."""
     room = draw_room(_random(scene_id, 0))
-    cameras = draw_cameras(_random(scene_id, 1), scene_id)
     lights = draw_lights(_random(scene_id, 2), room, scene_id.light, scene_id.frames)
-    placed = place_objects(_random(scene_id, 3), scene_id, room.height)
-    rng = _random(scene_id, 4)
+    placed = place_objects(_random(scene_id, 3), scene_id, _shapes(scene_id), room.height)
+    textures = _textures(scene_id)
     still = np.tile(pose(np.eye(3), np.zeros(3)), (scene_id.frames, 1, 1))
     bodies = [
-        Body(name, mesh, draw_texture(rng, scene_id.split), 0, still)
-        for name, mesh in room_meshes(room)
+        Body(name, mesh, texture, 0, still)
+        for (name, mesh), texture in zip(room_meshes(room), textures, strict=False)
     ]
     bodies += [
-        Body(item.shape, item.mesh, draw_texture(rng, scene_id.split), number, item.poses)
-        for number, item in enumerate(placed, start=1)
+        Body(item.shape, item.mesh, texture, number, item.poses)
+        for number, (item, texture) in enumerate(
+            zip(placed, textures[FACES:], strict=True), start=1
+        )
     ]
-    shapes, textures = {item.shape for item in placed}, {body.texture for body in bodies}
-    sources = {texture_source(texture) for texture in textures}
     return Scene(
         id=scene_id,
         bodies=tuple(bodies),
-        cameras=cameras,
+        cameras=cameras_of(scene_id),
         lights=lights,
-        parts=tuple(sorted(shapes | sources)),
+        parts=parts_of(scene_id),
     )
+
+
+def cameras_of(scene_id: SceneId) -> tuple[Camera, ...]:
+    """Return the camera of each frame of a scene, without making the scene."""
+    return draw_cameras(_random(scene_id, 1), scene_id)
+
+
+def parts_of(scene_id: SceneId) -> tuple[str, ...]:
+    """Return the sorted names of a scene's shapes, textures and photographs, without making it."""
+    return tuple(sorted({*_shapes(scene_id), *map(texture_source, _textures(scene_id))}))
+
+
+def _shapes(scene_id: SceneId) -> list[str]:
+    """Return the name of each object's shape."""
+    return draw_shapes(_random(scene_id, 4), scene_id)
+
+
+def _textures(scene_id: SceneId) -> list[str]:
+    """Return the names of the textures of the room's faces and then of the objects."""
+    rng = _random(scene_id, 5)
+    return [draw_texture(rng, scene_id.split) for _ in range(FACES + scene_id.objects)]
 
 
 def _random(scene_id: SceneId, aspect: int) -> np.random.Generator:

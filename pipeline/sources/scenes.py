@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from manifests.fingerprint import fingerprint
 from manifests.rows import DepthFiles, Failure
 from manifests.settings import Settings
-from pipeline.scenes.scene import Scene, make_scene
+from pipeline.scenes.scene import Scene, cameras_of, make_scene, parts_of
 from pipeline.scenes.scene_id import LARGEST_ORBIT, Lighting, Motion, SceneId, Split
 from pipeline.sources.listing import Root, SourceName
 from pipeline.sources.video import Video
@@ -112,7 +112,7 @@ class Scenes(Settings):
 
     def _video(self, scene_id: SceneId) -> Video:
         """Describe a video. Content and identity follow from the id alone."""
-        scene, video_id = make_scene(scene_id), str(scene_id)
+        video_id = str(scene_id)
         names = [f"{frame:05d}.png" for frame in range(scene_id.frames)]
         return Video(
             source=self.name,
@@ -124,10 +124,10 @@ class Scenes(Settings):
             image_files=tuple(f"{video_id}/{name}" for name in names),
             frame_numbers=tuple(range(scene_id.frames)),
             timestamps=tuple(frame / FRAMES_PER_SECOND for frame in range(scene_id.frames)),
-            cameras=scene.cameras,
+            cameras=cameras_of(scene_id),
             identity=fingerprint(video_id),
             terms=TERMS,
-            parts=scene.parts,
+            parts=parts_of(scene_id),
             depth=DepthFiles(
                 encoding="linear",
                 files=tuple(f"{video_id}/depth/{name}" for name in names),
