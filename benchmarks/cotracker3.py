@@ -37,11 +37,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from manifests.wording import pluralise
 from pipeline.cotracker3.model import MODEL_HEIGHT, MODEL_WIDTH, CoTracker3
-from pipeline.cotracker3.tracking import PredictedTracks, encode, track
+from pipeline.cotracker3.tracking import encode, track
 from pipeline.cotracker3.weights import load_model
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.scan import scan
 from pipeline.decode.video import read_frames
+from pipeline.network_trackers.predicted_tracks import PredictedTracks
 from pipeline.sources.synthetic_scene import SceneId, make_scene, render
 from shards.errors import PretrackError
 from shards.geometry import FrameTransform

@@ -57,7 +57,7 @@ def _track(
         iterations=1 if small else 6,
     )
     tracker = settings.load()
-    logging.getLogger("pipeline.trackers.cotracker3").addHandler(handler)
+    logging.getLogger("pipeline.network_trackers.network_tracker").addHandler(handler)
     filler = None
     if fill:
         torch.cuda.empty_cache()
@@ -70,7 +70,7 @@ def _track(
         return tracker.track(videos, infos, (0, len(videos[0]) // 2), queries), len(warnings)
     finally:
         del filler
-        logging.getLogger("pipeline.trackers.cotracker3").removeHandler(handler)
+        logging.getLogger("pipeline.network_trackers.network_tracker").removeHandler(handler)
 
 
 def _difference(name: str, expected: Sequence[Tracks], got: Sequence[Tracks]) -> Line:

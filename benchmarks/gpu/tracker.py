@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.gpu.line import Line, milliseconds, peak_gigabytes, reset_peak, seconds
 from benchmarks.gpu.moving_pictures import moving_pictures
 from pipeline.cotracker3.model import CoTracker3
-from pipeline.cotracker3.tracking import PredictedTracks, track
+from pipeline.cotracker3.tracking import track
 from pipeline.cotracker3.weights import load_model
+from pipeline.network_trackers.predicted_tracks import PredictedTracks
 from tests.pipeline.cotracker3.test_cotracker3 import GOLDEN, golden_weights
 
 

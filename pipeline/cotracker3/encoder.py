@@ -9,32 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.network_trackers.instance_norm import instance_norm
+
 FEATURE_STRIDE = 4
 """Frame pixels per feature-map pixel."""
 FEATURE_CHANNELS = 128
-NORM_EPS = 1e-5
-"""Added to the variance by `F.group_norm` too."""
-
-
-def instance_norm(x: Tensor) -> Tensor:
-    """Normalise every channel of every frame [F, C, h, w] to mean 0 and variance 1.
-
-    Channels that lie last in memory stay last.
-    """
-    # Autocast would return float32 on a GPU.
-    with torch.autocast(x.device.type, enabled=False):
-        # A group norm with one channel per group. On a GPU it returns channels first, and the next
-        # convolution would have to move them back.
-        if x.device.type != "cpu" and x.is_contiguous(memory_format=torch.channels_last):
-            return channels_last_norm(x)
-        return F.group_norm(x, x.shape[1])
-
-
-def channels_last_norm(x: Tensor) -> Tensor:
-    """Compute `instance_norm` by operations that keep the order of x in memory."""
-    values = x.to(torch.float32, copy=True)
-    variance, mean = torch.var_mean(values, dim=(2, 3), correction=0, keepdim=True)
-    return values.sub_(mean).mul_(torch.rsqrt(variance + NORM_EPS)).to(x.dtype)
 
 
 def resize(x: Tensor, size: tuple[int, int]) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.cotracker3 import deviation
 from benchmarks.exactness import largest_differences
-from pipeline.cotracker3.tracking import PredictedTracks
+from pipeline.network_trackers.predicted_tracks import PredictedTracks
 
 
 def test_the_deviation_of_tracks_is_a_distance_in_pixels_and_a_share_of_visibility() -> None:

@@ -1,10 +1,11 @@
-"""Fixtures: Ray with two cores, and a finished build to change, damage and build again."""
+"""Fixtures: Ray with two cores, a fake GPU, and a finished build to change and build again."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import ray
@@ -12,6 +13,9 @@ import ray
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
 from tests.helpers.pictures import VIDEOS, settings_for, write_images
+
+if TYPE_CHECKING:
+    from tests.helpers.fake_gpu import FakeGpu
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -43,3 +47,15 @@ def root(finished: Path, tmp_path: Path) -> Path:
     """Copy the finished folder, for one test to change."""
     shutil.copytree(finished, tmp_path / "root")
     return tmp_path / "root"
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpu:
+    """A fake GPU; torch believes that there is one, with bfloat16."""
+    from tests.helpers.fake_gpu import FakeGpu  # torch takes seconds, and few tests need it
+
+    monkeypatch.setattr("torch.cuda._lazy_init", lambda: None)
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda *_, **__: True)
+    monkeypatch.setattr("torch.Tensor.pin_memory", lambda self, *_: self)
+    return FakeGpu()

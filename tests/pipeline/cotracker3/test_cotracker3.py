@@ -34,7 +34,6 @@ from pipeline.cotracker3.model import (
     sinusoidal_time_embedding,
 )
 from pipeline.cotracker3.tracking import (
-    PredictedTracks,
     _grid_queries,
     _in_video_pixels,
     _map_scale,
@@ -45,10 +44,12 @@ from pipeline.cotracker3.tracking import (
     encode,
     track,
 )
-from pipeline.cotracker3.weights import WINDOW_FRAMES, find_weights, load_model
+from pipeline.cotracker3.weights import CHECKPOINTS, WINDOW_FRAMES, load_model
 from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
-from pipeline.trackers.cotracker3 import CoTracker3Settings, CoTracker3Tracker
+from pipeline.network_trackers.network_tracker import NetworkTracker
+from pipeline.network_trackers.predicted_tracks import PredictedTracks
+from pipeline.trackers.cotracker3 import CoTracker3Settings
 from pipeline.trackers.protocol import leave_untracked
 from shards import jpeg
 from shards.clip import Directions, Tracks
@@ -483,7 +484,7 @@ def test_checkpoints_that_cannot_be_used_are_named(
     with pytest.raises(
         PretrackError, match=r"hf download facebook/cotracker3 baseline_online.pth.*CC BY-NC 4.0"
     ):
-        find_weights("baseline_online")
+        CHECKPOINTS.find("baseline_online")
     with pytest.raises(PretrackError, match=r"are of the sliding kind, and tracks.mode is offline"):
         CoTracker3Settings(
             tracker="cotracker3", weights=str(tmp_path / "online.pth"), device="cpu"
@@ -508,10 +509,10 @@ def test_a_damaged_file_of_the_hugging_face_cache_is_named(
     blob = cache / "blobs" / hashlib.sha256(b"whole").hexdigest()
     blob.write_bytes(b"whole")
     (cache / "snapshots" / "abc" / "scaled_offline.pth").symlink_to(blob)
-    assert find_weights("scaled_offline") == blob
+    assert CHECKPOINTS.find("scaled_offline") == blob
     blob.write_bytes(b"not whole")
     with pytest.raises(PretrackError, match=r"is damaged: delete it and run 'hf download"):
-        find_weights("scaled_offline")
+        CHECKPOINTS.find("scaled_offline")
 
 
 def test_moving_a_checkpoint_or_its_memory_changes_no_fingerprint(tmp_path: Path) -> None:
@@ -547,7 +548,7 @@ def test_snapshots_that_name_the_backend_keep_their_tracks() -> None:
 
 
 @pytest.fixture
-def small_tracker() -> CoTracker3Tracker:
+def small_tracker() -> NetworkTracker:
     settings = CoTracker3Settings(
         tracker="cotracker3",
         weights="random_offline",
@@ -556,10 +557,10 @@ def small_tracker() -> CoTracker3Tracker:
         grid=2,
         iterations=1,
     )
-    return CoTracker3Tracker(settings)
+    return settings.load()
 
 
-def track_two_clips(tracker: CoTracker3Tracker) -> list[Tracks]:
+def track_two_clips(tracker: NetworkTracker) -> list[Tracks]:
     clips = [clip.permute(0, 2, 3, 1).numpy() for clip in make_video(2, 2)]
     return list(tracker.track(clips, [make_clip().info] * 2, (0, 1), grid_points(2, 64, 48)))
 
@@ -589,7 +590,7 @@ def out_of_memory_beyond(
     ],
 )
 def test_running_out_of_memory_takes_fewer_at_once(
-    small_tracker: CoTracker3Tracker,
+    small_tracker: NetworkTracker,
     caplog: pytest.LogCaptureFixture,
     part: str,
     error: Exception,
@@ -616,7 +617,7 @@ def test_running_out_of_memory_takes_fewer_at_once(
 
 @pytest.mark.slow
 def test_the_failed_batch_is_freed_before_memory_is_given_back(
-    small_tracker: CoTracker3Tracker, monkeypatch: pytest.MonkeyPatch
+    small_tracker: NetworkTracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The traceback of the error holds its tensors: `empty_cache` could not give them back."""
     failed: list[weakref.ref[Tensor]] = []
@@ -635,7 +636,7 @@ def test_the_failed_batch_is_freed_before_memory_is_given_back(
 
 
 @pytest.mark.slow
-def test_a_crashed_kernel_is_not_blamed_on_compilation(small_tracker: CoTracker3Tracker) -> None:
+def test_a_crashed_kernel_is_not_blamed_on_compilation(small_tracker: NetworkTracker) -> None:
     small_tracker._compiled = True
     crash = RuntimeError("CUDA error: an illegal memory access was encountered")
     small_tracker._model.fnet.register_forward_pre_hook(out_of_memory_beyond(0, crash))
@@ -644,7 +645,7 @@ def test_a_crashed_kernel_is_not_blamed_on_compilation(small_tracker: CoTracker3
 
 
 def test_memory_too_small_for_anything_says_what_to_change(
-    small_tracker: CoTracker3Tracker,
+    small_tracker: NetworkTracker,
 ) -> None:
     small_tracker._memory = 1 << 22
     small_tracker._model.fnet.register_forward_pre_hook(out_of_memory_beyond(0))
@@ -657,7 +658,7 @@ def test_memory_too_small_for_anything_says_what_to_change(
 
 @pytest.mark.slow
 def test_where_compilation_fails_tracking_goes_on_without(
-    small_tracker: CoTracker3Tracker,
+    small_tracker: NetworkTracker,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.cotracker3.encoder import channels_last_norm, instance_norm
 from pipeline.cotracker3.memory import clips_at_once, encoder_bytes, set_bytes
 from pipeline.cotracker3.model import CoTracker3
 from pipeline.cotracker3.tracking import _QueryBatch, _track_sliding, _track_whole, encode, track
+from pipeline.network_trackers.instance_norm import channels_last_norm, instance_norm
 from tests.helpers.fake_gpu import FakeGpu
 
 FRAME = (3, 256, 456)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.cotracker3.tracking import PredictedTracks
-from pipeline.trackers.cotracker3 import CoTracker3Settings, CoTracker3Tracker, _stored_tracks
+from pipeline.network_trackers.network_tracker import stored_tracks
+from pipeline.network_trackers.predicted_tracks import PredictedTracks
+from pipeline.trackers.cotracker3 import CoTracker3Settings
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_as_many_clips_are_tracked_at_once_as_fit_the_memory(
     settings = CoTracker3Settings(
         tracker="cotracker3", weights="random_offline", device="cpu", precision=precision
     )
-    tracker = CoTracker3Tracker(settings)
+    tracker = settings.load()
     clip = np.zeros((frames, 48, 64, 3), np.uint8)
     assert tracker._clips_at_once(clip) == 0, "on a CPU, one clip at a time"
     tracker._memory = 4 << 30
@@ -42,7 +43,7 @@ def test_tracks_are_stored_as_bytes_and_near_the_frame() -> None:
     probabilities = torch.tensor([0.4, 0.998]).view(1, 1, 2, 1)
     visibility = torch.cat([torch.zeros_like(probabilities), probabilities])
     predicted = PredictedTracks(both, visibility, 1 - visibility)
-    tracks = _stored_tracks(predicted, 1, (5,), (64, 48))
+    tracks = stored_tracks(predicted, 1, (5,), (64, 48))
     assert tracks.anchors.tolist() == [5]
     assert tracks.positions.tolist() == [[[[-64.0, 96.0]], [[128.0, 20.25]]]]
     assert tracks.visibility.tolist() == [[[102], [254]]]

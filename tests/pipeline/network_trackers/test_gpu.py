@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.cotracker3.gpu import (
+from pipeline.network_trackers.gpu import (
     choose_device,
     is_cuda_error,
     is_out_of_memory,
@@ -91,13 +91,13 @@ def test_an_old_gpu(
 
 def test_a_full_gpu_says_how_much_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (300_000_000, 85_000_000_000))
-    assert "(0.3 of its 85.0 GB are free): end them (nvidia-smi" in str(no_memory_to_load())
+    assert "(0.3 of its 85.0 GB are free): end them (nvidia-smi" in str(no_memory_to_load("TAPIR"))
 
     def fails() -> None:
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr("torch.cuda.mem_get_info", fails)
-    assert "(hardly anything is free)" in str(no_memory_to_load())
+    assert "(hardly anything is free)" in str(no_memory_to_load("TAPIR"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What CoTracker3 needs of a GPU: one that fits, copies that do not wait, and its errors."""
+"""What a network needs of a GPU: one that fits, copies that do not wait, and its errors."""
 
 from __future__ import annotations
 
@@ -114,15 +114,15 @@ def is_cuda_error(error: BaseException) -> bool:
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
 
 
-def no_memory_to_load() -> DeviceFullError:
-    """Return the error that the network does not fit beside what other programs hold."""
+def no_memory_to_load(network: str) -> DeviceFullError:
+    """Return the error that a network does not fit beside what other programs hold."""
     try:
         free, total = torch.cuda.mem_get_info()
         state = f"{free / 1e9:.1f} of its {total / 1e9:.1f} GB are free"
     except RuntimeError:  # not even CUDA itself fits
         state = "hardly anything is free"
     return DeviceFullError(
-        f"the GPU has no memory for CoTracker3, because other programs fill it ({state}): end them "
+        f"the GPU has no memory for {network}, because other programs fill it ({state}): end them "
         "(nvidia-smi lists them), choose another GPU (CUDA_VISIBLE_DEVICES), or wait"
     )
 
