@@ -40,6 +40,7 @@ COMMANDS = {
     "overhead": "",
     "tracker_wait": "",
     "cotracker3": "--frames 8 --grid 16 --rounds 2",
+    "tapir": "",
 }
 """Arguments of each benchmark, short ones first. They are those of the tables in README.md, except
 that `plan --largest` is left out."""

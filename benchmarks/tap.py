@@ -3,7 +3,8 @@
 Prints TAP-Vid's metrics (`benchmarks.tap_vid`), averaged over synthetic scenes or over the clips of
 TAP-Vid-DAVIS. The baseline "standing still" predicts that no point ever moves or disappears; a
 tracker's merit is its distance from that. CoTracker3 is scored with `--weights FILE` (offline
-weights), or with `--random-cotracker3`, which is slow on a CPU and only shows that everything runs.
+weights) and TAPIR with `--tapir FILE`; `--random-cotracker3` and `--random-tapir` score them with
+random weights, which is slow on a CPU and gives the line of chance.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.tap_vid import (
     FRAME_SIDE,
     Mode,
+    Probability,
     TapClip,
     TapMetrics,
     evaluate_tracker,
@@ -33,6 +35,7 @@ from pipeline.sources.synthetic_scene import SceneId, make_scene, render, true_t
 from pipeline.trackers.cotracker3 import CoTracker3Settings
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 from pipeline.trackers.protocol import Tracker
+from pipeline.trackers.tapir import TapirSettings
 from shards.clip import ClipInfo, Tracks
 from shards.geometry import grid_points
 
@@ -62,11 +65,16 @@ class StandingStill:
 
 @dataclass(frozen=True)
 class ScoredTracker:
-    """A tracker to score. From a visibility of `visible_from` on, a point counts as visible."""
+    """A tracker to score.
+
+    visible_from: from this probability on, a point counts as visible
+    probability:  what that is: the visibility, or its product with the confidence
+    """
 
     name: str
     tracker: Tracker
     visible_from: float = 0.5
+    probability: Probability = "visibility"
 
 
 def synthetic_clips(count: int) -> Iterator[TapClip]:
@@ -78,8 +86,8 @@ def synthetic_clips(count: int) -> Iterator[TapClip]:
         yield TapClip(str(scene.id), frames, positions.swapaxes(0, 1), visible.T)
 
 
-def trackers_to_score(weights: str) -> list[ScoredTracker]:
-    """Load the trackers. `weights` are those of CoTracker3, which is left out if they are empty."""
+def trackers_to_score(weights: str, tapir_weights: str) -> list[ScoredTracker]:
+    """Load the trackers. CoTracker3 or TAPIR is left out if its weights are empty."""
     trackers = [
         ScoredTracker("standing still", StandingStill()),
         ScoredTracker("lucas_kanade", LucasKanadeSettings().load()),
@@ -88,6 +96,10 @@ def trackers_to_score(weights: str) -> list[ScoredTracker]:
         cotracker3 = CoTracker3Settings(tracker="cotracker3", weights=weights).load()
         # The published offline predictor calls a point visible from 0.9 on.
         trackers.append(ScoredTracker(f"cotracker3 {Path(weights).name}", cotracker3, 0.9))
+    if tapir_weights:
+        tapir = TapirSettings(tracker="tapir", weights=tapir_weights).load()
+        name = f"tapir {Path(tapir_weights).name}"
+        trackers.append(ScoredTracker(name, tapir, probability="visibility x confidence"))
     return trackers
 
 
@@ -117,20 +129,37 @@ def parse_arguments() -> argparse.Namespace:
         const="random_offline",
         help="CoTracker3 with random weights",
     )
+    tapir = parser.add_mutually_exclusive_group()
+    tapir.add_argument(
+        "--tapir", metavar="FILE", default="", help="offline weights of TAPIR or BootsTAPIR"
+    )
+    tapir.add_argument(
+        "--random-tapir",
+        dest="tapir",
+        action="store_const",
+        const="random",
+        help="TAPIR with random weights",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Print the table."""
     options = parse_arguments()
-    trackers = trackers_to_score(options.weights)
+    trackers = trackers_to_score(options.weights, options.tapir)
     results: dict[str, list[TapMetrics]] = {tracker.name: [] for tracker in trackers}
     seconds = dict.fromkeys(results, 0.0)
     clips = read_tap_davis(options.davis) if options.davis else synthetic_clips(options.clips or 8)
     for clip in islice(clips, options.clips):
         for scored in trackers:
             started = time.perf_counter()
-            metrics = evaluate_tracker(scored.tracker, clip, options.mode, scored.visible_from)
+            metrics = evaluate_tracker(
+                scored.tracker,
+                clip,
+                options.mode,
+                visible_from=scored.visible_from,
+                probability=scored.probability,
+            )
             results[scored.name].append(metrics)
             seconds[scored.name] += time.perf_counter() - started
     count = len(results["standing still"])

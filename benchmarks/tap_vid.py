@@ -40,6 +40,8 @@ QUERY_STRIDE = 5
 """Frames between queries of the same point in mode "strided"."""
 
 Mode = Literal["first", "strided"]
+Probability = Literal["visibility", "visibility x confidence"]
+"""What must reach the threshold for a point to count as predicted visible."""
 Bools = NDArray[np.bool_]
 
 
@@ -136,28 +138,37 @@ def tap_metrics(
 
 
 def evaluate_tracker(
-    tracker: Tracker, clip: TapClip, mode: Mode, visible_from: float = 0.5
+    tracker: Tracker,
+    clip: TapClip,
+    mode: Mode,
+    *,
+    visible_from: float = 0.5,
+    probability: Probability = "visibility",
 ) -> TapMetrics:
     """Compute a tracker's metrics on a clip, whose frames it gets at 256x256.
 
-    visible_from: lowest visibility, 0 to 1, at which a point counts as predicted visible
+    visible_from: lowest probability, 0 to 1, at which a point counts as predicted visible
+    probability:  what that is: the visibility, or its product with the confidence
     """
     clip = clip.resized()
     rows, query_frames = select_queries(clip.visible, mode)
     true, true_visible = clip.positions[rows], clip.visible[rows]
-    predicted, visibility = np.empty(true.shape, np.float32), np.empty(true_visible.shape, np.uint8)
+    predicted = np.empty(true.shape, np.float32)
+    visible = np.empty(true_visible.shape, np.float32)
     # One call per query frame, with all points that are queried in it.
     for frame in np.unique(query_frames).tolist():
         queried = query_frames == frame
         points = true[queried, frame].astype(np.float32)
         tracks = tracker.track([clip.frames], [_clip_info(clip)], [frame], points)[0]
         predicted[queried] = tracks.positions[0].swapaxes(0, 1)
-        visibility[queried] = tracks.visibility[0].T
+        visible[queried] = tracks.visibility[0].T / 255
+        if probability == "visibility x confidence":
+            visible[queried] *= tracks.confidence[0].T / 255
     return tap_metrics(
         true=true,
         true_visible=true_visible,
         predicted=predicted,
-        predicted_visible=visibility >= 255 * visible_from,
+        predicted_visible=visible >= visible_from,
         query_frames=query_frames,
         mode=mode,
     )

@@ -12,9 +12,14 @@ from pipeline.trackers.cotracker3 import CoTracker3Settings
 from pipeline.trackers.geometry import GeometrySettings
 from pipeline.trackers.ground_truth import GroundTruthSettings
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings
+from pipeline.trackers.tapir import TapirSettings
 
 AnyTrackerSettings = Annotated[
-    CoTracker3Settings | LucasKanadeSettings | GroundTruthSettings | GeometrySettings,
+    CoTracker3Settings
+    | TapirSettings
+    | LucasKanadeSettings
+    | GroundTruthSettings
+    | GeometrySettings,
     Field(discriminator="tracker"),
 ]
 

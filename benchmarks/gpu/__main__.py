@@ -29,6 +29,7 @@ PARTS = {
     "machine": 60,
     "losses": 120,
     "tracker": 240,
+    "tapir": 180,
     "memory": 90,
     "step": 120,
     "training": 120,

@@ -188,10 +188,12 @@ def _device(frames_settings: str) -> str:
 def _points_per_clip(tracks_settings: str) -> tuple[str, float]:
     """Return the tracker, and how many points it follows in each clip, from settings as JSON.
 
-    A point that is followed in one direction only counts half.
+    A point that is followed in one direction only counts half, unless the tracker follows it in
+    both directions at once.
     """
     settings = json.loads(tracks_settings)
-    directions = 1.0 if settings.get("directions", "both") == "both" else 0.5
+    one_pass = settings["tracker"] == "tapir" and settings["mode"] == "offline"
+    directions = 1.0 if one_pass or settings.get("directions", "both") == "both" else 0.5
     return settings["tracker"], settings["grid"] ** 2 * len(settings["anchors"]) * directions
 
 

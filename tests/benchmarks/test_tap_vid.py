@@ -156,5 +156,5 @@ def test_a_point_counts_as_visible_from_the_threshold_on(
     visible_from: float, visibility: int, accuracy: float
 ) -> None:
     tracker = WithVisibility(visibility)
-    metrics = evaluate_tracker(tracker, moving_clip(), "first", visible_from)
+    metrics = evaluate_tracker(tracker, moving_clip(), "first", visible_from=visible_from)
     assert metrics.occlusion_accuracy == accuracy

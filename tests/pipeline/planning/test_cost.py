@@ -16,7 +16,7 @@ from manifests.tables import FAILURES, VIDEOS
 from pipeline.monitoring.status import BuildState, StateFile
 from pipeline.planning.catalog import Catalog
 from pipeline.planning.clip_windows import PLANNED_CLIPS
-from pipeline.planning.cost import Cost, Estimate, estimate
+from pipeline.planning.cost import Cost, Estimate, _points_per_clip, estimate
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards
 from pipeline.planning.plan import Action, Plan, PlannedShard
 
@@ -155,6 +155,22 @@ def test_work_is_estimated_per_clip_and_point(tmp_path: Path) -> None:
     assert build == Cost("build", "1 video added", 1, 4, 400, 14.0)
     # As many bytes as before; 0.2 s to load a clip, 0.25 s x 16 points, 0.5 s: 10 x 4.7 s.
     assert retrack == Cost("retrack", "tracks.grid", 1, 10, 3000, 47.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "points"),
+    [
+        ({"tracker": "lucas_kanade"}, 64),
+        ({"tracker": "lucas_kanade", "directions": "forward"}, 32),
+        ({"tracker": "tapir", "mode": "causal", "directions": "forward"}, 32),
+        ({"tracker": "tapir", "mode": "offline", "directions": "forward"}, 64),
+    ],
+)
+def test_a_direction_that_is_left_out_saves_half_unless_one_pass_tracks_both(
+    settings: dict[str, str], points: float
+) -> None:
+    text = canonical_json({**settings, "grid": 4, "anchors": [0, 1, 2, 3]})
+    assert _points_per_clip(text) == (settings["tracker"], points)
 
 
 def test_of_shards_with_the_same_frames_the_slowest_was_decoded(tmp_path: Path) -> None:
