@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from manifests.snapshot import Snapshot, open_snapshot
+from shards.errors import SettingsError
 from shards.files import atomic_write
 from trainer.config import DataSettings, TrainSettings
 from trainer.data.batch import Batch
@@ -20,8 +21,10 @@ from trainer.evaluate.heldout.breakdown import by_clip
 from trainer.evaluate.heldout.clips import evaluation_settings, read_held_out
 from trainer.evaluate.heldout.measures import METRICS
 from trainer.evaluate.heldout.scoring import score_features
+from trainer.evaluate.overlap import Overlap
 from trainer.evaluate.results import finite_mean, plain
 from trainer.methods.method import Method
+from trainer.training_footage import TrainingFootage
 
 LOGGED = ("moving_pck@0.1", "pck@0.1", "track@1")
 """The metrics that are logged, beside the effective rank of the features."""
@@ -56,6 +59,16 @@ class HeldOutEvaluation:
         if settings.run.evaluate_every is None:
             return None
         return cls(open_snapshot(settings.run.evaluate_on or settings.data.out[0]), settings)
+
+    def check_not_trained_on(self, trained_on: TrainingFootage) -> None:
+        """Raise SettingsError if a run or its start weights are trained on footage of the clips."""
+        overlap = Overlap.of("this run", self.clips.footage, trained_on)
+        if overlap.found:
+            raise SettingsError(
+                f"'run.evaluate_every' needs clips that are not trained on, and this run or its "
+                f"start weights are trained on {overlap.shares}: name a build with others in "
+                "'run.evaluate_on'"
+            )
 
     def score(self, method: Method, step: int) -> dict[str, float]:
         """Score the model after `step` steps, and write heldout.json; NaN for no points.

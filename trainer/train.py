@@ -161,6 +161,8 @@ class TrainingRun:
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         # Only the first rank evaluates.
         self.evaluation = HeldOutEvaluation.of(settings) if rank.first else None
+        if self.evaluation:
+            self.evaluation.check_not_trained_on(self._trained_on_at_the_end())
         self.record = StepRecord(rank.device, deferred=on_cuda)
         self.optimizer = make_optimizer(self.model, settings.optim, fused=on_cuda)
         if on_cuda:
@@ -331,8 +333,9 @@ class TrainingRun:
 
     def trained_on(self) -> TrainingFootage:
         """Return what the weights after the steps so far were trained on, on the first rank."""
-        if self.step == 0:
-            return self.before
+        return self._trained_on_at_the_end() if self.step else self.before
+
+    def _trained_on_at_the_end(self) -> TrainingFootage:
         return self.before.union(TrainingFootage.of(self.dataset.footage))
 
     def _is_due(self, every: int | None) -> bool:

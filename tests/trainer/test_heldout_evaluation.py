@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shards.errors import PretrackError
+from tests.trainer.conftest import panning_clip, publish
 from tests.trainer.test_train import assert_same, last_state
 from trainer.config import TrainSettings
 from trainer.evaluate.evaluated_model import load_evaluated_model
@@ -56,6 +57,17 @@ def test_an_evaluated_run_is_the_same_run_and_goes_on_where_it_was_killed(
     train(evaluated)
     assert [row["step"] for row in read_scores(evaluated.run.out)] == [0, 2, 4]
     assert read_scores(evaluated.run.out)[-1] == logged
+
+
+def test_clips_that_a_run_trains_on_are_no_held_out_clips(settings: Make, tmp_path: Path) -> None:
+    clips = [panning_clip(f"made-{i:02d}", i, split="eval") for i in range(8, 12)]
+    publish(tmp_path / "again", clips)
+    s = settings(run={"evaluate_every": 1, "evaluate_on": str(tmp_path / "again")})
+    with pytest.raises(
+        PretrackError, match=r"2 of 4 sequences .*made-08: name a build with others"
+    ):
+        train(s)
+    assert not s.run.out.exists()
 
 
 def test_without_held_out_clips_an_evaluation_is_refused(settings: Make) -> None:

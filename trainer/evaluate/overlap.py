@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from manifests.wording import pluralise
 from shards.errors import SettingsError
@@ -29,6 +29,11 @@ class Overlap:
     shared: Footage
     trained_on: TrainingFootage
 
+    @classmethod
+    def of(cls, model: str, shown: Footage, trained_on: TrainingFootage) -> Self:
+        """Compare the footage of an evaluation with what a model was trained on."""
+        return cls(model, shown, trained_on.shared_with(shown), trained_on)
+
     @property
     def found(self) -> bool:
         """Whether any footage is known to be shared."""
@@ -50,15 +55,16 @@ class Overlap:
     def __str__(self) -> str:
         """Say it in a sentence, without the full stop."""
         if self.found:
-            return f"'{self.model}' was trained on {self._shares()}"
+            return f"'{self.model}' was trained on {self.shares}"
         trained_on = self.trained_on
         if not (len(trained_on.sequences) or trained_on.complete):
             return f"it is unknown whether '{self.model}' was trained on these clips"
         start = "" if trained_on.complete else "; of the weights that it started from it is unknown"
         return f"'{self.model}' was not trained on these clips{start}"
 
-    def _shares(self) -> str:
-        """Return how much is shared, such as `2 of 8 sequences of these clips, such as NAME`."""
+    @property
+    def shares(self) -> str:
+        """How much is shared, such as `2 of 8 sequences of these clips, such as NAME`."""
         kinds = [
             ("sequence", self.shared.sequences, self.shown.sequences),
             ("part", self.shared.parts, self.shown.parts),
@@ -79,10 +85,7 @@ def check_overlap(
 
     Raises SettingsError if a model was trained on some of it, unless that is allowed.
     """
-    overlaps = [
-        Overlap(model, shown, trained_on.shared_with(shown), trained_on)
-        for model, trained_on in models.items()
-    ]
+    overlaps = [Overlap.of(model, shown, trained_on) for model, trained_on in models.items()]
     for overlap in overlaps:
         if overlap.found and not allow:
             raise SettingsError(
