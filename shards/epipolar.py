@@ -162,7 +162,7 @@ def sampson_distances(poses: Poses, anchors: NDArray[np.int32], positions: Float
     In pixels; NaN in the anchor frame and where two cameras give no epipolar line.
     """
     rows = np.arange(len(anchors))
-    f = _fundamental_matrices(poses, anchors)  # [A, T, 3, 3]
+    f = fundamental_matrices(poses, anchors)  # [A, T, 3, 3]
     queries = _homogeneous(positions[:, rows, anchors])  # [A, 3, N]
     lines = np.moveaxis(f @ queries[:, None], 2, 0)  # [3, A, T, N]: of the queries, in frame t
     f = f[..., None]  # one axis more, for the points
@@ -193,7 +193,7 @@ def _homogeneous(points: Floats) -> Floats:
     return np.stack([*points, np.ones(points.shape[1:])], axis=1)
 
 
-def _fundamental_matrices(poses: Poses, anchors: NDArray[np.int32]) -> Floats:
+def fundamental_matrices(poses: Poses, anchors: NDArray[np.int32]) -> Floats:
     """Return F [A, T, 3, 3] with x_t^T F x_anchor = 0 for pixels of one point."""
     rotation = poses.rotations @ poses.rotations[anchors][:, None].transpose(0, 1, 3, 2)
     shift = poses.shifts - np.einsum("atij,aj->ati", rotation, poses.shifts[anchors])

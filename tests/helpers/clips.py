@@ -112,6 +112,7 @@ def write_clips(
                 encode_tracks(clip.tracks),
                 clip.jpegs,
                 encode_scores(score_clip(clip.tracks, clip.info).tracks) if scored else None,
+                maps=clip.maps,
             )
             for clip in clips
         }

@@ -72,12 +72,12 @@ _LABEL_FREE = """Do features follow tracked points of held-out clips? Needs a bu
 
 Every model sees the same frames and the same points, at the image size that gives it the same grid
 of patches: with --grid 16, 224 pixels for patches of 14 and 256 for patches of 16. Metrics are
-means over clips; they are also given by frame gap, by viewpoint where poses are stored, and by
-source.
+means over clips; they are also given by frame gap and source, by viewpoint of cameras and of points
+where poses are stored, and for points on objects where masks are.
 
 The first model is the base. The others are compared with it by paired tests over videos, each with
-all its clips; p-values are corrected for the number of metrics. Two more columns say what these
-clips are worth: the answer "it has not moved", and chance.
+all its clips; p-values are corrected for the number of metrics. Three more columns say what these
+clips are worth: a descriptor of raw pixels, the answer "it has not moved", and chance.
 
 A model that was trained on the footage of a clip is refused, as far as its weights say what they
 were trained on: those that pretrack exports do.

@@ -1,4 +1,4 @@
-"""Angles between camera poses."""
+"""Angles between camera poses, and between rays."""
 
 from __future__ import annotations
 
@@ -15,3 +15,9 @@ def angle_between(first: NDArray[np.float64], second: NDArray[np.float64]) -> fl
     """
     cosine = (np.trace(second @ first.T) - 1) / 2
     return math.degrees(math.acos(float(np.clip(cosine, -1, 1))))
+
+
+def angles_between(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Compute the degrees between vectors [..., 3]. Exact for small angles, too."""
+    crossed = np.linalg.norm(np.cross(first, second), axis=-1)
+    return np.asarray(np.degrees(np.arctan2(crossed, (first * second).sum(axis=-1))))

@@ -118,6 +118,13 @@ def difference(
     return Difference(base_mean, model_mean, count, independent, (low, high), verdict, p)
 
 
+def mean_interval(
+    values: Sequence[float] | Floats, groups: Sequence[Hashable] | None = None
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean of values, NaN left out; None for too few groups."""
+    return difference(np.zeros(len(values)), values, "", groups).interval
+
+
 def corrected(
     differences: Mapping[str, Difference], better: Mapping[str, Better]
 ) -> dict[str, Difference]:

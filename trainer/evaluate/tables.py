@@ -43,12 +43,12 @@ def table_of_differences(
 
 
 def footnote(tested: int) -> list[str]:
-    """Say what the column p of a table with so many tested metrics is."""
+    """Say what the column p of a table with so many tested rows is."""
     if tested < 2:
         return []
     return [
-        f"p is corrected for the {tested} metrics of this table (Holm) and decides the words; "
-        "an interval is that of its metric alone."
+        f"p is corrected for the {tested} rows of this table (Holm) and decides the words; "
+        "an interval is that of its row alone."
     ]
 
 

@@ -42,8 +42,8 @@ def test_differences_show_sign_interval_and_verdict() -> None:
         *[
             line.split()
             for line in (
-                "p is corrected for the 2 metrics of this table (Holm) and decides the words; "
-                "an interval is that of its metric alone.",
+                "p is corrected for the 2 rows of this table (Holm) and decides the words; "
+                "an interval is that of its row alone.",
             )
         ],
     ]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,16 +20,21 @@ from manifests.snapshot import Snapshot
 from manifests.tables import read_table
 from manifests.wording import pluralise
 from shards.clip import Camera, ClipInfo
+from shards.codec import decode_frames
 from shards.errors import PretrackError
+from shards.files import Location
 from shards.reader import read_members
 from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.augment import choose_frames
 from trainer.data.batch import track_mask
+from trainer.data.clip_reader import named_clip
 from trainer.data.dataset import ClipDataset
 from trainer.data.footage import FOOTAGE_COLUMNS, Footage, footage_of
 from trainer.evaluate.geometry import angle_between
+from trainer.evaluate.heldout.point_labels import PointLabels, label_points
 
 COLUMNS = ["key", "shard", "json_offset", "json_size", "checksum", *FOOTAGE_COLUMNS]
+COLUMNS += ["tracks_offset", "anchors", "anchor_sizes", "mask_offsets", "mask_sizes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +47,7 @@ class HeldOutClip:
     track_mask: bool [T, N]: visible, confident and inside the image
     angles:     float [T], degrees between the anchor's camera and each frame's; NaN if a pose is
                 unknown
+    labels:     what cameras and masks tell about the points
     """
 
     info: ClipInfo
@@ -50,10 +57,15 @@ class HeldOutClip:
     positions: Tensor
     track_mask: Tensor
     angles: NDArray[np.float64]
+    labels: PointLabels
+
+    def valid(self, frame: int) -> NDArray[np.bool_]:
+        """Tell which points are valid in the anchor and in `frame`: bool [N]."""
+        return (self.track_mask[0] & self.track_mask[frame]).numpy()
 
     def points(self, frame: int) -> tuple[Tensor, Tensor]:
         """Return positions [n, 2] in the anchor and in `frame` of points that are valid in both."""
-        both = self.track_mask[0] & self.track_mask[frame]
+        both = torch.from_numpy(self.valid(frame))
         return self.positions[0, both], self.positions[frame, both]
 
 
@@ -154,10 +166,6 @@ def _read_clip(
     """
     dataset = next(iter(datasets.values()))
     clip, [snapshot] = dataset.clips[index], dataset.snapshots
-    [data] = read_members(
-        snapshot.shard_path(row["shard"]), [row["json_offset"]], [row["json_size"]]
-    )
-    info = ClipInfo.from_json(data)
     # The datasets choose the same frames: the settings leave nothing to chance.
     _, frame_numbers = choose_frames(
         clip.frames,
@@ -166,6 +174,7 @@ def _read_clip(
         np.random.default_rng(0),
         tracked=dataset.tracked[clip.folder],
     )
+    info, labels = _read_labels(snapshot.shard_path(row["shard"]), row, frame_numbers, clip.frames)
     samples = {side: sized[0, index] for side, sized in datasets.items()}
     sample = next(iter(samples.values()))
     return HeldOutClip(
@@ -177,7 +186,31 @@ def _read_clip(
         positions=(sample["positions"] + 0.5) / sample["frames"].shape[-1],
         track_mask=track_mask(sample, tracks),
         angles=_camera_angles(info.cameras, frame_numbers),
+        labels=labels,
     )
+
+
+def _read_labels(
+    shard: Location, row: dict[str, Any], frame_numbers: Sequence[int], frames: int
+) -> tuple[ClipInfo, PointLabels]:
+    """Read a clip's description, and what cameras and masks tell about its points.
+
+    Raises ShardError if members cannot be read.
+    """
+    anchor = frame_numbers[0]
+    # The anchors' tracks lie in their member one after the other.
+    *before, size = row["anchor_sizes"][: row["anchors"].index(anchor) + 1]
+    offsets = [row["json_offset"], row["tracks_offset"] + sum(before)]
+    sizes = [row["json_size"], size]
+    if row["mask_offsets"]:
+        offsets.append(row["mask_offsets"][anchor])
+        sizes.append(row["mask_sizes"][anchor])
+    with named_clip(row["key"], str(shard)):
+        data, tracks, *masks = read_members(shard, offsets, sizes)
+        info = ClipInfo.from_json(data)
+        positions, visibility, _ = decode_frames(tracks, anchor, range(frames))
+        mask = masks[0] if masks else None
+        return info, label_points(info, frame_numbers, positions, visibility, mask)
 
 
 def evaluation_settings(

@@ -11,10 +11,15 @@ def plot(
     title: str,
     labels: Sequence[str],
     curves: dict[str, list[float]],
+    *,
     baselines: Sequence[str] = (),
+    unit: str = "",
 ) -> bytes:
-    """Plot curves over labelled positions as a PNG; NaN is a gap, `baselines` are thin and grey."""
+    """Plot curves over labelled positions as a PNG; NaN is a gap, `baselines` are thin and grey.
+
+    unit: what the labels say
+    """
     ticks = {float(position): label for position, label in enumerate(labels)}
     series = {name: list(zip(ticks, values, strict=True)) for name, values in curves.items()}
-    chart = charts.lines(title, series, "", ticks=ticks, baselines=baselines, dots=True)
+    chart = charts.lines(title, series, unit, ticks=ticks, baselines=baselines, dots=True)
     return charts.png(chart)

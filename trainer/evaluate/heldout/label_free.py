@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,27 @@ from manifests.wording import pluralise
 from shards.errors import SettingsError
 from trainer.config import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
-from trainer.evaluate.heldout.breakdown import bins, by_clip, differences
+from trainer.evaluate.heldout.breakdown import (
+    bins,
+    by_clip,
+    by_sequence,
+    differences,
+    differences_by_viewing_angle,
+    interval_at,
+)
 from trainer.evaluate.heldout.clips import HeldOutSet, evaluation_settings, read_held_out
-from trainer.evaluate.heldout.measures import METRICS, MOVING_DISTANCE, PCK_THRESHOLDS, FramePair
+from trainer.evaluate.heldout.measures import (
+    BY_VIEWING_ANGLE,
+    ENDPOINT,
+    METRICS,
+    MOVING_DISTANCE,
+    PCK_THRESHOLDS,
+    FramePair,
+)
 from trainer.evaluate.heldout.pictures import choose_clips, draw_pictures
 from trainer.evaluate.heldout.report import report
 from trainer.evaluate.heldout.scoring import CHANCE, REFERENCES, Scores, score
-from trainer.evaluate.intervals import RESAMPLES
+from trainer.evaluate.intervals import RESAMPLES, Difference
 from trainer.evaluate.overlap import check_overlap
 from trainer.evaluate.results import finite_mean, versions, write_results
 
@@ -132,12 +146,21 @@ def _results(
             for model in models
         },
         "figures": {name: _figures_json(of_model, held_out) for name, of_model in scores.items()},
+        "endpoint": ENDPOINT.name,
         "differences": {
+            model.name: _differences_json(
+                differences(scores[base.name], scores[model.name], held_out)
+            )
+            for model in others
+        },
+        "differences_by_viewing_angle": {
             model.name: {
-                metric: d.to_json()
-                for metric, d in differences(
-                    scores[base.name], scores[model.name], held_out
-                ).items()
+                metric.name: _differences_json(
+                    differences_by_viewing_angle(
+                        metric, scores[base.name], scores[model.name], held_out
+                    )
+                )
+                for metric in BY_VIEWING_ANGLE
             }
             for model in others
         },
@@ -149,16 +172,27 @@ def _figures_json(scores: Scores, held_out: HeldOutSet) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     for metric in METRICS:
         values = by_clip(metric, scores, held_out)
-        figures[metric.name] = {**_summary(values), "by_clip": values}
+        figures[metric.name] = {
+            **_summary(values),
+            "by_clip": values,
+            "by_sequence": by_sequence(metric, scores, held_out),
+        }
         for kind, labels in bins(held_out).items():
             figures[metric.name][f"by_{kind}"] = {
                 label: _summary(by_clip(metric, scores, held_out, kind, label)) for label in labels
             }
+    for metric in BY_VIEWING_ANGLE:
+        for label, figure in figures[metric.name]["by_viewing_angle"].items():
+            figure["interval"] = interval_at(metric, scores, held_out, label)
     return figures | {
         "effective_rank": scores.effective_rank,
         "mean_cosine": scores.mean_cosine,
         "drift": scores.drift,
     }
+
+
+def _differences_json(by_name: Mapping[str, Difference]) -> dict[str, Any]:
+    return {name: d.to_json() for name, d in by_name.items()}
 
 
 def _summary(values: NDArray[np.float64]) -> dict[str, Any]:

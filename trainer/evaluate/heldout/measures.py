@@ -8,8 +8,11 @@ patch of b that is most similar to F_a(p).
 - PCK@t: the share of points with d < t. On *moving* points, those with |q - p| > 0.1, an answer
   that never moves scores nothing.
 - matching AUC: the mean of 1 - min(d / 0.5, 1); median error: the median of d.
+- location error: the mean city-block distance |dx| + |dy| from q to that centre.
 - track@k: among the n points of b, is one of the k most similar to F_a(p) the same point, or less
-  than a patch away from it?
+  than a patch away from it? Of moving points, too, an answer that never moves finds few.
+- epipolar recall: the share of points whose answer, refined between patches, lies within 4 px of
+  the stored frame of the epipolar line of p. It needs cameras and no q, and a world at rest.
 - rank correlation (Spearman's) and overlap@10 of the orders into which F_a(p) and F_b(q) bring the
   patches of a reference bank.
 - consistency gap: cos(F_a(p), F_b(q)) less its mean over the other points q' of b.
@@ -41,7 +44,13 @@ OVERLAP_RANKS = 10
 
 @dataclass(frozen=True)
 class Metric:
-    """The mean (or median) of a measure over points, or over moving points only."""
+    """The mean (or median) of a measure over points.
+
+    moving:  over moving points only
+    objects: over points on objects only, as the clips' masks tell them
+    angles:  over points with a viewing angle from the first to below the second of these degrees
+    listed:  shown in tables; metrics that are not are in the results only
+    """
 
     name: str
     title: str
@@ -49,6 +58,9 @@ class Metric:
     better: Better
     moving: bool = False
     median: bool = False
+    objects: bool = False
+    angles: tuple[float, float] | None = None
+    listed: bool = True
 
 
 METRICS = (
@@ -60,13 +72,36 @@ METRICS = (
     Metric("pck@0.2", "all points found, PCK@0.2", "pck@0.2", "higher"),
     Metric("auc", "matching AUC", "auc", "higher"),
     Metric("error", "median error, in parts of the image", "error", "lower", median=True),
-    Metric("track@1", "tracks told apart, first answer", "track@1", "higher"),
-    Metric("track@5", "tracks told apart, first five", "track@5", "higher"),
+    Metric(
+        "city_block", "location error, city block, in parts of the image", "city_block", "lower"
+    ),
+    Metric(
+        "moving_track@1", "moving tracks told apart, first answer", "track@1", "higher", moving=True
+    ),
+    Metric(
+        "moving_track@5", "moving tracks told apart, first five", "track@5", "higher", moving=True
+    ),
+    Metric("track@1", "tracks told apart, first answer", "track@1", "higher", listed=False),
+    Metric("track@5", "tracks told apart, first five", "track@5", "higher", listed=False),
+    Metric("epipolar@4px", "answers within 4 px of the epipolar line", "epipolar@4px", "higher"),
     Metric("rank_correlation", "rank correlation over the bank", "rank_correlation", ""),
     Metric("overlap@10", "overlap of the bank's first ten", "overlap@10", ""),
     Metric("consistency", "consistency gap", "consistency", ""),
+    Metric(
+        "object_pck@0.1_at_40-70",
+        "points on objects found at 40-70 degrees, PCK@0.1",
+        "pck@0.1",
+        "higher",
+        objects=True,
+        angles=(40.0, 70.0),
+    ),
 )
 """The first is the headline. Names and titles are written into results."""
+NAMED = {metric.name: metric for metric in METRICS}
+BY_VIEWING_ANGLE = (NAMED["pck@0.1"], NAMED["city_block"])
+"""Metrics with a table and a curve over points' viewing angles."""
+ENDPOINT = NAMED["object_pck@0.1_at_40-70"]
+"""The metric that experiments decide by."""
 
 Measures = dict[str, NDArray[np.float64]]
 """A measure's name → its value at each point of a pair [n]; NaN where it has none."""
@@ -80,6 +115,8 @@ class FramePair:
     gap:    steps from the anchor frame to the later one
     angle:  degrees between their cameras; NaN if a pose is unknown
     moving: bool [n], which points move
+    viewing_angles: float [n], degrees between the rays to each point, NaN if unknown; None for all
+    on_object: bool [n], which points lie on objects; None if no mask tells
     """
 
     clip: int
@@ -87,14 +124,33 @@ class FramePair:
     angle: float
     moving: NDArray[np.bool_]
     measures: Measures
+    viewing_angles: NDArray[np.float64] | None = None
+    on_object: NDArray[np.bool_] | None = None
+
+    def counted(self, metric: Metric) -> NDArray[np.bool_]:
+        """Tell which points a metric counts: bool [n]."""
+        chosen = self.moving.copy() if metric.moving else np.ones_like(self.moving)
+        if metric.objects:
+            chosen &= False if self.on_object is None else self.on_object
+        if metric.angles:
+            low, high = metric.angles
+            degrees = np.nan if self.viewing_angles is None else self.viewing_angles
+            chosen &= (degrees >= low) & (degrees < high)  # NaN is neither
+        return chosen
 
 
-def aggregate(metric: Metric, pairs: Sequence[FramePair]) -> float:
-    """Compute a metric over all points of some pairs; NaN if there is none."""
+def aggregate(
+    metric: Metric,
+    pairs: Sequence[FramePair],
+    parts: Sequence[NDArray[np.bool_] | bool] | None = None,
+) -> float:
+    """Compute a metric over all points of some pairs; NaN if there is none.
+
+    parts: the points of each pair to take, bool [n]; None for all
+    """
     per_pair = [np.zeros(0)]
-    for pair in pairs:
-        values = pair.measures[metric.measure]
-        per_pair.append(values[pair.moving] if metric.moving else values)
+    for pair, part in zip(pairs, [True] * len(pairs) if parts is None else parts, strict=True):
+        per_pair.append(pair.measures[metric.measure][pair.counted(metric) & part])
     values = np.concatenate(per_pair)
     values = values[np.isfinite(values)]
     if not len(values):
@@ -122,8 +178,7 @@ def measure_model(
         sample_features(later, targets),
     )
     similarities = query_features @ target_features.T
-    errors = (match(anchor, later, queries) - targets).norm(dim=-1)
-    measures = localisation(errors)
+    measures = localisation(match(anchor, later, queries) - targets)
     measures |= track_retrieval(similarities, targets, rows, columns)
     measures |= rank_agreement(query_features @ references.T, target_features @ references.T)
     measures["consistency"] = consistency_gap(similarities)
@@ -135,7 +190,7 @@ def measure_static(queries: Tensor, targets: Tensor, rows: int, columns: int) ->
 
     This is what a model whose features never move would score on these points.
     """
-    measures = localisation((targets - queries).norm(dim=-1))
+    measures = localisation(targets - queries)
     measures |= track_retrieval(-_distances(queries, targets), targets, rows, columns)
     undefined = torch.full((len(targets),), torch.nan)
     measures |= dict.fromkeys(("rank_correlation", "overlap@10", "consistency"), undefined)
@@ -151,9 +206,10 @@ def measure_chance(targets: Tensor, rows: int, columns: int, references: int) ->
     """
     count = len(targets)
     # Localisation: any patch of the later frame may be the answer.
-    distances = _distances(targets, patch_centres(rows, columns))
-    measures = {name: values.mean(dim=1) for name, values in localisation(distances).items()}
-    measures["error"] = distances.median(dim=1).values
+    offsets = patch_centres(rows, columns) - targets[:, None]
+    by_patch = localisation(offsets)
+    measures = {name: values.mean(dim=1) for name, values in by_patch.items()}
+    measures["error"] = by_patch["error"].median(dim=1).values
     # Track@k: k points are drawn without replacement, and none of them may be close to the target.
     close = (_patch_distances(targets, rows, columns) < 1).sum(dim=1).double()
     total = torch.tensor(float(count))
@@ -205,10 +261,15 @@ def patch_centres(rows: int, columns: int) -> Tensor:
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
-def localisation(distances: Tensor) -> dict[str, Tensor]:
-    """Compute PCK, AUC and error of distances, as fractions of the image; each in their shape."""
+def localisation(offsets: Tensor) -> dict[str, Tensor]:
+    """Compute PCK, AUC and errors of offsets [..., 2], in fractions of the image: [...] each."""
+    distances = offsets.norm(dim=-1)
     pck = {f"pck@{t}": (distances < t).float() for t in PCK_THRESHOLDS}
-    return pck | {"auc": 1 - (distances / AUC_LIMIT).clamp(max=1), "error": distances}
+    return pck | {
+        "auc": 1 - (distances / AUC_LIMIT).clamp(max=1),
+        "error": distances,
+        "city_block": offsets.abs().sum(dim=-1),
+    }
 
 
 def track_retrieval(

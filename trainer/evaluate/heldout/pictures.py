@@ -12,11 +12,18 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from trainer.evaluate.evaluated_model import EvaluatedModel
-from trainer.evaluate.heldout.breakdown import bins, by_clip
+from trainer.evaluate.heldout.breakdown import UNKNOWN, bins, by_clip
 from trainer.evaluate.heldout.canvas import INK, PAPER, SUBPIXELS, Picture, font, png, subpixel
 from trainer.evaluate.heldout.clips import HeldOutClip, HeldOutSet
 from trainer.evaluate.heldout.curves import plot
-from trainer.evaluate.heldout.measures import METRICS, MOVING_DISTANCE, match, moving_points
+from trainer.evaluate.heldout.measures import (
+    BY_VIEWING_ANGLE,
+    METRICS,
+    MOVING_DISTANCE,
+    Metric,
+    match,
+    moving_points,
+)
 from trainer.evaluate.heldout.scoring import CHANCE, STATIC, Scores
 from trainer.evaluate.results import finite_mean
 from trainer.feature_colours import principal_colours
@@ -54,27 +61,40 @@ def draw_pictures(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield all pictures as (name, PNG).
 
-    First the headline metric by frame gap, and by viewpoint if poses are known; then features and
-    matches of the clips `drawn`.
+    First curves: the headline metric by frame gap and by viewpoint, and two metrics by points'
+    viewing angles, as far as poses are known; then features and matches of the clips `drawn`.
     """
-    headline = METRICS[0]
-    for kind, words in {"gap": "by frame gap", "angle": "by degrees between the cameras"}.items():
-        if labels := bins(held_out)[kind]:
-            curves = {
-                name: [
-                    finite_mean(by_clip(headline, of_model, held_out, kind, label))
-                    for label in labels
-                ]
-                for name, of_model in scores.items()
-            }
-            title = f"{headline.title}, {words}"
-            yield f"recall-{kind}", plot(title, labels, curves, baselines=(STATIC, CHANCE))
+    yield from _curve("recall-gap", METRICS[0], "gap", held_out, scores)
+    yield from _curve("recall-angle", METRICS[0], "angle", held_out, scores)
+    for name, metric in zip(("recall", "error"), BY_VIEWING_ANGLE, strict=True):
+        yield from _curve(f"{name}-viewing-angle", metric, "viewing_angle", held_out, scores)
     for i in drawn:
         clip = held_out.clips[i]
         features = {model.name: scores[model.name].kept_features[i] for model in models}
         yield f"features-{clip.info.key}", png(draw_features(clip, features))
         if picture := draw_matches(clip, features):
             yield f"matches-{clip.info.key}", png(picture)
+
+
+_BY = {
+    "gap": "frames apart, in steps",
+    "angle": "degrees between the cameras",
+    "viewing_angle": "degrees between the rays to a point",
+}
+
+
+def _curve(
+    name: str, metric: Metric, kind: str, held_out: HeldOutSet, scores: dict[str, Scores]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the curve of a metric over the bins of a kind, if there are any."""
+    labels = [label for label in bins(held_out)[kind] if label != UNKNOWN]
+    if not labels:
+        return
+    curves = {
+        column: [finite_mean(by_clip(metric, found, held_out, kind, label)) for label in labels]
+        for column, found in scores.items()
+    }
+    yield name, plot(metric.title, labels, curves, baselines=(STATIC, CHANCE), unit=_BY[kind])
 
 
 def draw_features(clip: HeldOutClip, features: dict[str, Tensor]) -> Image.Image:

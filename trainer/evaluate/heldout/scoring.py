@@ -1,9 +1,9 @@
-"""Score models, the static baseline and chance on held-out clips."""
+"""Score models, and the controls beside them, on held-out clips."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -14,7 +14,10 @@ from torch.nn.functional import normalize
 
 from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.features import patch_features
+from trainer.evaluate.heldout import epipolar_recall
 from trainer.evaluate.heldout.clips import HeldOutSet
+from trainer.evaluate.heldout.epipolar_recall import refined_match
+from trainer.evaluate.heldout.gradient_histograms import gradient_histograms
 from trainer.evaluate.heldout.measures import (
     FramePair,
     Measures,
@@ -29,8 +32,9 @@ from trainer.evaluate.heldout.measures import (
 
 REFERENCES = 320
 """Size of the reference bank: patches of other clips that similarities are ranked over."""
-STATIC, CHANCE = "never moves", "chance"
-"""Names of the two baselines in results."""
+RAW, STATIC, CHANCE = "raw pixels", "never moves", "chance"
+"""Names of the controls in results: histograms of gradients, the answer "it has not moved", and
+features without information."""
 _FRAMES_AT_ONCE = 32  # encoded in one forward pass
 
 _MeasurePair = Callable[[int, int, Tensor, Tensor], Measures]
@@ -39,7 +43,7 @@ _MeasurePair = Callable[[int, int, Tensor, Tensor], Measures]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """The scores of one model or baseline; baselines have no features.
+    """The scores of one model or control; the last two controls have no features.
 
     effective_rank, mean_cosine: of the patches of all anchor frames
     drift:         from the base model, over the patches of all frames
@@ -56,7 +60,7 @@ class Scores:
 def score(
     held_out: HeldOutSet, models: Sequence[EvaluatedModel], grid: int, keep: Sequence[int] = ()
 ) -> dict[str, Scores]:
-    """Score each model, by its name; then the static baseline, and chance.
+    """Score each model, by its name; then the three controls.
 
     grid: patches along a side of the image
     keep: clips whose features are kept
@@ -69,17 +73,16 @@ def score(
     for model in models:
         features = _unit_features(held_out, model, grid)
         base = features if base is None else base
-        anchor_patches = features[:, 0].flatten(0, 2)
-        scores[model.name] = Scores(
-            pairs=_frame_pairs(held_out, partial(_measure_model, features)),
-            effective_rank=effective_rank(anchor_patches),
-            mean_cosine=mean_cosine(anchor_patches),
-            drift=drift(features, base),
-            kept_features={i: features[i] for i in keep},
+        kept = {i: features[i] for i in keep}
+        scores[model.name] = replace(
+            score_features(held_out, features), drift=drift(features, base), kept_features=kept
         )
+    scores[RAW] = score_features(held_out, _raw_features(held_out, grid))
     references = len(_reference_indices(len(held_out.clips), grid * grid, 0)[0])
-    scores[STATIC] = Scores(_frame_pairs(held_out, partial(_measure_static, grid)))
-    scores[CHANCE] = Scores(_frame_pairs(held_out, partial(_measure_chance, grid, references)))
+    scores[STATIC] = Scores(_frame_pairs(held_out, partial(_measure_static, held_out, grid)))
+    scores[CHANCE] = Scores(
+        _frame_pairs(held_out, partial(_measure_chance, held_out, grid, references))
+    )
     return scores
 
 
@@ -87,10 +90,16 @@ def score_features(held_out: HeldOutSet, features: Tensor) -> Scores:
     """Score unit features [clips, T, h, w, D] of all frames; drift is not measured."""
     anchor_patches = features[:, 0].flatten(0, 2)
     return Scores(
-        pairs=_frame_pairs(held_out, partial(_measure_model, features)),
+        pairs=_frame_pairs(held_out, partial(_measure_model, held_out, features)),
         effective_rank=effective_rank(anchor_patches),
         mean_cosine=mean_cosine(anchor_patches),
     )
+
+
+def _raw_features(held_out: HeldOutSet, grid: int) -> Tensor:
+    """Describe raw pixels, from the largest images that models see: [clips, T, h, w, 128]."""
+    side = max(held_out.clips[0].images)
+    return torch.stack([gradient_histograms(clip.images[side], grid) for clip in held_out.clips])
 
 
 def _unit_features(held_out: HeldOutSet, model: EvaluatedModel, grid: int) -> Tensor:
@@ -103,26 +112,47 @@ def _unit_features(held_out: HeldOutSet, model: EvaluatedModel, grid: int) -> Te
     return features.unflatten(0, (len(held_out.clips), -1))
 
 
-def _measure_model(features: Tensor, i: int, t: int, queries: Tensor, targets: Tensor) -> Measures:
-    return measure_model(
+def _measure_model(
+    held_out: HeldOutSet, features: Tensor, i: int, t: int, queries: Tensor, targets: Tensor
+) -> Measures:
+    measures = measure_model(
         features[i, 0], features[i, t], queries, targets, reference_features(features, i)
     )
+    matches = refined_match(features[i, 0], features[i, t], queries)
+    return measures | epipolar_recall.recall(matches, *_lines(held_out, i, t))
 
 
-def _measure_static(grid: int, i: int, t: int, queries: Tensor, targets: Tensor) -> Measures:
-    return measure_static(queries, targets, grid, grid)
+def _measure_static(
+    held_out: HeldOutSet, grid: int, i: int, t: int, queries: Tensor, targets: Tensor
+) -> Measures:
+    measures = measure_static(queries, targets, grid, grid)
+    return measures | epipolar_recall.recall(queries, *_lines(held_out, i, t))
 
 
 def _measure_chance(
-    grid: int, references: int, i: int, t: int, queries: Tensor, targets: Tensor
+    held_out: HeldOutSet,
+    grid: int,
+    references: int,
+    i: int,
+    t: int,
+    queries: Tensor,
+    targets: Tensor,
 ) -> Measures:
-    return measure_chance(targets, grid, grid, references)
+    measures = measure_chance(targets, grid, grid, references)
+    return measures | epipolar_recall.chance(*_lines(held_out, i, t), grid)
+
+
+def _lines(held_out: HeldOutSet, i: int, t: int) -> tuple[NDArray[np.float64], tuple[int, int]]:
+    """Return the epipolar lines [n, 3] of the points of a pair, and the size of stored frames."""
+    clip = held_out.clips[i]
+    return clip.labels.lines[t, clip.valid(t)], (clip.info.width, clip.info.height)
 
 
 def _frame_pairs(held_out: HeldOutSet, measure: _MeasurePair) -> list[FramePair]:
     """Measure every pair of an anchor and a later frame that have a point in common."""
     pairs = []
     for i, clip in enumerate(held_out.clips):
+        objects = clip.labels.objects
         for t in range(1, len(clip.frame_numbers)):
             queries, targets = clip.points(t)
             if not len(queries):
@@ -134,6 +164,8 @@ def _frame_pairs(held_out: HeldOutSet, measure: _MeasurePair) -> list[FramePair]
                     angle=float(clip.angles[t]),
                     moving=moving_points(queries, targets),
                     measures=measure(i, t, queries, targets),
+                    viewing_angles=clip.labels.angles[t, clip.valid(t)],
+                    on_object=None if objects is None else objects[clip.valid(t)],
                 )
             )
     return pairs

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from manifests.snapshot import Snapshot, open_snapshot
 from manifests.tables import SHARDS, table_of, write_table
+from shards.frame_maps import FrameMaps, encode_mask
 from tests.helpers.scenic_clips import scenic_clip
+from tests.helpers.static_scene import SIZE, static_scene, stored_scene
 from tests.trainer.conftest import publish
 from trainer.config import TrainSettings
 from trainer.data.dataset import ClipDataset
@@ -59,3 +63,24 @@ def scenic(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     }
     write_table(snapshot.folder / "shards.parquet", table_of([row], SHARDS))
     return snapshot
+
+
+@pytest.fixture(scope="session")
+def orbits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build of seven static scenes before cameras on an arc of 105 degrees, with masks.
+
+    8 frames, 15 degrees apart around a point 4 away from them; points lie 2.5 to 5.5 away. The
+    right half of every anchor frame is an object.
+    """
+    out = tmp_path_factory.mktemp("orbits")
+    mask = np.zeros(SIZE[::-1], np.uint8)
+    mask[:, SIZE[0] // 2 :] = 1
+    maps = FrameMaps(masks=(encode_mask(mask),) * 8)
+    clips = []
+    for i in range(7):
+        scene = static_scene(i, frames=8, anchors=(0,), grid=8, turn=105, noise=0.1)
+        clip = stored_scene(scene, f"orbit-{i}")
+        info = replace(clip.info, split="eval")
+        clips.append(replace(clip, info=info, maps=maps))
+    publish(out, clips)
+    return out

@@ -22,7 +22,7 @@ def concluded(rank: float = 8.0, videos: int = 20, track: float = 0.1) -> str:
         verdict="better" if low > 0 else "not distinguishable from 0",
     )
     scores = {"base": Scores([], effective_rank=10.0), "new": Scores([], effective_rank=rank)}
-    return conclusion({"moving_pck@0.1": better, "track@1": tracks}, scores, "base", "new")
+    return conclusion({"moving_pck@0.1": better, "moving_track@1": tracks}, scores, "base", "new")
 
 
 def test_a_model_is_better_by_two_metrics_without_collapse_on_twenty_videos() -> None:
@@ -38,7 +38,7 @@ def test_a_model_is_better_by_two_metrics_without_collapse_on_twenty_videos() ->
         ({"rank": 7.9}, "its effective rank is 0.79 of base's, below 0.8"),
         ({"rank": float("nan")}, "its effective rank is nan of base's, below 0.8"),
         ({"videos": 19}, "only 19 videos with moving points, at least 20 are needed"),
-        ({"track": 0.0}, "tracks told apart, first answer: not distinguishable from 0"),
+        ({"track": 0.0}, "moving tracks told apart, first answer: not distinguishable from 0"),
     ],
 )
 def test_what_is_missing_is_named(case: dict[str, float], reason: str) -> None:
