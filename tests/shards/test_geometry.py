@@ -248,6 +248,34 @@ def test_a_grid_needs_a_point() -> None:
         grid_points(0, 512, 384)
 
 
+def test_values_that_must_not_be_mixed_are_taken_at_the_centres_of_pixels() -> None:
+    values = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    # Pixels of the result cover 2 x 3 of the box from (2, 0) on; their centres are in rows 1 and 4.
+    transform = FrameTransform(2, 0, 6, 6, 3, 2)
+    expected = [[11, 13, 15], [35, 37, 39]]
+    assert transform.nearest(values).tolist() == expected
+    assert transform.flipped().nearest(values).tolist() == [row[::-1] for row in expected]
+    enlarged = FrameTransform.whole(8, 6, 16, 12).nearest(values)
+    assert enlarged[::2, ::2].tolist() == enlarged[1::2, 1::2].tolist() == values.tolist()
+
+
+def test_depth_on_an_edge_is_unknown_and_a_slope_is_none() -> None:
+    depth = np.full((9, 9), 2.0, np.float32)
+    depth[:, 4:] = 3.0  # an edge within the second of three pixels
+    depth[7, 7] = 0  # no depth at the centre of the last
+    third = FrameTransform.whole(9, 9, 3, 3)
+    assert third.depth(depth).tolist() == [[2, 0, 3], [2, 0, 3], [2, 0, 0]]
+    assert third.flipped().depth(depth).tolist() == [[3, 0, 2], [3, 0, 2], [0, 0, 2]]
+    # At its own size a frame keeps its depth, edges included.
+    assert FrameTransform.whole(9, 9, 9, 9).depth(depth).tolist() == depth.tolist()
+    # Unknown neighbours are no edge, and steps of up to 5 % are none.
+    depth[:, 4:] = 2.09
+    depth[:, 5] = 0
+    assert third.depth(depth)[0].tolist() == pytest.approx([2, 2.09, 2.09])
+    depth[:, 4:] = 2.11
+    assert third.depth(depth)[0].tolist() == pytest.approx([2, 0, 2.11])
+
+
 def test_a_box_outside_the_frame_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit a frame of 20x10"):
         FrameTransform(15, 0, 10, 10, 10, 10).frame(np.zeros((10, 20, 3), np.uint8))
