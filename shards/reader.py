@@ -12,7 +12,7 @@ from shards.clip import ClipInfo
 from shards.codec import decode_tracks
 from shards.errors import ShardError
 from shards.files import Location, open_stream, parse_location, read_ranges
-from shards.frame_maps import NO_MAPS, FrameMaps
+from shards.frame_maps import FrameMaps
 from shards.stored_clip import StoredClip
 from shards.writer import ClipMembers
 
@@ -57,15 +57,23 @@ def read_clip_members(shard: str | Location, members: ClipMembers) -> list[bytes
     return data
 
 
-def read_frame_maps(shard: str | Location, members: ClipMembers) -> FrameMaps:
+def read_frame_maps(shard: str | Location, members: ClipMembers, info: ClipInfo) -> FrameMaps:
     """Read the depth maps and masks of a clip; none if it has none. Raises as above."""
     ranges = (*members.depths, *members.masks)
-    if not ranges:
-        return NO_MAPS
-    data = read_members(shard, [part.offset for part in ranges], [part.size for part in ranges])
+    data = []
+    if ranges:
+        data = read_members(shard, [part.offset for part in ranges], [part.size for part in ranges])
     members.check_maps(data)
     count = len(members.depths)
-    return FrameMaps(tuple(data[:count]), tuple(data[count:]))
+    maps = FrameMaps(tuple(data[:count]), tuple(data[count:]))
+    _check_depth(maps, info)
+    return maps
+
+
+def _check_depth(maps: FrameMaps, info: ClipInfo) -> None:
+    """Raise ShardError if only one of depth maps and their scale is there."""
+    if bool(maps.depths) != (info.depth_scale is not None):
+        raise ShardError("it has depth maps without their scale, or a scale without depth maps")
 
 
 def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterator[StoredClip]:
@@ -84,6 +92,7 @@ def iterate_shard(shard: str | Location, checksum: str | None = None) -> Iterato
             maps = FrameMaps(
                 *(_of_every_frame(members, f"{kind}.png", info) for kind in ("depth", "mask"))
             )
+            _check_depth(maps, info)
         except KeyError as error:
             raise ShardError(
                 f"the clip {key} in {path} lacks its member {error.args[0]}"

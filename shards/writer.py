@@ -93,9 +93,12 @@ class ShardWriter:
 
         Raises ValueError for another number of images, ShardError for a key that is not allowed.
         """
-        counts = {len(jpegs), len(maps.depths) or info.frames, len(maps.masks) or info.frames}
-        if counts != {info.frames}:
-            raise ValueError(f"clip {info.key} has {info.frames} frames and {len(jpegs)} images")
+        optional = [("depth maps", maps.depths), ("masks", maps.masks)]
+        for kind, images in [("images", jpegs), *(pair for pair in optional if pair[1])]:
+            if len(images) != info.frames:
+                raise ValueError(
+                    f"clip {info.key} has {info.frames} frames and {len(images)} {kind}"
+                )
         members = (info.to_json(), b"".join(tracks), *jpegs)
         named = name_members(info.key, members)
         description, joined, *frames = [self._add_member(name, data) for name, data in named]

@@ -105,10 +105,10 @@ def _intact_clip(key: str, task: ShardTask) -> DecodedClip | None:
     shard = shard_path(task.settings.out, task.shard.reuse)
     try:
         data, _, *jpegs = read_clip_members(shard, members)
-        maps = read_frame_maps(shard, members)
+        info = ClipInfo.from_json(data)
+        maps = read_frame_maps(shard, members, info)
         digest = fingerprint_lines([task.shard.tracks_settings])
-        info = replace(ClipInfo.from_json(data), tracks_settings=digest)
-        return DecodedClip(info, tuple(jpegs), maps)
+        return DecodedClip(replace(info, tracks_settings=digest), tuple(jpegs), maps)
     except ShardError:
         return None
 

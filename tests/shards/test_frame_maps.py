@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from shards.codec import encode_tracks
 from shards.errors import ShardError
-from shards.frame_maps import decode_depths, decode_masks, encode_depth, encode_mask
+from shards.frame_maps import FrameMaps, decode_depths, decode_masks, encode_depth, encode_mask
+from shards.reader import iterate_shard
+from shards.writer import open_shard
+from tests.helpers.clips import make_clip
 
 SIZE = (4, 2)
 
@@ -43,3 +49,23 @@ def test_damage_and_other_kinds_of_images_are_named() -> None:
         decode_depths([depth[:40]], SIZE, 1.0)
     with pytest.raises(ShardError, match="no PNG"):
         decode_depths([b"JFIF"], SIZE, 1.0)
+
+
+def test_depth_maps_without_their_scale_are_named(tmp_path: Path) -> None:
+    clip = make_clip()
+    depth = encode_depth(np.ones((64, 96), np.float32), 1.0)
+    with open_shard(tmp_path / "s.tar") as writer:
+        maps = FrameMaps(depths=(depth,) * clip.info.frames)
+        writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs, maps=maps)
+    with pytest.raises(ShardError, match="depth maps without their scale"):
+        list(iterate_shard(tmp_path / "s.tar"))
+
+
+def test_a_clip_needs_a_map_for_every_frame(tmp_path: Path) -> None:
+    clip = make_clip()
+    maps = FrameMaps(masks=(encode_mask(np.zeros((64, 96), np.uint8)),) * 5)
+    with (
+        open_shard(tmp_path / "s.tar") as writer,
+        pytest.raises(ValueError, match="has 6 frames and 5 masks"),
+    ):
+        writer.add(clip.info, encode_tracks(clip.tracks), clip.jpegs, maps=maps)
