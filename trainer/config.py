@@ -270,6 +270,10 @@ class TrackFilterSettings(Settings):
     from its anchor's epipolar line, in pixels of the stored frame. Tracks without a score, such as
     those of clips without poses, are kept. 2 suits static scenes; right tracks of moving objects
     are left out, too."""
+    epipolar_weight_px: float | None = Field(default=None, gt=0)
+    """Weights a track by its stored epipolar score s: it counts 1 / (1 + (s / this)²) in every loss
+    of tracks. Half of a track counts if its score is this, in pixels of the stored frame; all of it
+    without a score. It can be combined with `max_epipolar_px`."""
     mask_outside: bool = True
     """Whether points outside the cropped frame are ignored. Published: false, which moves them to
     the border and counts them."""
@@ -542,6 +546,11 @@ class TrainSettings(Settings):
             raise ValueError(
                 "'method: multiview' has no blocks to put adapters after: set "
                 "'model.trainable_blocks' to the number of last blocks, such as 12"
+            )
+        if self.tracks.epipolar_weight_px is not None:
+            raise ValueError(
+                "'tracks.epipolar_weight_px' belongs to 'method: tracks': leave it out, or leave "
+                "tracks out by 'tracks.max_epipolar_px'"
             )
         if self.model.train_norm:
             raise ValueError("'model.train_norm' belongs to 'method: tracks': leave it out")

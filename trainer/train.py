@@ -144,6 +144,7 @@ class TrainingRun:
             settings.data,
             run.seed,
             settings.tracks.max_epipolar_px,
+            settings.tracks.epipolar_weight_px,
         )
         self._check_clips(checkpoint["clips"] if checkpoint else None)
         self.sampler = self.dataset.sampler(run.batch_size, rank.number, rank.world, self.step)

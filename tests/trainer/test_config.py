@@ -81,6 +81,10 @@ def test_settings_of_earlier_versions_keep_their_digests(
         (["multiview.heads=7"], "'ray_width: 128' should be a multiple of 'heads: 7'"),
         (["loss.sorting=0.5"], "'loss' belongs to 'method: tracks'"),
         (["teacher.momentum=0.9"], "'teacher' belongs to 'method: tracks'"),
+        (
+            ["tracks.epipolar_weight_px=2"],
+            "'tracks.epipolar_weight_px' belongs to 'method: tracks'",
+        ),
         (["model.train_norm=true"], "'model.train_norm' belongs to 'method: tracks'"),
         (["data.colour.student_only=true"], "needs a teacher"),
         (["method=tracks"], "'multiview' needs 'method: multiview'"),

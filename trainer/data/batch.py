@@ -38,6 +38,8 @@ class Batch(TypedDict):
     world_to_camera: float32 [B, T, 3, 4]   OpenCV's axes; one world per clip, in its source's units
     posed:         bool    [B]              whether all T frames have a usable camera; those without
                                             have the identity
+    track_weights: float32 [B, N]           how much each track counts, 0..1; only with
+                                            `tracks.epipolar_weight_px`
     left_out:      strings                  one sentence per clip that was replaced because it could
                                             not be read; only with `on_error: skip`, and only until
                                             the loader has logged them
@@ -56,6 +58,7 @@ class Batch(TypedDict):
     intrinsics: NotRequired[Tensor]
     world_to_camera: NotRequired[Tensor]
     posed: NotRequired[Tensor]
+    track_weights: NotRequired[Tensor]
     left_out: NotRequired[list[str]]
 
 

@@ -19,6 +19,7 @@ from trainer.data.clip_table import Clip
 from trainer.data.control import control_tracks
 from trainer.data.encoded_clip import EncodedClip
 from trainer.data.frames_by_angle import choose_frames_by_angle
+from trainer.data.score_rule import ALL_TRACKS, ScoreRule
 
 ReadMembers = Callable[[Location, Sequence[int], Sequence[int]], list[bytes]]
 """(shard, offsets, sizes) → the bytes of each member, as `shards.reader.read_members`."""
@@ -33,32 +34,26 @@ def read_clip(
     points: int,
     tracked: Directions,
     read_members: ReadMembers,
-    max_epipolar_px: float | None = None,
+    by_score: ScoreRule = ALL_TRACKS,
 ) -> EncodedClip:
     """Draw which frames and tracks a sample shows of a clip with N = `points`, and read them.
 
-    tracked:         the directions in which its points were tracked
-    max_epipolar_px: tracks with a larger epipolar score get visibility 0 in all frames
+    tracked:  the directions in which its points were tracked
+    by_score: how tracks count by their scores, where the clip has any
 
     Raises ShardError for members that cannot be read, for damaged tracks, and for tables that do
     not fit the clip.
     """
-    all_cameras = None
+    anchors, cameras = clip.anchors.tolist(), None
     if settings.frames_by == "angle":
         # Cameras say which frames to read, so they are read first.
         [description] = read_members(shard, [clip.json_offset], [clip.json_size])
-        all_cameras = read_cameras(description, range(clip.frames))
-        anchor, numbers = choose_frames_by_angle(
-            read_poses(all_cameras, clip.frames),
-            clip.anchors.tolist(),
-            settings,
-            random,
-            tracked=tracked,
-        )
+        cameras = read_cameras(description, range(clip.frames))
+        poses = read_poses(cameras, clip.frames)
+        anchor, numbers = choose_frames_by_angle(poses, anchors, settings, random, tracked=tracked)
+        cameras = [cameras[number] for number in numbers]
     else:
-        anchor, numbers = choose_frames(
-            clip.frames, clip.anchors.tolist(), settings, random, tracked=tracked
-        )
+        anchor, numbers = choose_frames(clip.frames, anchors, settings, random, tracked=tracked)
     transforms = choose_transforms(clip.width, clip.height, settings, random)
     offsets, sizes = _tracks_member(clip, anchor)
     # With a short step a frame can appear several times in a sample: it is read once.
@@ -67,11 +62,10 @@ def read_clip(
     offsets += clip.frame_offsets[frames].tolist()
     sizes += clip.frame_sizes[frames].tolist()
     # What only some settings need comes last.
-    scored = max_epipolar_px is not None and clip.scores_size > 0
+    scored = by_score.needs_scores and clip.scores_size > 0
     if scored:
         offsets.append(clip.scores_offset)
         sizes.append(clip.scores_size)
-    cameras = [all_cameras[number] for number in numbers] if all_cameras else None
     if settings.cameras and cameras is None:
         offsets.append(clip.json_offset)
         sizes.append(clip.json_size)
@@ -81,10 +75,11 @@ def read_clip(
     positions, visibility, confidence = decode_frames(
         tracks, int(clip.anchors[anchor]), numbers, (clip.frames, points)
     )
+    weights = None
     if scored:
-        scores = decode_scores(images.pop(), (len(clip.anchors), points))
-        # A track without a score is NaN, which is not larger.
-        visibility[:, scores.epipolar[anchor] > max_epipolar_px] = 0
+        scores = decode_scores(images.pop(), (len(clip.anchors), points)).epipolar[anchor]
+        visibility[:, by_score.left_out(scores)] = 0
+        weights = by_score.weights(scores)
     positions, visibility, confidence = control_tracks(
         (positions, visibility, confidence), settings, random
     )
@@ -99,6 +94,7 @@ def read_clip(
         confidence=confidence,
         random=random,
         cameras=cameras,
+        track_weights=weights,
     )
 
 

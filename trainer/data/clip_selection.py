@@ -20,6 +20,7 @@ from trainer.data.clip_filter import parse_filter
 from trainer.data.clip_table import Clip, ClipTable
 from trainer.data.footage import FOOTAGE_COLUMNS
 from trainer.data.sampler import ClipGroup
+from trainer.data.score_rule import ScoreRule
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +60,12 @@ def choose_clips(snapshots: Sequence[Snapshot], settings: DataSettings) -> ClipT
     return clips
 
 
-def check_scores(clips: ClipTable, snapshots: Sequence[Snapshot]) -> None:
+def check_scores(clips: ClipTable, snapshots: Sequence[Snapshot], by_score: ScoreRule) -> None:
     """Raise PretrackError if no clip has scores of its tracks."""
     if not pc.any(pc.greater(clips.table["scores_size"], 0)).as_py():
         folders = ", ".join(str(snapshot.out) for snapshot in snapshots)
         raise PretrackError(
-            f"'tracks.max_epipolar_px' needs scores of tracks, and no clip in {folders} has any: "
+            f"'{by_score.setting}' needs scores of tracks, and no clip in {folders} has any: "
             "run 'pretrack build' again, which adds them, or leave the setting out"
         )
 

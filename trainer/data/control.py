@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from shards.errors import SettingsError
 from trainer.config import DataSettings
+from trainer.data.score_rule import ScoreRule
 
 CONTROLS = {
     "same": "every frame of a sample is its anchor frame, cropped and coloured on its own, and "
@@ -22,18 +23,18 @@ FrameTracks = tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]
 """Positions [T, N, 2], visibility [T, N] and confidence [T, N] in the frames of a sample."""
 
 
-def check_control(settings: DataSettings, points: int, max_epipolar_px: float | None) -> None:
-    """Raise SettingsError if a control is impossible with clips of this many points or a filter."""
+def check_control(settings: DataSettings, points: int, by_score: ScoreRule) -> None:
+    """Raise SettingsError if a control is impossible with clips of this many points or a rule."""
     if settings.control == "shuffled" and points < settings.frames:
         raise SettingsError(
             f"'data.control: shuffled' needs as many points per clip as 'data.frames: "
             f"{settings.frames}', since a point has another track in each frame, and clips have "
             f"{points}: take clips of a denser grid, or fewer frames"
         )
-    if settings.control == "same" and max_epipolar_px is not None:
+    if settings.control == "same" and by_score.needs_scores:
         raise SettingsError(
-            "'tracks.max_epipolar_px' leaves out tracks, and 'data.control: same' uses none: leave "
-            "one of them out"
+            f"'{by_score.setting}' goes by tracks, and 'data.control: same' uses none: leave one "
+            "of them out"
         )
 
 

@@ -33,6 +33,7 @@ from trainer.data.footage import Footage, footage_of
 from trainer.data.member_cache import MemberCache
 from trainer.data.packed_batch import BatchShape, PackedBatch
 from trainer.data.sampler import ClipSampler, SampleIndex
+from trainer.data.score_rule import ScoreRule
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,10 @@ class ClipDataset(Dataset[Batch]):
     Indexed by (pass, clip), see `SampleIndex`; the same index always gives the same sample, as a
     `Batch` without the axis B. `Loader` reads whole batches.
 
-    max_epipolar_px: tracks with a larger epipolar score are not visible (`TrackFilterSettings`)
+    max_epipolar_px, epipolar_weight_px: how tracks count by their scores (`TrackFilterSettings`)
 
     Raises PretrackError if no clip fits, if clips differ in their number of points, if their tracks
-    are to be filtered by scores and none has any, or if `data.control` does not suit them. Reading
+    count by their scores and none has any, or if `data.control` does not suit them. Reading
     an unreadable clip raises ShardError with its key, or replaces the clip, as `on_error` says.
     """
 
@@ -62,14 +63,15 @@ class ClipDataset(Dataset[Batch]):
         settings: DataSettings,
         seed: int,
         max_epipolar_px: float | None = None,
+        epipolar_weight_px: float | None = None,
     ) -> None:
         self.settings, self.seed = settings, seed
-        self.max_epipolar_px = max_epipolar_px
+        self.by_score = ScoreRule(max_epipolar_px, epipolar_weight_px)
         self.clips = choose_clips(snapshots, settings)
         self.points: int = self.clips.table["points"][0].as_py()
-        check_control(settings, self.points, max_epipolar_px)
-        if max_epipolar_px is not None:
-            check_scores(self.clips, snapshots)
+        check_control(settings, self.points, self.by_score)
+        if self.by_score.needs_scores:
+            check_scores(self.clips, snapshots, self.by_score)
         self.groups = mixed_groups(self.clips, snapshots, settings.weights)
         # Opened again, since those passed keep the tables that they have read in memory.
         self.snapshots = [Snapshot(s.out, s.name) for s in snapshots]
@@ -180,6 +182,7 @@ class ClipDataset(Dataset[Batch]):
             points=self.points,
             teacher_frames=s.colour.student_only,
             cameras=s.cameras,
+            track_weights=self.by_score.weight_px is not None,
         )
 
     @cached_property
@@ -212,7 +215,7 @@ class ClipDataset(Dataset[Batch]):
                 points=self.points,
                 tracked=self.tracked[clip.folder],
                 read_members=self._cache.read if self._cache else read_members,
-                max_epipolar_px=self.max_epipolar_px,
+                by_score=self.by_score,
             )
 
     def _candidates(self, index: SampleIndex) -> Iterator[SampleIndex]:

@@ -29,6 +29,7 @@ class EncodedClip:
     positions:  float32 [T, N, 2] in stored pixels; visibility and confidence uint8 [T, N]
     random:     the clip's generator, from which its colours are still to be drawn
     cameras:    per frame [T], in stored pixels, None for a frame without; None unless asked for
+    track_weights: float32 [N], how much each track counts; None unless asked for, or if all are 1
     """
 
     key: str
@@ -41,6 +42,7 @@ class EncodedClip:
     confidence: NDArray[np.uint8]
     random: np.random.Generator
     cameras: Sequence[Camera | None] | None = None
+    track_weights: NDArray[np.float32] | None = None
 
     @property
     def points(self) -> int:
@@ -104,6 +106,9 @@ def copy_tracks(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:
     batch.positions[slot] = torch.from_numpy(transform_points(clip.transforms, clip.positions))
     batch.visibility[slot] = torch.from_numpy(clip.visibility)
     batch.confidence[slot] = torch.from_numpy(clip.confidence)
+    if batch.shape.track_weights:
+        weights = clip.track_weights
+        batch.track_weights[slot] = torch.from_numpy(weights) if weights is not None else 1.0
 
 
 def _copy_cameras(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:

@@ -25,6 +25,7 @@ class BatchShape:
     crop_pixels:    pixels of the largest crop, P, if frames are still to be resized (`data.resize:
                     device`); the batch then has crops instead of frames
     cameras:        whether it has the frames' cameras (`data.cameras`)
+    track_weights:  whether it has weights of tracks (`tracks.epipolar_weight_px`)
     """
 
     clips: int
@@ -34,6 +35,7 @@ class BatchShape:
     teacher_frames: bool
     crop_pixels: int = 0
     cameras: bool = False
+    track_weights: bool = False
 
     @property
     def parts(self) -> list[tuple[torch.dtype, tuple[int, ...]]]:
@@ -43,11 +45,13 @@ class BatchShape:
         crops = self.clips if self.crop_pixels else 0
         resized = self.clips - crops
         posed = self.clips if self.cameras else 0
+        weighted = self.clips if self.track_weights else 0
         return [
             (torch.float32, (*points, 2)),
             (torch.float64, (crops, self.frames, COLOUR_NUMBERS)),
             (torch.float32, (posed, self.frames, 3, 3)),
             (torch.float32, (posed, self.frames, 3, 4)),
+            (torch.float32, (weighted, self.points)),
             (torch.int32, (crops, self.frames, 3)),
             (torch.uint8, points),
             (torch.uint8, points),
@@ -81,6 +85,7 @@ class PackedBatch:
     crops, boxes:  as in `Batch`
     colours:       float64 [B, T, COLOUR_NUMBERS], as in `Batch`
     intrinsics, world_to_camera, posed: as in `Batch`, of 0 clips without `shape.cameras`
+    track_weights: as in `Batch`, of 0 clips without `shape.track_weights`
     keys:          the clips' keys [B]
     left_out:      per clip slot, a sentence for each clip that could not be read for it
 
@@ -105,6 +110,7 @@ class PackedBatch:
             self.colours,
             self.intrinsics,
             self.world_to_camera,
+            self.track_weights,
             self.boxes,
             self.visibility,
             self.confidence,
@@ -151,6 +157,8 @@ class PackedBatch:
             tracks["intrinsics"] = self.intrinsics
             tracks["world_to_camera"] = self.world_to_camera
             tracks["posed"] = self.posed.to(torch.bool)
+        if self.shape.track_weights:
+            tracks["track_weights"] = self.track_weights
         batch = cast(Batch, images | tracks | {"key": self.keys})
         if settings.on_error == "skip":
             batch["left_out"] = [sentence for sentences in self.left_out for sentence in sentences]

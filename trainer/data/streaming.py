@@ -53,6 +53,7 @@ from trainer.data.loader import (
     unwrap_worker_error,
 )
 from trainer.data.packed_batch import BatchShape, PackedBatch
+from trainer.data.score_rule import ScoreRule
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ class StreamedClips(IterableDataset[Batch]):
     settings: as for `ClipDataset`; `out`, `snapshot` and `cache` are ignored
     seed:     all randomness follows from it
     buffer:   size of each worker's shuffle buffer, in clips
-    max_epipolar_px: as for `ClipDataset`; tracks of clips without scores are scored when read
+    max_epipolar_px, epipolar_weight_px: as for `ClipDataset`; tracks of clips without scores are
+              scored when read
 
     Yields a `Batch` without the axis B per clip; `batches` yields batches.
 
@@ -131,6 +133,7 @@ class StreamedClips(IterableDataset[Batch]):
         buffer: int = 256,
         *,
         max_epipolar_px: float | None = None,
+        epipolar_weight_px: float | None = None,
     ) -> None:
         for name in ("where", "weights", "shuffle_shards"):
             if getattr(settings, name):
@@ -146,7 +149,7 @@ class StreamedClips(IterableDataset[Batch]):
         sources = [tars] if isinstance(tars, str) else tars
         self.tars = [tar for source in sources for tar in listed_tars(source)]
         self.settings, self.seed, self.buffer = settings, seed, buffer
-        self.max_epipolar_px = max_epipolar_px
+        self.by_score = ScoreRule(max_epipolar_px, epipolar_weight_px)
 
     def batches(self, batch_size: int, workers: int = 0, pin: bool = False) -> Iterator[Batch]:
         """Yield an infinite stream of batches, read by `workers` processes (0: this one).
@@ -190,7 +193,7 @@ class StreamedClips(IterableDataset[Batch]):
             for clip in shuffle(self._read_clips(tars, pass_number)):
                 if not points:
                     points = clip.points
-                    check_control(self.settings, points, self.max_epipolar_px)
+                    check_control(self.settings, points, self.by_score)
                 if clip.points != points:
                     raise PretrackError(
                         f"clip {clip.key} in {clip.shard} has {clip.points} points and others have "
@@ -258,10 +261,11 @@ class StreamedClips(IterableDataset[Batch]):
             transforms = choose_transforms(info.width, info.height, s, random)
             images = [members[f"{number:03d}.jpg"] for number in numbers]
             visibility = tracks.visibility[anchor, numbers]  # a copy
-            if self.max_epipolar_px is not None:
-                scores = _scores(members, tracks, info)
-                # A track without a score is NaN, which is not larger.
-                visibility[:, scores.epipolar[anchor] > self.max_epipolar_px] = 0
+            weights = None
+            if self.by_score.needs_scores:
+                scores = _scores(members, tracks, info).epipolar[anchor]
+                visibility[:, self.by_score.left_out(scores)] = 0
+                weights = self.by_score.weights(scores)
             positions, visibility, confidence = control_tracks(
                 (tracks.positions[anchor, numbers], visibility, tracks.confidence[anchor, numbers]),
                 s,
@@ -280,6 +284,7 @@ class StreamedClips(IterableDataset[Batch]):
             confidence=confidence,
             random=random,
             cameras=[info.cameras[number] for number in numbers] if info.cameras else None,
+            track_weights=weights,
         )
 
     def _decode(self, clip: EncodedClip) -> Batch | None:
@@ -292,6 +297,7 @@ class StreamedClips(IterableDataset[Batch]):
             points=clip.points,
             teacher_frames=s.colour.student_only,
             cameras=s.cameras,
+            track_weights=self.by_score.weight_px is not None,
         )
         packed = PackedBatch.empty(shape)
         try:

@@ -37,8 +37,8 @@ class Embeddings:
     references: Tensor
     """[B, R, P, E]: the P patches of each of the R reference crops, by the student."""
     weights: Tensor
-    """[B, F, N]: 1 where a track counts, else 0. A track that counts in any frame is also visible
-    in the anchor frame."""
+    """[B, F, N]: 1 where a track counts, else 0, and between them with `tracks.epipolar_weight_px`.
+    A track that counts in any frame is also visible in the anchor frame."""
     positions: Tensor
     """[B, F, N, 2]: (x, y) of the tracks in the compared frames, as fractions 0..1 of the frame's
     side."""

@@ -83,14 +83,17 @@ class Step(nn.Module):
                     size,
                 ).view_as(tracks)
         mask = track_mask(batch, self.settings.tracks).to(torch.float32)
+        # A track counts in a frame if it is visible there and in the anchor frame.
+        weights = mask[:, :1] * mask.index_select(1, compared)
+        if "track_weights" in batch:
+            weights = weights * batch["track_weights"][:, None]
         # From pixels (centres at integers) to fractions of the side (centre of pixel 0 at 0.5 / S).
         fractions = (positions + 0.5) / size
         return Embeddings(
             student=tracks,
             teacher=anchors,
             references=crops,
-            # A track counts in a frame if it is visible there and in the anchor frame.
-            weights=mask[:, :1] * mask.index_select(1, compared),
+            weights=weights,
             positions=fractions.index_select(1, compared),
             anchor_positions=fractions[:, 0],
             teacher_frames=teacher_frames,

@@ -190,5 +190,5 @@ def test_controls_that_clips_or_filters_make_impossible_are_refused(
         ClipDataset([few], settings_for(few, "shuffled", frames=5), seed=3)
     with pytest.raises(SettingsError, match=r"'data.frames: 5', since .*, and clips have 4: take"):
         next(iter(StreamedClips(str(few.out), settings_for(few, "shuffled", frames=5), 3)))
-    with pytest.raises(SettingsError, match=r"'data.control: same' uses none: leave one"):
+    with pytest.raises(SettingsError, match=r"'data.control: same' uses none: leave one of"):
         ClipDataset([snapshot], settings_for(snapshot, "same"), seed=3, max_epipolar_px=2.0)

@@ -21,6 +21,7 @@ from trainer.data.batch import track_mask
 from trainer.data.clip_filter import parse_filter
 from trainer.data.clip_selection import choose_clips
 from trainer.data.dataset import ClipDataset
+from trainer.data.loader import Loader
 from trainer.data.streaming import StreamedClips
 
 FRAMES, ANCHORS = 24, (0, 12)
@@ -119,6 +120,32 @@ def test_streamed_tracks_that_leave_their_epipolar_lines_do_not_count(
     torch.testing.assert_close(filtered["visibility"][:, ~bad], plain["visibility"][:, ~bad])
 
 
+def test_tracks_count_less_the_farther_they_leave_their_epipolar_lines(tmp_path: Path) -> None:
+    """Half at the given score, a fifth at twice that, all without a score; in clips and streams."""
+    drifting = with_drift(scene_of(4, 30.0), part=0.5)
+    snapshot = snapshot_of(tmp_path, clip=drifting, unposed=without_cameras(scene_of(5, 30.0)))
+    settings = settings_for(snapshot, anchor="first", direction="forward", resize="device")
+    scores = score_clip(drifting.tracks, drifting.info).tracks.epipolar[0]
+    dataset = ClipDataset([snapshot], settings, seed=1, epipolar_weight_px=2.0)
+    batch = next(iter(Loader(dataset, dataset.sampler(2), workers=1)))
+    assert batch["track_weights"].shape == (2, 64)
+    weights = dict(zip(batch["key"], batch["track_weights"], strict=True))
+    assert (weights["unposed"] == 1).all()
+    # The stored codes are within 2.2 %.
+    np.testing.assert_allclose(weights["clip"], 1 / (1 + (scores / 2) ** 2), rtol=0.05)
+    assert weights["clip"].min() < 0.2 < 0.5 < weights["clip"].max()
+    plain = ClipDataset([snapshot], settings, seed=1)[0, 0]
+    torch.testing.assert_close(dataset[0, 0]["visibility"], plain["visibility"])
+    assert "track_weights" not in plain
+
+    read_on = settings.model_copy(update={"resize": "worker"})
+    tars = StreamedClips(str(snapshot.out), read_on, seed=1, epipolar_weight_px=2.0)
+    streamed = {
+        sample["key"]: sample["track_weights"] for sample, _ in zip(tars, range(2), strict=False)
+    }
+    torch.testing.assert_close(streamed["clip"], weights["clip"], rtol=0.05, atol=0)
+
+
 def test_tracks_without_a_score_are_kept(tmp_path: Path) -> None:
     snapshot = snapshot_of(tmp_path, clip=without_cameras(scene_of(5, 30.0)))
     settings = settings_for(snapshot)
@@ -135,5 +162,7 @@ def test_a_snapshot_without_scores_cannot_be_filtered_by_them(tmp_path: Path) ->
     assert len(ClipDataset([earlier], settings_for(earlier), seed=1)[0, 0]["positions"]) == 3
     with pytest.raises(PretrackError, match=r"needs scores of tracks.*run 'pretrack build' again"):
         ClipDataset([earlier], settings_for(earlier), seed=1, max_epipolar_px=2.0)
+    with pytest.raises(PretrackError, match=r"'tracks.epipolar_weight_px' needs scores of tracks"):
+        ClipDataset([earlier], settings_for(earlier), seed=1, epipolar_weight_px=2.0)
     with pytest.raises(PretrackError, match=r"no clip in .* fits"):
         choose_clips([earlier], settings_for(earlier, where="turn > 1"))

@@ -72,6 +72,22 @@ def gradients(model: Step) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
+def test_a_track_of_weight_0_counts_as_one_that_is_not_seen(settings: Make) -> None:
+    model, batch = a_step(settings(loss={"info_nce": {}}))
+    draws = all_compared(4, choose_references(4, 4, 3, grid=8, side=4, generator=torch.Generator()))
+    plain = model.embed(batch, draws).weights
+    weights = torch.ones(4, batch["positions"].shape[2])
+    weights[:, ::2], weights[:, 1::4] = 0, 0.25
+    weighted = cast(Batch, {**batch, "track_weights": weights})
+    torch.testing.assert_close(model.embed(weighted, draws).weights, plain * weights[:, None])
+
+    weights[:, 1::4] = 1
+    hidden = batch["visibility"].clone()
+    hidden[:, 1:, ::2] = 0
+    unseen = cast(Batch, {**batch, "visibility": hidden})
+    torch.testing.assert_close(model(weighted, draws)[:2], model(unseen, draws)[:2])
+
+
 @pytest.mark.parametrize("name", ["dino_small", "dinov2_small", "dinov2_reg_small", "dinov3_small"])
 @pytest.mark.parametrize("trained", [1, 3])
 def test_trunk_and_tail_are_the_backbone(name: str, trained: int) -> None:

@@ -233,5 +233,5 @@ def diagnostics(embeddings: Embeddings, settings: LossSettings) -> dict[str, flo
         "student_entropy": mean(entropy(student_order)),
         "teacher_entropy": mean(entropy(teacher_order)),
         "excess": mean(published - log(student.shape[-1])),
-        "visible": float(weights.mean()),
+        "visible": float((weights > 0).float().mean()),
     }
