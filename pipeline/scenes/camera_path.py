@@ -16,8 +16,7 @@ NEAREST, FARTHEST = 2.1, 2.5
 def draw_cameras(rng: np.random.Generator, scene_id: SceneId) -> tuple[Camera, ...]:
     """Draw the camera of each frame.
 
-    The focal length in pixels is the frame's longer side, which gives a field of view of 53
-    degrees.
+    The field of view is 45 degrees along the frame's longer side.
     """
     times = np.arange(scene_id.frames) / max(1, scene_id.frames - 1)
     # A shorter arc may lie anywhere on the largest one. A camera that does not orbit stands still.
@@ -31,7 +30,7 @@ def draw_cameras(rng: np.random.Generator, scene_id: SceneId) -> tuple[Camera, .
         [_wave(rng, times) for _ in range(3)], axis=-1
     )
     rolls = np.radians(3) * liveliness * _wave(rng, times)
-    focal = float(max(scene_id.width, scene_id.height))
+    focal = 1.2 * max(scene_id.width, scene_id.height)
     return tuple(
         Camera(
             fx=focal,

@@ -6,7 +6,7 @@ An object keeps to an upright cylinder, whatever its motion; cylinders do not ov
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,11 +16,11 @@ from pipeline.scenes.rigid import pose, rotation
 from pipeline.scenes.scene_id import SceneId
 from pipeline.scenes.shapes import SOLID_KINDS, THIN_KINDS, make_shape
 
-REACH = 1.35
+REACH = 1.3
 """No object comes farther from the z axis than this, in metres; cameras stay well outside."""
 _GAP = 0.02
 """Least distance between the cylinders of two objects, in metres."""
-_TRIES = 40
+_TRIES = 80
 """Places that are tried for an object before it is made smaller."""
 _UP = np.array([0.0, 0.0, 1.0])
 
@@ -58,6 +58,10 @@ class _Behaviour:
     reach: Floats
     shifts: Floats
 
+    def calmed(self, factor: float) -> _Behaviour:
+        """Give the same behaviour with shorter ways."""
+        return replace(self, reach=self.reach * factor, shifts=self.shifts * factor)
+
 
 @dataclass(frozen=True)
 class _Cylinder:
@@ -86,7 +90,7 @@ def place_objects(
     rng: np.random.Generator, scene_id: SceneId, shapes: Sequence[str], ceiling: float
 ) -> list[PlacedObject]:
     """Place objects of these shapes in a scene, below a ceiling of this height."""
-    size = min(1.3, 2.3 / np.sqrt(scene_id.objects))
+    size = min(1.3, 3.0 / np.sqrt(scene_id.objects))
     placed: list[PlacedObject] = []
     cylinders: list[_Cylinder] = []
     for number, shape in enumerate(shapes):
@@ -95,7 +99,7 @@ def place_objects(
         # The first ones stand, so that there is something on the floor.
         behaviour = _behaviour(rng, scene_id, hanging=number > 1 and rng.random() < 0.4)
         while (cylinder := _free_place(rng, mesh, behaviour, cylinders, ceiling)) is None:
-            mesh = mesh.scaled(0.85)
+            mesh, behaviour = mesh.scaled(0.9), behaviour.calmed(0.9)
         cylinders.append(cylinder)
         placed.append(PlacedObject(shape, mesh, _poses(behaviour, cylinder)))
     return placed
@@ -117,7 +121,7 @@ def _behaviour(rng: np.random.Generator, scene_id: SceneId, *, hanging: bool) ->
     if hanging:
         upright = rotation(axis, tilt) @ upright
     moves = rng.random() < 0.6 and scene_id.motion == "moving"
-    reach = rng.uniform([0.0, 0.0, 0.0], [0.25, 0.25, 0.12]) * (1.0 if moves else 0.0)
+    reach = rng.uniform([0.0, 0.0, 0.0], [0.18, 0.18, 0.12]) * (1.0 if moves else 0.0)
     if not hanging:
         axis, reach[2] = _UP, 0.0
     turn = rng.uniform(0.5, 2.0) * rng.choice([-1.0, 1.0]) * (1.0 if moves else 0.0)

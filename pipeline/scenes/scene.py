@@ -103,7 +103,11 @@ def _shapes(scene_id: SceneId) -> list[str]:
 def _textures(scene_id: SceneId) -> list[str]:
     """Return the names of the textures of the room's faces and then of the objects."""
     rng = _random(scene_id, 5)
-    return [draw_texture(rng, scene_id.split) for _ in range(FACES + scene_id.objects)]
+    # Photographs have too little detail for a wall.
+    return [
+        draw_texture(rng, scene_id.split, photographs=number >= FACES)
+        for number in range(FACES + scene_id.objects)
+    ]
 
 
 def _random(scene_id: SceneId, aspect: int) -> np.random.Generator:

@@ -31,18 +31,17 @@ PHOTOGRAPHS = {
 }
 """The photographs: name → (width, height) in pixels."""
 _PHOTOGRAPH_SHARE = 0.25
-"""The share of textures that are photographs."""
+"""The share of objects' textures that are photographs."""
 
 Pixels = NDArray[np.uint8]
 
 
-def draw_texture(rng: np.random.Generator, split: Split) -> str:
-    """Draw the name of a texture that the split may show."""
-    photographs = [name for name in PHOTOGRAPHS if split_of_part(f"photograph_{name}") == split]
-    if rng.random() < _PHOTOGRAPH_SHARE:
-        photograph = photographs[int(rng.integers(len(photographs)))]
-        return f"photograph_{photograph}-{int(rng.integers(1_000_000)):06d}"
-    return draw_part(rng, tuple(_PATTERNS), split)
+def draw_texture(rng: np.random.Generator, split: Split, *, photographs: bool) -> str:
+    """Draw the name of a texture that the split may show, which may be a photograph or not."""
+    if not photographs or rng.random() >= _PHOTOGRAPH_SHARE:
+        return draw_part(rng, tuple(_PATTERNS), split)
+    names = [name for name in PHOTOGRAPHS if split_of_part(f"photograph_{name}") == split]
+    return f"photograph_{names[int(rng.integers(len(names)))]}-{int(rng.integers(1_000_000)):06d}"
 
 
 def texture_source(name: str) -> str:

@@ -16,6 +16,7 @@ from pipeline.scenes.render import Renderer, normals_of
 from pipeline.scenes.rigid import move
 from pipeline.scenes.scene import Scene, make_scene
 from pipeline.scenes.scene_id import SceneId
+from pipeline.scenes.truth import cast
 from shards.clip import Camera
 
 SCENE_ID = SceneId(
@@ -84,30 +85,21 @@ def test_the_rooms_depth_is_that_of_its_planes(scene: Scene, renderer: Renderer)
         )
         room = np.where(hits > 0, hits, np.inf).min(axis=0)
         seen = renderer.instances(frame) == 0
-        assert 0.2 < seen.mean() < 0.8
+        assert 0.1 < seen.mean() < 0.8
         assert np.abs(depth[seen] / room[seen] - 1).max() < 2e-6
         assert (depth[~seen] < room[~seen]).all()
 
 
-def test_objects_are_where_their_vertices_are_projected(scene: Scene, renderer: Renderer) -> None:
-    """Vertices in front of everything have their own depth, and their object's number."""
+def test_every_pixel_shows_the_surface_that_its_ray_meets(scene: Scene, renderer: Renderer) -> None:
+    """Depth and instance of the renderer and of exact geometry check each other."""
     for frame in (0, 2):
-        depth, instances = renderer.depth(frame), renderer.instances(frame)
-        camera = scene.cameras[frame]
-        for body in scene.bodies:
-            if body.instance == 0:
-                continue
-            world = move(body.poses[frame], body.mesh.vertices)
-            x, y, z = move(np.reshape(camera.world_to_camera, (3, 4)), world).T
-            column = np.rint(camera.fx * x / z + camera.cx).astype(int)
-            row = np.rint(camera.fy * y / z + camera.cy).astype(int)
-            inside = (column >= 0) & (column < 96) & (row >= 0) & (row < 64)
-            column, row, z = column[inside], row[inside], z[inside]
-
-            of_body = instances[row, column] == body.instance
-            if of_body.sum() > 20:
-                front = np.abs(depth[row, column] - z)[of_body]
-                assert np.quantile(front, 0.25) < 0.03
+        pixels = np.stack(np.meshgrid(np.arange(96), np.arange(64)), axis=-1).reshape(-1, 2)
+        points, depth = cast(scene, frame, pixels)
+        same = renderer.instances(frame).ravel() == points.instances(scene)
+        # A pixel's centre may lie within rounding of an edge.
+        assert same.mean() > 0.999
+        error = np.abs(renderer.depth(frame).ravel() / depth - 1)
+        assert (error < 3e-6).mean() > 0.998
 
 
 @pytest.mark.slow

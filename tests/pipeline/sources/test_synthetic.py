@@ -77,7 +77,7 @@ def test_only_synthetic_clips_have_true_tracks() -> None:
     tracker = GroundTruthSettings(tracker="truth").load()
     with pytest.raises(
         PretrackError,
-        match="of the dataset video_folder, and only synthetic clips have true tracks",
+        match="of the dataset video_folder, and only clips of scenes and synthetic ones have",
     ):
         tracker.track(
             [np.zeros((6, 64, 96, 3), np.uint8)], [clip.info], [0], grid_points(2, 96, 64)
