@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.failures import MachineError
 from pipeline.scenes.lights import Light
+from pipeline.scenes.rigid import move
 from pipeline.scenes.scene import Body, Scene
 from pipeline.scenes.shading import corner_normals, shrunken, split_long_edges
 from pipeline.scenes.textures import texture
@@ -38,8 +39,9 @@ _SAMPLES = 3
 """Samples per pixel and axis of a picture: a pixel is the mean of 9."""
 _SHADOW_TEXELS = 2048
 """Side of the shadow map."""
-_LAMP_ANGLE, _SHADOW_ANGLE = 89.0, 65.0
-"""Angles from a lamp's axis up to which it shines and casts shadows, in degrees."""
+_LAMP_ANGLE, _SHADOW_ANGLE = 89.0, 75.0
+"""Angles from a lamp's axis up to which it shines, and up to which it may cast shadows, in
+degrees."""
 _SPECULAR = 0.5
 """Level of a lamp's highlights, relative to its light."""
 _ACROSS = 0.6
@@ -219,7 +221,7 @@ def _model(scene: Scene, mujoco: Any) -> mujoco.MjModel:
     # Clipping planes are in units of this extent.
     spec.stat.extent = 1
     spec.visual.map.znear, spec.visual.map.zfar = NEAR, FAR
-    spec.visual.map.shadowscale = _SHADOW_ANGLE / _LAMP_ANGLE
+    spec.visual.map.shadowscale = _shadow_angle(scene) / _LAMP_ANGLE
     spec.visual.headlight.active = 0
     spec.visual.quality.offsamples = 0
     spec.visual.quality.shadowsize = _SHADOW_TEXELS
@@ -237,6 +239,25 @@ def _model(scene: Scene, mujoco: Any) -> mujoco.MjModel:
         added.cutoff, added.exponent, added.attenuation = _LAMP_ANGLE, 1, [1, 0, 0]
     spec.worldbody.add_light(type=mujoco.mjtLightType.mjLIGHT_DIRECTIONAL, castshadow=False)
     return spec.compile()
+
+
+def _shadow_angle(scene: Scene) -> float:
+    """Return the angle from a lamp's axis, in degrees, within which all objects are in all frames.
+
+    The shadow map covers no more, since its texels are larger the more it covers.
+    """
+    objects = [body for body in scene.bodies if body.instance > 0]
+    bounds = np.stack([[body.mesh.vertices.min(0), body.mesh.vertices.max(0)] for body in objects])
+    x, y, z = np.indices((2, 2, 2)).reshape(3, 8)
+    corners = np.stack([bounds[:, x, 0], bounds[:, y, 1], bounds[:, z, 2]], axis=-1)  # [B, 8, 3]
+    angles = [0.0]
+    for frame, lamps in enumerate(scene.lights):
+        places = move(np.stack([body.poses[frame] for body in objects]), corners).reshape(-1, 3)
+        for lamp in filter(lambda lamp: lamp.shadows, lamps):
+            rays = places - lamp.position
+            cosines = rays @ _direction(lamp.position, lamp.target) / np.linalg.norm(rays, axis=1)
+            angles.append(float(np.degrees(np.arccos(cosines.min()))))
+    return min(max(angles), _SHADOW_ANGLE)
 
 
 def _drawn_bodies(scene: Scene) -> list[Body]:
