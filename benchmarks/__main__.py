@@ -35,6 +35,7 @@ COMMANDS = {
     "jpeg": "",
     "track_scores": "",
     "intervals": "",
+    "scenes": "",
     "loader": "",
     "source_kinds": "",
     "overhead": "",

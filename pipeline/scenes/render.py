@@ -3,7 +3,7 @@
 Only MuJoCo's renderer is used, through EGL; nothing is simulated. Its camera is set from the
 frame's `shards.clip.Camera`, so that pixel centres are at integers here too.
 
-Legend of shapes: V vertices, F faces, H and W the frame's height and width.
+Legend of shapes: B objects, T frames, H and W the frame's height and width.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ NEAR, FAR = 0.25, 20.0
 """Distances from the camera between which surfaces are drawn, in world units."""
 
 _SAMPLES = 3
-"""Samples per pixel and axis of a picture: a pixel is the mean of 9."""
+"""Samples per pixel and axis of a picture: a pixel is the mean of 9, in large frames of fewer."""
+_LARGEST_BUFFER = 4096
+"""Largest side of a picture with all samples, unless a frame is larger: OpenGL has its limits."""
 _SHADOW_TEXELS = 2048
 """Side of the shadow map."""
 _LAMP_ANGLE, _SHADOW_ANGLE = 89.0, 75.0
@@ -62,9 +64,12 @@ class Renderer:
         self._mujoco = _load_mujoco()
         self._scene = scene
         self._width, self._height = scene.id.width, scene.id.height
-        self._gl = _open_gl(self._mujoco, self._width * _SAMPLES, self._height * _SAMPLES)
+        longest = max(self._width, self._height)
+        self._samples = max(1, min(_SAMPLES, _LARGEST_BUFFER // longest))
+        self._gl = _open_gl(self._mujoco, longest)
         self._gl.make_current()
-        self._model = _model(scene, self._mujoco)
+        self._bodies = _drawn_bodies(scene)
+        self._model = _model(scene, self._bodies, self._samples, self._mujoco)
         self._data = self._mujoco.MjData(self._model)
         self._context = self._mujoco.MjrContext(
             self._model, self._mujoco.mjtFontScale.mjFONTSCALE_50.value
@@ -90,9 +95,9 @@ class Renderer:
     def picture(self, frame: int) -> NDArray[np.uint8]:
         """Render a frame [H, W, 3], RGB uint8, with antialiasing."""
         self._pose(frame)
-        samples = np.empty((self._height * _SAMPLES, self._width * _SAMPLES, 3), np.uint8)
-        self._draw(samples, None)
         size = (self._width, self._height)
+        samples = np.empty((size[1] * self._samples, size[0] * self._samples, 3), np.uint8)
+        self._draw(samples, None)
         return _TONES[cv2.resize(samples, size, interpolation=cv2.INTER_AREA)]
 
     def depth(self, frame: int) -> NDArray[np.float64]:
@@ -133,7 +138,7 @@ class Renderer:
     def _pose(self, frame: int) -> None:
         """Give bodies, camera and lights their poses in a frame."""
         mujoco, data = self._mujoco, self._data
-        for number, body in enumerate(_drawn_bodies(self._scene)):
+        for number, body in enumerate(self._bodies):
             pose = body.poses[frame]
             data.mocap_pos[number] = pose[:, 3]
             mujoco.mju_mat2Quat(data.mocap_quat[number], pose[:, :3].ravel())
@@ -214,8 +219,8 @@ def _derivative(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.take_along_axis(sides, choice, axis=0)[0]
 
 
-def _model(scene: Scene, mujoco: Any) -> mujoco.MjModel:
-    """Make MuJoCo's model of a scene: a body, mesh, material and texture per body; two lights."""
+def _model(scene: Scene, bodies: Sequence[Body], samples: int, mujoco: Any) -> mujoco.MjModel:
+    """Make MuJoCo's model of a scene: bodies with meshes and materials, and lights."""
     spec = mujoco.MjSpec()
     spec.compiler.balanceinertia = True
     # Clipping planes are in units of this extent.
@@ -225,11 +230,11 @@ def _model(scene: Scene, mujoco: Any) -> mujoco.MjModel:
     spec.visual.headlight.active = 0
     spec.visual.quality.offsamples = 0
     spec.visual.quality.shadowsize = _SHADOW_TEXELS
-    spec.visual.global_.offwidth = scene.id.width * _SAMPLES
-    spec.visual.global_.offheight = scene.id.height * _SAMPLES
+    spec.visual.global_.offwidth = scene.id.width * samples
+    spec.visual.global_.offheight = scene.id.height * samples
     for name in sorted({body.texture for body in scene.bodies}):
         _add_material(spec, name, mujoco)
-    for number, body in enumerate(_drawn_bodies(scene)):
+    for number, body in enumerate(bodies):
         _add_body(spec, f"body{number}", body, mujoco)
     for lamp in scene.lights[0]:
         added = spec.worldbody.add_light(
@@ -364,10 +369,10 @@ def _load_mujoco() -> Any:
     return mujoco
 
 
-def _open_gl(mujoco: Any, width: int, height: int) -> Any:
+def _open_gl(mujoco: Any, size: int) -> Any:
     """Make a context of OpenGL without a window. Raises MachineError."""
     try:
-        return mujoco.GLContext(width, height)
+        return mujoco.GLContext(size, size)  # EGL makes no window of that size
     except Exception as error:  # of many types, depending on which library is missing
         raise _no_open_gl(error) from error
 

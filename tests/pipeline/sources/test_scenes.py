@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from manifests.settings import check_settings
 from pipeline.config import BuildSettings
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
+from pipeline.execution.build import build
 from pipeline.failures import DecodeError, MachineError
+from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import make_catalog
 from pipeline.scenes.render import Renderer
@@ -26,7 +28,10 @@ from pipeline.scenes.scene import make_scene
 from pipeline.scenes.scene_id import SceneId
 from pipeline.sources.scenes import DEPTH_SCALE, Scenes
 from pipeline.sources.video import Video
+from shards.clip import Camera
 from shards.errors import PretrackError
+from shards.geometry import grid_points
+from shards.reader import iterate_shard
 
 QUIET = Progress(quiet=True)
 
@@ -174,3 +179,119 @@ def test_what_stops_rendering_is_said_in_a_sentence(
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(PretrackError, match=r"MuJoCo, .*pip install 'pretrack\[scenes\]'"):
         next(source(tmp_path / "new").find_videos())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_cores")
+def test_stored_tracks_are_where_depth_cameras_and_poses_put_them(tmp_path: Path) -> None:
+    values = {
+        "sources": [
+            {
+                "dataset": "scenes",
+                "root": str(tmp_path / "frames"),
+                "count": 2,
+                "frames": 4,
+                "size": [240, 144],
+                "objects": 5,
+                "motion": "moving",
+            }
+        ],
+        "frames": {"clip_frames": 4, "min_frames": 4, "depth": True, "masks": True},
+        "tracks": {"tracker": "truth", "grid": 16, "anchors": [0, 3]},
+        "out": str(tmp_path / "out"),
+    }
+    snapshot = build(check_settings(BuildSettings, values, "test"), QUIET).snapshot
+    assert verify_snapshot(snapshot, QUIET) == []
+    (shard,) = snapshot.shards.column("shard").to_pylist()
+    queries, moving = grid_points(16, 240, 144).astype(np.float64), 0
+    agreement: list[bool] = []
+    for clip in iterate_shard(snapshot.shard_path(shard)):
+        scene = make_scene(SceneId.parse(clip.info.video_id))
+        poses = {body.instance: body.poses for body in scene.bodies}  # the room's are all the same
+        tracks, depths, masks = clip.tracks, clip.depth(), clip.masks()
+        assert depths is not None
+        assert masks is not None
+        for row, anchor in enumerate((0, 3)):
+            depth, smooth = interpolated(depths[anchor], queries)
+            # Not where a pixel beside the point shows another face.
+            assert smooth.sum() > 100
+            points = unprojected(scene.cameras[anchor], queries, depth)[smooth]
+            column, line = np.rint(queries[smooth]).astype(int).T
+            own = np.stack([poses[number] for number in masks[anchor, line, column].tolist()])
+            moves = (own != own[:, :1]).any((1, 2, 3))
+            for t in range(4):
+                there = moved(own[:, t], moved_back(own[:, anchor], points))
+                xy, z = projected(scene.cameras[t], there)
+                visible = tracks.visibility[row, t, smooth] == 255
+                moving += int((moves & visible).sum())
+                # Positions are rounded to 1/32 px; the rest is depth, interpolated and rounded.
+                error = np.abs(xy - tracks.positions[row, t, smooth])[visible]
+                assert error.max() < 1 / 64 + 1 / 80
+                seen, sure = seen_by_depth(depths[t], xy, z)
+                agreement += (seen == visible)[sure].tolist()
+    assert moving > 50
+    assert len(agreement) > 1500
+    assert np.mean(agreement) >= 0.995
+
+
+def interpolated(
+    depth: NDArray[np.float32], xy: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Interpolate a depth map at pixels [N, 2]: depths [N], and whether all around is one face.
+
+    The inverse of a plane's depth is affine in pixels.
+    """
+    corner = np.floor(xy).astype(int)
+    window = np.arange(-1, 3)
+    rows = (corner[:, 1, None] + window)[:, :, None]
+    near = 1 / depth.astype(np.float64)[rows, (corner[:, 0, None] + window)[:, None]]  # [N, 4, 4]
+    bends = [np.abs(np.diff(near, 2, axis=axis)).max((1, 2)) for axis in (1, 2)]
+    (fx, fy), middle = (xy - corner).T, near[:, 1:3, 1:3]
+    across = middle[:, :, 0] * (1 - fx)[:, None] + middle[:, :, 1] * fx[:, None]
+    inverse = across[:, 0] * (1 - fy) + across[:, 1] * fy
+    return 1 / inverse, np.max(bends, axis=0) < 3e-4 * inverse
+
+
+def seen_by_depth(
+    depth: NDArray[np.float32], xy: NDArray[np.float64], z: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Tell which points at pixels [N, 2] and depths [N] a depth map shows, and where that is sure.
+
+    It is sure where all pixels around say the same, and outside the frame.
+    """
+    height, width = depth.shape
+    column, row = np.rint(xy).astype(int).T
+    inside = (column > 0) & (column < width - 1) & (row > 0) & (row < height - 1)
+    outside = (column < 0) | (column >= width) | (row < 0) | (row >= height)
+    window = np.arange(-1, 2)
+    rows = (row.clip(1, height - 2)[:, None] + window)[:, :, None]
+    around = depth[rows, (column.clip(1, width - 2)[:, None] + window)[:, None]].reshape(-1, 9)
+    hidden, seen = z > 1.01 * around.max(1), z < 1.01 * around.min(1)
+    return inside & seen, outside | (inside & (hidden | seen))
+
+
+def unprojected(
+    camera: Camera, xy: NDArray[np.float64], depth: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the points [N, 3] in the world that a camera sees at pixels [N, 2] and depths [N]."""
+    x, y = (xy - [camera.cx, camera.cy]).T / [[camera.fx], [camera.fy]]
+    rays = np.stack([x, y, np.ones(len(x))], axis=1)
+    pose = np.reshape(camera.world_to_camera, (3, 4))
+    return moved_back(pose, rays * depth[:, None])
+
+
+def projected(
+    camera: Camera, points: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the pixels [N, 2] and depths [N] of points in the world."""
+    x, y, z = moved(np.reshape(camera.world_to_camera, (3, 4)), points).T
+    return np.stack([camera.fx * x / z + camera.cx, camera.fy * y / z + camera.cy], 1), z
+
+
+def moved(pose: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Apply motions [R | t], [3, 4] or [N, 3, 4], to points [N, 3]."""
+    return np.einsum("...ij,...j->...i", pose[..., :3], points) + pose[..., 3]
+
+
+def moved_back(pose: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.einsum("...ji,...j->...i", pose[..., :3], points - pose[..., 3])
