@@ -1,7 +1,7 @@
 """The command `evaluate`: judge one or several backbones side by side.
 
-`labelfree` is defined here, the public benchmarks in `benchmarks/command.py`. Neither this module
-nor `--help` imports torch.
+`labelfree` and `probe` are defined here, the public benchmarks in `benchmarks/command.py`. Neither
+this module nor `--help` imports torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,22 @@ from typer.core import TyperGroup
 
 from shards.errors import exit_on_errors
 from shards.standard_streams import accept_any_text
-from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
+from trainer.evaluate.options import (
+    WHERE,
+    AllowOverlap,
+    Build,
+    Clips,
+    Device,
+    Frames,
+    Grid,
+    Models,
+    OutFolder,
+    SnapshotName,
+    Split,
+    Step,
+    Where,
+    unwrapped,
+)
 
 
 class EvaluateGroup(TyperGroup):
@@ -63,11 +78,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `labelfree` a subcommand: Typer makes the only command of an app the app itself."""
-
-
 _LABEL_FREE = """Do features follow tracked points of held-out clips? Needs a build, no labels.
 
 Every model sees the same frames and the same points, at the image size that gives it the same grid
@@ -89,38 +99,25 @@ confirm a gain by another evaluation. Clips of the source `synthetic` have exact
 
 @app.command(help=unwrapped(_LABEL_FREE), epilog=WHERE)
 def labelfree(
-    build: Annotated[
-        str, typer.Argument(metavar="OUT", help="Output folder of a build, or its URL.")
-    ],
+    build: Build,
     model: Models,
     out: OutFolder,
     device: Device = None,
-    snapshot: Annotated[
-        str | None,
-        typer.Option(help="A snapshot, such as 000001.", show_default="the current one"),
-    ] = None,
-    split: Annotated[str, typer.Option(help="Take clips of this split.")] = "eval",
-    where: Annotated[
-        str, typer.Option(help="Take only clips for which this holds, as in 'data.where'.")
-    ] = "",
-    clips: Annotated[int, typer.Option(help="Take at most this many clips.")] = 32,
-    frames: Annotated[int, typer.Option(help="Frames per clip.")] = 4,
-    step: Annotated[int, typer.Option(help="Stored frames from one of them to the next.")] = 10,
-    grid: Annotated[int, typer.Option(help="Patches along a side of the image.")] = 16,
+    snapshot: SnapshotName = None,
+    split: Split = "eval",
+    where: Where = "",
+    clips: Clips = 32,
+    frames: Frames = 4,
+    step: Step = 10,
+    grid: Grid = 16,
     pictures: Annotated[int, typer.Option(help="Clips to draw.")] = 3,
-    allow_overlap: Annotated[
-        bool,
-        typer.Option(
-            "--allow-overlap",
-            help="Evaluate a model on footage that it was trained on; the results say so.",
-        ),
-    ] = False,
+    allow_overlap: AllowOverlap = False,
 ) -> None:
     """Score models on held-out clips: `_LABEL_FREE` is the help page."""
-    from trainer.evaluate.heldout.label_free import LabelFreeOptions, evaluate_label_free
+    from trainer.evaluate.heldout.label_free import HeldOutOptions, evaluate_label_free
 
     evaluate_label_free(
-        LabelFreeOptions(
+        HeldOutOptions(
             build=build,
             snapshot=snapshot,
             split=split,
@@ -130,6 +127,55 @@ def labelfree(
             step=step,
             grid=grid,
             pictures=pictures,
+        ),
+        model,
+        device=device,
+        out=out,
+        allow_overlap=allow_overlap,
+    )
+
+
+_PROBE = """How much of depth and surface normals is in features? Needs clips with depth maps.
+
+A ridge regression reads log depth and normals from the frozen features of patches. It is
+cross-validated over sequences, so none is predicted by a regression that saw it. Depth is compared
+up to the scale of each frame. Minutes on a CPU; the DPT probes of NAVI take hours.
+
+The first model is the base. The others are compared with it by paired tests over videos, each with
+all its clips; p-values are corrected for the number of metrics. Two more columns are probed in the
+same way: a descriptor of raw pixels, and the position in the picture alone.
+"""
+
+
+@app.command(help=unwrapped(_PROBE), epilog=WHERE)
+def probe(
+    build: Build,
+    model: Models,
+    out: OutFolder,
+    device: Device = None,
+    snapshot: SnapshotName = None,
+    split: Split = "eval",
+    where: Where = "",
+    clips: Clips = 100,
+    frames: Frames = 4,
+    step: Step = 10,
+    grid: Grid = 16,
+    allow_overlap: AllowOverlap = False,
+) -> None:
+    """Probe models on clips with depth maps: `_PROBE` is the help page."""
+    from trainer.evaluate.heldout.label_free import HeldOutOptions
+    from trainer.evaluate.heldout.probe import evaluate_probe
+
+    evaluate_probe(
+        HeldOutOptions(
+            build=build,
+            snapshot=snapshot,
+            split=split,
+            where=where,
+            clips=clips,
+            frames=frames,
+            step=step,
+            grid=grid,
         ),
         model,
         device=device,

@@ -27,6 +27,27 @@ OutFolder = Annotated[
     Path, typer.Option("--out", metavar="FOLDER", help="Folder for the results and pictures.")
 ]
 
+Build = Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a build, or its URL.")]
+SnapshotName = Annotated[
+    str | None,
+    typer.Option("--snapshot", help="A snapshot, such as 000001.", show_default="the current one"),
+]
+Split = Annotated[str, typer.Option(help="Take clips of this split.")]
+Where = Annotated[
+    str, typer.Option(help="Take only clips for which this holds, as in 'data.where'.")
+]
+Clips = Annotated[int, typer.Option(help="Take at most this many clips.")]
+Frames = Annotated[int, typer.Option(help="Frames per clip.")]
+Step = Annotated[int, typer.Option(help="Stored frames from one of them to the next.")]
+Grid = Annotated[int, typer.Option(help="Patches along a side of the image.")]
+AllowOverlap = Annotated[
+    bool,
+    typer.Option(
+        "--allow-overlap",
+        help="Evaluate a model on footage that it was trained on; the results say so.",
+    ),
+]
+
 WHERE = """WHERE is one of:
 
 RUN: a training run's folder; its weights after the last step.

@@ -45,8 +45,8 @@ from trainer.evaluate.results import finite_mean, versions, write_results
 
 
 @dataclass(frozen=True)
-class LabelFreeOptions:
-    """The options of the command `labelfree`. Raises SettingsError for a value that is too small.
+class HeldOutOptions:
+    """The options of evaluations on held-out clips. Raises SettingsError for too small a value.
 
     build:         output folder of a build, or its URL
     snapshot:      a snapshot's name; None for the current one
@@ -74,7 +74,7 @@ class LabelFreeOptions:
 
 
 def evaluate_label_free(
-    options: LabelFreeOptions,
+    options: HeldOutOptions,
     models: Sequence[str],
     *,
     device: str | None,
@@ -87,7 +87,7 @@ def evaluate_label_free(
     allow_overlap: evaluate models on clips that they were trained on, too
     """
     evaluated = load_evaluated_models(models, device)
-    held_out = _read_clips(options, evaluated)
+    held_out = read_clips(options, evaluated)
     overlaps = check_overlap(
         {model.name: model.trained_on for model in evaluated},
         held_out.footage,
@@ -105,7 +105,7 @@ def evaluate_label_free(
     print(f"\nresults: {written}, and {pluralise(len(pictures), 'picture')} beside it")
 
 
-def _read_clips(options: LabelFreeOptions, models: Sequence[EvaluatedModel]) -> HeldOutSet:
+def read_clips(options: HeldOutOptions, models: Sequence[EvaluatedModel]) -> HeldOutSet:
     """Read the clips, at the image sizes that give every model the same grid of patches."""
     snapshot = open_snapshot(options.build, options.snapshot)
     values = evaluation_settings(
@@ -121,7 +121,7 @@ def _read_clips(options: LabelFreeOptions, models: Sequence[EvaluatedModel]) -> 
 
 
 def _results(
-    options: LabelFreeOptions,
+    options: HeldOutOptions,
     held_out: HeldOutSet,
     models: Sequence[EvaluatedModel],
     scores: dict[str, Scores],

@@ -71,13 +71,13 @@ def score(
     scores: dict[str, Scores] = {}
     base: Tensor | None = None
     for model in models:
-        features = _unit_features(held_out, model, grid)
+        features = unit_features(held_out, model, grid)
         base = features if base is None else base
         kept = {i: features[i] for i in keep}
         scores[model.name] = replace(
             score_features(held_out, features), drift=drift(features, base), kept_features=kept
         )
-    scores[RAW] = score_features(held_out, _raw_features(held_out, grid))
+    scores[RAW] = score_features(held_out, raw_features(held_out, grid))
     references = len(_reference_indices(len(held_out.clips), grid * grid, 0)[0])
     scores[STATIC] = Scores(_frame_pairs(held_out, partial(_measure_static, held_out, grid)))
     scores[CHANCE] = Scores(
@@ -96,13 +96,13 @@ def score_features(held_out: HeldOutSet, features: Tensor) -> Scores:
     )
 
 
-def _raw_features(held_out: HeldOutSet, grid: int) -> Tensor:
+def raw_features(held_out: HeldOutSet, grid: int) -> Tensor:
     """Describe raw pixels, from the largest images that models see: [clips, T, h, w, 128]."""
     side = max(held_out.clips[0].images)
     return torch.stack([gradient_histograms(clip.images[side], grid) for clip in held_out.clips])
 
 
-def _unit_features(held_out: HeldOutSet, model: EvaluatedModel, grid: int) -> Tensor:
+def unit_features(held_out: HeldOutSet, model: EvaluatedModel, grid: int) -> Tensor:
     """Compute unit features of all frames after the final norm: [clips, T, h, w, D], on the CPU."""
     encode = patch_features(model, final_norm=True)
     frames = torch.cat([clip.images[grid * model.patch] for clip in held_out.clips])
