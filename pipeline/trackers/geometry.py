@@ -37,8 +37,12 @@ Mask = NDArray[np.bool_]
 _SMOOTH = 0.01
 """Relative step of the inverse depth that interrupts a surface. On a plane that is tilted by any
 angle, the step from pixel to pixel stays the same."""
+_STEEPEST = 0.05
+"""Relative step of the inverse depth from pixel to pixel that is no slope, but an edge."""
 _UNCHECKED = 0.5
 """Confidence of a position that no depth confirms: of a hidden point, and of one on an edge."""
+_DIAGONAL = 2.0
+"""The largest squared distance of a position from a corner of its cell."""
 _PATCH = np.arange(-1, 3)
 """Pixels around a position along one axis, relative to the one before it."""
 
@@ -148,7 +152,9 @@ class GeometryTracker:
         seen = np.full(within.shape, np.nan)
         back = np.full((*within.shape, 2), np.nan)
         of_frame = np.nonzero(within)[0]
-        seen[within], _ = _inverse_depth_at(inverse, of_frame, positions[within])
+        # A surface behind the point cannot hide it.
+        least = (1 - self._settings.depth_tolerance) / points[within][:, 2]
+        seen[within], _ = _inverse_depth_at(inverse, of_frame, positions[within], least)
         surface = cameras.rays(of_frame, positions[within]) / seen[within][:, None]
         back[within] = cameras.project(anchor, cameras.between(of_frame, anchor, surface))
         ratio = points[..., 2] * seen
@@ -221,9 +227,15 @@ class _Cameras:
 
 
 def _inverse_depth_at(
-    inverse: Floats, frames: NDArray[np.int64], positions: Floats
+    inverse: Floats,
+    frames: NDArray[np.int64],
+    positions: Floats,
+    least: Floats | None = None,
 ) -> tuple[Floats, Mask]:
     """Return the inverse depths [P] at positions [P, 2] in frames [P], NaN where unknown.
+
+    least: of neighbours on several surfaces, those with a smaller inverse depth [P] count only if
+           there are no others
 
     Also returns where the four neighbours are on one surface [P], so that they were interpolated.
     """
@@ -243,7 +255,11 @@ def _inverse_depth_at(
     mixed = np.einsum("pij,pi,pj->p", corners, weights_y, weights_x)
     result = np.where(smooth, mixed, np.nan)
     rest = np.flatnonzero(~smooth)
-    result[rest] = _extended(patch[rest], dx[rest], dy[rest])
+    extended, distance = _extended(patch[rest], dx[rest], dy[rest])
+    if least is not None:
+        behind = extended < least[rest, None]
+        distance += np.where(behind, 2 * _DIAGONAL, 0)  # so that those before them come first
+    result[rest] = extended[np.arange(len(rest)), distance.argmin(axis=1)]
     return result, smooth
 
 
@@ -258,30 +274,29 @@ def _continues(lines: Floats) -> Mask:
     return small
 
 
-def _extended(patch: Floats, dx: Floats, dy: Floats) -> Floats:
-    """Extend the surface of the nearest known corner of a cell by its own slope: [P].
+def _extended(patch: Floats, dx: Floats, dy: Floats) -> tuple[Floats, Floats]:
+    """Extend the surfaces of the four corners of a cell, each by its own slope.
 
-    patch:  [P, 4, 4] around the cell; dx, dy: position in the cell
+    patch:  [P, 4, 4] around the cell; dx, dy: position in the cell [P]
+
+    Returns the values at the position [P, 4], NaN for unknown corners, and how far each corner is
+    from it, squared [P, 4]; infinite for unknown ones.
     """
-    if not len(patch):
-        return np.zeros(0)
-    corner = np.array([[0, 0], [0, 1], [1, 0], [1, 1]])  # (row, column)
-    distance = (dy[:, None] - corner[:, 0]) ** 2 + (dx[:, None] - corner[:, 1]) ** 2
-    values = patch[:, 1:3, 1:3].reshape(-1, 4)
-    nearest = np.where(np.isfinite(values), distance, np.inf).argmin(axis=1)
-    row, column = corner[nearest].T
-    points = np.arange(len(patch))
-    value = patch[points, row + 1, column + 1]
-    # Of the two steps beside the corner, the smaller one stays on its surface.
-    along_x = _smaller_step(patch[points, row + 1], column + 1)
-    along_y = _smaller_step(patch[points, :, column + 1], row + 1)
-    return value + along_x * (dx - column) + along_y * (dy - row)
+    values, distances = [], []
+    for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        # Of the two steps beside the corner, the smaller one stays on its surface.
+        along_x = _smaller_step(patch[:, row + 1, column : column + 3])
+        along_y = _smaller_step(patch[:, row : row + 3, column + 1])
+        corner = patch[:, row + 1, column + 1]
+        values.append(corner + along_x * (dx - column) + along_y * (dy - row))
+        distance = (dx - column) ** 2 + (dy - row) ** 2
+        distances.append(np.where(np.isfinite(corner), distance, np.inf))
+    return np.stack(values, axis=1), np.stack(distances, axis=1)
 
 
-def _smaller_step(line: Floats, index: NDArray[np.int64]) -> Floats:
-    """Return the smaller step before or after the index [P] into lines [P, 4]; 0 if unknown."""
-    points = np.arange(len(line))
-    before = line[points, index] - line[points, index - 1]
-    after = line[points, index + 1] - line[points, index]
+def _smaller_step(line: Floats) -> Floats:
+    """Return the smaller step to or from the middle of lines [P, 3]; 0 if both are edges."""
+    before, after = np.diff(line, axis=1).T
     first = np.isnan(after) | (np.abs(before) < np.abs(after))
-    return np.nan_to_num(np.where(first, before, after))
+    step = np.where(first, before, after)
+    return np.where(np.abs(step) <= _STEEPEST * line[:, 1], step, 0)
