@@ -1,204 +1,143 @@
-"""Compare training objectives.
+"""Compare training objectives: run the arms of an experiment, and write its results.
 
-    python -m benchmarks.objectives OUT FOLDER [--steps 300] [--seeds 1 2] [key=value ...]
+    python -m benchmarks.objectives EXPERIMENT.yaml [--jobs 1] [--only ARM ...] [key=value ...]
 
-Trains one small transformer on the clips of a build, once per objective and seed, from the same
-weights on the same samples. Scores it on held-out sequences at several steps, as
-`python -m trainer.evaluate labelfree` does: whether moving points are found again, whether tracks
-are told apart, whether their order of similarities stays, and whether features have collapsed.
-Prints a table (differences from the start with 95 % intervals over videos) and draws the curves to
-FOLDER/METRIC.png. Runs are kept in FOLDER, and the same command resumes them.
+It makes the start weights, tries learning rates on validation clips, trains every arm once per
+seed, and scores all weights on held-out clips that no arm saw. OUT/results.html and OUT/results.md
+(`out` of the experiment) have the table of all arms, each arm less its control with intervals over
+sequences and seeds, and curves; they are written again after every run. Each run is a process of
+its own. The same command goes on where it was stopped or killed.
 
-`key=value` changes a setting of all runs, for example `model.weights=FILE`. With random weights,
-the default, the comparison shows what an objective does to features, not what it would do to
-DINOv2's.
+`configs/evidence/` has experiments, `docs/evidence.md` says what they are for.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from dataclasses import dataclass
+import difflib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from manifests.settings import load_settings
-from manifests.snapshot import open_snapshot
-from shards.files import atomic_write
-from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
-from trainer.evaluate.evaluated_model import load_evaluated_model
-from trainer.evaluate.heldout.breakdown import by_clip
-from trainer.evaluate.heldout.clips import HeldOutSet, evaluation_settings, read_held_out
-from trainer.evaluate.heldout.curves import plot
-from trainer.evaluate.heldout.measures import METRICS
-from trainer.evaluate.heldout.scoring import Scores, score
-from trainer.evaluate.intervals import LEVEL, Difference, corrected, difference
+from benchmarks.ablation.experiment import Experiment, load_experiment
+from benchmarks.ablation.page import write_page
+from benchmarks.ablation.plan import Task, arm_task, rate_tasks, start_task
+from benchmarks.ablation.queue import TaskQueue
+from benchmarks.ablation.results import START, Results, Scores, mean_of
+from shards.errors import SettingsError, exit_on_errors
 from trainer.evaluate.results import finite_mean
-from trainer.train import train
-
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    "spearman": {"objective": "spearman", "sorter": "torchsort"},
-    "published": {"objective": "published", "sorter": "bitonic", "detach_teacher": False},
-    "teacher_student": {
-        "objective": "teacher_student",
-        "sorter": "bitonic",
-        "student_steepness": 100,
-        "teacher_steepness": 100,
-    },
-    "info_nce": {"sorting": 0, "info_nce": {}},
-}
-"""Settings of each objective's losses. `info_nce` is not 3DPoV's: it shows what plain
-correspondence gives on the same tracks."""
-SHOWN_METRICS = ("moving_pck@0.1", "track@1", "rank_correlation")
 
 
-@dataclass(frozen=True)
-class ScoredStep:
-    """A run's scores after some steps."""
+def run_experiment(experiment: Experiment, arms: list[str], jobs: int) -> Results:
+    """Do all tasks that are not done yet, and write the results after each arm's run."""
+    start, trials = start_task(experiment), rate_tasks(experiment)
+    tried = [
+        task
+        for objective, by_rate in trials.items()
+        for tasks in by_rate.values()
+        for task in tasks
+        if objective in {experiment.arms[arm].objective for arm in arms}
+    ]
+    runs = len(arms) * len(experiment.seeds)
+    queue = TaskQueue(jobs, total=1 + len(tried) + runs)
+    queue.run([start])
+    queue.run(tried)
+    # One seed after the other, so that an experiment that is stopped has whole comparisons.
+    tasks = [
+        arm_task(experiment, arm, seed, chosen_rate(experiment, trials, arm))
+        for seed in experiment.seeds
+        for arm in arms
+    ]
+    queue.run(tasks, after_each=lambda: write_page(read_results(experiment)))
+    results = read_results(experiment)
+    write_page(results)
+    return results
 
-    step: int
-    scores: Scores
-    seconds: float
-    """Time since the scored step before, for training and scoring."""
+
+def trial_means(
+    experiment: Experiment, trials: dict[str, dict[float, list[Task]]], objective: str
+) -> dict[float, float]:
+    """Return rate → mean endpoint over the conditions of its trials; only of finished ones."""
+    means = {}
+    for rate, tasks in trials.get(objective, {}).items():
+        found = [task.result() for task in tasks]
+        if all(found):
+            ends = [result["final"] for result in found if result]
+            means[rate] = finite_mean([mean_of(end, experiment.endpoint) for end in ends])
+    return means
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """What all runs share."""
-
-    out: str
-    folder: Path
-    steps: int
-    changes: list[str]
-    held_out: HeldOutSet
+def chosen_rate(
+    experiment: Experiment, trials: dict[str, dict[float, list[Task]]], arm: str
+) -> float:
+    """Return the learning rate of an arm's objective: the best on the validation clips."""
+    means = trial_means(experiment, trials, experiment.arms[arm].objective)
+    return max(means, key=lambda rate: means[rate]) if means else experiment.rates.tried[0]
 
 
-def settings_of_run(comparison: Comparison, name: str, seed: int, steps: int) -> TrainSettings:
-    """Return the settings that train a run up to `steps`."""
-    values = {
-        "data": {"out": comparison.out, "size": 96, "frames": 4, "step": 6},
-        "model": {
-            "backbone": "vit_tiny_patch16_224",
-            "weights": "random",
-            "options": {"depth": 4, "patch_size": 8},
-            "trainable_blocks": 4,
-            "head": [256, 128],
+def read_results(experiment: Experiment) -> Results:
+    """Read the results of all tasks that are done."""
+    trials = rate_tasks(experiment)
+    found = start_task(experiment).result()
+    objectives = dict.fromkeys(arm.objective for arm in experiment.arms.values())
+    by_objective = {name: trial_means(experiment, trials, name) for name in objectives}
+    results = Results(
+        experiment=experiment,
+        rates={
+            arm.objective: chosen_rate(experiment, trials, name)
+            for name, arm in experiment.arms.items()
         },
-        "loss": OBJECTIVES[name],
-        "references": {"count": 3},
-        "optim": {
-            "lr": 5e-4,
-            "backbone_ratio": 1.0,
-            "warmup": 20,
-            "period": comparison.steps,
-            "clip_norm": 1.0,
-        },
-        "run": {
-            "out": str(comparison.folder / f"{name}-{seed}"),
-            "seed": seed,
-            "steps": steps,
-            "batch_size": 8,
-            "device": "cpu",
-            "workers": 0,
-        },
-    }
-    path = comparison.folder / "config.yaml"
-    atomic_write(path, yaml.safe_dump(values).encode())
-    return load_settings(TrainSettings, path, comparison.changes)
+        trials={name: means for name, means in by_objective.items() if means},
+        start=found["final"] if found else {},
+        curves={START: {0: curve_of(found)}} if found else {},
+    )
+    for arm, settings in experiment.arms.items():
+        for seed in experiment.seeds:
+            result = arm_task(experiment, arm, seed, results.rates[settings.objective]).result()
+            if result:
+                results.arms.setdefault(arm, {})[seed] = result["final"]
+                results.curves.setdefault(arm, {})[seed] = curve_of(result)
+                results.seconds.setdefault(arm, {})[seed] = result["seconds_training"]
+    return results
 
 
-def train_and_score(comparison: Comparison, name: str, seed: int) -> list[ScoredStep]:
-    """Train a run to its end, and score it at the start, the end and three steps between."""
-    scored = []
-    for quarter in range(5):
-        steps = comparison.steps * quarter // 4
-        settings = settings_of_run(comparison, name, seed, max(1, steps))
-        weights = settings.run.out / "weights" / f"step_{steps:08d}.safetensors"
-        started = time.perf_counter()
-        if not weights.is_file():
-            train(settings)
-        model = load_evaluated_model(name, str(weights))
-        scores = score(comparison.held_out, [model], 12)[name]
-        scored.append(ScoredStep(steps, scores, time.perf_counter() - started))
-    return scored
-
-
-def differences(scored: list[ScoredStep], held_out: HeldOutSet) -> dict[str, Difference]:
-    """Compare the shown metrics of a run's end with its start, clip by clip, over videos."""
-    first, last = scored[0].scores, scored[-1].scores
-    shown = [m for m in METRICS if m.name in SHOWN_METRICS]
-    compared = {
-        m.name: difference(
-            by_clip(m, first, held_out), by_clip(m, last, held_out), m.better, held_out.videos
-        )
-        for m in shown
-    }
-    return corrected(compared, {m.name: m.better for m in shown})
+def curve_of(result: dict[str, Any]) -> dict[int, Scores]:
+    """Return the scores of a task's result by step."""
+    return {int(step): scores for step, scores in result["curve"].items()}
 
 
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives")
-    parser.add_argument("out", help="the output folder of a build with a split 'eval'")
-    parser.add_argument("folder", type=Path, help="where runs and curves go")
-    parser.add_argument("--steps", type=int, default=300, help="training steps per run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
-    parser.add_argument(
-        "--objectives", nargs="+", choices=list(OBJECTIVES), default=list(OBJECTIVES)
-    )
-    parser.add_argument("--clips", type=int, default=64, help="held-out clips to score on")
-    parser.add_argument("changes", nargs="*", metavar="key=value")
+    parser.add_argument("experiment", type=Path, help="a YAML, such as configs/evidence/*.yaml")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--only", nargs="+", metavar="ARM", help="only these arms")
+    parser.add_argument("changes", nargs="*", metavar="key=value", default=[])
     return parser.parse_intermixed_args()
 
 
+def chosen_arms(experiment: Experiment, only: list[str] | None) -> list[str]:
+    """Return the arms to run. Raises SettingsError for one that the experiment does not have."""
+    for name in only or ():
+        if name not in experiment.arms:
+            near = difflib.get_close_matches(name, experiment.arms, 1)
+            hint = (
+                f"did you mean '{near[0]}'?" if near else f"there are {', '.join(experiment.arms)}"
+            )
+            raise SettingsError(f"'--only' names the arm '{name}', which does not exist ({hint})")
+    return [arm for arm in experiment.arms if only is None or arm in only]
+
+
 def main() -> None:
-    """Print the table and draw the curves."""
-    a = parse_arguments()
-    snapshot = open_snapshot(a.out)
-    data = DataSettings.model_validate(
-        evaluation_settings(snapshot, split="eval", where="", frames=4, step=6)
-    )
-    held_out = read_held_out(snapshot, data, TrackFilterSettings(), [96], a.clips)
-    comparison = Comparison(a.out, a.folder, a.steps, a.changes, held_out)
-    print(held_out)
-    titles = {m.name: m.title for m in METRICS if m.name in SHOWN_METRICS}
-    heads = ["objective", "seed", *(titles[name] for name in SHOWN_METRICS)]
-    heads += ["effective rank", "seconds per step"]
-    print(f"\n| {' | '.join(heads)} |\n{'|---' * len(heads)}|")
-    curves: dict[str, dict[str, list[float]]] = {name: {} for name in SHOWN_METRICS}
-    for name in a.objectives:
-        for seed in a.seeds:
-            scored = train_and_score(comparison, name, seed)
-            print(table_row(name, seed, scored, held_out), flush=True)
-            for m in METRICS:
-                if m.name in SHOWN_METRICS:
-                    curves[m.name][f"{name}, seed {seed}"] = [
-                        finite_mean(by_clip(m, step.scores, held_out)) for step in scored
-                    ]
-            labels = [str(step.step) for step in scored]
-    for metric, lines in curves.items():
-        chart = plot(f"{titles[metric]}, by step", labels, lines)
-        atomic_write(a.folder / f"{metric}.png", chart)
-    print("\n* different from the start, with p-values corrected for the metrics of a row (Holm)")
-
-
-def table_row(name: str, seed: int, scored: list[ScoredStep], held_out: HeldOutSet) -> str:
-    """Format a run as a row of the table: start → end of each metric."""
-    changes = differences(scored, held_out)
-    cells = [name, str(seed), *(cell(changes[metric]) for metric in SHOWN_METRICS)]
-    first, last = scored[0].scores, scored[-1].scores
-    cells.append(f"{first.effective_rank:.1f} → {last.effective_rank:.1f}")
-    cells.append(f"{sum(step.seconds for step in scored) / scored[-1].step:.2f}")
-    return f"| {' | '.join(cells)} |"
-
-
-def cell(d: Difference) -> str:
-    """Format a difference: start → end [95 % interval], with a star if it is not 0 after Holm."""
-    bounds = "" if d.interval is None else f" [{d.interval[0]:+.3f}, {d.interval[1]:+.3f}]"
-    star = "*" if d.p_holm is not None and d.p_holm <= LEVEL else ""
-    return f"{d.base:.3f} → {d.model:.3f}{star}{bounds}"
+    """Run an experiment, and say where its results are."""
+    with exit_on_errors(
+        "objectives", extra="train", interrupted="stopped: the same command goes on from here."
+    ):
+        arguments = parse_arguments()
+        if arguments.jobs < 1:
+            raise SettingsError("'--jobs' should be at least 1")
+        experiment = load_experiment(arguments.experiment, arguments.changes)
+        run_experiment(experiment, chosen_arms(experiment, arguments.only), arguments.jobs)
+        print(f"results: {experiment.out / 'results.md'}")
 
 
 if __name__ == "__main__":

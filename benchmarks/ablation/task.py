@@ -1,0 +1,81 @@
+"""Do one task of an experiment, in a process of its own.
+
+It trains, or resumes training, scores all weights that the run exported, and writes
+FOLDER/result.json. A task that another process works on is waited for.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.ablation.experiment import HeldOutSettings, MetricSettings
+from benchmarks.ablation.scoring import Scorer
+from shards.errors import exit_on_errors
+from shards.files import atomic_write
+from trainer.config import TrainSettings
+from trainer.evaluate.evaluated_model import load_evaluated_model
+from trainer.evaluate.results import plain
+from trainer.export import exported_weights
+from trainer.train import train
+
+
+def work(folder: Path) -> None:
+    """Do the task of a folder as the whole work of this process, which prints to FOLDER/log.txt."""
+    with open(folder / "log.txt", "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with exit_on_errors("objectives", extra="train", interrupted="stopped."):
+        do_task(folder)
+
+
+def do_task(folder: Path) -> None:
+    """Do the task of a folder, unless it is done."""
+    task = json.loads((folder / "task.json").read_bytes())
+    # A run whose parent was killed may still be at work in this folder.
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = folder / "result.json"
+        if done.is_file() and json.loads(done.read_bytes())["digest"] == task["digest"]:
+            return
+        started = time.perf_counter()
+        if task["settings"] is not None:
+            train(TrainSettings.model_validate(task["settings"]))
+        trained = time.perf_counter() - started
+        result = {
+            "digest": task["digest"],
+            **score_task(task, folder),
+            "seconds_training": trained,
+            "seconds": time.perf_counter() - started,
+        }
+        atomic_write(done, json.dumps(plain(result), allow_nan=False).encode())
+
+
+def score_task(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Score the last weights (`final`), and all that a run exported (`curve`: step → scores)."""
+    # A run's export before its first step is what it started from.
+    exports = {0: task["weights"]}
+    if task["settings"] is not None:
+        exports = {int(path.stem.split("_")[1]): str(path) for path in exported_weights(folder)}
+    models = {step: load_evaluated_model("model", where) for step, where in exports.items()}
+    last = models[max(models)]
+    result = {"final": make_scorer(task, task["scored"], folder, last.size).score(last)}
+    if task["curve"] is not None:
+        scorer = make_scorer(task, task["curve"], folder, last.size)
+        result["curve"] = {str(step): scorer.score(model) for step, model in models.items()}
+    return result
+
+
+def make_scorer(
+    task: dict[str, Any], clips: dict[str, Any], folder: Path, image_size: int
+) -> Scorer:
+    """Read clips to score on; labels of their points are kept in the experiment's folder."""
+    experiment = folder.parents[1] if folder.parent.name in ("arms", "rates") else folder.parent
+    metrics = {name: MetricSettings.model_validate(it) for name, it in task["metrics"].items()}
+    return Scorer(HeldOutSettings.model_validate(clips), metrics, experiment, image_size)
