@@ -23,6 +23,7 @@ from benchmarks.ablation.page import write_page
 from benchmarks.ablation.plan import Task, arm_task, rate_tasks, start_task
 from benchmarks.ablation.queue import TaskQueue
 from benchmarks.ablation.results import START, Results, Scores, mean_of
+from benchmarks.ablation.task import PROGRAM
 from shards.errors import SettingsError, exit_on_errors
 from trainer.evaluate.results import finite_mean
 
@@ -56,12 +57,15 @@ def run_experiment(experiment: Experiment, arms: list[str], jobs: int) -> Result
 def trial_means(
     experiment: Experiment, trials: dict[str, dict[float, list[Task]]], objective: str
 ) -> dict[float, float]:
-    """Return rate → mean endpoint over the conditions of its trials; only of finished ones."""
+    """Return rate → mean endpoint over the conditions of its trials.
+
+    Rates with a trial that is not done, or that diverged, are left out.
+    """
     means = {}
     for rate, tasks in trials.get(objective, {}).items():
         found = [task.result() for task in tasks]
-        if all(found):
-            ends = [result["final"] for result in found if result]
+        ends = [result["final"] for result in found if result and "final" in result]
+        if len(ends) == len(tasks):
             means[rate] = finite_mean([mean_of(end, experiment.endpoint) for end in ends])
     return means
 
@@ -93,10 +97,12 @@ def read_results(experiment: Experiment) -> Results:
     for arm, settings in experiment.arms.items():
         for seed in experiment.seeds:
             result = arm_task(experiment, arm, seed, results.rates[settings.objective]).result()
-            if result:
+            if result and "diverged" in result:
+                results.diverged.append((arm, seed, result["diverged"]))
+            elif result:
                 results.arms.setdefault(arm, {})[seed] = result["final"]
                 results.curves.setdefault(arm, {})[seed] = curve_of(result)
-                results.seconds.setdefault(arm, {})[seed] = result["seconds_training"]
+                results.seconds.setdefault(arm, {})[seed] = result["seconds"]
     return results
 
 
@@ -130,7 +136,7 @@ def chosen_arms(experiment: Experiment, only: list[str] | None) -> list[str]:
 def main() -> None:
     """Run an experiment, and say where its results are."""
     with exit_on_errors(
-        "objectives", extra="train", interrupted="stopped: the same command goes on from here."
+        PROGRAM, extra="train", interrupted="stopped: the same command goes on from here."
     ):
         arguments = parse_arguments()
         if arguments.jobs < 1:

@@ -16,6 +16,10 @@ from torch import Tensor
 from shards.errors import PretrackError
 
 
+class DivergedError(PretrackError):
+    """A loss, a gradient or a weight is not finite."""
+
+
 @dataclass(frozen=True)
 class _Step:
     number: int
@@ -41,7 +45,7 @@ class StepRecord:
     def add(self, loss: Tensor, norm: Tensor, number: int, keys: list[str]) -> None:
         """Add step `number`, with its loss, its gradient's norm and the keys of its clips.
 
-        Raises PretrackError as `check` does, unless steps are deferred.
+        Raises DivergedError as `check` does, unless steps are deferred.
         """
         self._steps.append(_Step(number, keys, loss, norm))
         if not self.deferred:
@@ -54,7 +58,7 @@ class StepRecord:
     def check(self) -> None:
         """Read the steps since the last check; waits for the device.
 
-        Raises PretrackError, naming the clips of the first step that is not finite.
+        Raises DivergedError, naming the clips of the first step that is not finite.
         """
         steps, self._steps = self._steps, []
         if not steps:
@@ -62,7 +66,7 @@ class StepRecord:
         values = torch.stack([value for step in steps for value in (step.loss, step.norm)])
         for step, (loss, norm) in zip(steps, values.view(-1, 2).tolist(), strict=True):
             if not math.isfinite(loss + norm):
-                raise PretrackError(
+                raise DivergedError(
                     f"step {step.number}: the loss is {loss:.3g} and the gradient's norm "
                     f"{norm:.3g}; the clips of this rank were {', '.join(step.keys)}: lower "
                     "'optim.lr', set 'optim.clip_norm', or leave bad ones out with 'data.where'"
@@ -70,10 +74,10 @@ class StepRecord:
 
 
 def check_weights(weights: Sequence[Tensor], step: int) -> None:
-    """Raise PretrackError if any of the weights after `step` steps is not finite."""
+    """Raise DivergedError if any of the weights after `step` steps is not finite."""
     largest = torch.nn.utils.get_total_norm(weights, norm_type=math.inf).item()
     if not math.isfinite(largest):
-        raise PretrackError(
+        raise DivergedError(
             f"the weights after step {step} are not finite, so no checkpoint was saved: lower "
             "'optim.lr' or set 'optim.clip_norm'"
         )

@@ -105,15 +105,18 @@ def page_parts(results: Results) -> Iterator[Part]:
         _COMPARED,
         tuple(map(_comparison_row, results.comparisons(experiment.endpoint))),
     )
+    if results.diverged:
+        rows = [(arm, str(seed), why) for arm, seed, why in results.diverged]
+        yield Part("Diverged", heads=("arm", "seed", "why"), rows=tuple(rows))
     yield _means_part(results)
     others = [name for name in experiment.metrics if name != experiment.endpoint]
     if others:
-        rows = [(m, *_comparison_row(c)) for m in others for c in results.comparisons(m)]
+        compared = [(m, *_comparison_row(c)) for m in others for c in results.comparisons(m)]
         yield Part(
             "Less its control: other metrics",
             "p is corrected within a metric. Only the endpoint decides.",
             ("metric", *_COMPARED),
-            tuple(rows),
+            tuple(compared),
         )
     yield from _curves(results)
     if results.trials:

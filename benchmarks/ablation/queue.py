@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.ablation import task as task_module
 from benchmarks.ablation.plan import Task
-from benchmarks.ablation.task import work
+from benchmarks.ablation.task import PROGRAM, work
 from manifests.wording import duration
 from shards.errors import PretrackError
 
@@ -97,4 +97,4 @@ class TaskQueue:
 def _last_line(log: Path) -> str:
     """Return the last line that a task printed."""
     lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-    return lines[-1] if lines else "it printed nothing"
+    return lines[-1].removeprefix(f"{PROGRAM}: ") if lines else "it printed nothing"

@@ -48,12 +48,13 @@ class Comparison:
 class Results:
     """What is known of an experiment that may be under way.
 
-    rates:   the learning rate of each objective
-    trials:  objective → rate → mean endpoint on the validation clips
-    start:   scores of the weights that arms start from
-    arms:    arm → seed → scores after the last step
-    curves:  START or an arm → seed → step → scores on the validation clips
-    seconds: arm → seed → seconds of training
+    rates:    the learning rate of each objective
+    trials:   objective → rate → mean endpoint on the validation clips
+    start:    scores of the weights that arms start from
+    arms:     arm → seed → scores after the last step
+    curves:   START or an arm → seed → step → scores on the validation clips
+    seconds:  arm → seed → seconds of training
+    diverged: (arm, seed, why) of runs that have no scores
     """
 
     experiment: Experiment
@@ -63,6 +64,7 @@ class Results:
     arms: dict[str, dict[int, Scores]] = field(default_factory=dict)
     curves: dict[str, dict[int, dict[int, Scores]]] = field(default_factory=dict)
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
+    diverged: list[tuple[str, int, str]] = field(default_factory=list)
 
     def mean(self, arm: str, metric: str) -> tuple[float, float]:
         """Return the mean of an arm's seeds, and their standard deviation (NaN for one seed)."""

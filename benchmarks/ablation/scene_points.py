@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pipeline.scenes.truth import cast, view_directions
 
 from manifests.fingerprint import fingerprint
 from pipeline.scenes.scene import Scene, make_scene
 from pipeline.scenes.scene_id import SceneId
+from pipeline.scenes.truth import cast, view_directions
 from shards.clip import Camera
 from shards.files import open_atomic
 from trainer.evaluate.heldout.clips import HeldOutClip, HeldOutSet
@@ -44,14 +44,14 @@ def point_labels(held_out: HeldOutSet, folder: Path) -> PointLabels:
     if path.is_file():
         with np.load(path) as stored:
             return PointLabels(stored["angles"], stored["objects"])
-    labels = [_label_clip(clip) for clip in held_out.clips]
+    labels = [label_clip(clip) for clip in held_out.clips]
     angles, objects = (np.stack(parts) for parts in zip(*labels, strict=True))
     with open_atomic(path) as file:
         np.savez(file, angles=angles, objects=objects)
     return PointLabels(angles, objects)
 
 
-def _label_clip(clip: HeldOutClip) -> tuple[Floats, Floats]:
+def label_clip(clip: HeldOutClip) -> tuple[Floats, Floats]:
     """Return angles [T, N] and objects [N] of a clip."""
     if clip.info.dataset == "scenes":
         return label_scene(make_scene(SceneId.parse(clip.info.video_id)), clip)

@@ -16,7 +16,6 @@ from shards.errors import SettingsError
 from trainer.config import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.heldout.clips import HeldOutSet, evaluation_settings, read_held_out
-from trainer.evaluate.heldout.measures import FramePair
 from trainer.evaluate.heldout.scoring import CHANCE, STATIC, Scores, score
 from trainer.evaluate.overlap import check_overlap
 
@@ -92,7 +91,15 @@ def per_sequence(
     """Return the mean of a metric over the points of each sequence that count."""
     values: dict[str, list[NDArray[np.float64]]] = defaultdict(list)
     for pair in scores.pairs:
-        measured = pair.measures[metric.measure][counted(metric, pair, clips, labels)]
+        mask = clips.clips[pair.clip].track_mask
+        both = (mask[0] & mask[pair.gap]).numpy()
+        chosen = counted(
+            metric,
+            pair.moving,
+            labels.angles[pair.clip, pair.gap][both],
+            labels.objects[pair.clip][both],
+        )
+        measured = pair.measures[metric.measure][chosen]
         values[clips.videos[pair.clip]].append(measured[np.isfinite(measured)])
     means: PerSequence = {}
     for sequence in dict.fromkeys(clips.videos):
@@ -102,17 +109,17 @@ def per_sequence(
 
 
 def counted(
-    metric: MetricSettings, pair: FramePair, clips: HeldOutSet, labels: PointLabels
+    metric: MetricSettings,
+    moving: NDArray[np.bool_],
+    angles: NDArray[np.float64],
+    objects: NDArray[np.float64],
 ) -> NDArray[np.bool_]:
-    """Tell which of a pair's n points a metric counts: bool [n]."""
-    mask = clips.clips[pair.clip].track_mask
-    both = (mask[0] & mask[pair.gap]).numpy()
-    chosen = np.ones(int(both.sum()), bool)
+    """Tell which of n points a metric counts, from what is known of them (`PointLabels`)."""
+    chosen = np.ones(len(moving), bool)
     if metric.objects:
-        chosen &= labels.objects[pair.clip][both] == 1
+        chosen &= objects == 1
     if metric.angle:
-        angles = labels.angles[pair.clip, pair.gap][both]
         chosen &= (angles >= metric.angle[0]) & (angles < metric.angle[1])
     if metric.moving:
-        chosen &= pair.moving
+        chosen &= moving
     return chosen

@@ -22,7 +22,11 @@ from trainer.config import TrainSettings
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.results import plain
 from trainer.export import exported_weights
+from trainer.step_record import DivergedError
 from trainer.train import train
+
+PROGRAM = "objectives"
+"""The name before an error's sentence."""
 
 
 def work(folder: Path) -> None:
@@ -31,7 +35,7 @@ def work(folder: Path) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    with exit_on_errors("objectives", extra="train", interrupted="stopped."):
+    with exit_on_errors(PROGRAM, extra="train", interrupted="stopped."):
         do_task(folder)
 
 
@@ -44,17 +48,20 @@ def do_task(folder: Path) -> None:
         done = folder / "result.json"
         if done.is_file() and json.loads(done.read_bytes())["digest"] == task["digest"]:
             return
-        started = time.perf_counter()
-        if task["settings"] is not None:
-            train(TrainSettings.model_validate(task["settings"]))
-        trained = time.perf_counter() - started
-        result = {
-            "digest": task["digest"],
-            **score_task(task, folder),
-            "seconds_training": trained,
-            "seconds": time.perf_counter() - started,
-        }
+        result = {"digest": task["digest"], **train_and_score(task, folder)}
         atomic_write(done, json.dumps(plain(result), allow_nan=False).encode())
+
+
+def train_and_score(task: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the scores of a run (`score_task`) and its seconds; or why it `diverged`."""
+    started = time.perf_counter()
+    if task["settings"] is not None:
+        try:
+            train(TrainSettings.model_validate(task["settings"]))
+        except DivergedError as error:
+            # This says something of the arm, so it is a result. Other errors end the experiment.
+            return {"diverged": str(error)}
+    return {"seconds": time.perf_counter() - started, **score_task(task, folder)}
 
 
 def score_task(task: dict[str, Any], folder: Path) -> dict[str, Any]:
