@@ -1,5 +1,5 @@
 """The ablation runner behind `python -m benchmarks.objectives`.
 
 Data flows down: a YAML (`experiment`) → tasks (`plan`) → processes (`queue`, `task`) → scores per
-sequence (`scoring`, `scene_points`) → comparisons (`crossed`, `results`) → a page (`page`).
+sequence (`scoring`) → comparisons (`crossed`, `results`) → a page (`page`).
 """

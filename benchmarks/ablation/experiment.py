@@ -36,14 +36,23 @@ class HeldOutSettings(Settings):
 
 
 class MetricSettings(Settings):
-    """The mean of a measure over some of the points."""
+    """The mean of a measure over some of the points of a sequence."""
 
     measure: Literal[
-        "pck@0.05", "pck@0.1", "pck@0.2", "auc", "error", "track@1", "track@5", "rank_correlation"
+        "pck@0.05",
+        "pck@0.1",
+        "pck@0.2",
+        "auc",
+        "error",
+        "city_block",
+        "track@1",
+        "track@5",
+        "epipolar@4px",
+        "rank_correlation",
     ] = "pck@0.1"
     """A measure of `trainer.evaluate.heldout.measures`."""
     objects: bool = False
-    """Counts only points on objects, not on the room; for clips of the source `scenes`."""
+    """Counts only points on objects, by the masks of clips that have them."""
     angle: tuple[float, float] | None = None
     """Counts only points that the two cameras see from directions this many degrees apart: from the
     first number up to, and without, the second."""
@@ -52,7 +61,7 @@ class MetricSettings(Settings):
 
     @model_validator(mode="after")
     def _check_angle(self) -> MetricSettings:
-        if self.angle and not 0 <= self.angle[0] < self.angle[1] <= 180.1:
+        if self.angle and not 0 <= self.angle[0] < self.angle[1]:
             raise ValueError("'angle' should be two numbers of degrees, the smaller one first")
         return self
 

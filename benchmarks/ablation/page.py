@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmarks.ablation.experiment import Experiment
 from benchmarks.ablation.plan import file_name
 from benchmarks.ablation.results import START, Comparison, Results
+from benchmarks.ablation.scoring import MODEL
 from manifests import charts
 from manifests.charts import Chart
 from manifests.wording import duration
@@ -89,7 +90,7 @@ def numbers(results: Results) -> Iterator[tuple[str, str]]:
     finished = sum(len(seeds) for seeds in results.arms.values())
     yield "runs", f"{finished} of {len(experiment.arms) * len(experiment.seeds)}"
     yield "seeds", str(len(experiment.seeds))
-    values = results.start["model"][experiment.endpoint].values()
+    values = results.start[MODEL][experiment.endpoint].values()
     yield "sequences", str(sum(value is not None for value in values))
     spent = sum(sum(seeds.values()) for seeds in results.seconds.values())
     yield "training of the arms", duration(spent)

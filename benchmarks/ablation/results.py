@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from benchmarks.ablation.crossed import CrossedDifference, crossed_difference
 from benchmarks.ablation.experiment import Experiment
-from trainer.evaluate.heldout.scoring import CHANCE, STATIC
+from benchmarks.ablation.scoring import MODEL
+from trainer.evaluate.heldout.scoring import CHANCE, RAW, STATIC
 from trainer.evaluate.intervals import LEVEL, holm
 from trainer.evaluate.results import finite_mean
 
@@ -75,8 +76,8 @@ class Results:
         return float(np.mean(values)), spread
 
     def baselines(self, metric: str) -> dict[str, float]:
-        """Return a metric of the start weights, of "never moves" and of chance."""
-        names = {START: "model", STATIC: STATIC, CHANCE: CHANCE}
+        """Return a metric of the start weights, and of what needs no training."""
+        names = {START: MODEL, RAW: RAW, STATIC: STATIC, CHANCE: CHANCE}
         return {name: mean_of(self.start, metric, key) for name, key in names.items()}
 
     def curve(self, name: str, metric: str) -> list[tuple[float, float]]:
@@ -114,12 +115,12 @@ class Results:
         return np.stack(columns, axis=1)
 
 
-def of_sequences(scores: Scores, metric: str, column: str = "model") -> NDArray[np.float64]:
+def of_sequences(scores: Scores, metric: str, column: str = MODEL) -> NDArray[np.float64]:
     """Return a metric of every sequence [S], NaN where it has no point that counts."""
     values = scores[column][metric].values()
     return np.array([math.nan if value is None else value for value in values])
 
 
-def mean_of(scores: Scores, metric: str, column: str = "model") -> float:
+def mean_of(scores: Scores, metric: str, column: str = MODEL) -> float:
     """Return the mean of a metric over sequences."""
     return finite_mean(of_sequences(scores, metric, column))

@@ -72,17 +72,14 @@ def score_task(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         exports = {int(path.stem.split("_")[1]): str(path) for path in exported_weights(folder)}
     models = {step: load_evaluated_model("model", where) for step, where in exports.items()}
     last = models[max(models)]
-    result = {"final": make_scorer(task, task["scored"], folder, last.size).score(last)}
+    result = {"final": make_scorer(task, task["scored"], last.size).score(last)}
     if task["curve"] is not None:
-        scorer = make_scorer(task, task["curve"], folder, last.size)
+        scorer = make_scorer(task, task["curve"], last.size)
         result["curve"] = {str(step): scorer.score(model) for step, model in models.items()}
     return result
 
 
-def make_scorer(
-    task: dict[str, Any], clips: dict[str, Any], folder: Path, image_size: int
-) -> Scorer:
-    """Read clips to score on; labels of their points are kept in the experiment's folder."""
-    experiment = folder.parents[1] if folder.parent.name in ("arms", "rates") else folder.parent
+def make_scorer(task: dict[str, Any], clips: dict[str, Any], image_size: int) -> Scorer:
+    """Read clips to score on."""
     metrics = {name: MetricSettings.model_validate(it) for name, it in task["metrics"].items()}
-    return Scorer(HeldOutSettings.model_validate(clips), metrics, experiment, image_size)
+    return Scorer(HeldOutSettings.model_validate(clips), metrics, image_size)
