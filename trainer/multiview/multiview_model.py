@@ -201,6 +201,9 @@ def ray_map(
 class MultiviewModel(nn.Module):
     """A timm vision transformer with adapters after its last blocks.
 
+    Its `backbone`, called by itself as any model of timm, takes each image for a set of one view
+    without a camera.
+
     mean, std: of the images that it was trained on, [3, 1, 1], for pixel values from 0 to 1
     """
 
@@ -221,21 +224,33 @@ class MultiviewModel(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.adapters = adapters
-        self.normed, self.scale = normed, scale
+        self.scale = scale
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self._set: tuple[int, tuple[int, int], Tensor | None] = (1, (1, 1), None)
+        # Of the pass that runs: views per set, their rays, and grid and embedded rays.
+        self._views, self._rays = 1, None
+        self._embedded: tuple[tuple[int, int], Tensor | None] = (1, 1), None
         if not normed:
             backbone.norm = nn.Identity()
+        backbone.patch_embed.register_forward_pre_hook(self._embed_rays)
         for number, block in enumerate(backbone.blocks[-blocks:]):
-            block.register_forward_hook(self._hook(number))
+            block.register_forward_hook(self._after_block(number))
 
-    def _hook(self, number: int) -> Any:
+    def _embed_rays(self, patch_embed: Any, inputs: tuple[Tensor]) -> None:
+        """Embed the rays of the images that are about to be encoded, zero if there are none."""
+        (images,) = inputs
+        (height, width), patch = images.shape[-2:], int(patch_embed.patch_size[0])
+        rays: Tensor | None = self._rays
+        if rays is None:
+            rays = images.new_zeros(len(images) // self._views, self._views, 6, height, width)
+        self._embedded = (height // patch, width // patch), self.adapters.embed(rays)
+
+    def _after_block(self, number: int) -> Any:
         """Return a forward hook that runs the adapter after a block."""
 
         def change(_module: nn.Module, _inputs: Any, tokens: Tensor) -> Tensor:
-            views, grid, rays = self._set
-            sets = tokens.unflatten(0, (-1, views))
+            grid, rays = self._embedded
+            sets = tokens.unflatten(0, (-1, self._views))
             return self.adapters(number, sets, grid, rays).flatten(0, 1)
 
         return change
@@ -251,17 +266,18 @@ class MultiviewModel(nn.Module):
         intrinsics, world_to_camera: [B, M, 3, 3] and [B, M, 3, 4]; None for views whose cameras are
         unknown
         """
-        patch = int(self.backbone.patch_embed.patch_size[0])
-        (height, width), views = images.shape[-2:], images.shape[1]
-        grid = height // patch, width // patch
-        if intrinsics is None or world_to_camera is None:
-            rays = images.new_zeros(*images.shape[:2], 6, height, width)
-        else:
-            rays = ray_map(intrinsics, world_to_camera, (height, width), self.scale).to(images)
-        self._set = views, grid, self.adapters.embed(rays)
-        tokens = self.backbone.forward_features(images.flatten(0, 1))
-        patches = tokens[:, -grid[0] * grid[1] :]
-        return patches.reshape(*images.shape[:2], *grid, patches.shape[-1])
+        size, patch = images.shape[-2:], int(self.backbone.patch_embed.patch_size[0])
+        rays: Any = None
+        if intrinsics is not None and world_to_camera is not None:
+            rays = ray_map(intrinsics, world_to_camera, (size[0], size[1]), self.scale).to(images)
+        self._views, self._rays = images.shape[1], rays
+        try:
+            tokens = self.backbone.forward_features(images.flatten(0, 1))
+        finally:
+            self._views, self._rays = 1, None
+        rows, columns = size[0] // patch, size[1] // patch
+        patches = tokens[:, -rows * columns :]
+        return patches.reshape(*images.shape[:2], rows, columns, patches.shape[-1])
 
 
 def load(path: str | Path) -> MultiviewModel:
@@ -272,9 +288,9 @@ def load(path: str | Path) -> MultiviewModel:
     Raises ValueError if there is no multi-view export.
     """
     path = Path(path)
-    exports = sorted(path.glob("step_*.multiview.safetensors")) if path.is_dir() else []
+    exports = sorted(path.glob("*.multiview.safetensors")) if path.is_dir() else []
     if path.is_dir() and not exports:
-        raise ValueError(f"{path} holds no step_*.multiview.safetensors")
+        raise ValueError(f"{path} holds no *.multiview.safetensors")
     if exports:
         path = exports[-1].with_name(exports[-1].name.replace(".multiview.safetensors", ".json"))
     description = json.loads(path.read_text(encoding="utf-8"))
