@@ -126,4 +126,6 @@ def read_description(weights: Path) -> dict[str, Any]:
 
 def exported_weights(out: Path) -> list[Path]:
     """Return all exported weights of a run's folder, the earliest step first."""
-    return sorted((out / "weights").glob("step_*.safetensors"))
+    paths = sorted((out / "weights").glob("step_*.safetensors"))
+    # The adapters of a multi-view model are a part of the export whose name they begin with.
+    return [path for path in paths if not path.stem.endswith(".multiview")]

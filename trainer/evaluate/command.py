@@ -1,7 +1,7 @@
 """The command `evaluate`: judge one or several backbones side by side.
 
-`labelfree` and `probe` are defined here, the public benchmarks in `benchmarks/command.py`. Neither
-this module nor `--help` imports torch.
+`labelfree`, `probe` and `views` are defined here, the public benchmarks in `benchmarks/command.py`.
+Neither this module nor `--help` imports torch.
 """
 
 from __future__ import annotations
@@ -167,6 +167,59 @@ def probe(
     from trainer.evaluate.heldout.probe import evaluate_probe
 
     evaluate_probe(
+        HeldOutOptions(
+            build=build,
+            snapshot=snapshot,
+            split=split,
+            where=where,
+            clips=clips,
+            frames=frames,
+            step=step,
+            grid=grid,
+        ),
+        model,
+        device=device,
+        out=out,
+        allow_overlap=allow_overlap,
+    )
+
+
+_VIEWS = """Do multi-view models find points in other views? Needs a build, no labels.
+
+Points of a clip's anchor frame are searched in its other frames, as the most similar patch. The
+table has the mean error by the angle between the optical axes. A multi-view model is encoded in
+several ways: all views together, the anchor with one other view, each view alone, without cameras,
+with the cameras of other views, and with grey images, which shows what rays alone find. The last
+row is the answer "it has not moved".
+
+The first model is the base. Models are compared with it, and multi-view models with their own
+controls, by paired tests over videos; p-values are corrected for the number of comparisons.
+
+Clips without cameras are left out if any clip has cameras. Models that were trained on the footage
+of a clip are refused, as by `labelfree`.
+"""
+
+
+@app.command(help=unwrapped(_VIEWS), epilog=WHERE)
+def views(
+    build: Build,
+    model: Models,
+    out: OutFolder,
+    device: Device = None,
+    snapshot: SnapshotName = None,
+    split: Split = "eval",
+    where: Where = "",
+    clips: Clips = 32,
+    frames: Frames = 4,
+    step: Step = 10,
+    grid: Grid = 16,
+    allow_overlap: AllowOverlap = False,
+) -> None:
+    """Score models on sets of views: `_VIEWS` is the help page."""
+    from trainer.evaluate.heldout.label_free import HeldOutOptions
+    from trainer.evaluate.sets.evaluation import evaluate_views
+
+    evaluate_views(
         HeldOutOptions(
             build=build,
             snapshot=snapshot,

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 import xxhash
+from safetensors import SafetensorError
 
 from shards.errors import SettingsError
 from trainer.config import DataSettings
 from trainer.export import exported_weights, read_description
 from trainer.model.backbone import Backbone, make_backbone
 from trainer.model.weights import split_part
+from trainer.multiview.multiview_model import MultiviewModel
+from trainer.multiview.multiview_model import load as load_multiview
 from trainer.training_footage import UNKNOWN, TrainingFootage, training_footage
 
 
@@ -28,6 +31,8 @@ class EvaluatedModel:
     size:      side in pixels of the images that it was trained on
     mean, std: RGB normalisation, for pixel values from 0 to 1
     trained_on: digests of the footage that it was trained on
+    multiview:  the model that encodes several views together; None for a plain backbone. `backbone`
+                then encodes each image as a set of one, without a camera
     """
 
     name: str
@@ -39,6 +44,7 @@ class EvaluatedModel:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     trained_on: TrainingFootage = UNKNOWN
+    multiview: MultiviewModel | None = None
 
     @property
     def patch(self) -> int:
@@ -58,6 +64,7 @@ class EvaluatedModel:
             "mean": self.mean,
             "std": self.std,
             "trained_on": self.trained_on.to_json(),
+            "multiview": self.multiview is not None,
         }
 
 
@@ -149,24 +156,45 @@ def _run_and_which(where: str) -> tuple[Path, str]:
 def _from_export(name: str, where: str, path: Path) -> EvaluatedModel:
     """Load weights that a run exported. Raises SettingsError if their description lacks a key."""
     description = read_description(path)
+    multiview = _load_multiview(path) if "multiview" in description else None
     try:
         return EvaluatedModel(
             name=name,
             where=where,
             file=str(path),
             digest=_digest(str(path)),
-            backbone=make_backbone(
-                description["timm_id"], str(path), description["options"]
-            ).eval(),
+            backbone=_single_views(multiview, description["timm_id"])
+            if multiview
+            else make_backbone(description["timm_id"], str(path), description["options"]).eval(),
             size=description["img_size"],
             mean=tuple(description["mean"]),
             std=tuple(description["std"]),
             trained_on=training_footage(str(path)),
+            multiview=multiview,
         )
     except KeyError as error:
         raise SettingsError(
             f"the description beside {path} lacks {error}: write {name}=BACKBONE:{path}"
         ) from error
+
+
+def _load_multiview(path: Path) -> MultiviewModel:
+    """Load an exported multi-view model. Raises SettingsError if its files do not fit."""
+    try:
+        return load_multiview(path.with_suffix(".json"))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SettingsError(
+            f"{path} is a part of a multi-view model that cannot be loaded ({reason}): keep all "
+            "files of its folder together"
+        ) from error
+
+
+def _single_views(model: MultiviewModel, timm_id: str) -> Backbone:
+    """Return the backbone of a multi-view model, which encodes each image as a set of one."""
+    backbone = Backbone(model.backbone, timm_id)
+    backbone.add_module("adapters", model.adapters)  # moves to a device with it
+    return backbone.eval()
 
 
 def _digest(weights: str) -> str:
