@@ -36,6 +36,7 @@ COMMANDS = {
     "track_scores": "",
     "intervals": "",
     "scenes": "",
+    "multiview": "",
     "loader": "",
     "source_kinds": "",
     "overhead": "",
