@@ -93,7 +93,8 @@ A model that was trained on the footage of a clip is refused, as far as its weig
 were trained on: those that pretrack exports do.
 
 The tracks are a tracker's, and training on the same tracker's tracks may learn its mistakes:
-confirm a gain by another evaluation. Clips of the source `synthetic` have exact tracks.
+confirm a gain by another evaluation. Clips of the sources `scenes` and `synthetic` have exact
+tracks.
 """
 
 
