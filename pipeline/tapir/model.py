@@ -84,7 +84,8 @@ class Tapir(nn.Module):
     def compile_parts(self, **options: Any) -> None:
         """Compile the encoder and an iteration with `torch.compile`, at their first use.
 
-        `options` are those of `torch.compile`.
+        One iteration takes any numbers of clips, frames and queries; that of a single clip is
+        compiled apart. `options` are those of `torch.compile`.
         """
         self.compiled = True
         self._features = torch.compile(self.features, **options)
@@ -157,9 +158,13 @@ class Tapir(nn.Module):
         query_features: [B, Q, 384], sampled in the same maps
         """
         frames = estimates.positions.shape[2]
-        features = query_features[:, :, None].expand(-1, -1, frames, -1)
-        positions, logits = estimates.positions, estimates.logits
+        # A copy, as strides of 0 would be compiled apart from those of later iterations.
+        features = query_features[:, :, None].expand(-1, -1, frames, -1).contiguous()
+        positions, logits = estimates.positions.contiguous(), estimates.logits.contiguous()
         for _ in range(iterations):
+            if self.compiled:
+                _mark_sizes_as_dynamic(maps, dimensions=2)
+                _mark_sizes_as_dynamic((positions, logits, features), dimensions=3)
             positions, logits, features = self._iterate(maps, positions, logits, features)
         return TrackEstimates(positions, logits)
 
@@ -191,6 +196,13 @@ class Tapir(nn.Module):
         ]
         nothing = torch.zeros_like(positions)
         return torch.cat([nothing, logits, features, *correlations], dim=-1)
+
+
+def _mark_sizes_as_dynamic(tensors: Sequence[Tensor], dimensions: int) -> None:
+    """Let `torch.compile` take any numbers of clips, frames and queries: the first dimensions."""
+    for tensor in tensors:
+        for dimension in range(dimensions):
+            torch._dynamo.maybe_mark_dynamic(tensor, dimension)
 
 
 def correlate(level: Tensor, vectors: Tensor) -> Tensor:
