@@ -21,6 +21,7 @@ from torch import Tensor
 from manifests.fingerprint import fingerprint
 from manifests.snapshot import Snapshot
 from manifests.tables import read_table
+from manifests.terms import terms_of
 from shards.errors import SettingsError
 from shards.files import atomic_write
 from trainer.config import TrainSettings
@@ -76,6 +77,7 @@ def export_weights(
         ],
         "trained_on": trained_on.to_json(),
         "terms": sorted({terms for snapshot in snapshots for terms in _terms(snapshot)}),
+        "licences": sorted({_licences(snapshot) for snapshot in snapshots}),
         **({"part_of": "multiview", "multiview": multiview} if multiview else {}),
         "terms_note": "The starting weights and the videos have terms of their own, "
         "which may apply to these weights too.",
@@ -106,6 +108,12 @@ def _terms(snapshot: Snapshot) -> list[str]:
     """Return the distinct terms of a snapshot's videos; videos without terms are skipped."""
     videos = read_table(snapshot.folder / "videos.parquet", ["terms"])
     return [terms for terms in videos["terms"].unique().to_pylist() if terms]
+
+
+def _licences(snapshot: Snapshot) -> str:
+    """Return what the licences of a snapshot's videos and tracks allow, in words."""
+    videos = read_table(snapshot.folder / "videos.parquet", ["dataset", "terms"])
+    return terms_of(videos, snapshot.settings.get("tracks", {})).sentence()
 
 
 def read_description(weights: Path) -> dict[str, Any]:

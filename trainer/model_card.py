@@ -24,7 +24,7 @@ Pixels are RGB in 0..1, minus {mean}, divided by {std}.
 ## Terms
 
 {terms}
-
+{licences}
 {terms_note}
 This card grants no licence. Before you publish these weights, settle their licence and state it in
 the header of this file.
@@ -162,6 +162,9 @@ def model_card(description: dict[str, Any], file: str) -> str:
         data="\n".join([*snapshots, "", f"Split `{settings['data']['split']}`.", *footage]),
         terms="\n".join(f"- {terms}" for terms in description["terms"])
         or "The videos' tables state no terms.",
+        licences="".join(
+            f"\nThe data: {licences}." for licences in description.get("licences", [])
+        ),
         terms_note=description["terms_note"],
         digest=description["settings_digest"],
         description=fields["description"],

@@ -68,6 +68,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show which shards a build would keep, score, re-track or build, why, and at what cost."""
+    from manifests.terms import terms_of
     from pipeline.monitoring.progress import Progress
     from pipeline.planning.anchor_use import measure_use, planned_lengths
     from pipeline.planning.catalog import make_catalog, stored_catalog
@@ -86,10 +87,12 @@ def plan(
         SampleRule(train_frames, train_step),
         settings.tracks.directions,
     )
+    terms = terms_of(videos.videos, settings.tracks.model_dump())
     if as_json:
-        print_json(_plan_as_json(planned, costs, use, str(settings.out)))
+        print_json(_plan_as_json(planned, costs, use, str(settings.out)) | {"terms": asdict(terms)})
         return
     _print_plan(planned, costs, str(settings.out))
+    print(f"terms: {terms.sentence()}")
     if sentences := " ".join(use.sentences()):
         print(sentences)
 

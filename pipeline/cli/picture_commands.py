@@ -149,6 +149,7 @@ def report(
         return
     for concern in (*figures.concerns, *figures.unused_tracks):
         print(concern)
+    print(f"terms: {figures.terms.sentence()}")
     print(files[0])
 
 

@@ -11,6 +11,7 @@ from string import Template
 from manifests import charts
 from manifests.charts import Bar, Chart
 from manifests.snapshot import Snapshot
+from manifests.terms import Terms
 from manifests.wording import duration, pluralise, size
 from pipeline.inspection.geometry_figures import GeometryFigures
 from pipeline.inspection.report_figures import (
@@ -143,6 +144,7 @@ def _sections(figures: SnapshotFigures, drawn: dict[str, Chart]) -> Iterator[str
         items = "".join(f"<li>{html.escape(concern)}</li>" for concern in concerns)
         yield section("Before you train on this", f"<ul>{items}</ul>", wide=True)
     yield section("Sources", _sources_table(figures.groups), wide=True)
+    yield section("Terms", _terms_table(figures.terms), f"Together: {figures.terms.sentence()}.")
     sampled = (
         f"From the tracks of {sum(it.clips for it in figures.sources):,} clips: "
         f"at most {SAMPLED}, picked with seed {SEED}."
@@ -193,6 +195,18 @@ def _sources_table(groups: tuple[SourceFigures, ...]) -> str:
         for group in groups
     ]
     return table(heads, rows, text_columns=3)
+
+
+def _terms_table(terms: Terms) -> str:
+    """Return a table with a row per licence."""
+    answers = {True: "yes", False: "no", None: "not stated"}
+    covered = [("frames", licence) for licence in terms.frames]
+    covered += [("tracks", terms.tracks)] if terms.tracks else []
+    rows = [
+        [what, licence.id, answers[licence.commercial], answers[licence.redistribution]]
+        for what, licence in covered
+    ]
+    return table(["of", "licence", "commercial use", "redistribution"], rows, text_columns=4)
 
 
 def _cycles_table(figures: SnapshotFigures) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from manifests.tables import failure_counts, video_identifiers
+from manifests.terms import Terms, terms_of
 from manifests.wording import pluralise
 from pipeline.inspection.geometry_figures import GeometryFigures, InlierCounts, measure_geometry
 from pipeline.monitoring.status import STAGES
@@ -108,6 +109,7 @@ class SnapshotFigures:
     videos_lost: number of videos with failures and without a clip
     unused_tracks: sentences on anchors and clips that no training sample can use
     geometry:    what the scores of tracks say
+    terms:       what may be done with the build
     """
 
     out: str
@@ -131,6 +133,7 @@ class SnapshotFigures:
     concerns: tuple[str, ...]
     unused_tracks: tuple[str, ...]
     geometry: GeometryFigures
+    terms: Terms
 
 
 def measure(snapshot: Snapshot, rule: SampleRule = TRAINER_DEFAULTS) -> SnapshotFigures:
@@ -166,6 +169,7 @@ def measure(snapshot: Snapshot, rule: SampleRule = TRAINER_DEFAULTS) -> Snapshot
         concerns=(),
         unused_tracks=tuple(measure_use(stored_lengths(clips), rule, snapshot.tracked).sentences()),
         geometry=measure_geometry(snapshot, counts),
+        terms=terms_of(snapshot.videos, snapshot.settings.get("tracks", {})),
     )
     return replace(figures, concerns=tuple(_concerns(figures)))
 

@@ -36,10 +36,15 @@ def test_an_export_lists_the_terms_of_all_snapshots_once(settings: Make, tmp_pat
     weights = export_weights(backbone, s, snapshots, step=3)
     description = read_description(weights)
     assert description["terms"] == ["CC BY 4.0", "MIT", "Research only."]
+    assert [licences.split(", ")[0] for licences in description["licences"]] == [
+        "frames CC-BY-4.0 and MIT",
+        "frames CC-BY-4.0 and NOASSERTION",
+    ]
     assert description["step"] == 3
     assert [used["snapshot"] for used in description["snapshots"]] == ["000001", "000001"]
     card = weights.with_name("README.md").read_text()
     assert "- CC BY 4.0\n- MIT\n- Research only.\n" in card
+    assert "\nThe data: frames CC-BY-4.0 and MIT, tracks" in card
     assert exported_weights(s.run.out) == [weights]
 
 

@@ -133,6 +133,7 @@ def test_the_whole_command_line(config: Path, tmp_path: Path) -> None:
     assert "kB" in cells[4]
     assert cells[5].endswith("s"), "worker time, judged by the first build"
     assert "worker time in all: " in seen
+    assert "terms: frames NOASSERTION, tracks without licensed weights; commercial use" in seen
     costs = json.loads(pretrack("plan", config, "tracks.grid=5", "--json").stdout)
     assert costs["worker_seconds"] == costs["costs"][0]["seconds"] > 0
     retracked = pretrack("build", config, "tracks.grid=5", "--json-logs")

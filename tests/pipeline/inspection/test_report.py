@@ -102,6 +102,7 @@ def test_tracks_that_training_cannot_use_are_named(tmp_path: Path) -> None:
     assert figures.unused_tracks[0] in (tmp_path / "report" / "index.html").read_text()
     done = CliRunner().invoke(app, ["report", str(snapshot.out)])
     assert figures.unused_tracks[0] in done.stdout
+    assert "terms: frames NOASSERTION, tracks" in done.stdout
     # steps of 1 need 3 frames: 3 are left after frame 4
     done = CliRunner().invoke(app, ["report", str(snapshot.out), "--train-step", "1"])
     assert "No training sample" not in done.stdout
