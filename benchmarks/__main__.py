@@ -35,6 +35,7 @@ COMMANDS = {
     "jpeg": "",
     "track_scores": "",
     "intervals": "",
+    "scene_points": "",
     "scenes": "",
     "multiview": "",
     "loader": "",

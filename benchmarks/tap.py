@@ -1,7 +1,9 @@
-"""Score trackers on clips with true tracks: `python -m benchmarks.tap [--clips 8] [--davis FILE]`.
+"""Score trackers on clips with true tracks: `python -m benchmarks.tap [--scenes | --davis FILE]`.
 
-Prints TAP-Vid's metrics (`benchmarks.tap_vid`), averaged over synthetic scenes or over the clips of
-TAP-Vid-DAVIS. The baseline "standing still" predicts that no point ever moves or disappears; a
+Prints TAP-Vid's metrics (`benchmarks.tap_vid`), averaged over synthetic scenes, over rendered
+scenes of objects in a room, or over the clips of TAP-Vid-DAVIS. For rendered scenes, it also prints
+delta_avg of static and of moving points, and by how far a point's viewing angle has changed since
+its query. The baseline "standing still" predicts that no point ever moves or disappears; a
 tracker's merit is its distance from that. CoTracker3 is scored with `--weights FILE` (offline
 weights) and TAPIR with `--tapir FILE`; `--random-cotracker3` and `--random-tapir` score them with
 random weights, which is slow on a CPU and gives the line of chance.
@@ -26,12 +28,16 @@ from benchmarks.tap_vid import (
     Probability,
     TapClip,
     TapMetrics,
-    evaluate_tracker,
     mean_metrics,
+    predict,
 )
 from benchmarks.tap_vid_davis import read_tap_davis
 from manifests.wording import pluralise
-from pipeline.sources.synthetic_scene import SceneId, make_scene, render, true_tracks
+from pipeline.scenes.render import Renderer
+from pipeline.scenes.scene import make_scene
+from pipeline.scenes.scene_id import SceneId
+from pipeline.scenes.truth import true_tracks, view_directions
+from pipeline.sources import synthetic_scene
 from pipeline.trackers.cotracker3 import CoTracker3Settings
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 from pipeline.trackers.protocol import Tracker
@@ -80,10 +86,39 @@ class ScoredTracker:
 def synthetic_clips(count: int) -> Iterator[TapClip]:
     """Render scenes of seed 0; their points are a grid in the first frame."""
     for number in range(count):
-        scene = make_scene(SceneId(0, number, FRAMES, FRAME_SIDE, FRAME_SIDE))
-        frames = np.stack([render(scene, frame) for frame in range(FRAMES)])
-        positions, visible = true_tracks(scene, 0, grid_points(GRID, FRAME_SIDE, FRAME_SIDE))
+        scene_id = synthetic_scene.SceneId(0, number, FRAMES, FRAME_SIDE, FRAME_SIDE)
+        scene = synthetic_scene.make_scene(scene_id)
+        frames = np.stack([synthetic_scene.render(scene, frame) for frame in range(FRAMES)])
+        queries = grid_points(GRID, FRAME_SIDE, FRAME_SIDE)
+        positions, visible = synthetic_scene.true_tracks(scene, 0, queries)
         yield TapClip(str(scene.id), frames, positions.swapaxes(0, 1), visible.T)
+
+
+def scene_clips(count: int) -> Iterator[TapClip]:
+    """Render scenes with moving objects; their points are a grid in the first frame."""
+    for number in range(count):
+        scene_id = SceneId(
+            split="eval",
+            seed=0,
+            number=number,
+            motion="moving",
+            width=FRAME_SIDE,
+            height=FRAME_SIDE,
+        )
+        scene = make_scene(scene_id)
+        with Renderer(scene) as renderer:
+            frames = np.stack([renderer.picture(frame) for frame in range(scene_id.frames)])
+        tracks = true_tracks(scene, 0, grid_points(GRID, FRAME_SIDE, FRAME_SIDE))
+        directions = view_directions(scene, tracks.points)
+        cosines = np.einsum("snc,tnc->nst", directions, directions)
+        yield TapClip(
+            name=str(scene_id),
+            frames=frames,
+            positions=tracks.positions.swapaxes(0, 1),
+            visible=tracks.visible.T,
+            moving=tracks.points.moving(scene),
+            angles=np.degrees(np.arccos(cosines.clip(-1, 1))),
+        )
 
 
 def trackers_to_score(weights: str, tapir_weights: str) -> list[ScoredTracker]:
@@ -109,7 +144,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--clips", type=int, help="number of clips; by default 8 scenes, or all of DAVIS"
     )
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument(
+        "--scenes", action="store_true", help="rendered scenes, instead of synthetic ones"
+    )
+    source.add_argument(
         "--davis", type=Path, metavar="FILE", help="tapvid_davis.pkl, instead of synthetic scenes"
     )
     parser.add_argument(
@@ -143,27 +182,49 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def clips_of(options: argparse.Namespace) -> tuple[str, Iterator[TapClip]]:
+    """Return what the clips are, and the clips."""
+    if options.davis:
+        return str(options.davis), islice(read_tap_davis(options.davis), options.clips)
+    count = options.clips or 8
+    if options.scenes:
+        return "rendered scenes", scene_clips(count)
+    return "synthetic scenes", synthetic_clips(count)
+
+
+def print_groups(results: dict[str, dict[str, list[TapMetrics]]]) -> None:
+    """Print delta_avg of each tracker by groups of points: tracker → group → metrics per clip."""
+    names = list(next(iter(results.values())))
+    print("\ndelta_avg by motion and by the change of the viewing angle")
+    print(f"{'tracker':<28}" + "".join(f"{name:>9}" for name in names))
+    for tracker, groups in results.items():
+        means = [mean_metrics(of_clips).delta_avg for of_clips in groups.values()]
+        print(f"{tracker:<28}" + "".join(f"{100 * mean:>9.1f}" for mean in means))
+
+
 def main() -> None:
     """Print the table."""
     options = parse_arguments()
     trackers = trackers_to_score(options.weights, options.tapir)
     results: dict[str, list[TapMetrics]] = {tracker.name: [] for tracker in trackers}
+    by_group: dict[str, dict[str, list[TapMetrics]]] = {name: {} for name in results}
     seconds = dict.fromkeys(results, 0.0)
-    clips = read_tap_davis(options.davis) if options.davis else synthetic_clips(options.clips or 8)
-    for clip in islice(clips, options.clips):
+    source, clips = clips_of(options)
+    for clip in clips:
         for scored in trackers:
             started = time.perf_counter()
-            metrics = evaluate_tracker(
+            predictions = predict(
                 scored.tracker,
                 clip,
                 options.mode,
                 visible_from=scored.visible_from,
                 probability=scored.probability,
             )
-            results[scored.name].append(metrics)
             seconds[scored.name] += time.perf_counter() - started
+            results[scored.name].append(predictions.metrics())
+            for group, frames in predictions.groups().items():
+                by_group[scored.name].setdefault(group, []).append(predictions.metrics(frames))
     count = len(results["standing still"])
-    source = options.davis or "synthetic scenes"
     print(
         f"means over {pluralise(count, 'clip')} of {source}, query mode '{options.mode}',", end=" "
     )
@@ -175,6 +236,8 @@ def main() -> None:
         figures = f"{100 * mean.average_jaccard:>17.1f}{100 * mean.delta_avg:>11.1f}"
         figures += f"{100 * mean.occlusion_accuracy:>20.1f}"
         print(f"{name:<28}{figures}{seconds[name] / count:>18.2f}")
+    if by_group["standing still"]:
+        print_groups(by_group)
 
 
 if __name__ == "__main__":

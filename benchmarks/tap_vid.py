@@ -22,7 +22,8 @@ mean over videos.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -38,6 +39,8 @@ THRESHOLDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Distances t in pixels."""
 QUERY_STRIDE = 5
 """Frames between queries of the same point in mode "strided"."""
+ANGLES = (0, 10, 20, 40, 70, 180)
+"""Limits between the groups of viewing angles, in degrees."""
 
 Mode = Literal["first", "strided"]
 Probability = Literal["visibility", "visibility x confidence"]
@@ -53,19 +56,24 @@ class TapClip:
     positions: [N, T, 2] (x, y) in pixels of the frames, pixel centres at integers; arbitrary where
                a point is not visible
     visible:   [N, T]
+    moving:    [N], whether a point moves in space, if that is known
+    angles:    [N, T, T], by how many degrees a point's viewing angle differs between two frames, if
+               that is known
     """
 
     name: str
     frames: NDArray[np.uint8]
     positions: NDArray[np.floating]
     visible: Bools
+    moving: Bools | None = None
+    angles: NDArray[np.floating] | None = None
 
     def resized(self, width: int = FRAME_SIDE, height: int = FRAME_SIDE) -> TapClip:
         """Return the same clip with frames of another size, and its positions in their pixels."""
         resize = FrameTransform.whole(self.frames.shape[2], self.frames.shape[1], width, height)
         frames = np.stack([resize.frame(frame) for frame in self.frames])
         positions = resize.points(self.positions.astype(np.float32))
-        return TapClip(self.name, frames, positions, self.visible)
+        return replace(self, frames=frames, positions=positions)
 
 
 @dataclass(frozen=True)
@@ -97,12 +105,14 @@ def tap_metrics(
     predicted_visible: Bools,
     query_frames: NDArray[np.intp],
     mode: Mode,
+    only: Bools | None = None,
 ) -> TapMetrics:
     """Compute the metrics of one video's queries.
 
     true, predicted:                 [Q, T, 2] in pixels of a frame of 256x256
     true_visible, predicted_visible: [Q, T]
     query_frames:                    [Q]
+    only:                            [Q, T] the frames to evaluate among the mode's, by default all
 
     A metric is NaN if there is nothing to evaluate: no frames, or no visible point in them. Raises
     ValueError if shapes disagree.
@@ -121,6 +131,8 @@ def tap_metrics(
     frame, query_frame = np.arange(t), query_frames[:, None]
     evaluated = frame > query_frame if mode == "first" else frame != query_frame
     distance = np.linalg.norm(predicted.astype(np.float64) - true, axis=-1)
+    if only is not None:
+        evaluated = evaluated & only
     visible, positive = true_visible & evaluated, predicted_visible & evaluated
     delta, jaccard = [], []
     for threshold in THRESHOLDS:
@@ -137,24 +149,70 @@ def tap_metrics(
     )
 
 
-def evaluate_tracker(
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a tracker predicts of a clip's queries, at 256x256.
+
+    rows:         [Q] the tracks that are queried
+    query_frames: [Q]
+    positions:    [Q, T, 2]
+    visible:      [Q, T]
+    """
+
+    clip: TapClip
+    mode: Mode
+    rows: NDArray[np.intp]
+    query_frames: NDArray[np.intp]
+    positions: NDArray[np.floating]
+    visible: Bools
+
+    def metrics(self, only: Bools | None = None) -> TapMetrics:
+        """Compute the metrics, of all frames or of those in `only` [Q, T]."""
+        return tap_metrics(
+            true=self.clip.positions[self.rows],
+            true_visible=self.clip.visible[self.rows],
+            predicted=self.positions,
+            predicted_visible=self.visible,
+            query_frames=self.query_frames,
+            mode=self.mode,
+            only=only,
+        )
+
+    def groups(self) -> dict[str, Bools]:
+        """Return the frames [Q, T] of each group of points: by motion and by viewing angle.
+
+        The angle is that between a frame and the query's. Groups that are not known are left out.
+        """
+        groups: dict[str, Bools] = {}
+        shape = self.visible.shape
+        if self.clip.moving is not None:
+            moving = np.broadcast_to(self.clip.moving[self.rows, None], shape)
+            groups |= {"static": ~moving, "moving": moving}
+        if self.clip.angles is not None:
+            angles = self.clip.angles[self.rows, self.query_frames]
+            for least, most in pairwise(ANGLES):
+                groups[f"{least}-{most}°"] = (angles >= least) & (angles < most)
+        return groups
+
+
+def predict(
     tracker: Tracker,
     clip: TapClip,
     mode: Mode,
     *,
     visible_from: float = 0.5,
     probability: Probability = "visibility",
-) -> TapMetrics:
-    """Compute a tracker's metrics on a clip, whose frames it gets at 256x256.
+) -> Predictions:
+    """Track a clip's queries, in frames of 256x256.
 
     visible_from: lowest probability, 0 to 1, at which a point counts as predicted visible
     probability:  what that is: the visibility, or its product with the confidence
     """
     clip = clip.resized()
     rows, query_frames = select_queries(clip.visible, mode)
-    true, true_visible = clip.positions[rows], clip.visible[rows]
+    true = clip.positions[rows]
     predicted = np.empty(true.shape, np.float32)
-    visible = np.empty(true_visible.shape, np.float32)
+    visible = np.empty(true.shape[:2], np.float32)
     # One call per query frame, with all points that are queried in it.
     for frame in np.unique(query_frames).tolist():
         queried = query_frames == frame
@@ -164,14 +222,21 @@ def evaluate_tracker(
         visible[queried] = tracks.visibility[0].T / 255
         if probability == "visibility x confidence":
             visible[queried] *= tracks.confidence[0].T / 255
-    return tap_metrics(
-        true=true,
-        true_visible=true_visible,
-        predicted=predicted,
-        predicted_visible=visible >= visible_from,
-        query_frames=query_frames,
-        mode=mode,
-    )
+    return Predictions(clip, mode, rows, query_frames, predicted, visible >= visible_from)
+
+
+def evaluate_tracker(
+    tracker: Tracker,
+    clip: TapClip,
+    mode: Mode,
+    *,
+    visible_from: float = 0.5,
+    probability: Probability = "visibility",
+) -> TapMetrics:
+    """Compute a tracker's metrics on a clip. See `predict`."""
+    return predict(
+        tracker, clip, mode, visible_from=visible_from, probability=probability
+    ).metrics()
 
 
 def mean_metrics(videos: Sequence[TapMetrics]) -> TapMetrics:

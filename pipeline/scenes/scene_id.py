@@ -20,7 +20,7 @@ VERSION = 1
 MOST_OBJECTS = 15
 LARGEST_ORBIT = 120
 """In degrees. On a larger orbit the camera would come to the room's side walls."""
-LARGEST_SEED = 2**32 - 1
+LARGEST_SEED, LARGEST_NUMBER = 2**32 - 1, 10**9 - 1
 MOST_FRAMES = 999
 SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
 
@@ -111,7 +111,7 @@ def _problem(scene_id: SceneId) -> str:
         ("objects", 1, MOST_OBJECTS),
         ("orbit", 0, LARGEST_ORBIT),
         ("seed", 0, LARGEST_SEED),
-        ("number", 0, LARGEST_SEED),
+        ("number", 0, LARGEST_NUMBER),
         ("frames", 1, MOST_FRAMES),
         ("width", SMALLEST_SIDE, LARGEST_SIDE),
         ("height", SMALLEST_SIDE, LARGEST_SIDE),

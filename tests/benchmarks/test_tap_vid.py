@@ -16,6 +16,7 @@ from benchmarks.tap_vid import (
     TapMetrics,
     evaluate_tracker,
     mean_metrics,
+    predict,
     select_queries,
     tap_metrics,
 )
@@ -158,3 +159,29 @@ def test_a_point_counts_as_visible_from_the_threshold_on(
     tracker = WithVisibility(visibility)
     metrics = evaluate_tracker(tracker, moving_clip(), "first", visible_from=visible_from)
     assert metrics.occlusion_accuracy == accuracy
+
+
+def test_metrics_of_a_group_count_only_its_frames() -> None:
+    """Two points are predicted to stand still; one moves by 3 pixels of 256 in the last frame."""
+    positions = np.full((2, 3, 2), 100.0)
+    positions[1, 2] += [3, 0]
+    angles = np.zeros((2, 3, 3))
+    angles[:, 0] = [[0, 5, 25], [0, 10, 40]]
+    clip = TapClip(
+        name="two points",
+        frames=np.zeros((3, 256, 256, 3), np.uint8),
+        positions=positions,
+        visible=np.ones((2, 3), bool),
+        moving=np.array([False, True]),
+        angles=angles,
+    )
+    predictions = predict(StandingStill(), clip, "first")
+    groups = {name: predictions.metrics(frames) for name, frames in predictions.groups().items()}
+    deltas = {name: metrics.delta_avg for name, metrics in groups.items()}
+    assert deltas["static"] == deltas["0-10°"] == deltas["10-20°"] == deltas["20-40°"] == 1
+    # 3 pixels are less than 4, 8 and 16.
+    assert deltas["40-70°"] == pytest.approx(3 / 5)
+    assert deltas["moving"] == pytest.approx((5 + 3) / 10)
+    assert np.isnan(deltas["70-180°"])
+    assert predictions.metrics().delta_avg == pytest.approx((5 + 5 + 5 + 3) / 20)
+    assert predict(StandingStill(), moving_clip(), "first").groups() == {}

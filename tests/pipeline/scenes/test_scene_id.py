@@ -45,6 +45,7 @@ def test_other_texts_are_refused(text: str, message: str) -> None:
         ({"orbit": 121}, "an orbit of 121 degrees would lead the camera into a wall: set 'orbit'"),
         ({"orbit": -1}, "a scene's 'orbit' is 0 to 120, not -1"),
         ({"seed": 2**32}, "a scene's 'seed' is 0 to 4294967295, not 4294967296"),
+        ({"number": 10**9}, "a scene's 'number' is 0 to 999999999, not 1000000000"),
         ({"frames": 0}, "a scene's 'frames' is 1 to 999, not 0"),
         ({"width": 31}, "a scene's 'width' is 32 to 4096, not 31"),
         ({"light": "sun"}, "a scene's 'light' is one of normal, dim, harsh, varied, not 'sun'"),
