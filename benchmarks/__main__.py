@@ -38,6 +38,7 @@ COMMANDS = {
     "scene_points": "",
     "scenes": "",
     "multiview": "",
+    "geometry_tracker": "",
     "loader": "",
     "source_kinds": "",
     "overhead": "",

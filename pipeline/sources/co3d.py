@@ -484,20 +484,35 @@ def _frames(rows: Iterator[Any]) -> dict[str, list[_FrameAnnotation]]:
     sequences: dict[str, list[_FrameAnnotation]] = {}
     for row in rows:
         image, viewpoint = row["image"], row.get("viewpoint")
-        depth, mask = row.get("depth") or {}, row.get("mask") or {}
+        depth, mask = (_mapping(row.get(name)) for name in ("depth", "mask"))
         frame = _FrameAnnotation(
             number=int(row["frame_number"]),
             path=image["path"],
             timestamp=row.get("frame_timestamp"),
             camera=_camera(viewpoint, image.get("size")),
             exploded=_exploded(viewpoint),
-            depth=depth.get("path") or "",
-            depth_scale=float(depth.get("scale_adjustment") or 1.0),
-            depth_mask=depth.get("mask_path") or "",
-            mask=mask.get("path") or "",
+            depth=_path(depth.get("path")),
+            depth_scale=_scale(depth.get("scale_adjustment", 1.0)),
+            depth_mask=_path(depth.get("mask_path")),
+            mask=_path(mask.get("path")),
         )
         sequences.setdefault(row["sequence_name"], []).append(frame)
     return sequences
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _path(value: Any) -> str:
+    """Return a path of an annotation; "" for what is no path, or leads out of the root."""
+    inside = isinstance(value, str) and not value.startswith("/") and ".." not in value.split("/")
+    return value if inside else ""
+
+
+def _scale(value: Any) -> float:
+    """Return a scale of depths; NaN, with which no depth is known, for what is no number."""
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _camera(viewpoint: Any, size: Any) -> Camera | None:

@@ -140,6 +140,21 @@ def test_depth_maps_and_masks_are_those_that_annotations_name(tmp_path: Path) ->
     assert video.mask_files == (f"apple/apple_000.zip!{zipped}", "")
 
 
+def test_maps_that_are_no_files_of_the_root_are_left_out(tmp_path: Path) -> None:
+    rows = [
+        annotation(1, depth={"path": "/etc/passwd"}, mask={"path": f"apple/{SEQUENCE}/../../x"}),
+        annotation(2, depth={"path": 5, "scale_adjustment": "wide"}, mask=["path"]),
+        annotation(3, depth={"path": "apple/a.png", "scale_adjustment": None}),
+    ]
+    write(tmp_path, *map(image, (1, 2, 3)), frames=rows)
+    (video,), failures = find(tmp_path)
+    assert failures == []
+    assert video.mask_files is None
+    assert video.depth is not None
+    assert video.depth.files == ("", "", "apple/a.png")
+    assert math.isnan(video.depth.scales[2])
+
+
 def test_frame_numbers_are_the_annotations_own(tmp_path: Path) -> None:
     rows = [
         annotation(1, frame_number=7, frame_timestamp=0.1),
