@@ -183,11 +183,22 @@ def make_catalog(
 
 
 def _trackable(videos: pa.Table, settings: BuildSettings) -> tuple[pa.Table, list[Failure]]:
-    """Leave out the videos that lack what the tracker needs, with a failure for each."""
+    """Leave out the videos that lack what the tracker needs, with a failure for each.
+
+    Raises PretrackError for a source that has no other videos.
+    """
     if not settings.tracks.needs_depth:
         return videos, []
     no_depth, no_cameras = (pc.is_null(videos[name]) for name in ("depth", "cameras"))
     usable = pc.invert(pc.or_(no_depth, no_cameras))
+    sources = dict(_counts(videos["source"].filter(usable)))
+    for source, count in _counts(videos["source"]):
+        if source not in sources:
+            raise PretrackError(
+                f"none of the {pluralise(count, 'video')} of source {source} has depth maps and "
+                f"cameras, which tracks.tracker {settings.tracks.tracker} needs: choose another "
+                "tracker, or leave the source out"
+            )
     left_out = videos.select(["source", "video_id"]).append_column("no_depth", no_depth)
     failures = [
         Failure(

@@ -18,6 +18,7 @@ from pipeline.trackers.geometry import GeometrySettings
 from shards.clip import Tracks
 from shards.errors import PretrackError, SettingsError
 from shards.geometry import grid_points
+from tests.helpers.co3d_files import SEQUENCE, write_co3d
 from tests.helpers.pictures import write_images
 from tests.helpers.static_planes import StaticPlanes, static_planes
 
@@ -147,18 +148,30 @@ def test_clips_without_depth_or_cameras_are_refused_in_a_sentence() -> None:
             track_points(replace(scene, info=info), scene.depths, [[1.0, 1.0]])
 
 
-def test_a_plan_refuses_sources_without_depth(tmp_path: Path) -> None:
+def test_sources_and_videos_without_depth_are_refused_before_anything_is_decoded(
+    tmp_path: Path,
+) -> None:
     write_images(tmp_path / "videos" / "a", 0, 10)
     values: dict[str, Any] = {
-        "sources": [{"dataset": "video_folder", "root": str(tmp_path / "videos")}],
+        "sources": [{"dataset": "video_folder", "name": "pans", "root": str(tmp_path / "videos")}],
         "frames": {"clip_frames": 8, "depth": True},
         "tracks": {"tracker": "geometry", "anchors": [0]},
         "out": str(tmp_path / "out"),
     }
-    catalog = make_catalog(check_settings(BuildSettings, values, "test"), Progress(quiet=True))
-    assert catalog.videos.num_rows == 0
-    (row,) = catalog.failures.to_pylist()
-    assert (row["video_id"], row["reason"]) == ("a", "no depth")
-    assert "tracks.tracker geometry needs depth maps and cameras" in row["detail"]
+    with pytest.raises(PretrackError, match="none of the 1 video of source pans has depth maps"):
+        make_catalog(check_settings(BuildSettings, values, "test"), Progress(quiet=True))
     with pytest.raises(SettingsError, match="geometry needs depth maps: set frames"):
         check_settings(BuildSettings, {**values, "frames": {"clip_frames": 8}}, "test")
+    # Of a source in which only one of two sequences has depth, the other is left out and named.
+    root = tmp_path / "co3d"
+    write_co3d(root)
+    write_images(root / "apple/1_2_3/images", 0, 10)
+    values["sources"] = [{"dataset": "co3d", "root": str(root)}]
+    catalog = make_catalog(check_settings(BuildSettings, values, "test"), Progress(quiet=True))
+    assert catalog.videos["video_id"].to_pylist() == [f"apple/{SEQUENCE}"]
+    rows = catalog.failures.to_pylist()
+    details = [row["detail"] for row in rows if row["reason"] == "no depth"]
+    assert details == [
+        "tracks.tracker geometry needs depth maps and cameras, and it has no depth maps: choose "
+        "another tracker for its source"
+    ]
