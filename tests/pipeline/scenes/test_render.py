@@ -18,6 +18,7 @@ from pipeline.scenes.render import Renderer, normals_of
 from pipeline.scenes.rigid import move
 from pipeline.scenes.scene import Scene, make_scene
 from pipeline.scenes.scene_id import Lighting, SceneId
+from pipeline.scenes.textures import texture
 from pipeline.scenes.truth import cast
 from shards.clip import Camera
 
@@ -102,6 +103,27 @@ def test_every_pixel_shows_the_surface_that_its_ray_meets(scene: Scene, renderer
         assert same.mean() > 0.999
         error = np.abs(renderer.depth(frame).ravel() / depth - 1)
         assert (error < 3e-6).mean() > 0.998
+
+
+def test_textures_are_where_the_geometry_puts_them(scene: Scene, renderer: Renderer) -> None:
+    x, y = np.meshgrid(np.arange(scene.id.width), np.arange(scene.id.height))
+    points, _ = cast(scene, 0, np.stack([x, y], axis=-1).reshape(-1, 2))
+    upright, mirrored = np.empty((2, x.size, 3))
+    for number in np.unique(points.body).tolist():
+        body, own = scene.bodies[number], points.body == number
+        uv = np.einsum("ni,nij->nj", points.weights[own], body.mesh.uv[points.face[own]])
+        pixels = texture(body.texture).astype(np.float64)
+        column, row = (uv * (len(pixels) - 1)).astype(int).T
+        upright[own], mirrored[own] = pixels[len(pixels) - 1 - row, column], pixels[row, column]
+
+    def likeness(shown: NDArray[np.float64]) -> float:
+        """Correlate the share of red, which light changes little, with the picture's."""
+        picture = renderer.picture(0).reshape(-1, 3).astype(np.float64)
+        red = [(colours[:, 0] + 1) / (colours.sum(1) + 3) for colours in (shown, picture)]
+        return float(np.corrcoef(red)[0, 1])
+
+    assert likeness(upright) > 0.9
+    assert likeness(mirrored) < 0.85
 
 
 @pytest.mark.slow
