@@ -42,6 +42,7 @@ class Task:
     scored:   the clips that the last weights are scored on
     curve:    those that every exported step is scored on; None for no curve
     metrics:  settings of each metric, by name
+    controls: score "never moves", chance and raw pixels as well
     """
 
     name: str
@@ -51,6 +52,7 @@ class Task:
     scored: HeldOutSettings
     curve: HeldOutSettings | None
     metrics: dict[str, Any]
+    controls: bool = False
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -61,6 +63,7 @@ class Task:
             "scored": self.scored.model_dump(mode="json"),
             "curve": None if self.curve is None else self.curve.model_dump(mode="json"),
             "metrics": self.metrics,
+            "controls": self.controls,
         }
 
     @cached_property
@@ -105,6 +108,7 @@ def start_task(experiment: Experiment) -> Task:
         scored=experiment.evaluation,
         curve=experiment.validation,
         metrics=_metrics(experiment),
+        controls=True,
     )
 
 

@@ -13,7 +13,7 @@ from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.heldout.breakdown import by_sequence
 from trainer.evaluate.heldout.clips import evaluation_settings, read_held_out
 from trainer.evaluate.heldout.measures import Metric
-from trainer.evaluate.heldout.scoring import score
+from trainer.evaluate.heldout.scoring import score, score_features, unit_features
 from trainer.evaluate.overlap import check_overlap
 
 MODEL = "model"
@@ -55,8 +55,8 @@ class Scorer:
             for name, metric in metrics.items()
         ]
 
-    def score(self, model: EvaluatedModel) -> dict[str, Any]:
-        """Score a model, "never moves", chance and raw pixels.
+    def score(self, model: EvaluatedModel, controls: bool) -> dict[str, Any]:
+        """Score a model and, if asked for, "never moves", chance and raw pixels.
 
         Returns name → metric → sequence → value, NaN for no points, where the model is MODEL; and
         the effective rank of its features as `effective_rank`. Raises SettingsError if it was
@@ -64,12 +64,13 @@ class Scorer:
         """
         check_overlap({model.name: model.trained_on}, self.clips.footage, allow=False)
         grid = model.backbone.grid(self.image_size)
-        scores = score(self.clips, [model], grid)
+        features = unit_features(self.clips, model, grid)
+        orders = any(metric.measure == "rank_correlation" for metric in self.metrics)
+        columns = score(self.clips, [], grid) if controls else {}
+        columns[MODEL] = score_features(self.clips, features, orders)
         values: dict[str, Any] = {
-            MODEL if name == model.name else name: {
-                metric.name: by_sequence(metric, column, self.clips) for metric in self.metrics
-            }
-            for name, column in scores.items()
+            name: {metric.name: by_sequence(metric, scores, self.clips) for metric in self.metrics}
+            for name, scores in columns.items()
         }
         for metric, of_sequences in values[MODEL].items():
             if all(math.isnan(value) for value in of_sequences.values()):
@@ -77,4 +78,4 @@ class Scorer:
                     f"the metric '{metric}' counts no point of {self.clips.snapshot.out}: it may "
                     "need masks (build with 'frames.masks: true'), cameras, or larger angles"
                 )
-        return values | {"effective_rank": scores[model.name].effective_rank}
+        return values | {"effective_rank": columns[MODEL].effective_rank}

@@ -72,10 +72,12 @@ def score_task(task: dict[str, Any], folder: Path) -> dict[str, Any]:
         exports = {int(path.stem.split("_")[1]): str(path) for path in exported_weights(folder)}
     models = {step: load_evaluated_model("model", where) for step, where in exports.items()}
     last = models[max(models)]
-    result = {"final": make_scorer(task, task["scored"], last.size).score(last)}
+    # What needs no training is the same for all tasks: the start's has it.
+    controls = task["controls"]
+    result = {"final": make_scorer(task, task["scored"], last.size).score(last, controls)}
     if task["curve"] is not None:
         scorer = make_scorer(task, task["curve"], last.size)
-        result["curve"] = {str(step): scorer.score(model) for step, model in models.items()}
+        result["curve"] = {str(step): scorer.score(it, False) for step, it in models.items()}
     return result
 
 

@@ -49,9 +49,9 @@ def test_false_positives_are_as_rare_as_promised_also_where_seeds_differ() -> No
     random = np.random.default_rng(0)
     for seed_effect in (0.0, 0.5, 2.0):
         found = 0
-        for _ in range(200):
+        for _ in range(100):
             sequences = random.exponential(size=(30, 1)) - 1
             seeds = seed_effect * random.normal(size=(1, 3))
             rest = random.normal(size=(30, 3))
             found += crossed_difference(sequences + seeds + rest).p <= 0.05
-        assert found <= 17  # more than that happens once in forty times at a rate of 5 %
+        assert found <= 10  # at a rate of 5 % more are found one time in 85

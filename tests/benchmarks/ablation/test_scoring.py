@@ -22,7 +22,7 @@ def test_scores_are_per_sequence_beside_controls(tmp_path: Path) -> None:
     clips = HeldOutSettings(out=tmp_path, clips=2, frames=3, step=4)
     model = load_evaluated_model(MODEL, "vit_tiny_patch16_224:random")
     metrics = {"found": MetricSettings(), "moved": MetricSettings(moving=True)}
-    scores = Scorer(clips, metrics, 64).score(model)
+    scores = Scorer(clips, metrics, 64).score(model, controls=True)
     assert scores.keys() == {MODEL, "raw pixels", "never moves", "chance", "effective_rank"}
     sequences = set(scores[MODEL]["found"])
     assert len(sequences) == 2
@@ -31,4 +31,4 @@ def test_scores_are_per_sequence_beside_controls(tmp_path: Path) -> None:
 
     seen = {"found": MetricSettings(), "from the side": MetricSettings(angle=(40, 70))}
     with pytest.raises(SettingsError, match=r"the metric 'from the side' counts no point of"):
-        Scorer(clips, seen, 64).score(model)
+        Scorer(clips, seen, 64).score(model, controls=False)
