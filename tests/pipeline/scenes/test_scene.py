@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 from pipeline.scenes.mesh import edge_neighbours
 from pipeline.scenes.parts import split_of_part
 from pipeline.scenes.rigid import move
-from pipeline.scenes.scene import Scene, make_scene
+from pipeline.scenes.scene import Scene, make_scene, parts_of
 from pipeline.scenes.scene_id import SceneId
 from pipeline.scenes.shapes import SOLID_KINDS, THIN_KINDS, make_shape
 from pipeline.scenes.textures import PHOTOGRAPHS, SIZE, texture
@@ -70,8 +70,8 @@ def test_no_shape_photograph_or_texture_is_in_both_splits() -> None:
     parts = {
         split: {
             part
-            for number in range(3)
-            for part in make_scene(SceneId(split=split, seed=5, number=number, objects=15)).parts
+            for number in range(6)
+            for part in parts_of(SceneId(split=split, seed=5, number=number, objects=15))
         }
         for split in ("train", "eval")
     }
@@ -92,11 +92,20 @@ def test_other_seeds_numbers_and_splits_are_other_scenes() -> None:
     assert len({scene.cameras for scene in scenes}) == 4
 
 
+def named_parts(scene: Scene) -> set[str]:
+    """Collect the names of what is in a scene from its bodies."""
+    textures = {body.texture for body in scene.bodies}
+    photographs = {name.rpartition("-")[0] for name in textures if name.startswith("photograph_")}
+    patterns = {name for name in textures if not name.startswith("photograph_")}
+    return {body.name for body in scene.bodies if body.instance} | photographs | patterns
+
+
 def test_light_orbit_and_size_change_nothing_else() -> None:
     """So that the same objects can be compared in another light and at other angles."""
     scene = make_scene(STILL)
     other = make_scene(replace(STILL, light="harsh", orbit=40, width=341, height=256, frames=9))
-    assert other.parts == scene.parts
+    assert other.parts == scene.parts == parts_of(STILL)
+    assert scene.parts == tuple(sorted(named_parts(scene)))
     for body, same in zip(scene.bodies, other.bodies, strict=True):
         assert (body.name, body.texture) == (same.name, same.texture)
         assert (body.mesh.vertices == same.mesh.vertices).all()

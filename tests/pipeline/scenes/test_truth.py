@@ -73,10 +73,10 @@ def test_a_point_projects_onto_its_query(scene: Scene) -> None:
 
 
 def test_points_and_visibility_agree_with_a_plain_ray_test(scene: Scene) -> None:
-    queries = np.random.default_rng(0).uniform(0, 127, (50, 2))
+    queries = np.random.default_rng(0).uniform(0, 127, (40, 2))
     points, depths = cast(scene, 4, queries)
     instances = points.instances(scene)
-    assert 15 < (instances > 0).sum() < 45
+    assert 10 < (instances > 0).sum() < 38
     for direction, depth, instance in zip(rays(scene, 4, queries), depths, instances, strict=True):
         plain_depth, plain_instance = first_hit(scene, 4, direction)
         assert (depth, instance) == (pytest.approx(plain_depth, abs=1e-9), plain_instance)
@@ -98,14 +98,14 @@ def test_points_and_visibility_agree_with_a_plain_ray_test(scene: Scene) -> None
             for shown, z, direction in zip(in_frame, depth, directions, strict=True)
         ]
         assert tracks.visible[frame].tolist() == plain
-        assert 8 < sum(plain) < 45
+        assert 8 < sum(plain) < 38
 
 
 def test_visible_points_are_those_of_the_depth_map(scene: Scene) -> None:
     """Casting at a point's position gives its own depth if it is visible, and less if hidden."""
     points, _ = cast(scene, 0, grid_points(24, 128, 128))
     tracks = follow(scene, points)
-    for frame in range(1, 8):
+    for frame in (1, 4, 7):
         near = np.flatnonzero(inside(tracks.positions[frame], 128, 128))
         nearest, depth = cast(scene, frame, tracks.positions[frame, near])
         own = (nearest.body == points.body[near]) & (nearest.face == points.face[near])
@@ -152,7 +152,7 @@ def test_the_floor_goes_out_of_sight_behind_the_camera(scene: Scene) -> None:
 def test_scenes_show_objects_from_many_sides() -> None:
     """Half of a grid's points lie on objects; a quarter of the visible pairs is beyond 30°."""
     shares, beyond = [], []
-    for number in range(3):
+    for number in range(2):
         scene = make_scene(SceneId(split="train", seed=0, number=number, frames=8))
         points, _ = cast(scene, 4, grid_points(12, 128, 128))
         shares.append((points.instances(scene) > 0).mean())
