@@ -20,7 +20,8 @@ Floats = NDArray[np.float64]
 
 _CONSISTENT_PX = 4.0
 """A point's viewing angle in a frame counts if the triangulated point is shown this near to its
-track there, in pixels of the stored frame. Points of moving objects and lost tracks are not."""
+track there, in pixels of the stored frame, or the track this near to its epipolar line if too few
+frames show the point to triangulate it. Points of moving objects and lost tracks are not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,17 +64,20 @@ def label_points(
     if poses.differ and poses.usable[numbers[0]]:
         tracks = np.moveaxis(positions.astype(np.float64), -1, 0)[:, None]
         visible = visibility[None] >= VISIBLE_THRESHOLD
-        angles = _viewing_angles(poses, numbers, tracks, visible)
         lines = _epipolar_lines(poses, numbers, queries)
+        angles, triangulated = _viewing_angles(poses, numbers, tracks, visible)
+        angles = np.where(triangulated, angles, _ray_angles(poses, numbers, tracks[:, 0], lines))
     return PointLabels(angles, lines, None if mask is None else _on_objects(mask, info, queries))
 
 
 def _viewing_angles(
     poses: Poses, numbers: Sequence[int], tracks: Floats, visible: NDArray[np.bool_]
-) -> Floats:
+) -> tuple[Floats, NDArray[np.bool_]]:
     """Return the degrees between the rays to the triangulated points: [T, N].
 
     tracks: [2, 1, F, N]; visible: [1, F, N]
+
+    Also returns which points are seen in enough frames to be triangulated: bool [N].
     """
     anchor = numbers[0]
     found = triangulate(poses, np.array([anchor], np.int32), tracks, visible)
@@ -92,7 +96,21 @@ def _viewing_angles(
         away = np.linalg.norm(pixels - np.moveaxis(tracks[:, 0], 0, -1), axis=-1)
     known = (away <= _CONSISTENT_PX) & (shown[..., 2] > 0) & poses.usable[:, None]
     known &= np.isfinite(found.errors[0])
-    return np.where(known[list(numbers)], angles, np.nan)
+    return np.where(known[list(numbers)], angles, np.nan), ~np.isnan(found.errors[0])
+
+
+def _ray_angles(poses: Poses, numbers: Sequence[int], tracks: Floats, lines: Floats) -> Floats:
+    """Return the degrees between the rays on which tracks [2, F, N] see their points: [T, N]."""
+    shown = list(numbers)
+    positions = np.moveaxis(tracks[:, shown], 0, -1)
+    in_camera = (positions - poses.centres[shown, None]) / poses.focals[shown, None]
+    in_camera = np.concatenate([in_camera, np.ones((*in_camera.shape[:2], 1))], axis=-1)
+    rays = np.einsum("tij,tni->tnj", poses.rotations[shown], in_camera)  # R^T ray
+    angles = angles_between(rays[:1], rays)
+    away = np.abs((positions * lines[..., :2]).sum(axis=-1) + lines[..., 2])
+    angles[~(away <= _CONSISTENT_PX)] = np.nan
+    angles[0] = 0.0
+    return angles
 
 
 def _epipolar_lines(poses: Poses, numbers: Sequence[int], queries: Floats) -> Floats:

@@ -9,6 +9,7 @@ import numpy as np
 from manifests.wording import pluralise
 from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.heldout.breakdown import (
+    UNKNOWN,
     bins,
     by_clip,
     differences,
@@ -54,7 +55,7 @@ def report(
         lines += ["", table_of_differences(title, by_title, ["clips", "videos"], digits=4)]
         for metric in BY_VIEWING_ANGLE if bins(held_out)["viewing_angle"] else ():
             by_angle = differences_by_viewing_angle(metric, *pair, held_out)
-            shown = {f"{label} degrees": d for label, d in by_angle.items() if d.count}
+            shown = {_angle_row(label): d for label, d in by_angle.items() if d.count}
             table = table_of_differences(metric.title, shown, ["clips", "videos"], digits=4)
             lines += ["", f"{title}, by the point's viewing angle", table]
         lines += ["", conclusion(by_metric, scores, base.name, model.name)]
@@ -100,7 +101,7 @@ def _viewing_angle_table(
     """Format a metric: a row per bin of viewing angles, and a column per model with intervals."""
     rows = [[metric.title, *scores, "clips"]]
     for label in bins(held_out)["viewing_angle"]:
-        row = [f"viewing angle {label}" + (" degrees" if "-" in label else "")]
+        row = [_angle_row(label)]
         clips = 0
         for column in scores.values():
             values = by_clip(metric, column, held_out, "viewing_angle", label)
@@ -112,6 +113,10 @@ def _viewing_angle_table(
         if clips:
             rows.append([*row, str(clips)])
     return aligned_lines(rows)
+
+
+def _angle_row(label: str) -> str:
+    return "viewing angle unknown" if label == UNKNOWN else f"viewing angle {label} degrees"
 
 
 def _headline_table(held_out: HeldOutSet, scores: dict[str, Scores]) -> list[str]:
@@ -171,7 +176,7 @@ def _remarks(held_out: HeldOutSet, models: Sequence[EvaluatedModel]) -> Iterator
     if bins(held_out)["viewing_angle"]:
         yield (
             "Viewing angles are those of triangulated points: unknown where a point moves in "
-            "space, where its track is wrong, or where it is seen in fewer than three frames."
+            "space or its track is wrong."
         )
     if not held_out.exact:
         yield "The points are a tracker's, not ground truth: confirm a gain by another evaluation."

@@ -62,6 +62,18 @@ def test_points_that_are_not_where_they_were_have_no_viewing_angle() -> None:
     assert np.isfinite(found[:, 1]).all()
 
 
+def test_points_that_only_two_frames_show_are_seen_along_their_rays() -> None:
+    info = looking_at_the_point([0, 30, 60])
+    points = np.array([[0, 0, 2.0], [0.2, 0.1, 2.0]])
+    tracks = project([c for c in info.cameras or () if c], points)
+    tracks[2, 1] += (0, 9)  # off its epipolar line
+    visibility = np.array([[255, 255], [0, 0], [255, 255]], np.uint8)
+    found = label_points(info, [0, 2], tracks.astype(np.float32), visibility, None).angles
+    assert found[:, 0] == pytest.approx([0, 60], abs=0.01)
+    assert found[0, 1] == 0
+    assert np.isnan(found[1, 1])
+
+
 def test_without_poses_nothing_is_known_and_a_turning_camera_sees_from_one_side() -> None:
     info = looking_at_the_point([0, 10, 20])
     tracks = np.tile(CENTRE.astype(np.float32), (3, 1, 1))
