@@ -552,8 +552,12 @@ class TrainSettings(Settings):
                 "'tracks.epipolar_weight_px' belongs to 'method: tracks': leave it out, or leave "
                 "tracks out by 'tracks.max_epipolar_px'"
             )
-        if self.model.train_norm:
-            raise ValueError("'model.train_norm' belongs to 'method: tracks': leave it out")
+        for name in ("train_norm", "train_embeddings"):
+            if getattr(self.model, name):
+                raise ValueError(
+                    f"'model.{name}' belongs to 'method: tracks', and 'method: multiview' freezes "
+                    "the backbone: leave it out"
+                )
         if self.multiview and self.multiview.ray_width and not self.data.cameras:
             raise ValueError(
                 "'multiview.ray_width' above 0 needs 'data.cameras: true': set one of them, or "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 
 from shards.errors import PretrackError, SettingsError
 from trainer.config import OptimSettings, TrainSettings
-from trainer.losses.weighted_sum import make_losses
+from trainer.losses.weighted_sum import FEATURE_LOSSES, make_losses
 from trainer.methods.method import TrainedModel
 from trainer.model.backbone import Backbone, make_backbone
 from trainer.model.lora import add_adapters
@@ -24,10 +25,17 @@ def make_step(
     m = settings.model
     backbone = make_backbone(m.backbone, None if checkpoint else m.weights, m.options)
     backbone.freeze(m.trainable_blocks, m.train_norm, m.train_embeddings)
+    base = None
+    if not settings.loss.weights.keys().isdisjoint(FEATURE_LOSSES):
+        base = copy.deepcopy(backbone).requires_grad_(False).eval()
     if m.lora:
         add_adapters(backbone, m.lora)
     student = Embedder(backbone, Projection(backbone.width, m.head), settings.tracks.align_corners)
     model = Step(student, make_teacher(student), make_losses(settings.loss, m.head[-1]), settings)
+    model.losses.base = base
+    if settings.loss.weights.keys() <= FEATURE_LOSSES:
+        # No loss reaches the head, and DistributedDataParallel waits for a gradient of all weights.
+        student.head.requires_grad_(False)
     if checkpoint:
         for part in ("student", "teacher", "losses"):
             model.get_submodule(part).load_state_dict(checkpoint[part])

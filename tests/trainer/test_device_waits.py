@@ -33,7 +33,7 @@ class Monitor:
 
 
 EVERYTHING = {
-    "loss": {"track_mean": {}, "info_nce": {}, "clusters": {}},
+    "loss": {"track_mean": {}, "info_nce": {}, "clusters": {}, "keep_base": {}, "lifted": {}},
     "optim": {"clip_norm": 1.0},
     "run": {"accumulate": 2},
     "references": {"count": 2},

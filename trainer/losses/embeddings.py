@@ -24,6 +24,25 @@ class ViewEmbeddings:
 
 
 @dataclass(frozen=True)
+class Features:
+    """Features of backbones, float32: D numbers after the final norm, before the head.
+
+    The base model is the student at its start weights.
+    """
+
+    student: Tensor
+    """[M, h, w, D]: patches of the M frames that the student's trained blocks saw."""
+    base: Tensor
+    """[M, h, w, D]: the same by the base model."""
+    tracks: Tensor
+    """[B, F, N, D]: the tracks in the compared frames, by the student."""
+    base_tracks: Tensor
+    """[B, F, N, D]: the same by the base model."""
+    base_anchors: Tensor
+    """[B, N, D]: the tracks in the anchor frame, by the base model."""
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """Unit vectors [..., E], float32, of a batch of B clips with N tracks each.
 
@@ -49,6 +68,8 @@ class Embeddings:
     them."""
     views: ViewEmbeddings | None = None
     """None unless a loss needs them. Where no loss needs anything else, N is 0."""
+    features: Features | None = None
+    """None unless a loss needs them."""
 
     @property
     def valid_tracks(self) -> Tensor:

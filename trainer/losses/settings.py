@@ -104,6 +104,22 @@ class SelfSupervisionSettings(Settings):
     """Points nearer than this, as a fraction of the frame's side, are not told apart."""
 
 
+class KeepBaseSettings(Settings):
+    """`trainer.losses.keep_base`: features of patches stay near those of the base model, the
+    student at its start weights (Multi-View Foundation Models)."""
+
+    weight: float = Field(default=0.1, ge=0)
+    """Weight in the sum of all losses; 0 disables the loss."""
+
+
+class LiftedSettings(Settings):
+    """`trainer.losses.lifted`: moves features along a track towards the base model's mean along it
+    (after FiT3D). It trains features, not embeddings: the head is not used."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight in the sum of all losses; 0 disables the loss."""
+
+
 class LossSettings(Settings):
     """The sorting loss, which compares the student's and the teacher's similarities to the patches
     of reference crops, and the losses that are added to it."""
@@ -153,6 +169,11 @@ class LossSettings(Settings):
     """Adds self-supervision by two views of a frame, which needs no tracks. Where it is the
     only loss, nothing is computed for tracks."""
 
+    keep_base: KeepBaseSettings | None = None
+    """Adds the distance of patch features from the base model's, in length and direction."""
+    lifted: LiftedSettings | None = None
+    """Adds the distance of features along a track from the base model's mean along it."""
+
     @property
     def weights(self) -> dict[str, float]:
         """Weights above 0 by loss name, of `sorting` and of every field with a `weight`.
@@ -180,7 +201,7 @@ class LossSettings(Settings):
             raise ValueError(
                 "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above "
                 "0, or the 'weight' of 'loss.info_nce', 'loss.smooth_ap', 'loss.clusters', "
-                "'loss.track_mean' or 'loss.self_supervision'"
+                "'loss.track_mean', 'loss.self_supervision' or 'loss.lifted'"
             )
         return self
 

@@ -10,11 +10,16 @@ from torch import Tensor, nn
 from trainer.losses.clusters import Clusters
 from trainer.losses.embeddings import Embeddings, Loss
 from trainer.losses.info_nce import info_nce
+from trainer.losses.keep_base import keep_base
+from trainer.losses.lifted import lifted
 from trainer.losses.self_supervision import self_supervision
 from trainer.losses.settings import LossSettings
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean
+
+FEATURE_LOSSES = {"keep_base", "lifted"}
+"""Losses on features of the backbone, which they compare with the base model's."""
 
 
 class Losses(nn.Module):
@@ -30,6 +35,8 @@ class Losses(nn.Module):
         self.trained = nn.ModuleDict(
             {name: loss for name, loss in losses.items() if isinstance(loss, nn.Module)}
         )
+        self.base: nn.Module | None = None
+        """The base model, if a loss needs it: `make_step` sets it, so that it is saved too."""
 
     @property
     def needs_teacher_frames(self) -> bool:
@@ -40,6 +47,11 @@ class Losses(nn.Module):
     def needs_views(self) -> bool:
         """Whether a loss needs `Embeddings.views`."""
         return "self_supervision" in self.losses
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether a loss needs `Embeddings.features`, and with them the base model."""
+        return not self.losses.keys().isdisjoint(FEATURE_LOSSES)
 
     @property
     def needs_tracks(self) -> bool:
@@ -85,4 +97,8 @@ def make_losses(settings: LossSettings, width: int) -> Losses:
         losses["track_mean"] = track_mean
     if s.self_supervision:
         losses["self_supervision"] = partial(self_supervision, settings=s.self_supervision)
+    if s.keep_base:
+        losses["keep_base"] = keep_base
+    if s.lifted:
+        losses["lifted"] = lifted
     return Losses({name: losses[name] for name in s.weights}, s.weights)

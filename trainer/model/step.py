@@ -7,15 +7,18 @@ frames. References are cropped from the student's features of the same batch.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import Batch, track_mask
-from trainer.losses.embeddings import Embeddings, ViewEmbeddings
+from trainer.losses.embeddings import Embeddings, Features, ViewEmbeddings
 from trainer.losses.weighted_sum import Losses
 from trainer.model.backbone import Tokens, normalised_images
+from trainer.model.feature_sampling import sample_points
 from trainer.model.frame_views import make_views
 from trainer.model.step_indices import StepIndices
 from trainer.model.student_teacher import Embedder
@@ -71,7 +74,8 @@ class Step(nn.Module):
             return _without_tracks(views, positions.index_select(1, compared))
         tokens, anchor_tokens = self.trunks(batch)
         # One pass of the student's tail gives both tracks and references.
-        tracks, crops = self.student(tokens, positions, size, indices)
+        maps = self.student.maps(tokens, indices)
+        tracks, crops = self.student.embed_maps(maps, positions, size, indices)
         with torch.no_grad():
             anchors = self.teacher.tracks(anchor_tokens, positions[:, 0], size)
             # Only some losses need the teacher in other frames: F more tail passes per clip.
@@ -98,6 +102,51 @@ class Step(nn.Module):
             anchor_positions=fractions[:, 0],
             teacher_frames=teacher_frames,
             views=views,
+            features=self._features(batch, maps, indices, (tokens, anchor_tokens))
+            if self.losses.needs_features
+            else None,
+        )
+
+    def _features(
+        self, batch: Batch, maps: Tensor, indices: StepIndices, tokens: tuple[Tokens, Tokens]
+    ) -> Features:
+        """Return features of the student and of the base model, for losses on features.
+
+        maps:   the student's, of the frames `indices.tail_frames`
+        tokens: of all frames, and of the anchor frames
+        """
+        base: Any = self.losses.base
+        positions, size = batch["positions"], batch["frames"].shape[-1]
+        clips, frames, points = positions.shape[:3]
+        compared = positions.index_select(1, indices.compared).flatten(0, 1)
+
+        def at_tracks(features: Tensor) -> Tensor:
+            corners = self.settings.tracks.align_corners
+            sampled = sample_points(features[indices.tracked], compared, size, corners)
+            return sampled.view(clips, -1, points, sampled.shape[-1])
+
+        with torch.no_grad():
+            if self.student.backbone.trains_embeddings:
+                # Then the base model's trunk is another.
+                images = normalised_images(batch["frames"], self.mean, self.std).flatten(0, 1)
+                of_frames = base.trunk(images)
+                of_anchors = of_frames[::frames]
+                if "teacher_frame" in batch:
+                    shown = normalised_images(batch["teacher_frame"], self.mean, self.std)
+                    of_anchors = base.trunk(shown)
+            else:
+                of_frames, of_anchors = tokens
+            base_maps = base.tail(of_frames[indices.tail_frames]).float()
+            base_anchors = sample_points(
+                base.tail(of_anchors), positions[:, 0], size, self.settings.tracks.align_corners
+            )
+        maps = maps.float()
+        return Features(
+            student=maps,
+            base=base_maps,
+            tracks=at_tracks(maps),
+            base_tracks=at_tracks(base_maps),
+            base_anchors=base_anchors,
         )
 
     def embed_views(self, batch: Batch) -> ViewEmbeddings:
@@ -177,5 +226,5 @@ def step_flops(model: Step, size: int) -> float:
         with FlopCounterMode(display=False) as tail:
             teacher.tail(tokens)
     # The student's backward pass costs two forward passes.
-    tail_passes = 3 * t + teacher_frames
+    tail_passes = 3 * t + teacher_frames + (t + 1 if model.losses.needs_features else 0)
     return trunk.get_total_flops() * trunk_frames + tail.get_total_flops() * tail_passes

@@ -51,12 +51,20 @@ class Embedder(nn.Module):
         Returns embeddings of the points in the compared frames [B, F, N, E], and of the crops'
         patches [B, R, side * side, E], float32. Every frame goes through the tail at most once.
         """
+        return self.embed_maps(self.maps(frames, indices), points, size, indices)
+
+    def maps(self, frames: Tokens, indices: StepIndices) -> Tensor:
+        """Return the features [M, h, w, D] of the frames `indices.tail_frames`."""
+        if indices.references.across_ranks:
+            return self.backbone.tail(frames)  # those are all frames
+        return self.backbone.tail(frames[indices.tail_frames])
+
+    def embed_maps(
+        self, features: Tensor, points: Tensor, size: int, indices: StepIndices
+    ) -> tuple[Tensor, Tensor]:
+        """Embed track points and reference patches of `maps`; shapes as in `forward`."""
         references = indices.references
-        if references.across_ranks:
-            features = self.backbone.tail(frames)
-            pool = all_gather(features)
-        else:
-            pool = features = self.backbone.tail(frames[indices.tail_frames])
+        pool = all_gather(features) if references.across_ranks else features
         crops = crop_references(pool, references, indices.side)
         tracks = sample_points(
             features[indices.tracked],

@@ -1,4 +1,4 @@
-"""The losses of multi-view training: where a point is found, and how far features moved.
+"""The location loss of multi-view training: where a point is found.
 
 Legend of shapes: B sets of M views, h x w patches of D channels, N tracks, Q correspondences.
 """
@@ -81,14 +81,3 @@ def mean_over_sets(values: Tensor, counted: Tensor) -> Tensor:
     A set without any adds 0 and still counts.
     """
     return ((values * counted).sum(dim=1) / counted.sum(dim=1).clamp_min(1)).mean()
-
-
-def keep_loss(features: Tensor, base: Tensor) -> Tensor:
-    """Return how far patch features [..., D] are from the base model's, which is a constant.
-
-    The mean of | |F| / |G| - 1 | plus the mean of 1 - cos(F, G).
-    """
-    base = base.detach()
-    norms = features.norm(dim=-1) / base.norm(dim=-1).clamp_min(1e-12)
-    cosines = torch.cosine_similarity(features, base, dim=-1)
-    return (norms - 1).abs().mean() + (1 - cosines).mean()

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import Batch, track_mask
+from trainer.losses.keep_base import distance_from_base
 from trainer.model.backbone import Backbone, Tokens, normalised_images
 from trainer.model.lora import base_model
 from trainer.multiview.correspondences import SetDraws, choose_correspondences
-from trainer.multiview.losses import keep_loss, location_errors, mean_over_sets, still_errors
+from trainer.multiview.losses import location_errors, mean_over_sets, still_errors
 from trainer.multiview.multiview_model import SetAdapters, ray_map, registers_of
 from trainer.multiview.settings import MultiviewSettings
 
@@ -84,7 +85,7 @@ class MultiviewStep(nn.Module):
                 corners=s.cells == "corners",
             )
             location = mean_over_sets(errors, pairs.counted)
-            keep = keep_loss(features, base) if s.keep else torch.zeros_like(location)
+            keep = distance_from_base(features, base) if s.keep else torch.zeros_like(location)
         still = still_errors(positions, pairs, size)
         figures = SetFigures(
             never_moves=mean_over_sets(still, pairs.counted),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import LoraSettings, TrainSettings
+from trainer.losses.keep_base import distance_from_base
 from trainer.model.backbone import make_backbone
 from trainer.model.lora import add_adapters
-from trainer.multiview.losses import keep_loss
 from trainer.multiview.step import MultiviewStep, make_adapters
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3}
@@ -180,10 +180,10 @@ def test_parameter_counts_are_the_published_ones(
 
 def test_the_regulariser_is_zero_at_the_base_model_and_its_gradient_stays_off_it() -> None:
     base = torch.tensor([[3.0, 4.0], [0.0, 2.0]], requires_grad=True)
-    assert keep_loss(base, base).item() == pytest.approx(0, abs=1e-6)
+    assert distance_from_base(base, base).item() == pytest.approx(0, abs=1e-6)
     # Twice as long: |2 - 1| = 1. At right angles: 1 - 0 = 1, half of all patches.
     features = torch.tensor([[6.0, 8.0], [4.0, 0.0]], requires_grad=True)
-    loss = keep_loss(features, base)
+    loss = distance_from_base(features, base)
     assert loss.item() == pytest.approx(1 + 0.5)
     loss.backward()
     assert base.grad is None
