@@ -170,8 +170,9 @@ def lines(
     ticks: Mapping[float, str],
     baselines: Collection[str] = (),
     dots: bool = False,
+    highest: float = 1.0,
 ) -> Chart:
-    """Draw a line through the points (x, y) of each series, y from 0 to 1 as a percentage.
+    """Draw a line through the points (x, y) of each series, y as a percentage from 0 to `highest`.
 
     A y of NaN leaves a gap. `ticks` maps values of x to their labels, `baselines` names the series
     that are thin and grey, and `dots` marks every point.
@@ -180,11 +181,14 @@ def lines(
     first, last = min(xs), max(*xs, min(xs) + 1)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + (_RIGHT - _LEFT) * (x - first) / (last - first), _BOTTOM - height * y
+        return _LEFT + (_RIGHT - _LEFT) * (x - first) / (
+            last - first
+        ), _BOTTOM - height * y / highest
 
     height = _BOTTOM - _TOP
     roles = _roles(series, baselines)
-    marks = _gridlines({part: f"{part:.0%}" for part in (0, 0.25, 0.5, 0.75, 1)}, 1)
+    grid = [highest * part for part in (0, 0.25, 0.5, 0.75, 1)]
+    marks = _gridlines({value: f"{value:.0%}" for value in grid}, highest)
     # baselines lie below the others
     for name in sorted(series, key=lambda name: name not in baselines):
         role, width = roles[name], 1 if name in baselines else 2

@@ -21,13 +21,17 @@ _COMPARED = ("arm", "control", "sequences", "seeds", "difference", "95 % interva
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the page: a table with its heads and rows, or a chart; and a note below."""
+    """A part of the page: a table with its heads and rows, or a chart; and a note below.
+
+    text_columns: the table's first columns that are texts
+    """
 
     title: str
     note: str = ""
     heads: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     chart: Chart | None = None
+    text_columns: int = 1
 
 
 def write_page(results: Results) -> None:
@@ -50,7 +54,7 @@ def as_html(results: Results, parts: list[Part]) -> str:
         sections=[
             section(
                 part.title,
-                charts.svg(part.chart) if part.chart else table([*part.heads], _lists(part), 1),
+                charts.svg(part.chart) if part.chart else _html_table(part),
                 part.note,
                 wide=part.chart is None,
             )
@@ -59,8 +63,8 @@ def as_html(results: Results, parts: list[Part]) -> str:
     )
 
 
-def _lists(part: Part) -> list[list[str]]:
-    return [[*row] for row in part.rows]
+def _html_table(part: Part) -> str:
+    return table([*part.heads], [[*row] for row in part.rows], part.text_columns)
 
 
 def as_markdown(results: Results, parts: list[Part]) -> str:
@@ -105,10 +109,11 @@ def page_parts(results: Results) -> Iterator[Part]:
         "p is corrected for the number of rows (Holm).",
         _COMPARED,
         tuple(map(_comparison_row, results.comparisons(experiment.endpoint))),
+        text_columns=2,
     )
     if results.diverged:
         rows = [(arm, str(seed), why) for arm, seed, why in results.diverged]
-        yield Part("Diverged", heads=("arm", "seed", "why"), rows=tuple(rows))
+        yield Part("Diverged", heads=("arm", "seed", "why"), rows=tuple(rows), text_columns=3)
     yield _means_part(results)
     others = [name for name in experiment.metrics if name != experiment.endpoint]
     if others:
@@ -118,16 +123,22 @@ def page_parts(results: Results) -> Iterator[Part]:
             "p is corrected within a metric. Only the endpoint decides.",
             ("metric", *_COMPARED),
             tuple(compared),
+            text_columns=3,
         )
     yield from _curves(results)
     if results.trials:
         yield Part(
             "Learning rates",
-            f"Mean of the endpoint on the validation clips, seed {experiment.rates.seed}.",
+            f"Mean of the endpoint on the validation clips, seed {experiment.rates.seed}; - where "
+            "a run diverged.",
             ("objective", *(f"{rate:g}" for rate in experiment.rates.tried), "taken"),
             tuple(
-                (name, *(_points(value) for value in trials.values()), f"{results.rates[name]:g}")
-                for name, trials in results.trials.items()
+                (
+                    name,
+                    *(_points(means.get(rate)) for rate in experiment.rates.tried),
+                    f"{results.rates[name]:g}",
+                )
+                for name, means in results.trials.items()
             ),
         )
 
@@ -200,7 +211,9 @@ def _curve_part(
     """Return a chart of the endpoint by step; late: what the last quarter added."""
     steps = sorted({x for points in series.values() for x, _ in points})
     ticks = {x: f"{x:.0f}" for x in (steps[0], steps[-1])}
-    chart = charts.lines(title, series, "steps", ticks=ticks, dots=True)
+    largest = max(y for points in series.values() for _, y in points)
+    highest = max(1, math.ceil(largest * 5)) / 5  # a quarter of it is a whole percentage
+    chart = charts.lines(title, series, "steps", ticks=ticks, dots=True, highest=highest)
     note = "The endpoint on the validation clips, as a mean over sequences and seeds."
     if late is not None:
         note += f" The last quarter of the steps added {100 * late:+.2f} points."

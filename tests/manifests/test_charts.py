@@ -75,6 +75,13 @@ def test_a_line_goes_through_its_points_and_stops_at_a_gap() -> None:
     assert texts(chart)[:5] == ["0%", "25%", "50%", "75%", "100%"]
 
 
+def test_an_axis_may_end_below_all() -> None:
+    chart = charts.lines("", {"a": [(0, 0.1), (1, 0.4)]}, "", ticks={0: "first"}, highest=0.4)
+    strokes = [mark for mark in chart.marks if isinstance(mark, Stroke) and mark.role == "s0"]
+    assert [stroke.points for stroke in strokes] == [((44, 129), (420, 12))]
+    assert texts(chart)[:5] == ["0%", "10%", "20%", "30%", "40%"]
+
+
 def test_baselines_are_grey_and_colours_repeat_after_the_sixth_series() -> None:
     names = [f"m{number}" for number in range(7)]
     series = {name: [(0.0, 0.5), (1.0, 0.5)] for name in ["chance", *names]}
