@@ -6,8 +6,9 @@ First each golden case is tracked: the table shows the largest differences from 
 published code, in pixels and in logits, of the first estimates, the last ones of every resolution
 and their mean. Then clips of photographs in motion (synthetic scenes of 384x512 pixels) are tracked
 with random weights, which do not affect speed: by TAPIR and by CoTracker3, both in float32 and in
-bfloat16 where it is safe. Last comes how far TAPIR's `fast` is from its `exact`; random weights
-magnify rounding, so that trained ones should be nearer.
+bfloat16 where it is safe. Core seconds per clip are CPU time, which other programs on the machine
+change less than clips per second. Last comes how far TAPIR's `fast` is from its `exact`; random
+weights magnify rounding, so that trained ones should be nearer.
 """
 
 from __future__ import annotations
@@ -61,15 +62,19 @@ def print_speed(
     for name, track, model in networks:
         for fast in (False, True):
             work = partial(track, model, video, grid=grid, anchors=anchors, fast=fast)
-            track(model, video[:, :2], grid=2, anchors=(0,), fast=fast)  # warms up
-            taken, result = timed(work, device)
-            assert isinstance(result, PredictedTracks)
+            track(model, video[:, :2], grid=2, anchors=(0,), iterations=1, fast=fast)  # warms up
+            started = time.process_time()
             with FlopCounterMode(display=False) as counter:
-                track(model, video[:1], grid=grid, anchors=anchors, fast=fast)
-            gigaflop = counter.get_total_flops() / video.shape[1] / 1e9
-            rates = f"{len(video) / taken:8.3f} clips/s {video[:, :, 0, 0, 0].numel() / taken:8.2f}"
+                taken, result = timed(work, device)
+            assert isinstance(result, PredictedTracks)
+            used = (time.process_time() - started) / len(video)
+            gigaflop = counter.get_total_flops() / video[:, :, 0, 0, 0].numel() / 1e9
             mode = f"{name} {'fast' if fast else 'exact'}"
-            print(f"  {mode:<18}{rates} frames/s {gigaflop:8.0f} GFLOP per frame", flush=True)
+            print(
+                f"  {mode:<18}{len(video) / taken:8.3f} clips/s {used:8.1f} core s per clip "
+                f"{gigaflop:8.0f} GFLOP per frame",
+                flush=True,
+            )
             if track is tapir.track:
                 tracks.append(result)
     return tracks[0], tracks[1]
