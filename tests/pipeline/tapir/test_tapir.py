@@ -13,8 +13,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from manifests.settings import check_settings
+from pipeline.tapir import tracking
 from pipeline.tapir.cost_volume import soft_argmax
-from pipeline.tapir.model import Tapir, correlate, neighbourhoods, sample_in_frames
+from pipeline.tapir.model import (
+    Tapir,
+    TrackEstimates,
+    correlate,
+    neighbourhoods,
+    sample_in_frames,
+)
 from pipeline.tapir.sides import level_sides
 from pipeline.tapir.tracking import _parts, track
 from pipeline.tapir.weights import load_model
@@ -187,6 +194,28 @@ def test_clips_anchors_and_chunks_do_not_change_tracks(
 
 
 @pytest.mark.slow
+@torch.no_grad()
+def test_larger_frames_are_refined_at_every_side_and_averaged(small: Tapir) -> None:
+    """Positions go on from side to side; logits start from the first estimates each time."""
+    video, points = make_video(1, 2), torch.tensor([[[0.0, 20.0, 30.0], [1.0, 50.0, 10.0]]])
+    tracked = track(small, video, queries=points, side=2 * SIDE, iterations=2)
+    queries, results = tracking._queries(small, video, points), []
+    maps = tracking.encode(small, video, [SIDE, 2 * SIDE])
+    features = [small.query_features(level, queries.times, queries.positions) for level in maps]
+    initial = tracking.pinned(small.initial_estimates(maps[0][1], features[0], 20.0), queries)
+    positions = initial.positions
+    for level, vectors in zip(maps, features, strict=True):
+        results.append(small.refine(level, vectors, TrackEstimates(positions, initial.logits), 2))
+        positions = results[-1].positions
+    mean = (results[0].positions + results[1].positions) / 2 * torch.tensor([64.0, 48.0]) / SIDE
+    torch.testing.assert_close(tracked.positions[0, 1, 0], mean[0, 0, 1] - 0.5, rtol=0, atol=1e-3)
+    logit = (results[0].logits[0, 0, 1] + results[1].logits[0, 0, 1]) / 2
+    expected = torch.sigmoid(-logit)
+    torch.testing.assert_close(tracked.visibility[0, 1, 0], expected[0], rtol=0, atol=1e-4)
+    torch.testing.assert_close(tracked.confidence[0, 1, 0], expected[1], rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_causal_tracks_do_not_depend_on_later_frames_in_either_direction(
     weights: dict[str, Tensor],
 ) -> None:
@@ -226,6 +255,7 @@ def test_a_build_stores_what_track_gives() -> None:
         device="cpu",
         side=64,
         iterations=1,
+        temperature=10.0,
         directions="forward",
     )
     frames = np.stack(panning_frames(0, 3, 64, 48))
@@ -233,7 +263,14 @@ def test_a_build_stores_what_track_gives() -> None:
     tracker = settings.load()
     (stored,) = tracker.track([frames], [make_clip().info], (1,), queries)
     video = torch.from_numpy(frames).permute(0, 3, 1, 2)[None]
-    alone = track(tracker._model, video, grid=torch.from_numpy(queries), anchors=(1,), iterations=1)
+    alone = track(
+        tracker._model,
+        video,
+        grid=torch.from_numpy(queries),
+        anchors=(1,),
+        iterations=1,
+        temperature=10,
+    )
     limits = torch.tensor([64.0, 48.0])
     expected = alone.positions[0, 0].clamp(-limits, 2 * limits).numpy()
     np.testing.assert_array_equal(stored.positions[0, 1:], expected[1:])
