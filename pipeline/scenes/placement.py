@@ -18,7 +18,7 @@ from pipeline.scenes.shapes import SOLID_KINDS, THIN_KINDS, make_shape
 
 REACH = 1.3
 """No object comes farther from the z axis than this, in metres; cameras stay well outside."""
-_GAP = 0.02
+GAP = 0.02
 """Least distance between the cylinders of two objects, in metres."""
 _TRIES = 80
 """Places that are tried for an object before it is made smaller."""
@@ -38,7 +38,7 @@ class PlacedObject:
 
 
 @dataclass(frozen=True, eq=False)
-class _Behaviour:
+class Behaviour:
     """How an object is put up and moves, apart from its place.
 
     hanging:    whether it is above the floor
@@ -58,24 +58,26 @@ class _Behaviour:
     reach: Floats
     shifts: Floats
 
-    def calmed(self, factor: float) -> _Behaviour:
+    def calmed(self, factor: float) -> Behaviour:
         """Give the same behaviour with shorter ways."""
         return replace(self, reach=self.reach * factor, shifts=self.shifts * factor)
 
 
 @dataclass(frozen=True)
-class _Cylinder:
+class Cylinder:
+    """The upright cylinder that an object keeps to."""
+
     x: float
     y: float
     radius: float
     bottom: float
     top: float
 
-    def apart(self, other: _Cylinder) -> bool:
+    def apart(self, other: Cylinder) -> bool:
         """Tell whether two cylinders keep their distance."""
         across = np.hypot(self.x - other.x, self.y - other.y) - self.radius - other.radius
         along = max(self.bottom - other.top, other.bottom - self.top)
-        return bool(max(across, along) >= _GAP)
+        return bool(max(across, along) >= GAP)
 
 
 def draw_shapes(rng: np.random.Generator, scene_id: SceneId) -> list[str]:
@@ -92,16 +94,16 @@ def place_objects(
     """Place objects of these shapes in a scene, below a ceiling of this height."""
     size = min(1.3, 3.0 / np.sqrt(scene_id.objects))
     placed: list[PlacedObject] = []
-    cylinders: list[_Cylinder] = []
+    cylinders: list[Cylinder] = []
     for number, shape in enumerate(shapes):
         larger = 1.4 if _is_thin(number) else 1.0
         mesh = make_shape(shape).scaled(size * rng.uniform(0.8, 1.3) * larger)
         # The first ones stand, so that there is something on the floor.
-        behaviour = _behaviour(rng, scene_id, hanging=number > 1 and rng.random() < 0.4)
+        behaviour = draw_behaviour(rng, scene_id, hanging=number > 1 and rng.random() < 0.4)
         while (cylinder := _free_place(rng, mesh, behaviour, cylinders, ceiling)) is None:
             mesh, behaviour = mesh.scaled(0.9), behaviour.calmed(0.9)
         cylinders.append(cylinder)
-        placed.append(PlacedObject(shape, mesh, _poses(behaviour, cylinder)))
+        placed.append(PlacedObject(shape, mesh, posed(behaviour, cylinder)))
     return placed
 
 
@@ -109,7 +111,7 @@ def _is_thin(number: int) -> bool:
     return number % 3 == 1
 
 
-def _behaviour(rng: np.random.Generator, scene_id: SceneId, *, hanging: bool) -> _Behaviour:
+def draw_behaviour(rng: np.random.Generator, scene_id: SceneId, *, hanging: bool) -> Behaviour:
     """Draw how an object is put up, and how it moves if it does.
 
     Standing objects stay upright: they glide and turn on the floor. Hanging ones may turn about any
@@ -126,7 +128,7 @@ def _behaviour(rng: np.random.Generator, scene_id: SceneId, *, hanging: bool) ->
         axis, reach[2] = _UP, 0.0
     turn = rng.uniform(0.5, 2.0) * rng.choice([-1.0, 1.0]) * (1.0 if moves else 0.0)
     waves = np.sin(2 * np.pi * (times[:, None] * rng.uniform(0.4, 1.0, 3) + rng.uniform(0, 1, 3)))
-    return _Behaviour(
+    return Behaviour(
         hanging=hanging,
         upright=upright,
         turns_over=hanging and moves,
@@ -140,12 +142,12 @@ def _behaviour(rng: np.random.Generator, scene_id: SceneId, *, hanging: bool) ->
 def _free_place(
     rng: np.random.Generator,
     mesh: Mesh,
-    behaviour: _Behaviour,
-    taken: Sequence[_Cylinder],
+    behaviour: Behaviour,
+    taken: Sequence[Cylinder],
     ceiling: float,
-) -> _Cylinder | None:
+) -> Cylinder | None:
     """Draw a place where an object keeps its distance, or return None after some tries."""
-    radius, half = _extent(mesh, behaviour)
+    radius, half = extent(mesh, behaviour)
     along_x, along_y, along_z = behaviour.reach.tolist()
     radius, half = radius + float(np.hypot(along_x, along_y)), half + along_z
     if radius > REACH or 2 * half > ceiling - 0.3:
@@ -154,7 +156,7 @@ def _free_place(
         distance, angle = (REACH - radius) * np.sqrt(rng.random()), rng.uniform(0, 2 * np.pi)
         bottom = rng.uniform(0.2, 1.0) if behaviour.hanging else 0.0
         bottom = min(bottom, ceiling - 0.1 - 2 * half)
-        place = _Cylinder(
+        place = Cylinder(
             x=float(distance * np.cos(angle)),
             y=float(distance * np.sin(angle)),
             radius=radius,
@@ -166,7 +168,7 @@ def _free_place(
     return None
 
 
-def _extent(mesh: Mesh, behaviour: _Behaviour) -> tuple[float, float]:
+def extent(mesh: Mesh, behaviour: Behaviour) -> tuple[float, float]:
     """Return the radius and half the height of the cylinder that an object's rotation keeps to."""
     points = mesh.vertices @ behaviour.upright.T
     if behaviour.turns_over:
@@ -175,7 +177,7 @@ def _extent(mesh: Mesh, behaviour: _Behaviour) -> tuple[float, float]:
     return float(np.hypot(points[:, 0], points[:, 1]).max()), float(np.abs(points[:, 2]).max())
 
 
-def _poses(behaviour: _Behaviour, cylinder: _Cylinder) -> Floats:
+def posed(behaviour: Behaviour, cylinder: Cylinder) -> Floats:
     """Return an object's poses [T, 3, 4] at its place."""
     middle = np.array([cylinder.x, cylinder.y, (cylinder.bottom + cylinder.top) / 2])
     return np.stack(

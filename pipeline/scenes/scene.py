@@ -6,19 +6,23 @@ order of the draws is part of the format: another order gives other scenes (`sce
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from pipeline.scenes.camera_path import draw_cameras
 from pipeline.scenes.lights import Light, draw_lights
 from pipeline.scenes.mesh import Floats, Mesh
-from pipeline.scenes.placement import draw_shapes, place_objects
+from pipeline.scenes.occluders import draw_occluder_shapes, place_occluders
+from pipeline.scenes.placement import PlacedObject, draw_shapes, place_objects
 from pipeline.scenes.rigid import pose
 from pipeline.scenes.room import FACES, draw_room, room_meshes
 from pipeline.scenes.scene_id import SceneId
 from pipeline.scenes.textures import draw_texture, texture_source
 from shards.clip import Camera
+
+_PATH_FRAMES = 61
+"""Cameras by which occluders are placed, so that the number of frames does not matter."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +30,7 @@ class Body:
     """A textured mesh that moves rigidly.
 
     texture:  name for `pipeline.scenes.textures.texture`
-    instance: 0 for the room, 1 and up for objects
+    instance: 0 for the room, 1 and up for objects, then for occluders
     poses:    [T, 3, 4], body coordinates to the world's, one per frame
     """
 
@@ -44,7 +48,7 @@ class Body:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Everything in a scene. The room's bodies come first, then the objects.
+    """Everything in a scene. The room's bodies come first, then the objects, then occluders.
 
     cameras: one per frame
     lights:  the lamps of each frame
@@ -63,8 +67,10 @@ def make_scene(scene_id: SceneId) -> Scene:
     """Make the scene of an id, the same every time."""
     room = draw_room(_random(scene_id, 0))
     lights = draw_lights(_random(scene_id, 2), room, scene_id.light, scene_id.frames)
-    placed = place_objects(_random(scene_id, 3), scene_id, _shapes(scene_id), room.height)
-    textures = _textures(scene_id)
+    shapes, textures = _shapes(scene_id), _textures(scene_id)
+    placed = place_objects(
+        _random(scene_id, 3), scene_id, shapes[: scene_id.objects], room.height
+    ) + _occluders(scene_id, shapes[scene_id.objects :])
     still = np.tile(pose(np.eye(3), np.zeros(3)), (scene_id.frames, 1, 1))
     bodies = [
         Body(name, mesh, texture, 0, still)
@@ -96,25 +102,40 @@ def parts_of(scene_id: SceneId) -> tuple[str, ...]:
 
 
 def _shapes(scene_id: SceneId) -> list[str]:
-    """Return the name of each object's shape."""
-    return draw_shapes(_random(scene_id, 4), scene_id)
+    """Return the name of each object's shape, then of each occluder's."""
+    return draw_shapes(_random(scene_id, 4), scene_id) + draw_occluder_shapes(
+        _random(scene_id, 6), scene_id
+    )
 
 
 def _textures(scene_id: SceneId) -> list[str]:
-    """Return the names of the textures of the room's faces and then of the objects."""
-    rng = _random(scene_id, 5)
+    """Return the names of the textures of the room's faces, of the objects and of occluders."""
+    rng, of_occluders = _random(scene_id, 5), _random(scene_id, 7)
     # Photographs have too little detail for a wall.
-    return [
+    textures = [
         draw_texture(rng, scene_id.split, photographs=number >= FACES)
         for number in range(FACES + scene_id.objects)
     ]
+    return textures + [
+        draw_texture(of_occluders, scene_id.split, photographs=True)
+        for _ in range(scene_id.occluders)
+    ]
+
+
+def _occluders(scene_id: SceneId, shapes: list[str]) -> list[PlacedObject]:
+    """Place the occluders of a scene between its objects and the path of its camera."""
+    if not shapes:
+        return []
+    path = cameras_of(replace(scene_id, frames=_PATH_FRAMES))
+    return place_occluders(_random(scene_id, 8), scene_id, shapes, path)
 
 
 def _random(scene_id: SceneId, aspect: int) -> np.random.Generator:
     """Return the random numbers of one aspect of a scene.
 
-    Light, orbit, size and number of frames are not among the seeds, and each aspect has its own
-    numbers: the same room with the same objects exists in every light and on every orbit.
+    Light, orbit, size, occluders and number of frames are not among the seeds, and each aspect has
+    its own numbers: the same room with the same objects exists in every light, on every orbit, and
+    with and without occluders.
     """
     split = int(scene_id.split == "eval")
     return np.random.default_rng([scene_id.seed, scene_id.number, split, aspect])

@@ -17,7 +17,7 @@ Lighting = Literal["normal", "dim", "harsh", "varied"]
 
 VERSION = 1
 """Raised by hand when the same id gives another scene, so that versions are never mixed."""
-MOST_OBJECTS = 15
+MOST_OBJECTS, MOST_OCCLUDERS = 15, 10
 LARGEST_ORBIT = 120
 """In degrees. On a larger orbit the camera would come to the room's side walls."""
 LARGEST_SEED, LARGEST_NUMBER = 2**32 - 1, 10**9 - 1
@@ -36,6 +36,8 @@ class SceneId:
     number:        which of the seed's scenes, from 0
     objects:       number of objects in the room
     orbit:         the angle that the camera covers about the objects, in degrees
+    occluders:     number of bodies between the camera's path and the objects; the text form has
+                   "-3occluders" after the objects if there are any
     frames:        number of frames
     width, height: of the frames, in pixels
     """
@@ -50,6 +52,7 @@ class SceneId:
     frames: int = 16
     width: int = 128
     height: int = 128
+    occluders: int = 0
 
     def __post_init__(self) -> None:
         problem = _problem(self)
@@ -57,9 +60,11 @@ class SceneId:
             raise PretrackError(problem)
 
     def __str__(self) -> str:
+        # Without occluders the text is that of ids from before there were any.
+        occluders = f"{self.occluders}occluders-" if self.occluders else ""
         return (
             f"v{VERSION}-{self.split}-seed{self.seed}-scene{self.number:04d}-"
-            f"{self.objects}objects-{self.orbit}deg-{self.motion}-{self.light}-"
+            f"{self.objects}objects-{occluders}{self.orbit}deg-{self.motion}-{self.light}-"
             f"{self.frames}f-{self.width}x{self.height}"
         )
 
@@ -67,15 +72,17 @@ class SceneId:
     def parse(cls, text: str) -> SceneId:
         """Parse the text form. Raises PretrackError for other text and for other versions."""
         match = re.fullmatch(
-            r"v(\d{1,9})-(train|eval)-seed(\d{1,12})-scene(\d{1,9})-(\d{1,9})objects-(\d{1,9})deg-"
-            r"([a-z]+)-([a-z]+)-(\d{1,9})f-(\d{1,9})x(\d{1,9})",
+            r"v(\d{1,9})-(train|eval)-seed(\d{1,12})-scene(\d{1,9})-(\d{1,9})objects-"
+            r"(?:([1-9]\d{0,8})occluders-)?(\d{1,9})deg-([a-z]+)-([a-z]+)-(\d{1,9})f-(\d{1,9})x(\d{1,9})",
             text,
             re.ASCII,
         )
         if not match:
             example = cls(split="train", seed=7, number=3)
             raise PretrackError(f"'{text}' is not the id of a scene such as {example}")
-        version, split, seed, number, objects, orbit, motion, light, *size = match.groups()
+        version, split, seed, number, objects, occluders, orbit, motion, light, *size = (
+            match.groups()
+        )
         if int(version) != VERSION:
             raise PretrackError(
                 f"the scene {text} has version {version}, "
@@ -87,6 +94,7 @@ class SceneId:
             seed=int(seed),
             number=int(number),
             objects=int(objects),
+            occluders=int(occluders or 0),
             orbit=int(orbit),
             motion=motion,  # type: ignore[arg-type]
             light=light,  # type: ignore[arg-type]
@@ -109,6 +117,7 @@ def _problem(scene_id: SceneId) -> str:
         )
     for name, least, most in (
         ("objects", 1, MOST_OBJECTS),
+        ("occluders", 0, MOST_OCCLUDERS),
         ("orbit", 0, LARGEST_ORBIT),
         ("seed", 0, LARGEST_SEED),
         ("number", 0, LARGEST_NUMBER),

@@ -66,6 +66,9 @@ class Scenes(Settings):
     light: Lighting = "normal"
     """`normal`; `dim`; `harsh`, with dark shadows; or `varied`, which changes from frame to
     frame."""
+    occluders: int = 0
+    """Thin or small bodies between the camera and the objects, 0 to 10. They hide points, and
+    change nothing else in the room."""
     seed: int = 0
     """Other seeds give other scenes."""
 
@@ -105,6 +108,7 @@ class Scenes(Settings):
             orbit=self.orbit,
             motion=self.motion,
             light=self.light,
+            occluders=self.occluders,
             frames=self.frames,
             width=self.size[0],
             height=self.size[1],
