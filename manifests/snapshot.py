@@ -107,9 +107,12 @@ def open_snapshot(where: str | Location, name: str | None = None) -> Snapshot:
     if name is None:
         name = current_snapshot(out)
         if name is None:
-            raise PretrackError(
-                f"{out} holds no finished build: run 'pretrack build' with 'out: {out}' first"
+            advice = (
+                "check the name; 'pretrack publish' uploads one"
+                if str(out).startswith("hf:")
+                else f"run 'pretrack build' with 'out: {out}' first"
             )
+            raise PretrackError(f"{out} holds no finished build: {advice}")
     snapshot = Snapshot(out, name)
     try:
         if not _is_name(name):  # it becomes part of a path

@@ -1,6 +1,6 @@
 """Read and write files on object stores and web servers, by obstore.
 
-Schemes: `s3://`, `gs://`, `az://`, and `http(s)://` for reading.
+Schemes: `s3://`, `gs://`, `az://`; `http(s)://` and `hf://` (see `shards.hub`) for reading.
 
 Why obstore and not pyarrow.fs or fsspec: an object appears only when it is whole, whatever happens
 to its writer; an object can be put only if none exists (build locks need that); nearby byte ranges
@@ -31,6 +31,7 @@ import obstore
 import obstore.exceptions as errors
 from obstore.store import from_url
 
+from shards import hub
 from shards.cloud_roles import check_role
 from shards.credentials import environment_of_store, s3_options, s3_region
 from shards.errors import AccessError, PretrackError
@@ -39,9 +40,12 @@ from shards.store_errors import has_answer, is_beyond_the_end, store_error
 T = TypeVar("T")
 
 BUCKETS = ("s3", "gs", "az")
-SCHEMES = (*BUCKETS, "http", "https")
+SCHEMES = (*BUCKETS, "hf", "http", "https")
 COALESCE = 8 * 1024
 """Ranges closer than this many bytes share a request: more than a tar header, less than a frame."""
+
+_CLIENT: Any = {"timeout": "120s", "connect_timeout": "10s"}
+_RETRIES: Any = {"max_retries": 8, "retry_timeout": timedelta(minutes=3)}
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,8 @@ def sizes_in(url: Url) -> dict[str, int]:
 
     An absent folder has no objects. Raises OSError.
     """
+    if _is_on_hub(url):
+        return {name: size for name, size in hub.entries_in(url.url) if size is not None}
     store, path = _resolve(url)
     listing = _call(url, lambda: obstore.list_with_delimiter(store, path))
     return {item["path"].rsplit("/", 1)[-1]: item["size"] for item in listing["objects"]}
@@ -214,6 +220,8 @@ def sizes_in(url: Url) -> dict[str, int]:
 
 def folders_in(url: Url) -> list[str]:
     """List the names of the folders directly in a folder, sorted. Raises OSError."""
+    if _is_on_hub(url):
+        return sorted(name for name, size in hub.entries_in(url.url) if size is None)
     store, path = _resolve(url)
     listing = _call(url, lambda: obstore.list_with_delimiter(store, path))
     return sorted(prefix.rstrip("/").rsplit("/", 1)[-1] for prefix in listing["common_prefixes"])
@@ -224,7 +232,7 @@ def write(url: Url, data: bytes | BinaryIO) -> None:
 
     Its content type follows from its name: browsers show a page only if it is declared as one.
     """
-    store, path = _resolve(url)
+    store, path = _resolve_writable(url)
     content_type, _ = mimetypes.guess_type(url.name)
     attributes: Any = {"Content-Type": content_type} if content_type else None
     _call(url, lambda: obstore.put(store, path, data, attributes=attributes))
@@ -232,7 +240,7 @@ def write(url: Url, data: bytes | BinaryIO) -> None:
 
 def create(url: Url, data: bytes) -> ObjectTag | None:
     """Put an object if none exists; returns its tag, or None if one existed. Raises OSError."""
-    store, path = _resolve(url)
+    store, path = _resolve_writable(url)
     try:
         return _tag(_call(url, lambda: obstore.put(store, path, data, mode="create")))
     except FileExistsError:
@@ -244,7 +252,7 @@ def replace(url: Url, data: bytes, tag: ObjectTag) -> ObjectTag | None:
 
     Returns the new tag, or None if the object was changed or deleted meanwhile. Raises OSError.
     """
-    store, path = _resolve(url)
+    store, path = _resolve_writable(url)
     condition: Any = {name: value for name, value in asdict(tag).items() if value is not None}
     try:
         return _tag(_call(url, lambda: obstore.put(store, path, data, mode=condition)))
@@ -268,7 +276,7 @@ def open_atomic_as(folder: Url, name: Callable[[], str]) -> Iterator[BinaryIO]:
 
 def delete(url: Url) -> None:
     """Delete an object if it exists. Raises OSError."""
-    store, path = _resolve(url)
+    store, path = _resolve_writable(url)
     try:
         _call(url, lambda: obstore.delete(store, path))
     except FileNotFoundError:
@@ -277,9 +285,20 @@ def delete(url: Url) -> None:
 
 def delete_folder(url: Url) -> None:
     """Delete all objects below a folder. Raises OSError."""
-    store, path = _resolve(url)
+    store, path = _resolve_writable(url)
     for batch in _call(url, lambda: list(obstore.list(store, f"{path}/"))):
         _call(url, lambda batch=batch: obstore.delete(store, [item["path"] for item in batch]))  # type: ignore[misc]
+
+
+def _is_on_hub(url: Url) -> bool:
+    return url.url.startswith("hf:")
+
+
+def _resolve_writable(url: Url) -> tuple[Any, str]:
+    """Give the store like `_resolve`. Raises PretrackError for a hub, which is only read here."""
+    if _is_on_hub(url):
+        raise PretrackError(f"{url}: a hub can only be read; 'pretrack publish' writes to one")
+    return _resolve(url)
 
 
 def _resolve(url: Url) -> tuple[Any, str]:
@@ -287,6 +306,9 @@ def _resolve(url: Url) -> tuple[Any, str]:
 
     Raises AccessError if there are no credentials, or if the store needs other settings.
     """
+    if _is_on_hub(url):
+        place = hub.parse_hub_url(url.url)
+        return _hub_store(place.root, hub.token(), os.getpid()), place.path
     parts = urlsplit(url.url)
     try:
         store = _store(f"{parts.scheme}://{parts.netloc}", environment_of_store(), os.getpid())
@@ -304,11 +326,17 @@ def _store(root: str, environment: tuple[str, ...], process: int) -> Any:
     endpoint = options.get("endpoint") or os.environ.get("AWS_ENDPOINT_URL", "")
     insecure = root.startswith("http:") or endpoint.startswith("http:")
     return from_url(
-        root,
-        client_options={"timeout": "120s", "connect_timeout": "10s", "allow_http": insecure},
-        retry_config={"max_retries": 8, "retry_timeout": timedelta(minutes=3)},
-        **options,
+        root, client_options=_CLIENT | {"allow_http": insecure}, retry_config=_RETRIES, **options
     )
+
+
+@cache
+def _hub_store(root: str, token: str, process: int) -> Any:
+    """Open a repository of a hub by HTTP. The token is not sent on to where the hub redirects."""
+    client = _CLIENT | {"allow_http": root.startswith("http:")}
+    if token:
+        client["default_headers"] = {"authorization": f"Bearer {token}"}
+    return from_url(root, client_options=client, retry_config=_RETRIES)
 
 
 def _call(url: Url, request: Callable[[], T]) -> T:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 from shards import bucket
 from shards.bucket import BUCKETS, SCHEMES, Url
 from shards.errors import PretrackError, access_error
+from shards.hub import parse_hub_url
 
 Location = Path | Url
 """A file or a folder. Both types have `/`, `.name`, `.parent` and `str()`."""
@@ -26,7 +27,8 @@ TEMPORARY = ".tmp-"
 def parse_location(where: str | Location) -> Location:
     """Parse a URL ("s3://bucket/folder") or a path on this machine.
 
-    Raises PretrackError for an unknown scheme, and for a name on a bucket that contains '#' or '?'.
+    Raises PretrackError for an unknown scheme, for a name on a bucket that contains '#' or '?', and
+    for an `hf://` URL that names no dataset repository.
     """
     if isinstance(where, Path | Url):
         return where
@@ -39,6 +41,8 @@ def parse_location(where: str | Location) -> Location:
     # A URL's path ends at these characters, so all files of the folder would be one object.
     if scheme in BUCKETS and ("#" in where or "?" in where):
         raise PretrackError(f"{where}: a folder on a bucket cannot have '#' or '?' in its name")
+    if scheme == "hf":
+        parse_hub_url(where.rstrip("/"))
     return Url(where.rstrip("/"))
 
 

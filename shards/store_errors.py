@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import obstore.exceptions as errors
 
 from shards.errors import PretrackError
+from shards.hub import REFUSED
 
 _STATUS = re.compile(r"status code: (\d{3})((?: [A-Z][A-Za-z-]*)*)")
 _ELEMENTS = {
@@ -65,6 +66,8 @@ def store_error(error: Exception, url: str, region: str) -> OSError | PretrackEr
             f"{url}: this web server sends only whole files (it ignores 'Range'): use one that "
             "supports ranges, such as nginx, or stream whole tars with 'trainer.data.streaming'"
         )
+    if url.startswith("hf:") and answer.status in (401, 403):
+        return PermissionError(errno.EACCES, REFUSED, url)
     if refusal := _refusal(error, answer):
         return PermissionError(errno.EACCES, refusal, url)
     return OSError(errno.EIO, _failure(answer, region), url)

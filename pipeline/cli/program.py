@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from pipeline.cli.build_commands import build, catalog, gc, plan, verify
 from pipeline.cli.inspect_commands import diff, snapshots, stats, status
 from pipeline.cli.picture_commands import export, report, show
+from pipeline.cli.publish_commands import card, publish
 from shards.errors import exit_on_errors
 from shards.standard_streams import accept_any_text
 
@@ -78,17 +79,14 @@ def _program(
     """Turn video datasets into shards of frames and point tracks, once; then train on them."""
 
 
-_build_errors = exit_on_errors(
-    "pretrack",
-    extra="pipeline",
-    interrupted="stopped. What is finished is kept; the same command continues from there.",
-)
+_INTERRUPTED = "stopped. What is finished is kept; the same command continues from there."
 
 
-def _add(*commands: Callable[..., None]) -> None:
-    """Add commands that need the extra `pipeline`."""
+def _add(*commands: Callable[..., None], extra: str = "pipeline") -> None:
+    """Add commands that need an extra."""
     for command in commands:
-        app.command()(_build_errors(command))
+        errors = exit_on_errors("pretrack", extra=extra, interrupted=_INTERRUPTED)
+        app.command()(errors(command))
 
 
 def _add_training() -> None:
@@ -102,4 +100,5 @@ def _add_training() -> None:
 
 _add(catalog, plan, build, status, verify, show, report, stats, export)
 _add_training()
-_add(snapshots, diff, gc)
+_add(snapshots, diff, gc, card)
+_add(publish, extra="pipeline,hub")

@@ -56,7 +56,8 @@ def test_the_version_names_the_formats_that_it_writes() -> None:
 def test_help_lists_every_command() -> None:
     done = run("pipeline", "--help")
     commands = (
-        "catalog plan build status verify show report stats export train evaluate snapshots diff gc"
+        "catalog plan build status verify show report stats export train evaluate snapshots diff "
+        "gc card publish"
     )
     assert re.findall(r"^│ ([a-z]+) ", done.stdout, re.MULTILINE) == commands.split()
 
@@ -143,6 +144,12 @@ def test_evaluate_lists_its_evaluations_without_torch() -> None:
             ("pipeline", "build", "configs/demo.yaml"),
             ("ray", "av", "decord", "duckdb", "scenedetect"),
             "pretrack: the package 'ray' is not installed: pip install 'pretrack[pipeline]'\n",
+        ),
+        (
+            ("pipeline", "publish", "out", "ada/pans"),
+            ("huggingface_hub",),
+            "pretrack: the package 'huggingface_hub' is not installed: "
+            "pip install 'pretrack[pipeline,hub]'\n",
         ),
     ],
 )

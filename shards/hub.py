@@ -1,0 +1,114 @@
+"""Read dataset repositories of the Hugging Face hub: where `hf://` leads, with whose token, and
+what a folder there holds.
+
+`hf://datasets/OWNER/NAME/PATH` is a file of the branch `main`, `hf://datasets/OWNER/NAME@REVISION/…`
+of another branch, tag or commit. Like the hub's own client, this obeys HF_ENDPOINT, HF_TOKEN,
+HF_TOKEN_PATH and HF_HOME.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from shards.errors import PretrackError
+
+_URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
+_NEXT_PAGE = re.compile(r'<([^>]+)>; *rel="next"')
+_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class HubPath:
+    """A path in a dataset repository at a revision."""
+
+    repository: str
+    revision: str
+    path: str
+
+    @property
+    def root(self) -> str:
+        """The address under which the repository's files lie."""
+        return f"{endpoint()}/datasets/{self.repository}/resolve/{quote(self.revision, safe='')}"
+
+
+def parse_hub_url(url: str) -> HubPath:
+    """Parse an `hf://` URL. Raises PretrackError if it names no dataset repository."""
+    match = _URL.fullmatch(url)
+    if not match:
+        raise PretrackError(
+            f"{url}: name a dataset repository, as in hf://datasets/OWNER/NAME or "
+            "hf://datasets/OWNER/NAME@REVISION"
+        )
+    return HubPath(match[1], match[2] or "main", (match[3] or "").strip("/"))
+
+
+def endpoint() -> str:
+    """Return the hub's address."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def token() -> str:
+    """Return the user's token: HF_TOKEN, or what `hf auth login` stored; "" without one."""
+    if value := os.environ.get("HF_TOKEN", "").strip():
+        return value
+    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    home = Path(os.environ.get("HF_HOME", cache / "huggingface"))
+    file = Path(os.environ.get("HF_TOKEN_PATH", home / "token"))
+    with suppress(OSError, ValueError, RuntimeError):
+        return file.expanduser().read_text().strip()
+    return ""
+
+
+def authorization() -> dict[str, str]:
+    """Return the header that identifies the user; none without a token."""
+    return {"authorization": f"Bearer {found}"} if (found := token()) else {}
+
+
+def entries_in(url: str) -> Iterator[tuple[str, int | None]]:
+    """Yield what is directly in a folder: (name, size in bytes; None for a folder).
+
+    An absent folder has no entries. Raises OSError.
+    """
+    place = parse_hub_url(url)
+    revision = quote(place.revision, safe="")
+    page = f"{endpoint()}/api/datasets/{place.repository}/tree/{revision}/{quote(place.path)}"
+    while page:
+        entries, page = _read_page(page.rstrip("/"), url)
+        for entry in entries:
+            is_file = entry["type"] == "file"
+            yield entry["path"].rsplit("/", 1)[-1], int(entry["size"]) if is_file else None
+
+
+def _read_page(page: str, url: str) -> tuple[list[dict[str, Any]], str]:
+    """Read a page of a listing; return its entries and the next page, "" after the last."""
+    from urllib.error import HTTPError, URLError  # these take 40 ms, which few commands need
+    from urllib.request import Request, urlopen
+
+    try:
+        with urlopen(Request(page, headers=authorization()), timeout=_TIMEOUT_S) as answer:
+            further = _NEXT_PAGE.search(answer.headers.get("Link", ""))
+            return json.load(answer), further[1] if further else ""
+    except HTTPError as error:
+        if error.code == 404:
+            return [], ""
+        if error.code in (401, 403):
+            raise PermissionError(errno.EACCES, REFUSED, url) from error
+        raise OSError(errno.EIO, f"the hub failed: {error}", url) from error
+    except (URLError, ValueError) as error:
+        raise OSError(errno.EIO, f"the hub does not answer ({error})", url) from error
+
+
+REFUSED = (
+    "the hub refuses access: there is no such repository, or it is private or gated; log in with "
+    "'hf auth login' or set HF_TOKEN, and accept its terms on its page if it has any"
+)
+"""What is wrong if the hub denies access; it hides which repositories exist."""

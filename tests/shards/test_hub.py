@@ -1,0 +1,70 @@
+"""`hf://` leads to the right address, with the right token, and errors say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shards.errors import AccessError, PretrackError
+from shards.files import atomic_write, parse_location, read_file, read_ranges, sizes_in
+from shards.hub import HubPath, parse_hub_url, token
+from tests.helpers.environment import environment
+from tests.helpers.hub_server import hub_server
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("hf://datasets/ada/pans", HubPath("ada/pans", "main", "")),
+        ("hf://datasets/ada/pans/a/b.tar", HubPath("ada/pans", "main", "a/b.tar")),
+        ("hf://datasets/ada/p.a-n_s@v1/a", HubPath("ada/p.a-n_s", "v1", "a")),
+        ("hf://datasets/ada/pans@refs/pr/3/a", HubPath("ada/pans", "refs/pr/3", "a")),
+    ],
+)
+def test_urls_name_a_repository_a_revision_and_a_path(url: str, place: HubPath) -> None:
+    assert parse_hub_url(url) == place
+
+
+def test_a_revision_is_one_part_of_the_address() -> None:
+    with environment({"HF_ENDPOINT": "https://mirror.org/"}):
+        root = parse_hub_url("hf://datasets/ada/pans@refs/pr/3/a").root
+    assert root == "https://mirror.org/datasets/ada/pans/resolve/refs%2Fpr%2F3"
+
+
+@pytest.mark.parametrize("url", ["hf://ada/pans", "hf://datasets/ada", "hf://datasets/a/b#c"])
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(
+        PretrackError, match=r"name a dataset repository, as in hf://datasets/OWNER"
+    ):
+        parse_location(url)
+
+
+def test_the_token_is_that_of_the_environment_or_of_a_login(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("stored\n")
+    with environment({"HF_HOME": str(tmp_path), "HF_TOKEN": ""}):
+        assert token() == "stored"
+        with environment({"HF_TOKEN": "given"}):
+            assert token() == "given"
+    with environment({"HF_HOME": str(tmp_path / "none"), "HF_TOKEN": ""}):
+        assert token() == ""
+
+
+def test_files_of_a_repository_are_read_listed_and_not_written(tmp_path: Path) -> None:
+    with hub_server(tmp_path) as hub:
+        files = {"a.txt": b"0123456789", "b.tar": b"ABCDEFGHIJ", "c.txt": b"", "d/e.txt": b"e"}
+        hub.repositories["ada/pans"] = files
+        root = parse_location("hf://datasets/ada/pans")
+        assert read_file(root / "a.txt") == b"0123456789"
+        assert read_ranges(root / "b.tar", [8, 1], [9, 2]) == [b"IJ", b"BC"]
+        assert sizes_in(root) == {"a.txt": 10, "b.tar": 10, "c.txt": 0}, "over two pages"
+        assert sizes_in(root / "absent") == {}
+        with pytest.raises(FileNotFoundError):
+            read_file(root / "absent")
+        with pytest.raises(PretrackError, match="a hub can only be read; 'pretrack publish'"):
+            atomic_write(root / "a.txt", b"")
+        hub.private.add("ada/pans")
+        with environment({"HF_TOKEN": ""}):
+            for read in (read_file, sizes_in):
+                with pytest.raises(AccessError, match="no such repository, or it is private or ga"):
+                    read(root / "a.txt")
