@@ -88,13 +88,8 @@ def row(name: str, sums: Floats, sizes: Floats) -> str:
     batches = np.array_split(sums, -(-len(sums) // _BATCH))
     before = np.hstack([percentile_bootstrap(batch, sizes) for batch in batches])
     t = np.hstack([student(batch, sizes) for batch in batches])
-    found = [compare_means(batch, sizes) for batch in batches]
-    after = np.array(
-        [
-            np.concatenate([estimates.low for estimates in found]),
-            np.concatenate([estimates.high for estimates in found]),
-        ]
-    )
+    found = compare_means(sums, sizes)
+    after = np.array([found.low, found.high])
     wider = float(np.median(after[1] - after[0]) / np.median(t[1] - t[0]))
     # An interval leaves out 0 after a shift of all values if and only if it leaves out -shift.
     spread = sums.sum(axis=1).std() / sizes.sum()

@@ -33,6 +33,7 @@ TESTS = {
     "trainer/data/sampler.py": "tests/trainer/data/test_sampler.py",
     "trainer/evaluate/intervals.py": "tests/trainer/evaluate/test_intervals.py",
     "trainer/evaluate/heldout/breakdown.py": "tests/trainer/evaluate/heldout/test_breakdown.py",
+    "trainer/evaluate/heldout/surfaces.py": "tests/trainer/evaluate/heldout/test_surfaces.py",
     "trainer/evaluate/heldout/measures.py": "tests/trainer/evaluate/heldout/test_measures.py",
     "trainer/losses/sorting/objective.py": "tests/trainer/losses/sorting/test_objective.py",
     "trainer/metric_logging.py": "tests/trainer/test_metric_logging.py",
