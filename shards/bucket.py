@@ -196,6 +196,8 @@ def size_of(url: Url) -> int:
 
 def written_at(url: Url) -> datetime:
     """Tell when an object was put, by the store's clock. Raises FileNotFoundError, OSError."""
+    if _is_on_hub(url):
+        return hub.written_at(url.url)
     written: datetime = _head(url)["last_modified"]
     return written
 

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -88,13 +89,31 @@ def entries_in(url: str) -> Iterator[tuple[str, int | None]]:
             yield entry["path"].rsplit("/", 1)[-1], int(entry["size"]) if is_file else None
 
 
-def _read_page(page: str, url: str) -> tuple[list[dict[str, Any]], str]:
-    """Read a page of a listing; return its entries and the next page, "" after the last."""
+def written_at(url: str) -> datetime:
+    """Tell when a file was last committed. Raises FileNotFoundError, OSError."""
+    place = parse_hub_url(url)
+    revision = quote(place.revision, safe="")
+    page = f"{endpoint()}/api/datasets/{place.repository}/paths-info/{revision}"
+    found, _ = _read_page(page, url, {"paths": [place.path], "expand": True})
+    if not found:
+        raise FileNotFoundError(errno.ENOENT, "is not there", url)
+    return datetime.fromisoformat(found[0]["lastCommit"]["date"])
+
+
+def _read_page(
+    page: str, url: str, asked: dict[str, Any] | None = None
+) -> tuple[list[dict[str, Any]], str]:
+    """Read a page of a listing; return its entries and the next page, "" after the last.
+
+    asked: what to post, as JSON
+    """
     from urllib.error import HTTPError, URLError  # these take 40 ms, which few commands need
     from urllib.request import Request, urlopen
 
+    body = json.dumps(asked).encode() if asked else None
+    headers = authorization() | ({"content-type": "application/json"} if asked else {})
     try:
-        with urlopen(Request(page, headers=authorization()), timeout=_TIMEOUT_S) as answer:
+        with urlopen(Request(page, body, headers), timeout=_TIMEOUT_S) as answer:
             further = _NEXT_PAGE.search(answer.headers.get("Link", ""))
             return json.load(answer), further[1] if further else ""
     except HTTPError as error:

@@ -48,19 +48,21 @@ def card_files(
     """
     own_text = _own_text(snapshot.out / CARD)
     figures = measure(snapshot)
-    pictures = _sheets(snapshot)
+    sheets = _sheets(snapshot)
     drawn = charts_of(figures)
-    for chart in _CHARTS:
-        if chart in drawn:
-            path = f"{_PICTURES}/{chart}.png"
-            pictures[path] = (drawn[chart].title, charts.png(drawn[chart]))
+    charted = {
+        f"{_PICTURES}/{name}.png": (drawn[name].title, charts.png(drawn[name]))
+        for name in _CHARTS
+        if name in drawn
+    }
     content = CardContent(
         snapshot=snapshot,
         figures=figures,
         terms=terms,
         name=name,
         place=f"hf://datasets/{repository}" if repository else str(snapshot.out),
-        pictures={title: path for path, (title, _) in pictures.items()},
+        sheets={path: title for path, (title, _) in sheets.items()},
+        charts={path: title for path, (title, _) in charted.items()},
         own_text=own_text,
     )
     url = f"{endpoint}/datasets/{repository}" if repository else ""
@@ -68,7 +70,7 @@ def card_files(
         CARD: dataset_card(content).encode(),
         "croissant.json": croissant(snapshot, terms, name, url),
         **energon_files(snapshot),
-        **{path: data for path, (_, data) in pictures.items()},
+        **{path: data for path, (_, data) in (sheets | charted).items()},
     }
 
 

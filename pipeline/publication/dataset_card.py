@@ -33,7 +33,8 @@ class CardContent:
 
     name:     of the dataset
     place:    a folder or "hf://datasets/OWNER/NAME", for the commands that it shows
-    pictures: title → path relative to the card
+    sheets:   contact sheets of clips: path relative to the card → title
+    charts:   the same of charts
     own_text: what people added below the mark
     """
 
@@ -42,7 +43,8 @@ class CardContent:
     terms: Terms
     name: str
     place: str
-    pictures: dict[str, str]
+    sheets: dict[str, str]
+    charts: dict[str, str]
     own_text: str = ""
 
 
@@ -97,13 +99,19 @@ def _sections(content: CardContent) -> Iterator[str]:
         f"{pluralise(figures.clips, 'video clip')} of {figures.frames:,} frames with point tracks, "
         f"in {pluralise(figures.shards, 'shard')} ({total}).\n\n"
     )
-    yield from (f"![{title}]({path})\n\n" for title, path in content.pictures.items())
-    yield _contents(figures)
+    yield from (f"![{title}]({path})\n\n" for path, title in content.sheets.items())
     yield f"## Licences\n\n{_capitalised(content.terms.sentence())}.\n\n"
     stated = content.snapshot.videos["terms"].unique().to_pylist()
     yield "".join(f"- {_text(terms)}\n" for terms in stated if terms) + "\n"
     loaded = content.place.removeprefix("hf://datasets/")
     yield _LOADING.format(place=content.place, loaded=loaded, snapshot=content.snapshot.name)
+    yield _contents(figures)
+    if content.charts:
+        charts = " ".join(
+            f'<img src="{path}" alt="{title}" width="420">'
+            for path, title in content.charts.items()
+        )
+        yield f"## Figures\n\n{charts}\n\n"
     yield _making(content.snapshot)
     cited = citations(content.snapshot)
     yield "## Citation\n\n" + "".join(f"- {line}\n" for line in cited) + "\n"
@@ -131,15 +139,37 @@ def _contents(figures: SnapshotFigures) -> str:
 
 _LOADING = """## Loading
 
-Each sample is a clip: its description (`json`), its frames (`000.jpg`, `001.jpg`, …; null after the
-last frame of a shorter clip) and its tracks (`tracks.zst`, unpacked: the records that pretrack's
-page "The format" specifies, one per anchor).
-
 ```python
 from datasets import load_dataset
 
 clips = load_dataset("{loaded}", streaming=True)
 table = load_dataset("parquet", data_files="{place}/snapshots/{snapshot}/clips.parquet")
+```
+
+Each sample is a clip: its description (`json`), its frames (`000.jpg`, `001.jpg`, …; null after the
+last frame of a shorter clip), and its tracks (`tracks.zst`), which this decodes:
+
+```python
+import struct
+
+import numpy as np
+
+
+def decode_tracks(data):
+    # Yields per anchor frame: its index; positions [2, T, N], x and y in pixels, (0, 0) being the
+    # centre of the top-left pixel; visibility and confidence [T, N], from 0 to 1.
+    while data:
+        magic, version, units, anchor, frames, points = struct.unpack_from("<4sHHiII", data)
+        if (magic, version) != (b"PTRK", 2):
+            raise ValueError("these are not tracks of version 2")
+        size, shape = frames * points, (frames, points)
+        low_to_high = np.frombuffer(data, np.uint8, 8 * size, 20).reshape(4, 2, *shape)
+        z = sum(part.astype(np.uint32) << (8 * n) for n, part in enumerate(low_to_high))
+        steps = (z >> 1).astype(np.int32) ^ -(z & 1).astype(np.int32)
+        rest = np.frombuffer(data, np.uint8, 2 * size, 20 + 8 * size).reshape(2, *shape)
+        visibility, confidence = rest.cumsum(1, dtype=np.uint8) / 255
+        yield anchor, steps.cumsum(1, dtype=np.int32) / units, visibility, confidence
+        data = data[20 + 10 * size :]
 ```
 
 `videos`, `shards` and `failures` are tables beside `clips`. For training, pretrack reads the same

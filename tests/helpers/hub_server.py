@@ -90,17 +90,22 @@ class _Handler(BaseHTTPRequestHandler):
                 self._files(f"{owner}/{name}", writing=True)
                 listed = json.loads(body)["files"]
                 modes = {it["path"]: it["path"].endswith(_LARGE) for it in listed}
-                files = [
+                described = [
                     {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": 0}
                     for path, large in modes.items()
                 ]
-                self._send_json({"files": files})
+                self._send_json({"files": described})
             case "POST", "datasets", _, _, "info", "lfs", "objects", "batch":
                 self._send_json({"objects": list(map(self._batch, json.loads(body)["objects"]))})
             case "PUT", "lfs", digest:
                 self._put(digest, body)
             case "POST", "api", "datasets", owner, name, "commit", _:
                 self._commit(f"{owner}/{name}", [json.loads(line) for line in body.splitlines()])
+            case "POST", "api", "datasets", owner, name, "paths-info", _:
+                files = self._files(f"{owner}/{name}")
+                commit = {"lastCommit": {"date": "2026-11-21T10:00:00.000Z"}}
+                paths = json.loads(body)["paths"]
+                self._send_json([{"path": path, **commit} for path in paths if path in files])
             case "GET", "api", "datasets", owner, name, "tree", _, *folder:
                 self._list(self._files(f"{owner}/{name}"), "/".join(folder))
             case (("GET" | "HEAD"), "datasets", owner, name, "resolve", _, *path):

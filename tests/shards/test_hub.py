@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from shards.errors import AccessError, PretrackError
-from shards.files import atomic_write, parse_location, read_file, read_ranges, sizes_in
+from shards.files import (
+    atomic_write,
+    parse_location,
+    read_file,
+    read_ranges,
+    size_of,
+    sizes_in,
+    written_at,
+)
 from shards.hub import HubPath, parse_hub_url, token
 from tests.helpers.environment import environment
 from tests.helpers.hub_server import hub_server
@@ -59,12 +68,14 @@ def test_files_of_a_repository_are_read_listed_and_not_written(tmp_path: Path) -
         assert read_ranges(root / "b.tar", [8, 1], [9, 2]) == [b"IJ", b"BC"]
         assert sizes_in(root) == {"a.txt": 10, "b.tar": 10, "c.txt": 0}, "over two pages"
         assert sizes_in(root / "absent") == {}
-        with pytest.raises(FileNotFoundError):
-            read_file(root / "absent")
+        assert written_at(root / "a.txt") == datetime(2026, 11, 21, 10, tzinfo=UTC)
+        for read in (read_file, size_of, written_at):
+            with pytest.raises(FileNotFoundError):
+                read(root / "absent")
         with pytest.raises(PretrackError, match="a hub can only be read; 'pretrack publish'"):
             atomic_write(root / "a.txt", b"")
         hub.private.add("ada/pans")
         with environment({"HF_TOKEN": ""}):
-            for read in (read_file, sizes_in):
+            for access in (read_file, sizes_in, written_at):
                 with pytest.raises(AccessError, match="no such repository, or it is private or ga"):
-                    read(root / "a.txt")
+                    access(root / "a.txt")

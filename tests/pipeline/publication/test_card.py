@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,13 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+import zstandard
 
 from manifests.snapshot import Snapshot
 from manifests.terms import SPDX, Terms
+from pipeline.inspection.contact_sheet import read_clip
 from pipeline.publication import card_files
 from pipeline.publication.card_files import write_card_files
 from pipeline.publication.licences import check_publishable, licence_header, terms_of_snapshot
 from shards.clip import Camera, ClipInfo
+from shards.codec import encode_tracks
 from shards.errors import PretrackError
 from shards.files import Location
 from tests.helpers.published import publish_clips
@@ -71,8 +75,24 @@ def test_the_card_tells_the_terms_and_how_it_was_made(carded: Path) -> None:
     assert "root: PATH/pans" in card
     assert "/home/ada" not in card
     for picture in ("made-0-000000", "lengths", "motion"):
-        assert f"](pictures/card/{picture}.png)" in card
+        assert re.search(rf"""[("]pictures/card/{picture}.png[")]""", card)
         assert (carded / "pictures" / "card" / f"{picture}.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_code_on_the_card_decodes_the_tracks(carded: Path, snapshot: Snapshot) -> None:
+    code = re.findall(r"```python\n(.*?)```", (carded / "README.md").read_text(), re.DOTALL)[1]
+    names: dict[str, Any] = {}
+    exec(code, names)
+    clip = read_clip(snapshot, snapshot.clips.to_pylist()[2])
+    unpack = zstandard.ZstdDecompressor().decompress
+    records = list(names["decode_tracks"](b"".join(map(unpack, encode_tracks(clip.tracks)))))
+    assert [anchor for anchor, *_ in records] == [0, 4]
+    for row, (_, positions, visibility, confidence) in enumerate(records):
+        assert (positions.transpose(1, 2, 0) == clip.tracks.positions[row]).all()
+        assert (visibility == clip.tracks.visibility[row] / 255).all()
+        assert (confidence == clip.tracks.confidence[row] / 255).all()
+    with pytest.raises(ValueError, match="not tracks of version 2"):
+        list(names["decode_tracks"](bytes(40)))
 
 
 def test_text_below_the_card_is_kept_and_a_foreign_card_is_not_replaced(
