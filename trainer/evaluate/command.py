@@ -193,8 +193,9 @@ several ways: all views together, the anchor with one other view, each view alon
 with the cameras of other views, and with grey images, which shows what rays alone find. The last
 row is the answer "it has not moved".
 
-The first model is the base. Models are compared with it, and multi-view models with their own
-controls, by paired tests over videos; p-values are corrected for the number of comparisons.
+The first model is the base, without controls of its own if there are others. Models are compared
+with it, and multi-view models with their controls, by paired tests over videos; p-values are
+corrected for the number of comparisons.
 
 Clips without cameras are left out if any clip has cameras. Models that were trained on the footage
 of a clip are refused, as by `labelfree`.
