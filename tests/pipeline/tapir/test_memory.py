@@ -53,6 +53,7 @@ def test_a_first_estimate_takes_the_bytes_that_the_rule_counts(fake_gpu: FakeGpu
     assert 0.8 * rule < per_pair <= rule
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fast", "side"), [(True, 256), (False, 256), (True, 512)])
 def test_refining_a_query_takes_the_bytes_that_the_rule_counts(
     fake_gpu: FakeGpu, fast: bool, side: int
@@ -80,11 +81,11 @@ def test_refining_a_query_takes_the_bytes_that_the_rule_counts(
 @pytest.mark.slow
 def test_tracking_as_many_clips_as_the_rule_says_fits_the_memory(fake_gpu: FakeGpu) -> None:
     """And uses more than half of it. Beside it there are the weights, in both precisions."""
-    memory, frames = GB // 4, 12
+    memory, frames = GB // 8, 12
     clips = clips_at_once(
         memory, frames=frames, frame_bytes=3 * 256 * 456, sides=[BASE_SIDE], fast=True
     )
-    assert clips == 4
+    assert clips == 2
     with fake_gpu.making_tensors():
         model = network()
         video = torch.zeros(clips, frames, *FRAME, dtype=torch.uint8)
@@ -94,7 +95,7 @@ def test_tracking_as_many_clips_as_the_rule_says_fits_the_memory(fake_gpu: FakeG
     assert 0.5 * memory < fake_gpu.peak_bytes < memory + weights
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_gpu_is_never_waited_for(fake_gpu: FakeGpu, causal: bool) -> None:
     with fake_gpu.making_tensors():
         model, video = network(causal), torch.zeros(2, 3, *FRAME, dtype=torch.uint8)
