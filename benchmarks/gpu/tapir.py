@@ -7,7 +7,6 @@ from functools import partial
 
 from benchmarks.gpu.line import Line, milliseconds, peak_gigabytes, reset_peak, seconds
 from benchmarks.gpu.moving_pictures import moving_pictures
-from benchmarks.gpu.tracker import deviation_lines
 from pipeline.tapir.model import Tapir
 from pipeline.tapir.tracking import track
 from pipeline.tapir.weights import load_model
@@ -25,8 +24,15 @@ def lines(device: str, small: bool) -> Iterator[Line]:
     model = load_model("random", device, base_side=side)
     video = moving_pictures(1, 2 if small else 24).to(device)
     grid = 4 if small else 16
-    tracked = [track(model, video, grid=grid, anchors=(0,), fast=fast) for fast in (False, True)]
-    yield from deviation_lines("fast against exact", *tracked)
+    exact, fast = (
+        track(model, video, grid=grid, anchors=(0,), fast=fast) for fast in (False, True)
+    )
+    # A median: with random weights, rounding moves the best cell of some cost volumes, and with it
+    # a whole track.
+    pixels = (exact.positions - fast.positions).norm(dim=-1).flatten()
+    yield Line("fast against exact: median distance", pixels.median().item(), "px", at_most=0.5)
+    flips = ((exact.visibility > 0.5) != (fast.visibility > 0.5)).float().mean().item()
+    yield Line("fast against exact: visibility", 100 * flips, "% flips", at_most=2)
     compiled = load_model("random", device, compiled=device == "cuda", base_side=side)
     for frames, anchors in ((2, (0,)),) if small else ((24, (0, 8, 16)), (48, (0, 16, 32))):
         yield from _speed(compiled, 1 if small else 8, frames, anchors, device)
