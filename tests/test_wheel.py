@@ -74,6 +74,7 @@ def test_a_wheel_has_the_command_the_gallery_and_the_loader(site: Path, tmp_path
             folder=tmp_path,
         )
     )
+    assert all((site / package / "py.typed").is_file() for package in PACKAGES)
     page = tmp_path / shown["page"]
     for file in ("gallery.css", "gallery.js", "player.js", "draw.js", "input.js", "clips.js"):
         assert f'"{file}"' in page.read_text()
