@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +36,46 @@ def opencv_camera(
         cx=float(cx),
         cy=float(cy),
         world_to_camera=tuple(world_to_camera.ravel().tolist()),
+    )
+
+
+def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> Camera | None:
+    """Convert a viewpoint of CO3D or uCO3D to a camera of its image of `width` x `height` pixels.
+
+    PyTorch3D's axes are x left, y up, z forward, with X_camera = X_world @ R + T. The origin of its
+    NDC is midway between the image's *borders*. One NDC unit is half a side of the image: for
+    "ndc_norm_image_bounds" half the width in x and half the height in y, for "ndc_isotropic" half
+    the shorter side in both. Returns None if the numbers make no camera, or some are missing.
+    Raises ValueError for another intrinsics_format.
+    """
+    pixels_per_unit = {
+        "ndc_norm_image_bounds": (width / 2, height / 2),
+        "ndc_isotropic": (min(width, height) / 2,) * 2,
+    }
+    # CO3Dv1 has no such key and means the default.
+    form = viewpoint.get("intrinsics_format", "ndc_norm_image_bounds").lower()
+    if form not in pixels_per_unit:
+        raise ValueError(f"unknown intrinsics_format '{form}'")
+    ux, uy = pixels_per_unit[form]
+    try:
+        fx, fy = map(float, viewpoint["focal_length"])
+        px, py = map(float, viewpoint["principal_point"])
+        rotation = np.asarray(viewpoint["R"], np.float64)
+        translation = np.asarray(viewpoint["T"], np.float64)
+    except (KeyError, TypeError, ValueError):
+        return None
+    if rotation.shape != (3, 3) or translation.shape != (3,):
+        return None
+    flip = np.array([[-1.0], [-1.0], [1.0]])  # x left, y up → x right, y down
+    # PyTorch3D multiplies row vectors from the left, hence the transpose.
+    world_to_camera = flip * np.column_stack([rotation.T, translation])
+    # NDC's x points left and y up. Half a pixel less: pixel centres are at integers here.
+    return opencv_camera(
+        fx=fx * ux,
+        fy=fy * uy,
+        cx=width / 2 - px * ux - 0.5,
+        cy=height / 2 - py * uy - 0.5,
+        world_to_camera=world_to_camera,
     )
 
 

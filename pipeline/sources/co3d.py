@@ -14,12 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import numpy as np
-
 from manifests.rows import DepthFiles, Failure
 from manifests.settings import Settings
 from pipeline.failures import Reason
-from pipeline.sources.cameras import opencv_camera, with_poses
+from pipeline.sources.cameras import viewpoint_camera, with_poses
 from pipeline.sources.json_stream import items
 from pipeline.sources.listing import (
     ListedFile,
@@ -31,6 +29,7 @@ from pipeline.sources.listing import (
     images_in,
     is_image,
     number_frames,
+    path_inside,
 )
 from pipeline.sources.video import Video
 from shards.clip import Camera
@@ -385,46 +384,6 @@ class Co3d(Settings):
         )
 
 
-def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> Camera | None:
-    """Convert a CO3D viewpoint to a camera of its image of `width` x `height` pixels.
-
-    PyTorch3D's axes are x left, y up, z forward, with X_camera = X_world @ R + T. The origin of its
-    NDC is midway between the image's *borders*. One NDC unit is half a side of the image: for
-    "ndc_norm_image_bounds" half the width in x and half the height in y, for "ndc_isotropic" half
-    the shorter side in both. Returns None if the numbers make no camera, or some are missing.
-    Raises ValueError for another intrinsics_format.
-    """
-    pixels_per_unit = {
-        "ndc_norm_image_bounds": (width / 2, height / 2),
-        "ndc_isotropic": (min(width, height) / 2,) * 2,
-    }
-    # CO3Dv1 has no such key and means the default.
-    form = viewpoint.get("intrinsics_format", "ndc_norm_image_bounds").lower()
-    if form not in pixels_per_unit:
-        raise ValueError(f"unknown intrinsics_format '{form}'")
-    ux, uy = pixels_per_unit[form]
-    try:
-        fx, fy = map(float, viewpoint["focal_length"])
-        px, py = map(float, viewpoint["principal_point"])
-        rotation = np.asarray(viewpoint["R"], np.float64)
-        translation = np.asarray(viewpoint["T"], np.float64)
-    except (KeyError, TypeError, ValueError):
-        return None
-    if rotation.shape != (3, 3) or translation.shape != (3,):
-        return None
-    flip = np.array([[-1.0], [-1.0], [1.0]])  # x left, y up → x right, y down
-    # PyTorch3D multiplies row vectors from the left, hence the transpose.
-    world_to_camera = flip * np.column_stack([rotation.T, translation])
-    # NDC's x points left and y up. Half a pixel less: pixel centres are at integers here.
-    return opencv_camera(
-        fx=fx * ux,
-        fy=fy * uy,
-        cx=width / 2 - px * ux - 0.5,
-        cy=height / 2 - py * uy - 0.5,
-        world_to_camera=world_to_camera,
-    )
-
-
 def _depth_files(category: _Category, frames: Sequence[_FrameAnnotation]) -> DepthFiles | None:
     """Return the depth maps that the annotations of a sequence name, None if they name none.
 
@@ -491,10 +450,10 @@ def _frames(rows: Iterator[Any]) -> dict[str, list[_FrameAnnotation]]:
             timestamp=row.get("frame_timestamp"),
             camera=_camera(viewpoint, image.get("size")),
             exploded=_exploded(viewpoint),
-            depth=_path(depth.get("path")),
+            depth=path_inside(depth.get("path")),
             depth_scale=_scale(depth.get("scale_adjustment", 1.0)),
-            depth_mask=_path(depth.get("mask_path")),
-            mask=_path(mask.get("path")),
+            depth_mask=path_inside(depth.get("mask_path")),
+            mask=path_inside(mask.get("path")),
         )
         sequences.setdefault(row["sequence_name"], []).append(frame)
     return sequences
@@ -502,12 +461,6 @@ def _frames(rows: Iterator[Any]) -> dict[str, list[_FrameAnnotation]]:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _path(value: Any) -> str:
-    """Return a path of an annotation; "" for what is no path, or leads out of the root."""
-    inside = isinstance(value, str) and not value.startswith("/") and ".." not in value.split("/")
-    return value if inside else ""
 
 
 def _scale(value: Any) -> float:

@@ -118,6 +118,12 @@ def join_path(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
+def path_inside(value: object) -> str:
+    """Return a path of an annotation; "" for what is no path, or leads out of the root."""
+    inside = isinstance(value, str) and not value.startswith("/") and ".." not in value.split("/")
+    return value if inside else ""  # type: ignore[return-value]
+
+
 def folders_in(root: Path, folder: str = "") -> list[str]:
     """List the folders directly in `folder`, relative to the root, sorted, without hidden ones."""
     with os.scandir(root / folder) as entries:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.sources.co3d import viewpoint_camera
+from pipeline.sources.cameras import viewpoint_camera
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings, LucasKanadeTracker
 from shards.clip import Camera, ClipInfo, Tracks
 from shards.geometry import FrameTransform, grid_points

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from manifests.rows import Failure
-from pipeline.sources.cameras import opencv_camera, with_poses
-from pipeline.sources.co3d import viewpoint_camera
+from pipeline.sources.cameras import opencv_camera, viewpoint_camera, with_poses
 from pipeline.sources.dl3dv import scaled_camera
 from shards.clip import Camera
 
