@@ -21,20 +21,23 @@ Int64 = Annotated[int, "int64"]
 Float32 = Annotated[float, "float32"]
 Float64 = Annotated[float, "float64"]
 
-DepthEncoding = Literal["linear", "float16"]
+DepthEncoding = Literal["linear", "float16", "float"]
 
 FailureStage = Literal["catalog", "scan", "decode", "track", "score"]
 
 
 @dataclass(frozen=True)
 class DepthFiles:
-    """Depth maps of a video's frames: PNG files of one 16-bit channel, as large as the frames.
+    """Depth maps of a video's frames: PNG files of one 16-bit channel, or datasets of HDF5 files.
 
-    Depth is measured along the optical axis, in the world units of the cameras.
+    PNG files are as large as the frames; datasets [H, W] may have another resolution. Depth is
+    measured along the optical axis, in the world units of the cameras.
 
     encoding: "linear": a pixel's value times the scale; "float16": the 16 bits are a float16, times
-              the scale (CO3D). 0, negative, infinite and NaN mean that the depth is unknown
-    files:    one per frame, relative to the video's root as image files are; "" for a frame without
+              the scale (CO3D); "float": the files are datasets of HDF5, whose values are times the
+              scale (uCO3D). 0, negative, infinite and NaN mean that the depth is unknown
+    files:    one per frame, relative to the video's root as image files are; "" for a frame
+              without; "a.h5!7" is the dataset "7" of an HDF5 file
     scales:   one per frame
     masks:    images that are 0 where the depth is unknown, one per frame ("" for none), or ()
     """
@@ -61,7 +64,8 @@ class VideoRow:
     root:          the source's folder; `file` and `image_files` are relative to it
     file:          the video file, or "" for a sequence of images
     image_files:   one per frame, or () for a video file
-    frame_numbers: the source's own number of each image; () for a video file (frames are counted)
+    frame_numbers: the source's own number of each image; of a video file, the index in the file of
+                   each frame that is used, () for all of them
     timestamps:    seconds from the start, one per frame, or None
     cameras:       one per frame (None for a frame without a pose) in pixels of the source frame,
                    or None

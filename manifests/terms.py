@@ -85,6 +85,7 @@ DATASETS = {
     "co3d": Licence(
         "CC-BY-NC-4.0", "https://github.com/facebookresearch/co3d/blob/main/LICENSE", False, None
     ),
+    "uco3d": SPDX["CC-BY-4.0"],
     "dl3dv": Licence(
         "LicenseRef-DL3DV-Terms-of-Use",
         "https://github.com/DL3DV-10K/Dataset/blob/main/License.md",

@@ -24,6 +24,7 @@ class Reason(StrEnum):
     MISSING_SEQUENCES = "missing sequences"
     MISSING_VIDEOS = "missing videos"
     MISSING_IMAGES = "missing images"
+    MISSING_FRAMES = "missing frames"
     NO_IMAGES = "no images"
     IMAGES_WITHOUT_ANNOTATION = "images without annotation"
     IMAGES_WITHOUT_FRAME_NUMBER = "images without a frame number"

@@ -156,7 +156,7 @@ def _decode_on_gpu(
                 video,
                 task,
                 indices=indices,
-                numbers=indices,
+                numbers=_indices_in_file(clip, video, task),
                 source_sizes=[result.source_size] * len(indices),
                 size=result.size,
             )
@@ -181,7 +181,7 @@ def _encode_on_gpu(
         path,
         device=settings.device,
         ledger=ledger,
-        clips=[_frame_indices(clip, task) for clip in planned],
+        clips=[_indices_in_file(clip, video, task) for clip in planned],
         form=_stored_form(task),
         jpeg_quality=settings.jpeg_quality,
     )
@@ -218,17 +218,17 @@ def _one_pass(
     """Decode clips of a video file in one pass. Raises DecodeError."""
     settings = task.settings.frames
     path = str(Path(video.root) / video.file)
-    indices = [_frame_indices(clip, task) for clip in planned]
+    numbers = [_indices_in_file(clip, video, task) for clip in planned]
     frames = decoder.read_video(
         path,
         decoder=settings.decoder,
         ledger=_ledger(path, video, task, decoder),
-        indices=[index for of_clip in indices for index in of_clip],
+        indices=[number for of_clip in numbers for number in of_clip],
         form=_stored_form(task),
     )
-    for clip, of_clip in zip(planned, indices, strict=True):
-        stored = [next(frames) for _ in of_clip]
-        yield _encode(clip, video, task, indices=of_clip, numbers=of_clip, frames=stored)
+    for clip, of_clip in zip(planned, numbers, strict=True):
+        indices, stored = _frame_indices(clip, task), [next(frames) for _ in of_clip]
+        yield _encode(clip, video, task, indices=indices, numbers=of_clip, frames=stored)
     for _ in frames:  # receive the end of the request, which may be an error
         pass
 
@@ -404,6 +404,12 @@ def _frame_indices(planned: PlannedClip, task: ShardTask) -> list[int]:
     """Return the indices of a clip's frames within its video."""
     stride = task.settings.frames.stride
     return [planned.start + number * stride for number in range(planned.frames)]
+
+
+def _indices_in_file(planned: PlannedClip, video: VideoRow, task: ShardTask) -> list[int]:
+    """Return the indices of a clip's frames within its video file, of which some may be used."""
+    indices = _frame_indices(planned, task)
+    return [video.frame_numbers[index] for index in indices] if video.frame_numbers else indices
 
 
 def _clip_size(sizes: Sequence[Size]) -> Size:

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,7 @@ from manifests.wording import pluralise
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
 from pipeline.failures import TRANSIENT_REASONS, DecodeError, Reason
 from pipeline.monitoring.progress import Progress
+from pipeline.planning.chosen_frames import choose_frames
 from pipeline.planning.ledger_store import scan_texts, write_ledger
 from pipeline.ray_cluster import connect, decoder_of_this_worker, ray_task, results_as_completed
 from pipeline.sources.listing import files_named, identity_of
@@ -149,10 +149,10 @@ def make_catalog(
 
     retry_failed: scan the files again that could not be scanned
     """
-    tables = [VIDEOS.empty_table()]
-    files: list[Video] = []
+    images, files = _VideoTables(), _VideoTables()
+    paths: list[str] = []
+    identities: dict[str, str] = {}
     failures: list[Failure] = []
-    rows: list[VideoRow] = []
     names: set[tuple[str, str]] = set()
     # Sequences of images are complete once they are listed.
     for video in find_videos(settings, progress):
@@ -161,22 +161,20 @@ def make_catalog(
         if isinstance(video, Failure):
             failures.append(video)
         elif video.file:
-            files.append(video)
+            files.add(_video_row(video, settings))
+            paths.append(_path(video))
+            identities[paths[-1]] = video.identity
         else:
-            rows.append(_video_row(video, settings))
-            # Cameras and frame numbers take a tenth of the memory in an Arrow table.
-            if len(rows) == _ROWS_PER_TABLE:
-                tables.append(_videos_table(rows))
-                rows = []
-    tables.append(_videos_table(rows))
+            images.add(_video_row(video, settings))
     # Video files need their scans.
-    scans = _scans(settings, files, progress, retry_failed)
-    for first in range(0, len(files), _ROWS_PER_TABLE):
-        videos, unreadable = _scanned_videos(
-            files[first : first + _ROWS_PER_TABLE], scans.slice(first, _ROWS_PER_TABLE), settings
-        )
+    scans = _scans(settings, identities, progress, retry_failed)
+    scans = scans.take(pc.index_in(pa.array(paths, pa.string()), value_set=scans["path"]))
+    tables, first = images.tables(), 0
+    for listed in files.tables():
+        videos, left_out = _scanned_videos(listed, scans.slice(first, listed.num_rows))
         tables.append(videos)
-        failures += unreadable
+        failures += left_out
+        first += listed.num_rows
     videos, untrackable = _trackable(pa.concat_tables(tables), settings)
     failures += [*untrackable, *_without_maps(videos, settings.frames)]
     return Catalog(videos, table_of(failures, FAILURES), len(names))
@@ -241,33 +239,57 @@ def _counts(column: pa.ChunkedArray) -> list[tuple[str, int]]:
     return [(entry["values"], entry["counts"]) for entry in counted.to_pylist()]
 
 
-def _scanned_videos(
-    files: list[Video], scans: pa.Table, settings: BuildSettings
-) -> tuple[pa.Table, list[Failure]]:
+class _VideoTables:
+    """Collect rows of the videos table. Cameras take a tenth of the memory in an Arrow table."""
+
+    def __init__(self) -> None:
+        self._tables = [VIDEOS.empty_table()]
+        self._rows: list[VideoRow] = []
+
+    def add(self, row: VideoRow) -> None:
+        self._rows.append(row)
+        if len(self._rows) == _ROWS_PER_TABLE:
+            self._tables.append(_videos_table(self._rows))
+            self._rows = []
+
+    def tables(self) -> list[pa.Table]:
+        """Return all rows that were added, in order."""
+        return [*self._tables, _videos_table(self._rows)]
+
+
+def _scanned_videos(listed: pa.Table, scans: pa.Table) -> tuple[pa.Table, list[Failure]]:
     """Join video files and their scans: the usable ones (table VIDEOS), and failures."""
+    named = listed.select(["source", "video_id"]).to_pylist()
     failures = [
-        Failure(
-            source=video.source,
-            video_id=video.video_id,
-            stage="scan",
-            reason=note["reason"],
-            detail=note["detail"],
-        )
-        for video, notes in zip(files, scans["notes"].to_pylist(), strict=True)
+        Failure(**video, stage="scan", reason=note["reason"], detail=note["detail"])
+        for video, notes in zip(named, scans["notes"].to_pylist(), strict=True)
         for note in notes
     ]
     usable = pc.equal(scans["reason"], "")
-    videos = _videos_table(
-        _video_row(video, settings) for video in compress(files, usable.to_pylist())
-    )
-    # Scan results go from column to column: as Python lists, timestamps would be large.
-    results = scans.filter(usable)
-    columns = {name: results[name] for name in ("width", "height", "timestamps", "cuts")}
-    columns["frames"] = pc.list_value_length(results["timestamps"])
-    columns["scan"] = scan_texts(results["settings"], results["ledger"])
+    listed, scans = listed.filter(usable), scans.filter(usable)
+    # The source may name the frames to use by their times.
+    chosen = pc.is_valid(listed["timestamps"])
+    whole = _with_scans(listed.filter(pc.invert(chosen)), scans.filter(pc.invert(chosen)))
+    listed, scans = listed.filter(chosen), scans.filter(chosen)
+    rows = []
+    named = listed.select(["timestamps", "width", "height"]).to_pylist()
+    for video, row in zip(named, _with_scans(listed, scans).to_pylist(), strict=True):
+        size = (video["width"], video["height"])
+        limited, left_out = choose_frames(row, video["timestamps"], size)
+        failures += left_out
+        rows += [limited] if limited else []
+    return pa.concat_tables([whole, table_of(rows, VIDEOS)]), failures
+
+
+def _with_scans(videos: pa.Table, scans: pa.Table) -> pa.Table:
+    """Put the results of scans into rows of the videos table."""
+    # Column by column: as Python lists, timestamps would be large.
+    columns = {name: scans[name] for name in ("width", "height", "timestamps", "cuts")}
+    columns["frames"] = pc.list_value_length(scans["timestamps"])
+    columns["scan"] = scan_texts(scans["settings"], scans["ledger"])
     for name, column in columns.items():
         videos = videos.set_column(VIDEOS.get_field_index(name), VIDEOS.field(name), column)
-    return videos, failures
+    return videos
 
 
 def stored_catalog(settings: BuildSettings) -> Catalog:
@@ -344,17 +366,22 @@ def split_of(dataset: str, sequence: str, split: SplitSettings) -> str:
 
 
 def _video_row(video: Video, settings: BuildSettings) -> VideoRow:
-    """Return a video's row of the videos table, without the results of a scan."""
+    """Return a video's row of the videos table, without the results of a scan.
+
+    Its size is that of the frames that its cameras are for, 0 if the source does not say.
+    """
+    fields = {name: value for name, value in vars(video).items() if name != "size"}
+    width, height = video.size or (0, 0)
     return VideoRow(
         **{
-            **vars(video),
+            **fields,
             "identity": _content_identity(video, settings.frames),
             "depth": video.depth if settings.frames.depth else None,
             "mask_files": video.mask_files if settings.frames.masks else None,
         },
         split=split_of(video.dataset, video.sequence, settings.split),
-        width=0,
-        height=0,
+        width=width,
+        height=height,
         cuts=(),
         frames=len(video.image_files),
         scan="",
@@ -404,15 +431,16 @@ def _path(video: Video) -> str:
 
 
 def _scans(
-    settings: BuildSettings, videos: Sequence[Video], progress: Progress, retry_failed: bool
+    settings: BuildSettings, identities: dict[str, str], progress: Progress, retry_failed: bool
 ) -> pa.Table:
-    """Return the scan of every video file (table SCANS), in the order of `videos`.
+    """Return the scan of every video file (table SCANS).
 
     Scans the files that have no valid stored scan, and stores the new scans.
+
+    identities: of the files, by path
     """
     scan_settings = settings.frames.of_scan()
     store = settings.out / "catalog" / "scans.parquet"
-    identities = {_path(video): video.identity for video in videos}
     scans = _stored_scans(store, identities, scan_settings, retry_failed)
     missing = sorted(identities.keys() - set(scans["path"].to_pylist()))
     if missing:
@@ -427,8 +455,7 @@ def _scans(
                     _store_scans(store, scans)
         scans = pa.concat_tables([scans, _scans_table(rows)])
         _store_scans(store, scans)
-    paths = pa.array([_path(video) for video in videos], pa.string())
-    return scans.take(pc.index_in(paths, value_set=scans["path"]))
+    return scans
 
 
 def _stored_scans(

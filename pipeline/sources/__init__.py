@@ -11,9 +11,11 @@ from pipeline.sources.co3d import Co3d
 from pipeline.sources.dl3dv import Dl3dv
 from pipeline.sources.scenes import Scenes
 from pipeline.sources.synthetic import Synthetic
+from pipeline.sources.uco3d import Uco3d
 from pipeline.sources.video_folder import VideoFolder
 from pipeline.sources.youtube_vos import YoutubeVos
 
 Source = Annotated[
-    Co3d | Dl3dv | YoutubeVos | VideoFolder | Synthetic | Scenes, Field(discriminator="dataset")
+    Co3d | Uco3d | Dl3dv | YoutubeVos | VideoFolder | Synthetic | Scenes,
+    Field(discriminator="dataset"),
 ]

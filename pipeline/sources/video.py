@@ -22,20 +22,24 @@ class Video:
     image_files:   one per frame, or () for a video file; "a.zip!b/c.jpg" is a member of an archive
     frame_numbers: the source's own number of each image, increasing, with or without gaps; () for a
                    video file, whose frames are numbered by their index
-    timestamps:    seconds from the start, one per frame, or None. None for a video file: its scan
-                   finds them
+    timestamps:    seconds from the start, one per frame, or None. For a video file, None means all
+                   of its frames, whose times its scan finds; otherwise only the frames nearest to
+                   these times are used, and what there is one per frame belongs to them
     cameras:       one per frame, in pixels of the source frame, None for frames without a pose; or
                    None if no frame has one
     identity:      digest of what the content depends on: the files' names, sizes and modification
                    times
     terms:         what may be done with the footage, in one sentence
+    size:          (width, height) of the frames that the cameras are for, or None if the source
+                   does not say. A video file of another size is used without cameras
     viewpoint_quality: the source's own score of its poses, or None
     parts:         names of what the video was put together from and other videos may share, such as
                    textures and shapes of a rendered scene; None where it is footage
     depth:         the depth maps of a sequence of images, or None. A source only names the files:
                    they are read, and are a part of what clips depend on, with `frames.depth`
     mask_files:    8-bit grey images as large as the frames, such as masks of objects or instances:
-                   one per frame, "" for none; or None. Read with `frames.masks`
+                   one per frame, "" for none; or None. "a.mkv!1.5" is the frame of a video nearest
+                   to 1.5 s. Read with `frames.masks`
     """
 
     source: str
@@ -50,6 +54,7 @@ class Video:
     cameras: tuple[Camera | None, ...] | None
     identity: str
     terms: str
+    size: tuple[int, int] | None = None
     viewpoint_quality: float | None = None
     parts: tuple[str, ...] | None = None
     depth: DepthFiles | None = None
