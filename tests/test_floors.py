@@ -171,7 +171,7 @@ def test_only_the_command_line_may_import_the_trainer_and_only_inside_functions(
     ("module", "unwanted"),
     [
         ("pipeline.cli", {"ray", "cv2", "torch", "decord", "av", "pyarrow", "mujoco"}),
-        ("pipeline.execution.build", {"torch", "decord", "timm", "mujoco"}),
+        ("pipeline.execution.build", {"torch", "decord", "timm", "mujoco", "h5py"}),
         pytest.param(
             "trainer.train", {"ray", "decord", "av", "scenedetect"}, marks=pytest.mark.slow
         ),

@@ -10,14 +10,17 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import groupby
 from multiprocessing.connection import Connection
+from typing import Any
 
 import cv2
 
 from pipeline.decode import gpu
-from pipeline.decode.frame_maps import read_depth, read_mask
+from pipeline.decode.frame_maps import read_depth, read_mask, read_video_masks
 from pipeline.decode.images import read_image
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.messages import (
@@ -40,6 +43,7 @@ from pipeline.decode.messages import (
 from pipeline.decode.scan import scan
 from pipeline.decode.video import read_frames
 from pipeline.failures import DecodeError, MachineError, Reason
+from pipeline.sources.listing import numbered_part
 from pipeline.sources.rendering import render_missing
 from shards.geometry import FrameTransform, stored_transform
 
@@ -146,21 +150,42 @@ def _answer_images(pipe: Connection, request: ImagesRequest) -> None:
 def _answer_maps(pipe: Connection, request: MapsRequest) -> None:
     """Send per depth map, then per mask, its values as stored; or why it cannot be used."""
     root, stored_size = request.root, request.stored_size
-    readers = [
-        partial(read_depth, root, **asdict(file), source_size=size, stored_size=stored_size)
-        for file, size in zip(request.depths, request.source_sizes, strict=False)
-    ] + [
-        partial(read_mask, root, name, source_size=size, stored_size=stored_size)
-        for name, size in zip(request.masks, request.source_sizes, strict=False)
-    ]
-    for read in readers:
-        try:
-            pipe.send(Result(read()))
-        except DecodeError as error:
-            pipe.send(ItemFailed(str(error), error.reason))
-        except Exception as error:  # as for images
-            message = f"it cannot be read ({type(error).__name__}: {error})"
-            pipe.send(ItemFailed(message, Reason.DEPTH_UNKNOWN))
+    for depth, size in zip(request.depths, request.source_sizes, strict=False):
+        read = partial(read_depth, root, **asdict(depth), source_size=size, stored_size=stored_size)
+        pipe.send(_map_answer(read))
+    masks = zip(request.masks, request.source_sizes, strict=False)
+    for video, group in groupby(masks, key=lambda mask: numbered_part(mask[0])[0]):
+        names, sizes = zip(*group, strict=True)
+        if video:
+            values = read_video_masks(
+                root,
+                names,
+                source_sizes=sizes,
+                stored_size=stored_size,
+                on_frame=lambda: pipe.send(Progress()),
+            )
+            for value in values:
+                if isinstance(value, DecodeError):
+                    pipe.send(ItemFailed(str(value), value.reason))
+                else:
+                    pipe.send(Result(value))
+            continue
+        for name, size in zip(names, sizes, strict=True):
+            image = partial(read_mask, root, name, source_size=size, stored_size=stored_size)
+            pipe.send(_map_answer(image))
+
+
+def _map_answer(read: Callable[[], Any]) -> Answer:
+    """Return the values of a depth map or a mask, or why it cannot be used."""
+    try:
+        return Result(read())
+    except MachineError:
+        raise
+    except DecodeError as error:
+        return ItemFailed(str(error), error.reason)
+    except Exception as error:  # as for images
+        message = f"it cannot be read ({type(error).__name__}: {error})"
+        return ItemFailed(message, Reason.DEPTH_UNKNOWN)
 
 
 if __name__ == "__main__":

@@ -120,7 +120,13 @@ def _decode_video(
     if video.file:
         on_gpu = task.settings.frames.device == "cuda"
         decode = _decode_on_gpu if on_gpu else _decode_from_file
-        yield from decode(planned, video, task, decoder)
+        results = decode(planned, video, task, decoder)
+        if video.depth or video.mask_files:
+            # The decoder answers one request at a time: maps are read after the pass over the file.
+            for clip, result in zip(planned, list(results), strict=True):
+                yield _with_maps(clip, result, video, task, decoder)
+        else:
+            yield from results
         return
     for clip in planned:
         failures: list[Failure] = []
@@ -304,7 +310,46 @@ def _decode_from_images(
         frames=list(frames.values()),
     )
     sizes = {index: frame.source_size for index, frame in frames.items()}
-    scale, maps, unknown = read_maps(clip.info, sizes, video, decoder)
+    return _add_maps(planned, clip, sizes, video, decoder, failures=failures)
+
+
+def _with_maps(
+    planned: PlannedClip,
+    result: ClipResult,
+    video: VideoRow,
+    task: ShardTask,
+    decoder: SubprocessDecoder,
+) -> ClipResult:
+    """Read the depth maps and masks of a clip that was decoded from a video file."""
+    if result.clip is None:
+        return result
+    info, failures = result.clip.info, list(result.failures)
+    # All frames of a shot have one size.
+    size = (info.source_width, info.source_height)
+    sizes = dict.fromkeys(_frame_indices(planned, task), size)
+    try:
+        clip = _add_maps(planned, result.clip, sizes, video, decoder, failures=failures)
+    except DecodeError as error:
+        return ClipResult(None, (_decode_failure(planned, video, error, str(error)),))
+    return ClipResult(clip, tuple(failures))
+
+
+def _add_maps(
+    planned: PlannedClip,
+    clip: DecodedClip,
+    source_sizes: Mapping[int, Size],
+    video: VideoRow,
+    decoder: SubprocessDecoder,
+    *,
+    failures: list[Failure],
+) -> DecodedClip:
+    """Read a clip's depth maps and masks; unknown ones are appended to `failures`.
+
+    source_sizes: as in `read_maps`
+
+    Raises DecodeError if the decoder's process was killed or died.
+    """
+    scale, maps, unknown = read_maps(clip.info, source_sizes, video, decoder)
     failures += [_decode_failure(planned, video, error, str(error)) for error in unknown]
     return replace(clip, info=replace(clip.info, depth_scale=scale), maps=maps)
 

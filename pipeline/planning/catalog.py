@@ -25,6 +25,7 @@ from manifests.snapshot import open_snapshot
 from manifests.tables import FAILURES, VIDEOS, read_table, table_of, write_table
 from manifests.wording import pluralise
 from pipeline.config import BuildSettings, FrameSettings, SplitSettings
+from pipeline.decode.hdf5 import require_h5py
 from pipeline.failures import TRANSIENT_REASONS, DecodeError, Reason
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.chosen_frames import choose_frames
@@ -368,10 +369,13 @@ def split_of(dataset: str, sequence: str, split: SplitSettings) -> str:
 def _video_row(video: Video, settings: BuildSettings) -> VideoRow:
     """Return a video's row of the videos table, without the results of a scan.
 
-    Its size is that of the frames that its cameras are for, 0 if the source does not say.
+    Its size is that of the frames that its cameras are for, 0 if the source does not say. Raises
+    PretrackError if this machine cannot read its depth maps.
     """
     fields = {name: value for name, value in vars(video).items() if name != "size"}
     width, height = video.size or (0, 0)
+    if settings.frames.depth and video.depth and video.depth.encoding == "float":
+        require_h5py()
     return VideoRow(
         **{
             **fields,

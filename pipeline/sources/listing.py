@@ -11,7 +11,7 @@ import re
 import zipfile
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +33,7 @@ _MOST_DIGITS = 18
 """Digits of a frame number at most, so that it fits an int64."""
 _EPOCH_DIGITS = 9
 """Digits before the point from which a decimal number is a time: seconds since 1970."""
+_NUMBERED_PART = re.compile(r"(.+)!([0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)")
 _DECIMAL = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
@@ -87,9 +88,12 @@ def file_at(root: Path, name: str) -> ListedFile:
 def files_named(root: str, names: Iterable[str]) -> list[ListedFile]:
     """Return the files of these names, relative to the root; some may be members of zips.
 
+    Numbered parts of a file have the size and the stamp of the whole file.
+
     A file that is not there, and the name "", has the size -1.
     """
     archives: dict[str, dict[str, zipfile.ZipInfo]] = {}
+    whole: dict[str, ListedFile] = {}
     files = []
     for name in names:
         archive, bang, member = name.partition(".zip!")
@@ -100,10 +104,23 @@ def files_named(root: str, names: Iterable[str]) -> list[ListedFile]:
             if info := archives[archive].get(member):
                 file = ListedFile(name, info.file_size, info.CRC)
         elif name:
+            path = numbered_part(name)[0] or name
             with suppress(OSError):
-                file = file_at(Path(root), name)
+                if path not in whole:
+                    whole[path] = file_at(Path(root), path)
+                file = replace(whole[path], name=name)
         files.append(file)
     return files
+
+
+def numbered_part(name: str) -> tuple[str, str]:
+    """Split the name of a numbered part of a file: "a.h5!7" → ("a.h5", "7").
+
+    It is a dataset of an HDF5 file, or the frame of a video at a time in seconds ("a.mkv!1.5").
+    Returns ("", "") for all other names.
+    """
+    match = _NUMBERED_PART.fullmatch(name)
+    return (match[1], match[2]) if match else ("", "")
 
 
 def _members(archive: Path) -> dict[str, zipfile.ZipInfo]:

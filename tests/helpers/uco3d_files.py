@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import h5py
 import numpy as np
 
 from tests.helpers.panning import STEP, panning_frames, write_video
@@ -131,16 +132,29 @@ def insert_frame(
     _insert(metadata, "frame_annots", row)
 
 
-def write_masks(path: Path) -> None:
-    """Write a grey video of FRAMES frames in which a square begins in column 20 + 4 * frame."""
+def write_masks(path: Path, frames: int = FRAMES, rate: int = RATE) -> None:
+    """Write a grey video of a square that begins in column 20 + 4 * frame."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=Fraction(RATE))
+        stream = container.add_stream("ffv1", rate=Fraction(rate))
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "gray"
-        for index in range(FRAMES):
+        for index in range(frames):
             mask = np.zeros((HEIGHT, WIDTH), np.uint8)
             mask[40:60, 20 + 4 * index : 40 + 4 * index] = 255
             container.mux(stream.encode(av.VideoFrame.from_ndarray(mask, format="gray")))
         container.mux(stream.encode())
+
+
+def write_depths(path: Path, missing: tuple[int, ...] = ()) -> None:
+    """Write depth maps of half the resolution, without those of the frames `missing`.
+
+    That of frame n is 1 + n / 4 in its left half, and ten times that in its right half.
+    """
+    with h5py.File(path, "w") as file:
+        for number in range(len(ANNOTATED)):
+            if number not in missing:
+                depth = np.full((HEIGHT // 2, WIDTH // 2), 1 + number / 4, np.float16)
+                depth[:, WIDTH // 4 :] *= 10
+                file.create_dataset(str(number + 1), data=depth, compression="gzip")
 
 
 def _insert(metadata: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:

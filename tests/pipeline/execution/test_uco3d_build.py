@@ -1,4 +1,4 @@
-"""uCO3D from end to end: the annotated frames of a video file, with their cameras."""
+"""uCO3D from end to end: the annotated frames of a video file, their cameras, depth and masks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,23 @@ from pipeline.config import BuildSettings
 from pipeline.execution.build import build
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
+from pipeline.planning.catalog import make_catalog
 from shards import jpeg
 from shards.reader import iterate_shard
 from shards.stored_clip import StoredClip
 from tests.helpers.panning import STEP, panning_frames
-from tests.helpers.uco3d_files import ANNOTATED, DISTANCE, FRAMES, HEIGHT, RATE, WIDTH, write_uco3d
+from tests.helpers.uco3d_files import (
+    ANNOTATED,
+    DISTANCE,
+    FOLDER,
+    FRAMES,
+    HEIGHT,
+    RATE,
+    WIDTH,
+    write_depths,
+    write_masks,
+    write_uco3d,
+)
 
 QUIET = Progress(quiet=True)
 pytestmark = pytest.mark.slow
@@ -27,7 +39,8 @@ pytestmark = pytest.mark.slow
 def settings_for(root: Path, **frames: Any) -> BuildSettings:
     values = {
         "sources": [{"dataset": "uco3d", "root": str(root / "uco3d")}],
-        "frames": {"clip_frames": 6, "min_frames": 2, "short_side": 120, **frames},
+        "frames": {"clip_frames": 6, "min_frames": 2, "short_side": 120}
+        | {"depth": True, "masks": True, **frames},
         "tracks": {"tracker": "lucas_kanade", "grid": 6, "anchors": [0]},
         "split": {"eval_fraction": 0.0},
         "out": str(root / "out"),
@@ -44,6 +57,9 @@ def clips_of(snapshot: Snapshot) -> list[StoredClip]:
 def built(two_cores: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("uco3d")
     write_uco3d(root / "uco3d")
+    # The depth map of one frame is missing, and the masks end before the last frame.
+    write_depths(root / "uco3d" / FOLDER / "depth_maps.h5", missing=(3,))
+    write_masks(root / "uco3d" / FOLDER / "mask_video.mkv", frames=17)
     build(settings_for(root), QUIET)
     return root
 
@@ -81,11 +97,43 @@ def test_each_frame_has_its_own_camera_and_tracks_agree_with_them(built: Path) -
         assert row["viewpoint_quality"] == 0.75
 
 
+def test_depth_maps_and_masks_are_those_of_each_frame(built: Path) -> None:
+    number = 0
+    for clip in clips_of(open_snapshot(str(built / "out"))):
+        depths, masks = clip.depth(), clip.masks()
+        assert depths is not None
+        assert masks is not None
+        assert depths.shape == masks.shape == (6, HEIGHT, WIDTH)
+        for index, depth, mask in zip(clip.info.frame_numbers, depths, masks, strict=True):
+            # The map has half the frame's resolution, and the column of metadata.sqlite says 1.5.
+            expected = 0.0 if number == 3 else 1.5 * (1 + number / 4)
+            assert depth[10, [0, 79]] == pytest.approx([expected] * 2, rel=2e-3)
+            assert depth[10, [80, 159]] == pytest.approx([10 * expected] * 2, rel=2e-3)
+            inside = np.flatnonzero(mask[50] == 255).tolist()
+            first = 20 + 4 * index
+            assert inside == ([] if index == 18 else list(range(first, first + 20)))
+            number += 1
+
+
 def test_the_build_is_clean_repeatable_and_says_its_terms(built: Path) -> None:
     snapshot = open_snapshot(str(built / "out"))
     assert verify_snapshot(snapshot, QUIET) == []
     assert {row["dataset"] for row in snapshot.clips.to_pylist()} == {"uco3d"}
     assert {clip.info.terms[:23] for clip in clips_of(snapshot)} == {"uCO3D: CC BY 4.0; attri"}
-    assert [row["reason"] for row in snapshot.failures.to_pylist()] == ["missing videos"]
+    details = {row["reason"]: row["detail"] for row in snapshot.failures.to_pylist()}
+    assert sorted(details) == ["depth unknown", "mask unknown", "missing videos"]
+    assert details["depth unknown"].endswith(
+        f"frame 5 ({FOLDER}/depth_maps.h5!4: it has no dataset '4')"
+    )
+    assert details["mask unknown"].endswith(
+        f"frame 18 ({FOLDER}/mask_video.mkv!0.72: the video ends at 0.64 s, before 0.72 s)"
+    )
     again = build(settings_for(built), QUIET)
     assert (again.made, again.kept) == (0, 1)
+    # New masks make the clips new; without masks they are not looked at.
+    identities = [make_catalog(settings_for(built, masks=asked), QUIET) for asked in (True, False)]
+    write_masks(built / "uco3d" / FOLDER / "mask_video.mkv")
+    for asked, before in zip((True, False), identities, strict=True):
+        after = make_catalog(settings_for(built, masks=asked), QUIET)
+        same = after.videos["identity"].to_pylist() == before.videos["identity"].to_pylist()
+        assert same is not asked
