@@ -1,7 +1,7 @@
 """The command `evaluate`: judge one or several backbones side by side.
 
-`labelfree`, `probe` and `views` are defined here, the public benchmarks in `benchmarks/command.py`.
-Neither this module nor `--help` imports torch.
+`labelfree`, `probe`, `robustness` and `views` are defined here, the public benchmarks in
+`benchmarks/command.py`. Neither this module nor `--help` imports torch.
 """
 
 from __future__ import annotations
@@ -178,6 +178,62 @@ def probe(
             step=step,
             grid=grid,
         ),
+        model,
+        device=device,
+        out=out,
+        allow_overlap=allow_overlap,
+    )
+
+
+_ROBUSTNESS = """Do models find points in other light and beside occluders? Needs rendered scenes.
+
+The sources of the build are the conditions: the same rendered scenes in other light, or with bodies
+between the camera and the objects, as configs/robustness.yaml builds them. Every model is scored on
+the same points under each condition, those that all conditions show, so figures differ by what
+pictures look like and by nothing else.
+
+The conditions are compared with `--reference`, and the models with the first one, by paired tests
+over videos; p-values are corrected for the number of conditions. Raw pixels, "it has not moved" and
+chance are scored beside the models.
+
+Models that were trained on the footage of a clip are refused, as by `labelfree`.
+"""
+
+
+@app.command(help=unwrapped(_ROBUSTNESS), epilog=WHERE)
+def robustness(
+    build: Build,
+    model: Models,
+    out: OutFolder,
+    reference: Annotated[
+        str, typer.Option(metavar="SOURCE", help="The condition that others are compared with.")
+    ] = "normal",
+    device: Device = None,
+    snapshot: SnapshotName = None,
+    split: Split = "eval",
+    where: Where = "",
+    clips: Annotated[int, typer.Option(help="Take at most this many clips per condition.")] = 100,
+    frames: Frames = 4,
+    step: Step = 10,
+    grid: Grid = 16,
+    allow_overlap: AllowOverlap = False,
+) -> None:
+    """Score models under several conditions: `_ROBUSTNESS` is the help page."""
+    from trainer.evaluate.heldout.label_free import HeldOutOptions
+    from trainer.evaluate.heldout.robustness import evaluate_robustness
+
+    evaluate_robustness(
+        HeldOutOptions(
+            build=build,
+            snapshot=snapshot,
+            split=split,
+            where=where,
+            clips=clips,
+            frames=frames,
+            step=step,
+            grid=grid,
+        ),
+        reference,
         model,
         device=device,
         out=out,

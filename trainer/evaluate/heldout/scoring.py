@@ -58,12 +58,18 @@ class Scores:
 
 
 def score(
-    held_out: HeldOutSet, models: Sequence[EvaluatedModel], grid: int, keep: Sequence[int] = ()
+    held_out: HeldOutSet,
+    models: Sequence[EvaluatedModel],
+    grid: int,
+    keep: Sequence[int] = (),
+    *,
+    orders: bool = True,
 ) -> dict[str, Scores]:
     """Score each model, by its name; then the three controls.
 
-    grid: patches along a side of the image
-    keep: clips whose features are kept
+    grid:   patches along a side of the image
+    keep:   clips whose features are kept
+    orders: as in `score_features`
 
     Features of all clips are held for two models at a time: with what is computed from them about
     15 MB per clip of 4 frames for a ViT-B.
@@ -75,9 +81,11 @@ def score(
         base = features if base is None else base
         kept = {i: features[i] for i in keep}
         scores[model.name] = replace(
-            score_features(held_out, features), drift=drift(features, base), kept_features=kept
+            score_features(held_out, features, orders),
+            drift=drift(features, base),
+            kept_features=kept,
         )
-    scores[RAW] = score_features(held_out, raw_features(held_out, grid))
+    scores[RAW] = score_features(held_out, raw_features(held_out, grid), orders)
     references = len(_reference_indices(len(held_out.clips), grid * grid, 0)[0])
     scores[STATIC] = Scores(_frame_pairs(held_out, partial(_measure_static, held_out, grid)))
     scores[CHANCE] = Scores(
