@@ -369,6 +369,11 @@ def _load_mujoco() -> Any:
     return mujoco
 
 
+def check_renderer() -> None:
+    """Raise MachineError if this machine cannot render scenes: no MuJoCo, or no OpenGL."""
+    _open_gl(_load_mujoco(), 8).free()
+
+
 def _open_gl(mujoco: Any, size: int) -> Any:
     """Make a context of OpenGL without a window. Raises MachineError."""
     try:
