@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Annotated
 
@@ -62,15 +66,39 @@ def publish(
     from manifests.snapshot import open_snapshot
     from pipeline.publication.upload import publish as upload
 
-    published = upload(
-        open_snapshot(out_of(where, overrides), snapshot),
-        repository,
-        private=private,
-        name=name,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
-    )
+    with _second_interrupt_ends():
+        published = upload(
+            open_snapshot(out_of(where, overrides), snapshot),
+            repository,
+            private=private,
+            name=name,
+            say=_say,
+        )
     if as_json:
         print_json(asdict(published))
         return
     new = f"{pluralise(published.uploaded, 'shard')} uploaded, {published.kept:,} there already"
     print(f"{new}: {published.page}")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """Tell at a first Ctrl-C what is waited for, and end the process at a second one.
+
+    The hub's client ends the requests that are running before it stops.
+    """
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+        _say("stopping after the files that are being uploaded; Ctrl-C again stops at once")
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

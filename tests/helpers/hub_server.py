@@ -35,6 +35,8 @@ class Hub:
     blobs:        uploaded contents by SHA-256, committed or not
     commits:      the paths of each commit, in their order
     uploads:      number of contents that were uploaded
+    begun:        is set when an upload begins
+    may_end:      uploads end only while it is set
     fail_upload:  the number of the upload that is refused, counted from 1; 0: none
     sent_tokens:  the tokens that came with requests for files of the LFS
     """
@@ -45,6 +47,8 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)
     commits: list[list[str]] = field(default_factory=list)
     uploads: int = 0
+    begun: threading.Event = field(default_factory=threading.Event)
+    may_end: threading.Event = field(default_factory=threading.Event)
     fail_upload: int = 0
     sent_tokens: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -68,6 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = unquote(urlsplit(self.path).path)
+        if self.command == "PUT":
+            self.hub.begun.set()
+            self.hub.may_end.wait()
         try:
             with self.hub.lock:
                 self._route(path.strip("/").split("/"), body)
@@ -228,17 +235,24 @@ def hub_server(home: Path) -> Iterator[Hub]:
     home: an empty folder, so that no token of this machine is found
     """
     hub = Hub()
+    hub.may_end.set()
     handler = type("Handler", (_Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
-    variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HOME": str(home)}
-    # The client reads HF_HUB_DISABLE_XET when it is first imported, perhaps by an earlier test.
+    variables = {
+        "HF_ENDPOINT": hub.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    # This process reads the variable when it first imports the client, perhaps in an earlier test.
     with_xet, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
     try:
         with environment(variables):
             yield hub
     finally:
+        hub.may_end.set()
         constants.HF_HUB_DISABLE_XET = with_xet
         server.shutdown()
         server.server_close()

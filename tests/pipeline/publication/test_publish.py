@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from shards.errors import PretrackError
 from shards.files import sizes_in
 from tests.helpers.environment import environment
 from tests.helpers.hub_server import Hub, hub_server
+from tests.helpers.web_server import web_server
 from tests.pipeline.publication.conftest import publish_free
 
 REPOSITORY = "ada/pans"
@@ -53,6 +57,15 @@ def test_a_published_build_is_read_from_the_hub_as_from_the_folder(
     assert 'load_dataset("ada/pans", streaming=True)' in card
 
 
+def test_a_build_on_a_web_server_is_published(snapshot: Snapshot, hub: Hub) -> None:
+    assert isinstance(snapshot.out, Path)
+    with web_server(snapshot.out) as served:
+        assert publish(open_snapshot(served.url)).uploaded == 1
+    (row,) = snapshot.shards.to_pylist()
+    path = f"shards/{row['shard']}.tar"
+    assert hub.repositories[REPOSITORY][path] == (snapshot.out / path).read_bytes()
+
+
 def test_the_tables_the_card_and_the_pointer_come_last_and_together(
     snapshot: Snapshot, hub: Hub
 ) -> None:
@@ -79,6 +92,24 @@ def test_an_interrupted_upload_shows_nothing_and_goes_on_where_it_stopped(
     assert (again.uploaded, again.kept) == (1, 2)
     assert hub.uploads == 1 + 4, "the third shard and four tables"
     assert open_snapshot("hf://datasets/ada/pans").shards.equals(snapshot.shards)
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_does_not_wait_for_what_is_being_uploaded(
+    snapshot: Snapshot, hub: Hub
+) -> None:
+    hub.may_end.clear()
+    command = [sys.executable, "-m", "pipeline", "publish", str(snapshot.out), REPOSITORY]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        assert hub.begun.wait(60)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == (
+            "stopping after the files that are being uploaded; Ctrl-C again stops at once\n"
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert hub.commits == []
 
 
 def three_shards(out: Path) -> Snapshot:
