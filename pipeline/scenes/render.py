@@ -71,9 +71,13 @@ class Renderer:
         self._bodies = _drawn_bodies(scene)
         self._model = _model(scene, self._bodies, self._samples, self._mujoco)
         self._data = self._mujoco.MjData(self._model)
-        self._context = self._mujoco.MjrContext(
-            self._model, self._mujoco.mjtFontScale.mjFONTSCALE_50.value
-        )
+        try:
+            self._context = self._mujoco.MjrContext(
+                self._model, self._mujoco.mjtFontScale.mjFONTSCALE_50.value
+            )
+        except self._mujoco.FatalError as error:  # a context without what MuJoCo needs
+            self._gl.free()
+            raise _no_open_gl(error) from error
         self._context.readDepthMap = self._mujoco.mjtDepthMap.mjDEPTH_ZEROFAR
         self._drawn = self._mujoco.MjvScene(self._model, maxgeom=self._model.ngeom)
         self._options = self._mujoco.MjvOption()
@@ -355,8 +359,10 @@ def _direction(start: ArrayLike, end: ArrayLike) -> NDArray[np.float64]:
 
 
 def _load_mujoco() -> Any:
-    """Import MuJoCo, set up for EGL. Raises MachineError."""
-    os.environ.setdefault("MUJOCO_GL", "egl")
+    """Import MuJoCo, set up for EGL, or for OSMesa if MUJOCO_GL says so. Raises MachineError."""
+    # MuJoCo's other ways need a screen, and some people set them for all programs.
+    if os.environ.get("MUJOCO_GL", "").lower() != "osmesa":
+        os.environ["MUJOCO_GL"] = "egl"
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's: workers are the parallelism
     try:
         import mujoco
@@ -384,6 +390,11 @@ def _open_gl(mujoco: Any, size: int) -> Any:
 
 def _no_open_gl(error: Exception) -> MachineError:
     cause = first_line(error).partition(". ")[0]
+    if os.environ.get("MUJOCO_GL", "").lower() == "osmesa":
+        return MachineError(
+            f"scenes cannot be rendered: OSMesa does not work on this machine ({cause}): "
+            "install it, or unset MUJOCO_GL to render through EGL"
+        )
     return MachineError(
         f"scenes cannot be rendered: OpenGL's EGL does not work on this machine ({cause}): "
         "apt-get install libegl1 libgl1-mesa-dri"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,35 @@ def test_light_changes_pictures_and_nothing_else() -> None:
     assert change["varied"] > 4
     assert change["normal"] == change["dim"] == change["harsh"] == 0
     assert all((depth == depths[0]).all() for depth in depths)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("platform", "said"),
+    [("glfw", "rendered"), ("osmesa", "OSMesa does not work|rendered")],
+)
+def test_what_is_set_for_screens_does_not_stop_rendering(platform: str, said: str) -> None:
+    """MuJoCo's own variable may be set for other programs."""
+    program = f"""
+from pipeline.failures import MachineError
+from pipeline.scenes.render import Renderer
+from pipeline.scenes.scene import make_scene
+from pipeline.scenes.scene_id import SceneId
+scene = make_scene(SceneId.parse({str(replace(SCENE_ID, objects=1, width=32, height=32))!r}))
+try:
+    with Renderer(scene) as renderer:
+        print("rendered" if renderer.picture(0).std() > 5 else "nothing is shown")
+except MachineError as error:
+    print(error)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MUJOCO_GL": platform},
+        check=True,
+    )
+    assert re.search(said, result.stdout)
 
 
 def test_normals_of_a_plane_are_exact_and_its_edge_is_sharp() -> None:
