@@ -83,7 +83,7 @@ def _answer(pipe: Connection, request: Request) -> Answer:
             case MapsRequest():
                 _answer_maps(pipe, request)
             case RenderRequest(dataset, root, names):
-                render_missing(dataset, root, names, on_file=lambda: pipe.send(Progress()))
+                render_missing(dataset, root, names, on_progress=lambda: pipe.send(Progress()))
     except MachineError as error:
         return DeviceMissing(str(error))
     except DecodeError as error:

@@ -9,7 +9,7 @@ Legend of shapes: B objects, T frames, H and W the frame's height and width.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -57,10 +57,12 @@ _LONGEST_EDGE = 0.4
 class Renderer:
     """Render the frames of one scene. A context manager, used by one thread.
 
+    on_texture: called after each texture is made, which takes most of the time before a frame
+
     Raises MachineError if MuJoCo is not installed, or this machine has no OpenGL.
     """
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, on_texture: Callable[[], None] = lambda: None) -> None:
         self._mujoco = _load_mujoco()
         self._scene = scene
         self._width, self._height = scene.id.width, scene.id.height
@@ -69,6 +71,9 @@ class Renderer:
         self._gl = _open_gl(self._mujoco, longest)
         self._gl.make_current()
         self._bodies = _drawn_bodies(scene)
+        for name in sorted({body.texture for body in scene.bodies}):
+            _texture(name)
+            on_texture()
         self._model = _model(scene, self._bodies, self._samples, self._mujoco)
         self._data = self._mujoco.MjData(self._model)
         try:

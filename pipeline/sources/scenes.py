@@ -5,7 +5,7 @@ They are ground truth without a download.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import groupby
@@ -146,8 +146,10 @@ def split_of_scene(sequence: str) -> Split:
     return cast(Split, sequence.removeprefix("scenes/").partition("-")[0])
 
 
-def render_files(names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Render files of scenes: (name, PNG) each.
+def render_files(
+    names: Sequence[str], on_progress: Callable[[], None] = lambda: None
+) -> Iterator[tuple[str, bytes]]:
+    """Render files of scenes: (name, PNG) each; calls `on_progress` on the way to a first one.
 
     VIDEO_ID/00000.png is a picture, VIDEO_ID/depth/00000.png its depth in 16 bits, in steps of
     `DEPTH_SCALE` with 0 where there is none, VIDEO_ID/instances/00000.png the object at each pixel,
@@ -156,7 +158,7 @@ def render_files(names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     from pipeline.scenes.render import Renderer
 
     for video_id, of_video in groupby(names, key=lambda name: name.partition("/")[0]):
-        with Renderer(_scene(video_id)) as renderer:
+        with Renderer(_scene(video_id), on_progress) as renderer:
             for name in of_video:
                 *_, kind, file = name.split("/")
                 frame = int(file.removesuffix(".png"))

@@ -26,6 +26,7 @@ from pipeline.planning.catalog import make_catalog
 from pipeline.scenes.render import Renderer
 from pipeline.scenes.scene import make_scene
 from pipeline.scenes.scene_id import SceneId
+from pipeline.sources.rendering import render_missing
 from pipeline.sources.scenes import DEPTH_SCALE, Scenes
 from pipeline.sources.video import Video
 from shards.clip import Camera
@@ -140,6 +141,22 @@ def test_files_are_rendered_once_and_missing_ones_again(
         assert file.read_bytes() == before[file][0]
         kept = number != 1 and not 3 <= number < 6
         assert (file.stat().st_mtime_ns == before[file][1]) == kept
+
+
+@pytest.mark.slow
+def test_a_scene_reports_progress_before_its_first_file(tmp_path: Path) -> None:
+    """So that a busy machine, on which that takes minutes, does not stop it as stalled."""
+    (video,) = videos_of(source(tmp_path, count=1))
+    progress: list[int] = []
+    names = video.image_files[:1]
+    render_missing(
+        "scenes",
+        str(tmp_path),
+        names,
+        on_progress=lambda: progress.append(sum(path.is_file() for path in tmp_path.rglob("*"))),
+    )
+    # After each of seven textures, those of six walls and an object, and after the file.
+    assert progress == [0] * 7 + [1]
 
 
 @pytest.mark.slow

@@ -41,7 +41,9 @@ def test_the_source_lists_without_rendering_and_renders_once(tmp_path: Path) -> 
     assert video.timestamps == (0.0, 1 / 24, 2 / 24)
     assert video.cameras is not None
     rendered: list[int] = []
-    render_missing("synthetic", str(root), video.image_files, on_file=lambda: rendered.append(1))
+    render_missing(
+        "synthetic", str(root), video.image_files, on_progress=lambda: rendered.append(1)
+    )
     assert len(rendered) == 3
     path = root / video.image_files[2]
     before = path.read_bytes()
@@ -49,7 +51,9 @@ def test_the_source_lists_without_rendering_and_renders_once(tmp_path: Path) -> 
     np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_COLOR_RGB), expected)
     stamps = {name: (root / name).stat().st_mtime_ns for name in video.image_files[:2]}
     path.unlink()
-    render_missing("synthetic", str(root), video.image_files, on_file=lambda: rendered.append(1))
+    render_missing(
+        "synthetic", str(root), video.image_files, on_progress=lambda: rendered.append(1)
+    )
     assert len(rendered) == 4
     assert path.read_bytes() == before
     assert {name: (root / name).stat().st_mtime_ns for name in stamps} == stamps
