@@ -27,7 +27,7 @@ FROM base AS cpu
 # Of two builds of one version, pip takes the one that names the CPU: it has no CUDA libraries.
 RUN pip install --constraint constraints.txt setuptools wheel \
     && pip install --constraint constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu \
-    '.[pipeline,tapir,train,scenes,synthetic,hub,aws]' \
+    '.[pipeline,tapir,train,scenes,synthetic,uco3d,hub,aws]' \
     && sh scripts/install_torchsort.sh python
 RUN useradd --create-home --uid 1000 pretrack
 USER 1000
@@ -38,7 +38,7 @@ FROM base AS cuda
 ENV NVIDIA_DRIVER_CAPABILITIES=compute,utility,video,graphics
 RUN pip install --constraint constraints.txt setuptools wheel \
     && pip install --constraint constraints.txt \
-    '.[pipeline,cotracker3,tapir,train,scenes,synthetic,torchcodec,hub,aws]' \
+    '.[pipeline,cotracker3,tapir,train,scenes,synthetic,uco3d,torchcodec,hub,aws]' \
     && sh scripts/install_torchsort.sh python
 RUN useradd --create-home --uid 1000 pretrack
 USER 1000

@@ -7,6 +7,7 @@ from manifests.snapshot import Snapshot
 _DATASETS = {
     "co3d": "Reizenstein et al., Common Objects in 3D: Large-Scale Learning and Evaluation of "
     "Real-life 3D Category Reconstruction, ICCV 2021",
+    "uco3d": "Liu et al., UnCommon Objects in 3D, arXiv:2501.07574, 2025",
     "dl3dv": "Ling et al., DL3DV-10K: A Large-Scale Scene Dataset for Deep Learning-based 3D "
     "Vision, CVPR 2024",
     "youtube_vos": "Xu et al., YouTube-VOS: A Large-Scale Video Object Segmentation Benchmark, "

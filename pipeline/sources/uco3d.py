@@ -29,9 +29,9 @@ from shards.clip import Camera
 from shards.errors import PretrackError
 
 TERMS = (
-    "uCO3D: CC BY 4.0; attribution to Liu et al., UnCommon Objects in 3D (Meta), and to say what "
-    "was changed. Its depth maps are estimates with one scale per frame: they do not agree between "
-    "views pixel by pixel"
+    "uCO3D: CC BY 4.0; attribute Liu et al., UnCommon Objects in 3D (Meta), and say what was "
+    "changed. Its depth maps are estimated per frame and scaled to the scene: they do not agree "
+    "between views pixel by pixel"
 )
 
 METADATA_FILE = "metadata.sqlite"
@@ -93,7 +93,7 @@ class Uco3d(Settings):
     set_list: str | None = None
     """Read only the sequences in set_lists/set_lists_NAME.sqlite, by this NAME, such as
     static-categories-accurate-reconstruction. Default: all that are in metadata.sqlite."""
-    subsets: tuple[Literal["train", "val"], ...] = ("train", "val")
+    subsets: tuple[str, ...] = ("train", "val")
     """Which subsets of `set_list` to read."""
     super_categories: tuple[str, ...] | None = None
     """The super-categories to read, such as stationery. Default: all."""
@@ -167,20 +167,26 @@ class Uco3d(Settings):
     def _listed_sequences(self) -> set[str] | None:
         """Return the names of the sequences in the set list, None if all are to be read.
 
-        Raises PretrackError if there is no such list.
+        Raises PretrackError if there is no such list, or nothing of these subsets in it.
         """
         if self.set_list is None:
             return None
         folder = self.root / "set_lists"
         path = folder / f"set_lists_{self.set_list}.sqlite"
         if not path.is_file():
-            names = sorted(p.stem.removeprefix("set_lists_") for p in folder.glob("*.sqlite"))
-            there = f"there are {', '.join(names)}" if names else "download uCO3D's metadata"
+            lists = sorted(p.stem.removeprefix("set_lists_") for p in folder.glob("*.sqlite"))
+            there = f"there are {', '.join(lists)}" if lists else "download uCO3D's metadata"
             raise PretrackError(f"{path} does not exist: correct 'set_list' ({there})")
         marks = ", ".join("?" * len(self.subsets))
         query = f"SELECT DISTINCT sequence_name FROM set_lists WHERE subset IN ({marks})"
         with _open(path) as set_list:
-            return {row[0] for row in set_list.execute(query, self.subsets)}
+            names = {row[0] for row in set_list.execute(query, self.subsets)}
+        if not names:
+            raise PretrackError(
+                f"{path} names no sequence of the subsets {', '.join(self.subsets)}: "
+                "correct 'subsets'"
+            )
+        return names
 
     def _is_chosen(self, row: sqlite3.Row, listed: set[str] | None) -> bool:
         """Tell whether the settings ask for a sequence."""

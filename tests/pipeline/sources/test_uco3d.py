@@ -15,6 +15,7 @@ import pytest
 
 from manifests.rows import Failure
 from manifests.settings import check_settings
+from manifests.terms import licence_of_video
 from pipeline.planning.chosen_frames import choose_frames
 from pipeline.sources.uco3d import Uco3d
 from pipeline.sources.video import Video
@@ -58,7 +59,8 @@ def test_a_sequence_is_the_frames_of_its_video_that_have_annotations(root: Path)
     assert (video.file, video.image_files) == (f"{FOLDER}/rgb_video.mp4", ())
     assert video.timestamps == tuple(index / RATE for index in ANNOTATED)
     assert (video.size, video.viewpoint_quality) == ((WIDTH, HEIGHT), 0.75)
-    assert video.terms.startswith("uCO3D: CC BY 4.0;")
+    assert video.terms.startswith("uCO3D: CC BY 4.0; attribute Liu et al.")
+    assert licence_of_video(video.dataset, video.terms).id == "CC-BY-4.0"
     assert "do not agree between views" in video.terms
     assert [(failure.reason, failure.detail) for failure in failures] == [
         (
@@ -140,6 +142,8 @@ def test_set_lists_categories_and_quality_choose_sequences(root: Path) -> None:
     assert ids(min_viewpoint_quality=0.5) == [FOLDER]
     with pytest.raises(PretrackError, match="names no category 'pear': correct 'categories'"):
         listed(root, categories=["pear"])
+    with pytest.raises(PretrackError, match="no sequence of the subsets test: correct 'subsets'"):
+        listed(root, set_list="static-categories", subsets=["test"])
     with pytest.raises(PretrackError, match=r"correct 'set_list' \(there are static-categories\)"):
         listed(root, set_list="dynamic-categories")
 
