@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,20 +22,31 @@ def opencv_camera(
     forward). Returns None if a number is not finite, a focal length is not positive, or R is not a
     rotation.
     """
-    rotation = world_to_camera[:, :3]
-    numbers = (fx, fy, cx, cy, *world_to_camera.ravel().tolist())
-    if not all(map(math.isfinite, numbers)) or fx <= 0 or fy <= 0:
-        return None
-    # Orthogonal up to rounding in the source's files, and not a reflection.
-    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2 or np.linalg.det(rotation) < 0:
-        return None
-    return Camera(
-        fx=float(fx),
-        fy=float(fy),
-        cx=float(cx),
-        cy=float(cy),
-        world_to_camera=tuple(world_to_camera.ravel().tolist()),
+    (camera,) = opencv_cameras(
+        np.array([[fx, fy]], np.float64), np.array([[cx, cy]], np.float64), world_to_camera[None]
     )
+    return camera
+
+
+def opencv_cameras(
+    focal: NDArray[np.float64], centre: NDArray[np.float64], world_to_camera: NDArray[np.float64]
+) -> list[Camera | None]:
+    """Make N cameras as `opencv_camera` does, of [N, 2], [N, 2] and [N, 3, 4]."""
+    numbers = np.concatenate([focal, centre, world_to_camera.reshape(-1, 12)], axis=1)
+    rotation = world_to_camera[:, :, :3]
+    with np.errstate(all="ignore"):
+        # Orthogonal up to rounding in the source's files, and not a reflection.
+        error = np.abs(rotation @ rotation.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
+        usable = (
+            np.isfinite(numbers).all(axis=1)
+            & (focal > 0).all(axis=1)
+            & (error <= 1e-2)
+            & (np.linalg.det(rotation) >= 0)
+        )
+    return [
+        Camera(fx=fx, fy=fy, cx=cx, cy=cy, world_to_camera=tuple(matrix)) if good else None
+        for good, (fx, fy, cx, cy, *matrix) in zip(usable.tolist(), numbers.tolist(), strict=True)
+    ]
 
 
 def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> Camera | None:
@@ -66,17 +76,39 @@ def viewpoint_camera(viewpoint: Mapping[str, Any], width: int, height: int) -> C
         return None
     if rotation.shape != (3, 3) or translation.shape != (3,):
         return None
+    (camera,) = pytorch3d_cameras(
+        rotation[None],
+        translation[None],
+        focal=np.array([[fx, fy]]),
+        principal=np.array([[px, py]]),
+        pixels_per_unit=np.array([[ux, uy]], np.float64),
+        sizes=np.array([[width, height]], np.float64),
+    )
+    return camera
+
+
+def pytorch3d_cameras(
+    rotation: NDArray[np.float64],
+    translation: NDArray[np.float64],
+    *,
+    focal: NDArray[np.float64],
+    principal: NDArray[np.float64],
+    pixels_per_unit: NDArray[np.float64],
+    sizes: NDArray[np.float64],
+) -> list[Camera | None]:
+    """Convert N cameras of PyTorch3D (see `viewpoint_camera`); None where they make no camera.
+
+    rotation, translation: R [N, 3, 3] and T [N, 3]
+    focal, principal:      [N, 2], x and y in NDC
+    pixels_per_unit:       [N, 2], pixels per unit of NDC
+    sizes:                 [N, 2], width and height of the images
+    """
     flip = np.array([[-1.0], [-1.0], [1.0]])  # x left, y up → x right, y down
     # PyTorch3D multiplies row vectors from the left, hence the transpose.
-    world_to_camera = flip * np.column_stack([rotation.T, translation])
+    pose = np.concatenate([rotation.transpose(0, 2, 1), translation[:, :, None]], axis=2)
     # NDC's x points left and y up. Half a pixel less: pixel centres are at integers here.
-    return opencv_camera(
-        fx=fx * ux,
-        fy=fy * uy,
-        cx=width / 2 - px * ux - 0.5,
-        cy=height / 2 - py * uy - 0.5,
-        world_to_camera=world_to_camera,
-    )
+    centre = sizes / 2 - principal * pixels_per_unit - 0.5
+    return opencv_cameras(focal * pixels_per_unit, centre, flip * pose)
 
 
 def with_poses(

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from manifests.rows import DepthFiles, Failure
 from manifests.settings import Settings
 from pipeline.failures import Reason
-from pipeline.sources.cameras import viewpoint_camera, with_poses
+from pipeline.sources.cameras import pytorch3d_cameras, with_poses
 from pipeline.sources.listing import (
     Root,
     SourceName,
@@ -264,14 +266,15 @@ class Uco3d(Settings):
 
         Also returns a failure that counts the others, if there are any.
         """
-        frames: list[_Frame] = []
-        count = 0
+        usable: list[sqlite3.Row] = []
+        count, last = 0, -math.inf
         for row in rows:
             count += 1
-            time = row["time"]
-            usable = isinstance(time, float | int) and math.isfinite(time) and time >= 0
-            if usable and (not frames or time > frames[-1].time):
-                frames.append(_frame(row))
+            time = _number(row["time"], math.nan)
+            if 0 <= time < math.inf and time > last:
+                usable.append(row)
+                last = time
+        frames = _described(usable) if usable else []
         if len(frames) == count and count:
             return frames, []
         detail = (
@@ -335,37 +338,49 @@ def _open(path: Path) -> Iterator[sqlite3.Connection]:
         ) from error
 
 
-def _frame(row: sqlite3.Row) -> _Frame:
-    """Read a row of frame_annots. Numbers are packed as uCO3D packs them: float32 and int32."""
-    size = _unpacked("2i", row["size"])
-    width_height = (size[1], size[0]) if size and min(size) > 0 else None
-    scale = row["depth_scale"]
-    return _Frame(
-        number=int(row["number"]),
-        time=float(row["time"]),
-        size=width_height,
-        camera=_camera(row, width_height),
-        # With NaN no depth is known.
-        depth_scale=float(scale) if isinstance(scale, float | int) else math.nan,
+def _described(rows: Sequence[sqlite3.Row]) -> list[_Frame]:
+    """Read the rows of a sequence in frame_annots."""
+    sizes = _numbers(rows, "size", "<i4", 2)[:, ::-1]  # (height, width) → (width, height)
+    sizes = np.where((sizes > 0).all(axis=1, keepdims=True), sizes, np.nan)
+    cameras = pytorch3d_cameras(
+        _numbers(rows, "R", "<f4", 9).reshape(-1, 3, 3),
+        _numbers(rows, "T", "<f4", 3),
+        focal=_numbers(rows, "focal_length", "<f4", 2),
+        principal=_numbers(rows, "principal_point", "<f4", 2),
+        # uCO3D's own code takes all intrinsics as isotropic, whatever the column
+        # _viewpoint_intrinsics_format says.
+        pixels_per_unit=sizes.min(axis=1, keepdims=True) / 2,
+        sizes=sizes,
     )
+    return [
+        _Frame(
+            number=int(row["number"]),
+            time=float(row["time"]),
+            size=None if np.isnan(size[0]) else (int(size[0]), int(size[1])),
+            camera=camera,
+            # With NaN no depth is known.
+            depth_scale=_number(row["depth_scale"], math.nan),
+        )
+        for row, size, camera in zip(rows, sizes.tolist(), cameras, strict=True)
+    ]
 
 
-def _camera(row: sqlite3.Row, size: tuple[int, int] | None) -> Camera | None:
-    """Return the camera of a frame, None if it has none."""
-    forms = {"R": "9f", "T": "3f", "focal_length": "2f", "principal_point": "2f"}
-    values: dict[str, Any] = {name: _unpacked(form, row[name]) for name, form in forms.items()}
-    if size is None or None in values.values():
-        return None
-    numbers = values["R"]
-    values["R"] = [numbers[0:3], numbers[3:6], numbers[6:9]]
-    # uCO3D's own code takes all intrinsics as isotropic, whatever the column
-    # _viewpoint_intrinsics_format says.
-    return viewpoint_camera({**values, "intrinsics_format": "ndc_isotropic"}, *size)
+def _numbers(
+    rows: Sequence[sqlite3.Row], column: str, kind: str, count: int
+) -> NDArray[np.float64]:
+    """Unpack a column of `count` numbers per row, [N, count], as uCO3D packs them.
+
+    NaN stands for what is not there.
+    """
+    size = count * np.dtype(kind).itemsize
+    there = [isinstance(row[column], bytes) and len(row[column]) == size for row in rows]
+    packed = b"".join(
+        row[column] if full else bytes(size) for row, full in zip(rows, there, strict=True)
+    )
+    numbers = np.frombuffer(packed, kind).reshape(-1, count).astype(np.float64)
+    numbers[~np.array(there, bool)] = np.nan
+    return numbers
 
 
-def _unpacked(form: str, value: Any) -> tuple[Any, ...] | None:
-    """Unpack little-endian numbers; None if there are none, or not as many."""
-    form = f"<{form}"
-    if not isinstance(value, bytes) or len(value) != struct.calcsize(form):
-        return None
-    return struct.unpack(form, value)
+def _number(value: object, otherwise: float) -> float:
+    return float(value) if isinstance(value, float | int) else otherwise

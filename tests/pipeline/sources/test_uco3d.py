@@ -121,8 +121,20 @@ def test_frames_without_a_pose_or_a_time_of_their_own_are_counted(root: Path) ->
     assert video.cameras is not None
     assert [camera is None for camera in video.cameras[-4:]] == [False, True, True, False]
     details = {failure.reason: failure.detail for failure in failures}
+    assert video.size == (WIDTH, HEIGHT)
     assert details["timestamps missing"].startswith("2 of 17 frames have no time of their own")
     assert details["poses missing for some frames"].startswith("2 of 15 frames have no pose")
+
+
+def test_a_sequence_without_any_frame_is_named(root: Path) -> None:
+    (root / "tools/saw/4-5-6").mkdir(parents=True)
+    (root / "tools/saw/4-5-6/rgb_video.mp4").touch()
+    videos, (failure,) = listed(root)
+    assert [video.video_id for video in videos] == [FOLDER]
+    assert (failure.video_id, failure.detail) == (
+        "tools/saw/4-5-6",
+        "metadata.sqlite describes no frame of it",
+    )
 
 
 def test_set_lists_categories_and_quality_choose_sequences(root: Path) -> None:
