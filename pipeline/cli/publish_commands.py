@@ -54,7 +54,7 @@ def publish(
         bool,
         typer.Option(
             "--private",
-            help="Make a new repository private. The licences must allow it all the same.",
+            help="Upload to a private repository. The licences must allow it all the same.",
         ),
     ] = False,
     snapshot: SnapshotName = None,

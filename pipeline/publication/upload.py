@@ -59,8 +59,9 @@ def publish(
     name:       of the dataset, on its card; by default that of the repository
     say:        is told how far the upload is
 
-    Raises PretrackError if the licences forbid it, if the repository has another build's snapshot
-    of this name, without a token, and if the upload fails; the next call then continues.
+    Raises PretrackError if the licences forbid it, if the repository is public though `private` is
+    asked for or has another build's snapshot of this name, without a token, and if the upload
+    fails; the next call then continues.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -81,6 +82,11 @@ def publish(
     api = HfApi(endpoint=hub.endpoint(), token=hub.token())
     with _upload_errors(repository):
         api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
+        if private and not api.dataset_info(repository).private:
+            raise PretrackError(
+                f"{repository} exists and is public: make it private on its page, or leave out "
+                "--private"
+            )
         _check_same_build(snapshot, repository)
         uploaded, kept = _upload_shards(snapshot, repository, api, say)
         _commit(api, repository, last, f"Snapshot {snapshot.name}")

@@ -113,6 +113,10 @@ class _Handler(BaseHTTPRequestHandler):
                 commit = {"lastCommit": {"date": "2026-11-21T10:00:00.000Z"}}
                 paths = json.loads(body)["paths"]
                 self._send_json([{"path": path, **commit} for path in paths if path in files])
+            case "GET", "api", "datasets", owner, name:
+                repository = f"{owner}/{name}"
+                self._files(repository)
+                self._send_json({"id": repository, "private": repository in self.hub.private})
             case "GET", "api", "datasets", owner, name, "tree", _, *folder:
                 self._list(self._files(f"{owner}/{name}"), "/".join(folder))
             case (("GET" | "HEAD"), "datasets", owner, name, "resolve", _, *path):

@@ -145,6 +145,15 @@ def test_a_private_repository_is_hidden_from_others(snapshot: Snapshot, hub: Hub
         open_snapshot("hf://datasets/ada/pans")
 
 
+def test_nothing_goes_into_a_public_repository_that_should_be_private(
+    snapshot: Snapshot, hub: Hub
+) -> None:
+    hub.repositories[REPOSITORY] = {}
+    with pytest.raises(PretrackError, match="ada/pans exists and is public: make it private on"):
+        upload.publish(snapshot, REPOSITORY, private=True)
+    assert hub.uploads == 0
+
+
 def test_another_builds_snapshot_is_not_overwritten(
     snapshot: Snapshot, hub: Hub, tmp_path: Path
 ) -> None:
