@@ -6,6 +6,7 @@ import math
 import os
 import sqlite3
 import struct
+import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ import pytest
 from manifests.rows import Failure
 from manifests.settings import check_settings
 from manifests.terms import licence_of_video
+from pipeline.config import BuildSettings
+from pipeline.monitoring.progress import Progress
+from pipeline.planning.catalog import make_catalog
 from pipeline.planning.chosen_frames import choose_frames
 from pipeline.sources.uco3d import Uco3d
 from pipeline.sources.video import Video
@@ -203,6 +207,17 @@ def test_listing_writes_nothing_and_follows_no_path_out_of_the_root(root: Path) 
         os.chmod(root, 0o700)
     assert [video.video_id for video in videos] == [FOLDER]
     assert sorted(os.listdir(root)) == before
+
+
+def test_depth_maps_without_h5py_are_refused_before_any_video_is_scanned(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (root / FOLDER / "depth_maps.h5").touch()
+    values = {"sources": [{"dataset": "uco3d", "root": str(root)}], "out": str(root / "out")}
+    settings = check_settings(BuildSettings, {**values, "frames": {"depth": True}}, "test")
+    monkeypatch.setitem(sys.modules, "h5py", None)  # as if it were not installed
+    with pytest.raises(PretrackError, match=r"not installed here: pip install 'pretrack\[uco3d\]'"):
+        make_catalog(settings, Progress(quiet=True))
 
 
 def chosen(times: list[float], size: tuple[int, int] = (0, 0), **changes: Any) -> Any:
