@@ -8,10 +8,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    PlainValidator,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from manifests.wording import pluralise
 from shards.bucket import Url
@@ -25,6 +33,26 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+class ExtendedSettings(Settings):
+    """Settings of which some came later: at their defaults these are not written.
+
+    Digests of earlier settings stay so, and runs of earlier versions can be resumed.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset()
+    """The fields that came later."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = dump(self)
+        defaults = {name: type(self).model_fields[name].default for name in self.added}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in defaults or getattr(self, name) != defaults[name]
+        }
 
 
 def _read_location(value: Any) -> Location:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
@@ -20,7 +20,7 @@ from pydantic import (
     model_validator,
 )
 
-from manifests.settings import LocationSetting, Settings
+from manifests.settings import ExtendedSettings, LocationSetting, Settings
 from shards.errors import SettingsError
 from trainer.data.clip_filter import parse_filter
 from trainer.losses.settings import LossSettings
@@ -322,18 +322,39 @@ class ModelSettings(Settings):
     """Output widths of the projection head's layers; the last one is the embedding's width."""
 
 
-class ReferenceSettings(Settings):
-    """References: crops of patch features of frames in the batch. A track's similarities to their
-    patches are what the sorting loss sorts."""
+class ReferenceSettings(ExtendedSettings):
+    """References: patches to which a track's similarities are what the sorting loss sorts."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"kind", "queue", "patches", "stored"})
 
     count: int = Field(default=5, ge=1)
-    """References per clip, R: one from its own frames, and R - 1 from other clips in the same
-    rank's batch."""
+    """References per clip, R. Crops: one from its own frames, and R - 1 from other clips in the
+    same rank's batch."""
     crop_ratio: float = Field(default=0.5, gt=0, le=1)
     """Side of a crop, as a fraction of the patch grid's side."""
     across_ranks: bool = False
     """Draws the R - 1 references from the clips of all ranks, and all-gathers their features.
     Published: false."""
+    kind: Literal["crops", "queue"] = "crops"
+    """`crops`: squares of patches that the student sees in the batch, with gradient, as 3DPoV
+    publishes. `queue`: single patches that the teacher saw in this and earlier steps, without
+    gradient, as in NeCo."""
+    queue: int = Field(default=8192, ge=1)
+    """With `kind: queue`: length of the queue, over all ranks. The checkpoint holds it."""
+    patches: int = Field(default=49, ge=2)
+    """With `kind: queue`: patches in a reference, P, drawn at random from the queue."""
+    stored: int = Field(default=10, ge=1)
+    """With `kind: queue`: patches per clip and step that enter the queue, drawn at random from the
+    anchor frame."""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> ReferenceSettings:
+        if self.kind == "queue" and self.across_ranks:
+            raise ValueError(
+                "'across_ranks' belongs to 'kind: crops', and the queue holds patches of all ranks "
+                "anyway: leave it out"
+            )
+        return self
 
 
 class OptimSettings(Settings):
@@ -571,7 +592,8 @@ class TrainSettings(Settings):
 
     @model_validator(mode="after")
     def _check_frames(self) -> TrainSettings:
-        if self.data.frames < 3 and self.method == "tracks":
+        crops = self.method == "tracks" and self.references.kind == "crops"
+        if self.data.frames < 3 and crops:
             raise ValueError(
                 "'data.frames' must be at least 3: a clip's own reference is neither its first "
                 "frame nor its last"

@@ -14,6 +14,7 @@ from trainer.losses.weighted_sum import FEATURE_LOSSES, make_losses
 from trainer.methods.method import TrainedModel
 from trainer.model.backbone import Backbone, make_backbone
 from trainer.model.lora import add_adapters
+from trainer.model.reference_queue import ReferenceQueue
 from trainer.model.step import Step
 from trainer.model.student_teacher import Embedder, Projection, make_teacher
 
@@ -33,6 +34,8 @@ def make_step(
     student = Embedder(backbone, Projection(backbone.width, m.head), settings.tracks.align_corners)
     model = Step(student, make_teacher(student), make_losses(settings.loss, m.head[-1]), settings)
     model.losses.base = base
+    if settings.references.kind == "queue":
+        model.losses.queue = ReferenceQueue(settings.references.queue, m.head[-1])
     if settings.loss.weights.keys() <= FEATURE_LOSSES:
         # No loss reaches the head, and DistributedDataParallel waits for a gradient of all weights.
         student.head.requires_grad_(False)
@@ -81,9 +84,17 @@ def load_optimizer(optimizer: torch.optim.AdamW, state: dict[str, Any]) -> None:
 def reference_patches(backbone: Backbone, settings: TrainSettings) -> tuple[int, int]:
     """Return the sides, in patches, of the feature grid and of a reference crop.
 
-    Raises PretrackError if a crop has too few patches to sort.
+    Raises PretrackError if a crop has too few patches to sort, and, with a queue, if a frame has
+    fewer than are stored.
     """
     grid = backbone.grid(settings.data.size)
+    if settings.references.kind == "queue":
+        if settings.references.stored > grid**2:
+            raise PretrackError(
+                f"'references.stored: {settings.references.stored}' is more than the {grid**2} "
+                "patches of a frame: lower it, or enlarge 'data.size'"
+            )
+        return grid, 1  # there are no crops
     side = round(grid * settings.references.crop_ratio)
     if side < 2:
         raise PretrackError(

@@ -54,7 +54,8 @@ class Embeddings:
     teacher: Tensor
     """[B, N, E]: the same tracks in the anchor frame, by the teacher."""
     references: Tensor
-    """[B, R, P, E]: the P patches of each of the R reference crops, by the student."""
+    """[B, R, P, E]: the P patches of each of the R references: crops by the student, or patches of
+    the teacher from a queue, without gradient."""
     weights: Tensor
     """[B, F, N]: 1 where a track counts, else 0, and between them with `tracks.epipolar_weight_px`.
     A track that counts in any frame is also visible in the anchor frame."""

@@ -37,6 +37,8 @@ class Losses(nn.Module):
         )
         self.base: nn.Module | None = None
         """The base model, if a loss needs it: `make_step` sets it, so that it is saved too."""
+        self.queue: nn.Module | None = None
+        """The queue of references, if there is one: `make_step` sets it too."""
 
     @property
     def needs_teacher_frames(self) -> bool:

@@ -23,6 +23,12 @@ from trainer.model.feature_sampling import (
     choose_references,
     rank_references,
 )
+from trainer.model.reference_queue import (
+    QueueDraws,
+    check_queue,
+    draw_from_queue,
+    rank_draws,
+)
 from trainer.model.step import Step, step_flops
 from trainer.model.step_indices import StepIndices, make_indices
 from trainer.model.student_teacher import TeacherAverage
@@ -48,7 +54,10 @@ class TrackMethod:
         references = settings.references
         clips = settings.run.batch_size // rank.world // settings.run.accumulate
         pool = clips * (rank.world if references.across_ranks else 1)
-        check_references(pool, settings.data.frames, references.count)
+        if references.kind == "crops":
+            check_references(pool, settings.data.frames, references.count)
+        else:
+            check_queue(clips * rank.world, references.queue, references.stored)
         self.model: Step = make_step(settings, checkpoint, rank.device)
         self.patches = reference_patches(self.model.student.backbone, settings)
         self.average = TeacherAverage(
@@ -130,9 +139,30 @@ def draw_indices(
             side=patches[1],
             # other shapes would be compiled again
             fixed_shapes=run.compile,
+            queue=_draw_queue(step * run.accumulate + part, clips, patches[0], settings, rank),
         )
-        for _ in range(run.accumulate)
+        for part in range(run.accumulate)
     ]
+
+
+def _draw_queue(
+    parts_before: int, clips: int, grid: int, settings: TrainSettings, rank: Rank
+) -> QueueDraws | None:
+    """Draw what a part of `clips` clips uses of the queue, if there is one: for all ranks."""
+    references = settings.references
+    if references.kind != "queue":
+        return None
+    seed = step_seed(settings.run.seed, parts_before, 0)
+    draws = draw_from_queue(
+        clips * rank.world,
+        parts_before=parts_before,
+        size=references.queue,
+        grid=grid,
+        stored=references.stored,
+        references=(references.count, references.patches),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return rank_draws(draws, clips, rank.number)
 
 
 def _draw_references(
@@ -142,7 +172,12 @@ def _draw_references(
     settings: TrainSettings,
     rank: Rank,
 ) -> References:
-    """Draw the reference crops of a part of `clips` clips, from this rank or from all ranks."""
+    """Draw the reference crops of a part of `clips` clips, from this rank or from all ranks.
+
+    None with a queue.
+    """
+    if settings.references.kind == "queue":
+        return References(*torch.zeros(3, clips, 0, dtype=torch.int64))
     across_ranks = settings.references.across_ranks
     pool = clips * (rank.world if across_ranks else 1)
     frames, count = settings.data.frames, settings.references.count

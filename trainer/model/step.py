@@ -2,7 +2,8 @@
 
 The frozen blocks see every frame once, for student and teacher together. The student's trained
 blocks see only the frames that are compared or that hold a reference, the teacher's only the anchor
-frames. References are cropped from the student's features of the same batch.
+frames. References are cropped from the student's features of the same batch, or come from a queue
+of the teacher's patches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trainer.losses.weighted_sum import Losses
 from trainer.model.backbone import Tokens, normalised_images
 from trainer.model.feature_sampling import sample_points
 from trainer.model.frame_views import make_views
+from trainer.model.reference_queue import take_patches
 from trainer.model.step_indices import StepIndices
 from trainer.model.student_teacher import Embedder
 
@@ -73,11 +75,16 @@ class Step(nn.Module):
         if not self.losses.needs_tracks:
             return _without_tracks(views, positions.index_select(1, compared))
         tokens, anchor_tokens = self.trunks(batch)
-        # One pass of the student's tail gives both tracks and references.
+        # One pass of the student's tail gives both tracks and reference crops.
         maps = self.student.maps(tokens, indices)
         tracks, crops = self.student.embed_maps(maps, positions, size, indices)
         with torch.no_grad():
-            anchors = self.teacher.tracks(anchor_tokens, positions[:, 0], size)
+            anchor_maps = self.teacher.backbone.tail(anchor_tokens)
+            anchors = self.teacher.points(anchor_maps, positions[:, 0], size)
+            if draws := indices.queue:
+                queue: Any = self.losses.queue
+                patches = self.teacher.embed(take_patches(anchor_maps, draws.stored))
+                crops = queue.exchange(patches, draws)
             # Only some losses need the teacher in other frames: F more tail passes per clip.
             teacher_frames = None
             if self.losses.needs_teacher_frames:

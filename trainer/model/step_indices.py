@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.model.feature_sampling import References, frames_of_clips, needed_frames
+from trainer.model.reference_queue import QueueDraws
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,10 @@ class StepIndices:
     compared_frames: [B * F]  the same frames of every clip, as b * T + t
     tail_frames:     [M]      frames that go through the student's tail, as b * T + t
     tracked:         [B * F]  the compared frames, as positions in `tail_frames`
-    references:      the crops; their `frame` is a position in `tail_frames`, or in those of all
-                     ranks, one after the other (`across_ranks`)
+    references:      the crops, none with a queue; their `frame` is a position in `tail_frames`, or
+                     in those of all ranks, one after the other (`across_ranks`)
     side:            of a crop, in patches
+    queue:           with `references.kind: queue`, what it stores and gives
     """
 
     compared: Tensor
@@ -34,18 +36,27 @@ class StepIndices:
     tracked: Tensor
     references: References
     side: int
+    queue: QueueDraws | None = None
 
     def tensors(self) -> list[Tensor]:
         """Return all tensors, in the order of the fields."""
         r = self.references
         indices = [self.compared, self.compared_frames, self.tail_frames, self.tracked]
-        return [*indices, r.frame, r.top, r.left]
+        of_queue = self.queue.tensors() if self.queue else []
+        return [*indices, r.frame, r.top, r.left, *of_queue]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> StepIndices:
         """Return the same indices with other tensors, in the order of `tensors`."""
-        compared, compared_frames, tail_frames, tracked, frame, top, left = tensors
-        references = References(frame, top, left, self.references.across_ranks)
-        return StepIndices(compared, compared_frames, tail_frames, tracked, references, self.side)
+        compared, compared_frames, tail_frames, tracked, frame, top, left, *of_queue = tensors
+        return StepIndices(
+            compared,
+            compared_frames,
+            tail_frames,
+            tracked,
+            references=References(frame, top, left, self.references.across_ranks),
+            side=self.side,
+            queue=self.queue.with_tensors(of_queue) if self.queue else None,
+        )
 
 
 def make_indices(
@@ -56,6 +67,7 @@ def make_indices(
     references: References,
     side: int,
     fixed_shapes: bool = False,
+    queue: QueueDraws | None = None,
 ) -> StepIndices:
     """Return the indices of a step, on the CPU. A frame that no index needs is left out.
 
@@ -85,4 +97,5 @@ def make_indices(
         tracked=tracked,
         references=references,
         side=side,
+        queue=queue,
     )

@@ -503,19 +503,25 @@ def test_a_resumed_run_continues_its_prototypes(
 
 
 @pytest.mark.slow
-def test_two_ranks_train_the_same_prototypes(
+def test_two_ranks_train_the_same_prototypes_and_fill_one_queue(
     settings: Callable[..., TrainSettings], tmp_path: Path
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(settings(loss=MIX, run={"steps": 3}).model_dump(mode="json")))
+    queue = {"kind": "queue", "count": 1, "queue": 50, "patches": 6, "stored": 3}
+    s = settings(loss=MIX, references=queue, run={"steps": 3})
+    config.write_text(yaml.safe_dump(s.model_dump(mode="json")))
     run = torchrun(config)
     assert run.returncode == 0, run.stderr
     (student, _, losses), theirs = (
         torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True)["weights"]
         for rank in (0, 1)
     )
-    assert [len(values) for values in losses.values()] == [5]
+    lengths = {name: len(values) for name, values in losses.items()}
+    assert lengths == {"queue.vectors": 50, "trained.clusters.prototypes": 5}
     assert_same([student, losses], [theirs[0], theirs[2]])
+    # Each step stores 3 patches of each of the 4 clips of both ranks.
+    filled = losses["queue.vectors"].norm(dim=1) > 0.5
+    assert filled.tolist() == [True] * 36 + [False] * 14
 
 
 def test_the_example_in_the_readme_loads() -> None:
