@@ -124,3 +124,28 @@ def track_mean(student: Array, teacher: Array, weights: Array, teacher_frames: A
         )
         losses[b, f, n] = 1 - student[b, f, n] @ mean / np.linalg.norm(mean)
     return mean_over_tracks(losses, weights)
+
+
+def forward_labels(
+    features: Array, labels: Array, *, window: int, top: int, temperature: float, earlier: int
+) -> Array:
+    """Return TimeTuning's labels of the last frame, [h, w, K], of one clip.
+
+    features: [T, h, w, D]; labels: [h, w, K], of the first frame
+    """
+    units = features / np.linalg.norm(features, axis=-1, keepdims=True)
+    maps = [labels]
+    for t in range(1, len(units)):
+        new = np.zeros(labels.shape)
+        for y, x in np.ndindex(*labels.shape[:2]):
+            found = []
+            for f in [0, *[f for f in range(1, t) if t - f <= earlier]]:
+                for v, u in np.ndindex(*labels.shape[:2]):
+                    if abs(v - y) <= window and abs(u - x) <= window:
+                        affinity = np.exp(units[t, y, x] @ units[f, v, u] / temperature)
+                        found.append((affinity, maps[f][v, u]))
+            best = sorted(found, key=lambda pair: -pair[0])[:top]
+            total = sum(affinity for affinity, _ in best)
+            new[y, x] = sum(affinity * label for affinity, label in best) / total
+        maps.append(new)
+    return maps[-1]

@@ -33,10 +33,17 @@ class Monitor:
 
 
 EVERYTHING = {
-    "loss": {"track_mean": {}, "info_nce": {}, "clusters": {}, "keep_base": {}, "lifted": {}},
+    "loss": {
+        "track_mean": {},
+        "info_nce": {},
+        "clusters": {},
+        "keep_base": {},
+        "lifted": {},
+        "timetuning": {},
+    },
     "optim": {"clip_norm": 1.0},
     "run": {"accumulate": 2},
-    "references": {"count": 2},
+    "references": {"count": 2, "kind": "queue"},
     "data": {"resize": "device", "colour": {"jitter": 1.0, "student_only": True}},
 }
 

@@ -43,6 +43,19 @@ class Features:
 
 
 @dataclass(frozen=True)
+class PatchMaps:
+    """All patches of B clips, float32."""
+
+    features: Tensor
+    """[B, 1 + F, h, w, D]: of the anchor frame and the compared frames, by the student's backbone,
+    without gradient."""
+    teacher: Tensor
+    """[B, h, w, E]: unit vectors of the anchor frame, by the teacher."""
+    student: Tensor
+    """[B, h, w, E]: unit vectors of the last compared frame, by the student."""
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """Unit vectors [..., E], float32, of a batch of B clips with N tracks each.
 
@@ -70,6 +83,8 @@ class Embeddings:
     views: ViewEmbeddings | None = None
     """None unless a loss needs them. Where no loss needs anything else, N is 0."""
     features: Features | None = None
+    """None unless a loss needs them."""
+    patches: PatchMaps | None = None
     """None unless a loss needs them."""
 
     @property

@@ -5,11 +5,11 @@ Cheap to import: torch takes seconds, and a mistyped key should be reported befo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from manifests.settings import Settings
+from manifests.settings import ExtendedSettings, Settings
 
 if TYPE_CHECKING:
     from trainer.losses.embeddings import Loss
@@ -82,6 +82,34 @@ class TrackMeanSettings(Settings):
     """Weight in the sum of all losses; 0 disables the loss."""
 
 
+class TimeTuningSettings(Settings):
+    """`trainer.losses.timetuning`: the teacher's clusters of the anchor frame's patches, forwarded
+    to the last frame, are what the student should see there (TimeTuning)."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight in the sum of all losses; 0 disables the loss."""
+    carry: Literal["affinity", "tracks"] = "affinity"
+    """What carries clusters forward. `affinity`: similar features near by, frame by frame, without
+    any track, as published. `tracks`: the stored tracks, for the points that they show."""
+    prototypes: int = Field(default=200, ge=2)
+    """Number of prototypes, which are trained unit vectors. The teacher has their average."""
+    temperature: float = Field(default=0.1, gt=0)
+    """The student's cosines with the prototypes are divided by this before the softmax."""
+    epsilon: float = Field(default=0.05, ge=0.025)
+    """Weight of the entropy in Sinkhorn-Knopp. Below 0.025 float32 underflows."""
+    iterations: int = Field(default=10, ge=1)
+    """Iterations of Sinkhorn-Knopp, over all patches of the anchor frames of all ranks."""
+    window: int = Field(default=6, ge=0)
+    """With `carry: affinity`: patches this many rows and columns away are taken from, at most."""
+    top: int = Field(default=5, ge=1)
+    """With `carry: affinity`: the number of patches that a patch is the mean of."""
+    affinity_temperature: float = Field(default=0.1, gt=0)
+    """With `carry: affinity`: cosines are divided by this, and their exponentials are weights."""
+    earlier: int = Field(default=7, ge=0)
+    """With `carry: affinity`: how many frames before a frame are taken from, beside the anchor
+    frame."""
+
+
 class SelfSupervisionSettings(Settings):
     """`trainer.losses.self_supervision`: a point in a zoomed, recoloured and partly covered view of
     a frame must match itself in the frame. It uses no tracks."""
@@ -120,9 +148,11 @@ class LiftedSettings(Settings):
     """Weight in the sum of all losses; 0 disables the loss."""
 
 
-class LossSettings(Settings):
+class LossSettings(ExtendedSettings):
     """The sorting loss, which compares the student's and the teacher's similarities to the patches
     of reference crops, and the losses that are added to it."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"timetuning"})
 
     sorting: float = Field(default=1.0, ge=0)
     """Weight of the sorting loss in the sum of all losses; 0 disables it. The fields down to
@@ -173,6 +203,8 @@ class LossSettings(Settings):
     """Adds the distance of patch features from the base model's, in length and direction."""
     lifted: LiftedSettings | None = None
     """Adds the distance of features along a track from the base model's mean along it."""
+    timetuning: TimeTuningSettings | None = None
+    """Adds clusters that are forwarded from the anchor frame to the last frame."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -201,7 +233,7 @@ class LossSettings(Settings):
             raise ValueError(
                 "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above "
                 "0, or the 'weight' of 'loss.info_nce', 'loss.smooth_ap', 'loss.clusters', "
-                "'loss.track_mean', 'loss.self_supervision' or 'loss.lifted'"
+                "'loss.track_mean', 'loss.self_supervision', 'loss.lifted' or 'loss.timetuning'"
             )
         return self
 

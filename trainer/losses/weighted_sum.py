@@ -16,6 +16,7 @@ from trainer.losses.self_supervision import self_supervision
 from trainer.losses.settings import LossSettings
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
+from trainer.losses.timetuning import TimeTuning
 from trainer.losses.track_mean import track_mean
 
 FEATURE_LOSSES = {"keep_base", "lifted"}
@@ -56,9 +57,20 @@ class Losses(nn.Module):
         return not self.losses.keys().isdisjoint(FEATURE_LOSSES)
 
     @property
+    def needs_patches(self) -> bool:
+        """Whether a loss needs `Embeddings.patches`."""
+        return "timetuning" in self.losses
+
+    @property
     def needs_tracks(self) -> bool:
         """Whether a loss needs anything else of the embeddings."""
         return bool(self.losses.keys() - {"self_supervision"})
+
+    def update_averages(self, momentum: float) -> None:
+        """Update what losses average over steps, as the teacher averages the student."""
+        for loss in self.losses.values():
+            if isinstance(loss, TimeTuning):
+                loss.update_average(momentum)
 
     def forward(self, e: Embeddings) -> tuple[Tensor, dict[str, Tensor]]:
         """Return sum(weight * loss), and each unweighted loss by name, detached.
@@ -97,6 +109,8 @@ def make_losses(settings: LossSettings, width: int) -> Losses:
         losses["clusters"] = Clusters(s.clusters, width)
     if s.track_mean:
         losses["track_mean"] = track_mean
+    if s.timetuning:
+        losses["timetuning"] = TimeTuning(s.timetuning, width)
     if s.self_supervision:
         losses["self_supervision"] = partial(self_supervision, settings=s.self_supervision)
     if s.keep_base:

@@ -73,9 +73,10 @@ class TrackMethod:
         return draw_indices(step, patches=self.patches, settings=self.settings, rank=self.rank)
 
     def after_step(self, step: int, last_step: int) -> dict[str, float | Tensor]:
-        """Update the teacher."""
+        """Update the teacher, and what losses average with it."""
         momentum = teacher_momentum(step, last_step, self.settings.teacher)
         self.average.update(momentum)
+        self.model.losses.update_averages(momentum)
         return {"momentum": momentum}
 
     def figures(self, kept: Embeddings, draws: StepIndices) -> dict[str, float | Tensor]:

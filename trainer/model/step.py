@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import OptimSettings, TrainSettings
 from trainer.data.batch import Batch, track_mask
-from trainer.losses.embeddings import Embeddings, Features, ViewEmbeddings
+from trainer.losses.embeddings import Embeddings, Features, PatchMaps, ViewEmbeddings
 from trainer.losses.weighted_sum import Losses
 from trainer.model.backbone import Tokens, normalised_images
 from trainer.model.feature_sampling import sample_points
@@ -112,6 +112,28 @@ class Step(nn.Module):
             features=self._features(batch, maps, indices, (tokens, anchor_tokens))
             if self.losses.needs_features
             else None,
+            patches=self._patch_maps(maps, anchor_maps, indices, tokens)
+            if self.losses.needs_patches
+            else None,
+        )
+
+    def _patch_maps(
+        self, maps: Tensor, anchor_maps: Tensor, indices: StepIndices, tokens: Tokens
+    ) -> PatchMaps:
+        """Return all patches of the anchor frames and the compared frames.
+
+        maps, anchor_maps: the student's, of the frames `indices.tail_frames`; the teacher's
+        tokens:            of all frames
+        """
+        clips = len(anchor_maps)
+        compared = maps[indices.tracked].unflatten(0, (clips, -1))
+        with torch.no_grad():
+            anchors = self.student.backbone.tail(tokens[:: self.settings.data.frames])
+            teacher = self.teacher.embed(anchor_maps)
+        return PatchMaps(
+            features=torch.cat([anchors[:, None], compared.detach()], dim=1).float(),
+            teacher=teacher,
+            student=self.student.embed(compared[:, -1]),
         )
 
     def _features(
@@ -234,4 +256,5 @@ def step_flops(model: Step, size: int) -> float:
             teacher.tail(tokens)
     # The student's backward pass costs two forward passes.
     tail_passes = 3 * t + teacher_frames + (t + 1 if model.losses.needs_features else 0)
+    tail_passes += 1 if model.losses.needs_patches else 0
     return trunk.get_total_flops() * trunk_frames + tail.get_total_flops() * tail_passes

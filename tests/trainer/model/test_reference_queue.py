@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from shards.errors import SettingsError
-from tests.helpers.killed_run import train_killed_once
 from tests.trainer.model.test_step import CPU, a_step
-from tests.trainer.test_train import assert_same, last_state
 from trainer.config import TrainSettings
 from trainer.distributed import Rank
 from trainer.losses.settings import LossSettings
@@ -30,7 +27,6 @@ from trainer.model.reference_queue import (
     rank_draws,
     take_patches,
 )
-from trainer.train import train
 
 Make = Callable[..., TrainSettings]
 QUEUE = {"kind": "queue", "count": 2, "queue": 40, "patches": 6, "stored": 3}
@@ -166,18 +162,3 @@ def test_crops_stay_the_default_and_are_written_as_before(settings: Make) -> Non
     assert written == {"count": 3, "crop_ratio": 0.5, "across_ranks": False}
     with_queue = settings(references=QUEUE)
     assert TrainSettings.model_validate(with_queue.model_dump(mode="json")) == with_queue
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_with_its_queue(settings: Make, tmp_path: Path) -> None:
-    def run(name: str) -> TrainSettings:
-        """Four steps of two parts: the queue of 40 comes round in the last."""
-        changes = {"steps": 4, "accumulate": 2, "checkpoint_every": 2, "out": tmp_path / name}
-        return settings(references=QUEUE, data={"frames": 2}, run=changes)
-
-    train(run("unbroken"))
-    train_killed_once(run("broken"), 3)
-    a, b = (last_state(run(name)) for name in ("unbroken", "broken"))
-    for part in ("student", "teacher", "losses", "optimizer"):
-        assert_same(a[part], b[part], part)
-    assert (b["losses"]["queue.vectors"].norm(dim=1) > 0.5).all()
