@@ -58,8 +58,12 @@ def smooth_ap(
     temperature: float,
     near: float,
     far: float,
+    ideal: bool = False,
 ) -> float:
-    """Return the SmoothAP loss, computed track by track; arguments as `info_nce`'s."""
+    """Return the SmoothAP loss, computed track by track; arguments as `info_nce`'s.
+
+    ideal: rank each positive beside one of cosine 1, as 3DCorrEnhance's code does
+    """
     losses, counts = np.zeros(weights.shape), weights.max(axis=1) > 0
     for b, f, n in np.ndindex(*weights.shape):
         scores = teacher[b] @ student[b, f, n]
@@ -67,7 +71,12 @@ def smooth_ap(
         positive = [m for m in range(len(apart)) if m == n or (apart[m] < near and counts[b, m])]
         negative = [m for m in range(len(apart)) if apart[m] > far and counts[b, m]]
         precisions = []
-        for i in positive:
+        for i in positive if ideal else []:
+            for cosine, other in ((scores[i], 1.0), (1.0, scores[i])):
+                among = 1 + 1 / (1 + np.exp(-(other - cosine) / temperature))
+                above = 1 / (1 + np.exp(-(scores - cosine) / temperature))
+                precisions.append(among / (among + sum(above[j] for j in negative)))
+        for i in positive if not ideal else []:
             above = 1 / (1 + np.exp(-(scores - scores[i]) / temperature))
             among = 1 + sum(above[j] for j in positive if j != i)
             precisions.append(among / (among + sum(above[j] for j in negative)))

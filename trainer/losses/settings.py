@@ -29,9 +29,11 @@ class InfoNCESettings(Settings):
     """Whether tracks of the other clips in the rank's batch are negatives as well."""
 
 
-class SmoothAPSettings(Settings):
+class SmoothAPSettings(ExtendedSettings):
     """`trainer.losses.smooth_ap`: smooth average precision of retrieving a track's anchor point
     among those of its clip (3DCorrEnhance)."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"ideal"})
 
     weight: float = Field(default=1.0, ge=0)
     """Weight in the sum of all losses; 0 disables the loss."""
@@ -43,6 +45,9 @@ class SmoothAPSettings(Settings):
     count as the same point."""
     far: float = Field(default=0.1, gt=0)
     """Tracks further than this are negatives. Tracks between `near` and `far` are neither."""
+    ideal: bool = False
+    """Whether each positive is ranked beside an ideal one of cosine 1, as in 3DCorrEnhance's code.
+    False: beside the other positives, as SmoothAP is defined."""
 
     @model_validator(mode="after")
     def _check_distances(self) -> SmoothAPSettings:

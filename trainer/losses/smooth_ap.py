@@ -20,6 +20,12 @@ def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:
                                 / (1 + sum over j in P, j != i, of G(s_j - s_i)
                                      + sum over j in N of G(s_j - s_i))
 
+    With `ideal` (3DCorrEnhance's code), each positive i has the mean of two precisions, in which
+    the other positive is an ideal match of cosine 1:
+
+        (1 + G(1 - s_i)) / (1 + G(1 - s_i) + sum over j in N of G(s_j - s_i))
+        (1 + G(s_i - 1)) / (1 + G(s_i - 1) + sum over j in N of G(s_j - 1))
+
     P is n itself and the tracks nearer than `near` to it in the anchor frame, N the tracks
     further than `far`; both are of the same clip, and only tracks that count in any compared
     frame. 3DCorrEnhance measures distances in three dimensions, on objects; here they are measured
@@ -40,7 +46,16 @@ def smooth_ap(e: Embeddings, settings: SmoothAPSettings) -> Tensor:
     # an item compared with itself gives G(0) = 0.5 in this sum, where the formula has 1: add 0.5
     positives_above = (above * positive[clip, query][:, None]).sum(dim=-1) + 0.5
     negatives_above = (above * negative[clip, query][:, None]).sum(dim=-1)
-    precision = positives_above / (positives_above + negatives_above)
+    if settings.ideal:
+        to_ideal = torch.sigmoid((1 - item_scores[..., 0]) / settings.temperature)
+        above_ideal = torch.sigmoid((rows - 1) / settings.temperature)
+        negatives_above_ideal = (above_ideal * negative[clip, query][:, None]).sum(dim=-1)
+        precision = (
+            (1 + to_ideal) / (1 + to_ideal + negatives_above)
+            + (2 - to_ideal) / (2 - to_ideal + negatives_above_ideal)  # G(-x) = 1 - G(x)
+        ) / 2
+    else:
+        precision = positives_above / (positives_above + negatives_above)
 
     # add up the pairs of each query, then divide by their number
     sums = scores.new_zeros(clips, tracks, frames)

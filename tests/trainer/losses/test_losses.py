@@ -92,6 +92,9 @@ def every_loss(dtype: torch.dtype = torch.float64) -> dict[str, Callable[[Embedd
         "info_nce": partial(info_nce, settings=InfoNCESettings()),
         "info_nce of all clips": partial(info_nce, settings=InfoNCESettings(other_clips=True)),
         "smooth_ap": partial(smooth_ap, settings=SmoothAPSettings(temperature=0.1)),
+        "smooth_ap beside an ideal match": partial(
+            smooth_ap, settings=SmoothAPSettings(temperature=0.1, ideal=True)
+        ),
         "clusters": make_clusters(dtype=dtype),
         "soft clusters": make_clusters(soft=True, dtype=dtype),
         "track_mean": track_mean,
@@ -123,7 +126,10 @@ def test_info_nce_equals_its_formula(apart: float, other_clips: bool) -> None:
 
 @pytest.mark.parametrize(("near", "far"), [(0.005, 0.1), (0.1, 0.1), (0.3, 0.5)])
 @pytest.mark.parametrize("temperature", [0.01, 0.1])
-def test_smooth_ap_equals_its_formula(near: float, far: float, temperature: float) -> None:
+@pytest.mark.parametrize("ideal", [False, True])
+def test_smooth_ap_equals_its_formula(
+    near: float, far: float, temperature: float, ideal: bool
+) -> None:
     e = example_embeddings()
     plain = plain_losses.smooth_ap(
         e.student.numpy(),
@@ -133,8 +139,10 @@ def test_smooth_ap_equals_its_formula(near: float, far: float, temperature: floa
         temperature=temperature,
         near=near,
         far=far,
+        ideal=ideal,
     )
-    assert_value(smooth_ap(e, SmoothAPSettings(near=near, far=far, temperature=temperature)), plain)
+    s = SmoothAPSettings(near=near, far=far, temperature=temperature, ideal=ideal)
+    assert_value(smooth_ap(e, s), plain)
 
 
 @pytest.mark.parametrize("soft", [False, True])
