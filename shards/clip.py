@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import from_json
 
 from shards.errors import ShardError
 
@@ -166,7 +167,8 @@ def read_cameras(data: bytes, frames: Sequence[int]) -> list[Camera | None]:
     does not have.
     """
     try:
-        cameras = json.loads(data)["cameras"]
+        # A trainer does this for every sample, and json takes several times as long.
+        cameras = from_json(data)["cameras"]
         if cameras is None:
             return [None] * len(frames)
         return [None if cameras[t] is None else Camera.read(cameras[t]) for t in frames]

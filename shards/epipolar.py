@@ -28,6 +28,8 @@ _NOT_A_ROTATION = 1e-2
 """Largest difference of R R^T from the identity that rounding in a source's files explains."""
 _LARGEST_NUMBER, _SMALLEST_FOCAL = 1e12, 1e-3
 """Cameras with larger numbers, or smaller focal lengths in pixels, are damaged: they overflow."""
+_IDENTITY = np.array([1.0, 1.0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0])
+"""A camera in the form of `camera_row`."""
 _SAME_PLACE = 1e-6
 """Cameras nearer than this fraction of the largest baseline count as one: their epipolar lines are
 rounding errors."""
@@ -121,21 +123,30 @@ class Poses:
 
 def read_poses(cameras: Sequence[Camera | None] | None, frames: int) -> Poses:
     """Convert the cameras of a clip, in pixels of its stored frames; None for frames without."""
-    rows = np.tile([1.0, 1.0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], (frames, 1))
-    usable = np.zeros(frames, np.bool_)
+    rows = np.tile(_IDENTITY, (frames, 1))
+    given = np.zeros(frames, np.bool_)
     for t, camera in enumerate(cameras or ()):
         if camera is not None:
-            row = (camera.fx, camera.fy, camera.cx, camera.cy, *camera.world_to_camera)
-            rows[t], usable[t] = row, True
+            rows[t], given[t] = camera_row(camera), True
+    usable = given & usable_cameras(rows)
+    rows[~usable] = _IDENTITY
     matrices = rows[:, 4:].reshape(-1, 3, 4)
-    usable &= (np.abs(rows) <= _LARGEST_NUMBER).all(axis=1)  # NaN is not, either
-    usable &= (rows[:, :2] >= _SMALLEST_FOCAL).all(axis=1)
-    matrices[~usable] = np.eye(3, 4)
-    rotations = matrices[:, :, :3]
-    error = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
-    usable &= (error <= _NOT_A_ROTATION) & (np.linalg.det(rotations) > 0)
-    rows[~usable] = np.tile([1.0, 1.0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0], (1, 1))
     return _centred(Poses(usable, rows[:, :2], rows[:, 2:4], matrices[:, :, :3], matrices[:, :, 3]))
+
+
+def camera_row(camera: Camera) -> tuple[float, ...]:
+    """Return the 16 numbers of a camera: fx, fy, cx, cy, and its matrix row by row."""
+    return (camera.fx, camera.fy, camera.cx, camera.cy, *camera.world_to_camera)
+
+
+def usable_cameras(rows: Floats) -> Mask:
+    """Tell which cameras, rows of `camera_row` [T, 16], are `Poses.usable`: bool [T]."""
+    small = np.all(np.abs(rows) <= _LARGEST_NUMBER, axis=1)  # NaN is not, either
+    possible = np.logical_and(small, np.all(rows[:, :2] >= _SMALLEST_FOCAL, axis=1))
+    rotations = np.where(possible[:, None], rows, _IDENTITY)[:, 4:].reshape(-1, 3, 4)[:, :, :3]
+    error = np.abs(rotations @ rotations.transpose(0, 2, 1) - np.eye(3)).max(axis=(1, 2))
+    proper = np.logical_and(error <= _NOT_A_ROTATION, np.linalg.det(rotations) > 0)
+    return np.asarray(possible & proper, np.bool_)
 
 
 def _centred(poses: Poses) -> Poses:

@@ -10,12 +10,15 @@ import torch
 from numpy.typing import NDArray
 
 from shards.clip import Camera
-from shards.epipolar import read_poses
+from shards.epipolar import camera_row, usable_cameras
 from shards.geometry import FrameTransform, shown_cameras
 from trainer.config import DataSettings
 from trainer.data.augment import decode_and_crop, decode_and_transform, transform_points
 from trainer.data.colour import change_colours, draw_colour_changes
 from trainer.data.packed_batch import PackedBatch
+
+_IDENTITY = Camera(1.0, 1.0, 0.0, 0.0, (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0))
+_NO_CAMERA = Camera(0.0, 0.0, 0.0, 0.0, (0.0,) * 12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +116,19 @@ def copy_tracks(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:
 
 def _copy_cameras(clip: EncodedClip, batch: PackedBatch, slot: int) -> None:
     """Copy a clip's cameras into a slot of a batch: those of the transformed frames."""
-    cameras = clip.cameras or [None] * len(clip.transforms)
-    usable = read_poses(cameras, len(cameras)).usable
+    stored = clip.cameras or [None] * len(clip.transforms)
+    usable = usable_cameras(np.array([_row(camera) for camera in stored]))
     batch.posed[slot] = int(usable.all())
+    shown = np.array([_row(camera) for camera in shown_cameras(clip.transforms, stored)])
     # The identity for frames without a usable camera: it can be inverted.
-    intrinsics = np.tile(np.eye(3), (len(cameras), 1, 1))
-    world_to_camera = np.tile(np.eye(3, 4), (len(cameras), 1, 1))
-    for t, camera in enumerate(shown_cameras(clip.transforms, cameras)):
-        if camera and usable[t]:
-            intrinsics[t, (0, 1), (0, 1)] = camera.fx, camera.fy
-            intrinsics[t, :2, 2] = camera.cx, camera.cy
-            world_to_camera[t] = np.reshape(camera.world_to_camera, (3, 4))
+    shown[~usable] = _row(_IDENTITY)
+    intrinsics = np.zeros((len(shown), 3, 3))
+    intrinsics[:, (0, 1), (0, 1)], intrinsics[:, :2, 2] = shown[:, :2], shown[:, 2:4]
+    intrinsics[:, 2, 2] = 1
     batch.intrinsics[slot] = torch.from_numpy(intrinsics)
-    batch.world_to_camera[slot] = torch.from_numpy(world_to_camera)
+    batch.world_to_camera[slot] = torch.from_numpy(shown[:, 4:].reshape(-1, 3, 4))
+
+
+def _row(camera: Camera | None) -> tuple[float, ...]:
+    """Return the numbers of a camera; those of one that is not usable if there is none."""
+    return camera_row(camera or _NO_CAMERA)
