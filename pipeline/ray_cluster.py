@@ -7,9 +7,13 @@ import logging
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -44,7 +48,8 @@ def connect(settings: RaySettings) -> Cluster:
     """Connect to the cluster at `settings.address`, or start Ray on this machine.
 
     Does nothing if this process is connected already. Returns what the cluster offers. Raises
-    PretrackError if no cluster answers at the address or Ray does not start.
+    PretrackError if no cluster answers at the address or Ray does not start, and if workers of this
+    machine would not find pretrack's packages.
     """
     if not ray.is_initialized():
         # Otherwise Ray empties CUDA_VISIBLE_DEVICES for workers that reserve no GPU (num_gpus=0).
@@ -60,8 +65,10 @@ def connect(settings: RaySettings) -> Cluster:
         if settings.address:
             _check_address(settings.address)
             options = {"logging_level": logging.ERROR, "address": settings.address}
-        elif settings.cpus:
-            options["num_cpus"] = settings.cpus
+        else:
+            _check_current_folder()
+            if settings.cpus:
+                options["num_cpus"] = settings.cpus
         watcher = _watch_for_death()
         try:
             ray.init(**options)
@@ -76,6 +83,23 @@ def connect(settings: RaySettings) -> Cluster:
             # Exit handlers run in reverse order: this one before Ray's, which may end the process.
             atexit.register(watcher.communicate, b"ended\n")
     return resources()
+
+
+def _check_current_folder() -> None:
+    """Raise PretrackError if the current folder hides a package of pretrack from Ray's workers.
+
+    Ray puts this folder at the start of its workers' `sys.path`, whatever this process looks into.
+    """
+    for name in ("manifests", "pipeline", "shards"):
+        own, of_workers = find_spec(name), PathFinder.find_spec(name, ["", *sys.path])
+        # pretrack itself may be found through a hook of an editable install, and not on a path.
+        if not own or not of_workers:
+            continue
+        if os.path.realpath(own.origin or "") != os.path.realpath(of_workers.origin or ""):
+            raise PretrackError(
+                f"{Path.cwd()} holds a '{name}' of its own, which Ray's workers would take for the "
+                f"package {name} of pretrack: start the command in another folder"
+            )
 
 
 def _watch_for_death() -> subprocess.Popen[bytes]:
