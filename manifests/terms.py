@@ -148,13 +148,16 @@ def licence_of_video(dataset: str, terms: str | None) -> Licence:
 def licence_of_tracks(tracks: Mapping[str, Any]) -> Licence | None:
     """Return the licence of the weights that the settings `tracks` name; None without weights.
 
-    A file has that of the official file of its name.
+    A file has that of the official file of its name. One named like random weights is a file all
+    the same, of which no licence is known.
     """
     tracker, weights = str(tracks.get("tracker")), str(tracks.get("weights"))
     if tracker in WITHOUT_WEIGHTS:
         return None
     known = WEIGHTS.get(tracker, {})
-    return known.get(weights, known.get(PurePath(weights).stem, NOT_STATED))
+    if weights in known:
+        return known[weights]
+    return known.get(PurePath(weights).stem) or NOT_STATED
 
 
 def _all_allow(answers: Sequence[bool | None]) -> bool | None:

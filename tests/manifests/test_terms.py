@@ -51,6 +51,12 @@ def videos(*rows: tuple[str, str]) -> pa.Table:
             "frames CC0-1.0, tracks NOASSERTION; commercial use not stated, redistribution not "
             "stated",
         ),
+        (  # a file, whatever it is called, is not the random weights
+            [("scenes", "")],
+            {"tracker": "tapir", "weights": "/data/random.pt"},
+            "frames CC0-1.0, tracks NOASSERTION; commercial use not stated, redistribution not "
+            "stated",
+        ),
         (
             [],
             {"tracker": "somebody's"},
