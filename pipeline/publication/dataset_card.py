@@ -64,8 +64,9 @@ def dataset_card(content: CardContent) -> str:
 
 def own_text_of(card: str) -> str | None:
     """Return what people added to a card below the mark; None for a card of other origin."""
-    _, mark, text = card.partition(f"{MARK}\n")
-    return text if mark else None
+    _, mark, text = card.partition(MARK)
+    # Editors may change the line's end, or drop the last one of a file.
+    return text.removeprefix("\r").removeprefix("\n") if mark else None
 
 
 def _header(content: CardContent) -> dict[str, Any]:

@@ -106,6 +106,13 @@ def test_text_below_the_card_is_kept_and_a_foreign_card_is_not_replaced(
     card.write_text(written + "Filmed by Ada.\n")
     write_card(snapshot)
     assert card.read_text() == written + "Filmed by Ada.\n"
+    # As some editors save it: with other ends of lines, or without the last one.
+    card.write_bytes((written + "Filmed by Ada.\n").replace("\n", "\r\n").encode())
+    write_card(snapshot)
+    assert card.read_text() == written + "Filmed by Ada.\n"
+    card.write_text(written.rstrip("\n"))
+    write_card(snapshot)
+    assert card.read_text() == written
     card.write_text("My notes")
     with pytest.raises(PretrackError, match=r"README.md was not written by 'pretrack card': move"):
         write_card(snapshot)
