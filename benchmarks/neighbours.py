@@ -86,8 +86,8 @@ def main() -> None:
             times[title].append(step_seconds(method, a.size, step))
     print("| method | GFLOP per clip and step | core seconds |\n|---|---|---|")
     for title, method in methods.items():
-        flops, seconds = method.flops_per_clip() / 1e9, statistics.median(times[title])
-        print(f"| {title} | {flops:.0f} | {seconds:.2f} |")
+        seconds = f"{statistics.median(times[title]):.2f}" if a.rounds else "-"
+        print(f"| {title} | {method.flops_per_clip() / 1e9:.0f} | {seconds} |")
 
 
 if __name__ == "__main__":
