@@ -4,7 +4,8 @@
 
 Prints, by the angle between the optical axes, the location error of every row of the files as mean
 and standard deviation over seeds, and the differences of the model from its controls: means over
-seeds, with 95 % intervals from resampling clips. A clip has the mean of its views in the bin.
+seeds, with 95 % intervals over clips (`trainer.evaluate.intervals`). A clip has the mean of its
+views in the bin.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.evaluate.intervals import MIN_GROUPS, compare_means
+
 BINS = {
     "all": (0.0, 181.0),
     "below 45°": (0.0, 45.0),
     "45-60°": (45.0, 60.0),
     "60-90°": (60.0, 90.0),
 }
-RESAMPLINGS = 10_000
 
 
 def errors_by_clip(row: dict[str, Any], angles: tuple[float, float]) -> NDArray[np.float64]:
@@ -46,13 +48,14 @@ def mean_and_spread(seeds: list[dict[str, Any]], row: str, angles: tuple[float, 
 def difference(
     seeds: list[dict[str, Any]], model: str, control: str, angles: tuple[float, float]
 ) -> str:
-    """Return model less control, the mean over seeds and clips, with its interval over clips."""
+    """Return model less control, the mean over seeds and clips; its interval if clips suffice."""
     paired = [errors_by_clip(s[model], angles) - errors_by_clip(s[control], angles) for s in seeds]
     clips = np.mean(paired, axis=0)
     clips = clips[~np.isnan(clips)]
-    drawn = np.random.default_rng(0).integers(0, len(clips), (RESAMPLINGS, len(clips)))
-    low, high = np.percentile(clips[drawn].mean(axis=1), [2.5, 97.5])
-    return f"{clips.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+    if len(clips) < MIN_GROUPS:
+        return f"{clips.mean():+.3f}"
+    interval = compare_means(clips[None], np.ones(len(clips)))
+    return f"{clips.mean():+.3f} [{interval.low[0]:+.3f}, {interval.high[0]:+.3f}]"
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import view_seeds
+from benchmarks.view_seeds import difference
 
 
 def row(*views: tuple[int, float, float]) -> dict[str, Any]:
@@ -34,4 +36,17 @@ def test_errors_are_averaged_by_angle(
     assert lines[2] == "| mv | 0.450 ± 0.141 | 0.900 ± 0.000 |"
     assert lines[3] == "| never moves | 0.650 ± 0.000 | 0.500 ± 0.000 |"
     # Clip 0: 0.3 less 0.3; clip 1: 0.6 less 1.0. Only clip 1 has a view from 45 degrees up.
-    assert lines[-1] == "| never moves | -0.200 [-0.400, +0.000] | +0.400 [+0.400, +0.400] |"
+    assert lines[-1] == "| never moves | -0.200 | +0.400 |"
+
+
+def test_an_interval_is_that_of_the_evaluation() -> None:
+    differences = [-0.4, -0.3, -0.2, -0.2, -0.1, -0.1, 0.0, 0.1]
+    seed = {
+        "mv": row(*((clip, 10, 0.5 + less) for clip, less in enumerate(differences))),
+        "base": row(*((clip, 10, 0.5) for clip in range(8))),
+    }
+    mean, low, high = re.findall(r"[-+][0-9.]+", difference([seed], "mv", "base", (0, 45)))
+    assert mean == "-0.150"
+    # Student's interval is 0.134 to both sides of the mean; this one is somewhat wider.
+    assert 0.134 <= float(high) + 0.15 <= 0.22
+    assert 0.134 <= -0.15 - float(low) <= 0.22
