@@ -4,8 +4,8 @@
 
 The output of each goes to FOLDER/NAME.md, below its command, the commit, the machine and its load.
 Needs the `dev` extra; `scaling` also needs the results of `make demo`. Three benchmarks are not
-included: `decoders` and `frames` need a folder of videos, and `objectives` a build and many more
-hours.
+included: `decoders` and `frames` need a folder of videos, and `objectives` an experiment and many
+more hours.
 """
 
 from __future__ import annotations
