@@ -25,6 +25,7 @@ from benchmarks.ablation.queue import TaskQueue
 from benchmarks.ablation.results import START, Results, Scores, mean_of
 from benchmarks.ablation.task import PROGRAM
 from shards.errors import SettingsError, exit_on_errors
+from trainer.evaluate.heldout.measures import METRICS
 from trainer.evaluate.results import finite_mean
 
 
@@ -75,7 +76,11 @@ def chosen_rate(
 ) -> float:
     """Return the learning rate of an arm's objective: the best on the validation clips."""
     means = trial_means(experiment, trials, experiment.arms[arm].objective)
-    return max(means, key=lambda rate: means[rate]) if means else experiment.rates.tried[0]
+    if not means:
+        return experiment.rates.tried[0]
+    measure = experiment.metrics[experiment.endpoint].measure
+    lower = any(metric.measure == measure and metric.better == "lower" for metric in METRICS)
+    return (min if lower else max)(means, key=lambda rate: means[rate])
 
 
 def read_results(experiment: Experiment) -> Results:

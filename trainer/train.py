@@ -47,7 +47,7 @@ from trainer.distributed import (
 )
 from trainer.export import weights_path
 from trainer.feature_colours import frames_above_features
-from trainer.heldout_evaluation import HeldOutEvaluation
+from trainer.heldout_evaluation import HeldOutEvaluation, read_scores
 from trainer.methods.chosen import METHODS
 from trainer.methods.draws import Draws, pack_draws, unpack_draws
 from trainer.methods.method import Method
@@ -227,9 +227,12 @@ class TrainingRun:
         """Train to the last step. Raises Stopped, after saving, if any rank was asked to stop."""
         run, stop = self.settings.run, StopAgreement(self.rank)
         batches = iter(self.loader)
-        if self.rank.first and self.step == 0:
-            draw_features(monitor, self.method, self.dataset, run.pictures, 0)
-            self.evaluate(monitor)
+        if self.rank.first:
+            if self.step == 0:
+                draw_features(monitor, self.method, self.dataset, run.pictures, 0)
+                self.evaluate(monitor)
+            else:
+                self.catch_up(monitor)
         # On CUDA the host only queues a step. It waits for the device where it reads values: to
         # report, to save, and at the end of an epoch.
         while self.step < self.last_step:
@@ -347,6 +350,15 @@ class TrainingRun:
         """Log the scores of the model on held-out clips, if the settings ask for them."""
         if self.evaluation:
             monitor.log_scores(self.step, self.evaluation.score(self.method, self.step))
+
+    def catch_up(self, monitor: TrainingMonitor) -> None:
+        """Export and evaluate what was due when the run was killed after saving its checkpoint."""
+        run = self.settings.run
+        if self._is_due(run.export_every) and not weights_path(run.out, self.step).exists():
+            self.export()
+        evaluated = {row["step"] for row in read_scores(run.out)}
+        if self._is_due(run.evaluate_every) and self.step not in evaluated:
+            self.evaluate(monitor)
 
     def export(self) -> Path:
         """Export the current weights, on the first rank; return their path on every rank."""

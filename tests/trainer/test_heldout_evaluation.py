@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,11 +53,25 @@ def test_an_evaluated_run_is_the_same_run_and_goes_on_where_it_was_killed(
     assert abs(logged["track@1"] - finite_mean(by_clip(metric, scores, clips.clips))) < 1e-6
     assert abs(logged["effective_rank"] - scores.effective_rank) < 1e-3
 
-    # Killed after step 3: the last evaluation is made again, and no other is doubled.
+    # Killed between the checkpoint of step 3 and its export: the last evaluation is made again, no
+    # other is doubled, and the export is there.
+    exported = files[1].read_bytes()
+    files[1].unlink()
     (evaluated.run.out / "checkpoints" / "step_00000004.pt").unlink()
     train(evaluated)
     assert [row["step"] for row in read_scores(evaluated.run.out)] == [0, 2, 4]
     assert read_scores(evaluated.run.out)[-1] == logged
+    assert files[1].read_bytes() == exported
+
+    # Killed during the last evaluation, after the last checkpoint: it is made when the run resumes.
+    scores_file = evaluated.run.out / "heldout.json"
+    scores_file.write_text(json.dumps(read_scores(evaluated.run.out)[:-1]))
+    train(evaluated)
+    assert read_scores(evaluated.run.out)[-1] == logged
+    # A finished run evaluates nothing again.
+    scores_file.write_text(json.dumps([{"step": 4}]))
+    train(evaluated)
+    assert read_scores(evaluated.run.out) == [{"step": 4}]
 
 
 def test_clips_that_a_run_trains_on_are_no_held_out_clips(settings: Make, tmp_path: Path) -> None:

@@ -23,6 +23,13 @@ class Footage:
     sequences: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
 
+    def union(self, other: Footage) -> Footage:
+        """Name what either shows."""
+        return Footage(
+            tuple(sorted({*self.sequences, *other.sequences})),
+            tuple(sorted({*self.parts, *other.parts})),
+        )
+
 
 def footage_of(clips: pa.Table) -> Footage:
     """Name what the clips of a table show, from its FOOTAGE_COLUMNS."""

@@ -25,6 +25,18 @@ def test_mean_squares_and_degrees_of_freedom_are_those_worked_out_by_hand() -> N
     assert np.isclose(found.p, 2 * student_t.sf(8.5 / error, freedom))
 
 
+def test_what_is_left_of_sequences_and_seeds_is_subtracted_once() -> None:
+    """As before, and ±1 that averages out over rows and over columns: R = 12 / 5."""
+    rest = np.tile([1.0, -1.0], 3)[:, None] * np.array([1.0, -1.0])
+    found = crossed_difference(np.arange(6.0)[:, None] + np.array([0.0, 10.0]) + 1 + rest)
+    variance = 7 + 300 - 2.4
+    error, freedom = (variance / 12) ** 0.5, variance**2 / (49 / 5 + 90_000 + 2.4**2 / 5)
+    reach = student_t.ppf(0.975, freedom) * error
+    assert found.interval is not None
+    assert np.allclose(found.interval, (8.5 - reach, 8.5 + reach), rtol=1e-9)
+    assert np.isclose(found.p, 2 * student_t.sf(8.5 / error, freedom), rtol=1e-9)
+
+
 def test_seeds_that_do_not_differ_leave_an_interval_over_sequences() -> None:
     """Of eight values with mean 1, half 0 and half 2: the t-test or the tests that assume less."""
     values = np.tile([0.0, 2.0], 4)

@@ -15,7 +15,8 @@ from shards.errors import SettingsError
 
 REPOSITORY = Path(__file__).parents[3]
 EXPERIMENTS = [
-    REPOSITORY / "configs" / "evidence" / name for name in ("first_look.yaml", "evidence.yaml")
+    REPOSITORY / "configs" / "evidence" / name
+    for name in ("first_look.yaml", "evidence.yaml", "second_look.yaml")
 ]
 
 

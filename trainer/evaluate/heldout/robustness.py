@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from manifests.wording import pluralise
 from shards.errors import PretrackError, SettingsError
 from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.clip_selection import choose_clips
+from trainer.data.footage import Footage
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.heldout.clips import (
     HeldOutClip,
@@ -80,7 +82,8 @@ def evaluate_robustness(
     conditions = read_conditions(options, reference, evaluated)
     overlaps = check_overlap(
         {model.name: model.trained_on for model in evaluated},
-        conditions[reference].footage,
+        # Occluders have parts of their own.
+        reduce(Footage.union, (held_out.footage for held_out in conditions.values())),
         allow=allow_overlap,
     )
     common = points_in_all(conditions)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from manifests.tables import SHARDS, table_of, write_table
+from manifests.tables import CLIPS, SHARDS, read_table, table_of, write_table
 from shards import jpeg
 from shards.errors import PretrackError
 from shards.stored_clip import StoredClip
@@ -55,6 +55,11 @@ def published(out: Path, clips: list[StoredClip], tracker: str = "truth") -> Pat
         "tracks_settings": json.dumps({"tracker": tracker}),
     }
     write_table(snapshot.folder / "shards.parquet", table_of([row], SHARDS))
+    # Occluders have parts that the same scene without them does not have.
+    rows = read_table(snapshot.folder / "clips.parquet").to_pylist()
+    parts = {"occluded": ["shape:cup", "shape:pole"]}
+    rows = [row | {"parts": parts.get(row["source"], ["shape:cup"])} for row in rows]
+    write_table(snapshot.folder / "clips.parquet", table_of(rows, CLIPS))
     return out
 
 
@@ -127,6 +132,9 @@ def test_a_table_per_metric_and_results(
     assert found["differences_from_base"]["last"]["pck@0.1"].keys() == found["figures"].keys()
     keys = found["data"]["conditions"]["dim"]["keys"]
     assert [keys[0], keys[-1]] == ["dim-scene0-000000", "dim-scene7-000000"]
+    # The weights' training is compared with what any condition shows.
+    assert found["training_overlap"]["last"]["of_sequences"] == 6
+    assert found["training_overlap"]["last"]["of_parts"] == 2
     # Never moving is the same answer in any picture.
     static = [of_models["never moves"]["pck@0.1"] for of_models in found["figures"].values()]
     assert static[0] == static[1] == static[2]
