@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
 demo: setup
 	$(RUN)/python demo.py
 
-# Run all tests. Takes about twelve minutes on two cores.
+# Run all tests. Takes about seventeen minutes on two cores.
 test: setup
 	$(RUN)/python -m tests
 
@@ -30,7 +30,7 @@ soak: setup
 	PRETRACK_FILES=200 $(RUN)/python -m pytest tests/pipeline/decode/test_random_files.py
 	PRETRACK_KERNELS=all $(RUN)/python -m pytest tests/trainer/losses/sorting/test_triton_kernel.py
 
-# Run the tests without the slow ones. Takes less than two minutes on two cores.
+# Run the tests without the slow ones. Takes two to three minutes on two cores.
 quick: setup
 	$(RUN)/python -m tests -m 'not slow'
 
