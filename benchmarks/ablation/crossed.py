@@ -1,4 +1,4 @@
-"""Differences of two arms over sequences and seeds, both of which are samples: crossed intervals.
+"""Differences of two arms over sequences and seeds, which are both samples: crossed intervals.
 
 Averaging over sequences alone would say how the arms differ *for these seeds*, and averaging over
 seeds alone how they differ *on these sequences*.

@@ -36,9 +36,9 @@ def test_urls_name_a_repository_a_revision_and_a_path(url: str, place: HubPath) 
 
 
 def test_a_revision_is_one_part_of_the_address() -> None:
-    with environment({"HF_ENDPOINT": "https://mirror.org/"}):
+    with environment({"HF_ENDPOINT": "https://hub.example/"}):
         root = parse_hub_url("hf://datasets/ada/pans@refs/pr/3/a").root
-    assert root == "https://mirror.org/datasets/ada/pans/resolve/refs%2Fpr%2F3"
+    assert root == "https://hub.example/datasets/ada/pans/resolve/refs%2Fpr%2F3"
 
 
 @pytest.mark.parametrize("url", ["hf://ada/pans", "hf://datasets/ada", "hf://datasets/a/b#c"])
