@@ -36,7 +36,7 @@ class Settings(BaseModel):
 
 
 class ExtendedSettings(Settings):
-    """Settings of which some came later: at their defaults these are not written.
+    """Settings that were extended later: the later ones are not written at their defaults.
 
     Digests of earlier settings stay so, and runs of earlier versions can be resumed.
     """
