@@ -15,7 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-EXTRAS = ("", "pipeline", "pipeline,scenes", "pipeline,cotracker3", "train")
+EXTRAS = ("", "pipeline", "pipeline,scenes", "pipeline,uco3d", "pipeline,cotracker3", "train")
 START_COMMANDS = {
     "pretrack --help": ["-m", "pipeline", "--help"],
     "import shards.reader": ["-c", "import shards.reader"],
