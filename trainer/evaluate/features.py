@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,12 +13,30 @@ from torch.nn.functional import pad
 from shards.errors import PretrackError, SettingsError
 from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.model.backbone import normalised_images
+from trainer.multiview.multiview_model import ray_map
+
+
+@dataclass(frozen=True)
+class ShownCameras:
+    """Cameras of M views, in pixels of what is shown: float32 [M, 3, 3] and [M, 3, 4]."""
+
+    intrinsics: Tensor
+    world_to_camera: Tensor
+
+    def exchanged(self) -> ShownCameras:
+        """Return wrong cameras: each view has the pose of the view before it."""
+        return ShownCameras(self.intrinsics, self.world_to_camera.roll(1, dims=0))
+
 
 PatchFeatures = Callable[[Tensor], Tensor]
 """uint8 RGB images [B, 3, H, W] → float32 features [B, h, w, D].
 
 A side that is not a multiple of the patch size is padded (`padding`).
 """
+
+SetFeatures = Callable[[Tensor, ShownCameras | None], Tensor]
+"""uint8 RGB images [M, 3, H, W] of one set of views, and their cameras if they are to be used →
+float32 features [M, h, w, D]."""
 
 LevelFeatures = Callable[[Tensor], Sequence[Tensor]]
 """uint8 RGB images [B, 3, H, W] → four float32 maps [B, h, w, D], from early to late blocks."""
@@ -99,6 +119,38 @@ def level_features(model: EvaluatedModel) -> LevelFeatures:
         return maps
 
     return features
+
+
+def set_features(model: EvaluatedModel, final_norm: bool = False) -> SetFeatures:
+    """Make an encoder that lets the views of a set see each other; the model is a multi-view one.
+
+    Padding and norm are those of `patch_features`, which encodes each image alone.
+    """
+    encode = patch_features(model, final_norm)
+
+    def features(images: Tensor, cameras: ShownCameras | None) -> Tensor:
+        with _as_set(model, images, cameras):
+            return encode(images)
+
+    return features
+
+
+def _as_set(
+    model: EvaluatedModel, images: Tensor, cameras: ShownCameras | None
+) -> AbstractContextManager[None]:
+    """Let a multi-view model's backbone take images [M, 3, H, W], once padded, for one set."""
+    multiview = model.multiview
+    assert multiview is not None
+    if cameras is None:
+        return multiview.sets_of(len(images), None)
+    rows, columns = (padding(side, model.patch) for side in images.shape[-2:])
+    intrinsics = cameras.intrinsics.clone()
+    intrinsics[:, 0, 2] += columns[0]
+    intrinsics[:, 1, 2] += rows[0]
+    height, width = (side + -side % model.patch for side in images.shape[-2:])
+    device = next(multiview.parameters()).device
+    values = (intrinsics[None].to(device), cameras.world_to_camera[None].to(device))
+    return multiview.sets_of(len(images), ray_map(*values, (height, width), multiview.scale))
 
 
 def _normalise_and_pad(images: Tensor, model: EvaluatedModel) -> Tensor:

@@ -19,6 +19,8 @@ the model sees, pixel centres at whole numbers. View 0 of a set is the origin of
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +230,8 @@ class MultiviewModel(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         # Of the pass that runs: views per set, their rays, and grid and embedded rays.
-        self._views, self._rays = 1, None
+        self._views = 1
+        self._rays: Tensor | None = None
         self._embedded: tuple[tuple[int, int], Tensor | None] = (1, 1), None
         if not normed:
             backbone.norm = nn.Identity()
@@ -240,7 +243,7 @@ class MultiviewModel(nn.Module):
         """Embed the rays of the images that are about to be encoded, zero if there are none."""
         (images,) = inputs
         (height, width), patch = images.shape[-2:], int(patch_embed.patch_size[0])
-        rays: Tensor | None = self._rays
+        rays = self._rays
         if rays is None:
             rays = images.new_zeros(len(images) // self._views, self._views, 6, height, width)
         self._embedded = (height // patch, width // patch), self.adapters.embed(rays)
@@ -270,14 +273,23 @@ class MultiviewModel(nn.Module):
         rays: Any = None
         if intrinsics is not None and world_to_camera is not None:
             rays = ray_map(intrinsics, world_to_camera, (size[0], size[1]), self.scale).to(images)
-        self._views, self._rays = images.shape[1], rays
-        try:
+        with self.sets_of(images.shape[1], rays):
             tokens = self.backbone.forward_features(images.flatten(0, 1))
-        finally:
-            self._views, self._rays = 1, None
         rows, columns = size[0] // patch, size[1] // patch
         patches = tokens[:, -rows * columns :]
         return patches.reshape(*images.shape[:2], rows, columns, patches.shape[-1])
+
+    @contextmanager
+    def sets_of(self, views: int, rays: Tensor | None) -> Iterator[None]:
+        """Let `backbone` take every `views` images for a set, until the context ends.
+
+        rays: [B, views, 6, H, W]; None for views whose cameras are unknown
+        """
+        self._views, self._rays = views, rays
+        try:
+            yield
+        finally:
+            self._views, self._rays = 1, None
 
 
 def load(path: str | Path) -> MultiviewModel:

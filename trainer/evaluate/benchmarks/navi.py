@@ -20,7 +20,7 @@ split into terciles within each bin of angle, so that the angles of the terciles
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,9 +34,15 @@ from torch.nn.functional import interpolate, normalize
 from manifests.fingerprint import fingerprint_lines
 from shards.errors import SettingsError
 from trainer.evaluate.benchmarks.image_datasets import NAVI
-from trainer.evaluate.benchmarks.navi_data import Crop, Photograph, list_photographs, read_crop
+from trainer.evaluate.benchmarks.navi_data import (
+    Crop,
+    Photograph,
+    list_photographs,
+    read_crop,
+    shown_camera,
+)
 from trainer.evaluate.benchmarks.settings import NaviSettings
-from trainer.evaluate.features import PatchFeatures, encode_images
+from trainer.evaluate.features import PatchFeatures, ShownCameras, encode_images
 from trainer.evaluate.geometry import angle_between
 from trainer.evaluate.results import finite_mean, plain
 from trainer.evaluate.tables import Row, table
@@ -56,6 +62,9 @@ _MIN_POINTS = 2  # per photograph: a ratio needs a second nearest
 
 Points = Literal["best", "all"]
 Light = Literal["similar", "different"]
+
+PairFeatures = Callable[[Tensor, ShownCameras], Tensor]
+"""uint8 RGB crops of a pair [2, 3, S, S], and their cameras → float32 features [2, h, w, D]."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +261,13 @@ def evaluate_navi(
     Raises SettingsError or PretrackError, in one sentence, if the dataset is missing, incomplete or
     broken.
     """
+    return evaluate_navi_pairs(lambda images, _: features(images), patch, root, settings)
+
+
+def evaluate_navi_pairs(
+    features: PairFeatures, patch: int, root: Path, settings: NaviSettings | None = None
+) -> NaviResult:
+    """Score features that both photographs of a pair have together; otherwise `evaluate_navi`."""
     settings = settings or NaviSettings()
     chosen, alone = choose_pairs(list_photographs(root, "wild_set"), settings)
     if not chosen:
@@ -262,7 +278,7 @@ def evaluate_navi(
     scores = []
     for number, pair in enumerate(chosen, start=1):
         crops = read_crop(pair[0], settings.size), read_crop(pair[1], settings.size)
-        maps = _encode_grid(features, crops, patch, settings)
+        maps = _encode_grid(features, pair, crops, patch=patch, settings=settings)
         scores.append(_score(pair, crops, maps, settings))
         if number % _LOG_EVERY == 0:
             log.info("%d of %d pairs done", number, len(chosen))
@@ -312,10 +328,18 @@ def choose_pairs(
 
 
 def _encode_grid(
-    features: PatchFeatures, crops: tuple[Crop, Crop], patch: int, settings: NaviSettings
+    features: PairFeatures,
+    pair: tuple[Photograph, Photograph],
+    crops: tuple[Crop, Crop],
+    *,
+    patch: int,
+    settings: NaviSettings,
 ) -> Tensor:
     """Encode both crops, and upsample to the grid of points: [2, D, grid, grid]."""
-    maps = encode_images(features, torch.stack([crop.image for crop in crops]), patch)
+    intrinsics, poses = zip(*map(shown_camera, pair, crops), strict=True)
+    cameras = ShownCameras(torch.stack(intrinsics), torch.stack(poses))
+    images = torch.stack([crop.image for crop in crops])
+    maps = encode_images(lambda both: features(both, cameras), images, patch)
     grid = -(-settings.size // settings.cell)
     return interpolate(maps.movedim(-1, 1), size=(grid, grid), mode="bicubic")
 

@@ -170,6 +170,21 @@ def read_crop(photograph: Photograph, size: int = 512) -> Crop:
     )
 
 
+def shown_camera(photograph: Photograph, crop: Crop) -> tuple[Tensor, Tensor]:
+    """Return a crop's intrinsics [3, 3], pixel centres at whole numbers, and its pose [3, 4].
+
+    Axes are OpenCV's, and the world is the object, in metres.
+    """
+    size, side = crop.image.shape[-1], len(crop.box)
+    # Pixel i shows pixel floor(i * side / size) of the box (`resize_nearest`): a shift that is not
+    # the same for all pixels. The mean over pixels counts.
+    middle, shown = (size - 1) / 2, (torch.arange(size) * side // size).double().mean() + 0.5
+    cy, cx = (middle + float(size / 2 - first - shown) * size / side for first in crop.corner)
+    intrinsics = torch.tensor([[crop.focal, 0, cx], [0, crop.focal, cy], [0, 0, 1]])
+    pose = np.concatenate([photograph.rotation, photograph.translation[:, None]], axis=1)
+    return intrinsics, torch.from_numpy(pose).float()
+
+
 def _read_image_and_depth(photograph: Photograph) -> tuple[Tensor, Tensor]:
     """Read uint8 RGB [3, H, W], and float32 depth [H, W] in metres; 0 beside the object.
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from manifests.settings import Settings
 from trainer.evaluate.benchmarks.navi import evaluate_navi
 from trainer.evaluate.benchmarks.navi_depth import evaluate_depth, evaluate_normals
+from trainer.evaluate.benchmarks.navi_sets import PAIRS, evaluate_as_pairs
 from trainer.evaluate.benchmarks.published_tables import beside
+from trainer.evaluate.benchmarks.settings import NaviSettings
 from trainer.evaluate.benchmarks.spair import evaluate_spair
 from trainer.evaluate.benchmarks.voc import evaluate_clustering, evaluate_retrieval
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.features import level_features, patch_features
 from trainer.evaluate.intervals import Better, Difference, corrected, difference
 from trainer.evaluate.results import versions, write_results
+from trainer.evaluate.sets.evaluation import has_controls, row_title
 from trainer.evaluate.tables import table_of_differences
 
 
@@ -73,12 +76,22 @@ def run_benchmark(
     for model in evaluated:
         results[model.name] = _evaluate(name, model, root, settings, final_norm)
         print(f"{model.name}: {results[model.name]}\n")
+        if isinstance(settings, NaviSettings) and has_controls(model, evaluated):
+            as_pairs = evaluate_as_pairs(model, root, settings, final_norm)
+            for title, result in as_pairs.items():
+                results[row_title(model, title)] = result
+                print(f"{row_title(model, title)}: {result}\n")
     base, *others = results
     compared = {other: differences(results[base], results[other]) for other in others}
     for other, by_metric in compared.items():
         if by_metric:
             print(table_of_differences(f"{other} less {base}", by_metric, ["of"], digits=3))
             print()
+    for model in evaluated:
+        of_model = differences_of_pairs(model, results, base)
+        for title, by_metric in of_model.items():
+            print(table_of_differences(title, by_metric, ["of"], digits=3), end="\n\n")
+        compared |= of_model
     for table in results[base].paper_rows():
         rows = {model: result.paper_rows()[table] for model, result in results.items()}
         print(beside(table, rows), end="\n\n")
@@ -95,6 +108,24 @@ def run_benchmark(
         },
     }
     print(f"results: {write_results(out, name, values)}")
+
+
+def differences_of_pairs(
+    model: EvaluatedModel, results: Mapping[str, Result], base: str
+) -> dict[str, dict[str, Difference]]:
+    """Compare pairs that a model encodes together with each of its other rows, by title.
+
+    Empty for a model without such pairs. The row of the base is compared with it anyway.
+    """
+    pairs = row_title(model, PAIRS[0].title)
+    if pairs not in results:
+        return {}
+    others = [model.name, *(row_title(model, encoding.title) for encoding in PAIRS[1:])]
+    return {
+        f"{pairs} less {other}": differences(results[other], results[pairs])
+        for other in others
+        if other in results and other != base
+    }
 
 
 def _evaluate(

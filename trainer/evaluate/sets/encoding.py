@@ -16,7 +16,7 @@ from torch import Tensor
 from shards.epipolar import read_poses
 from shards.geometry import FrameTransform, shown_cameras
 from trainer.evaluate.evaluated_model import EvaluatedModel
-from trainer.evaluate.features import patch_features
+from trainer.evaluate.features import ShownCameras, patch_features
 from trainer.evaluate.heldout.clips import HeldOutClip
 from trainer.model.backbone import normalised_images
 
@@ -54,14 +54,6 @@ WITHOUT_CAMERAS = (
     Encoding("each view alone", views="single", cameras="none"),
 )
 """The same where there are no cameras, or a model uses none."""
-
-
-@dataclass(frozen=True)
-class ShownCameras:
-    """Cameras of what is shown: float32 [T, 3, 3] and [T, 3, 4]."""
-
-    intrinsics: Tensor
-    world_to_camera: Tensor
 
 
 def cameras_of(clip: HeldOutClip, side: int) -> ShownCameras | None:
@@ -107,7 +99,7 @@ def encode_clip(
         return [(features[0], features[t]) for t in others]
     cameras = cameras_of(clip, side) if encoding.cameras != "none" else None
     if cameras and encoding.cameras == "wrong":
-        cameras = ShownCameras(cameras.intrinsics, cameras.world_to_camera.roll(1, dims=0))
+        cameras = cameras.exchanged()
     if encoding.views == "pairs":
         pairs = [_encode(model, images, cameras, [0, t], encoding.blank) for t in others]
         return [(anchor, view) for anchor, view in pairs]

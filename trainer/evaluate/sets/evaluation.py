@@ -84,7 +84,7 @@ def score_views(
     its own would only weaken the tests of the others.
     """
     rows = {
-        row_title(model, encoding): view_errors(clips, _measure(model, encoding, clips, grid))
+        row_title(model, encoding.title): view_errors(clips, _measure(model, encoding, clips, grid))
         for model in models
         for encoding in encodings_of(model, posed)[: None if has_controls(model, models) else 1]
     }
@@ -96,9 +96,9 @@ def has_controls(model: EvaluatedModel, models: Sequence[EvaluatedModel]) -> boo
     return model.multiview is not None and (model is not models[0] or len(models) == 1)
 
 
-def row_title(model: EvaluatedModel, encoding: Encoding) -> str:
+def row_title(model: EvaluatedModel, encoding: str) -> str:
     """Return the title of a row: the model's name, and how it is encoded."""
-    return f"{model.name}, {encoding.title}" if encoding.title else model.name
+    return f"{model.name}, {encoding}" if encoding else model.name
 
 
 def _measure(

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from manifests.snapshot import open_snapshot
 from tests.helpers.evaluation import evaluate
+from tests.helpers.multiview_run import export_multiview_run
 from tests.trainer.conftest import publish
 from tests.trainer.multiview.conftest import in_one_place, scene
-from trainer.config import DataSettings, TrackFilterSettings, TrainSettings
-from trainer.distributed import Rank
+from trainer.config import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.features import patch_features
 from trainer.evaluate.heldout.clips import HeldOutClip, evaluation_settings, read_held_out
@@ -31,8 +31,6 @@ from trainer.evaluate.sets.encoding import (
 )
 from trainer.evaluate.sets.evaluation import conclusion
 from trainer.evaluate.sets.location import ViewError, by_clip, location_error
-from trainer.methods.multiview import MultiviewMethod
-from trainer.training_footage import NOTHING
 
 SIDE = 32
 
@@ -48,31 +46,7 @@ def views(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, views: Path) -> Path:
-    """Exports of a run: before the first step, and with adapters that change something."""
-    out = tmp_path_factory.mktemp("run")
-    settings = TrainSettings.model_validate(
-        {
-            "method": "multiview",
-            "data": {"out": str(views), "size": SIDE, "frames": 3},
-            "model": {
-                "backbone": "vit_tiny_patch16_224",
-                "weights": "random",
-                "options": {"depth": 2, "patch_size": 8, "embed_dim": 48, "num_heads": 3},
-            },
-            "multiview": {"ray_width": 16},
-            "run": {"out": str(out), "steps": 2, "batch_size": 2},
-        }
-    )
-    torch.manual_seed(1)
-    method = MultiviewMethod(settings, None, Rank(0, 1, torch.device("cpu")), points=25)
-    snapshots = [open_snapshot(views)]
-    method.export(snapshots, 0, NOTHING)
-    with torch.no_grad():
-        for name, weight in method.model.adapters.named_parameters():
-            if "zero" in name:
-                weight.normal_(0, 0.3)
-    method.export(snapshots, 2, NOTHING)
-    return out
+    return export_multiview_run(tmp_path_factory.mktemp("run"), views)
 
 
 def held_out_clip(views: Path, number: int = 0) -> HeldOutClip:
