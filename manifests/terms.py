@@ -149,7 +149,7 @@ def licence_of_tracks(tracks: Mapping[str, Any]) -> Licence | None:
     """Return the licence of the weights that the settings `tracks` name; None without weights.
 
     A file has that of the official file of its name. One named like random weights is a file all
-    the same, of which no licence is known.
+    the same, and no licence of it is known.
     """
     tracker, weights = str(tracks.get("tracker")), str(tracks.get("weights"))
     if tracker in WITHOUT_WEIGHTS:

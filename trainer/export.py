@@ -49,7 +49,7 @@ def export_weights(
 ) -> Path:
     """Write a backbone's weights, description and model card; return the weights' path.
 
-    multiview: what to say of a multi-view model, of which the backbone is a part
+    multiview: what to say of the multi-view model that the backbone belongs to
 
     LoRA is merged into the weights, and what they were trained on is in their metadata. Every file
     is written atomically, the weights first.

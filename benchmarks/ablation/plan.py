@@ -11,10 +11,11 @@ Names in a folder's name have only letters, digits, `-` and `_`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from manifests.fingerprint import fingerprint
 from shards.errors import PretrackError
 from shards.files import atomic_write
 from trainer.export import weights_path
+from trainer.model.weights import split_part
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ class Task:
     curve:    those that every exported step is scored on; None for no curve
     metrics:  settings of each metric, by name
     controls: score "never moves", chance and raw pixels as well
+    given_weights: the file of `start.weights`, whose content determines the result too
     """
 
     name: str
@@ -53,11 +56,17 @@ class Task:
     curve: HeldOutSettings | None
     metrics: dict[str, Any]
     controls: bool = False
+    given_weights: str | None = None
 
     @cached_property
     def document(self) -> dict[str, Any]:
         """Everything that determines the result, as JSON values."""
-        return {
+        # Weights that this experiment trains itself follow from settings; others, from their bytes.
+        given = self.given_weights
+        content = {}
+        if given is not None and given not in ("hub", "random"):
+            content["weights_content"] = _content(given)
+        return content | {
             "settings": self.settings,
             "weights": self.weights,
             "scored": self.scored.model_dump(mode="json"),
@@ -109,6 +118,7 @@ def start_task(experiment: Experiment) -> Task:
         curve=experiment.validation,
         metrics=_metrics(experiment),
         controls=True,
+        given_weights=start.weights,
     )
 
 
@@ -157,6 +167,7 @@ def _rate_task(experiment: Experiment, arm: str, rate: float) -> Task:
         scored=experiment.validation,
         curve=None,
         metrics={experiment.endpoint: _metrics(experiment)[experiment.endpoint]},
+        given_weights=experiment.start.weights,
     )
 
 
@@ -173,6 +184,7 @@ def arm_task(experiment: Experiment, arm: str, seed: int, rate: float) -> Task:
         scored=experiment.evaluation,
         curve=experiment.validation,
         metrics=_metrics(experiment),
+        given_weights=experiment.start.weights,
     )
 
 
@@ -188,6 +200,25 @@ def _run_settings(values: Values, folder: Path, seed: int, weights: str | None =
     settings = training_settings(values, folder, seed, where=f"the run {folder}")
     document: Values = settings.model_dump(mode="json")
     return document
+
+
+def _content(weights: str) -> str:
+    """Return the digest of a weight file, FILE or FILE:PART. Raises PretrackError."""
+    path, _ = split_part(weights)
+    try:
+        return _digest(path, path.stat().st_mtime_ns)
+    except OSError as error:
+        raise PretrackError(
+            f"'start.weights' names {path}, which cannot be read ({error.strerror}): give a "
+            "weight file"
+        ) from error
+
+
+@cache
+def _digest(path: Path, changed_ns: int) -> str:
+    """Return the SHA-256 of a file that was changed at a time; all tasks share one reading."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _metrics(experiment: Experiment) -> dict[str, Any]:

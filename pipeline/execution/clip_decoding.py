@@ -452,7 +452,7 @@ def _frame_indices(planned: PlannedClip, task: ShardTask) -> list[int]:
 
 
 def _indices_in_file(planned: PlannedClip, video: VideoRow, task: ShardTask) -> list[int]:
-    """Return the indices of a clip's frames within its video file, of which some may be used."""
+    """Return the indices of a clip's frames within its video file, which may skip frames."""
     indices = _frame_indices(planned, task)
     return [video.frame_numbers[index] for index in indices] if video.frame_numbers else indices
 

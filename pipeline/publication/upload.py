@@ -1,7 +1,7 @@
 """Upload a snapshot to a dataset repository of the Hugging Face hub.
 
 Shards go first, in commits of a few files; one last commit has the tables, the card and the name of
-the current snapshot. So nobody sees a snapshot of which a shard is missing. A shard's name holds
+the current snapshot. So nobody sees a snapshot that lacks a shard. A shard's name holds
 its content's checksum: after an interruption, the shards that are there already are left out.
 """
 

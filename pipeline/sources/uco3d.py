@@ -80,7 +80,7 @@ class _Missing:
 class Uco3d(Settings):
     """uCO3D as its own downloader unpacks it: SUPER_CATEGORY/CATEGORY/SEQUENCE/rgb_video.mp4.
 
-    A sequence's video is about 200 frames: those of which `metadata.sqlite` has the camera. All
+    A sequence's video is about 200 frames: those whose camera is in `metadata.sqlite`. All
     frames of the files are videos of the source `video_folder`, without cameras. Depth maps
     (`depth_maps.h5`) and masks (`mask_video.mkv`) are read with `frames.depth` and `frames.masks`.
     Cameras become pinhole cameras: the lens distortion in metadata.sqlite is dropped.

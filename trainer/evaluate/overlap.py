@@ -63,6 +63,12 @@ class Overlap:
         return f"'{self.model}' was not trained on these clips{start}"
 
     @property
+    def sentence(self) -> str:
+        """The same as a sentence of its own, for what is printed."""
+        text = str(self)
+        return f"{text[0].upper()}{text[1:]}."
+
+    @property
     def shares(self) -> str:
         """How much is shared, such as `2 of 8 sequences of these clips, such as NAME`."""
         kinds = [

@@ -66,7 +66,7 @@ class MultiviewMethod:
         return multiview_flops(self.model)
 
     def draw(self, step: int) -> list[SetDraws]:
-        """Draw views and correspondences: for all ranks, of which each takes its own.
+        """Draw views and correspondences for all ranks; each rank takes its own.
 
         Seeds torch's default generators too, for the dropout of LoRA.
         """

@@ -78,7 +78,7 @@ def without_adapters(backbone: Backbone) -> nn.Module:
 def base_model(backbone: Backbone) -> Backbone:
     """Return the backbone as it is without its adapters, in evaluation mode, sharing every weight.
 
-    Nothing is copied but the modules' own bookkeeping. Make it anew if modules are replaced.
+    Nothing is copied but the modules' own bookkeeping. Make another one if modules are replaced.
     """
     try:
         from peft.tuners.tuners_utils import BaseTunerLayer

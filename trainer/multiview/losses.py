@@ -44,7 +44,7 @@ def location_errors(
     ).unflatten(0, features.shape[:2])
     numbers = torch.arange(queries.shape[1], device=features.device)
     vectors = normalize(everywhere[sets, pairs.query, numbers], dim=-1)
-    # [B, M, Q, h w]: cosines with all patches of all views, of which the target's are picked.
+    # [B, M, Q, h w]: cosines with all patches of all views; then only those of the target's view.
     patches = normalize(features.flatten(2, 3), dim=-1)
     cosines = torch.einsum("bqd,bmpd->bmqp", vectors, patches)[sets, pairs.target, numbers]
     weights = (cosines / temperature).softmax(dim=-1)

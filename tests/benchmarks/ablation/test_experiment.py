@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 from benchmarks.ablation.experiment import arm_values, load_experiment, merged
 from benchmarks.ablation.plan import arm_task, rate_tasks, start_task, start_weights
 from benchmarks.objectives import chosen_arms
-from shards.errors import SettingsError
+from shards.errors import PretrackError, SettingsError
 
 REPOSITORY = Path(__file__).parents[3]
 EXPERIMENTS = [
@@ -90,6 +91,30 @@ def test_what_a_file_gets_wrong_is_named_in_one_sentence(change: str, message: s
         load_experiment(EXPERIMENTS[0], [change])
     assert "\n" not in str(error.value)
     assert str(EXPERIMENTS[0]) in str(error.value)
+
+
+def test_other_start_weights_under_the_same_name_are_another_experiment(tmp_path: Path) -> None:
+    weights = tmp_path / "start.pth"
+    changes = ["start.settings={}", f"start.weights={weights}"]
+    experiment = load_experiment(EXPERIMENTS[0], changes)
+
+    def digests() -> list[str]:
+        return [
+            start_task(experiment).digest,
+            arm_task(experiment, "spearman, same", 1, 1e-3).digest,
+            *(task.digest for task in rate_tasks(experiment)["spearman"][1e-3]),
+        ]
+
+    with pytest.raises(
+        PretrackError, match=r"'start\.weights' names .*start\.pth, which cannot be"
+    ):
+        digests()
+    weights.write_bytes(b"one")
+    one = digests()
+    assert digests() == one
+    weights.write_bytes(b"two")
+    os.utime(weights, ns=(1, 1))
+    assert not set(digests()) & set(one)
 
 
 def test_an_arm_that_does_not_exist_is_named() -> None:

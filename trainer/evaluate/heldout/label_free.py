@@ -98,7 +98,7 @@ def evaluate_label_free(
     pictures = dict(draw_pictures(held_out, evaluated, scores, drawn))
     print(report(held_out, evaluated, scores))
     for overlap in overlaps:
-        print(f"{str(overlap)[:1].upper()}{str(overlap)[1:]}.")
+        print(overlap.sentence)
     results = _results(options, held_out, evaluated, scores)
     results["training_overlap"] = {overlap.model: overlap.to_json() for overlap in overlaps}
     written = write_results(out, "labelfree", results, pictures)

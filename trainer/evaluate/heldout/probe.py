@@ -105,7 +105,7 @@ def evaluate_probe(
     compared = {name: differences(values[base], values[name], held_out) for name in others}
     print("\n".join(_report(held_out, values, base, compared)))
     for overlap in overlaps:
-        print(f"{str(overlap)[:1].upper()}{str(overlap)[1:]}.")
+        print(overlap.sentence)
     results = {
         "data": held_out.to_json() | {"sequences": held_out.videos},
         "settings": {

@@ -92,7 +92,7 @@ def evaluate_robustness(
     videos = conditions[reference].videos
     print(_report(conditions, scores, names, int(common[:, 1:].sum())))
     for overlap in overlaps:
-        print(f"{str(overlap)[:1].upper()}{str(overlap)[1:]}.")
+        print(overlap.sentence)
     results = {
         "data": _data_json(options, conditions, common),
         "settings": {"grid": options.grid, "metrics": [asdict(metric) for metric in COMPARED]},

@@ -58,7 +58,7 @@ def evaluate_views(
         _about_cameras(len(held_out.clips), len(posed)),
         "",
         *report(evaluated, clips, rows),
-        *(f"{str(overlap)[:1].upper()}{str(overlap)[1:]}." for overlap in overlaps),
+        *(overlap.sentence for overlap in overlaps),
     ]
     print("\n".join(lines))
     results = {
