@@ -1,4 +1,4 @@
-"""Render pictures, depth, normals and instances of a scene with MuJoCo.
+"""Render pictures, depth and instances of a scene with MuJoCo.
 
 Only MuJoCo's renderer is used, through EGL; nothing is simulated. Its camera is set from the
 frame's `shards.clip.Camera`, so that pixel centres are at integers here too.
@@ -136,14 +136,6 @@ class Renderer:
             instances[geom.segid + 1] = self._scene.bodies[geom.objid].instance
         return instances[numbers]
 
-    def normals(self, frame: int) -> NDArray[np.float64]:
-        """Return the normals [H, W, 3] of the faces that are seen, in the camera's axes.
-
-        Unit vectors towards the camera, from the differences of depth between pixels; at a face's
-        edge from those inside it. NaN where the camera sees no surface.
-        """
-        return normals_of(self.depth(frame), self._scene.cameras[frame])
-
     def _pose(self, frame: int) -> None:
         """Give bodies, camera and lights their poses in a frame."""
         mujoco, data = self._mujoco, self._data
@@ -194,38 +186,6 @@ class Renderer:
         mujoco.mjr_render(view, self._drawn, self._context)
         mujoco.mjr_readPixels(colours, depth, view, self._context)
         array[:] = array[::-1].copy()  # OpenGL's first row is the lowest
-
-
-def normals_of(depth: NDArray[np.float64], camera: Camera) -> NDArray[np.float64]:
-    """Compute the normals [H, W, 3] of the surfaces in a depth map [H, W]. See `Renderer.normals`.
-
-    The inverse depth of a plane is affine in pixels: with (a, b, c) = its derivatives by x and y,
-    and its value at the principal point, the normal is along (fx a, fy b, c).
-    """
-    inverse = 1 / depth
-    a, b = _derivative(inverse), _derivative(inverse.T).T
-    height, width = depth.shape
-    x, y = np.arange(width), np.arange(height)[:, None]
-    c = inverse + a * (camera.cx - x) + b * (camera.cy - y)
-    towards_camera = -np.stack([camera.fx * a, camera.fy * b, c], axis=-1)
-    length = np.linalg.norm(towards_camera, axis=-1, keepdims=True)
-    return np.where(inverse[..., None] > 0, towards_camera / np.maximum(length, 1e-12), np.nan)
-
-
-def _derivative(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Differentiate along rows [H, W], between the two neighbours on the straightest side.
-
-    Those are the pixel before and itself, itself and the one after, or the ones on both sides; the
-    second difference is 0 on a plane, and large across an edge.
-    """
-    padded = np.pad(values, ((0, 0), (2, 2)), mode="reflect", reflect_type="odd")
-    steps = np.diff(padded, axis=1)  # [H, W + 3]
-    bends = np.abs(np.diff(steps, axis=1))  # [H, W + 2]: about the pixel before, itself, after
-    before, after = steps[:, 1:-2], steps[:, 2:-1]
-    bend = np.stack([bends[:, :-2], bends[:, 1:-1], bends[:, 2:]])
-    choice = np.argmin(bend, axis=0)[None]
-    sides = np.stack([before, (before + after) / 2, after])
-    return np.take_along_axis(sides, choice, axis=0)[0]
 
 
 def _model(scene: Scene, bodies: Sequence[Body], samples: int, mujoco: Any) -> mujoco.MjModel:

@@ -184,6 +184,29 @@ def view_directions(
     return directions / np.linalg.norm(directions, axis=-1, keepdims=True)
 
 
+def surface_normals(
+    scene: Scene, points: SurfacePoints, frames: Sequence[int] | None = None
+) -> Floats:
+    """Return the unit normals of the points' faces in the camera's axes: [T, N, 3].
+
+    They come from the corners of the faces. They point outward: towards the camera where a point
+    can be seen.
+    """
+    frames = range(scene.id.frames) if frames is None else frames
+    in_body = np.empty((len(points.body), 3))
+    for number in np.unique(points.body).tolist():
+        mesh, own = scene.bodies[number].mesh, points.body == number
+        a, b, c = np.moveaxis(mesh.vertices[mesh.faces[points.face[own]]], 1, 0)
+        in_body[own] = np.cross(b - a, c - a)
+    in_body /= np.linalg.norm(in_body, axis=1, keepdims=True)
+    normals = np.empty((len(frames), *in_body.shape))
+    for row, frame in enumerate(frames):
+        to_camera = np.reshape(scene.cameras[frame].world_to_camera, (3, 4))[:, :3]
+        turns = to_camera @ np.stack([body.poses[frame][:, :3] for body in scene.bodies])
+        normals[row] = np.einsum("nij,nj->ni", turns[points.body], in_body)
+    return normals
+
+
 @dataclass(frozen=True, eq=False)
 class _Surfaces:
     """The faces of all bodies in one list.

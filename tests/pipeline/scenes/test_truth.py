@@ -15,6 +15,7 @@ from pipeline.scenes.truth import (
     SurfacePoints,
     cast,
     follow,
+    surface_normals,
     true_tracks,
     view_directions,
 )
@@ -36,12 +37,17 @@ def camera_position(scene: Scene, frame: int) -> Floats:
     return np.asarray(-world_to_camera[:, :3].T @ world_to_camera[:, 3])
 
 
-def rays(scene: Scene, frame: int, xy: NDArray[np.floating]) -> Floats:
-    """Return the directions of pixels' rays in the world, with depth 1: [N, 3]."""
+def rays_in_camera(scene: Scene, frame: int, xy: NDArray[np.floating]) -> Floats:
+    """Return the directions of pixels' rays in the camera's axes, with depth 1: [N, 3]."""
     camera = scene.cameras[frame]
     x, y = (xy[:, 0] - camera.cx) / camera.fx, (xy[:, 1] - camera.cy) / camera.fy
-    in_camera = np.stack([x, y, np.ones(len(xy))], axis=1)
-    return in_camera @ np.reshape(camera.world_to_camera, (3, 4))[:, :3]
+    return np.stack([x, y, np.ones(len(xy))], axis=1)
+
+
+def rays(scene: Scene, frame: int, xy: NDArray[np.floating]) -> Floats:
+    """Return the directions of pixels' rays in the world, with depth 1: [N, 3]."""
+    world_to_camera = np.reshape(scene.cameras[frame].world_to_camera, (3, 4))
+    return rays_in_camera(scene, frame, xy) @ world_to_camera[:, :3]
 
 
 def first_hit(scene: Scene, frame: int, direction: Floats) -> tuple[float, int]:
@@ -177,6 +183,34 @@ def test_the_viewing_angle_of_a_moving_body_is_measured_in_the_body(scene: Scene
             towards = camera_position(scene, frame) - world
             in_world = body.poses[frame][:, :3] @ directions[row, number]
             np.testing.assert_allclose(in_world, towards / np.linalg.norm(towards), atol=1e-12)
+
+
+def test_normals_are_those_of_the_faces_in_the_cameras_axes(scene: Scene) -> None:
+    """Three rays next to one another meet one face, which is a plane."""
+    queries = np.random.default_rng(3).uniform(0, 127, (60, 2))
+    frame, step = 5, 1e-3
+    points, depths = cast(scene, frame, queries)
+    places, same = [rays_in_camera(scene, frame, queries) * depths[:, None]], np.ones(60, bool)
+    for shift in ((step, 0), (0, step)):
+        beside, depth = cast(scene, frame, queries + shift)
+        same &= (beside.body == points.body) & (beside.face == points.face)
+        places.append(rays_in_camera(scene, frame, queries + shift) * depth[:, None])
+    assert same.sum() > 50
+    expected = np.cross(places[2] - places[0], places[1] - places[0])
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    normals = surface_normals(scene, points, [0, frame])
+    np.testing.assert_allclose(normals[1][same], expected[same], atol=1e-6)
+    # Towards the camera, whose rays they meet.
+    assert (np.einsum("ni,ni->n", normals[1], places[0]) < 0).all()
+    moving = points.moving(scene)
+    assert moving.any()
+    # Between frames, those of the room turn with the camera alone, and those of bodies with them.
+    first, second = (
+        np.reshape(scene.cameras[t].world_to_camera, (3, 4))[:, :3] for t in (0, frame)
+    )
+    with_camera = normals[1] @ second @ first.T
+    np.testing.assert_allclose(normals[0][~moving], with_camera[~moving], atol=1e-12)
+    assert (np.abs(normals[0] - with_camera)[moving].max(axis=1) > 1e-3).all()
 
 
 def test_the_tracker_gives_exact_tracks_of_any_window_and_size(scene: Scene) -> None:

@@ -1,10 +1,14 @@
-"""Depth and normals at patches, from depth maps of planes."""
+"""Depth and normals at patches, from depth maps of planes and of scenes."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+from pipeline.scenes.scene import make_scene
+from pipeline.scenes.scene_id import SceneId
+from pipeline.scenes.truth import cast, surface_normals
+from pipeline.sources.scenes import DEPTH_SCALE, encoded_depth
 from shards.clip import Camera
 from trainer.evaluate.heldout.surfaces import sample_surfaces
 
@@ -40,3 +44,21 @@ def test_edges_and_unknown_depth_have_no_normal() -> None:
     known, without = sample_surfaces(depth, None, 4)
     assert np.array_equal(known, log_depth, equal_nan=True)
     assert np.isnan(without).all()
+
+
+def test_normals_of_a_scene_are_near_those_of_its_geometry() -> None:
+    """From depth as it is stored, in steps of 1/8192 m."""
+    scene = make_scene(SceneId(split="eval", seed=0, number=1, frames=1))
+    pixels = np.stack(np.meshgrid(np.arange(128), np.arange(128)), axis=-1).reshape(-1, 2)
+    points, depths = cast(scene, 0, pixels)
+    depth = (encoded_depth(depths).astype(np.float32) * DEPTH_SCALE).reshape(128, 128)
+    _, normals = sample_surfaces(depth, scene.cameras[0], 16)
+    exact = surface_normals(scene, points, [0]).reshape(128, 128, 3)
+    centres = np.rint(8 * np.arange(16) + 3.5).astype(int)
+    cosines = (normals * exact[np.ix_(centres, centres)]).sum(axis=-1)
+    known = np.isfinite(cosines)
+    assert 0.8 < known.mean() < 0.95
+    angles = np.degrees(np.arccos(cosines[known].clip(-1, 1)))
+    assert np.median(angles) < 0.2
+    assert np.percentile(angles, 95) < 13
+    assert angles.max() < 30
