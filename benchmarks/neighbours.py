@@ -41,6 +41,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "loss": {"sorting": 0, "lifted": {}},
         "model": {"trainable_blocks": 12},
     },
+    "view_agreement": {"loss": {"sorting": 0, "view_agreement": {}}},
     "smooth_ap": {"loss": {"sorting": 0, "smooth_ap": {}}},
     "smooth_ap, `ideal: true`": {"loss": {"sorting": 0, "smooth_ap": {"ideal": True}}},
 }

@@ -40,6 +40,7 @@ EVERYTHING = {
         "keep_base": {},
         "lifted": {},
         "timetuning": {},
+        "view_agreement": {},
     },
     "optim": {"clip_norm": 1.0},
     "run": {"accumulate": 2},

@@ -87,6 +87,21 @@ class TrackMeanSettings(Settings):
     """Weight in the sum of all losses; 0 disables the loss."""
 
 
+class ViewAgreementSettings(Settings):
+    """`trainer.losses.view_agreement`: `track_mean`, and a keypoint head whose scores agree along
+    tracks and peak sparsely (after ConDense's 2D side).
+
+    The teacher runs on every compared frame, as with `track_mean`."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Weight in the sum of all losses; 0 disables the loss."""
+    keypoints: float = Field(default=1.0, gt=0)
+    """Weight of the terms of the keypoint head beside the agreement of embeddings."""
+    near: float = Field(default=0.15, gt=0)
+    """Scores are compared, and peak, among tracks that are at most this far from each other in the
+    anchor frame, as a fraction of its side."""
+
+
 class TimeTuningSettings(Settings):
     """`trainer.losses.timetuning`: the teacher's clusters of the anchor frame's patches, forwarded
     to the last frame, are what the student should see there (TimeTuning)."""
@@ -157,7 +172,7 @@ class LossSettings(ExtendedSettings):
     """The sorting loss, which compares the student's and the teacher's similarities to the patches
     of reference crops, and the losses that are added to it."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"timetuning"})
+    added: ClassVar[frozenset[str]] = frozenset({"timetuning", "view_agreement"})
 
     sorting: float = Field(default=1.0, ge=0)
     """Weight of the sorting loss in the sum of all losses; 0 disables it. The fields down to
@@ -210,6 +225,8 @@ class LossSettings(ExtendedSettings):
     """Adds the distance of features along a track from the base model's mean along it."""
     timetuning: TimeTuningSettings | None = None
     """Adds clusters that are forwarded from the anchor frame to the last frame."""
+    view_agreement: ViewAgreementSettings | None = None
+    """Adds the agreement of all views of a point, with a keypoint head."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -238,7 +255,8 @@ class LossSettings(ExtendedSettings):
             raise ValueError(
                 "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above "
                 "0, or the 'weight' of 'loss.info_nce', 'loss.smooth_ap', 'loss.clusters', "
-                "'loss.track_mean', 'loss.self_supervision', 'loss.lifted' or 'loss.timetuning'"
+                "'loss.track_mean', 'loss.view_agreement', 'loss.self_supervision', 'loss.lifted' "
+                "or 'loss.timetuning'"
             )
         return self
 

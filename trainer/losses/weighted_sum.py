@@ -18,6 +18,7 @@ from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.timetuning import TimeTuning
 from trainer.losses.track_mean import track_mean
+from trainer.losses.view_agreement import ViewAgreement
 
 FEATURE_LOSSES = {"keep_base", "lifted"}
 """Losses on features of the backbone, which they compare with the base model's."""
@@ -44,7 +45,7 @@ class Losses(nn.Module):
     @property
     def needs_teacher_frames(self) -> bool:
         """Whether a loss needs `Embeddings.teacher_frames`."""
-        return "track_mean" in self.losses
+        return not self.losses.keys().isdisjoint({"track_mean", "view_agreement"})
 
     @property
     def needs_views(self) -> bool:
@@ -109,6 +110,8 @@ def make_losses(settings: LossSettings, width: int) -> Losses:
         losses["clusters"] = Clusters(s.clusters, width)
     if s.track_mean:
         losses["track_mean"] = track_mean
+    if s.view_agreement:
+        losses["view_agreement"] = ViewAgreement(s.view_agreement, width)
     if s.timetuning:
         losses["timetuning"] = TimeTuning(s.timetuning, width)
     if s.self_supervision:

@@ -32,16 +32,24 @@ from trainer.losses.settings import (
     InfoNCESettings,
     LossSettings,
     SmoothAPSettings,
+    ViewAgreementSettings,
 )
 from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean
+from trainer.losses.view_agreement import ViewAgreement
 from trainer.losses.weighted_sum import Losses, make_losses
 from trainer.train import train
 
 README = Path(__file__).parents[3] / "configs" / "train" / "README.md"
 CLIPS, FRAMES, TRACKS, WIDTH, REFERENCES, PATCHES = 3, 2, 9, 6, 2, 16
-EVERY = {"info_nce": {}, "smooth_ap": {}, "clusters": {"prototypes": 5}, "track_mean": {}}
+EVERY = {
+    "info_nce": {},
+    "smooth_ap": {},
+    "clusters": {"prototypes": 5},
+    "track_mean": {},
+    "view_agreement": {},
+}
 
 
 def example_embeddings(
@@ -87,6 +95,14 @@ def make_clusters(
     return Clusters(ClusterSettings(prototypes=prototypes, soft=soft), width).to(dtype)
 
 
+def make_view_agreement(dtype: torch.dtype = torch.float64) -> ViewAgreement:
+    """Make a loss whose keypoint scores differ more than those of a new head."""
+    torch.manual_seed(1)
+    loss = ViewAgreement(ViewAgreementSettings(near=0.4, keypoints=0.7), WIDTH).to(dtype)
+    torch.nn.init.normal_(loss.head.weight, std=2)
+    return loss
+
+
 def every_loss(dtype: torch.dtype = torch.float64) -> dict[str, Callable[[Embeddings], Tensor]]:
     return {
         "info_nce": partial(info_nce, settings=InfoNCESettings()),
@@ -98,6 +114,7 @@ def every_loss(dtype: torch.dtype = torch.float64) -> dict[str, Callable[[Embedd
         "clusters": make_clusters(dtype=dtype),
         "soft clusters": make_clusters(soft=True, dtype=dtype),
         "track_mean": track_mean,
+        "view_agreement": make_view_agreement(dtype),
     }
 
 
@@ -397,6 +414,7 @@ def test_the_total_is_the_weighted_sum() -> None:
         "smooth_ap": 3.0,
         "clusters": 0.25,
         "track_mean": 4.0,
+        "view_agreement": 1.5,
     }
     losses = losses_of(
         sorting=0.5, **{name: {**part, "weight": weights[name]} for name, part in EVERY.items()}
@@ -409,7 +427,9 @@ def test_the_total_is_the_weighted_sum() -> None:
     assert total.requires_grad
     assert not any(part.requires_grad for part in parts.values())
     for name, part in EVERY.items():
-        alone, only = losses_of(sorting=0, **{name: part})(e)
+        one = losses_of(sorting=0, **{name: part})
+        one.load_state_dict(losses.state_dict(), strict=False)
+        alone, only = one(e)
         assert list(only) == [name]
         torch.testing.assert_close(alone, parts[name])
 
@@ -436,6 +456,7 @@ def test_by_default_the_total_is_the_sorting_loss() -> None:
 
 def test_losses_state_what_they_need_and_train_their_parameters() -> None:
     assert losses_of(track_mean={}).needs_teacher_frames
+    assert losses_of(view_agreement={}).needs_teacher_frames
     assert not losses_of(track_mean={"weight": 0}).needs_teacher_frames
     losses = losses_of(sorting=0, clusters={"prototypes": 7})
     ((name, prototypes),) = losses.named_parameters()
