@@ -10,7 +10,6 @@ returns another frame without an error.
 from __future__ import annotations
 
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import get_args
 
 import numpy as np
 
+from benchmarks.command_line import existing_folder, make_parser
 from pipeline.decode.ledger import Ledger
 from pipeline.decode.scan import scan
 from pipeline.decode.video import Decoder, check_decoder, read_frames
@@ -107,6 +107,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_dir():
-        sys.exit("usage: python -m benchmarks.decoders FOLDER-OF-VIDEOS")
-    main(Path(sys.argv[1]))
+    parser = make_parser("decoders", __doc__)
+    parser.add_argument("folder", type=existing_folder, help="a folder of videos")
+    main(parser.parse_args().folder)

@@ -17,6 +17,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from benchmarks.command_line import make_parser
 from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
 from trainer.losses.sorting.network import Distribution, Network, soft_permutation
 from trainer.losses.sorting.soft_rank import has_torchsort, soft_rank_torch, standardised
@@ -120,4 +121,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_parser("exactness", __doc__).parse_args()
     main()

@@ -14,7 +14,6 @@ its clips. Times are medians over rounds in which both sides take turns.
 from __future__ import annotations
 
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command_line import existing_folder, make_parser
 from benchmarks.decoders import available
 from pipeline.config import FrameSettings
 from pipeline.decode.ledger import Ledger
@@ -197,6 +197,6 @@ def main(folders: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2 or not all(Path(folder).is_dir() for folder in sys.argv[1:]):
-        sys.exit("usage: python -m benchmarks.frames FOLDER-OF-VIDEOS [...]")
-    main([Path(folder) for folder in sys.argv[1:]])
+    parser = make_parser("frames", __doc__)
+    parser.add_argument("folder", nargs="+", type=existing_folder, help="a folder of videos")
+    main(parser.parse_args().folder)

@@ -18,6 +18,7 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command_line import make_parser
 from pipeline.scenes.render import Renderer
 from pipeline.scenes.scene import make_scene
 from pipeline.scenes.scene_id import SceneId
@@ -169,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_parser("geometry_tracker", __doc__).parse_args()
     main()

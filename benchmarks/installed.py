@@ -15,6 +15,8 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from benchmarks.command_line import make_parser
+
 EXTRAS = ("", "pipeline", "pipeline,scenes", "pipeline,uco3d", "pipeline,cotracker3", "train")
 START_COMMANDS = {
     "pretrack --help": ["-m", "pipeline", "--help"],
@@ -77,4 +79,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_parser("installed", __doc__).parse_args()
     main()

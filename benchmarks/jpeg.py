@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.command_line import make_parser
 from benchmarks.real_clips import VIDEOS_USED, sample_video
 from shards import jpeg
 from shards.errors import first_line
@@ -212,4 +213,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_parser("jpeg", __doc__).parse_args()
     main()

@@ -14,7 +14,6 @@ the kinds take turns; the range of the rounds is in brackets.
 from __future__ import annotations
 
 import platform
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.command_line import existing_file, make_parser
 from benchmarks.real_clips import sample_video
 from pipeline.config import FrameSettings
 from pipeline.decode.messages import StoredForm
@@ -171,6 +171,6 @@ def main(source: str) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 2 or not all(Path(path).is_file() for path in sys.argv[1:]):
-        sys.exit("usage: python -m benchmarks.source_kinds [VIDEO]")
-    main(sys.argv[1] if len(sys.argv) == 2 else sample_video("bigbuckbunny.mp4"))
+    parser = make_parser("source_kinds", __doc__)
+    parser.add_argument("video", nargs="?", type=existing_file, help="the video to make files from")
+    main(str(parser.parse_args().video or sample_video("bigbuckbunny.mp4")))

@@ -22,6 +22,7 @@ from statistics import mean, median
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.command_line import make_parser
 from benchmarks.tap_vid import FRAME_SIDE, tap_metrics
 from pipeline.sources.synthetic_scene import render
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings
@@ -144,4 +145,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    make_parser("track_scores", __doc__).parse_args()
     main()
