@@ -11,11 +11,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +28,10 @@ from shards.errors import PretrackError
 _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
 _NEXT_PAGE = re.compile(r'<([^>]+)>; *rel="next"')
 _TIMEOUT_S = 60
+_RETRIES, _RETRY_S = 8, 180.0
+"""A request is repeated this often, and within these seconds, as those for files are."""
+_WAITS = (("Retry-After", re.compile(r"\s*(\d+)\s*$")), ("RateLimit", re.compile(r".*;t=(\d+)")))
+"""Headers by which the hub says how many seconds to wait."""
 
 
 @dataclass(frozen=True)
@@ -108,12 +115,12 @@ def _read_page(
     asked: what to post, as JSON
     """
     from urllib.error import HTTPError, URLError  # these take 40 ms, which few commands need
-    from urllib.request import Request, urlopen
+    from urllib.request import Request
 
     body = json.dumps(asked).encode() if asked else None
     headers = authorization() | ({"content-type": "application/json"} if asked else {})
     try:
-        with urlopen(Request(page, body, headers), timeout=_TIMEOUT_S) as answer:
+        with _send(Request(page, body, headers)) as answer:
             further = _NEXT_PAGE.search(answer.headers.get("Link", ""))
             return json.load(answer), further[1] if further else ""
     except HTTPError as error:
@@ -121,9 +128,40 @@ def _read_page(
             return [], ""
         if error.code in (401, 403):
             raise PermissionError(errno.EACCES, REFUSED, url) from error
+        if error.code == 429:
+            raise OSError(errno.EIO, _LIMITED, url) from error
         raise OSError(errno.EIO, f"the hub failed: {error}", url) from error
     except (URLError, ValueError) as error:
         raise OSError(errno.EIO, f"the hub does not answer ({error})", url) from error
+
+
+def _send(request: Any) -> Any:
+    """Send a request and return the open answer; repeat it while the hub is overloaded.
+
+    Raises HTTPError, URLError.
+    """
+    from urllib.error import HTTPError
+    from urllib.request import urlopen
+
+    end, attempt = time.monotonic() + _RETRY_S, 0
+    while True:
+        try:
+            return urlopen(request, timeout=_TIMEOUT_S)
+        except HTTPError as error:
+            wait = _wait_s(error.headers, attempt)
+            passes = error.code == 429 or error.code >= 500
+            if not passes or attempt == _RETRIES or time.monotonic() + wait > end:
+                raise
+        time.sleep(wait)
+        attempt += 1
+
+
+def _wait_s(headers: Message, attempt: int) -> float:
+    """Return for how many seconds to wait: those that the hub names, or exponential backoff."""
+    for name, pattern in _WAITS:
+        if match := pattern.match(headers.get(name, "")):
+            return float(match[1])
+    return 0.5 * float(2**attempt) * random.uniform(0.5, 1)
 
 
 REFUSED = (
@@ -131,3 +169,7 @@ REFUSED = (
     "'hf auth login' or set HF_TOKEN, and accept its terms on its page if it has any"
 )
 """What is wrong if the hub denies access; it hides which repositories exist."""
+_LIMITED = (
+    "the hub limits the number of requests (429): run the command again in five minutes, and log "
+    "in with 'hf auth login' or set HF_TOKEN, which raises the limit"
+)

@@ -39,6 +39,7 @@ class Hub:
     may_end:      uploads end only while it is set
     fail_upload:  the number of the upload that is refused, counted from 1; 0: none
     sent_tokens:  the tokens that came with requests for files of the LFS
+    busy:         statuses and headers with which the next requests are refused
     """
 
     url: str = ""
@@ -51,6 +52,7 @@ class Hub:
     may_end: threading.Event = field(default_factory=threading.Event)
     fail_upload: int = 0
     sent_tokens: list[str] = field(default_factory=list)
+    busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -77,6 +79,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.hub.may_end.wait()
         try:
             with self.hub.lock:
+                if self.hub.busy:
+                    status, headers = self.hub.busy.pop(0)
+                    self._send(b"", status, headers)
+                    return
                 self._route(path.strip("/").split("/"), body)
         except _Refused as error:
             self._send(

@@ -79,3 +79,40 @@ def test_files_of_a_repository_are_read_listed_and_not_written(tmp_path: Path) -
             for access in (read_file, sizes_in, written_at):
                 with pytest.raises(AccessError, match="no such repository, or it is private or ga"):
                     access(root / "a.txt")
+
+
+def test_an_overloaded_hub_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("shards.hub.time.sleep", waited.append)
+    with hub_server(tmp_path) as hub:
+        hub.repositories["ada/pans"] = {"a.txt": b"0123456789"}
+        root = parse_location("hf://datasets/ada/pans")
+        limit = {"RateLimit": '"api";r=0;t=55'}
+        hub.busy = [(429, {"Retry-After": "7"}), (429, limit), (503, {}), (500, {})]
+        assert sizes_in(root) == {"a.txt": 10}
+        assert waited[:2] == [7, 55], "as the hub says"
+        assert 1 <= waited[2] <= 2, "backoff: 0.5, 1, 2 s, less up to a half"
+        assert 2 <= waited[3] <= 4
+        hub.busy = [(503, {"Retry-After": "0"})]
+        assert written_at(root / "a.txt").day == 21
+        hub.busy = [(429, {"Retry-After": "0"})]
+        assert read_file(root / "a.txt") == b"0123456789", "by the store's client"
+
+
+def test_a_hub_that_stays_overloaded_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.hub.time.sleep", lambda _: None)
+    with hub_server(tmp_path) as hub:
+        hub.repositories["ada/pans"] = {"a.txt": b""}
+        root = parse_location("hf://datasets/ada/pans")
+        hub.busy = [(429, {"Retry-After": "181"}), (429, {})]
+        with pytest.raises(
+            AccessError, match=r"\(429\): run the command again in five minutes, and log"
+        ):
+            sizes_in(root)
+        assert len(hub.busy) == 1, "nobody waits longer than three minutes"
+        hub.busy = [(503, {})] * 10
+        with pytest.raises(AccessError, match=r"the hub failed: HTTP Error 503"):
+            sizes_in(root)
+        assert len(hub.busy) == 1, "once, and eight times more"
