@@ -59,9 +59,9 @@ def publish(
     name:       of the dataset, on its card; by default that of the repository
     say:        is told how far the upload is
 
-    Raises PretrackError if the licences forbid it, if the repository is public though `private` is
-    asked for or has another build's snapshot of this name, without a token, and if the upload
-    fails; the next call then continues.
+    Raises PretrackError if the licences forbid it, if a shard is missing or cut short, if the
+    repository is public though `private` is asked for or has another build's snapshot of this name,
+    without a token, and if the upload fails; the next call then continues.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils.tqdm import disable_progress_bars
@@ -76,6 +76,7 @@ def publish(
             f"there is no token for {hub.endpoint()}: run 'hf auth login', or set HF_TOKEN to a "
             "token that may write"
         )
+    _check_whole(snapshot)
     name = name or repository.rsplit("/", 1)[1]
     last = _tables(snapshot) | card_files(snapshot, terms, name, repository, hub.endpoint())
     disable_progress_bars()
@@ -99,6 +100,23 @@ def _tables(snapshot: Snapshot) -> dict[str, bytes]:
     files = {f"snapshots/{snapshot.name}/{file}": snapshot.folder / file for file in names}
     pointer = f'{{"snapshot": "{snapshot.name}"}}'.encode()
     return {**{path: read_file(file) for path, file in files.items()}, "current.json": pointer}
+
+
+def _check_whole(snapshot: Snapshot) -> None:
+    """Raise PretrackError if a shard is not in the output folder, or not as large as it was made.
+
+    A web server lists no folders: what it lacks is found when it is read.
+    """
+    if str(snapshot.out).startswith(("http://", "https://")):
+        return
+    here = sizes_in(snapshot.out / "shards")
+    for row in snapshot.shards.select(["shard", "bytes"]).to_pylist():
+        if here.get(f"{row['shard']}.tar") != row["bytes"]:
+            wrong = "cut short" if f"{row['shard']}.tar" in here else "missing"
+            raise PretrackError(
+                f"nothing was uploaded, because {snapshot.shard_path(row['shard'])} is {wrong}: "
+                f"'pretrack verify {snapshot.out} --repair' makes it again"
+            )
 
 
 def _check_same_build(snapshot: Snapshot, repository: str) -> None:

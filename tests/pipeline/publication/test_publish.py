@@ -94,6 +94,28 @@ def test_an_interrupted_upload_shows_nothing_and_goes_on_where_it_stopped(
     assert open_snapshot("hf://datasets/ada/pans").shards.equals(snapshot.shards)
 
 
+def test_a_shard_that_is_not_whole_is_named_before_anything_is_uploaded(
+    tmp_path: Path, hub: Hub
+) -> None:
+    snapshot = three_shards(tmp_path / "out")
+    last = Path(str(snapshot.shard_path(snapshot.shards["shard"][2].as_py())))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-1])
+    with pytest.raises(
+        PretrackError, match=rf"^nothing was uploaded, because {last} is cut short: "
+    ):
+        publish(snapshot)
+    last.unlink()
+    sentence = (
+        f"because {last} is missing: 'pretrack verify {snapshot.out} --repair' makes it again"
+    )
+    with pytest.raises(PretrackError, match=sentence):
+        publish(snapshot)
+    assert hub.repositories == {}
+    last.write_bytes(whole)
+    assert publish(snapshot).uploaded == 3
+
+
 @pytest.mark.slow
 def test_a_second_ctrl_c_does_not_wait_for_what_is_being_uploaded(
     snapshot: Snapshot, hub: Hub
