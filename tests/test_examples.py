@@ -373,3 +373,9 @@ def test_the_kubernetes_file_has_a_config_that_pretrack_accepts(tmp_path: Path) 
     assert {mount["mountPath"] for mount in worker["volumeMounts"]} == {"/datasets", "/config"}
     assert job["spec"]["entrypoint"] == "pretrack build /config/my.yaml"
     assert worker["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    (head,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    for container in (head, worker):
+        assert f"docker build --target cuda -t {container['image']} ." in dockerfile
+    version = job["spec"]["rayClusterSpec"]["rayVersion"]
+    assert f"\nray=={version}\n" in (REPOSITORY / "constraints.txt").read_text()

