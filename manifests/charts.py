@@ -171,11 +171,12 @@ def lines(
     baselines: Collection[str] = (),
     dots: bool = False,
     highest: float = 1.0,
+    form: str = ".0%",
 ) -> Chart:
-    """Draw a line through the points (x, y) of each series, y as a percentage from 0 to `highest`.
+    """Draw a line through the points (x, y) of each series, y from 0 to `highest`.
 
     A y of NaN leaves a gap. `ticks` maps values of x to their labels, `baselines` names the series
-    that are thin and grey, and `dots` marks every point.
+    that are thin and grey, `dots` marks every point, and `form` is the format of y's labels.
     """
     xs = [*ticks, *(x for points in series.values() for x, _ in points)] or [0.0]
     first, last = min(xs), max(*xs, min(xs) + 1)
@@ -188,7 +189,7 @@ def lines(
     height = _BOTTOM - _TOP
     roles = _roles(series, baselines)
     grid = [highest * part for part in (0, 0.25, 0.5, 0.75, 1)]
-    marks = _gridlines({value: f"{value:.0%}" for value in grid}, highest)
+    marks = _gridlines({value: format(value, form) for value in grid}, highest)
     # baselines lie below the others
     for name in sorted(series, key=lambda name: name not in baselines):
         role, width = roles[name], 1 if name in baselines else 2
