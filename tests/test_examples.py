@@ -24,6 +24,7 @@ from manifests.settings import load_settings
 from manifests.snapshot import open_snapshot
 from pipeline.inspection.contact_sheet import read_clip
 from pipeline.sources.video import Video
+from shards import jpeg
 from shards.errors import SettingsError
 from shards.reader import iterate_shard
 from tests.helpers.clips import make_clip
@@ -70,7 +71,7 @@ def run(name: str, *arguments: object) -> str:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("examples")
     publish_clips(
-        folder, [make_clip(f"made-{n}-00000000-000000", n, frames=5 + n) for n in range(3)]
+        folder, [make_clip(f"made-{n}-00000000-000000", n, frames=5 + n) for n in range(4)]
     )
     return folder
 
@@ -79,7 +80,7 @@ def test_the_reader_written_from_the_format_page_agrees_with_pretracks(out: Path
     (tar,) = (out / "shards").iterdir()
     read = list(load("read_a_shard").read_shard(str(tar)))
     ours = list(iterate_shard(tar))
-    assert len(read) == len(ours) == 3
+    assert len(read) == len(ours) == 4
     for theirs, clip in zip(read, ours, strict=True):
         assert theirs["key"] == theirs["info"]["key"] == clip.info.key
         assert tuple(theirs["jpegs"]) == clip.jpegs
@@ -90,7 +91,27 @@ def test_the_reader_written_from_the_format_page_agrees_with_pretracks(out: Path
             assert (a == b).all(), name
 
 
-@pytest.mark.parametrize("name", ["read_a_shard", "stream_with_webdataset"])
+def test_plain_pytorch_reads_clips_of_four_lengths_without_a_video_decoder(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    for decoder in ("torchcodec", "av", "decord"):
+        monkeypatch.setitem(sys.modules, decoder, None)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    (tar,) = (out / "shards").iterdir()
+    clips = list(load("load_in_pytorch").Clips(out))
+    assert [len(clip["frames"]) for clip in clips] == [5, 6, 7, 8]
+    for clip, ours in zip(clips, iterate_shard(tar), strict=True):
+        assert clip["frames"].shape[1:] == (3, 64, 96)
+        assert clip["frames"].dtype == torch.uint8
+        decoded = torch.from_numpy(jpeg.decode(ours.jpegs[-1])).permute(2, 0, 1)
+        assert (clip["frames"][-1].int() - decoded.int()).abs().float().mean() < 1
+        assert (clip["positions"].numpy() == ours.tracks.positions).all()
+        assert (clip["visibility"].numpy() == ours.tracks.visibility).all()
+
+
+@pytest.mark.parametrize("name", ["read_a_shard", "stream_with_webdataset", "load_in_pytorch"])
 def test_readers_need_no_pretrack_and_stay_short(name: str) -> None:
     text = (EXAMPLES / f"{name}.py").read_text()
     assert not [
@@ -140,9 +161,12 @@ def test_readers_run_as_they_are(out: Path) -> None:
         run("read_a_shard", tar).splitlines()[2]
         == "made-2-00000000-000000 7 frames, tracks (2, 7, 9, 2)"
     )
+    assert sorted(run("load_in_pytorch", out).splitlines())[3] == (
+        "made-3-00000000-000000 (8, 3, 64, 96) (2, 8, 9, 2)"
+    )
     streamed = run("stream_with_webdataset", out).splitlines()
     assert [line.split()[:2] for line in streamed] == [
-        [f"made-{n}-00000000-000000", str(5 + n)] for n in range(3)
+        [f"made-{n}-00000000-000000", str(5 + n)] for n in range(4)
     ]
     assert "(64, 96, 3)" in streamed[0]
 

@@ -1,4 +1,4 @@
-"""A published build of four clips of three lengths, whose licence allows everything."""
+"""A published build of four clips of four lengths, whose licence allows everything."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def clip_with_terms(number: int, frames: int, terms: str = FREE) -> StoredClip:
     return replace(clip, info=replace(clip.info, terms=terms))
 
 
-def publish_free(out: Path, lengths: tuple[int, ...] = (4, 6, 9, 6)) -> Snapshot:
+def publish_free(out: Path, lengths: tuple[int, ...] = (4, 6, 9, 7)) -> Snapshot:
     clips = [clip_with_terms(number, frames) for number, frames in enumerate(lengths)]
     return publish_clips(out, clips, settings=SETTINGS, scored=True)
 

@@ -30,6 +30,8 @@ from shards.files import Location
 from tests.helpers.published import publish_clips
 from tests.pipeline.publication.conftest import clip_with_terms, publish_free
 
+EXAMPLES = Path(__file__).parents[3] / "examples"
+
 
 @pytest.fixture(scope="module")
 def carded(snapshot: Snapshot) -> Path:
@@ -69,7 +71,7 @@ def test_the_header_names_the_shards_and_a_column_for_each_frame(carded: Path) -
 
 def test_the_card_tells_the_terms_and_how_it_was_made(carded: Path) -> None:
     card = (carded / "README.md").read_text()
-    assert "4 video clips of 25 frames with point tracks, in 1 shard" in card
+    assert "4 video clips of 26 frames with point tracks, in 1 shard" in card
     assert "\n- CC-BY-4.0; by Ada\n" in card
     assert "Frames CC-BY-4.0, tracks without licensed weights" in card
     assert "root: PATH/pans" in card
@@ -196,7 +198,7 @@ def run_example(name: str, out: Path, home: Path) -> list[str]:
     """Run an example as a user does, without the network; return the lines it prints."""
     offline = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, f"examples/{name}.py", out],
+        [sys.executable, EXAMPLES / f"{name}.py", out],
         env={**os.environ, **offline},
         capture_output=True,
         text=True,
@@ -216,8 +218,8 @@ def test_load_dataset_reads_clips_of_unequal_lengths_and_a_table(
         "train made-0-000000 4 (96, 64) 2 cameras",
         "train made-1-000000 6 (96, 64) 3 cameras",
         "train made-2-000000 9 (96, 64) 4 cameras",
-        "train made-3-000000 6 (96, 64) 3 cameras",
-        "4 clips of [4, 6, 9, 6] frames",
+        "train made-3-000000 7 (96, 64) 4 cameras",
+        "4 clips of [4, 6, 9, 7] frames",
     ]
 
 
@@ -227,7 +229,7 @@ def test_croissant_metadata_are_valid_and_lead_to_the_table_of_clips(carded: Pat
     dataset = croissant.Dataset(jsonld=str(carded / "croissant.json"))
     assert dataset.metadata.issues.report() == ""
     records = list(dataset.records("clips"))
-    assert [record["clips/frames"] for record in records] == [4, 6, 9, 6]
+    assert [record["clips/frames"] for record in records] == [4, 6, 9, 7]
     assert records[0]["clips/key"] == b"made-0-000000"
 
 
@@ -239,5 +241,5 @@ def test_energon_reads_the_folder_without_preparing_it(carded: Path, tmp_path: P
         "made-0-000000 4 (3, 64, 96)",
         "made-1-000000 6 (3, 64, 96)",
         "made-2-000000 9 (3, 64, 96)",
-        "made-3-000000 6 (3, 64, 96)",
+        "made-3-000000 7 (3, 64, 96)",
     ]
