@@ -256,13 +256,14 @@ def hub_server(home: Path) -> Iterator[Hub]:
         "HF_HOME": str(home),
         "HF_HUB_DISABLE_XET": "1",
     }
-    # This process reads the variable when it first imports the client, perhaps in an earlier test.
+    # This process reads variables when it first imports the client, perhaps in an earlier test.
     with_xet, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
+    offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
     try:
         with environment(variables):
             yield hub
     finally:
         hub.may_end.set()
-        constants.HF_HUB_DISABLE_XET = with_xet
+        constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = with_xet, offline
         server.shutdown()
         server.server_close()
