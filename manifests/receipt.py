@@ -4,6 +4,10 @@ A receipt is written after its shard is complete, and holds the shard's rows of 
 alone means nothing: a job killed between the two writes the shard again. A shard's name consists of
 its group and its content's checksum, so a written shard never changes, and the same content gets
 the same name again.
+
+Receipts are in `OUT/.receipts/`: readers that look for data by file names (`load_dataset`, pyarrow)
+pass over names that begin with a dot. pretrack 0.1 wrote them to `OUT/receipts/`, where they are
+still read.
 """
 
 from __future__ import annotations
@@ -16,6 +20,9 @@ from typing import Any
 from manifests.rows import ClipRow, Failure, ShardRow
 from shards.errors import PretrackError
 from shards.files import Location, atomic_write, read_file, sizes_in
+
+RECEIPT_FOLDERS = (".receipts", "receipts")
+"""Folders of receipts: where they are written and first looked for, and where pretrack 0.1 did."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -53,8 +60,14 @@ def is_shard_name(name: str) -> bool:
 
 
 def receipt_path(out: Location, shard: str) -> Location:
-    """Give the path of a shard's receipt. Raises PretrackError for a name that is not allowed."""
-    return out / "receipts" / f"{_check_name(out, shard)}.json"
+    """Give the path to write a receipt to. Raises PretrackError for a name that is not allowed."""
+    return receipt_paths(out, shard)[0]
+
+
+def receipt_paths(out: Location, shard: str) -> tuple[Location, ...]:
+    """List the paths where a shard's receipt may be, the newest first. Raises as above."""
+    file = f"{_check_name(out, shard)}.json"
+    return tuple(out / folder / file for folder in RECEIPT_FOLDERS)
 
 
 def shard_path(out: Location, shard: str) -> Location:
@@ -78,10 +91,18 @@ def write_receipt(out: Location, receipt: Receipt) -> None:
 def read_receipt(out: Location, shard: str) -> Receipt:
     """Read a receipt.
 
-    Raises PretrackError if it is damaged: the shard is treated as missing. Raises AccessError if it
-    cannot be read: the shard must not be made again.
+    Raises PretrackError if it is damaged or absent: the shard is treated as missing. Raises
+    AccessError if it cannot be read: the shard must not be made again.
     """
-    path = receipt_path(out, shard)
+    paths = receipt_paths(out, shard)
+    for path in paths:
+        if receipt := _read(path):
+            return receipt
+    raise PretrackError(f"the receipt {paths[0]} is missing: the next build writes its shard again")
+
+
+def _read(path: Location) -> Receipt | None:
+    """Read a receipt's file, None if there is none. Raises as `read_receipt`."""
     try:
         fields: dict[str, Any] = json.loads(read_file(path))
         return Receipt(
@@ -90,6 +111,8 @@ def read_receipt(out: Location, shard: str) -> Receipt:
             failures=tuple(Failure(**row) for row in fields["failures"]),
             planned=tuple(fields["planned"]),
         )
+    except FileNotFoundError:
+        return None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PretrackError(
             f"the receipt {path} is damaged ({error}): the next build writes its shard again"
@@ -98,7 +121,6 @@ def read_receipt(out: Location, shard: str) -> Receipt:
 
 def list_receipts(out: Location) -> list[str]:
     """List the names of all shards that have a receipt, sorted."""
-    names = [
-        name.removesuffix(".json") for name in sizes_in(out / "receipts") if name.endswith(".json")
-    ]
+    files = {name for folder in RECEIPT_FOLDERS for name in sizes_in(out / folder)}
+    names = [name.removesuffix(".json") for name in files if name.endswith(".json")]
     return sorted(name for name in names if is_shard_name(name))

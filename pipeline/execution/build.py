@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from manifests.receipt import RECEIPT_FOLDERS
 from manifests.snapshot import Snapshot, publish_snapshot, remove_unfinished_snapshots
 from manifests.tables import VIDEOS, read_table, video_identifiers
 from manifests.wording import pluralise
@@ -114,7 +115,7 @@ def remove_temporary_files(out: Location) -> None:
     """
     remove_unfinished_snapshots(out)
     if isinstance(out, Path):
-        for folder in ("", "shards", "receipts"):
+        for folder in ("", "shards", *RECEIPT_FOLDERS):
             for path in (out / folder).glob(f"{TEMPORARY}*"):
                 path.unlink()
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from manifests.receipt import is_shard_name, list_receipts, receipt_path, shard_path
+from manifests.receipt import is_shard_name, list_receipts, receipt_paths, shard_path
 from manifests.snapshot import (
     COMMIT_FILE,
     Snapshot,
@@ -128,7 +128,7 @@ def _remove(out: Location, garbage: GarbageCollectionResult) -> None:
     A collection killed in between leaves tars without a receipt, which the next one removes.
     """
     # All paths first: a damaged name must stop the collection before it deletes anything.
-    receipts = [receipt_path(out, shard) for shard in garbage.shards]
+    receipts = [path for shard in garbage.shards for path in receipt_paths(out, shard)]
     for receipt in receipts:
         delete(receipt)
     for name in garbage.snapshots:

@@ -116,7 +116,7 @@ READERS: list[tuple[str, Callable[[Url], Any]]] = [
     ("videos.parquet", lambda out: open_snapshot(out).videos),
     ("clips.parquet", read_existing_shards),
     ("shards.parquet", read_existing_shards),
-    ("receipts/", lambda out: read_receipt(out, "made-train-000000-0")),
+    (".receipts/", lambda out: read_receipt(out, "made-train-000000-0")),
     ("receipts", list_receipts),
     ("ledgers", lambda out: read_ledger(out, "0" * 32)),
     ("receipts", read_existing_shards),
@@ -193,16 +193,16 @@ def test_a_receipt_that_cannot_be_read_stops_a_build_instead_of_making_its_shard
 ) -> None:
     snapshot = open_snapshot(local)
     (row,) = snapshot.shards.to_pylist()
-    (tmp_path / "receipts").mkdir()
-    (tmp_path / "receipts" / f"{row['shard']}.json").symlink_to(UNREADABLE)
+    (tmp_path / ".receipts").mkdir()
+    (tmp_path / ".receipts" / f"{row['shard']}.json").symlink_to(UNREADABLE)
     with pytest.raises(AccessError, match=r"receipts/.*\.json cannot be read: Input/output error"):
         read_existing_shards(tmp_path)
 
 
 def test_a_damaged_receipt_is_still_treated_as_missing(tmp_path: Path) -> None:
-    (tmp_path / "receipts").mkdir()
-    (tmp_path / "receipts" / "made-train-000000-0.json").write_text("{")
-    (tmp_path / "receipts" / "made-train-000001-0.json").mkdir()
+    (tmp_path / ".receipts").mkdir()
+    (tmp_path / ".receipts" / "made-train-000000-0.json").write_text("{")
+    (tmp_path / ".receipts" / "made-train-000001-0.json").mkdir()
     assert read_existing_shards(tmp_path).shards == ()
 
 

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 import webdataset
 
-from manifests.receipt import list_receipts
+from manifests.receipt import list_receipts, shard_checksum
 from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, list_snapshots, open_snapshot
 from pipeline.config import BuildSettings
 from pipeline.execution.build import BuildResult, build
 from pipeline.execution.build_monitor import BuildMonitor
+from pipeline.execution.garbage_collection import collect_garbage
 from pipeline.execution.repair import repair
 from pipeline.execution.shard_runner import make_shards
 from pipeline.inspection.verify import verify_snapshot
@@ -344,7 +345,7 @@ def test_a_damaged_receipt_makes_its_shard_again(
     out = tmp_path / "out"
     shutil.copytree(folder(built[0]), out)
     settings = built[0].model_copy(update={"out": out})
-    receipt = sorted((out / "receipts").iterdir())[0]
+    receipt = sorted((out / ".receipts").iterdir())[0]
     receipt.write_bytes(receipt.read_bytes()[:100])
     assert build(settings, QUIET).made == 0
     shutil.rmtree(out / "snapshots")
@@ -354,6 +355,57 @@ def test_a_damaged_receipt_makes_its_shard_again(
     assert "is damaged" in caplog.text
     assert contents(again.snapshot) == contents(built[1].snapshot)
     assert verify_snapshot(again.snapshot, QUIET) == []
+
+
+@pytest.mark.slow
+def test_an_unfinished_build_of_0_1_is_continued_rebuilt_and_collected(
+    built: tuple[BuildSettings, BuildResult], tmp_path: Path
+) -> None:
+    """It had its receipts in another folder."""
+    out = tmp_path / "out"
+    shutil.copytree(folder(built[0]), out)
+    (out / ".receipts").rename(out / "receipts")
+    shutil.rmtree(out / "snapshots")
+    (out / "current.json").unlink()
+    settings = built[0].model_copy(update={"out": out})
+    assert {shard.action for shard in plan(settings).shards} == {"keep"}
+    lost, *_ = list_receipts(out)
+    (out / "receipts" / f"{lost}.json").unlink()
+    continued = build(settings, QUIET)
+    assert (continued.made, continued.kept) == (1, 2)
+    assert contents(continued.snapshot) == contents(built[1].snapshot)
+    assert verify_snapshot(continued.snapshot, QUIET) == []
+    (made,) = (out / ".receipts").iterdir()
+    assert shard_checksum(made.stem) == shard_checksum(lost)
+    assert len(list_receipts(out)) == 3
+    finer = settings.tracks.model_copy(update={"grid": 5})
+    rebuilt = build(settings.model_copy(update={"tracks": finer}), QUIET).snapshot
+    collect_garbage(out, keep=1)
+    assert list_receipts(out) == sorted(rebuilt.shards["shard"].to_pylist())
+    assert list((out / "receipts").iterdir()) == []
+    assert verify_snapshot(rebuilt, QUIET) == []
+
+
+@pytest.mark.slow
+def test_load_dataset_takes_shards_for_the_data_and_nothing_else(
+    built: tuple[BuildSettings, BuildResult], tmp_path: Path
+) -> None:
+    """Without a card. The shards of this build begin with clips of 10 frames; others have 6."""
+    pytest.importorskip("datasets")
+    code = (
+        "import sys, datasets\n"
+        "(split,) = datasets.load_dataset(sys.argv[1]).values()\n"
+        "print(split.num_rows, *split.column_names)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, folder(built[0])],
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    frames = " ".join(f"{number:03d}.jpg" for number in range(10))
+    assert done.stdout == f"6 json tracks.zst {frames} scores.zst __key__ __url__\n", done.stderr
 
 
 @pytest.mark.slow
@@ -615,7 +667,7 @@ def test_a_deleted_receipt_of_a_published_shard_changes_nothing(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(folder(built[0]), out)
-    for receipt in (out / "receipts").iterdir():
+    for receipt in (out / ".receipts").iterdir():
         receipt.unlink()
     settings = built[0].model_copy(update={"out": out})
     assert {shard.action for shard in plan(settings).shards} == {"keep"}

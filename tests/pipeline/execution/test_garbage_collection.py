@@ -134,14 +134,14 @@ def test_a_damaged_table_does_not_lead_out_of_the_folder(out: Path) -> None:
 
 
 def test_files_that_are_not_ours_stay(out: Path) -> None:
-    strangers = [out / "shards" / "my copy.tar", out / "receipts" / "my copy.json"]
+    strangers = [out / "shards" / "my copy.tar", out / ".receipts" / "my copy.json"]
     for stranger in strangers:
         stranger.write_bytes(b"mine")
     assert collect_garbage(out, keep=1, unpublished=True).snapshots == ("000001", "000002")
     assert all(stranger.exists() for stranger in strangers)
 
 
-@pytest.mark.parametrize("calls", range(11))
+@pytest.mark.parametrize("calls", range(16))
 def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
     out: Path, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -36,7 +36,7 @@ def test_a_build_whose_ray_is_killed_ends_with_one_sentence(victim: str, tmp_pat
     command = [sys.executable, "-m", "pipeline", "build", str(tmp_path / "config.yaml")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as build:
         assert build.stderr is not None
-        while not (tmp_path / "out" / "receipts").is_dir():
+        while not (tmp_path / "out" / ".receipts").is_dir():
             assert build.poll() is None
             time.sleep(0.05)
         for child in psutil.Process(build.pid).children(recursive=True):

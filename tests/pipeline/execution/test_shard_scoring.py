@@ -70,7 +70,7 @@ def as_an_earlier_version_wrote_it(snapshot: Snapshot) -> None:
         path = snapshot.folder / f"{name}.parquet"
         write_table(path, read_table(path, without_added(schema.names)))
     assert isinstance(snapshot.out, Path)
-    for receipt in (snapshot.out / "receipts").glob("*.json"):
+    for receipt in (snapshot.out / ".receipts").glob("*.json"):
         fields = json.loads(receipt.read_text())
         for row, schema in ((fields["shard"], SHARDS), *((c, CLIPS) for c in fields["clips"])):
             for column in set(schema.names) - set(without_added(schema.names)):

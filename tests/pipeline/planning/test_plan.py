@@ -223,7 +223,7 @@ def test_shards_are_named_by_their_content(root: Path) -> None:
     assert {path.name: path.read_bytes() for path in (root / "out" / "shards").iterdir()} == old
     for row in snapshot.shards.to_pylist():
         assert row["shard"] == f"{row['group']}-{row['checksum']}"
-    assert {path.stem for path in (root / "out" / "receipts").iterdir()} == set(
+    assert {path.stem for path in (root / "out" / ".receipts").iterdir()} == set(
         snapshot.shards["shard"].to_pylist()
     )
 
@@ -301,7 +301,7 @@ def pretend_published_after_the_first_try(snapshot: Snapshot) -> None:
 
 
 def test_receipts_are_not_needed_once_a_snapshot_names_their_shards(root: Path) -> None:
-    shutil.rmtree(root / "out" / "receipts")
+    shutil.rmtree(root / "out" / ".receipts")
     finer = settings_for(root, **tracks(grid=5))
     assert says(plan(settings_for(root))) == {KEPT: 3}
     built = build(finer, QUIET)
@@ -313,7 +313,7 @@ def test_a_folder_that_another_version_wrote_is_built_again(root: Path) -> None:
     for snapshot in (root / "out" / "snapshots").iterdir():
         table = snapshot / "clips.parquet"
         write_table(table, read_table(table).drop_columns(["anchor_sizes"]))
-    for receipt in (root / "out" / "receipts").iterdir():
+    for receipt in (root / "out" / ".receipts").iterdir():
         receipt.write_text(receipt.read_text().replace('"anchor_sizes"', '"sizes"'))
     (problem,) = verify_snapshot(Snapshot(old.out, old.name), QUIET)
     assert str(problem).endswith(
@@ -327,7 +327,7 @@ def test_a_folder_that_another_version_wrote_is_built_again(root: Path) -> None:
 def test_going_back_takes_the_rows_of_older_snapshots(root: Path) -> None:
     old = build(settings_for(root), QUIET).snapshot
     build(settings_for(root, **tracks(grid=5)), QUIET)
-    shutil.rmtree(root / "out" / "receipts")
+    shutil.rmtree(root / "out" / ".receipts")
     back = build(settings_for(root), QUIET)
     assert (back.made, back.kept) == (0, 3)
     assert back.snapshot.name > old.name

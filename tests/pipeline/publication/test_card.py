@@ -37,8 +37,8 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 def carded(snapshot: Snapshot) -> Path:
     """An output folder with its card, and with a receipt as builds write it."""
     assert isinstance(snapshot.out, Path)
-    (snapshot.out / "receipts").mkdir()
-    (snapshot.out / "receipts" / "made.json").write_text('{"planned": []}')
+    (snapshot.out / ".receipts").mkdir()
+    (snapshot.out / ".receipts" / "made.json").write_text('{"planned": []}')
     write_card(snapshot)
     return snapshot.out
 
