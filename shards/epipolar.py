@@ -13,7 +13,7 @@ Legend of shapes: A anchors, T frames, N points.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -52,6 +52,7 @@ class Poses:
     rotations: [T, 3, 3], world to camera
     shifts:    [T, 3], X_camera = rotation @ X_world + shift; the world is moved and scaled so that
                the cameras' positions have mean 0, and the farthest of them lies at distance 1
+    origin, unit: [3] and a number, X_world = origin + unit * X in the source's own world
     """
 
     usable: Mask
@@ -59,6 +60,8 @@ class Poses:
     centres: Floats
     rotations: Floats
     shifts: Floats
+    origin: Floats = field(default_factory=lambda: np.zeros(3))
+    unit: float = 1.0
 
     @cached_property
     def positions(self) -> Floats:
@@ -118,7 +121,7 @@ class Poses:
 
     def without(self, frames: Mask) -> Poses:
         """Give the same poses with some frames marked as unusable: bool [T]."""
-        return Poses(self.usable & ~frames, self.focals, self.centres, self.rotations, self.shifts)
+        return replace(self, usable=self.usable & ~frames)
 
 
 def read_poses(cameras: Sequence[Camera | None] | None, frames: int) -> Poses:
@@ -158,11 +161,11 @@ def _centred(poses: Poses) -> Poses:
     scale = np.linalg.norm(offsets, axis=1).max()
     # A camera that only turns has no scale; rounding is not one.
     if scale <= 1e-9 * (1e-300 + np.linalg.norm(poses.positions[poses.usable], axis=1).max()):
-        shifts = np.zeros_like(poses.shifts)
+        shifts, scale = np.zeros_like(poses.shifts), 1.0
     else:
         shifts = (poses.shifts + poses.rotations @ middle) / scale
     shifts[~poses.usable] = 0
-    return Poses(poses.usable, poses.focals, poses.centres, poses.rotations, shifts)
+    return replace(poses, shifts=shifts, origin=middle, unit=float(scale))
 
 
 def sampson_distances(poses: Poses, anchors: NDArray[np.int32], positions: Floats) -> Floats:
@@ -231,6 +234,7 @@ class Triangulation:
               track; infinite for a point behind a camera that sees it
     parallax: [A, N], largest angle in degrees between the anchor's ray and another frame's
     depths:   [A, N], of the points before their anchor's camera, in units of the scaled world
+    points:   [A, N, 3], in the source's own world
 
     All are NaN for tracks with fewer than three frames to use.
     """
@@ -238,6 +242,7 @@ class Triangulation:
     errors: Floats
     parallax: Floats
     depths: Floats
+    points: Floats
 
 
 def triangulate(
@@ -277,9 +282,10 @@ def triangulate(
     few = counts < _FEWEST_FRAMES
     depths = depth[np.arange(len(anchors)), anchors]  # an anchor frame is always visible
     parallax = _parallax(poses, anchors, x, y, used)
-    for values in (errors, parallax, depths):
+    places = poses.origin + poses.unit * points[:, :3].swapaxes(1, 2)
+    for values in (errors, parallax, depths, places):
         values[few] = np.nan
-    return Triangulation(errors, parallax, depths)
+    return Triangulation(errors, parallax, depths, places)
 
 
 def _least_squares(poses: Poses, x: Floats, y: Floats, weights: Floats) -> Floats:

@@ -25,7 +25,7 @@ SCORES_VERSION = 1
 INLIER_PX = 2.0
 """A point nearer to its epipolar line than this is an inlier."""
 
-_LEAST_PARALLAX = 1.0
+LEAST_PARALLAX = 1.0
 """Degrees of parallax from which a track is triangulated."""
 _FEWEST_POINTS = 8
 """Visible points of an anchor that a frame needs to be compared with its poses."""
@@ -103,8 +103,7 @@ def score_clip(tracks: Tracks, info: ClipInfo) -> ScoredClip:
     cycle, cycle_px = _mean(errors), _median(errors[np.isfinite(errors)])
     poses = read_poses(info.cameras, info.frames)
     unusable = [t for t, camera in enumerate(info.cameras or ()) if camera and not poses.usable[t]]
-    visible = tracks.visibility >= VISIBLE_THRESHOLD
-    visible[np.arange(len(tracks.anchors)), tracks.anchors] = True  # a point starts from its query
+    visible = visible_points(tracks)
     if not poses.differ:
         unknown = np.full_like(cycle, np.nan)
         return ScoredClip(
@@ -150,6 +149,13 @@ def score_clip(tracks: Tracks, info: ClipInfo) -> ScoredClip:
     )
 
 
+def visible_points(tracks: Tracks) -> NDArray[np.bool_]:
+    """Tell where points are visible: [A, T, N]. A point starts from its query, so it is there."""
+    visible = tracks.visibility >= VISIBLE_THRESHOLD
+    visible[np.arange(len(tracks.anchors)), tracks.anchors] = True
+    return visible
+
+
 def _triangulate(
     poses: Poses,
     anchors: NDArray[np.int32],
@@ -160,7 +166,7 @@ def _triangulate(
     points = triangulate(poses, anchors, positions, visible)
     # An anchor without a pose has no ray to compare others with.
     points.parallax[~poses.usable[anchors]] = np.nan
-    near = points.parallax >= _LEAST_PARALLAX
+    near = points.parallax >= LEAST_PARALLAX
     errors, depths = (np.where(near, values, np.nan) for values in (points.errors, points.depths))
     return errors.astype(np.float32), points.parallax.astype(np.float32), depths.astype(np.float32)
 
