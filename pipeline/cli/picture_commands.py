@@ -162,12 +162,16 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="mp4: a video with tracks; rerun: a Rerun recording; tapvid: TAP-Vid's arrays."
+            help="mp4: a video with tracks; rerun: a Rerun recording; tapvid: TAP-Vid's arrays; "
+            "tapvid3d: TAPVid-3D's arrays; colmap: a folder with a COLMAP model."
         ),
     ] = "mp4",
     file: Annotated[
         Path | None,
-        typer.Option(help="The file to write; by default KEY.mp4, KEY.rrd or KEY.npz here."),
+        typer.Option(
+            help="The file or folder to write; by default KEY.mp4, KEY.rrd, KEY.npz, KEY.3d.npz or "
+            "the folder KEY here."
+        ),
     ] = None,
     anchor: Annotated[
         int | None,
@@ -176,12 +180,16 @@ def export(
     snapshot: SnapshotName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export one clip as a video, a Rerun recording or TAP-Vid's arrays."""
+    """Export one clip for other programs: a video, a recording, arrays or a COLMAP model."""
     from manifests.snapshot import open_snapshot
     from pipeline.inspection.export import export_clip
 
-    written = export_clip(open_snapshot(out_of(where, overrides), snapshot), clip, to, file, anchor)
+    shown = open_snapshot(out_of(where, overrides), snapshot)
+    exported = export_clip(shown, clip, to, file, anchor)
     if as_json:
-        print_json({"file": str(written)})
-    else:
-        print(written)
+        notes = {"notes": exported.notes} if exported.notes else {}
+        print_json({"file": str(exported.file), **notes})
+        return
+    for note in exported.notes:
+        print(note)
+    print(exported.file)

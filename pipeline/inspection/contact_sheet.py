@@ -20,7 +20,8 @@ from pipeline.inspection.draw import write_sheet, write_video
 from shards.clip import ClipInfo
 from shards.codec import decode_tracks
 from shards.errors import PretrackError, ShardError
-from shards.reader import read_clip_members
+from shards.frame_maps import NO_MAPS
+from shards.reader import read_clip_members, read_frame_maps
 from shards.stored_clip import StoredClip
 
 
@@ -65,14 +66,19 @@ def show_clips(snapshot: Snapshot, choice: ClipChoice, folder: Path) -> list[Pat
     return written
 
 
-def read_clip(snapshot: Snapshot, row: dict[str, Any]) -> StoredClip:
-    """Read a clip by its row of the clips table. Raises ShardError if it is damaged."""
+def read_clip(snapshot: Snapshot, row: dict[str, Any], *, maps: bool = False) -> StoredClip:
+    """Read a clip by its row of the clips table, with its depth maps and masks if `maps`.
+
+    Raises ShardError if it is damaged.
+    """
     members = members_of(row)
     path = snapshot.shard_path(row["shard"])
     shape = (len(row["anchors"]), row["frames"], row["points"])
     try:
-        info, tracks, *jpegs = read_clip_members(path, members)
-        return StoredClip(ClipInfo.from_json(info), decode_tracks(tracks, shape), tuple(jpegs))
+        description, tracks, *jpegs = read_clip_members(path, members)
+        info = ClipInfo.from_json(description)
+        stored_maps = read_frame_maps(path, members, info) if maps else NO_MAPS
+        return StoredClip(info, decode_tracks(tracks, shape), tuple(jpegs), stored_maps)
     except ShardError as error:
         raise ShardError(
             f"clip {row['key']} in {path}: {error}; 'pretrack verify {snapshot.out}' says more"

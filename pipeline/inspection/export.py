@@ -1,7 +1,13 @@
-"""Write one clip for other programs: as a video, a Rerun recording or TAP-Vid's arrays."""
+"""Write one clip for other programs: a video, a recording, a COLMAP model, arrays of TAP-Vid."""
 
 from __future__ import annotations
 
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +17,56 @@ from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from manifests.wording import pluralise
+from pipeline.inspection.colmap import write_colmap
 from pipeline.inspection.contact_sheet import clips_named, read_clip
 from pipeline.inspection.draw import colour, write_video
+from pipeline.inspection.tapvid3d import write_tapvid3d
 from shards import jpeg
 from shards.clip import VISIBLE_THRESHOLD, Camera
 from shards.errors import PretrackError
-from shards.files import atomic_write, open_atomic
+from shards.files import TEMPORARY, atomic_write, open_atomic
 from shards.stored_clip import StoredClip
 
-FORMS = {"mp4": ".mp4", "rerun": ".rrd", "tapvid": ".npz"}
-"""The suffix of the file per form that a clip can be written in."""
+FORMS = {
+    "mp4": ".mp4",
+    "rerun": ".rrd",
+    "tapvid": ".npz",
+    "tapvid3d": ".3d.npz",
+    "colmap": "",
+}
+"""The suffix of the file per form that a clip can be written in; "" for a folder."""
 
 _EXAMPLE_KEYS = 3
 
 
+@dataclass(frozen=True)
+class Exported:
+    """The file or folder that an export wrote.
+
+    notes: what it has and what was left out, in words, for the forms that leave something out
+    """
+
+    file: Path
+    notes: tuple[str, ...] = ()
+
+
 def export_clip(
     snapshot: Snapshot, name: str, form: str, file: Path | None = None, anchor: int | None = None
-) -> Path:
-    """Write the one clip whose key is, or contains, `name`, and return the file.
+) -> Exported:
+    """Write the one clip whose key is, or contains, `name`.
 
-    By default the file is `KEY.mp4`, `.rrd` or `.npz` in the current folder. With an `anchor` (an
-    index), only the tracks of that grid are written. Without one, a video shows the first grid, and
-    the other forms have all grids. Raises PretrackError for an unknown form, for a name that fits
-    no clip or several, and for an anchor that the clip does not have.
+    By default the file is `KEY` and the suffix of the form, in the current folder. With an `anchor`
+    (an index), only the tracks of that grid are written. Without one, a video shows the first grid,
+    and the other forms have all grids. Raises PretrackError for an unknown form, for a name that
+    fits no clip or several, for an anchor that the clip does not have, for a folder that exists,
+    and for a clip that lacks what the form needs.
     """
     if form not in FORMS:
         raise PretrackError(
             f"a clip cannot be exported to '{form}': choose one of {', '.join(FORMS)}"
         )
-    clip = read_clip(snapshot, find_clip(snapshot, name))
+    row = find_clip(snapshot, name)
+    clip = read_clip(snapshot, row, maps=form == "tapvid3d")
     count = len(clip.tracks.anchors)
     if anchor is not None and not 0 <= anchor < count:
         raise PretrackError(
@@ -48,13 +75,19 @@ def export_clip(
         )
     path = file or Path(f"{clip.info.key}{FORMS[form]}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    chosen, notes = _chosen_anchors(clip, anchor), tuple[str, ...]()
     if form == "mp4":
         write_video(path, clip, anchor or 0)
     elif form == "rerun":
         write_rerun(path, clip, anchor)
-    else:
+    elif form == "tapvid":
         write_tapvid(path, clip, anchor)
-    return path
+    elif form == "tapvid3d":
+        notes = write_tapvid3d(path, clip, chosen, exact=_has_exact_tracks(snapshot, row))
+    else:
+        with _new_folder(path) as folder:
+            notes = write_colmap(folder, clip, chosen)
+    return Exported(path, notes)
 
 
 def find_clip(snapshot: Snapshot, name: str) -> dict[str, Any]:
@@ -73,6 +106,31 @@ def find_clip(snapshot: Snapshot, name: str) -> dict[str, Any]:
         )
     row: dict[str, Any] = rows.to_pylist()[0]
     return row
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Make a temporary folder that becomes `path` when the block succeeds and is deleted otherwise.
+
+    Raises PretrackError if `path` exists: files of another export in it would mix with these.
+    """
+    if path.exists():
+        raise PretrackError(f"{path} exists: remove it, or name another folder with --file")
+    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(6)}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+
+
+def _has_exact_tracks(snapshot: Snapshot, row: dict[str, Any]) -> bool:
+    """Tell whether a clip is of a rendered scene, and was tracked by the tracker `truth`."""
+    of_shard = snapshot.shards.filter(pc.equal(snapshot.shards["shard"], row["shard"]))
+    trackers = [json.loads(text).get("tracker") for text in of_shard["tracks_settings"].to_pylist()]
+    return row["dataset"] == "scenes" and trackers == ["truth"]
 
 
 def write_tapvid(path: Path, clip: StoredClip, anchor: int | None = None) -> None:

@@ -164,6 +164,17 @@ def true_tracks(
     return follow(scene, cast(scene, frame, queries)[0], frames)
 
 
+def places_in_cameras(scene: Scene, points: SurfacePoints, frames: Sequence[int]) -> Floats:
+    """Return where points are in the axes of each frame's camera, in metres: [T, N, 3]."""
+    on_bodies = points.positions(scene)
+    places = np.empty((len(frames), *on_bodies.shape))
+    for row, frame in enumerate(frames):
+        poses = np.stack([body.poses[frame] for body in scene.bodies])[points.body]
+        in_world = np.einsum("nij,nj->ni", poses[:, :, :3], on_bodies) + poses[:, :, 3]
+        places[row] = move(np.reshape(scene.cameras[frame].world_to_camera, (3, 4)), in_world)
+    return places
+
+
 def view_directions(
     scene: Scene, points: SurfacePoints, frames: Sequence[int] | None = None
 ) -> Floats:

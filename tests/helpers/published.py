@@ -26,6 +26,7 @@ def publish_clips(
     settings: dict[str, Any] | None = None,
     failures: Sequence[dict[str, str]] = (),
     scored: bool = False,
+    tracks_settings: str = "{}",
 ) -> Snapshot:
     """Write clips as one shard, and publish a snapshot of them and their videos."""
     group = "made-train-000000"
@@ -63,7 +64,7 @@ def publish_clips(
         frames_fingerprint="f",
         tracks_fingerprint="t",
         frames_settings="{}",
-        tracks_settings="{}",
+        tracks_settings=tracks_settings,
         decode_seconds=2.0,
         track_seconds=6.0,
         write_seconds=0.5,

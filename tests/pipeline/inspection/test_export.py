@@ -42,7 +42,7 @@ def test_tapvid_arrays_say_what_the_shard_says(
     snapshot: Snapshot, clip: StoredClip, tmp_path: Path
 ) -> None:
     with np.load(
-        export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz"), allow_pickle=False
+        export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz").file, allow_pickle=False
     ) as arrays:
         video, points, occluded, asked = (
             arrays[name] for name in ("video", "points", "occluded", "query_points")
@@ -70,7 +70,7 @@ def test_tapvid_arrays_fit_the_reader_of_tapvid_davis_and_its_metrics(
     snapshot: Snapshot, clip: StoredClip, tmp_path: Path
 ) -> None:
     with np.load(
-        export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz", anchor=0)
+        export_clip(snapshot, "pear", "tapvid", tmp_path / "pear.npz", anchor=0).file
     ) as arrays:
         davis = {name: arrays[name] for name in ("video", "points", "occluded")}
     (tmp_path / "davis.pkl").write_bytes(pickle.dumps({"pear": davis}))
@@ -95,7 +95,7 @@ def test_a_video_has_every_frame_and_its_name_by_default(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = export_clip(snapshot, KEYS[0], "mp4")
+    path = export_clip(snapshot, KEYS[0], "mp4").file
     assert path == Path(f"{KEYS[0]}.mp4")
     with av.open(str(path)) as container:
         assert sum(1 for _ in container.decode(video=0)) == 6
@@ -108,7 +108,7 @@ def test_a_rerun_recording_holds_frames_points_and_cameras(
         "rerun.chunk",
         reason="needs a rerun-sdk that can read recordings: pip install 'pretrack[rerun]'",
     )
-    path = export_clip(snapshot, "pear", "rerun", tmp_path / "pear.rrd")
+    path = export_clip(snapshot, "pear", "rerun", tmp_path / "pear.rrd").file
     stored: dict[str, dict[str, list[Any]]] = {}
     for part in chunk.RrdReader(str(path)).stream():
         batch = part.to_record_batch()
@@ -143,7 +143,12 @@ def test_a_rerun_recording_holds_frames_points_and_cameras(
         ("plum", "mp4", None, "no clip of snapshot 000001 has 'plum' in its key"),
         ("apple", "mp4", None, "'apple' is in the keys of 2 clips"),
         ("pear", "mp4", 2, "has 2 anchors, and there is no number 2"),
-        ("pear", "gif", None, "cannot be exported to 'gif': choose one of mp4, rerun, tapvid"),
+        (
+            "pear",
+            "gif",
+            None,
+            "cannot be exported to 'gif': choose one of mp4, rerun, tapvid, tapvid3d, colmap",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_said(
