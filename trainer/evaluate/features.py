@@ -23,6 +23,11 @@ class ShownCameras:
     intrinsics: Tensor
     world_to_camera: Tensor
 
+    def only(self, view: int) -> ShownCameras:
+        """Return the camera of one view, as a set of one."""
+        one = slice(view, view + 1)
+        return ShownCameras(self.intrinsics[one], self.world_to_camera[one])
+
     def exchanged(self) -> ShownCameras:
         """Return wrong cameras: each view has the pose of the view before it."""
         return ShownCameras(self.intrinsics, self.world_to_camera.roll(1, dims=0))
@@ -133,6 +138,25 @@ def set_features(model: EvaluatedModel, final_norm: bool = False) -> SetFeatures
             return encode(images)
 
     return features
+
+
+def set_level_features(
+    model: EvaluatedModel,
+) -> Callable[[Tensor, ShownCameras | None], Sequence[Tensor]]:
+    """Make an encoder of a set of views to the four maps of `level_features`."""
+    encode = level_features(model)
+
+    def features(images: Tensor, cameras: ShownCameras | None) -> Sequence[Tensor]:
+        with _as_set(model, images, cameras):
+            return encode(images)
+
+    return features
+
+
+def grey_images(images: Tensor, model: EvaluatedModel) -> Tensor:
+    """Return images [..., 3, H, W] of the mean colour, in whole numbers, as a control."""
+    mean = torch.tensor(model.mean).view(3, 1, 1).mul(255).round().to(images)
+    return mean.expand_as(images)
 
 
 def _as_set(

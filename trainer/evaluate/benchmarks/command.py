@@ -17,6 +17,7 @@ from trainer.evaluate.benchmarks.settings import (
     NaviSettings,
     ProbeSettings,
     RetrievalSettings,
+    SetNormalsSettings,
     SpairSettings,
 )
 from trainer.evaluate.options import WHERE, Device, Models, OutFolder, unwrapped
@@ -67,6 +68,14 @@ BENCHMARKS = (
         help="Surface normals of NAVI's objects, by a DPT probe.",
         settings=ProbeSettings,
         quick="--size 224 --steps 100",
+        items="photographs",
+        dense=True,
+    ),
+    Benchmark(
+        name="navi-set-normals",
+        help="Surface normals of NAVI's objects in the axes of a set's first view, by a DPT probe.",
+        settings=SetNormalsSettings,
+        quick="--size 224 --every 4 --steps 100",
         items="photographs",
         dense=True,
     ),

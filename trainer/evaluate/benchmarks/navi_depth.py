@@ -145,7 +145,7 @@ class _ProbePhotographs(Dataset[tuple[Tensor, ...]]):
         self, photographs: Sequence[Photograph], settings: ProbeSettings, train: bool
     ) -> None:
         self.photographs, self.settings = photographs, settings
-        self.jitter = _jitter if train and settings.jitter else None
+        self.jitter = jitter_colours if train and settings.jitter else None
 
     def __len__(self) -> int:
         return len(self.photographs)
@@ -158,7 +158,8 @@ class _ProbePhotographs(Dataset[tuple[Tensor, ...]]):
         return image, relative_depth(crop.depth) if s.relative else crop.depth, normals, valid
 
 
-def _jitter(image: Tensor) -> Tensor:
+def jitter_colours(image: Tensor) -> Tensor:
+    """Change brightness, contrast, saturation and hue of an image, in four of five."""
     from torchvision.transforms import v2  # half a second and 60 MB, needed for training only
 
     jitter = v2.ColorJitter(_JITTER, _JITTER, _JITTER, _JITTER)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from trainer.evaluate.benchmarks.navi import NaviResult, PairFeatures, evaluate_navi_pairs
 from trainer.evaluate.benchmarks.settings import NaviSettings
 from trainer.evaluate.evaluated_model import EvaluatedModel
-from trainer.evaluate.features import ShownCameras, set_features
+from trainer.evaluate.features import ShownCameras, grey_images, set_features
 from trainer.evaluate.sets.encoding import Encoding
 
 PAIRS = (
@@ -44,10 +43,9 @@ def evaluate_as_pairs(
 def pair_features(model: EvaluatedModel, encoding: Encoding, final_norm: bool) -> PairFeatures:
     """Return an encoder of both photographs of a pair as one set, as an encoding says."""
     encode = set_features(model, final_norm)
-    mean = torch.tensor(model.mean).view(3, 1, 1).mul(255).round().to(torch.uint8)
 
     def features(images: Tensor, cameras: ShownCameras) -> Tensor:
         given = {"right": cameras, "wrong": cameras.exchanged(), "none": None}[encoding.cameras]
-        return encode(mean.expand_as(images) if encoding.blank else images, given)
+        return encode(grey_images(images, model) if encoding.blank else images, given)
 
     return features

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 from manifests.settings import Settings
 from trainer.evaluate.benchmarks.navi import evaluate_navi
 from trainer.evaluate.benchmarks.navi_depth import evaluate_depth, evaluate_normals
+from trainer.evaluate.benchmarks.navi_set_normals import evaluate_normals_in_sets
 from trainer.evaluate.benchmarks.navi_sets import PAIRS, evaluate_as_pairs
 from trainer.evaluate.benchmarks.published_tables import beside
-from trainer.evaluate.benchmarks.settings import NaviSettings
+from trainer.evaluate.benchmarks.settings import NaviSettings, SetNormalsSettings
 from trainer.evaluate.benchmarks.spair import evaluate_spair
 from trainer.evaluate.benchmarks.voc import evaluate_clustering, evaluate_retrieval
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
@@ -74,13 +75,17 @@ def run_benchmark(
     logging.getLogger("trainer.evaluate").setLevel(logging.INFO)
     results: dict[str, Result] = {}
     for model in evaluated:
-        results[model.name] = _evaluate(name, model, root, settings, final_norm)
-        print(f"{model.name}: {results[model.name]}\n")
-        if isinstance(settings, NaviSettings) and has_controls(model, evaluated):
-            as_pairs = evaluate_as_pairs(model, root, settings, final_norm)
-            for title, result in as_pairs.items():
-                results[row_title(model, title)] = result
-                print(f"{row_title(model, title)}: {result}\n")
+        controls = has_controls(model, evaluated)
+        rows: dict[str, Result] = {}
+        if isinstance(settings, SetNormalsSettings):
+            rows |= evaluate_normals_in_sets(model, root, settings, controls=controls)
+        else:
+            rows[""] = _evaluate(name, model, root, settings, final_norm)
+        if isinstance(settings, NaviSettings) and controls:
+            rows |= evaluate_as_pairs(model, root, settings, final_norm)
+        for title, result in rows.items():
+            results[row_title(model, title)] = result
+            print(f"{row_title(model, title)}: {result}\n")
     base, *others = results
     compared = {other: differences(results[base], results[other]) for other in others}
     for other, by_metric in compared.items():
@@ -88,13 +93,13 @@ def run_benchmark(
             print(table_of_differences(f"{other} less {base}", by_metric, ["of"], digits=3))
             print()
     for model in evaluated:
-        of_model = differences_of_pairs(model, results, base)
+        of_model = differences_from_controls(model, results, base)
         for title, by_metric in of_model.items():
             print(table_of_differences(title, by_metric, ["of"], digits=3), end="\n\n")
         compared |= of_model
     for table in results[base].paper_rows():
-        rows = {model: result.paper_rows()[table] for model, result in results.items()}
-        print(beside(table, rows), end="\n\n")
+        ours = {model: result.paper_rows()[table] for model, result in results.items()}
+        print(beside(table, ours), end="\n\n")
     normed = final_norm and name not in DENSE
     values = {
         "settings": settings.model_dump(),
@@ -110,21 +115,20 @@ def run_benchmark(
     print(f"results: {write_results(out, name, values)}")
 
 
-def differences_of_pairs(
+def differences_from_controls(
     model: EvaluatedModel, results: Mapping[str, Result], base: str
 ) -> dict[str, dict[str, Difference]]:
-    """Compare pairs that a model encodes together with each of its other rows, by title.
+    """Compare the views that a model encodes together with its other rows, by title.
 
-    Empty for a model without such pairs. The row of the base is compared with it anyway.
+    Empty for a model with one row. The row of the base is compared with it anyway.
     """
+    rows = [row for row in results if row == model.name or row.startswith(f"{model.name}, ")]
     pairs = row_title(model, PAIRS[0].title)
-    if pairs not in results:
-        return {}
-    others = [model.name, *(row_title(model, encoding.title) for encoding in PAIRS[1:])]
+    together = pairs if pairs in rows else model.name
     return {
-        f"{pairs} less {other}": differences(results[other], results[pairs])
-        for other in others
-        if other in results and other != base
+        f"{together} less {row}": differences(results[row], results[together])
+        for row in rows
+        if row not in (together, base)
     }
 
 

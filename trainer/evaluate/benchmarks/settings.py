@@ -89,6 +89,17 @@ class ProbeSettings(Settings):
     """Processes that read photographs."""
 
 
+class SetNormalsSettings(ProbeSettings):
+    """How the probe is trained on sets of views. `epochs` and `batch` count sets."""
+
+    views: int = Field(default=4, ge=2)
+    """Photographs per set, in a row in their collection."""
+    every: int = Field(default=1, ge=1)
+    """Only every n-th photograph of a collection is used, in training and in testing."""
+    batch: int = Field(default=2, ge=1)
+    """Sets per step."""
+
+
 class ClusteringSettings(Settings):
     """How validation images are clustered. The defaults are MoSiC's and 3DPoV's."""
 
