@@ -325,9 +325,10 @@ def _direction(start: ArrayLike, end: ArrayLike) -> NDArray[np.float64]:
 
 def _load_mujoco() -> Any:
     """Import MuJoCo, set up for EGL, or for OSMesa if MUJOCO_GL says so. Raises MachineError."""
-    # MuJoCo's other ways need a screen, and some people set them for all programs.
-    if os.environ.get("MUJOCO_GL", "").lower() != "osmesa":
-        os.environ["MUJOCO_GL"] = "egl"
+    # MuJoCo's other ways need a screen, and some people set them for all programs. PyOpenGL's own
+    # variable has to agree.
+    platform = "osmesa" if os.environ.get("MUJOCO_GL", "").lower() == "osmesa" else "egl"
+    os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = platform
     os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's: workers are the parallelism
     try:
         import mujoco
@@ -354,7 +355,9 @@ def _open_gl(mujoco: Any, size: int) -> Any:
 
 
 def _no_open_gl(error: Exception) -> MachineError:
-    cause = first_line(error).partition(". ")[0]
+    # PyOpenGL gives None for a library that is not there.
+    missing = isinstance(error, AttributeError)
+    cause = "its library is missing" if missing else first_line(error).partition(". ")[0]
     if os.environ.get("MUJOCO_GL", "").lower() == "osmesa":
         return MachineError(
             f"scenes cannot be rendered: OSMesa does not work on this machine ({cause}): "

@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from ctypes.util import find_library
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import cv2
@@ -142,8 +144,12 @@ def test_a_picture_looks_the_same_for_ever(renderer: Renderer) -> None:
 
 
 @pytest.mark.slow
-def test_the_same_bytes_in_another_process(scene: Scene) -> None:
-    environment = {**os.environ, "LP_NUM_THREADS": "2"}
+@pytest.mark.parametrize("platform", ["egl", "osmesa"])
+def test_the_same_bytes_in_another_process(scene: Scene, platform: str) -> None:
+    """Mesa's EGL and OSMesa draw with the same code; a GPU's EGL rounds a few pixels otherwise."""
+    if platform == "osmesa" and not find_library("OSMesa"):
+        pytest.skip("OSMesa is not installed (apt-get install libosmesa6)")
+    environment = {**os.environ, "LP_NUM_THREADS": "2", "MUJOCO_GL": platform}
     result = subprocess.run(
         [sys.executable, "-c", DIGEST, str(SCENE_ID)],
         capture_output=True,
@@ -181,11 +187,22 @@ def test_light_changes_pictures_and_nothing_else() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("platform", "said"),
-    [("glfw", "rendered"), ("osmesa", "OSMesa does not work|rendered")],
+    ("platform", "libraries", "said"),
+    [
+        ("glfw", True, "rendered"),
+        ("osmesa", True, "OSMesa does not work on this machine|rendered"),
+        (
+            "egl",
+            False,
+            r"OpenGL's EGL does not work on this machine \(its library is missing\): apt",
+        ),
+        ("osmesa", False, r"OSMesa does not work on this machine \(its library is missing\): inst"),
+    ],
 )
-def test_what_is_set_for_screens_does_not_stop_rendering(platform: str, said: str) -> None:
-    """MuJoCo's own variable may be set for other programs."""
+def test_what_this_machine_has_is_used_or_missed_in_a_sentence(
+    tmp_path: Path, platform: str, libraries: bool, said: str
+) -> None:
+    """MuJoCo's own variable MUJOCO_GL may be set for other programs."""
     program = f"""
 from pipeline.failures import MachineError
 from pipeline.scenes.render import Renderer
@@ -198,11 +215,18 @@ try:
 except MachineError as error:
     print(error)
 """
+    environment = {**os.environ, "MUJOCO_GL": platform}
+    if not libraries:
+        # Files that are no libraries hide those of the system.
+        for name in ("EGL", "OSMesa"):
+            for ending in ("", ".0", ".1", ".6", ".8"):
+                (tmp_path / f"lib{name}.so{ending}").touch()
+        environment["LD_LIBRARY_PATH"] = str(tmp_path)
     result = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        env={**os.environ, "MUJOCO_GL": platform},
+        env=environment,
         check=True,
     )
     assert re.search(said, result.stdout)
