@@ -357,8 +357,9 @@ def _concerns(figures: SnapshotFigures) -> Iterator[str]:
     for video in figures.geometry.suspicious[:1]:
         several = pluralise(figures.geometry.suspicious_videos, "video")
         yield (
-            f"Tracks and poses disagree in {several}; the worst is {video.video_id}, where "
-            f"{video.epipolar_inliers:.0%} of the points are within 2 px of their epipolar lines."
+            f"Tracks and poses disagree in {several}, or many points move there; the worst is "
+            f"{video.video_id}, where {video.epipolar_inliers:.0%} of the points are within 2 px "
+            "of their epipolar lines."
         )
     if figures.damaged:
         damaged = pluralise(figures.damaged, "sampled clip")
