@@ -7,8 +7,8 @@ that launch kernels, and the places where the host waits for the device: reading
 to the host, and copying to the device without `non_blocking` or from memory that is not pinned.
 
 One operation of torch is counted as one, although it may launch several kernels. Autocast changes
-nothing here, so its casts are not counted. The default loss counts as one operation per reference
-each way, as its Triton kernel is.
+nothing here, so its casts are not counted. The sorting losses count as one operation per reference
+each way, as their Triton kernels are.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from trainer.config import TrainSettings
 from trainer.data.batch import Batch
 from trainer.data.device_batches import CopyStream
 from trainer.distributed import Rank
-from trainer.losses.sorting import soft_rank
+from trainer.losses.sorting import cross_entropy, soft_rank
 from trainer.methods.tracks import TrackMethod
 from trainer.model.student_teacher import TeacherAverage
 from trainer.run_setup import make_optimizer
@@ -154,12 +154,24 @@ def _stand_ins(pinned: set[int]) -> list[tuple[Any, str, Any]]:
         (torch.cuda, "stream", nullcontext),
         (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: True),
         (soft_rank, "gpu_kernels", lambda *_: kernels),
+        (cross_entropy, "gpu_kernel", lambda *_: _one_kernel),
     ]
 
 
 def _one_operation(values: Tensor, order: Tensor, _: float) -> Tensor:
     """Stand for a kernel that computes a loss per row, and its gradient in one more operation."""
     return values.amax(dim=-1)
+
+
+def _one_kernel(
+    x: Tensor, y: Tensor, _sorts: object, _epsilon: float, wanted: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Stand for a kernel that computes the cross-entropy of rows and its gradients."""
+    values = max(x, y, key=len).amax(dim=-1)
+    by_x, by_y = (
+        torch.empty_like(side) if want else None for side, want in zip((x, y), wanted, strict=True)
+    )
+    return values, by_x, by_y
 
 
 class _Recorder(TorchDispatchMode):
@@ -194,7 +206,7 @@ class _Recorder(TorchDispatchMode):
             self._wait(name)
         if name.startswith("index") and any(t.ndim and t.device == CPU for t in tensors):
             self._wait("indices copied to the device")
-        result = _sampled(name, args) if "grid_sampler" in name else operation(*args, **kwargs)
+        result = _result(name, operation, args, kwargs)
         if _launches(operation, name, result):
             self.trace.operations[name] += 1
         return result
@@ -236,8 +248,15 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
+def _result(name: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return what an operation returns, also where torch's own way fails here."""
+    if name == "nonzero":  # half of the entries, say
+        return args[0].new_empty(args[0].numel() // 2, args[0].ndim, dtype=torch.int64)
+    return _sampled(name, args) if "grid_sampler" in name else operation(*args, **kwargs)
+
+
 def _sampled(name: str, args: tuple[Any, ...]) -> Any:
-    """Return what `grid_sampler_2d` or its backward returns; torch's own way fails here."""
+    """Return what `grid_sampler_2d` or its backward returns."""
     if name.endswith("backward"):
         return torch.empty_like(args[1]), torch.empty_like(args[2])
     features, grid = args[:2]
