@@ -24,7 +24,6 @@ from functools import partial
 from statistics import median
 
 import torch
-from diffsort import DiffSortNet
 from torch import Tensor
 
 from pipeline.cotracker3.tracking import track
@@ -124,6 +123,8 @@ def dense_loss(
 
     It equals `trainer.losses.sorting.objective.sorting_loss`.
     """
+    from diffsort import DiffSortNet
+
     patches = crops.shape[2]
     hard, soft = (
         DiffSortNet("bitonic", patches, steepness=s, device=tracks.device) for s in (20.0, 3.0)

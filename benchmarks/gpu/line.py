@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
+from shards.errors import first_line
+
 
 @dataclass(frozen=True)
 class Line:
-    """A measured figure, and the bounds that it must keep, if any."""
+    """A measured figure, and the bounds that it must keep, if any.
+
+    failed: whether this is instead a reason why figures could not be measured
+    """
 
     what: str
     value: float | str
     unit: str = ""
     at_most: float | None = None
     at_least: float | None = None
+    failed: bool = False
 
     @property
     def missed(self) -> bool:
-        """Whether the figure is outside its bounds. A figure that is not a number always is."""
-        if isinstance(self.value, str):
-            return False
-        # written so that NaN is outside every bound
+        """Whether the figure failed or is outside its bounds. NaN is outside of all bounds."""
+        if self.failed or isinstance(self.value, str):
+            return self.failed
         above = self.at_most is not None and not self.value <= self.at_most
         below = self.at_least is not None and not self.value >= self.at_least
         return above or below
@@ -43,6 +51,25 @@ class Line:
         """The figure and its unit, as text."""
         value = self.value if isinstance(self.value, str) else f"{self.value:.4g}"
         return f"{value} {self.unit}".strip()
+
+
+def attempt(name: str, section: Callable[[], Iterator[Line]]) -> Iterator[Line]:
+    """Yield a section's lines; if it raises, a line that says why, so that the next sections run.
+
+    After an error of CUDA itself the next ones fail too: the process cannot use the GPU any more.
+    """
+    try:
+        yield from section()
+    except Exception as error:  # anything that a driver, a library or a full GPU may raise
+        traceback.print_exc(file=sys.stderr)
+        reason = f"{type(error).__name__}: {first_line(error)}"
+    else:
+        return
+    # Only now that the error is gone can the tensors of its traceback be freed.
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    yield Line(name, reason, failed=True)
 
 
 def synchronize(device: str) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import get_args
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.line import Line, milliseconds, peak_gigabytes, reset_peak, seconds
+from benchmarks.gpu.line import Line, attempt, milliseconds, peak_gigabytes, reset_peak, seconds
 from trainer.losses.sorting.cross_entropy import sorting_cross_entropy
 from trainer.losses.sorting.network import Distribution, Network
 from trainer.losses.sorting.soft_rank import (
@@ -22,21 +25,36 @@ from trainer.losses.sorting.soft_rank import (
 STRENGTH = 0.03
 ROWS_OF_A_STEP = 8 * 3 * 256 * 5
 """Clips, times compared frames, tracks and references."""
+PROGRAMS = (2, 4, 8, 16)
+"""Programs per multiprocessor that the cross-entropy's kernel is timed with."""
 
 
 def lines(device: str, small: bool) -> Iterator[Line]:
     """Compare soft ranks and cross-entropies with their references, then time them."""
     sizes = (9, 16) if small else (49, 64, 100, 128)
-    for n in sizes:
-        yield from _soft_rank_errors(n, device)
-    for network in get_args(Network):
-        for distribution in get_args(Distribution):
-            yield from _cross_entropy_errors(sizes[0], device, network, distribution)
-    for n in sizes[1:]:
-        yield from _cross_entropy_errors(n, device, "bitonic", "cauchy")
     rows = 256 if small else ROWS_OF_A_STEP
-    for n in sizes[:2]:
-        yield from _times(n, rows, device)
+    with tempfile.TemporaryDirectory() as folder, patch.dict(os.environ, TRITON_CACHE_DIR=folder):
+        for n in dict.fromkeys((sizes[1], sizes[-1])):
+            name = f"cross-entropy, n = {n}: first call"
+            yield from attempt(name, partial(_first_call, name, n, device))
+        for n in sizes:
+            yield from attempt(f"soft ranks, n = {n}", partial(_soft_rank_errors, n, device))
+        cases = [
+            (sizes[0], network, distribution)
+            for network in get_args(Network)
+            for distribution in get_args(Distribution)
+        ]
+        for n, network, distribution in [*cases, *((n, "bitonic", "cauchy") for n in sizes[1:])]:
+            name = f"cross-entropy, {network}, {distribution}, n = {n}"
+            errors = partial(_cross_entropy_errors, n, device, network, distribution)
+            yield from attempt(name, partial(errors, name))
+        for n in sizes[:2]:
+            yield from attempt(f"times, n = {n}", partial(_times, n, rows, device))
+        if device == "cpu":
+            yield Line("programs per multiprocessor", "not measured: no GPU")
+            return
+        for n in sizes[:2]:
+            yield from attempt(f"programs, n = {n}", partial(_programs, n, rows, device))
 
 
 def _rows(n: int, rows: int, seed: int) -> Tensor:
@@ -67,7 +85,7 @@ def _soft_rank_errors(n: int, device: str) -> Iterator[Line]:
 
 
 def _cross_entropy_errors(
-    n: int, device: str, network: Network, distribution: Distribution
+    n: int, device: str, network: Network, distribution: Distribution, name: str
 ) -> Iterator[Line]:
     """Compare values and the gradients for both sides."""
     x, y = 0.1 * _rows(n, 64, seed=n), 0.1 * _rows(n, 64, seed=n + 1)
@@ -77,7 +95,6 @@ def _cross_entropy_errors(
         result = sorting_cross_entropy(a, b, network=network, distribution=distribution)
         values.append(result.detach().cpu())
         gradients.append([g.cpu() for g in torch.autograd.grad(result.sum(), leaves)])
-    name = f"cross-entropy, {network}, {distribution}, n = {n}"
     yield Line(f"{name}: value", (values[1] - values[0]).abs().max().item(), at_most=1e-4)
     error = max(
         ((got - expected).abs().max() / expected.abs().max()).item()
@@ -103,9 +120,34 @@ def _times(n: int, rows: int, device: str) -> Iterator[Line]:
         if device == "cuda":
             yield Line(f"{name}, n = {n}: peak memory", peak_gigabytes(device), "GB")
 
-    def loss() -> object:
-        leaves = a, b = [side.detach().requires_grad_() for side in (x, y)]
-        return torch.autograd.grad(sorting_cross_entropy(a, b).sum(), leaves)
-
-    yield Line(f"cross-entropy, n = {n}: first call", seconds(loss, device), "s", at_most=10)
+    loss = partial(_cross_entropy_gradients, x, y)
     yield Line(f"cross-entropy, n = {n}, {rows} rows", milliseconds(loss, device), "ms")
+
+
+def _cross_entropy_gradients(x: Tensor, y: Tensor) -> object:
+    leaves = a, b = [side.detach().requires_grad_() for side in (x, y)]
+    return torch.autograd.grad(sorting_cross_entropy(a, b).sum(), leaves)
+
+
+def _first_call(name: str, n: int, device: str) -> Iterator[Line]:
+    """Time the first call, which compiles the kernel on a GPU."""
+    x, y = (0.1 * _rows(n, 64, seed=seed).to(device) for seed in (0, 1))
+    taken = seconds(partial(_cross_entropy_gradients, x, y), device)
+    # Kernels of 128 wires, more than any default needs, take longer.
+    yield Line(name, taken, "s", at_most=10 if n <= 64 else None)
+
+
+def _programs(n: int, rows: int, device: str) -> Iterator[Line]:
+    """Time the cross-entropy with other numbers of programs per multiprocessor."""
+    from trainer.losses.sorting import triton_kernel
+
+    x, y = (0.1 * _rows(n, rows, seed=seed).to(device) for seed in (0, 1))
+    loss, chosen = partial(_cross_entropy_gradients, x, y), triton_kernel.PROGRAMS_PER_SM
+    times = {}
+    for count in PROGRAMS:
+        with patch.object(triton_kernel, "PROGRAMS_PER_SM", count):
+            times[count] = milliseconds(loss, device, rounds=5)
+        name = f"cross-entropy, n = {n}, {count} programs per multiprocessor"
+        yield Line(name, times[count], "ms")
+    name = f"cross-entropy, n = {n}: time with {chosen} programs, of the fastest"
+    yield Line(name, times[chosen] / min(times.values()), "x", at_most=1.1)

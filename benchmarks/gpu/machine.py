@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
-from benchmarks.gpu.line import Line, milliseconds
+from benchmarks.gpu.line import Line, attempt, milliseconds
 
 
 def lines(device: str, small: bool) -> Iterator[Line]:
@@ -17,6 +18,15 @@ def lines(device: str, small: bool) -> Iterator[Line]:
     yield Line("device", name)
     yield Line("processor cores", float(os.cpu_count() or 1))
     yield Line("torch", torch.__version__)
+    if device == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        yield Line("memory", total / 1e9, "GB")
+        # CUDA itself takes half a gigabyte. With more, other programs make times too long.
+        yield Line("memory that is in use", (total - free) / 1e9, "GB", at_most=2)
+    yield from attempt("ceilings", partial(_ceilings, device, small))
+
+
+def _ceilings(device: str, small: bool) -> Iterator[Line]:
     side, count = (256, 1 << 20) if small else (8192, 1 << 31)
     source = torch.empty(count, dtype=torch.uint8, device=device).random_()
     target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""Recovery of the tracker when memory runs out, for real."""
+"""Recovery of the tracker when memory runs out, for real, and what it and the trainer then say."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.gpu.line import Line
+from benchmarks.gpu.line import Line, attempt
 from benchmarks.gpu.moving_pictures import moving_pictures
 from pipeline.trackers.cotracker3 import CoTracker3Settings
+from pipeline.trackers.protocol import DeviceFullError
 from shards.clip import ClipInfo, Tracks
+from shards.errors import PretrackError
 from shards.geometry import grid_points
+from trainer.cuda_device import explain_out_of_memory
 
 ROOM = 3 << 30
 """Bytes that are left free beside the network when the GPU is filled."""
+NO_ROOM = 32 << 20
+"""Bytes that are left free where not even the network is to fit."""
 
 
 def lines(device: str, small: bool) -> Iterator[Line]:
@@ -27,14 +32,57 @@ def lines(device: str, small: bool) -> Iterator[Line]:
         for clip in moving_pictures(clips, frames).permute(0, 1, 3, 4, 2).numpy()
     ]
     expected, _ = _track(videos, device, small)
-    few, _ = _track(videos, device, small, memory_gb=0.05)
-    yield _difference("small memory_gb", expected, few)
+
+    def little() -> Iterator[Line]:
+        tracked, _ = _track(videos, device, small, memory_gb=0.05)
+        yield _difference("small memory_gb", expected, tracked)
+
+    def full() -> Iterator[Line]:
+        tracked, warnings = _track(videos, device, small, memory_gb=64.0, fill=True)
+        yield _difference("full GPU", expected, tracked)
+        yield Line("full GPU: times the memory was halved", float(warnings), at_least=1)
+
+    yield from attempt("small memory_gb", little)
     if device == "cpu":
         yield Line("full GPU", "not measured: no GPU")
         return
-    tracked, warnings = _track(videos, device, small, memory_gb=64.0, fill=True)
-    yield _difference("full GPU", expected, tracked)
-    yield Line("full GPU: times the memory was halved", float(warnings), at_least=1)
+    yield from attempt("full GPU", full)
+    yield from attempt("GPU without room", _refusals)
+
+
+def _refusals() -> Iterator[Line]:
+    """Return what the tracker and the trainer say on a GPU that has no room for them."""
+    filler = _filled(NO_ROOM)
+    try:
+        _settings("cuda", small=False).load()
+        yield Line("GPU without room: the tracker", "loads all the same", failed=True)
+    except DeviceFullError as error:
+        yield Line("GPU without room: the tracker", str(error))
+    try:
+        with explain_out_of_memory(torch.device("cuda", 0)):
+            torch.empty(4 * NO_ROOM, dtype=torch.uint8, device="cuda")
+        yield Line("GPU without room: the trainer", "goes on all the same", failed=True)
+    except PretrackError as error:
+        yield Line("GPU without room: the trainer", str(error))
+    del filler
+
+
+def _filled(room: int) -> torch.Tensor:
+    """Fill the GPU but for `room` bytes."""
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info()
+    return torch.empty(free - room, dtype=torch.uint8, device="cuda")
+
+
+def _settings(device: str, small: bool, memory_gb: float = 4.0) -> CoTracker3Settings:
+    return CoTracker3Settings(
+        tracker="cotracker3",
+        weights="random_offline",
+        device=device,  # type: ignore[arg-type]
+        memory_gb=memory_gb,
+        compile=False,
+        iterations=1 if small else 6,
+    )
 
 
 def _track(
@@ -48,21 +96,9 @@ def _track(
     warnings: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
-    settings = CoTracker3Settings(
-        tracker="cotracker3",
-        weights="random_offline",
-        device=device,  # type: ignore[arg-type]
-        memory_gb=memory_gb,
-        compile=False,
-        iterations=1 if small else 6,
-    )
-    tracker = settings.load()
+    tracker = _settings(device, small, memory_gb).load()
     logging.getLogger("pipeline.network_trackers.network_tracker").addHandler(handler)
-    filler = None
-    if fill:
-        torch.cuda.empty_cache()
-        free, _ = torch.cuda.mem_get_info()
-        filler = torch.empty(free - ROOM, dtype=torch.uint8, device="cuda")
+    filler = _filled(ROOM) if fill else None
     height, width = videos[0].shape[1:3]
     queries = grid_points(4 if small else 16, width, height)
     infos: list[ClipInfo] = []  # the tracker does not read them

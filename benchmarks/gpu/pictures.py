@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 
-from benchmarks.gpu.line import Line, milliseconds
+from benchmarks.gpu.line import Line, attempt, milliseconds
 from benchmarks.gpu.moving_pictures import moving_pictures
 from shards import jpeg
 
@@ -16,6 +17,10 @@ QUALITY = 90
 
 def lines(device: str, small: bool) -> Iterator[Line]:
     """Encode and decode the frames of a clip in both ways."""
+    yield from attempt("JPEG", partial(_pictures, device, small))
+
+
+def _pictures(device: str, small: bool) -> Iterator[Line]:
     from torchvision.io import decode_jpeg, encode_jpeg
 
     frames = moving_pictures(1, 4 if small else 48)[0]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.line import Line, milliseconds, peak_gigabytes, reset_peak
+from benchmarks.gpu.line import Line, attempt, milliseconds, peak_gigabytes, reset_peak
 from benchmarks.step import REFERENCES, draw, make_batch, make_model, step_variants
 from trainer.config import TrainSettings
 from trainer.losses.weighted_sum import make_losses
@@ -29,12 +29,21 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 def lines(device: str, small: bool) -> Iterator[Line]:
     """Compare precisions and published steps with ours, then time steps of 8 and 32 clips."""
     if small:
-        yield from _default_step("vit_tiny_patch16_224", 64, 2, device)
+        work = partial(_default_step, "vit_tiny_patch16_224", 64, 2, device)
+        yield from attempt("vit_tiny_patch16_224, 2 clips", work)
         return
-    yield from _bfloat16_against_float32("dino_small", device)
-    for backbone, clips in (("dino_small", 8), ("dino_small", 32), ("dino_base", 32)):
-        yield from _default_step(backbone, 224, clips, device)
-    yield from _published_steps("dino_small", device)
+    work = partial(_bfloat16_against_float32, "dino_small", device)
+    yield from attempt("bfloat16 against float32", work)
+    for backbone, clips in (
+        ("dino_small", 8),
+        ("dinov2_reg_small", 32),
+        ("dino_small", 32),
+        ("dino_base", 32),
+        ("dinov2_reg_base", 32),
+    ):
+        work = partial(_default_step, backbone, 224, clips, device)
+        yield from attempt(f"{backbone}, {clips} clips", work)
+    yield from attempt("published loss", partial(_published_steps, "dino_small", device))
 
 
 def default_step(backbone: str, precision: str, device: str) -> Step:

@@ -12,35 +12,41 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.gpu.line import Line, milliseconds, peak_gigabytes, reset_peak, seconds
+from benchmarks.gpu.line import Line, attempt, milliseconds, peak_gigabytes, reset_peak, seconds
 from benchmarks.gpu.moving_pictures import moving_pictures
 from pipeline.cotracker3.model import CoTracker3
 from pipeline.cotracker3.tracking import track
 from pipeline.cotracker3.weights import load_model
 from pipeline.network_trackers.predicted_tracks import PredictedTracks
-from tests.pipeline.cotracker3.test_cotracker3 import GOLDEN, golden_weights
 
 
 def lines(device: str, small: bool) -> Iterator[Line]:
     """Check the tracks, then time them."""
-    yield from _golden(device, modes=(False,) if small else (False, True))
-    yield from _fast_against_exact(device, small)
+    modes = (False,) if small else (False, True)
+    yield from attempt("golden outputs", partial(_golden, device, modes))
+    yield from attempt("fast against exact", partial(_fast_against_exact, device, small))
     compiled = load_model("random_offline", device, compiled=device == "cuda")
     settings: tuple[tuple[int, tuple[int, ...]], ...] = (
         ((2, (0,)),) if small else ((24, (0,)), (24, (0, 8, 16)), (48, (0,)), (48, (0, 16, 32)))
     )
     for frames, anchors in settings:
-        yield from _speed(compiled, 1 if small else 8, frames, anchors, device)
+        speed = partial(_speed, compiled, 1 if small else 8, frames, anchors, device)
+        yield from attempt(f"{frames} frames, {len(anchors)} anchors", speed)
     if device == "cuda":
         from torch._dynamo.utils import counters
 
         # the encoder, an iteration, and once more an iteration that takes any length
         count = counters["stats"]["unique_graphs"]
         yield Line("graphs compiled for all of these", float(count), at_most=3)
+        plain = load_model("random_offline", device)
+        speed = partial(_speed, plain, 8, 24, (0, 8, 16), device, "not compiled, ")
+        yield from attempt("not compiled", speed)
 
 
 def _golden(device: str, modes: tuple[bool, ...]) -> Iterator[Line]:
     """Compare tracks, exact or fast, with the published package's of the same random weights."""
+    from tests.pipeline.cotracker3.test_cotracker3 import GOLDEN, golden_weights
+
     with tempfile.TemporaryDirectory() as folder:
         torch.save(golden_weights("offline"), Path(folder) / "offline.pth")
         model = load_model(Path(folder) / "offline.pth", device)
@@ -85,16 +91,21 @@ def deviation_lines(name: str, exact: PredictedTracks, other: PredictedTracks) -
 
 
 def _speed(
-    model: CoTracker3, clips: int, frames: int, anchors: tuple[int, ...], device: str
+    model: CoTracker3,
+    clips: int,
+    frames: int,
+    anchors: tuple[int, ...],
+    device: str,
+    how: str = "",
 ) -> Iterator[Line]:
-    """Time clips of one length, compiled on a GPU."""
+    """Time clips of one length; the first call compiles."""
     video: Tensor = moving_pictures(clips, frames).to(device)
     grid = 16 if device == "cuda" else 4
     iterations = 6 if device == "cuda" else 1
     work = partial(
         track, model, video, grid=grid, anchors=anchors, fast=True, iterations=iterations
     )
-    name = f"{frames} frames, {len(anchors)} anchor{'s' * (len(anchors) > 1)}"
+    name = f"{how}{frames} frames, {len(anchors)} anchor{'s' * (len(anchors) > 1)}"
     yield Line(f"{name}: first call", seconds(work, device), "s")
     reset_peak(device)
     cuda = device == "cuda"

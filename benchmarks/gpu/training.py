@@ -1,4 +1,4 @@
-"""Whole training runs on the device: host waits per step, resuming, several GPUs."""
+"""Whole training runs on the device: every method against the CPU, resuming, speed, two GPUs."""
 
 from __future__ import annotations
 
@@ -6,18 +6,57 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from benchmarks.gpu.line import Line
+from benchmarks.gpu.line import Line, attempt
 from benchmarks.gpu.made_build import write_build
+from benchmarks.gpu.utilisation import utilisation
 from trainer.config import TrainSettings
+from trainer.export import weights_path
 from trainer.train import train
+
+LOSSES = {
+    "loss": {
+        "info_nce": {},
+        "smooth_ap": {},
+        "clusters": {},
+        "track_mean": {},
+        "self_supervision": {},
+        "keep_base": {},
+        "lifted": {},
+        "timetuning": {},
+    },
+    "optim": {"clip_norm": 1.0},
+    "run": {"accumulate": 2},
+    "data": {"resize": "device", "colour": {"jitter": 1.0, "student_only": True}},
+}
+PUBLISHED = {
+    "loss": {"objective": "published", "sorter": "bitonic", "detach_teacher": False},
+    "references": {"kind": "queue"},
+}
+MULTIVIEW = {
+    "method": "multiview",
+    "data": {"frames": 4},
+    "multiview": {"ray_width": 0, "heads": 3, "pool": 2},
+    "references": None,
+    "model": {"head": None},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "every loss": LOSSES,
+    "published loss": PUBLISHED,
+    "multi-view": MULTIVIEW,
+}
 
 
 def lines(device: str, small: bool) -> Iterator[Line]:
@@ -27,53 +66,134 @@ def lines(device: str, small: bool) -> Iterator[Line]:
         # So many that no run below reaches the end of an epoch, where a run reads its loss.
         clips = 16 if small else 96
         write_build(root / "build", clips, frames=12, height=96, width=128, grid=8)
-        steps = 2 if small else 8
-        first, second = (
-            _train(root, name, device, 2 * steps, period=2 * steps) for name in ("first", "second")
-        )
-        spread = _largest_difference(first, second)
-        yield Line("two equal runs: largest difference of weights", spread)
-        _train(root, "resumed", device, steps, period=2 * steps)
-        resumed = _train(root, "resumed", device, 2 * steps, period=2 * steps)
-        # atomic additions on a GPU round in another order in each run
-        difference = _largest_difference(first, resumed)
-        yield Line("a run that was resumed: largest difference", difference, at_most=3 * spread)
+        yield from attempt("resuming", partial(_resuming, root, device, 2 if small else 8))
+        for name, changes in list(VARIANTS.items())[-1 if small else 0 :]:
+            against_cpu = partial(_against_cpu, root, name, device, changes)
+            yield from attempt(f"{name}, against the CPU", against_cpu)
         if device == "cuda":
-            few, many = (_host_waits(root, f"waits {n}", n) for n in (4, 20))
-            yield Line("times a step waits for the device", (many - few) / 16, at_most=0)
+            yield from attempt("waits", partial(_waits, root))
+        yield from attempt("speed", partial(_speed, root, device, small))
         if torch.cuda.device_count() > 1:
-            yield _two_gpus(root, first)
+            yield from attempt("two GPUs by NCCL", partial(_two_gpus, root))
         else:
             yield Line("two GPUs by NCCL", "not measured: there are fewer than two")
 
 
-def _train(root: Path, name: str, device: str, steps: int, *, period: int) -> dict[str, Tensor]:
-    """Train to a number of steps, resuming what there is; return the exported weights."""
-    settings = TrainSettings.model_validate(
-        {
-            "data": {"out": str(root / "build"), "size": 64, "step": 2},
-            "model": {
-                "backbone": "vit_tiny_patch16_224",
-                "weights": "random",
-                "options": {"depth": 3, "patch_size": 8},
-                "head": (32, 16),
-            },
-            "references": {"count": 3},
-            "optim": {"lr": 1e-3, "period": period},
-            "run": {
-                "out": str(root / name),
-                "steps": steps,
-                "batch_size": 4,
-                "workers": 0,
-                "device": device,
-                "log_every": 1000,
-                "checkpoint_every": 1000,
-                "pictures": 0,
-                "resume": True,
-            },
-        }
+def _resuming(root: Path, device: str, steps: int) -> Iterator[Line]:
+    """Compare a run that stopped half-way and was resumed with one that did not stop."""
+    first, second = (
+        _train(root, name, device, 2 * steps, period=2 * steps) for name in ("first", "second")
     )
-    return load_file(train(settings))
+    spread = _largest_difference(first, second)
+    yield Line("two equal runs: largest difference of weights", spread)
+    _train(root, "resumed", device, steps, period=2 * steps)
+    resumed = _train(root, "resumed", device, 2 * steps, period=2 * steps)
+    # Atomic additions on a GPU round in another order in each run.
+    limit = 0.0 if device == "cpu" else max(3 * spread, 1e-4)
+    difference = _largest_difference(first, resumed)
+    yield Line("a run that was resumed: largest difference", difference, at_most=limit)
+
+
+def _against_cpu(root: Path, name: str, device: str, changes: dict[str, Any]) -> Iterator[Line]:
+    """Compare what two steps in float32 change on the device with what they change on a CPU."""
+    updates = []
+    for where in (device, "cpu"):
+        out = f"{name} on {where}"
+        run = changes.get("run", {}) | {"precision": "float32"}
+        after = _train(root, out, where, 2, period=2, changes=changes | {"run": run})
+        before = _weights(weights_path(root / out, 0))
+        updates.append(torch.cat([(after[key] - before[key]).flatten() for key in after]))
+    # Adam's first steps are nearly signs of gradients, and small gradients change theirs.
+    cosine = torch.cosine_similarity(updates[0], updates[1], dim=0).item()
+    yield Line(f"{name}, against the CPU: change of weights", cosine, "cosine", at_least=0.95)
+
+
+def _waits(root: Path) -> Iterator[Line]:
+    few, many = (_host_waits(root, f"waits {n}", n) for n in (4, 20))
+    yield Line("times a step waits for the device", (many - few) / 16, at_most=0)
+
+
+def _speed(root: Path, device: str, small: bool) -> Iterator[Line]:
+    """Train with the default settings, workers included; measure the second half of the run."""
+    side, clips, steps = (64, 8, 4) if small else (256, 128, 300)
+    write_build(root / "large", clips, frames=24, height=side, width=4 * side // 3, grid=16)
+    changes: dict[str, Any] = {
+        "data": {"out": str(root / "large"), "size": 64 if small else 224},
+        "model": {"backbone": "dinov2_reg_small", "options": {}},
+        "references": {},
+        "run": {
+            "batch_size": 4 if small else 32,
+            "workers": 0 if small else min(8, os.cpu_count() or 1),
+            "log_every": steps // 2,
+            "checkpoint_every": 10 * steps,
+        },
+    }
+    if small:
+        changes["model"] = {}
+    started = time.time()
+    with utilisation(device) as samples:
+        _train(root, "speed", device, steps, period=steps, changes=changes)
+    ended = time.time()
+    events = EventAccumulator(str(root / "speed" / "tensorboard")).Reload()
+    clips_per_second, waiting = (
+        events.Scalars(name)[-1].value for name in ("clips_per_second", "loader_wait")
+    )
+    yield Line("default settings: speed", clips_per_second, "clips/s")
+    yield Line("default settings: waiting for clips", 100 * waiting, "%")
+    if device == "cuda":
+        memory = events.Scalars("gpu_memory_gb")[-1].value
+        yield Line("default settings: peak memory", memory, "GB")
+    if (busy := samples.between((started + ended) / 2, ended - 2)) is not None:
+        yield Line("default settings: GPU busy in the second half", busy, "%")
+
+
+def _train(
+    root: Path,
+    name: str,
+    device: str,
+    steps: int,
+    *,
+    period: int,
+    changes: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """Train to a number of steps, resuming what there is; return the exported weights.
+
+    changes: of the settings, part by part; None leaves a part or a field out
+    """
+    values: dict[str, Any] = {
+        "data": {"out": str(root / "build"), "size": 64, "step": 2},
+        "model": {
+            "backbone": "vit_tiny_patch16_224",
+            "weights": "random",
+            "options": {"depth": 3, "patch_size": 8},
+            "head": (32, 16),
+        },
+        "references": {"count": 3},
+        "optim": {"lr": 1e-3, "period": period},
+        "run": {
+            "out": str(root / name),
+            "steps": steps,
+            "batch_size": 4,
+            "workers": 0,
+            "device": device,
+            "log_every": 1000,
+            "checkpoint_every": 1000,
+            "pictures": 0,
+            "resume": True,
+        },
+    }
+    for part, change in (changes or {}).items():
+        values[part] = values.get(part, {}) | change if isinstance(change, dict) else change
+        if isinstance(change, dict):
+            values[part] = {k: v for k, v in values[part].items() if v is not None}
+    values = {part: value for part, value in values.items() if value is not None}
+    return _weights(train(TrainSettings.model_validate(values)))
+
+
+def _weights(exported: Path) -> dict[str, Tensor]:
+    """Load exported weights, those of adapters too."""
+    adapters = exported.with_suffix(".multiview.safetensors")
+    return load_file(exported) | (load_file(adapters) if adapters.exists() else {})
 
 
 def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
@@ -93,19 +213,19 @@ def _host_waits(root: Path, name: str, steps: int) -> int:
     return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
 
 
-def _two_gpus(root: Path, alone: dict[str, Tensor]) -> Line:
-    """Train the same steps on two GPUs by NCCL, from a copy of the settings."""
+def _two_gpus(root: Path) -> Iterator[Line]:
+    """Train the same steps on one GPU and, by NCCL, on two, from a copy of the settings."""
+    alone = _train(root, "one", "cuda", 8, period=8)
     (root / "two").mkdir()
-    settings = (root / "first" / "settings.json").read_text()
+    settings = (root / "one" / "settings.json").read_text()
     path = root / "two.yaml"  # JSON is YAML
-    path.write_text(settings.replace(str(root / "first"), str(root / "two")))
+    path.write_text(settings.replace(str(root / "one"), str(root / "two")))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [sys.executable, *command, "-m", "trainer", str(path)],
         check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    (weights,) = sorted((root / "two" / "weights").glob("*.safetensors"))[-1:]
-    # sums of two halves round differently, and Adam's first steps divide small gradients
-    difference = _largest_difference(alone, load_file(weights))
-    return Line("two GPUs by NCCL: largest difference from one", difference, at_most=1e-2)
+    # Sums of two halves round differently, and Adam's first steps divide small gradients.
+    difference = _largest_difference(alone, _weights(weights_path(root / "two", 8)))
+    yield Line("two GPUs by NCCL: largest difference from one", difference, at_most=1e-2)

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -14,17 +15,23 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.gpu.__main__ import PARTS
-from benchmarks.gpu.line import Line
+from benchmarks.gpu.__main__ import PARTS, main, run_part
+from benchmarks.gpu.device import usable_device
+from benchmarks.gpu.line import Line, attempt
 from benchmarks.gpu.made_build import write_build
 from benchmarks.gpu.moving_pictures import moving_pictures
 from manifests.snapshot import open_snapshot
 from shards.reader import iterate_shard
+from tests.pipeline.decode.test_gpu import PyAVReader, reading_with
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_runs_in_small_on_a_cpu_and_misses_nothing(part: str) -> None:
+def test_every_part_runs_in_small_on_a_cpu_and_misses_nothing(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if part == "video":  # without torchcodec too
+        reading_with(monkeypatch, lambda path, device: PyAVReader(path))
     lines = list(import_module(f"benchmarks.gpu.{part}").lines("cpu", small=True))
     assert len(lines) >= 2
     assert not [line for line in lines if line.missed]
@@ -44,15 +51,65 @@ def test_the_command_prints_a_table_writes_json_and_names_what_was_left_out(
     assert rows == [line["what"] for line in written["machine"]]
     assert "bfloat16 matrix product" in rows
     assert written["failed"] == []
-    assert re.search(rf"^{len(rows)} figures in .*, 0 missed, 0 parts failed$", done.stdout, re.M)
+    summary = rf"^{len(rows)} figures in .*, 0 missed, 0 could not be measured$"
+    assert re.search(summary, done.stdout, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_command_says_what_to_add() -> None:
     done = command()
     assert done.returncode == 2
     assert done.stderr.endswith(
         "error: there is no GPU that torch can use: add --small to run it on the CPU\n"
+    )
+
+
+def test_a_section_that_fails_keeps_its_lines_and_says_why() -> None:
+    def fails() -> Iterator[Line]:
+        yield Line("speed", 3.0)
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+
+    lines = list(attempt("tracker", fails))
+    assert lines == [
+        Line("speed", 3.0),
+        Line("tracker", "OutOfMemoryError: CUDA out of memory.", failed=True),
+    ]
+    assert [line.missed for line in lines] == [False, True]
+
+
+def test_a_part_that_takes_too_long_is_stopped() -> None:
+    """Loading torch alone takes longer than 0.2 s."""
+    assert run_part("machine", "cpu", True, 0.2) == [
+        Line("machine", "stopped after 0.2 s", failed=True)
+    ]
+    assert [line.failed for line in run_part("machine", "cpu", True, 0)] == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_part_that_ends_early_says_why() -> None:
+    """Here because the GPU is gone."""
+    (line,) = run_part("machine", "cuda", True, 60)
+    assert line.failed
+    assert re.match(r"(RuntimeError|AssertionError): .*(NVIDIA|CUDA)", str(line.value))
+
+
+def test_a_gpu_that_is_too_old_is_refused_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Tesla V100")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 0))
+    monkeypatch.setattr("trainer.cuda_device._run_kernel", lambda _: None)
+    monkeypatch.setattr("benchmarks.gpu.__main__.in_another_process", usable_device)
+    with pytest.raises(SystemExit) as ended:
+        main([])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "python -m benchmarks.gpu: error: Tesla V100 has compute capability 7.0, and bfloat16 "
+        "needs 8.0: set 'run.precision=float32' ('--small --device cpu' runs without a GPU)"
     )
 
 
@@ -68,6 +125,7 @@ def test_without_a_gpu_the_command_says_what_to_add() -> None:
         (Line("a", math.nan, at_most=1), True, "≤ 1", "nan"),
         (Line("a", math.nan, at_least=1), True, "≥ 1", "nan"),
         (Line("a", "not measured"), False, "", "not measured"),
+        (Line("a", "no GPU", failed=True), True, "", "no GPU"),
     ],
 )
 def test_a_line_misses_outside_its_bounds(

@@ -1118,7 +1118,6 @@ def _layer_table(network: Network, n: int, device: torch.device) -> Tensor:
     return torch.tensor([*rows, (0, 0, 0)], dtype=torch.int32, device=device)
 
 
-@lru_cache(maxsize=16)
 def _programs(device: torch.device) -> int:
     if device.type != "cuda":
         return 2
