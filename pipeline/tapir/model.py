@@ -158,9 +158,12 @@ class Tapir(nn.Module):
         query_features: [B, Q, 384], sampled in the same maps
         """
         frames = estimates.positions.shape[2]
-        # A copy, as strides of 0 would be compiled apart from those of later iterations.
+        # Copies: strides of 0, and views, would be compiled apart from those of later iterations.
         features = query_features[:, :, None].expand(-1, -1, frames, -1).contiguous()
-        positions, logits = estimates.positions.contiguous(), estimates.logits.contiguous()
+        positions, logits = (
+            values.clone(memory_format=torch.contiguous_format)
+            for values in (estimates.positions, estimates.logits)
+        )
         for _ in range(iterations):
             if self.compiled:
                 _mark_sizes_as_dynamic(maps, dimensions=2)
