@@ -42,6 +42,7 @@ from trainer.data.batch import Batch
 from trainer.data.device_batches import CopyStream
 from trainer.distributed import Rank
 from trainer.losses.sorting import cross_entropy, soft_rank
+from trainer.methods.chosen import METHODS
 from trainer.methods.tracks import TrackMethod
 from trainer.model.student_teacher import TeacherAverage
 from trainer.run_setup import make_optimizer
@@ -279,42 +280,83 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backbone", default="dino_small")
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--steps", nargs="+", choices=list(STEPS), default=["default"])
     return parser.parse_args()
 
 
+STEPS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "upstream": {"recipe": "upstream"},
+    **{
+        name: {"loss": {"sorting": 0, name: {}}}
+        for name in (
+            "info_nce",
+            "smooth_ap",
+            "clusters",
+            "track_mean",
+            "self_supervision",
+            "lifted",
+            "timetuning",
+        )
+    },
+    "multiview": {
+        "method": "multiview",
+        "multiview": {"fewer_views": 0.0},
+        "model": {
+            "trainable_blocks": 12,
+            "lora": {"rank": 32, "alpha": 32, "dropout": 0.1, "layers": ["qkv"]},
+        },
+    },
+}
+"""Kinds of steps that can be traced, by the settings that they change."""
+
+
 def main() -> None:
-    """Trace a few steps; print what the last one asked of the device."""
+    """Trace a few steps of each kind; print what the last one asked of the device."""
     a = parse_arguments()
-    run, batches = make_run(a.backbone, a.clips, a.size)
-    with fake_cuda() as trace:
-        move_run(run)
-        for _ in range(2):  # the first step makes the optimizer's state
-            trace.operations.clear()
-            trace.waits.clear()
-            run.take_step(*run.prepare(next(batches)))
-    print(
-        f"{a.backbone}, {a.clips} clips of 4 frames at {a.size} px: "
-        f"{trace.operations.total()} operations per step, the host waits {len(trace.waits)} times"
-    )
-    print("\n".join(trace.waits))
-    for name, count in trace.operations.most_common(12):
-        print(f"{count:5d} {name}")
+    for name in a.steps:
+        run, batches = make_run(a.backbone, a.clips, a.size, STEPS[name])
+        with fake_cuda() as trace:
+            move_run(run)
+            for _ in range(2):  # the first step makes the optimizer's state
+                trace.operations.clear()
+                trace.waits.clear()
+                run.take_step(*run.prepare(next(batches)))
+        print(
+            f"{name}, {a.backbone}, {a.clips} clips of 4 frames at {a.size} px: "
+            f"{trace.operations.total()} operations per step, the host waits "
+            f"{len(trace.waits)} times",
+            flush=True,
+        )
+        print("\n".join(trace.waits))
+        if len(a.steps) == 1:
+            for operation, count in trace.operations.most_common(12):
+                print(f"{count:5d} {operation}")
 
 
-def make_run(backbone: str, clips: int, size: int) -> tuple[TrainingRun, Iterator[Batch]]:
-    """Return a run on the CPU with the default settings and without data, and its one batch."""
+def make_run(
+    backbone: str, clips: int, size: int, changes: dict[str, Any]
+) -> tuple[TrainingRun, Iterator[Batch]]:
+    """Return a run on the CPU without data, with a step's settings, and its one batch."""
     run = object.__new__(TrainingRun)
+    model = {"backbone": backbone, "weights": "random", **changes.get("model", {})}
     run.settings = TrainSettings.model_validate(
         {
+            **changes,
             "data": {"out": ".", "size": size},
-            "model": {"backbone": backbone, "weights": "random"},
+            "model": model,
             "run": {"out": ".", "steps": 100, "batch_size": clips},
         }
     )
     run.step, run.last_step = 0, 100
-    run.method = TrackMethod(run.settings, None, Rank(0, 1, CPU), points=256)
+    run.method = METHODS[run.settings.method](run.settings, None, Rank(0, 1, CPU), 256)
     run.model = run.forward = run.method.model
-    return run, repeat(make_batch(clips, size, "cpu"))
+    batch = make_batch(clips, size, "cpu")
+    frames = batch["frames"].shape[1]
+    batch["intrinsics"] = torch.eye(3).expand(clips, frames, 3, 3).contiguous()
+    batch["world_to_camera"] = torch.eye(3, 4).expand(clips, frames, 3, 4).contiguous()
+    batch["posed"] = torch.ones(clips, dtype=torch.bool)
+    return run, repeat(batch)
 
 
 if __name__ == "__main__":

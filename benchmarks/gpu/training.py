@@ -156,9 +156,23 @@ def _train(
     period: int,
     changes: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    """Train to a number of steps, resuming what there is; return the exported weights.
+    """Train to a number of steps, resuming what there is; return the exported weights."""
+    made = settings(root, name, device, steps, period=period, changes=changes)
+    return _weights(train(made))
 
-    changes: of the settings, part by part; None leaves a part or a field out
+
+def settings(
+    root: Path,
+    name: str,
+    device: str,
+    steps: int,
+    *,
+    period: int,
+    changes: Mapping[str, Any] | None = None,
+) -> TrainSettings:
+    """Return the settings of a run on small clips.
+
+    changes: part by part; None leaves a part or a field out
     """
     values: dict[str, Any] = {
         "data": {"out": str(root / "build"), "size": 64, "step": 2},
@@ -187,7 +201,7 @@ def _train(
         if isinstance(change, dict):
             values[part] = {k: v for k, v in values[part].items() if v is not None}
     values = {part: value for part, value in values.items() if value is not None}
-    return _weights(train(TrainSettings.model_validate(values)))
+    return TrainSettings.model_validate(values)
 
 
 def _weights(exported: Path) -> dict[str, Tensor]:
@@ -217,9 +231,9 @@ def _two_gpus(root: Path) -> Iterator[Line]:
     """Train the same steps on one GPU and, by NCCL, on two, from a copy of the settings."""
     alone = _train(root, "one", "cuda", 8, period=8)
     (root / "two").mkdir()
-    settings = (root / "one" / "settings.json").read_text()
+    written = (root / "one" / "settings.json").read_text()
     path = root / "two.yaml"  # JSON is YAML
-    path.write_text(settings.replace(str(root / "one"), str(root / "two")))
+    path.write_text(written.replace(str(root / "one"), str(root / "two")))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run(
         [sys.executable, *command, "-m", "trainer", str(path)],

@@ -20,6 +20,7 @@ from benchmarks.gpu.device import usable_device
 from benchmarks.gpu.line import Line, attempt
 from benchmarks.gpu.made_build import write_build
 from benchmarks.gpu.moving_pictures import moving_pictures
+from benchmarks.gpu.training import VARIANTS, settings
 from manifests.snapshot import open_snapshot
 from shards.reader import iterate_shard
 from tests.pipeline.decode.test_gpu import PyAVReader, reading_with
@@ -63,6 +64,13 @@ def test_without_a_gpu_the_command_says_what_to_add() -> None:
     assert done.stderr.endswith(
         "error: there is no GPU that torch can use: add --small to run it on the CPU\n"
     )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_settings_of_every_training_run_are_valid(variant: str, tmp_path: Path) -> None:
+    """In small, only one of them runs."""
+    made = settings(tmp_path, variant, "cpu", 2, period=2, changes=VARIANTS[variant])
+    assert made.run.device == "cpu"
 
 
 def test_a_section_that_fails_keeps_its_lines_and_says_why() -> None:

@@ -93,7 +93,7 @@ class _CrossEntropy(torch.autograd.Function):
         wanted: tuple[bool, bool],
     ) -> Tensor:
         # The kernel computes in float32 only, and cannot be launched for no rows.
-        on_gpu = x.is_cuda and x.dtype == torch.float32 and len(x) > 0
+        on_gpu = x.device.type == "cuda" and x.dtype == torch.float32 and len(x) > 0
         compute = gpu_kernel(sorts, x.shape[1], wanted, x.device) if on_gpu else cross_entropy_rows
         values, *gradients = compute(x, y, sorts, epsilon, wanted)
         ctx.save_for_backward(*gradients)
