@@ -3,6 +3,9 @@
 Much cheaper than the DPT probes of NAVI: a ridge regression per fold of sequences. What it finds is
 in the features and not in the probe. Two controls are probed in the same way: histograms of
 gradients of raw pixels, and the position in the picture alone, since floors are below.
+
+Where a multi-view model is among them, normals in the axes of a clip's anchor frame are probed too:
+only features that know how views lie to each other can tell these.
 """
 
 from __future__ import annotations
@@ -33,6 +36,8 @@ from trainer.evaluate.heldout.surfaces import sample_surfaces
 from trainer.evaluate.intervals import Better, Difference, corrected, difference
 from trainer.evaluate.overlap import check_overlap
 from trainer.evaluate.results import finite_mean, versions, write_results
+from trainer.evaluate.sets.evaluation import has_controls, row_title
+from trainer.evaluate.sets.normals import TOGETHER, features_together, in_anchor_axes
 from trainer.evaluate.tables import aligned_lines, format_number, table_of_differences
 
 Floats = NDArray[np.float64]
@@ -62,6 +67,12 @@ METRICS = (
     ProbeMetric("normal_near", f"normals within {NORMAL_DEGREES:.0f} degrees", "higher"),
 )
 
+IN_ANCHOR_AXES = (
+    ProbeMetric("anchor_normal_error", "the same, in the anchor frame's axes", "lower"),
+    ProbeMetric("anchor_normal_near", "normals within 30 degrees, in these axes", "higher"),
+)
+"""Metrics of normals in the axes of the anchor frame's camera."""
+
 Values = dict[str, Floats]
 """A metric's name → its value for each clip, NaN for none."""
 
@@ -73,11 +84,20 @@ class Surfaces:
     depths:  [C, T, g, g], log depth less its mean over the frame: the scale is unknown
     normals: [C, T, g, g, 3], in the camera's axes
 
+    anchor_normals: [C, T, g, g, 3], in the axes of the anchor frame's camera; None if no model
+                    sees several views
+
     NaN where unknown.
     """
 
     depths: Floats
     normals: Floats
+    anchor_normals: Floats | None = None
+
+    @property
+    def metrics(self) -> tuple[ProbeMetric, ...]:
+        """The metrics that can be computed."""
+        return METRICS if self.anchor_normals is None else (*METRICS, *IN_ANCHOR_AXES)
 
 
 def evaluate_probe(
@@ -100,10 +120,15 @@ def evaluate_probe(
         held_out.footage,
         allow=allow_overlap,
     )
+    if any(model.multiview for model in evaluated):
+        turned = in_anchor_axes(held_out.clips, surfaces.normals)
+        surfaces = replace(surfaces, anchor_normals=turned)
     values = probe(held_out, surfaces, evaluated, options.grid)
-    base, *others = [model.name for model in evaluated]
-    compared = {name: differences(values[base], values[name], held_out) for name in others}
-    print("\n".join(_report(held_out, values, base, compared)))
+    base, *others = [row for row in values if row not in (RAW, POSITION)]
+    compared = {
+        name: differences(values[base], values[name], held_out, surfaces.metrics) for name in others
+    }
+    print("\n".join(_report(held_out, values, base, compared, surfaces.metrics)))
     for overlap in overlaps:
         print(overlap.sentence)
     results = {
@@ -113,7 +138,7 @@ def evaluate_probe(
             "folds": FOLDS,
             "strengths": STRENGTHS,
             "features": "patch tokens of the last block after the final norm, of unit length",
-            "metrics": [asdict(metric) for metric in METRICS],
+            "metrics": [asdict(metric) for metric in surfaces.metrics],
         },
         "versions": versions(),
         "models": {
@@ -183,12 +208,19 @@ def _read_surfaces(
 def probe(
     held_out: HeldOutSet, surfaces: Surfaces, models: Sequence[EvaluatedModel], grid: int
 ) -> dict[str, Values]:
-    """Probe each model, by its name; then raw pixels and the position alone."""
+    """Probe each model, by its name; then raw pixels and the position alone.
+
+    Multi-view models but the base have rows with clips encoded together, too.
+    """
     videos = held_out.videos
     values = {}
     for model in models:
         features = unit_features(held_out, model, grid).numpy()
         values[model.name] = probe_features(features, surfaces, videos)
+        for encoding in TOGETHER if has_controls(model, models) else ():
+            together = features_together(held_out.clips, model, encoding, grid).numpy()
+            row = row_title(model, encoding.title)
+            values[row] = probe_features(together, surfaces, videos)
     values[RAW] = probe_features(raw_features(held_out, grid).numpy(), surfaces, videos)
     values[POSITION] = probe_features(_positions(surfaces.depths.shape), surfaces, videos)
     return values
@@ -202,21 +234,28 @@ def probe_features(features: NDArray[Any], surfaces: Surfaces, videos: Sequence[
     clips, frames, grid = surfaces.depths.shape[:3]
     rows = list(features.reshape(clips, -1, features.shape[-1]))
     depths = cross_validated(rows, list(surfaces.depths.reshape(clips, -1, 1)), videos)
-    normals = cross_validated(rows, list(surfaces.normals.reshape(clips, -1, 3)), videos)
     by_frame = (clips, frames, grid * grid)
     predicted, true = np.stack(depths).reshape(by_frame), surfaces.depths.reshape(by_frame)
     off = predicted - true
     # A frame's scale is unknown, so it is the one that suits the prediction best.
     off = off - _mean_of_known(off)[..., None]
-    angles = _degrees(
-        np.stack(normals).reshape(*by_frame, 3), surfaces.normals.reshape(*by_frame, 3)
-    )
+
+    def angles_to(true: Floats) -> Floats:
+        """Return the degrees between normals that are predicted and true ones."""
+        normals = cross_validated(rows, list(true.reshape(clips, -1, 3)), videos)
+        return _degrees(np.stack(normals).reshape(*by_frame, 3), true.reshape(*by_frame, 3))
+
+    angles = angles_to(surfaces.normals)
     per_frame = {
         "depth_error": np.sqrt(_mean_of_known(off**2)),
         "depth_near": _mean_of_known(_below(np.abs(off), np.log(NEAR_RATIO))),
         "normal_error": _mean_of_known(angles),
         "normal_near": _mean_of_known(_below(angles, NORMAL_DEGREES)),
     }
+    if surfaces.anchor_normals is not None:
+        angles = angles_to(surfaces.anchor_normals)
+        per_frame["anchor_normal_error"] = _mean_of_known(angles)
+        per_frame["anchor_normal_near"] = _mean_of_known(_below(angles, NORMAL_DEGREES))
     return {name: _mean_of_known(values) for name, values in per_frame.items()}
 
 
@@ -246,15 +285,17 @@ def _positions(shape: tuple[int, ...]) -> Floats:
     return np.broadcast_to(np.stack(powers, axis=-1), (*shape, len(powers)))
 
 
-def differences(base: Values, model: Values, held_out: HeldOutSet) -> dict[str, Difference]:
+def differences(
+    base: Values, model: Values, held_out: HeldOutSet, metrics: Sequence[ProbeMetric]
+) -> dict[str, Difference]:
     """Compare a model with the base in all metrics, tested over videos."""
     compared = {
         metric.name: difference(
             base[metric.name], model[metric.name], metric.better, held_out.videos
         )
-        for metric in METRICS
+        for metric in metrics
     }
-    return corrected(compared, {metric.name: metric.better for metric in METRICS})
+    return corrected(compared, {metric.name: metric.better for metric in metrics})
 
 
 def _report(
@@ -262,15 +303,16 @@ def _report(
     values: dict[str, Values],
     base: str,
     compared: dict[str, dict[str, Difference]],
+    metrics: Sequence[ProbeMetric],
 ) -> list[str]:
     """Return the lines that the command prints."""
     rows = [["", *values]]
-    for metric in METRICS:
+    for metric in metrics:
         means = [finite_mean(of_model[metric.name]) for of_model in values.values()]
         rows.append([metric.title, *(format_number(mean, 3) for mean in means)])
     lines = [str(held_out), "", *aligned_lines(rows)]
     for name, by_metric in compared.items():
-        by_title = {metric.title: by_metric[metric.name] for metric in METRICS}
+        by_title = {metric.title: by_metric[metric.name] for metric in metrics}
         table = table_of_differences(f"{name} less {base}", by_title, ["clips", "videos"], digits=4)
         lines += ["", table]
     lines += [
