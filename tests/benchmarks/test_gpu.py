@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from benchmarks.gpu.device import usable_device
 from benchmarks.gpu.line import Line, attempt
 from benchmarks.gpu.made_build import write_build
 from benchmarks.gpu.moving_pictures import moving_pictures
-from benchmarks.gpu.training import VARIANTS, settings
+from benchmarks.gpu.training import DEFAULTS, VARIANTS, settings
 from manifests.snapshot import open_snapshot
 from shards.reader import iterate_shard
 from tests.pipeline.decode.test_gpu import PyAVReader, reading_with
@@ -66,10 +67,12 @@ def test_without_a_gpu_the_command_says_what_to_add() -> None:
     )
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_the_settings_of_every_training_run_are_valid(variant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changes", [*VARIANTS.values(), DEFAULTS])
+def test_the_settings_of_every_training_run_are_valid(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
     """In small, only one of them runs."""
-    made = settings(tmp_path, variant, "cpu", 2, period=2, changes=VARIANTS[variant])
+    made = settings(tmp_path, "run", "cpu", 2, period=2, changes=changes)
     assert made.run.device == "cpu"
 
 
