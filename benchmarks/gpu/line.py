@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from statistics import median
 
@@ -68,7 +69,8 @@ def attempt(name: str, section: Callable[[], Iterator[Line]]) -> Iterator[Line]:
     # Only now that the error is gone can the tensors of its traceback be freed.
     gc.collect()
     if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+        with suppress(RuntimeError):  # CUDA may not work any more
+            torch.cuda.empty_cache()
     yield Line(name, reason, failed=True)
 
 

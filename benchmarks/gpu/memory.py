@@ -20,8 +20,8 @@ from trainer.cuda_device import explain_out_of_memory
 
 ROOM = 3 << 30
 """Bytes that are left free beside the network when the GPU is filled."""
-NO_ROOM = 32 << 20
-"""Bytes that are left free where not even the network is to fit."""
+LEFT = 16 << 20
+"""Fewer bytes than these are left free where not even the network is to fit."""
 
 
 def lines(device: str, small: bool) -> Iterator[Line]:
@@ -52,7 +52,7 @@ def lines(device: str, small: bool) -> Iterator[Line]:
 
 def _refusals() -> Iterator[Line]:
     """Return what the tracker and the trainer say on a GPU that has no room for them."""
-    filler = _filled(NO_ROOM)
+    held = _all_memory()
     try:
         _settings("cuda", small=False).load()
         yield Line("GPU without room: the tracker", "loads all the same", failed=True)
@@ -60,11 +60,11 @@ def _refusals() -> Iterator[Line]:
         yield Line("GPU without room: the tracker", str(error))
     try:
         with explain_out_of_memory(torch.device("cuda", 0)):
-            torch.empty(4 * NO_ROOM, dtype=torch.uint8, device="cuda")
+            torch.empty(LEFT, dtype=torch.uint8, device="cuda")
         yield Line("GPU without room: the trainer", "goes on all the same", failed=True)
     except PretrackError as error:
         yield Line("GPU without room: the trainer", str(error))
-    del filler
+    del held
 
 
 def _filled(room: int) -> torch.Tensor:
@@ -72,6 +72,19 @@ def _filled(room: int) -> torch.Tensor:
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info()
     return torch.empty(free - room, dtype=torch.uint8, device="cuda")
+
+
+def _all_memory() -> list[torch.Tensor]:
+    """Take the GPU's memory in ever smaller pieces, until less than `LEFT` bytes are left."""
+    torch.cuda.empty_cache()
+    size, _ = torch.cuda.mem_get_info()
+    pieces = []
+    while size >= LEFT:
+        try:
+            pieces.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
+        except torch.OutOfMemoryError:
+            size //= 2
+    return pieces
 
 
 def _settings(device: str, small: bool, memory_gb: float = 4.0) -> CoTracker3Settings:
