@@ -46,6 +46,15 @@ def test_arms_less_their_controls_differ_in_the_tracks_alone(path: Path) -> None
         assert task.weights == other.weights == start_weights(experiment)
 
 
+def test_timetunings_arms_differ_in_what_carries_its_clusters() -> None:
+    experiment = load_experiment(REPOSITORY / "configs" / "evidence" / "timetuning.yaml", [])
+    tracks, forwarder = (arm_values(experiment, name) for name in ("stored tracks", "forwarder"))
+    carried, forwarded = (values["loss"].pop("timetuning") for values in (tracks, forwarder))
+    assert tracks == forwarder
+    assert carried == {"prototypes": 50, "carry": "tracks"}
+    assert forwarded == {"prototypes": 50, "window": 3}
+
+
 def test_a_rate_is_tried_on_tracks_and_on_the_control_with_a_seed_of_its_own() -> None:
     experiment = load_experiment(EXPERIMENTS[0], [])
     trials = rate_tasks(experiment)
