@@ -218,7 +218,7 @@ def test_load_dataset_reads_clips_of_unequal_lengths_and_a_table(
         "train made-0-000000 4 (96, 64) 2 cameras",
         "train made-1-000000 6 (96, 64) 3 cameras",
         "train made-2-000000 9 (96, 64) 4 cameras",
-        "train made-3-000000 7 (96, 64) 4 cameras",
+        "train made-3-000000 7 (96, 64) 3 cameras",
         "4 clips of [4, 6, 9, 7] frames",
     ]
 
