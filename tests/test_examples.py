@@ -21,8 +21,10 @@ import yaml
 
 from manifests.rows import Failure
 from manifests.settings import load_settings
-from manifests.snapshot import open_snapshot
+from manifests.snapshot import Snapshot, open_snapshot
 from pipeline.inspection.contact_sheet import read_clip
+from pipeline.publication.card_files import write_card_files
+from pipeline.publication.licences import terms_of_snapshot
 from pipeline.sources.video import Video
 from shards import jpeg
 from shards.errors import SettingsError
@@ -281,10 +283,18 @@ def test_the_custom_dataset_and_tracker_build_shards(davis: Path, tmp_path: Path
     snapshot = open_snapshot(tmp_path / "d")
     assert sorted(snapshot.clips["video_id"].to_pylist()) == ["bear", "goat"]
     assert snapshot.failures["reason"].to_pylist() == ["missing sequence"]
+    assert f"\n- {load('custom_dataset').TERMS}\n" in card_of(snapshot)
     snapshot = open_snapshot(tmp_path / "t")
     assert read_clip(
         snapshot, snapshot.clips.slice(0, 1).to_pylist()[0]
     ).tracks.positions.shape == (2, 10, 16, 2)
+    assert "tracker: farneback" in card_of(snapshot)
+
+
+def card_of(snapshot: Snapshot) -> str:
+    """Write a dataset card as `pretrack card` does, and return it."""
+    write_card_files(snapshot, terms_of_snapshot(snapshot), "Example")
+    return (Path(str(snapshot.out)) / "README.md").read_text()
 
 
 def test_the_custom_loss_is_the_mean_distance_over_tracks_that_count() -> None:
@@ -342,6 +352,9 @@ def test_the_custom_loss_trains(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(settings))
     assert "step 2/2" in run("custom_loss", path)
     assert (tmp_path / "run" / "weights" / "step_00000002.safetensors").is_file()
+    card = (tmp_path / "run" / "weights" / "README.md").read_text()
+    assert "the losses 1 x `sorting` (objective " in card
+    assert ") + 0.5 x `steady`.\n" in card
     curves = b"".join(file.read_bytes() for file in (tmp_path / "run" / "tensorboard").iterdir())
     assert b"loss_steady" in curves
     assert b"loss_sorting" in curves

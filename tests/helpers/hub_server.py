@@ -39,6 +39,7 @@ class Hub:
     may_end:      uploads end only while it is set
     fail_upload:  the number of the upload that is refused, counted from 1; 0: none
     sent_tokens:  the tokens that came with requests for files of the LFS
+    gated:        model repositories whose licence has to be accepted first; there are no others
     busy:         statuses and headers with which the next requests are refused
     """
 
@@ -52,6 +53,7 @@ class Hub:
     may_end: threading.Event = field(default_factory=threading.Event)
     fail_upload: int = 0
     sent_tokens: list[str] = field(default_factory=list)
+    gated: set[str] = field(default_factory=set)
     busy: list[tuple[int, dict[str, str]]] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -127,6 +129,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self._list(self._files(f"{owner}/{name}"), "/".join(folder))
             case (("GET" | "HEAD"), "datasets", owner, name, "resolve", _, *path):
                 self._resolve(self._files(f"{owner}/{name}"), "/".join(path))
+            case (("GET" | "HEAD"), owner, name, "resolve", *_):
+                if f"{owner}/{name}" in self.hub.gated:
+                    raise _Refused(403, "Access to this model is restricted.", "GatedRepo")
+                raise _Refused(404, "Repository not found", "RepoNotFound")
             case (("GET" | "HEAD"), "lfs", digest):
                 self.hub.sent_tokens.append(self.headers.get("Authorization", ""))
                 self._send_file(self.hub.blobs[digest])
@@ -259,11 +265,17 @@ def hub_server(home: Path) -> Iterator[Hub]:
     # This process reads variables when it first imports the client, perhaps in an earlier test.
     with_xet, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
     offline, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, False
+    models, template = (
+        constants.HUGGINGFACE_CO_URL_TEMPLATE,
+        "{repo_id}/resolve/{revision}/{filename}",
+    )
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{hub.url}/{template}"
     try:
         with environment(variables):
             yield hub
     finally:
         hub.may_end.set()
         constants.HF_HUB_DISABLE_XET, constants.HF_HUB_OFFLINE = with_xet, offline
+        constants.HUGGINGFACE_CO_URL_TEMPLATE = models
         server.shutdown()
         server.server_close()

@@ -309,9 +309,11 @@ def _timm_model(timm_id: str, weights: str | None, options: dict[str, Any]) -> A
     except Exception as error:
         if weights != "hub":
             raise
+        reason = type(error).__name__
+        accept = "accept its licence on its page and log in with 'hf auth login', or "
         raise SettingsError(
-            f"timm could not download the weights of {timm_id} ({type(error).__name__}): give a "
-            "file with 'model.weights=PATH'"
+            f"timm could not download the weights of {timm_id} ({reason}): "
+            f"{accept if reason == 'GatedRepoError' else ''}give a file with 'model.weights=PATH'"
         ) from error
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.errors import SettingsError
+from tests.helpers.hub_server import hub_server
 from trainer.config import LoraSettings
 from trainer.model.backbone import BACKBONES, make_backbone, normalised_images
 from trainer.model.lora import add_adapters
@@ -211,3 +212,18 @@ def test_images_are_normalised_as_worked_out_by_hand() -> None:
     frames = torch.full((2, 3, 4, 4), 255, dtype=torch.uint8)
     values = normalised_images(frames, (0.5, 0.4, 0.3), (0.1, 0.2, 0.5))
     torch.testing.assert_close(values[0, :, 0, 0], torch.tensor([5.0, 3.0, 1.4]))
+
+
+def test_weights_that_a_hub_refuses_are_one_sentence(tmp_path: Path) -> None:
+    repository = str(timm.get_pretrained_cfg("vit_small_patch14_dinov2").hf_hub_id)
+    file = "give a file with 'model.weights=PATH'$"
+    with hub_server(tmp_path) as hub:
+        hub.gated.add(repository)
+        accept = (
+            r"\(GatedRepoError\): accept its licence on its page and log in with 'hf auth login'"
+        )
+        with pytest.raises(SettingsError, match=rf"{accept}, or {file}"):
+            make_backbone("dinov2_small", "hub")
+        hub.gated.clear()
+        with pytest.raises(SettingsError, match=rf"\(RepositoryNotFoundError\): {file}"):
+            make_backbone("dinov2_small", "hub")
