@@ -141,7 +141,8 @@ def test_files_that_are_not_ours_stay(out: Path) -> None:
     assert all(stranger.exists() for stranger in strangers)
 
 
-@pytest.mark.parametrize("calls", range(16))
+# Every second of the first eight deletions finds nothing: it is of a receipt where 0.1 wrote it.
+@pytest.mark.parametrize("calls", [*range(0, 8, 2), *range(8, 16)])
 def test_a_collection_that_is_killed_loses_nothing_and_ends_the_next_time(
     out: Path, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
