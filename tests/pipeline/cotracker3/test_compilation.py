@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
+from pipeline.cotracker3 import tracking
 from pipeline.cotracker3.memory import encoder_bytes, set_bytes
 from pipeline.cotracker3.model import CoTracker3, TrackEstimates
 from pipeline.cotracker3.tracking import _QueryBatch, _track_in_parts, encode
@@ -19,7 +20,10 @@ POINTS = 4
 
 
 @pytest.fixture
-def compiled() -> tuple[CoTracker3, CompileCounter]:
+def compiled(monkeypatch: pytest.MonkeyPatch) -> tuple[CoTracker3, CompileCounter]:
+    # A sixteenth of the network's pixels: what is compared here does not depend on their number.
+    monkeypatch.setattr(tracking, "MODEL_HEIGHT", 96)
+    monkeypatch.setattr(tracking, "MODEL_WIDTH", 128)
     torch.compiler.reset()
     counter = CompileCounter()
     model = load_model("random_offline")
@@ -31,13 +35,13 @@ def refined(model: CoTracker3, sets: int, frames: int, clips: int = 2) -> TrackE
     """Track query sets through random feature maps, at most four at once."""
     generator = torch.Generator().manual_seed(frames)
     maps = [
-        torch.randn(clips * frames, 96 >> level, 128 >> level, 128, generator=generator)
+        torch.randn(clips * frames, 24 >> level, 32 >> level, 128, generator=generator)
         for level in range(4)
     ]
     batch = _QueryBatch(
         torch.arange(frames).repeat(sets, 1),
         torch.zeros(sets, POINTS, dtype=torch.long),
-        torch.rand(sets, POINTS, 2, generator=generator) * 90,
+        torch.rand(sets, POINTS, 2, generator=generator) * 22,
     )
     return _track_in_parts(
         model, maps, batch, fast=False, iterations=2, memory=8 * set_bytes(frames, POINTS, False)
