@@ -19,18 +19,17 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
 demo: setup
 	$(RUN)/python demo.py
 
-# Run all tests. Takes about seventeen minutes on two cores.
+# Run all tests. Takes about thirteen minutes on two cores.
 test: setup
 	$(RUN)/python -m tests
 
-# Kill builds a hundred times at random moments, read 200 random video files, and compile every
-# kernel. Takes about half an hour.
+# Kill builds a hundred times at random moments, and read 200 random video files. Takes about half
+# an hour.
 soak: setup
 	$(RUN)/python -m tests.helpers.soak --kills 100
 	PRETRACK_FILES=200 $(RUN)/python -m pytest tests/pipeline/decode/test_random_files.py
-	PRETRACK_KERNELS=all $(RUN)/python -m pytest tests/trainer/losses/sorting/test_triton_kernel.py
 
-# Run the tests without the slow ones. Takes two to three minutes on two cores.
+# Run the tests without the slow ones. Takes less than two minutes on two cores.
 quick: setup
 	$(RUN)/python -m tests -m 'not slow'
 

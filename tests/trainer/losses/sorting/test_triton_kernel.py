@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-pytest.importorskip("triton")
+from trainer.losses.sorting.network import Network
 
-COMPILE = """
-import subprocess, sys, triton
-from pathlib import Path
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from trainer.losses.sorting import triton_kernel
+triton = pytest.importorskip("triton")
+from triton.backends import nvidia  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
-network, n, capability, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-constants = triton_kernel.KernelSize.of(network, n).constants()
-names = triton_kernel.ARGUMENTS
-types = ["*fp32"] * 6 + ["*i32"] + ["i32"] * 8 + ["fp32"] * 3
-signature = dict(zip(names, types, strict=True)) | dict.fromkeys(constants, "constexpr")
-kernel = triton.compile(
-    ASTSource(triton_kernel._rows, signature, constexprs=constants),
-    target=GPUTarget("cuda", capability, 32),
-    options=triton_kernel.OPTIONS,
-)
-(folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
-tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-for option in ("--dump-resource-usage", "-sass"):
-    subprocess.run([tool, option, folder / "kernel.cubin"], check=True)
-"""
+from trainer.losses.sorting import triton_kernel  # noqa: E402
+
+TOOL = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+
+
+def machine_code(network: Network, n: int, folder: Path) -> dict[int, tuple[str, str]]:
+    """Compile a kernel; return its resource usage and instructions by compute capability.
+
+    Both targets start from one Triton IR, and get the same code as from the source.
+    """
+    constants = triton_kernel.KernelSize.of(network, n).constants()
+    types = ["*fp32"] * 6 + ["*i32"] + ["i32"] * 8 + ["fp32"] * 3
+    signature = dict(zip(triton_kernel.ARGUMENTS, types, strict=True))
+    signature |= dict.fromkeys(constants, "constexpr")
+    source: Any = ASTSource(triton_kernel._rows, signature, constexprs=constants)
+    code = {}
+    for capability in (80, 90):
+        target = GPUTarget("cuda", capability, 32)
+        kernel = triton.compile(source, target=target, options=triton_kernel.OPTIONS)
+        (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
+        usage, instructions = (
+            subprocess.check_output([TOOL, option, folder / "kernel.cubin"], text=True)
+            for option in ("--dump-resource-usage", "-sass")
+        )
+        code[capability] = usage, instructions
+        source = str(folder / "kernel.ttir")
+        Path(source).write_text(kernel.asm["ttir"])
+    return code
 
 
 def instructions_per_row(sass: str, trips: list[int]) -> int:
@@ -62,7 +72,6 @@ def instructions_per_row(sass: str, trips: list[int]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize(
     ("network", "n", "stack", "most"),
     [
@@ -74,23 +83,14 @@ def instructions_per_row(sass: str, trips: list[int]) -> int:
     ],
 )
 def test_kernel_spills_nothing_and_keeps_to_its_instructions(
-    network: str, n: int, stack: int, most: int, capability: int, tmp_path: Path
+    network: Network,
+    n: int,
+    stack: int,
+    most: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if (n, capability) == (128, 80) and "PRETRACK_KERNELS" not in os.environ:
-        pytest.skip("takes long, and differs from sm_90 by its arguments alone: make soak runs it")
-    command = [sys.executable, "-c", COMPILE, network, str(n), str(capability), str(tmp_path)]
-    ran = subprocess.run(
-        command,
-        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ran.returncode == 0, ran.stderr
-    used = re.search(r"REG:(\d+) STACK:(\d+)", ran.stdout)
-    assert used is not None
-    assert int(used[1]) <= 255
-    assert int(used[2]) <= stack
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     depth = n.bit_length() - 1
     if network == "bitonic":
         # the row; comparisons by layer; passes over items: two sides forward, two back; by layer
@@ -99,19 +99,24 @@ def test_kernel_spills_nothing_and_keeps_to_its_instructions(
     else:
         passes = {64: 8, 128: 32}[n]
         trips = [1, n, passes, 2, n // 2, 2, n // 2, n]
-    count = instructions_per_row(ran.stdout, trips)
-    print(f"{network} n={n} sm_{capability}: {used[0]}, {count} instructions per row")
-    assert most / 2 < count < most
+    for capability, (usage, instructions) in machine_code(network, n, tmp_path).items():
+        used = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+        assert used is not None
+        count = instructions_per_row(instructions, trips)
+        print(f"{network} n={n} sm_{capability}: {used[0]}, {count} instructions per row")
+        assert int(used[1]) <= 255
+        assert int(used[2]) <= stack
+        assert most / 2 < count < most
 
 
 def test_one_kernel_serves_all_rows_steepnesses_and_gradients() -> None:
-    from trainer.losses.sorting.triton_kernel import ARGUMENTS, KernelSize, _rows
-
-    constants = KernelSize.of("bitonic", 64).constants()
-    assert KernelSize.of("bitonic", 49).constants() == constants
-    assert KernelSize.of("odd_even", 49).constants() == KernelSize.of("odd_even", 64).constants()
+    size, kernel = triton_kernel.KernelSize.of, triton_kernel._rows
+    constants = size("bitonic", 64).constants()
+    assert size("bitonic", 49).constants() == constants
+    assert size("odd_even", 49).constants() == size("odd_even", 64).constants()
     # Every other argument is passed at run time: no value of it compiles another kernel.
-    assert [name for name in _rows.arg_names if name not in constants] == list(ARGUMENTS)
+    arguments = [name for name in kernel.arg_names if name not in constants]
+    assert arguments == list(triton_kernel.ARGUMENTS)
     assert all(
-        parameter.do_not_specialize for parameter in _rows.params if parameter.name in ARGUMENTS
+        parameter.do_not_specialize for parameter in kernel.params if parameter.name in arguments
     )
