@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from tests.helpers.object_store import free_port
+from tests.helpers.ranks import environment_of_rank
 from tests.trainer.conftest import panning_clip, publish
 from tests.trainer.test_train import REPOSITORY, Make, assert_same, last_state
 from trainer import checkpoint
@@ -105,28 +106,18 @@ def two_nodes(settings: list[TrainSettings]) -> list[subprocess.Popen[str]]:
 
     Each has its own working folder, to which `run.out` is relative, so neither sees the other's.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     nodes = []
     for rank, s in enumerate(settings):
         s.run.out.mkdir(parents=True, exist_ok=True)
         config = s.run.out.with_name("config.json")
         relative = s.run.model_copy(update={"out": Path("run")})
         config.write_text(s.model_copy(update={"run": relative}).model_dump_json())
-        environment = {
-            "RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
         nodes.append(
             subprocess.Popen(
                 [sys.executable, "-u", "-m", "tests.helpers.traced", str(config)],
                 cwd=config.parent,
-                env=os.environ
-                | environment
-                | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+                env=os.environ | environment_of_rank(rank, port) | {"PYTHONPATH": str(REPOSITORY)},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from shards.errors import SettingsError
+from tests.helpers.object_store import free_port
+from tests.helpers.ranks import environment_of_rank
 from tests.trainer.test_train import REPOSITORY, last_state
 from trainer.config import TrainSettings
 from trainer.data.batch import Batch, slice_batch
@@ -217,27 +219,19 @@ def test_references_across_ranks_equal_those_of_one_big_batch(
         references={"count": 4, "across_ranks": True}, run={"batch_size": 8, "accumulate": 2}
     )
     (tmp_path / "settings.json").write_text(s.model_dump_json())
-    logs = f"--log-dir={tmp_path / 'logs'}"  # torchrun would leave them in /tmp
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        logs,
-        "--nproc-per-node",
-        "2",
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.helpers.shared_references", str(tmp_path)],
+            cwd=REPOSITORY,
+            env=os.environ | environment_of_rank(rank, port),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    run = subprocess.run(
-        [*command, "-m", "tests.helpers.shared_references", str(tmp_path)],
-        check=False,
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
-    assert run.returncode == 0, run.stderr
+    errors = [process.communicate(timeout=150)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], errors
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     model, batch = a_step(s, clips=8)  # the first four are the first rank's
     generator = torch.Generator().manual_seed(step_seed(s.run.seed, 0, 0))
