@@ -1,7 +1,9 @@
-"""`python -m tests [pytest options]`: run all tests, in two processes of about the same duration.
+"""`python -m tests [pytest options]`: run all tests, in three processes.
 
 The first process runs the tests of the pipeline. Most of them build something with Ray, and a build
-leaves much of two cores idle.
+leaves much of two cores idle. The second runs all others. Both take about the same time. The third
+runs tests that only compute, in the time of the cores that the other two leave: no test there waits
+for another process or measures time.
 """
 
 from __future__ import annotations
@@ -9,38 +11,40 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
-LONG = ("test_ray_cluster", "test_cotracker3", "test_survival")
-"""Tests of the pipeline that the second process runs, to balance the two."""
+COMPUTING = ("tests/pipeline/cotracker3", "tests/pipeline/tapir", "tests/trainer/losses/sorting")
+"""Folders of the third process."""
+LONG = ("test_build_on_s3", "test_ray_cluster", "test_survival")
+"""Tests of the pipeline that the second process runs, to balance the first two."""
 
 
 def main(options: list[str]) -> int:
-    """Run both processes and return the larger exit status.
+    """Run the processes and return the largest exit status.
 
-    The first one's output is shown as it comes, the other's at the end.
+    The first one's output is shown as it comes, that of the others at the end.
     """
-    of_pipeline = [
+    first = [
         str(path)
         for path in sorted(Path("tests/pipeline").rglob("test_*.py"))
-        if path.stem not in LONG
+        if path.stem not in LONG and not str(path).startswith(COMPUTING)
     ]
-    first_paths = [*of_pipeline, "tests/test_examples.py"]
+    others = ["tests", *(f"--ignore={path}" for path in (*first, *COMPUTING))]
     command = [sys.executable, "-m", "pytest", *options]
-    with tempfile.TemporaryFile() as output:
-        others = [
-            *command,
-            "tests",
-            *(f"--ignore={path}" for path in first_paths),
-            "-p",
-            "no:cacheprovider",
-        ]
-        with subprocess.Popen(others, stdout=output, stderr=subprocess.STDOUT) as beside:
-            first = subprocess.run([*command, *first_paths], check=False).returncode
-            second = beside.wait()
-        output.seek(0)
-        print(output.read().decode(errors="replace"), flush=True)
-    return max(first, second)
+    aside = [*command, "-p", "no:cacheprovider"]
+    with ExitStack() as stack:
+        beside = []
+        for start in ([*aside, *others], ["nice", *aside, *COMPUTING]):
+            output = stack.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(start, stdout=output, stderr=subprocess.STDOUT)
+            beside.append((stack.enter_context(process), output))
+        statuses = [subprocess.run([*command, *first], check=False).returncode]
+        for process, output in beside:
+            statuses.append(process.wait())
+            output.seek(0)
+            print(output.read().decode(errors="replace"), flush=True)
+    return max(statuses)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ def test_tars_that_unfold(
         read(tmp_path / "packed.tar")
 
 
+@pytest.mark.slow
 def test_tracks_that_unfold(little_memory: None) -> None:
     honest = encode_tracks(make_tracks(0, (0, 2), 5, 9))
     assert decode_tracks(b"".join(honest), (2, 5, 9)).positions.shape == (2, 5, 9, 2)

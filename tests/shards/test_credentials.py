@@ -121,6 +121,7 @@ def test_what_is_missing_is_named(
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_metadata_service_does_not_wait_for_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -135,6 +136,7 @@ def test_a_machine_without_a_metadata_service_does_not_wait_for_it(
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.slow
 def test_google_without_credentials_does_not_wait_for_a_metadata_service(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

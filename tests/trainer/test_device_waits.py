@@ -60,6 +60,7 @@ EVERYTHING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, EVERYTHING], ids=["default", "everything"])
 def test_the_host_waits_only_where_it_reports(settings: Make, changes: dict[str, Any]) -> None:
     run_settings = {"steps": 5, "log_every": 3} | changes.get("run", {})

@@ -72,6 +72,7 @@ def processor_seconds(*arguments: str) -> float:
     return min(spent)
 
 
+@pytest.mark.slow
 def test_help_takes_little_longer_than_typer_itself(tmp_path: Path) -> None:
     """About 0.2 s; a ratio holds on a busy machine too."""
     smallest = tmp_path / "smallest.py"

@@ -55,6 +55,7 @@ def some_videos(draw: st.DrawFn) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=VIDEOS)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(some_videos(), st.integers(2, 30), st.integers(1, 5), st.integers(2, 30))
 def test_clips_are_those_of_a_plain_loop(

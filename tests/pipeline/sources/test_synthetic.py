@@ -88,6 +88,7 @@ def test_only_synthetic_clips_have_true_tracks() -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_cores")
 def test_a_build_with_true_tracks(tmp_path: Path) -> None:
     """Here clips start in the middle of a video, skip frames, and are stored smaller."""

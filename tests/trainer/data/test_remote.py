@@ -298,6 +298,7 @@ def test_the_least_recently_used_member_is_evicted(tmp_path: Path) -> None:
         assert served.requests == before + 1
 
 
+@pytest.mark.slow
 def test_missing_builds_snapshots_and_shards_are_named(
     web: tuple[str, Served], tmp_path: Path
 ) -> None:

@@ -34,6 +34,7 @@ def arguments(build: Path, run: Path, out: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_two_models_side_by_side(
     build: Path, a_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
