@@ -14,8 +14,10 @@ from hypothesis import settings
 from tests.helpers.environment import environment
 from tests.helpers.object_store import Behaviour, faulty_store
 
-# Threads that wait busily would slow down the tests in the other process.
+# Threads that wait busily would slow down the tests in the other processes.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray takes a node for dead after five failed checks, by default three seconds apart.
+os.environ.setdefault("RAY_health_check_period_ms", "1000")
 # A shell script's "&" starts processes that ignore SIGINT; processes that tests start and interrupt
 # would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -43,12 +43,10 @@ def cluster() -> Iterator[Any]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> BuildSettings:
-    """A build that takes some seconds."""
+    """A build of one clip per shard."""
     for seed in range(CLIPS):
         write_video(tmp_path / "videos" / f"{seed}.mp4", panning_frames(seed, 10))
-    return with_tracker(
-        settings_for(tmp_path / "videos", tmp_path / "out", shards={"clips_per_shard": 1}), Slow
-    )
+    return settings_for(tmp_path / "videos", tmp_path / "out", shards={"clips_per_shard": 1})
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -60,7 +58,7 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def undisturbed(settings: BuildSettings, out: Path) -> dict[str, tuple[bytes, ...]]:
-    """The contents of an undisturbed build with the same settings."""
+    """The contents of an undisturbed build with a tracker that is not slow."""
     return contents(build(settings.model_copy(update={"out": out}), QUIET).snapshot)
 
 
@@ -70,7 +68,7 @@ def test_a_node_that_dies_loses_no_shard(
     node = cluster.add_node(num_cpus=2, **NODE)
     out = tmp_path / "out"
     with ThreadPoolExecutor(1) as aside:
-        building = aside.submit(build, settings, QUIET)
+        building = aside.submit(build, with_tracker(settings, Slow), QUIET)
         until(
             lambda: (
                 out.is_dir()
@@ -93,9 +91,8 @@ def test_a_build_waits_for_the_gpu_it_lost(
     monkeypatch.setattr(tracker_pool, "PATIENCE_S", 1.0)
     node = cluster.add_node(num_cpus=1, num_gpus=1, **NODE)
     out = tmp_path / "out"
-    on_gpu = settings.model_copy(
-        update={"ray": settings.ray.model_copy(update={"tracker_gpus": 1.0})}
-    )
+    gpu = settings.ray.model_copy(update={"tracker_gpus": 1.0})
+    on_gpu = with_tracker(settings.model_copy(update={"ray": gpu}), Slow)
     with ThreadPoolExecutor(1) as aside:
         building = aside.submit(build, on_gpu, QUIET)
         until(lambda: out.is_dir() and len(list_receipts(out)) >= 2)

@@ -215,24 +215,20 @@ def test_a_frame_of_another_size_than_described_is_not_tracked() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("two_cores")
 def test_the_next_shard_is_unpacked_while_the_tracker_works() -> None:
     """The first shard takes the tracker three seconds."""
-    ray.shutdown()
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
-        worker = ray.remote(num_cpus=0, concurrency_groups={UNPACKING: 1})(TrackerWorker).remote(
-            with_tracker(SETTINGS, Slow)
-        )
-        unpack = worker.unpack.options(concurrency_group=UNPACKING)
-        ray.get(worker.load.remote())
-        shards = [decoded(*(f"made-{shard}-{n}" for n in range(6))) for shard in range(2)]
-        ray.get(unpack.remote(0, shards[0], ""))
-        first = worker.track.options(num_returns=2).remote(0)
-        ray.get(unpack.remote(1, shards[1], "made-1-3"))
-        assert ray.wait(first, num_returns=2, timeout=0)[0] == [], "it still tracks the first"
-        tracked, seconds = ray.get(worker.track.options(num_returns=2).remote(1))
-        assert [clip.key for clip in tracked.clips] == ["made-1-3"]
-        assert seconds == tracked.seconds
-        assert len(ray.get(first[0]).clips) == 6
-    finally:
-        ray.shutdown()
+    worker = ray.remote(num_cpus=0, concurrency_groups={UNPACKING: 1})(TrackerWorker).remote(
+        with_tracker(SETTINGS, Slow)
+    )
+    unpack = worker.unpack.options(concurrency_group=UNPACKING)
+    ray.get(worker.load.remote())
+    shards = [decoded(*(f"made-{shard}-{n}" for n in range(6))) for shard in range(2)]
+    ray.get(unpack.remote(0, shards[0], ""))
+    first = worker.track.options(num_returns=2).remote(0)
+    ray.get(unpack.remote(1, shards[1], "made-1-3"))
+    assert ray.wait(first, num_returns=2, timeout=0)[0] == [], "it still tracks the first"
+    tracked, seconds = ray.get(worker.track.options(num_returns=2).remote(1))
+    assert [clip.key for clip in tracked.clips] == ["made-1-3"]
+    assert seconds == tracked.seconds
+    assert len(ray.get(first[0]).clips) == 6

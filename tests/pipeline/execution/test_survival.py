@@ -45,7 +45,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module", autouse=True)
 def three_cores() -> Iterator[None]:
     ray.shutdown()
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    metrics = {"metrics_report_interval_ms": 1000}  # by default ten seconds
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, _system_config=metrics)
     yield
     ray.shutdown()
 
@@ -209,8 +210,9 @@ def test_a_tracker_that_cannot_be_loaded_stops_the_build_with_its_sentence(
 def test_a_tracker_that_always_dies_while_loading_stops_the_build(
     videos: Path, tmp_path: Path
 ) -> None:
+    settings = settings_for(videos, tmp_path, ray={"trackers": 1})
     with pytest.raises(PretrackError, match=r"every tracker dies while it is loaded"):
-        build(with_tracker(in_small_shards(videos, tmp_path), DiesWhileLoading), QUIET)
+        build(with_tracker(settings, DiesWhileLoading), QUIET)
 
 
 def test_status_of_a_build_that_runs(videos: Path, tmp_path: Path) -> None:
@@ -252,7 +254,7 @@ def test_figures_are_on_rays_metrics_endpoint(videos: Path, tmp_path: Path) -> N
     settings = settings_for(videos, tmp_path, sources=sources, shards={"clips_per_shard": 3})
     built = build(with_tracker(settings, DiesOfRed), QUIET)
     clips = built.snapshot.clips.to_pylist()
-    for _ in range(60):  # they are exported every few seconds
+    for _ in range(60):  # they are exported every second
         metrics = exported('source="metered"')
         if metrics["ray_pretrack_clips_total"] == len(clips):
             break
