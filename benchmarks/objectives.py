@@ -1,6 +1,6 @@
 """Compare training objectives: run the arms of an experiment, and write its results.
 
-    python -m benchmarks.objectives EXPERIMENT.yaml [--jobs 1] [--only ARM ...] [key=value ...]
+    python -m benchmarks.objectives EXPERIMENT.yaml [--jobs 1] [--only ARM] [key=value ...]
 
 It makes the start weights, tries learning rates on validation clips, trains every arm once per
 seed, and scores all weights on held-out clips that no arm saw. OUT/results.html and OUT/results.md
@@ -121,7 +121,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.objectives")
     parser.add_argument("experiment", type=Path, help="a YAML, such as configs/evidence/*.yaml")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
-    parser.add_argument("--only", nargs="+", metavar="ARM", help="only these arms")
+    parser.add_argument("--only", action="append", metavar="ARM", help="only this arm; repeatable")
     parser.add_argument("changes", nargs="*", metavar="key=value", default=[])
     return parser.parse_intermixed_args()
 
