@@ -13,8 +13,9 @@ from shards.errors import PretrackError
 from shards.files import TEMPORARY, atomic_write
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_WRITE_TRIES = 5
-"""How often a file is written whose temporary file other processes delete."""
+_WRITE_TRIES = 100
+"""How often a file is written whose temporary file other processes delete. Each of them deletes it
+once per video that it begins, and a loaded machine may begin many while one file is synced."""
 
 
 def is_rendered(dataset: str) -> bool:
