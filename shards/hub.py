@@ -30,8 +30,9 @@ _NEXT_PAGE = re.compile(r'<([^>]+)>; *rel="next"')
 _TIMEOUT_S = 60
 _RETRIES, _RETRY_S = 8, 180.0
 """A request is repeated this often, and within these seconds, as those for files are."""
-_WAITS = (("Retry-After", re.compile(r"\s*(\d+)\s*$")), ("RateLimit", re.compile(r".*;t=(\d+)")))
-"""Headers by which the hub says how many seconds to wait."""
+_RETRY_AFTER, _RATE_LIMIT = re.compile(r"\s*(\d+)\s*$"), re.compile(r".*;\s*t=(\d+)")
+"""Headers by which the hub says how many seconds to wait. The second comes with every answer: it
+says when the limit is reset, which matters once it is reached."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _read_page(
 
     asked: what to post, as JSON
     """
-    from urllib.error import HTTPError, URLError  # these take 40 ms, which few commands need
+    from http.client import HTTPException  # these take 40 ms, which few commands need
+    from urllib.error import HTTPError, URLError
     from urllib.request import Request
 
     body = json.dumps(asked).encode() if asked else None
@@ -131,7 +133,7 @@ def _read_page(
         if error.code == 429:
             raise OSError(errno.EIO, _LIMITED, url) from error
         raise OSError(errno.EIO, f"the hub failed: {error}", url) from error
-    except (URLError, ValueError) as error:
+    except (URLError, HTTPException, ValueError) as error:
         raise OSError(errno.EIO, f"the hub does not answer ({error})", url) from error
 
 
@@ -148,7 +150,7 @@ def _send(request: Any) -> Any:
         try:
             return urlopen(request, timeout=_TIMEOUT_S)
         except HTTPError as error:
-            wait = _wait_s(error.headers, attempt)
+            wait = _wait_s(error.code, error.headers, attempt)
             passes = error.code == 429 or error.code >= 500
             if not passes or attempt == _RETRIES or time.monotonic() + wait > end:
                 raise
@@ -156,11 +158,12 @@ def _send(request: Any) -> Any:
         attempt += 1
 
 
-def _wait_s(headers: Message, attempt: int) -> float:
+def _wait_s(status: int, headers: Message, attempt: int) -> float:
     """Return for how many seconds to wait: those that the hub names, or exponential backoff."""
-    for name, pattern in _WAITS:
-        if match := pattern.match(headers.get(name, "")):
-            return float(match[1])
+    if match := _RETRY_AFTER.match(headers.get("Retry-After", "")):
+        return float(match[1])
+    if status == 429 and (match := _RATE_LIMIT.match(headers.get("RateLimit", ""))):
+        return float(match[1])
     return 0.5 * float(2**attempt) * random.uniform(0.5, 1)
 
 

@@ -88,7 +88,9 @@ def test_an_overloaded_hub_is_asked_again(tmp_path: Path, monkeypatch: pytest.Mo
         hub.repositories["ada/pans"] = {"a.txt": b"0123456789"}
         root = parse_location("hf://datasets/ada/pans")
         limit = {"RateLimit": '"api";r=0;t=55'}
-        hub.busy = [(429, {"Retry-After": "7"}), (429, limit), (503, {}), (500, {})]
+        # The last one's limit is far from reached, and of no interest.
+        free = {"RateLimit": '"api";r=499;t=299'}
+        hub.busy = [(429, {"Retry-After": "7"}), (429, limit), (503, {}), (500, free)]
         assert sizes_in(root) == {"a.txt": 10}
         assert waited[:2] == [7, 55], "as the hub says"
         assert 1 <= waited[2] <= 2, "backoff: 0.5, 1, 2 s, less up to a half"
@@ -97,6 +99,14 @@ def test_an_overloaded_hub_is_asked_again(tmp_path: Path, monkeypatch: pytest.Mo
         assert written_at(root / "a.txt").day == 21
         hub.busy = [(429, {"Retry-After": "0"})]
         assert read_file(root / "a.txt") == b"0123456789", "by the store's client"
+
+
+def test_a_listing_that_breaks_off_is_one_sentence(tmp_path: Path) -> None:
+    with hub_server(tmp_path) as hub:
+        hub.repositories["ada/pans"] = {"a.txt": b""}
+        hub.busy = [(200, {"Content-Length": "100", "Connection": "close"})]
+        with pytest.raises(AccessError, match=r"the hub does not answer \(IncompleteRead"):
+            sizes_in(parse_location("hf://datasets/ada/pans"))
 
 
 def test_a_hub_that_stays_overloaded_is_one_sentence(
