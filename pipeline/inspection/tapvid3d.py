@@ -5,6 +5,7 @@ Legend of shapes: A anchors, T frames, N points of an anchor, P points of all ch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from shards.clip_cameras import ClipCameras
 from shards.depth_sampling import inverse_depth_at
 from shards.errors import PretrackError
 from shards.files import open_atomic
-from shards.geometry import FrameTransform, inside
+from shards.geometry import FrameTransform, grid_points, inside
 from shards.stored_clip import StoredClip
 from shards.track_scores import visible_points
 
@@ -28,6 +29,8 @@ _PIXEL_CORNER = 0.5
 """TAPVid-3D's coordinates minus pretrack's: there the corner of the first pixel is at (0, 0)."""
 _SAME_INTRINSICS_PX = 0.5
 """Frames share intrinsics if no pixel is projected farther than this by those of another frame."""
+_STORED_STEP_PX = 1 / 32
+"""Positions in shards are rounded to multiples of this."""
 
 
 def write_tapvid3d(
@@ -150,9 +153,19 @@ def _exact_places(clip: StoredClip, anchors: Sequence[int]) -> Floats:
     points = []
     for anchor in anchors:
         t = tracks.anchors[anchor]
-        queries = to_source.points(tracks.positions[anchor, t])
-        points.append(cast(scene, info.frame_numbers[t], queries)[0])
+        queries = _unrounded(tracks.positions[anchor, t], info.width, info.height)
+        points.append(cast(scene, info.frame_numbers[t], to_source.points(queries))[0])
     return places_in_cameras(scene, SurfacePoints.joined(points), info.frame_numbers)
+
+
+def _unrounded(queries: NDArray[np.float32], width: int, height: int) -> NDArray[np.float32]:
+    """Return the grid [N, 2] that stored queries were rounded from, or these if it is another.
+
+    At the edge of an object, a rounded query may be on another surface than the track.
+    """
+    grid = grid_points(math.isqrt(len(queries)), width, height)
+    same = grid.shape == queries.shape and np.abs(grid - queries).max() < _STORED_STEP_PX
+    return grid if same else queries
 
 
 def _by_frame(values: NDArray[Any]) -> NDArray[Any]:

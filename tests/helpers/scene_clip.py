@@ -68,10 +68,11 @@ def scene_clip(motion: Motion = "static", grid: int = 8) -> SceneClip:
         cameras=scene.cameras,
         depth_scale=DEPTH_SCALE,
     )
-    # Positions are stored in steps of 1/32 pixel; these are stored as they are.
-    queries = (np.rint(grid_points(grid, WIDTH, HEIGHT) * 32) / 32).astype(np.float32)
+    queries = grid_points(grid, WIDTH, HEIGHT)
     tracker = GroundTruthSettings(tracker="truth").load()
     (tracks,) = tracker.track([], [info], ANCHORS, queries)
+    # Positions are stored in steps of 1/32 pixel; these are stored as they are.
+    tracks = replace(tracks, positions=(np.rint(tracks.positions * 32) / 32).astype(np.float32))
     grey = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
     cv2.circle(grey, (10, 10), 3, (200, 0, 0), -1)
     pixels = np.stack(np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT)), axis=-1).reshape(-1, 2)
