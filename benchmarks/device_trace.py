@@ -297,6 +297,7 @@ STEPS: dict[str, dict[str, Any]] = {
             "self_supervision",
             "lifted",
             "timetuning",
+            "view_agreement",
         )
     },
     "multiview": {

@@ -79,12 +79,13 @@ def _all_memory() -> list[torch.Tensor]:
     torch.cuda.empty_cache()
     size, _ = torch.cuda.mem_get_info()
     pieces = []
-    while size >= LEFT:
+    while True:
         try:
             pieces.append(torch.empty(size, dtype=torch.uint8, device="cuda"))
         except torch.OutOfMemoryError:
-            size //= 2
-    return pieces
+            if size <= LEFT:
+                return pieces
+            size = max(size // 2, LEFT)
 
 
 def _settings(device: str, small: bool, memory_gb: float = 4.0) -> CoTracker3Settings:

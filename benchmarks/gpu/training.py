@@ -35,6 +35,7 @@ LOSSES = {
         "keep_base": {},
         "lifted": {},
         "timetuning": {},
+        "view_agreement": {},
     },
     "optim": {"clip_norm": 1.0},
     "run": {"accumulate": 2},
@@ -79,7 +80,7 @@ def lines(device: str, small: bool) -> Iterator[Line]:
         for name, changes in VARIANTS.items() if device == "cuda" else ():
             yield from attempt(f"{name}, waits", partial(_waits, root, name, changes))
         yield from attempt("speed", partial(_speed, root, device, small))
-        if torch.cuda.device_count() > 1:
+        if device == "cuda" and torch.cuda.device_count() > 1:
             yield from attempt("two GPUs by NCCL", partial(_two_gpus, root))
         else:
             yield Line("two GPUs by NCCL", "not measured: there are fewer than two")

@@ -39,7 +39,7 @@ def utilisation(device: str) -> Iterator[Samples]:
     gpu = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
     query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
     process = subprocess.Popen(
-        ["nvidia-smi", "-i", gpu, *query, f"-lms={round(1e3 * SAMPLE_S)}"],
+        ["nvidia-smi", f"--id={gpu}", *query, f"--loop-ms={round(1e3 * SAMPLE_S)}"],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -54,6 +54,10 @@ def _video(codec: str, device: str, small: bool) -> Iterator[Line]:
         taken, used = time.perf_counter() - started, time.process_time() - used
         made = [clip for clip in results if isinstance(clip, EncodedClip)]
         yield Line(f"{codec}: clips made", float(len(made)), at_least=len(clips))
+        if refused := [result for result in results if not isinstance(result, EncodedClip)]:
+            yield Line(f"{codec}: a clip", str(refused[0]), failed=True)
+        if not made:
+            return
         yield Line(f"{codec}: speed", frames / taken, "frames/s")
         yield Line(f"{codec}: time of a core per clip", used / len(clips), "s")
         ledger, size = Ledger.unpack(packed), made[0].size

@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu import memory
 from benchmarks.gpu.__main__ import PARTS, main, run_part
 from benchmarks.gpu.device import usable_device
 from benchmarks.gpu.line import Line, attempt
 from benchmarks.gpu.made_build import write_build
 from benchmarks.gpu.moving_pictures import moving_pictures
-from benchmarks.gpu.training import DEFAULTS, VARIANTS, settings
+from benchmarks.gpu.training import DEFAULTS, LOSSES, VARIANTS, settings
 from manifests.snapshot import open_snapshot
 from shards.reader import iterate_shard
 from tests.pipeline.decode.test_gpu import PyAVReader, reading_with
+from trainer.losses.settings import LossSettings
 
 
 @pytest.mark.slow
@@ -74,6 +76,33 @@ def test_the_settings_of_every_training_run_are_valid(
     """In small, only one of them runs."""
     made = settings(tmp_path, "run", "cpu", 2, period=2, changes=changes)
     assert made.run.device == "cpu"
+
+
+def test_the_run_with_every_loss_leaves_none_out() -> None:
+    fields = LossSettings.model_fields.items()
+    assert {*LOSSES["loss"]} == {name for name, field in fields if field.default is None}
+
+
+@pytest.mark.parametrize("free", [100, 79, 47, 31, 15])
+def test_a_gpu_is_filled_until_the_trainer_finds_no_room(
+    free: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of `free` MiB, fewer than 16 must be left. CUDA cannot run here: its memory is counted."""
+    left = free << 20
+
+    def take(size: int, **_: Any) -> int:
+        nonlocal left
+        if size > left:
+            raise torch.OutOfMemoryError
+        left -= size
+        return size
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    # One piece cannot have all of it: allocations are rounded up.
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (left + 1, 0))
+    monkeypatch.setattr(torch, "empty", take)
+    memory._all_memory()
+    assert left < memory.LEFT
 
 
 def test_a_section_that_fails_keeps_its_lines_and_says_why() -> None:
