@@ -20,7 +20,8 @@ def read_curve(run: Path, metric: str = "loss") -> list[tuple[int, float]]:
     """
     if not (run / "tensorboard").is_dir():
         raise PretrackError(f"{run} holds no run that logged to TensorBoard: check the name")
-    events: Any = EventAccumulator(str(run / "tensorboard"))
+    # 0: all values. By default, 10,000 of them are drawn at random.
+    events: Any = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     logged = events.Tags()["scalars"]
     if metric not in logged:

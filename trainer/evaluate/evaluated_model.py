@@ -51,6 +51,11 @@ class EvaluatedModel:
         """Side of a patch in pixels."""
         return self.backbone.patch
 
+    @property
+    def uses_cameras(self) -> bool:
+        """Whether the rays of cameras change its features."""
+        return self.multiview is not None and self.multiview.adapters.rays is not None
+
     def to_json(self) -> dict[str, Any]:
         """Describe the model for results."""
         return {

@@ -56,7 +56,12 @@ ENCODINGS = (
     Encoding("no cameras", cameras="none"),
     Encoding("blank images", blank=True),
 )
-"""How a multi-view model encodes a set; a probe is trained for each."""
+"""How a model that uses cameras encodes a set; a probe is trained for each."""
+WITHOUT_CAMERAS = (
+    Encoding("", cameras="none"),
+    Encoding("each view alone", views="single", cameras="none"),
+)
+"""The same for a multi-view model without rays."""
 
 _TESTED = 0.1  # share of an object's collections, at least one of several
 
@@ -143,11 +148,15 @@ def evaluate_normals_in_sets(
 
     controls: whether a multi-view model has rows beside its own
     """
-    encodings = ENCODINGS if controls else ENCODINGS[:1]
     return {
         encoding.title: train_and_score(set_levels(model, encoding), model.patch, root, settings)
-        for encoding in encodings
+        for encoding in set_encodings(model)[: None if controls else 1]
     }
+
+
+def set_encodings(model: EvaluatedModel) -> tuple[Encoding, ...]:
+    """Return the ways to encode a set; a plain model has only the first."""
+    return ENCODINGS if model.uses_cameras else WITHOUT_CAMERAS
 
 
 def set_levels(model: EvaluatedModel, encoding: Encoding) -> SetLevels:
@@ -159,10 +168,14 @@ def set_levels(model: EvaluatedModel, encoding: Encoding) -> SetLevels:
 
     def features(images: Tensor, cameras: ShownCameras) -> Sequence[Tensor]:
         shown = grey_images(images, model) if encoding.blank else images
+        given = cameras if encoding.cameras == "right" else None
         if encoding.views == "single":
-            each = [encode(shown[i : i + 1], cameras.only(i)) for i in range(len(shown))]
+            each = [
+                encode(shown[i : i + 1], given.only(i) if given else None)
+                for i in range(len(shown))
+            ]
             return [torch.cat(level) for level in zip(*each, strict=True)]
-        return encode(shown, cameras if encoding.cameras == "right" else None)
+        return encode(shown, given)
 
     return features
 

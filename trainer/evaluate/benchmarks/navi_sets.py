@@ -28,10 +28,8 @@ def evaluate_as_pairs(
 
     Cameras are those of the crops, in OpenCV's axes. A model without rays is given none.
     """
-    multiview = model.multiview
-    assert multiview is not None
-    uses_cameras = multiview.adapters.rays is not None
-    encodings = PAIRS if uses_cameras else (Encoding("pairs", views="pairs", cameras="none"),)
+    without = (Encoding("pairs", views="pairs", cameras="none"),)
+    encodings = PAIRS if model.uses_cameras else without
     return {
         encoding.title: evaluate_navi_pairs(
             pair_features(model, encoding, final_norm), model.patch, root, settings

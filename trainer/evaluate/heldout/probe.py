@@ -37,7 +37,7 @@ from trainer.evaluate.intervals import Better, Difference, corrected, difference
 from trainer.evaluate.overlap import check_overlap
 from trainer.evaluate.results import finite_mean, versions, write_results
 from trainer.evaluate.sets.evaluation import has_controls, row_title
-from trainer.evaluate.sets.normals import TOGETHER, features_together, in_anchor_axes
+from trainer.evaluate.sets.normals import encodings_together, features_together, in_anchor_axes
 from trainer.evaluate.tables import aligned_lines, format_number, table_of_differences
 
 Floats = NDArray[np.float64]
@@ -68,8 +68,8 @@ METRICS = (
 )
 
 IN_ANCHOR_AXES = (
-    ProbeMetric("anchor_normal_error", "the same, in the anchor frame's axes", "lower"),
-    ProbeMetric("anchor_normal_near", "normals within 30 degrees, in these axes", "higher"),
+    ProbeMetric("anchor_normal_error", "the angle in the anchor frame's axes", "lower"),
+    ProbeMetric("anchor_normal_near", "normals within 30 degrees in these axes", "higher"),
 )
 """Metrics of normals in the axes of the anchor frame's camera."""
 
@@ -217,7 +217,7 @@ def probe(
     for model in models:
         features = unit_features(held_out, model, grid).numpy()
         values[model.name] = probe_features(features, surfaces, videos)
-        for encoding in TOGETHER if has_controls(model, models) else ():
+        for encoding in encodings_together(model) if has_controls(model, models) else ():
             together = features_together(held_out.clips, model, encoding, grid).numpy()
             row = row_title(model, encoding.title)
             values[row] = probe_features(together, surfaces, videos)

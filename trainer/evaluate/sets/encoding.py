@@ -80,8 +80,7 @@ def encodings_of(model: EvaluatedModel, posed: bool) -> tuple[Encoding, ...]:
     """Return the ways to encode a model: one if it sees each image alone anyway."""
     if model.multiview is None:
         return (Encoding("", views="single", cameras="none"),)
-    uses_cameras = model.multiview.adapters.rays is not None
-    return ENCODINGS if uses_cameras and posed else WITHOUT_CAMERAS
+    return ENCODINGS if model.uses_cameras and posed else WITHOUT_CAMERAS
 
 
 @torch.no_grad()

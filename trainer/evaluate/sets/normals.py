@@ -23,6 +23,11 @@ TOGETHER = (
 """How a clip's views are encoded together; the first is what a multi-view model is made for."""
 
 
+def encodings_together(model: EvaluatedModel) -> tuple[Encoding, ...]:
+    """Return the ways to encode a clip's views together: one if a model uses no cameras."""
+    return TOGETHER if model.uses_cameras else (Encoding("together", cameras="none"),)
+
+
 def in_anchor_axes(
     clips: Sequence[HeldOutClip], normals: NDArray[np.float64]
 ) -> NDArray[np.float64]:

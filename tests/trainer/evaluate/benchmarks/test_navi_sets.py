@@ -29,6 +29,7 @@ from trainer.evaluate.benchmarks.navi_set_normals import (
     ENCODINGS,
     PhotographSets,
     list_sets,
+    set_encodings,
     set_levels,
     train_and_score,
 )
@@ -36,6 +37,7 @@ from trainer.evaluate.benchmarks.navi_sets import PAIRS, pair_features
 from trainer.evaluate.benchmarks.settings import SetNormalsSettings
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.features import ShownCameras, level_features
+from trainer.evaluate.sets.normals import TOGETHER, encodings_together
 from trainer.multiview.multiview_model import ray_map
 
 SIZE = 60
@@ -218,6 +220,16 @@ def test_the_probe_sees_a_set_as_its_row_says(navi: Path, run: Path) -> None:
     torch.testing.assert_close(found["each view alone"][2][1:], one[2], rtol=0, atol=1e-5)
     apart = level_features(model)(images)
     assert (found["each view alone"][2] - apart[2]).abs().max() > 0.02  # it knows no camera
+
+
+def test_a_model_without_rays_has_no_rows_that_differ_in_cameras_alone(run: Path) -> None:
+    model = load_evaluated_model("mv", str(run))
+    assert model.multiview
+    assert set_encodings(model) == ENCODINGS
+    assert encodings_together(model) == TOGETHER
+    model.multiview.adapters.rays = None
+    assert [e.title for e in set_encodings(model)] == ["", "each view alone"]
+    assert [e.title for e in encodings_together(model)] == ["together"]
 
 
 @pytest.mark.slow
