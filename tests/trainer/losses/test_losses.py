@@ -524,7 +524,7 @@ def test_a_resumed_run_continues_its_prototypes(
     for part in parts:
         train(part)
         states.append(last_state(part))
-    (half,), (end,) = (state["losses"].values() for state in states)
+    half, end = (state["losses"]["trained.clusters.prototypes"] for state in states)
     assert half.shape == (5, end.shape[1])
     assert (end - half).abs().max() > 1e-4
     assert_same(states[1]["losses"], last_state(whole)["losses"])
@@ -546,7 +546,12 @@ def test_two_ranks_train_the_same_prototypes_and_fill_one_queue(
         for rank in (0, 1)
     )
     lengths = {name: len(values) for name, values in losses.items()}
-    assert lengths == {"queue.vectors": 50, "trained.clusters.prototypes": 5}
+    assert lengths == {
+        "queue.vectors": 50,
+        "trained.clusters.prototypes": 5,
+        "trained.view_agreement.head.weight": 1,
+        "trained.view_agreement.head.bias": 1,
+    }
     assert_same([student, losses], [theirs[0], theirs[2]])
     # Each step stores 3 patches of each of the 4 clips of both ranks.
     filled = losses["queue.vectors"].norm(dim=1) > 0.5
