@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt scripts/install_torchsort.sh
 demo: setup
 	$(RUN)/python demo.py
 
-# Run all tests. Takes about thirteen minutes on two cores.
+# Run all tests. Takes about fourteen minutes on two cores.
 test: setup
 	$(RUN)/python -m tests
 
@@ -29,7 +29,7 @@ soak: setup
 	$(RUN)/python -m tests.helpers.soak --kills 100
 	PRETRACK_FILES=200 $(RUN)/python -m pytest tests/pipeline/decode/test_random_files.py
 
-# Run the tests without the slow ones. Takes less than two minutes on two cores.
+# Run the tests without the slow ones. Takes about two and a half minutes on two cores.
 quick: setup
 	$(RUN)/python -m tests -m 'not slow'
 
