@@ -11,7 +11,7 @@ from trainer.losses.track_mean import track_mean
 
 
 class ViewAgreement(nn.Module):
-    """A trained keypoint head, and the loss that goes with it.
+    """A trained keypoint head and its loss.
 
     What frames and tracks allow of ConDense (Zhang et al., ECCV 2024), whose code is not published:
     its 2D features also agree with a rendered 3D volume, and its keypoints with those of a sparse

@@ -15,7 +15,7 @@ LARGEST_KEY = 2**62
 
 @dataclass(frozen=True)
 class SetDraws:
-    """What a part of a step draws for B sets, each of which shows M views.
+    """What a part of a step draws for B sets that show M views each.
 
     order:  [B, M]         frames that are shown, 0..T-1; the first is view 0, the origin of rays
     posed:  [B]            0 where rays are dropped, else 1
