@@ -17,7 +17,7 @@ from shards.errors import PretrackError, SettingsError
 REPOSITORY = Path(__file__).parents[3]
 EXPERIMENTS = [
     REPOSITORY / "configs" / "evidence" / name
-    for name in ("first_look.yaml", "evidence.yaml", "second_look.yaml")
+    for name in ("first_look.yaml", "second_look.yaml", "evidence.yaml", "third_look.yaml")
 ]
 
 
