@@ -30,6 +30,9 @@ _NEXT_PAGE = re.compile(r'<([^>]+)>; *rel="next"')
 _TIMEOUT_S = 60
 _RETRIES, _RETRY_S = 8, 180.0
 """A request is repeated this often, and within these seconds, as those for files are."""
+_OVERLOADED_S, _LOST_S = 0.5, 0.1
+"""Longest first wait after an answer that the hub is overloaded, and without a whole answer. It
+doubles with every try."""
 _RETRY_AFTER, _RATE_LIMIT = re.compile(r"\s*(\d+)\s*$"), re.compile(r".*;\s*t=(\d+)")
 """Headers by which the hub says how many seconds to wait. The second comes with every answer: it
 says when the limit is reset, which matters once it is reached."""
@@ -122,9 +125,9 @@ def _read_page(
     body = json.dumps(asked).encode() if asked else None
     headers = authorization() | ({"content-type": "application/json"} if asked else {})
     try:
-        with _send(Request(page, body, headers)) as answer:
-            further = _NEXT_PAGE.search(answer.headers.get("Link", ""))
-            return json.load(answer), further[1] if further else ""
+        answered, data = _send(Request(page, body, headers))
+        further = _NEXT_PAGE.search(answered.get("Link", ""))
+        return json.loads(data), further[1] if further else ""
     except HTTPError as error:
         if error.code == 404:
             return [], ""
@@ -133,26 +136,35 @@ def _read_page(
         if error.code == 429:
             raise OSError(errno.EIO, _LIMITED, url) from error
         raise OSError(errno.EIO, f"the hub failed: {error}", url) from error
-    except (URLError, HTTPException, ValueError) as error:
-        raise OSError(errno.EIO, f"the hub does not answer ({error})", url) from error
+    except (OSError, HTTPException, ValueError) as error:
+        reason = error.reason if isinstance(error, URLError) else error
+        sentence = f"the hub does not answer ({reason}); check the network and HF_ENDPOINT"
+        raise OSError(errno.EIO, sentence, url) from error
 
 
-def _send(request: Any) -> Any:
-    """Send a request and return the open answer; repeat it while the hub is overloaded.
+def _send(request: Any) -> tuple[Message, bytes]:
+    """Send a request and return the headers and the body of the answer.
 
-    Raises HTTPError, URLError.
+    It is repeated while the hub is overloaded, cannot be reached, is silent, or breaks off. Raises
+    HTTPError, OSError, HTTPException.
     """
+    from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.request import urlopen
 
     end, attempt = time.monotonic() + _RETRY_S, 0
     while True:
         try:
-            return urlopen(request, timeout=_TIMEOUT_S)
+            with urlopen(request, timeout=_TIMEOUT_S) as answer:
+                return answer.headers, answer.read()
         except HTTPError as error:
             wait = _wait_s(error.code, error.headers, attempt)
             passes = error.code == 429 or error.code >= 500
             if not passes or attempt == _RETRIES or time.monotonic() + wait > end:
+                raise
+        except (OSError, HTTPException):
+            wait = _backoff_s(_LOST_S, attempt)
+            if attempt == _RETRIES or time.monotonic() + wait > end:
                 raise
         time.sleep(wait)
         attempt += 1
@@ -164,7 +176,11 @@ def _wait_s(status: int, headers: Message, attempt: int) -> float:
         return float(match[1])
     if status == 429 and (match := _RATE_LIMIT.match(headers.get("RateLimit", ""))):
         return float(match[1])
-    return 0.5 * float(2**attempt) * random.uniform(0.5, 1)
+    return _backoff_s(_OVERLOADED_S, attempt)
+
+
+def _backoff_s(first: float, attempt: int) -> float:
+    return first * float(2**attempt) * random.uniform(0.5, 1)
 
 
 REFUSED = (

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -101,12 +104,58 @@ def test_an_overloaded_hub_is_asked_again(tmp_path: Path, monkeypatch: pytest.Mo
         assert read_file(root / "a.txt") == b"0123456789", "by the store's client"
 
 
-def test_a_listing_that_breaks_off_is_one_sentence(tmp_path: Path) -> None:
+def test_a_listing_that_breaks_off_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shards.hub.time.sleep", lambda _: None)
+    broken = (200, {"Content-Length": "100", "Connection": "close"})
     with hub_server(tmp_path) as hub:
-        hub.repositories["ada/pans"] = {"a.txt": b""}
-        hub.busy = [(200, {"Content-Length": "100", "Connection": "close"})]
+        hub.repositories["ada/pans"] = {"a.txt": b"0123456789"}
+        hub.busy = [broken] * 8
+        assert sizes_in(parse_location("hf://datasets/ada/pans")) == {"a.txt": 10}
+        hub.busy = [broken] * 9
         with pytest.raises(AccessError, match=r"the hub does not answer \(IncompleteRead"):
             sizes_in(parse_location("hf://datasets/ada/pans"))
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_hub_that_refuses_connections_or_is_silent_is_asked_again(
+    silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = b'[{"type": "file", "path": "a.txt", "size": 10}]'
+
+    class Listing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            with suppress(BrokenPipeError, ConnectionResetError):  # who asked has given up
+                self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + listed)
+
+    waited: list[float] = []
+    monkeypatch.setattr("shards.hub._TIMEOUT_S", 0.1 if silent else 60)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Listing, bind_and_activate=False) as server:
+        server.server_bind()
+        if silent:
+            server.server_activate()  # connections are accepted, and nobody answers
+        root = parse_location("hf://datasets/ada/pans")
+        with environment({"HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}"}):
+            monkeypatch.setattr("shards.hub.time.sleep", waited.append)
+            cause = "timed out" if silent else r"\[Errno 111\] Connection refused"
+            with pytest.raises(
+                AccessError,
+                match=rf"does not answer \({cause}\); check the network and HF_ENDPOINT$",
+            ):
+                sizes_in(root)
+            assert len(waited) == 8
+            assert 0.05 <= waited[0] <= 0.1
+            assert 6.4 <= waited[7] <= 12.8, "it doubles"
+
+            def begin_to_answer(_: float) -> None:
+                server.server_activate()
+                threading.Thread(target=server.serve_forever, args=[0.01]).start()
+                monkeypatch.setattr("shards.hub._TIMEOUT_S", 60)
+
+            monkeypatch.setattr("shards.hub.time.sleep", begin_to_answer)
+            assert sizes_in(root) == {"a.txt": 10}
+        server.shutdown()
 
 
 def test_a_hub_that_stays_overloaded_is_one_sentence(
