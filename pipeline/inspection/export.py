@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
 from manifests.wording import pluralise
+from pipeline.inspection.atomic_export import atomic_export
 from pipeline.inspection.colmap import write_colmap
 from pipeline.inspection.contact_sheet import clips_named, read_clip
 from pipeline.inspection.draw import colour, write_video
@@ -24,7 +21,7 @@ from pipeline.inspection.tapvid3d import write_tapvid3d
 from shards import jpeg
 from shards.clip import VISIBLE_THRESHOLD, Camera
 from shards.errors import PretrackError
-from shards.files import TEMPORARY, atomic_write, open_atomic
+from shards.files import atomic_write, open_atomic
 from shards.stored_clip import StoredClip
 
 FORMS = {
@@ -59,7 +56,7 @@ def export_clip(
     (an index), only the tracks of that grid are written. Without one, a video shows the first grid,
     and the other forms have all grids. Raises PretrackError for an unknown form, for a name that
     fits no clip or several, for an anchor that the clip does not have, for a folder that exists,
-    and for a clip that lacks what the form needs.
+    for a file that another process is exporting to, and for a clip that lacks what the form needs.
     """
     if form not in FORMS:
         raise PretrackError(
@@ -74,19 +71,10 @@ def export_clip(
             f"and there is no number {anchor} (they are counted from 0)"
         )
     path = file or Path(f"{clip.info.key}{FORMS[form]}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    chosen, notes = _chosen_anchors(clip, anchor), tuple[str, ...]()
-    if form == "mp4":
-        write_video(path, clip, anchor or 0)
-    elif form == "rerun":
-        write_rerun(path, clip, anchor)
-    elif form == "tapvid":
-        write_tapvid(path, clip, anchor)
-    elif form == "tapvid3d":
-        notes = write_tapvid3d(path, clip, chosen, exact=_has_exact_tracks(snapshot, row))
-    else:
-        with _new_folder(path) as folder:
-            notes = write_colmap(folder, clip, chosen)
+    with atomic_export(path) as temporary:
+        if not FORMS[form] and path.exists():  # files of another export would mix with these
+            raise PretrackError(f"{path} exists: remove it, or name another folder with --file")
+        notes = _write(temporary, clip, form, anchor, exact=_has_exact_tracks(snapshot, row))
     return Exported(path, notes)
 
 
@@ -108,22 +96,26 @@ def find_clip(snapshot: Snapshot, name: str) -> dict[str, Any]:
     return row
 
 
-@contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Make a temporary folder that becomes `path` when the block succeeds and is deleted otherwise.
+def _write(
+    path: Path, clip: StoredClip, form: str, anchor: int | None, exact: bool
+) -> tuple[str, ...]:
+    """Write a clip to a path that does not exist; return the notes of `Exported`.
 
-    Raises PretrackError if `path` exists: files of another export in it would mix with these.
+    exact: whether its tracks are those of a rendered scene
     """
-    if path.exists():
-        raise PretrackError(f"{path} exists: remove it, or name another folder with --file")
-    temporary = path.parent / f"{TEMPORARY}{secrets.token_hex(6)}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary)
-        raise
+    chosen = _chosen_anchors(clip, anchor)
+    if form == "colmap":
+        path.mkdir()
+        return write_colmap(path, clip, chosen)
+    if form == "tapvid3d":
+        return write_tapvid3d(path, clip, chosen, exact=exact)
+    if form == "mp4":
+        write_video(path, clip, anchor or 0)
+    elif form == "rerun":
+        write_rerun(path, clip, anchor)
+    else:
+        write_tapvid(path, clip, anchor)
+    return ()
 
 
 def _has_exact_tracks(snapshot: Snapshot, row: dict[str, Any]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.inspection.contact_sheet import read_clip
 from pipeline.inspection.export import export_clip
 from shards import jpeg
 from shards.errors import PretrackError
+from shards.files import TEMPORARY
 from shards.geometry import FrameTransform
 from shards.stored_clip import StoredClip
 from tests.helpers.clips import make_clip
@@ -165,3 +167,46 @@ def test_without_rerun_one_sentence_says_what_to_install(
     monkeypatch.setitem(sys.modules, "rerun", None)
     with pytest.raises(PretrackError, match=r"pip install 'pretrack\[rerun\]'"):
         export_clip(snapshot, "pear", "rerun", tmp_path / "pear.rrd")
+
+
+@pytest.mark.slow
+def test_a_killed_export_leaves_nothing_that_looks_whole_or_that_stays(
+    snapshot: Snapshot, tmp_path: Path
+) -> None:
+    targets = {"colmap": "model", "mp4": "pear.mp4", "tapvid": "pear.npz"}
+    # Each export is kept waiting in the moment before it gives a file or folder its name.
+    program = f"""
+import os, threading, time
+from pathlib import Path
+from manifests.snapshot import open_snapshot
+from pipeline.inspection.export import export_clip
+snapshot, written = open_snapshot(Path({str(snapshot.out)!r})), threading.Barrier(4)
+def replace(*_):
+    written.wait()
+    time.sleep(600)
+os.replace = replace
+for form, name in {targets!r}.items():
+    arguments = (snapshot, "pear", form, Path({str(tmp_path)!r}) / name)
+    threading.Thread(target=export_clip, args=arguments, daemon=True).start()
+written.wait(120)
+print("written", flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout
+            assert process.stdout.readline() == "written\n"
+            for form, name in targets.items():
+                with pytest.raises(PretrackError, match=rf"^another export is writing .*{name}: "):
+                    export_clip(snapshot, "pear", form, tmp_path / name)
+        finally:
+            process.kill()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{TEMPORARY}{name}" for name in targets.values()
+    }
+    for form, name in targets.items():
+        export_clip(snapshot, "pear", form, tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {*targets.values()}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"images", "sparse"}
