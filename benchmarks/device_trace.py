@@ -4,7 +4,8 @@
 
 Tensors have shapes and a device, and no values (torch's fake tensors). Counted are the operations
 that launch kernels, and the places where the host waits for the device: reading a value, copying
-to the host, and copying to the device without `non_blocking` or from memory that is not pinned.
+to the host, copying to the device without `non_blocking` or from memory that is not pinned, and
+decoding JPEGs (`data.decode: device`).
 
 One operation of torch is counted as one, although it may launch several kernels. Autocast changes
 nothing here, so its casts are not counted. The sorting losses count as one operation per reference
@@ -37,7 +38,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.step import make_batch
+from shards import jpeg
 from trainer.config import TrainSettings
+from trainer.data import device_decoding
 from trainer.data.batch import Batch
 from trainer.data.device_batches import CopyStream
 from trainer.distributed import Rank
@@ -78,7 +81,7 @@ def fake_cuda() -> Iterator[DeviceTrace]:
     recorder = _Recorder(trace)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with ExitStack() as stack:
-        for target, name, stand_in in _stand_ins(recorder.pinned):
+        for target, name, stand_in in _stand_ins(recorder):
             stack.enter_context(patch.object(target, name, stand_in, create=True))
         stack.enter_context(fake)
         stack.enter_context(recorder)
@@ -110,11 +113,9 @@ def move_run(run: TrainingRun) -> None:
     run.optimizer.found_inf = run.record.not_finite  # type: ignore[attr-defined]
 
 
-def _stand_ins(pinned: set[int]) -> list[tuple[Any, str, Any]]:
-    """Return (object, name, stand-in) for what needs a real device.
-
-    pinned: addresses of pinned memory
-    """
+def _stand_ins(recorder: _Recorder) -> list[tuple[Any, str, Any]]:
+    """Return (object, name, stand-in) for what needs a real device."""
+    pinned = recorder.pinned
 
     def pin(tensor: Tensor) -> Tensor:
         copied = tensor.clone()
@@ -136,6 +137,11 @@ def _stand_ins(pinned: set[int]) -> list[tuple[Any, str, Any]]:
         # torch chooses the kernel by the device's properties; any of them is one operation.
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]  # type: ignore[no-any-return]
 
+    def decoded(images: list[Tensor], device: torch.device) -> list[Tensor]:
+        recorder.wait("JPEGs decoded")
+        sizes = [jpeg.size(image.numpy().tobytes()) for image in images]
+        return [torch.empty(3, *size[::-1], dtype=torch.uint8, device=device) for size in sizes]
+
     kernels = SimpleNamespace(spearman_rows=_one_operation)
     nothing: Callable[..., None] = lambda *_: None  # noqa: E731
     stream = SimpleNamespace(wait_stream=nothing)
@@ -154,6 +160,7 @@ def _stand_ins(pinned: set[int]) -> list[tuple[Any, str, Any]]:
         (torch.cuda, "current_stream", lambda *_: stream),
         (torch.cuda, "stream", nullcontext),
         (torch.nn.utils.clip_grad, "_has_foreach_support", lambda *_: True),
+        (device_decoding, "decode_on_cuda", decoded),
         (soft_rank, "gpu_kernels", lambda *_: kernels),
         (cross_entropy, "gpu_kernel", lambda *_: _one_kernel),
     ]
@@ -196,17 +203,17 @@ class _Recorder(TorchDispatchMode):
                 return operation(*args, **kwargs)  # what the host computes has values
         name = operation.overloadpacket.__name__
         if name == "_local_scalar_dense":
-            self._wait(name)
+            self.wait(name)
             return {torch.bool: True, torch.int64: 1}.get(args[0].dtype, 1.0)
         if name == "lift_fresh":
-            self._wait("list or number copied to the device")
+            self.wait("list or number copied to the device")
             return torch.empty(args[0].shape, dtype=args[0].dtype, device=CUDA)
         if name in ("_to_copy", "copy_"):
             return self._copy(operation, name, args, kwargs)
         if name in _UNKNOWN_SIZE:
-            self._wait(name)
+            self.wait(name)
         if name.startswith("index") and any(t.ndim and t.device == CPU for t in tensors):
-            self._wait("indices copied to the device")
+            self.wait("indices copied to the device")
         result = _result(name, operation, args, kwargs)
         if _launches(operation, name, result):
             self.trace.operations[name] += 1
@@ -221,17 +228,17 @@ class _Recorder(TorchDispatchMode):
             non_blocking = args[2] if len(args) > 2 else False
         source = copied.device
         if source.type != "cpu" and target.type == "cpu":
-            self._wait("copy to the host")
+            self.wait("copy to the host")
             with unset_fake_temporarily():
                 return torch.ones(args[0].shape, dtype=kwargs.get("dtype", args[0].dtype))
         if source.type == "cpu" and not (non_blocking and _address(copied) in self.pinned):
-            self._wait("copy to the device")
+            self.wait("copy to the device")
         # Torch asks for a copy here even where the device and the type are the right ones already.
         if name == "copy_" or source.type == "cpu" or kwargs.get("dtype") != args[0].dtype:
             self.trace.operations[name] += 1
         return operation(*args, **kwargs)
 
-    def _wait(self, what: str) -> None:
+    def wait(self, what: str) -> None:
         frames = [
             frame
             for frame in traceback.extract_stack()

@@ -11,6 +11,9 @@ from shards.errors import ShardError
 LARGEST = 1 << 27
 """Most pixels that a reader accepts, four times an 8K frame; more is damage or an attack."""
 
+END = b"\xff\xd9"
+"""The marker that ends a JPEG."""
+
 
 def encode(frame: NDArray[np.uint8], quality: int) -> bytes:
     """Encode a frame [H, W, 3] RGB as JPEG with 4:2:0 chroma; `quality` 1..100."""
@@ -20,7 +23,7 @@ def encode(frame: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def decode(
-    data: bytes, reduction: int = 1, memory: NDArray[np.uint8] | None = None
+    data: bytes | NDArray[np.uint8], reduction: int = 1, memory: NDArray[np.uint8] | None = None
 ) -> NDArray[np.uint8]:
     """Decode JPEG bytes to RGB [H, W, 3], at full, 1/2, 1/4 or 1/8 scale (`reduction`).
 
@@ -43,7 +46,7 @@ def decode(
         raise ShardError(f"not a readable JPEG ({error})") from error
 
 
-def size(data: bytes) -> tuple[int, int]:
+def size(data: bytes | NDArray[np.uint8]) -> tuple[int, int]:
     """Read (width, height) from the header. Raises ShardError if that fails or claims too much."""
     try:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)

@@ -25,7 +25,7 @@ from trainer.methods.chosen import METHODS
 log = logging.getLogger(__name__)
 
 FREE_TO_CHANGE = {
-    "data": {"out", "snapshot", "on_error", "cache", "resize", "cameras"},
+    "data": {"out", "snapshot", "on_error", "cache", "resize", "decode", "cameras"},
     "model": {"weights"},
     "run": {
         "out",

@@ -175,6 +175,11 @@ class DataSettings(Settings):
     batch on the device that trains. `device` saves up to a quarter of the workers' CPU time;
     samples are the same to one grey level. It takes more shared memory, because workers then send
     crops as large as they are stored."""
+    decode: Literal["worker", "device"] = "worker"
+    """Where images are decoded: in the loader's workers, or on the device that trains, batch by
+    batch, which takes `resize: device`. `device` leaves only reading to the workers. On CUDA it
+    uses nvJPEG, through torchvision, whose pixels differ from the CPU's by a grey level on average.
+    Images are then always decoded at full scale, with the boxes that `reduced_decoding` draws."""
     cameras: bool = False
     """Adds each frame's camera to the samples: `intrinsics`, `world_to_camera` and `posed`, of what
     is shown after crop, resize and flip. `method: multiview` uses them, and sets this."""
@@ -217,6 +222,19 @@ class DataSettings(Settings):
         if self.snapshot is not None and len(self.out) > 1:
             raise ValueError("'snapshot' can only be named where 'out' is one folder")
         return self
+
+    @model_validator(mode="after")
+    def _check_decode(self) -> DataSettings:
+        if self.decode == "device" and self.resize == "worker":
+            raise ValueError(
+                "'decode: device' leaves nothing for workers to resize: set 'resize: device' too"
+            )
+        return self
+
+    @property
+    def decodes_reduced(self) -> bool:
+        """Whether images may be decoded at reduced scale. torchvision's nvJPEG cannot do that."""
+        return self.reduced_decoding and self.decode == "worker"
 
     @model_validator(mode="after")
     def _check_control(self) -> DataSettings:

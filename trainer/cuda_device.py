@@ -17,7 +17,7 @@ from shards.errors import PretrackError
 
 BFLOAT16_CAPABILITY = (8, 0)
 """The first compute capability with bfloat16 in its tensor cores (A100)."""
-_OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.IGNORECASE)
 """What torch, CUDA, cuBLAS and cuDNN say if memory runs out."""
 _BUSY = re.compile(r"busy or unavailable", re.IGNORECASE)
 _NO_KERNEL = re.compile(r"no kernel image", re.IGNORECASE)
@@ -76,7 +76,7 @@ def _run_kernel(device: torch.device) -> None:
 def _why_unusable(device: torch.device, error: RuntimeError) -> str:
     """Return a sentence for an error that the first use of a device raised."""
     message = " ".join(str(error).split())
-    if _OUT_OF_MEMORY.search(message):
+    if OUT_OF_MEMORY.search(message):
         return out_of_memory(device)
     if _BUSY.search(message):
         return (
@@ -113,7 +113,7 @@ def explain_out_of_memory(device: torch.device) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if device.type != "cuda" or not _OUT_OF_MEMORY.search(str(error)):
+        if device.type != "cuda" or not OUT_OF_MEMORY.search(str(error)):
             raise
         raise PretrackError(out_of_memory(device)) from error
 

@@ -36,6 +36,7 @@ from trainer.data.clip_table import open_snapshots
 from trainer.data.control import CONTROLS
 from trainer.data.dataset import ClipDataset
 from trainer.data.device_batches import CopyStream
+from trainer.data.device_decoding import check_decoder
 from trainer.data.device_frames import make_frames
 from trainer.data.loader import Loader, explain_killed_workers
 from trainer.distributed import (
@@ -149,6 +150,8 @@ class TrainingRun:
         self._check_clips(checkpoint["clips"] if checkpoint else None)
         self.sampler = self.dataset.sampler(run.batch_size, rank.number, rank.world, self.step)
         check_batch_split(settings, rank.world)
+        if settings.data.decode == "device":
+            check_decoder(rank.device)
         epochs = run.epochs or 0
         self.last_step = run.steps or max(1, round(epochs * self.sampler.steps_per_epoch))
         self.loader = Loader(self.dataset, self.sampler, run.workers, pin=on_cuda)

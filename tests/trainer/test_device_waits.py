@@ -127,10 +127,12 @@ MULTIVIEW = {
         (PUBLISHED, 0),
         (SCORED, 0),
         (MULTIVIEW, 0),
+        # nvJPEG by torchvision is synchronous; it runs beside the step before.
+        ({"data": {"resize": "device", "decode": "device"}}, 1),
         # It needs the number of near pairs of points.
         ({"loss": {"sorting": 0, "smooth_ap": {}}}, 1),
     ],
-    ids=["published", "scored", "multiview", "smooth_ap"],
+    ids=["published", "scored", "multiview", "decode", "smooth_ap"],
 )
 def test_a_step_of_any_method_or_loss_waits_only_where_it_must(
     settings: Make, scenes: Path, changes: dict[str, Any], per_step: int

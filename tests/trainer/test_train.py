@@ -262,13 +262,17 @@ def test_a_killed_and_resumed_run_equals_an_unbroken_one(
     assert len(list((tmp_path / "broken" / "checkpoints").iterdir())) == 2  # run.keep
 
 
-def test_frames_may_be_resized_elsewhere_in_a_resumed_run(settings: Make, tmp_path: Path) -> None:
-    def run(name: str, steps: int, resize: str) -> TrainSettings:
+def test_frames_may_be_resized_and_decoded_elsewhere_in_a_resumed_run(
+    settings: Make, tmp_path: Path
+) -> None:
+    def run(name: str, steps: int, resize: str, decode: str = "worker") -> TrainSettings:
         run = {"steps": steps, "out": tmp_path / name, "accumulate": 2}
-        return settings(data={"resize": resize}, optim={"lr": 1e-3, "period": 4}, run=run)
+        data = {"resize": resize, "decode": decode, "reduced_decoding": False}
+        return settings(data=data, optim={"lr": 1e-3, "period": 4}, run=run)
 
     train(run("unbroken", 4, "worker"))
     train(run("broken", 2, "device"))
+    train(run("broken", 3, "device", "device"))
     train(run("broken", 4, "worker"))
     a, b = (last_state(run(name, 4, "worker")) for name in ("unbroken", "broken"))
     for part in ("step", "student", "teacher", "optimizer"):

@@ -209,6 +209,16 @@ def _check_sizes(images: Sequence[bytes], size: tuple[int, int]) -> None:
             )
 
 
+def check_jpegs(images: Sequence[bytes], size: tuple[int, int]) -> None:
+    """Raise ShardError unless all images have this (width, height) and end as JPEGs do.
+
+    Damage between their headers and their ends is found only when they are decoded.
+    """
+    _check_sizes(images, size)
+    if not all(image.endswith(jpeg.END) for image in images):
+        raise ShardError("not a whole JPEG (the marker at its end is missing)")
+
+
 def largest_box(width: int, height: int, settings: DataSettings) -> tuple[int, int]:
     """Return the largest (width, height) of a box that `decode_and_crop` makes from a frame.
 

@@ -19,7 +19,8 @@ class Batch(TypedDict):
 
     frames:        uint8   [B, T, 3, S, S]  RGB; frame 0 is the anchor frame. With `data.resize:
                                             device` the loader yields crops, boxes and colours
-                                            instead, and `device_frames.make_frames` makes frames
+                                            instead, and `device_frames.make_frames` makes frames;
+                                            with `data.decode: device` JPEGs in place of crops
     teacher_frame: uint8   [B, 3, S, S]     the anchor frame before colour changes; only with
                                             `colour.student_only`
     positions:     float32 [B, T, N, 2]     (x, y) in pixels of `frames`, pixel centres at integers
@@ -29,6 +30,10 @@ class Batch(TypedDict):
     key:           B strings                the clips' keys
     crops:         uint8   [B, T, P, 3]     RGB pixels of each frame's box, row by row; P is that of
                                             the largest box of the dataset, others end earlier
+    jpegs:         uint8   [B, Q]           JPEGs of each clip's frames, one after the other; on the
+                                            host, as an array of NumPy, like the next two
+    jpeg_sizes:    int32   [B, T]           bytes of each of them
+    corners:       int32   [B, T, 2]        left and top pixel of each frame's box
     boxes:         int32   [B, T, 3]        height and width of each box, and 1 for a flip; on the
                                             host, as an array of NumPy
     colours:       float64 [B, T, 10]       `ColourChange.numbers`; on the host like `boxes`; only
@@ -53,6 +58,9 @@ class Batch(TypedDict):
     inside: Tensor
     key: str | list[str]
     crops: NotRequired[Tensor]
+    jpegs: NotRequired[NDArray[np.uint8]]
+    jpeg_sizes: NotRequired[NDArray[np.int32]]
+    corners: NotRequired[NDArray[np.int32]]
     boxes: NotRequired[NDArray[np.int32]]
     colours: NotRequired[NDArray[np.float64]]
     intrinsics: NotRequired[Tensor]

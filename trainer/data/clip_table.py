@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.fingerprint import fingerprint_lines
@@ -91,6 +92,11 @@ class ClipTable:
         row = index - self._starts[part]
         values: dict[str, Any] = {name: column[row] for name, column in self._parts[part].items()}
         return Clip(**values)
+
+    @property
+    def largest_frame(self) -> int:
+        """Bytes of the largest JPEG of all clips; 0 if none has any."""
+        return pc.max(pc.list_flatten(self.table["frame_sizes"])).as_py() or 0
 
     @property
     def identity(self) -> str:

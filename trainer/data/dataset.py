@@ -135,6 +135,8 @@ class ClipDataset(Dataset[Batch]):
     def load(self, indices: Sequence[SampleIndex], memory: Tensor | None = None) -> PackedBatch:
         """Read and decode the samples of `indices`, as crops with `resize: device`.
 
+        With `decode: device` they are only read.
+
         memory: uint8, at least `batch_shape(len(indices)).num_bytes`; None allocates it.
 
         Raises ShardError.
@@ -169,6 +171,8 @@ class ClipDataset(Dataset[Batch]):
         Raises PretrackError if they follow from impossible sizes in the tables.
         """
         shape = self._frames_shape(clips)
+        if self.settings.decode == "device":
+            return replace(shape, jpeg_bytes=self.settings.frames * self._largest_jpeg)
         if self.settings.resize == "device":
             return replace(shape, crop_pixels=self._crop_pixels)
         return shape
@@ -200,6 +204,17 @@ class ClipDataset(Dataset[Batch]):
                 )
         boxes = [largest_box(size["width"], size["height"], self.settings) for size in sizes]
         return max(width * height for width, height in boxes)
+
+    @cached_property
+    def _largest_jpeg(self) -> int:
+        """Bytes of the largest frame, by the tables. Raises PretrackError if it is impossible."""
+        largest = self.clips.largest_frame
+        if not 0 < largest <= 3 * jpeg.LARGEST:
+            folders = ", ".join(str(snapshot.out) for snapshot in self.snapshots)
+            raise PretrackError(
+                f"the tables in {folders} are damaged: no clip has a frame of {largest} bytes"
+            )
+        return largest
 
     def read(self, index: SampleIndex) -> EncodedClip:
         """Read a sample's frames and tracks, without decoding its frames. Raises ShardError."""

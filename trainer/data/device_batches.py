@@ -1,7 +1,8 @@
 """From the loader's batches to batches on the device, which the training step takes.
 
 On CUDA a batch is copied on a stream of its own, so that the copy overlaps with the step before:
-the host is ahead of the device, and never waits for a copy.
+the host is ahead of the device, and never waits for a copy. JPEGs are decoded on the same stream
+(`data.decode: device`); for that the host does wait, while the device works on the step before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.batch import Batch
+from trainer.data.device_decoding import decode_crops
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -33,10 +35,10 @@ def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class CopyStream:
-    """Copies what a step needs to a device: on CUDA by a stream of its own.
+    """Copies what a step needs to a device, and decodes it: on CUDA by a stream of its own.
 
     What it returns can be used at once by the current stream, which waits for the copy; the host
-    does not.
+    does not, but for decoding.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,14 +46,12 @@ class CopyStream:
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def copy(self, batch: Batch, indices: Tensor) -> tuple[Batch, Tensor]:
-        """Return a batch and a tensor of indices on the device."""
+        """Return a batch and a tensor of indices on the device. Raises as `decode_crops` does."""
         if self.stream is None:
-            return to_device(batch, self.device), indices.to(self.device)
+            return decode_crops(to_device(batch, self.device)), indices.to(self.device)
         with torch.cuda.stream(self.stream):
-            moved, moved_indices = (
-                to_device(batch, self.device),
-                copy_to_device(indices, self.device),
-            )
+            moved_indices = copy_to_device(indices, self.device)
+            moved = decode_crops(to_device(batch, self.device))
         current = torch.cuda.current_stream(self.device)
         current.wait_stream(self.stream)
         # The allocator must not give this memory to the next copy while the step still reads it.

@@ -1,4 +1,4 @@
-"""Make the frames of a batch from its crops, on the device (`data.resize: device`)."""
+"""Make the frames of a batch on the device, from crops or JPEGs (`data.resize: device`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from trainer.config import DataSettings
 from trainer.data.batch import Batch
 from trainer.data.device_colour import change_many_colours
+from trainer.data.device_decoding import decode_crops
 from trainer.data.device_resize import resize_boxes
 
 
@@ -16,8 +17,10 @@ def make_frames(batch: Batch, settings: DataSettings) -> Batch:
     """Resize, flip and change the colours of a batch's crops; return it with frames instead.
 
     It runs on the device that has the crops, and on its current stream; nothing waits for the
-    device. A batch that has frames is returned as it is.
+    device. JPEGs are decoded to crops first, as by `decode_crops`, which waits. A batch that has
+    frames is returned as it is.
     """
+    batch = decode_crops(batch)
     if "crops" not in batch:
         return batch
     crops, boxes = batch["crops"], batch["boxes"]

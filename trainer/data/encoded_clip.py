@@ -13,7 +13,12 @@ from shards.clip import Camera
 from shards.epipolar import camera_row, usable_cameras
 from shards.geometry import FrameTransform, shown_cameras
 from trainer.config import DataSettings
-from trainer.data.augment import decode_and_crop, decode_and_transform, transform_points
+from trainer.data.augment import (
+    check_jpegs,
+    decode_and_crop,
+    decode_and_transform,
+    transform_points,
+)
 from trainer.data.colour import change_colours, draw_colour_changes
 from trainer.data.packed_batch import PackedBatch
 
@@ -54,9 +59,9 @@ class EncodedClip:
 
 
 def decode_clip(clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings) -> None:
-    """Decode a clip into a slot of a batch, as frames or, if the batch has them, as crops.
+    """Decode a clip into a slot of a batch, as frames or crops, or put its JPEGs there.
 
-    Raises ShardError for a damaged image.
+    Raises ShardError for a damaged image; of a JPEG that is not decoded, only its ends are checked.
     """
     copy_tracks(clip, batch, slot)
     if batch.shape.cameras:
@@ -64,6 +69,8 @@ def decode_clip(clip: EncodedClip, batch: PackedBatch, slot: int, settings: Data
     batch.keys[slot] = clip.key
     if batch.shape.crop_pixels:
         _decode_crops(clip, batch, slot, settings)
+    elif batch.shape.jpeg_bytes:
+        _copy_jpegs(clip, batch, slot, settings)
     else:
         _decode_frames(clip, batch, slot, settings)
 
@@ -77,7 +84,7 @@ def _decode_frames(
         clip.images,
         clip.transforms,
         size=clip.size,
-        reduce=settings.reduced_decoding,
+        reduce=settings.decodes_reduced,
         into=frames.numpy(),
     )
     if settings.colour.student_only:
@@ -93,10 +100,26 @@ def _decode_crops(clip: EncodedClip, batch: PackedBatch, slot: int, settings: Da
             clip.images,
             clip.transforms,
             size=clip.size,
-            reduce=settings.reduced_decoding,
+            reduce=settings.decodes_reduced,
             into=batch.crops[slot].numpy(),
         )
     )
+    _draw_colours(clip, batch, slot, settings)
+
+
+def _copy_jpegs(clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings) -> None:
+    """Copy a clip's JPEGs, and write down what is to be done to their pictures."""
+    check_jpegs(clip.images, clip.size)
+    jpegs = b"".join(clip.images)
+    batch.jpegs[slot].numpy()[: len(jpegs)] = np.frombuffer(jpegs, np.uint8)
+    batch.jpeg_sizes[slot].numpy()[:] = [len(image) for image in clip.images]
+    batch.corners[slot].numpy()[:] = [(t.left, t.top) for t in clip.transforms]
+    batch.boxes[slot].numpy()[:] = [(t.height, t.width, t.flip) for t in clip.transforms]
+    _draw_colours(clip, batch, slot, settings)
+
+
+def _draw_colours(clip: EncodedClip, batch: PackedBatch, slot: int, settings: DataSettings) -> None:
+    """Draw what is to be done to the colours of a clip's frames, if anything is."""
     if settings.colour.changes:
         changes = draw_colour_changes(len(clip.images), settings.colour, clip.random)
         batch.colours[slot] = torch.tensor(

@@ -51,7 +51,8 @@ class Loader:
     after `load_state_dict`, with any number of workers and ranks.
 
     With `data.resize: device`, batches have crops: copy them to the device (`device_batches`), and
-    make their frames there (`device_frames.make_frames`).
+    make their frames there (`device_frames.make_frames`). With `data.decode: device`, they have
+    JPEGs, which the same functions decode.
 
     skipped: clips so far that were replaced because they could not be read
     pin:     batches are in pinned memory where there is a CUDA device

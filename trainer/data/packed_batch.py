@@ -24,6 +24,8 @@ class BatchShape:
     teacher_frames: whether each clip has a second anchor frame in its original colours
     crop_pixels:    pixels of the largest crop, P, if frames are still to be resized (`data.resize:
                     device`); the batch then has crops instead of frames
+    jpeg_bytes:     bytes for the JPEGs of a clip, Q, if frames are still to be decoded too
+                    (`data.decode: device`); the batch then has JPEGs instead of frames
     cameras:        whether it has the frames' cameras (`data.cameras`)
     track_weights:  whether it has weights of tracks (`tracks.epipolar_weight_px`)
     """
@@ -34,6 +36,7 @@ class BatchShape:
     points: int
     teacher_frames: bool
     crop_pixels: int = 0
+    jpeg_bytes: int = 0
     cameras: bool = False
     track_weights: bool = False
 
@@ -43,22 +46,27 @@ class BatchShape:
         # Larger numbers come first, because they need an aligned start.
         points = (self.clips, self.frames, self.points)
         crops = self.clips if self.crop_pixels else 0
-        resized = self.clips - crops
+        encoded = self.clips if self.jpeg_bytes else 0
+        unfinished = crops + encoded
+        resized = self.clips - unfinished
         posed = self.clips if self.cameras else 0
         weighted = self.clips if self.track_weights else 0
         return [
             (torch.float32, (*points, 2)),
-            (torch.float64, (crops, self.frames, COLOUR_NUMBERS)),
+            (torch.float64, (unfinished, self.frames, COLOUR_NUMBERS)),
             (torch.float32, (posed, self.frames, 3, 3)),
             (torch.float32, (posed, self.frames, 3, 4)),
             (torch.float32, (weighted, self.points)),
-            (torch.int32, (crops, self.frames, 3)),
+            (torch.int32, (unfinished, self.frames, 3)),
+            (torch.int32, (encoded, self.frames, 2)),
+            (torch.int32, (encoded, self.frames)),
             (torch.uint8, points),
             (torch.uint8, points),
             (torch.uint8, (posed,)),
             (torch.uint8, (resized, self.frames, 3, self.size, self.size)),
             (torch.uint8, (resized * self.teacher_frames, 3, self.size, self.size)),
             (torch.uint8, (crops, self.frames, self.crop_pixels, 3)),
+            (torch.uint8, (encoded, self.jpeg_bytes)),
         ]
 
     @property
@@ -82,15 +90,16 @@ class PackedBatch:
     confidence:    uint8 [B, T, N], 255 = certainly right
     frames:        uint8 [B, T, 3, S, S]
     teacher_frame: uint8 [B, 3, S, S], or [0, 3, S, S] without teacher frames
-    crops, boxes:  as in `Batch`
+    crops, boxes, corners, jpegs, jpeg_sizes: as in `Batch`
     colours:       float64 [B, T, COLOUR_NUMBERS], as in `Batch`
     intrinsics, world_to_camera, posed: as in `Batch`, of 0 clips without `shape.cameras`
     track_weights: as in `Batch`, of 0 clips without `shape.track_weights`
     keys:          the clips' keys [B]
     left_out:      per clip slot, a sentence for each clip that could not be read for it
 
-    Without `shape.crop_pixels`, crops, boxes and colours have 0 clips; with it, frames and teacher
-    frames have.
+    Pictures are in one of three forms, and the others have 0 clips: frames and teacher frames;
+    with `shape.crop_pixels` crops; with `shape.jpeg_bytes` JPEGs, their sizes and corners. Boxes
+    and colours come with crops and with JPEGs.
     """
 
     memory: Tensor
@@ -112,12 +121,15 @@ class PackedBatch:
             self.world_to_camera,
             self.track_weights,
             self.boxes,
+            self.corners,
+            self.jpeg_sizes,
             self.visibility,
             self.confidence,
             self.posed,
             self.frames,
             self.teacher_frame,
             self.crops,
+            self.jpegs,
         ) = (
             part.view(dtype).view(shape)
             for part, (dtype, shape) in zip(
@@ -126,25 +138,38 @@ class PackedBatch:
         )
 
     def copy_from(self, other: PackedBatch) -> None:
-        """Copy another batch of this shape, without the unused memory after its crops."""
-        fixed = self.shape.num_bytes - self.crops.numel()
+        """Copy another batch of this shape, without unused memory after its crops or JPEGs."""
+        fixed = self.shape.num_bytes - self.crops.numel() - self.jpegs.numel()
         self.memory[:fixed].copy_(other.memory[:fixed])
-        sizes = self.boxes[..., :2].prod(-1).flatten().tolist()
-        pairs = zip(self.crops.flatten(0, 1), other.crops.flatten(0, 1), strict=True)
-        for (crop, other_crop), size in zip(pairs, sizes, strict=True):
-            crop[:size].copy_(other_crop[:size])
+        if self.shape.crop_pixels:
+            sizes = self.boxes[..., :2].prod(-1).flatten().tolist()
+            pairs = zip(self.crops.flatten(0, 1), other.crops.flatten(0, 1), strict=True)
+        else:
+            sizes = self.jpeg_sizes.sum(-1).tolist()
+            pairs = zip(self.jpegs, other.jpegs, strict=True)
+        for (ours, theirs), size in zip(pairs, sizes, strict=True):
+            ours[:size].copy_(theirs[:size])
 
     def unpack(self, settings: DataSettings) -> Batch:
         """Return the batch that users see. Frames and positions share this batch's memory."""
         images: dict[str, Any] = {"frames": self.frames}
         if self.shape.crop_pixels:
-            # Copies: an asynchronous copy to a device from within pinned memory that torch does not
-            # recognise would not keep that memory from being reused.
-            images = {"crops": self.crops, "boxes": self.boxes.numpy().copy()}
-            if settings.colour.changes:
-                images["colours"] = self.colours.numpy().copy()
+            images = {"crops": self.crops}
+        elif self.shape.jpeg_bytes:
+            # Views: decoders are done with the JPEGs when they return.
+            images = {
+                "jpegs": self.jpegs.numpy(),
+                "jpeg_sizes": self.jpeg_sizes.numpy(),
+                "corners": self.corners.numpy(),
+            }
         elif settings.colour.student_only:
             images["teacher_frame"] = self.teacher_frame
+        if "frames" not in images:
+            # Copies: an asynchronous copy to a device from within pinned memory that torch does not
+            # recognise would not keep that memory from being reused.
+            images["boxes"] = self.boxes.numpy().copy()
+            if settings.colour.changes:
+                images["colours"] = self.colours.numpy().copy()
         tracks = {
             "positions": self.positions,
             "visibility": self.visibility.to(torch.float32) / 255,

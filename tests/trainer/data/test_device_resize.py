@@ -65,7 +65,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def opened(out: Path, **changes: object) -> ClipDataset:
+def opened(out: Path | str, **changes: object) -> ClipDataset:
     values = {"out": out, "size": 84, "step": 1, "frames": 3, "resize": "device"}
     settings = DataSettings.model_validate(values | changes)
     return ClipDataset(open_snapshots(settings), settings, seed=3)
