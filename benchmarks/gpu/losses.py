@@ -139,13 +139,13 @@ def _first_call(name: str, n: int, device: str) -> Iterator[Line]:
 
 def _programs(n: int, rows: int, device: str) -> Iterator[Line]:
     """Time the cross-entropy with other numbers of programs per multiprocessor."""
-    from trainer.losses.sorting import triton_kernel
+    from trainer.losses.sorting.cross_entropy_kernel import launch
 
     x, y = (0.1 * _rows(n, rows, seed=seed).to(device) for seed in (0, 1))
-    loss, chosen = partial(_cross_entropy_gradients, x, y), triton_kernel.PROGRAMS_PER_SM
+    loss, chosen = partial(_cross_entropy_gradients, x, y), launch.PROGRAMS_PER_SM
     times = {}
     for count in PROGRAMS:
-        with patch.object(triton_kernel, "PROGRAMS_PER_SM", count):
+        with patch.object(launch, "PROGRAMS_PER_SM", count):
             times[count] = milliseconds(loss, device, rounds=5)
         name = f"cross-entropy, n = {n}, {count} programs per multiprocessor"
         yield Line(name, times[count], "ms")

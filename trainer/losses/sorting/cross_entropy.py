@@ -9,7 +9,7 @@ the fraction c of its wires a and b. Its contribution to the derivative of <P, T
 over items of (X_a - X_b) (Y_a - Y_b), where X = M1 ... Ml is the state before the layer and
 Y = T ML ... M(l+2) is the adjoint state after it.
 
-On CUDA, `trainer.losses.sorting.triton_kernel` computes this. In PyTorch a state is
+On CUDA, `trainer.losses.sorting.cross_entropy_kernel.launch` computes this. In PyTorch a state is
 [wires, items, rows]: the pairs of a layer are a reshape of the first axis, and every operation runs
 along rows, which are contiguous. After a block of the bitonic network, only wires within its runs
 of 2^k have been compared: the state is then [wires, 2^k, rows], where a wire's items are those of
@@ -116,7 +116,7 @@ def gpu_kernel(
     """
     try:
         kernel: RowFunction = import_module(
-            "trainer.losses.sorting.triton_kernel"
+            "trainer.losses.sorting.cross_entropy_kernel.launch"
         ).cross_entropy_rows
         row = torch.zeros(1, n, device=device)
         kernel(row, row, sorts, 1e-6, wanted)

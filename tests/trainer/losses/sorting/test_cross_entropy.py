@@ -240,11 +240,11 @@ def test_expected_ranks_equal_the_permutation_times_positions(
 
 INTERPRETED = """
 import torch
-from trainer.losses.sorting import triton_kernel as sorting_triton
+from trainer.losses.sorting.cross_entropy_kernel import launch
 from trainer.losses.sorting.cross_entropy import cross_entropy_rows
 from trainer.losses.sorting.network import Sort
 
-sorting_triton.ODD_EVEN_TILE = 512  # fewer operations: the interpreter's time grows with them
+launch.ODD_EVEN_TILE = 512  # fewer operations: the interpreter's time grows with them
 cauchy = [("bitonic", "cauchy", (True, True)), ("odd_even", "cauchy", (True, False))]
 logistic = [("bitonic", "logistic", (False, True)), ("odd_even", "logistic", (False, False))]
 # Of 13 wires all are in one run and one program takes two rows; of 49, some are padding.
@@ -252,7 +252,7 @@ for n, rows, cases in ((13, 3, cauchy + logistic), (49, 1, cauchy), (64, 1, logi
     x, y = 0.2 * torch.randn(2, rows, n, generator=torch.Generator().manual_seed(n))
     for network, distribution, wanted in cases:
         sorts = Sort(network, 20.0, distribution), Sort(network, 3.0, distribution)
-        ours = sorting_triton.cross_entropy_rows(x, y, sorts, 1e-6, wanted)
+        ours = launch.cross_entropy_rows(x, y, sorts, 1e-6, wanted)
         theirs = cross_entropy_rows(x, y, sorts, 1e-6, wanted)
         for mine, other in zip(ours, theirs):
             assert (mine is None) == (other is None)

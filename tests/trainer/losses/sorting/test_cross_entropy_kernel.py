@@ -16,7 +16,7 @@ from triton.backends import nvidia  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from trainer.losses.sorting import triton_kernel  # noqa: E402
+from trainer.losses.sorting.cross_entropy_kernel import launch, rows  # noqa: E402
 
 TOOL = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
 
@@ -26,15 +26,15 @@ def machine_code(network: Network, n: int, folder: Path) -> dict[int, tuple[str,
 
     Both targets start from one Triton IR, and get the same code as from the source.
     """
-    constants = triton_kernel.KernelSize.of(network, n).constants()
+    constants = launch.KernelSize.of(network, n).constants()
     types = ["*fp32"] * 6 + ["*i32"] + ["i32"] * 8 + ["fp32"] * 3
-    signature = dict(zip(triton_kernel.ARGUMENTS, types, strict=True))
+    signature = dict(zip(rows.ARGUMENTS, types, strict=True))
     signature |= dict.fromkeys(constants, "constexpr")
-    source: Any = ASTSource(triton_kernel._rows, signature, constexprs=constants)
+    source: Any = ASTSource(rows.compute_rows, signature, constexprs=constants)
     code = {}
     for capability in (80, 90):
         target = GPUTarget("cuda", capability, 32)
-        kernel = triton.compile(source, target=target, options=triton_kernel.OPTIONS)
+        kernel = triton.compile(source, target=target, options=launch.OPTIONS)
         (folder / "kernel.cubin").write_bytes(kernel.asm["cubin"])
         usage, instructions = (
             subprocess.check_output([TOOL, option, folder / "kernel.cubin"], text=True)
@@ -110,13 +110,13 @@ def test_kernel_spills_nothing_and_keeps_to_its_instructions(
 
 
 def test_one_kernel_serves_all_rows_steepnesses_and_gradients() -> None:
-    size, kernel = triton_kernel.KernelSize.of, triton_kernel._rows
+    size, kernel = launch.KernelSize.of, rows.compute_rows
     constants = size("bitonic", 64).constants()
     assert size("bitonic", 49).constants() == constants
     assert size("odd_even", 49).constants() == size("odd_even", 64).constants()
     # Every other argument is passed at run time: no value of it compiles another kernel.
     arguments = [name for name in kernel.arg_names if name not in constants]
-    assert arguments == list(triton_kernel.ARGUMENTS)
+    assert arguments == list(rows.ARGUMENTS)
     assert all(
         parameter.do_not_specialize for parameter in kernel.params if parameter.name in arguments
     )
