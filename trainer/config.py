@@ -178,8 +178,9 @@ class DataSettings(Settings):
     decode: Literal["worker", "device"] = "worker"
     """Where images are decoded: in the loader's workers, or on the device that trains, batch by
     batch, which takes `resize: device`. `device` leaves only reading to the workers. On CUDA it
-    uses nvJPEG, through torchvision, whose pixels differ from the CPU's by a grey level on average.
-    Images are then always decoded at full scale, with the boxes that `reduced_decoding` draws."""
+    uses nvJPEG, through torchvision, which repeats chroma where CPUs interpolate it, so colours are
+    not quite the same. Images are then always decoded at full scale, with the boxes that
+    `reduced_decoding` draws."""
     cameras: bool = False
     """Adds each frame's camera to the samples: `intrinsics`, `world_to_camera` and `posed`, of what
     is shown after crop, resize and flip. `method: multiview` uses them, and sets this."""

@@ -1,4 +1,7 @@
-"""Loading of clips: what a core decodes, and resizing on the device (`data.resize: device`)."""
+"""Loading of clips: what a core reads, and what the device resizes and decodes.
+
+The settings are `data.resize: device` and `data.decode: device`.
+"""
 
 from __future__ import annotations
 
@@ -14,36 +17,58 @@ import torch
 from benchmarks.gpu.line import Line, attempt, milliseconds
 from benchmarks.gpu.made_build import write_build
 from benchmarks.gpu.moving_pictures import moving_pictures
+from benchmarks.gpu.pictures import differences
 from manifests.snapshot import open_snapshot
 from trainer.config import DataSettings
 from trainer.data.dataset import ClipDataset
+from trainer.data.device_batches import CopyStream, to_device
+from trainer.data.device_decoding import decode_crops
+from trainer.data.device_frames import make_frames
 from trainer.data.device_resize import resize_boxes
+from trainer.data.loader import Loader
+
+_PLACES: dict[str, dict[str, str]] = {
+    "resize: worker": {},
+    "resize: device": {"resize": "device"},
+    "decode: device": {"resize": "device", "decode": "device"},
+}
+"""Where frames are made, and the settings for it."""
 
 
 def lines(device: str, small: bool) -> Iterator[Line]:
-    """Time what a core loads, then check and time what the device resizes."""
+    """Time what a core loads, then check and time what the device resizes and decodes."""
     yield from attempt("a core", partial(_on_a_core, small))
     yield from attempt("resizing", partial(_resizing, device, small))
+    yield from attempt("decoding", partial(_decoding, device, small))
 
 
 def _on_a_core(small: bool) -> Iterator[Line]:
-    """Read and decode clips of 4 frames in this process, with either value of `data.resize`."""
-    clips, height, size = (4, 64, 32) if small else (64, 256, 224)
+    """Read clips of 4 frames in this process, as workers do with each setting."""
+    clips = 4 if small else 64
     with tempfile.TemporaryDirectory() as folder:
-        write_build(Path(folder), clips, frames=12, height=height, width=4 * height // 3, grid=16)
-        for resize in ("worker", "device"):
-            settings = DataSettings.model_validate(
-                {"out": folder, "size": size, "step": 3, "resize": resize}
-            )
-            dataset = ClipDataset([open_snapshot(Path(folder))], settings, seed=0)
+        _write_clips(Path(folder), clips, small)
+        for name, changes in _PLACES.items():
+            dataset = _opened(folder, small, **changes)
             times = []
             for number in range(2 if small else 8):
                 started = time.process_time()
                 dataset.load([(number, clip) for clip in range(clips)])
                 times.append(1e3 * (time.process_time() - started) / clips)
             # The fastest round is nearest to an idle machine.
-            yield Line(f"resize: {resize}, of a core", min(times), "ms per clip")
-            yield Line(f"resize: {resize}, a core feeds", 1e3 / min(times), "clips/s")
+            yield Line(f"{name}, of a core", min(times), "ms per clip")
+            yield Line(f"{name}, a core feeds", 1e3 / min(times), "clips/s")
+
+
+def _write_clips(folder: Path, clips: int, small: bool) -> None:
+    height = 64 if small else 256
+    write_build(folder, clips, frames=12, height=height, width=4 * height // 3, grid=16)
+
+
+def _opened(folder: str, small: bool, **changes: str) -> ClipDataset:
+    settings = DataSettings.model_validate(
+        {"out": folder, "size": 32 if small else 224, "step": 3, **changes}
+    )
+    return ClipDataset([open_snapshot(Path(folder))], settings, seed=0)
 
 
 def _resizing(device: str, small: bool) -> Iterator[Line]:
@@ -67,3 +92,20 @@ def _resizing(device: str, small: bool) -> Iterator[Line]:
     name = f"{frames} frames of {width}x{height} to {size}"
     yield Line(name, taken, "ms")
     yield Line(f"{name}, clips of 4 frames", 250 * frames / taken, "clips/s")
+
+
+def _decoding(device: str, small: bool) -> Iterator[Line]:
+    """Make the frames of a batch from JPEGs, there and on the CPU; then time the decoding alone."""
+    clips = 4 if small else 32
+    with tempfile.TemporaryDirectory() as folder:
+        _write_clips(Path(folder), clips, small)
+        dataset = _opened(folder, small, **_PLACES["decode: device"])
+        batch = next(iter(Loader(dataset, dataset.sampler(clips), pin=True)))
+    expected = make_frames(batch, dataset.settings)["frames"]
+    copied, _ = CopyStream(torch.device(device)).copy(batch, torch.zeros(1))
+    name = f"decoded on {device}"
+    yield from differences(name, make_frames(copied, dataset.settings)["frames"].cpu(), expected)
+    there = to_device(batch, torch.device(device))
+    taken = milliseconds(lambda: decode_crops(there), device)
+    yield Line(f"{name}, the trainer waits for it", taken, f"ms per batch of {clips}")
+    yield Line(name, 1e3 * clips / taken, "clips/s")

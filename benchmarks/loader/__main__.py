@@ -5,10 +5,10 @@ tracks, in one process and in two: ours in a shuffled order, the others in their
 floor only decodes and resizes JPEGs that are already in memory. Readers take turns; a ratio is the
 median over rounds of the floor's time divided by the reader's time in the same round. Times are CPU
 time of all processes together, which does not count waiting for a busy machine. With `data.resize:
-device` our reader ends with crops in the training process, and where there is a CUDA device, with
-frames on it; without one, the device's part of the work is left out. Readers whose
-package is not installed are left out (`pip install litdata mosaicml-streaming`). The data is kept
-in FOLDER, or deleted at the end if no folder is given.
+device` our reader ends with crops in the training process, and with `data.decode: device` with
+JPEGs there; where there is a CUDA device, with frames on it. Without one, the device's part of the
+work is left out. Readers whose package is not installed are left out (`pip install litdata
+mosaicml-streaming`). The data is kept in FOLDER, or deleted at the end if no folder is given.
 
 `--memory MINUTES` instead streams for this time with two workers, and prints the memory of each:
 USS is a worker's own memory, PSS adds its share of memory shared with other processes.

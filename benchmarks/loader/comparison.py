@@ -25,6 +25,7 @@ from benchmarks.loader.other_readers import (
 )
 from benchmarks.loader.pretrack_readers import (
     ours,
+    ours_decoded_on_device,
     ours_resized_on_device,
     ours_with_cameras,
     time_without_images,
@@ -42,6 +43,7 @@ READERS: dict[str, tuple[Reader, str]] = {
     "pretrack": (ours, "trainer"),
     "pretrack, `data.cameras: true`": (ours_with_cameras, "trainer"),
     "pretrack, `data.resize: device`": (ours_resized_on_device, "trainer"),
+    "pretrack, `data.decode: device`": (ours_decoded_on_device, "trainer"),
     "JPEG files in folders": (jpeg_files, "torch"),
     "litdata": (litdata_chunks, "litdata"),
     "mosaicml-streaming": (mosaic_shards, "streaming"),
@@ -105,7 +107,8 @@ def time_reader(reader: Reader, data: ClipsOnDisk, processes: int) -> float:
         pass
     started = cpu_clock()
     counted = islice(stream, CLIPS_MADE // BATCH - skipped)
-    seen = sum(len(batch["frames" if "frames" in batch else "crops"]) for batch in counted)
+    images = ("frames", "crops", "jpegs")
+    seen = sum(len(next(batch[name] for name in images if name in batch)) for batch in counted)
     seconds = cpu_clock() - started
     assert seen == CLIPS_MADE - skipped * BATCH
     return seconds * CLIPS_MADE / seen

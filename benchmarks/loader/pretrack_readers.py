@@ -22,7 +22,8 @@ from trainer.data.packed_batch import PackedBatch, empty_memory
 from trainer.data.sampler import ClipSampler, SampleIndex
 
 
-def dataset_of(data: ClipsOnDisk, resize: str = "worker", cameras: bool = False) -> ClipDataset:
+def dataset_of(data: ClipsOnDisk, **changes: Any) -> ClipDataset:
+    """Open the clips as all readers show them; `changes` are settings of `data`."""
     settings = DataSettings.model_validate(
         {
             "out": str(data.folder / "build"),
@@ -30,39 +31,43 @@ def dataset_of(data: ClipsOnDisk, resize: str = "worker", cameras: bool = False)
             "step": data.frames // 4,
             "anchor": "first",
             "direction": "forward",
-            "cameras": cameras,
+            "crop": "squash",
+            "flip": 0.0,
+            "reduced_decoding": False,
         }
-        | {"crop": "squash", "flip": 0.0, "reduced_decoding": False, "resize": resize}
+        | changes
     )
     return ClipDataset([open_snapshot(data.folder / "build")], settings, seed=1)
 
 
-def ours(
-    data: ClipsOnDisk, processes: int, resize: str = "worker", cameras: bool = False
-) -> Iterator[Any]:
+def ours(data: ClipsOnDisk, processes: int, **changes: Any) -> Iterator[Any]:
     """Read shuffled clips with this project's loader."""
-    dataset = dataset_of(data, resize, cameras)
+    dataset = dataset_of(data, **changes)
 
     class OneEpoch(ClipSampler):
         def __iter__(self) -> Iterator[list[SampleIndex]]:  # type: ignore[override]
             return islice(super().__iter__(), self.steps_per_epoch)
 
-    return iter(
-        Loader(
-            dataset,
-            OneEpoch(len(dataset), BATCH, seed=1),
-            0 if processes == 1 else processes,
-            pin=resize == "device",
-        )
+    cuda = torch.device("cuda") if torch.cuda.is_available() else None
+    on_device = dataset.settings.resize == "device"
+    loader = Loader(
+        dataset,
+        OneEpoch(len(dataset), BATCH, seed=1),
+        0 if processes == 1 else processes,
+        pin=on_device,
     )
+    for batch in loader:
+        yield make_frames(to_device(batch, cuda), dataset.settings) if on_device and cuda else batch
 
 
 def ours_resized_on_device(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
     """Read shuffled clips with this project's loader, which leaves resizing to the device."""
-    cuda = torch.device("cuda") if torch.cuda.is_available() else None
-    settings = dataset_of(data, "device").settings
-    for batch in ours(data, processes, "device"):
-        yield make_frames(to_device(batch, cuda), settings) if cuda else batch
+    return ours(data, processes, resize="device")
+
+
+def ours_decoded_on_device(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
+    """Read shuffled clips with this project's loader, which leaves decoding to the device too."""
+    return ours(data, processes, resize="device", decode="device")
 
 
 def ours_with_cameras(data: ClipsOnDisk, processes: int) -> Iterator[Any]:
