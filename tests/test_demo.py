@@ -12,7 +12,7 @@ import pytest
 import demo
 from manifests.settings import load_settings
 from pipeline.config import BuildSettings
-from pipeline.planning.catalog import split_of
+from pipeline.planning.video_rows import split_of
 from pipeline.sources.video import Video
 from trainer.config import TrainSettings
 

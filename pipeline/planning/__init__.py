@@ -1,4 +1,5 @@
 """Decide what a build has to do: compare the clips that should exist with the shards that do.
 
-Sources → `catalog` → `clip_windows` → `assignment` → `plan`, with `existing_shards` read back.
+Sources → `catalog` (from `source_listing` and `file_scans`) → `clip_windows` → `assignment` →
+`plan`, with `existing_shards` read back.
 """
