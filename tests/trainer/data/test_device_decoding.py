@@ -60,7 +60,9 @@ def assert_equal(batches: list[Batch], others: list[Batch]) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"crop": "random", "flip": 0.5, "workers": 2, "batches": 12},
+        pytest.param(
+            {"crop": "random", "flip": 0.5, "workers": 2, "batches": 12}, marks=pytest.mark.slow
+        ),
         {"crop_per_frame": True, "crop_scale": 0.05, "colour": {"jitter": 1.0, "blur": 0.5}},
         {"crop": "native", "size": 60, "colour": {"grey": 0.5, "student_only": True}},
         {"crop": "squash", "flip": 1.0, "control": "shuffled", "cameras": True},
@@ -174,6 +176,7 @@ def test_damage_within_a_picture_stops_a_run_when_it_is_decoded(tmp_path: Path) 
         decode_crops(batch)
 
 
+@pytest.mark.slow
 def test_a_device_that_cannot_decode_is_refused_in_a_sentence() -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")

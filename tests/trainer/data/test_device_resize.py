@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
@@ -45,6 +46,7 @@ def photograph(name: str, width: int, height: int) -> NDArray[np.uint8]:
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
 
 
+@cache  # a large photograph takes a tenth of a second
 def photographed_clip(number: int) -> StoredClip:
     """Make a clip of 6 photographs of one size: landscape, portrait, small or large."""
     width, height = SIZES[number % len(SIZES)]
