@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from manifests.rows import DepthFiles, VideoRow
+from manifests.rows import DepthFiles, Failure, VideoRow
 from manifests.wording import pluralise
 from pipeline.decode.messages import DepthFile, MapsRequest
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
+from pipeline.execution.decoded_clip import DecodedClip, Size, decode_failure
 from pipeline.failures import DecodeError, Reason
+from pipeline.planning.plan import PlannedClip
 from shards.clip import ClipInfo
 from shards.frame_maps import LARGEST_VALUE, NO_MAPS, FrameMaps, encode_depth, encode_mask
 
@@ -24,9 +27,29 @@ _NAMED_FRAMES = 3
 """Most frames that a note names."""
 
 
+def add_maps(
+    planned: PlannedClip,
+    clip: DecodedClip,
+    source_sizes: Mapping[int, Size],
+    video: VideoRow,
+    decoder: SubprocessDecoder,
+    *,
+    failures: list[Failure],
+) -> DecodedClip:
+    """Read a clip's depth maps and masks; unknown ones are appended to `failures`.
+
+    source_sizes: as in `read_maps`
+
+    Raises DecodeError if the decoder's process was killed or died.
+    """
+    scale, maps, unknown = read_maps(clip.info, source_sizes, video, decoder)
+    failures += [decode_failure(planned, video, error, str(error)) for error in unknown]
+    return replace(clip, info=replace(clip.info, depth_scale=scale), maps=maps)
+
+
 def read_maps(
     info: ClipInfo,
-    source_sizes: Mapping[int, tuple[int, int]],
+    source_sizes: Mapping[int, Size],
     video: VideoRow,
     decoder: SubprocessDecoder,
 ) -> tuple[float | None, FrameMaps, list[DecodeError]]:

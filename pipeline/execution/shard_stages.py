@@ -14,7 +14,8 @@ from manifests.fingerprint import fingerprint_lines
 from manifests.receipt import Receipt, shard_checksum, shard_name, shard_path, write_receipt
 from manifests.rows import Failure, ShardRow, TrackSummary, clip_row
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
-from pipeline.execution.clip_decoding import DecodedClip, decode_clips
+from pipeline.execution.clip_decoding import decode_clips
+from pipeline.execution.decoded_clip import DecodedClip
 from pipeline.execution.shard_scoring import StoredScores, score_stored
 from pipeline.execution.shard_task import ShardTask
 from shards.clip import ClipInfo

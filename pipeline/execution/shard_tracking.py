@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from manifests.rows import Failure
 from pipeline.config import BuildSettings
-from pipeline.execution.clip_decoding import DecodedClip
+from pipeline.execution.decoded_clip import DecodedClip
 from pipeline.execution.shard_stages import DecodedShard, TrackedClip, TrackedShard
 from pipeline.execution.track_summary import summarise_tracks
 from pipeline.failures import Reason

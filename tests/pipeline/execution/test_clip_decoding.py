@@ -24,7 +24,8 @@ from pipeline.config import BuildSettings
 from pipeline.decode.messages import EncodedClip
 from pipeline.decode.scan import scan
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
-from pipeline.execution.clip_decoding import ClipResult, decode_clips
+from pipeline.execution.clip_decoding import decode_clips
+from pipeline.execution.decoded_clip import ClipResult
 from pipeline.execution.shard_task import ShardTask, shard_task
 from pipeline.failures import DecodeError
 from pipeline.monitoring.progress import Progress

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from manifests.settings import check_settings
 from pipeline.config import BuildSettings
-from pipeline.execution.clip_decoding import DecodedClip
+from pipeline.execution.decoded_clip import DecodedClip
 from pipeline.execution.shard_stages import DecodedShard
 from pipeline.execution.shard_tracking import track_shard
 from pipeline.execution.tracker_worker import UNPACKING, TrackerWorker
