@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import math
 import re
 import zipfile
@@ -17,7 +16,17 @@ from typing import Any, BinaryIO, Literal
 from manifests.rows import DepthFiles, Failure
 from manifests.settings import Settings
 from pipeline.failures import Reason
-from pipeline.sources.cameras import viewpoint_camera, with_poses
+from pipeline.sources.cameras import with_poses
+from pipeline.sources.co3d_annotations import (
+    EXPLODED,
+    FRAMES_FILE,
+    SEQUENCES_FILE,
+    FrameAnnotation,
+    frames_by_sequence,
+    in_order,
+    increasing_times,
+    quality_scores,
+)
 from pipeline.sources.json_stream import items
 from pipeline.sources.listing import (
     ListedFile,
@@ -29,7 +38,6 @@ from pipeline.sources.listing import (
     images_in,
     is_image,
     number_frames,
-    path_inside,
 )
 from pipeline.sources.video import Video
 from shards.clip import Camera
@@ -40,39 +48,12 @@ TERMS = (
     "or of what is made from them"
 )
 
-FRAMES_FILE = "frame_annotations.jgz"
-SEQUENCES_FILE = "sequence_annotations.jgz"
 _DAMAGED = (OSError, EOFError, ValueError, RecursionError, zlib.error, zipfile.BadZipFile)
-_EXPLODED = 1e5
-"""Structure from motion failed if the absolute components of a translation add up to more than this
-(other loaders use the same number)."""
 _MEMBER = re.compile(r"(?:(?:.*/)?(?P<category>[^/]+)/)?(?P<sequence>[^/]+)/images/[^/]+")
 
 _MAP = re.compile(
     r"(?:(?:.*/)?(?P<category>[^/]+)/)?(?P<rest>[^/]+/(?:depths|depth_masks|masks)/[^/]+)"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _FrameAnnotation:
-    """A frame as frame_annotations.jgz describes it.
-
-    number:    the frame number of the annotations, which may differ from that in the file name
-    path:      of the image, relative to the root
-    timestamp: in seconds, or None
-    depth, depth_mask, mask: files relative to the root, "" for none; depth_scale: of the depth map
-    exploded:  whether the length of the translation shows that the reconstruction failed
-    """
-
-    number: int
-    path: str
-    timestamp: float | None
-    camera: Camera | None
-    exploded: bool
-    depth: str
-    depth_scale: float
-    depth_mask: str
-    mask: str
 
 
 @dataclass
@@ -223,14 +204,14 @@ class Co3d(Settings):
 
     def _find_in(self, category: _Category) -> Iterator[Video | Failure]:
         """Yield the videos of a category, and what is missing from it."""
-        annotated, no_annotations = self._read(category, FRAMES_FILE, _frames)
+        annotated, no_annotations = self._read(category, FRAMES_FILE, frames_by_sequence)
         if missing := sorted(annotated.keys() - category.images.keys()):
             detail = (
                 f"{len(missing)} of {len(annotated)} sequences of {category.name} "
                 f"that {FRAMES_FILE} names have no images here (first: {missing[0]})"
             )
             yield self._failure("", Reason.MISSING_SEQUENCES, detail)
-        scores, no_scores = self._read(category, SEQUENCES_FILE, _scores)
+        scores, no_scores = self._read(category, SEQUENCES_FILE, quality_scores)
         low_quality = self._low_quality(category, scores, no_scores)
         for sequence in sorted(category.images):
             if sequence in low_quality:
@@ -278,11 +259,11 @@ class Co3d(Settings):
             return {}, f"{location} cannot be read ({type(error).__name__}: {error})"
 
     def _annotated(
-        self, category: _Category, sequence: str, frames: list[_FrameAnnotation]
+        self, category: _Category, sequence: str, frames: list[FrameAnnotation]
     ) -> Iterator[Video | Failure]:
         """Yield how a sequence's images differ from its annotations, then the video of both."""
         video_id, images = f"{category.name}/{sequence}", category.images[sequence]
-        ordered = _ordered(frames)
+        ordered = in_order(frames)
         used = [frame for frame in ordered if frame.path in images]
         yield from self._differences(video_id, images, ordered)
         if not used:
@@ -292,10 +273,10 @@ class Co3d(Settings):
         why = f"{FRAMES_FILE} gives no usable viewpoint for them"
         if any(frame.exploded for frame in used):
             cameras = [None] * len(used)
-            why = f"translations of more than {_EXPLODED:g} say that its reconstruction failed"
+            why = f"translations of more than {EXPLODED:g} say that its reconstruction failed"
         poses, failures = with_poses(self.name, video_id, cameras, why)
         yield from failures
-        timestamps = _increasing([frame.timestamp for frame in used])
+        timestamps = increasing_times([frame.timestamp for frame in used])
         if timestamps is None:
             detail = (
                 f"the times of its frames in {FRAMES_FILE} are absent or do not increase: "
@@ -313,7 +294,7 @@ class Co3d(Settings):
         )
 
     def _differences(
-        self, video_id: str, images: Mapping[str, ListedFile], frames: list[_FrameAnnotation]
+        self, video_id: str, images: Mapping[str, ListedFile], frames: list[FrameAnnotation]
     ) -> Iterator[Failure]:
         """Yield how many images are missing, and how many are without an annotation."""
         if absent := [frame.path for frame in frames if frame.path not in images]:
@@ -358,7 +339,7 @@ class Co3d(Settings):
         numbers: tuple[int, ...],
         timestamps: tuple[float, ...] | None,
         cameras: tuple[Camera | None, ...] | None,
-        frames: Sequence[_FrameAnnotation],
+        frames: Sequence[FrameAnnotation],
     ) -> Video:
         masks = tuple(category.located(frame.mask) for frame in frames)
         return Video(
@@ -384,7 +365,7 @@ class Co3d(Settings):
         )
 
 
-def _depth_files(category: _Category, frames: Sequence[_FrameAnnotation]) -> DepthFiles | None:
+def _depth_files(category: _Category, frames: Sequence[FrameAnnotation]) -> DepthFiles | None:
     """Return the depth maps that the annotations of a sequence name, None if they name none.
 
     CO3D's decoder reads the 16 bits of a pixel as a float16, and multiplies by the adjustment.
@@ -438,65 +419,6 @@ def _open(root: Path, location: str) -> Iterator[BinaryIO]:
             yield inside  # type: ignore[misc]
 
 
-def _frames(rows: Iterator[Any]) -> dict[str, list[_FrameAnnotation]]:
-    """Group the rows of frame_annotations.jgz by sequence."""
-    sequences: dict[str, list[_FrameAnnotation]] = {}
-    for row in rows:
-        image, viewpoint = row["image"], row.get("viewpoint")
-        depth, mask = (_mapping(row.get(name)) for name in ("depth", "mask"))
-        frame = _FrameAnnotation(
-            number=int(row["frame_number"]),
-            path=image["path"],
-            timestamp=row.get("frame_timestamp"),
-            camera=_camera(viewpoint, image.get("size")),
-            exploded=_exploded(viewpoint),
-            depth=path_inside(depth.get("path")),
-            depth_scale=_scale(depth.get("scale_adjustment", 1.0)),
-            depth_mask=path_inside(depth.get("mask_path")),
-            mask=path_inside(mask.get("path")),
-        )
-        sequences.setdefault(row["sequence_name"], []).append(frame)
-    return sequences
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _scale(value: Any) -> float:
-    """Return a scale of depths; NaN, with which no depth is known, for what is no number."""
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _camera(viewpoint: Any, size: Any) -> Camera | None:
-    """Return the camera of an annotation, None if it has none. See `viewpoint_camera`."""
-    if not viewpoint or not size:
-        return None
-    height, width = size[:2]
-    return viewpoint_camera(viewpoint, width, height)
-
-
-def _exploded(viewpoint: Any) -> bool:
-    translation = viewpoint.get("T") if viewpoint else None
-    return translation is not None and sum(map(abs, translation)) > _EXPLODED
-
-
-def _ordered(frames: list[_FrameAnnotation]) -> list[_FrameAnnotation]:
-    """Sort by frame number. If two rows have the same image or number, the first counts."""
-    by_path: dict[str, _FrameAnnotation] = {}
-    by_number: dict[int, _FrameAnnotation] = {}
-    for frame in frames:
-        if by_path.setdefault(frame.path, frame) is frame:
-            by_number.setdefault(frame.number, frame)
-    return [by_number[number] for number in sorted(by_number)]
-
-
-def _scores(rows: Iterator[Any]) -> dict[str, float]:
-    """Map each sequence to its viewpoint_quality_score; absent and null ones are NaN."""
-    scores = ((row["sequence_name"], row.get("viewpoint_quality_score")) for row in rows)
-    return {name: math.nan if score is None else float(score) for name, score in scores}
-
-
 def _with_quality(
     found: Iterator[Video | Failure], score: float | None
 ) -> Iterator[Video | Failure]:
@@ -506,10 +428,3 @@ def _with_quality(
             yield replace(video, viewpoint_quality=score)
         else:
             yield video
-
-
-def _increasing(times: list[float | None]) -> tuple[float, ...] | None:
-    """Return the times if all are finite numbers and they increase, otherwise None."""
-    finite = [float(time) for time in times if time is not None and math.isfinite(time)]
-    increasing = all(earlier < later for earlier, later in itertools.pairwise(finite))
-    return tuple(finite) if len(finite) == len(times) and increasing else None
