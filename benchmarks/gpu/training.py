@@ -89,12 +89,13 @@ def lines(device: str, small: bool) -> Iterator[Line]:
 def _resuming(root: Path, device: str, steps: int) -> Iterator[Line]:
     """Compare a run that stopped half-way and was resumed with one that did not stop."""
     first, second = (
-        _train(root, name, device, 2 * steps, period=2 * steps) for name in ("first", "second")
+        _train(settings(root, name, device, 2 * steps, period=2 * steps))
+        for name in ("first", "second")
     )
     spread = _largest_difference(first, second)
     yield Line("two equal runs: largest difference of weights", spread)
-    _train(root, "resumed", device, steps, period=2 * steps)
-    resumed = _train(root, "resumed", device, 2 * steps, period=2 * steps)
+    _train(settings(root, "resumed", device, steps, period=2 * steps))
+    resumed = _train(settings(root, "resumed", device, 2 * steps, period=2 * steps))
     # Atomic additions on a GPU round in another order in each run.
     limit = 0.0 if device == "cpu" else max(3 * spread, 1e-4)
     difference = _largest_difference(first, resumed)
@@ -107,7 +108,7 @@ def _against_cpu(root: Path, name: str, device: str, changes: dict[str, Any]) ->
     for where in (device, "cpu"):
         out = f"{name} on {where}"
         run = changes.get("run", {}) | {"precision": "float32"}
-        after = _train(root, out, where, 2, period=2, changes=changes | {"run": run})
+        after = _train(settings(root, out, where, 2, period=2, changes=changes | {"run": run}))
         before = _weights(weights_path(root / out, 0))
         updates.append(torch.cat([(after[key] - before[key]).flatten() for key in after]))
     # Adam's first steps are nearly signs of gradients, and small gradients change theirs.
@@ -133,7 +134,7 @@ def _speed(root: Path, device: str, small: bool) -> Iterator[Line]:
     changes = changes | {"data": data, "run": run}
     started = time.time()
     with utilisation(device) as samples:
-        _train(root, "speed", device, steps, period=steps, changes=changes)
+        _train(settings(root, "speed", device, steps, period=steps, changes=changes))
     ended = time.time()
     events = EventAccumulator(str(root / "speed" / "tensorboard")).Reload()
     clips_per_second, waiting = (
@@ -148,18 +149,9 @@ def _speed(root: Path, device: str, small: bool) -> Iterator[Line]:
         yield Line("default settings: GPU busy in the second half", busy, "%")
 
 
-def _train(
-    root: Path,
-    name: str,
-    device: str,
-    steps: int,
-    *,
-    period: int,
-    changes: Mapping[str, Any] | None = None,
-) -> dict[str, Tensor]:
-    """Train to a number of steps, resuming what there is; return the exported weights."""
-    made = settings(root, name, device, steps, period=period, changes=changes)
-    return _weights(train(made))
+def _train(run: TrainSettings) -> dict[str, Tensor]:
+    """Train to the last step, resuming what there is; return the exported weights."""
+    return _weights(train(run))
 
 
 def settings(
@@ -222,7 +214,7 @@ def _host_waits(root: Path, name: str, steps: int, changes: Mapping[str, Any]) -
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            _train(root, name, "cuda", steps, period=steps, changes=changes)
+            _train(settings(root, name, "cuda", steps, period=steps, changes=changes))
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return sum("synchronizing CUDA operation" in str(warning.message) for warning in caught)
@@ -230,7 +222,7 @@ def _host_waits(root: Path, name: str, steps: int, changes: Mapping[str, Any]) -
 
 def _two_gpus(root: Path) -> Iterator[Line]:
     """Train the same steps on one GPU and, by NCCL, on two, from a copy of the settings."""
-    alone = _train(root, "one", "cuda", 8, period=8)
+    alone = _train(settings(root, "one", "cuda", 8, period=8))
     (root / "two").mkdir()
     written = (root / "one" / "settings.json").read_text()
     path = root / "two.yaml"  # JSON is YAML

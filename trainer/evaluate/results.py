@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,19 @@ def plain(value: Any) -> Any:
         return [plain(inner) for inner in value]
     value = value.item() if isinstance(value, np.generic) else value
     return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def result_json(dataset: str, result: Any, **means: Any) -> dict[str, Any]:
+    """Describe a benchmark's result: its dataset, some means, and all fields of its dataclass."""
+    document: dict[str, Any] = plain(
+        {
+            "dataset": dataset,
+            **means,
+            **asdict(result),
+            "settings": result.settings.model_dump(),
+        }
+    )
+    return document
 
 
 def versions() -> dict[str, str]:

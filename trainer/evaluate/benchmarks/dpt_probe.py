@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, elu, interpolate
+
+from trainer.evaluate.tables import table
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +169,18 @@ def normals_metrics(predicted: Tensor, truth: Tensor, valid: Tensor) -> dict[str
     error = cosine_similarity(predicted, truth, dim=1).clamp(-1, 1).acos().rad2deg()
     metrics = {f"{degrees:g}°": _share(error < degrees, valid) for degrees in (11.25, 22.5, 30)}
     return metrics | {"rmse": _mean(error.square(), valid).sqrt()}
+
+
+def in_shown_unit(name: str, value: Tensor) -> float:
+    """Convert shares to per cent; the RMSE stays in metres or degrees."""
+    return float(value) * (1 if name == "rmse" else 100)
+
+
+def metrics_table(figures: Mapping[str, Mapping[str, float]], unit: str) -> str:
+    """Format a row of metrics per kind. `unit` is that of the RMSE; the others are in per cent."""
+    metrics = next(iter(figures.values()))
+    header = [f"{name} ({unit})" if name == "rmse" else f"{name} (%)" for name in metrics]
+    return table(["", *header], [[kind, *values.values()] for kind, values in figures.items()], 3)
 
 
 def _share(condition: Tensor, valid: Tensor) -> Tensor:

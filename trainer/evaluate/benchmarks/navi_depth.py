@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,8 @@ from trainer.evaluate.benchmarks.dpt_probe import (
     depth_loss,
     depth_metrics,
     fitted_scale_and_shift,
+    in_shown_unit,
+    metrics_table,
     normals_loss,
     normals_metrics,
     train_probe,
@@ -49,8 +51,7 @@ from trainer.evaluate.benchmarks.navi_data import (
 )
 from trainer.evaluate.benchmarks.settings import Normals, ProbeSettings
 from trainer.evaluate.features import LevelFeatures
-from trainer.evaluate.results import finite_mean, plain
-from trainer.evaluate.tables import Row, table
+from trainer.evaluate.results import finite_mean, result_json
 
 Task = Literal["depth", "normals"]
 
@@ -80,10 +81,6 @@ class ProbeResult:
     trained_on: int
     digest: str
 
-    def rows(self) -> list[Row]:
-        """Return rows of a kind, then each metric."""
-        return [[kind, *metrics.values()] for kind, metrics in self.figures.items()]
-
     def by_item(self) -> dict[str, dict[str, float]]:
         """Return every metric of each photograph."""
         return {
@@ -100,10 +97,7 @@ class ProbeResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return settings, metrics, and the metrics of every photograph."""
-        document: dict[str, Any] = plain(
-            {"dataset": NAVI.name, **asdict(self), "settings": self.settings.model_dump()}
-        )
-        return document
+        return result_json(NAVI.name, self)
 
     def __str__(self) -> str:
         s = self.settings
@@ -111,12 +105,10 @@ class ProbeResult:
         if self.task == "normals":
             variant = f", normals as {s.snorm_gt}"
         unit = "degrees" if self.task == "normals" else "metres"
-        metrics = next(iter(self.figures.values()))
-        header = [f"{name} ({unit})" if name == "rmse" else f"{name} (%)" for name in metrics]
         return (
             f"NAVI wild_set, {self.task} by a DPT probe{variant}, at {s.size} px, "
             f"patches of {self.patch}\n"
-            f"{table(['', *header], self.rows(), 3)}\n"
+            f"{metrics_table(self.figures, unit)}\n"
             f"  {len(self.images)} photographs; probe trained on {self.trained_on} for "
             f"{len(self.losses)} steps; list {self.digest}"
         )
@@ -283,7 +275,7 @@ def _test(
         for i in range(len(outputs)):
             images.append(
                 {
-                    kind: {name: _unit(name, values[i]) for name, values in metrics.items()}
+                    kind: {name: in_shown_unit(name, v[i]) for name, v in metrics.items()}
                     for kind, metrics in kinds.items()
                 }
             )
@@ -300,11 +292,6 @@ def _metrics(task: Task, outputs: Tensor, batch: _ProbeBatch) -> dict[str, dict[
         "scale-aware": depth_metrics(outputs, batch.depth),
         "scale-invariant": depth_metrics(fitted, batch.depth),
     }
-
-
-def _unit(name: str, value: Tensor) -> float:
-    """Convert shares to per cent; the RMSE stays in metres or degrees."""
-    return float(value) * (1 if name == "rmse" else 100)
 
 
 def predict(task: Task, probe: Dpt, levels: Sequence[Tensor], settings: ProbeSettings) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,14 @@ from torch.utils.data import DataLoader, Dataset
 from manifests.fingerprint import fingerprint_lines
 from shards.errors import SettingsError
 from trainer.data.loader import explain_killed_workers
-from trainer.evaluate.benchmarks.dpt_probe import Dpt, normals_loss, normals_metrics, train_probe
+from trainer.evaluate.benchmarks.dpt_probe import (
+    Dpt,
+    in_shown_unit,
+    metrics_table,
+    normals_loss,
+    normals_metrics,
+    train_probe,
+)
 from trainer.evaluate.benchmarks.image_datasets import NAVI
 from trainer.evaluate.benchmarks.navi_data import (
     Photograph,
@@ -43,9 +50,8 @@ from trainer.evaluate.features import (
     level_features,
     set_level_features,
 )
-from trainer.evaluate.results import finite_mean, plain
+from trainer.evaluate.results import finite_mean, result_json
 from trainer.evaluate.sets.encoding import WHOLE, Encoding
-from trainer.evaluate.tables import Row, table
 
 SetLevels = Callable[[Tensor, ShownCameras], Sequence[Tensor]]
 """uint8 RGB images [M, 3, S, S] of one set and their cameras → four float32 maps [M, h, w, D]."""
@@ -98,19 +104,14 @@ class SetNormalsResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return settings, metrics, and the metrics of every photograph."""
-        document: dict[str, Any] = plain(
-            {"dataset": NAVI.name, **asdict(self), "settings": self.settings.model_dump()}
-        )
-        return document
+        return result_json(NAVI.name, self)
 
     def __str__(self) -> str:
         s = self.settings
-        header = [f"{name} (degrees)" if name == "rmse" else f"{name} (%)" for name in self.figures]
-        rows: list[Row] = [["normals", *self.figures.values()]]
         return (
             f"NAVI multiview, normals in the first view's axes by a DPT probe, as {s.snorm_gt}, "
             f"sets of {s.views}, at {s.size} px, patches of {self.patch}\n"
-            f"{table(['', *header], rows, 3)}\n"
+            f"{metrics_table({'normals': self.figures}, 'degrees')}\n"
             f"  {len(self.images)} photographs; probe trained on {self.sets} sets for "
             f"{len(self.losses)} steps; list {self.digest}"
         )
@@ -274,7 +275,7 @@ def _test(
         outputs = predict("normals", probe, maps, settings)
         metrics = normals_metrics(outputs[:, :3], normals, valid)
         images += [
-            {name: float(v[i]) * (1 if name == "rmse" else 100) for name, v in metrics.items()}
+            {name: in_shown_unit(name, v[i]) for name, v in metrics.items()}
             for i in range(len(outputs))
         ]
     names = [photograph.name for photographs in test.sets for photograph in photographs]

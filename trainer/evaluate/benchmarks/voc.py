@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from trainer.evaluate.benchmarks.voc_data import (
     read_batches,
 )
 from trainer.evaluate.features import PatchFeatures, encode_images
-from trainer.evaluate.results import finite_mean, plain
+from trainer.evaluate.results import finite_mean, result_json
 from trainer.evaluate.tables import Row, table
 
 _CHUNK = 256  # queries compared with the memory at once
@@ -75,15 +75,7 @@ class VocResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return settings and IoU."""
-        document: dict[str, Any] = plain(
-            {
-                "dataset": VOC.name,
-                "miou": self.miou,
-                **asdict(self),
-                "settings": self.settings.model_dump(),
-            }
-        )
-        return document
+        return result_json(VOC.name, self, miou=self.miou)
 
     def __str__(self) -> str:
         return (
