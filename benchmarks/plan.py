@@ -38,7 +38,7 @@ from pipeline.execution.build import build
 from pipeline.monitoring.progress import Progress
 from pipeline.planning.catalog import Catalog, stored_catalog
 from pipeline.planning.plan import Plan, make_plan
-from shards.track_scores import SCORES_VERSION
+from shards.track_scores import scores_version
 
 SIZES = (10**5, 10**6)
 LARGEST = 10**7
@@ -129,7 +129,7 @@ def make_folder(out: Path, clips: int) -> None:
                 "decode_seconds": 0.1 * shard.count,
                 "track_seconds": 0.3 * shard.count,
                 "write_seconds": 0.01 * shard.count,
-                "scores": SCORES_VERSION,
+                "scores": scores_version("video_folder"),
             }
             for name, shard in zip(names, plan.shards, strict=True)
         ],

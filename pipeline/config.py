@@ -13,6 +13,7 @@ from pipeline.trackers.geometry import GeometrySettings
 from pipeline.trackers.ground_truth import GroundTruthSettings
 from pipeline.trackers.lucas_kanade import LucasKanadeSettings
 from pipeline.trackers.tapir import TapirSettings
+from shards.track_scores import scores_version
 
 AnyTrackerSettings = Annotated[
     CoTracker3Settings
@@ -169,6 +170,10 @@ class BuildSettings(Settings):
     def decoder_gpus(self) -> float:
         """GPUs that each decoding task reserves."""
         return self.ray.decoder_gpus if self.frames.device == "cuda" else 0.0
+
+    def scores_version(self, source: str) -> int:
+        """Return the version of the scores of a source's tracks."""
+        return next(scores_version(it.dataset) for it in self.sources if it.name == source)
 
     @field_validator("sources")
     @classmethod

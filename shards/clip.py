@@ -27,6 +27,9 @@ LARGEST_DESCRIPTION = 1 << 26
 VISIBLE_THRESHOLD = 128
 """Visibility from which a point is drawn and counted as visible; training has its own setting."""
 
+RENDERED_DATASETS = ("scenes", "synthetic")
+"""Datasets that pretrack renders itself: their cameras are exact."""
+
 Directions = Literal["both", "forward", "backward"]
 """The directions in time in which points are tracked, away from their anchor frame."""
 

@@ -15,12 +15,9 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.clip import VISIBLE_THRESHOLD, ClipInfo, Tracks
+from shards.clip import RENDERED_DATASETS, VISIBLE_THRESHOLD, ClipInfo, Tracks
 from shards.cycles import cycle_errors
 from shards.epipolar import Poses, read_poses, sampson_distances, triangulate
-
-SCORES_VERSION = 1
-"""Raised by hand when the same tracks and cameras give other scores: a build scores them again."""
 
 INLIER_PX = 2.0
 """A point nearer to its epipolar line than this is an inlier."""
@@ -86,7 +83,8 @@ class ScoredClip:
     """The scores of a clip.
 
     unusable: frames whose cameras are not finite, out of range, singular or mirrored
-    wrong:    frames whose points leave their epipolar lines together, so that their poses are wrong
+    wrong:    frames whose points leave their epipolar lines together, so that their poses are
+              wrong; none in a rendered dataset, whose cameras are exact: these points move
 
     Wrong frames take no part in scores, except for the median and the inliers of the clip.
     """
@@ -95,6 +93,16 @@ class ScoredClip:
     clip: ClipScores
     unusable: tuple[int, ...]
     wrong: tuple[int, ...]
+
+
+def scores_version(dataset: str) -> int:
+    """Return the version of the scores of a dataset's tracks.
+
+    It is raised by hand when the same tracks and cameras give other scores: a build scores them
+    again.
+    """
+    # 2: exact cameras are not doubted
+    return 2 if dataset in RENDERED_DATASETS else 1
 
 
 def score_clip(tracks: Tracks, info: ClipInfo) -> ScoredClip:
@@ -121,7 +129,8 @@ def score_clip(tracks: Tracks, info: ClipInfo) -> ScoredClip:
     distances[~visible] = np.nan
     known = distances[np.isfinite(distances)]
     # Wrong poses tell nothing about tracks.
-    wrong = _wrong_frames(distances)
+    exact = info.dataset in RENDERED_DATASETS
+    wrong = np.zeros(info.frames, np.bool_) if exact else _wrong_frames(distances)
     if wrong.any():
         distances[wrong[tracks.anchors]] = np.nan
         distances[:, wrong] = np.nan

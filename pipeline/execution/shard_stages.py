@@ -21,7 +21,6 @@ from pipeline.execution.shard_task import ShardTask
 from shards.clip import ClipInfo
 from shards.errors import ShardError
 from shards.reader import iterate_shard
-from shards.track_scores import SCORES_VERSION
 from shards.writer import ClipMembers, open_shard_as
 
 
@@ -142,7 +141,7 @@ def write_shard(task: ShardTask, decoded: DecodedShard, tracked: TrackedShard) -
         track_seconds=tracked.seconds,
         write_seconds=time.monotonic() - started,
         tries=shard.tries,
-        scores=SCORES_VERSION if task.settings.scores else None,
+        scores=task.settings.scores_version(shard.source) if task.settings.scores else None,
     )
     clip_rows = tuple(
         clip_row(name, info, members, tracks[info.key].summary, scored.columns if scored else None)

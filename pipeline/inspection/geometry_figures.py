@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.snapshot import Snapshot
-from shards.clip import VISIBLE_THRESHOLD, ClipInfo, Tracks
+from shards.clip import RENDERED_DATASETS, VISIBLE_THRESHOLD, ClipInfo, Tracks
 from shards.epipolar import read_poses, sampson_distances
 from shards.track_scores import INLIER_PX
 
@@ -98,8 +98,12 @@ def _median(column: pa.ChunkedArray) -> float | None:
 
 
 def suspicious_videos(clips: pa.Table) -> tuple[tuple[SuspiciousVideo, ...], int]:
-    """List the videos with the fewest inliers, the fewest first; at most a few. Count them all."""
-    posed = clips.filter(pc.is_valid(clips["epipolar_inliers"]))
+    """List the videos with the fewest inliers, the fewest first; at most a few. Count them all.
+
+    Rendered videos are left out: their poses are exact, and points that move leave their lines.
+    """
+    rendered = pc.is_in(clips["dataset"], value_set=pa.array(RENDERED_DATASETS))
+    posed = clips.filter(pc.and_(pc.is_valid(clips["epipolar_inliers"]), pc.invert(rendered)))
     means = posed.group_by(["source", "video_id"]).aggregate(
         [("key", "count"), ("epipolar_inliers", "mean"), ("epipolar_px", "mean")]
     )

@@ -34,7 +34,6 @@ from pipeline.planning.clip_windows import video_names
 from pipeline.planning.existing_shards import ExistingShard, ExistingShards, read_existing_shards
 from pipeline.planning.missing_videos import MissingVideos, missing_videos
 from pipeline.planning.reasons import ChangedShard, describe_settings_change, describe_video_changes
-from shards.track_scores import SCORES_VERSION
 
 Action = Literal["keep", "score", "retrack", "build"]
 
@@ -149,8 +148,12 @@ def make_plan(
         if damaged and current and current.row.shard not in damaged:
             shards.append(_kept(target, current, UNCHANGED))
         else:
-            decided = _decide(target, candidates, retry_failed, stored)
-            shards.append(_scored(decided, candidates) if settings.scores else decided)
+            version = settings.scores_version(target.source)
+            decided = _decide(
+                target, candidates, retry_failed=retry_failed, stored=stored, version=version
+            )
+            scored = _scored(decided, candidates, version) if settings.scores else decided
+            shards.append(scored)
     # Why, for the shards whose content changes.
     shards = _with_reasons(
         shards,
@@ -204,9 +207,16 @@ def _targets(
 
 
 def _decide(
-    target: PlannedShard, candidates: list[ExistingShard], retry_failed: bool, stored: bool
+    target: PlannedShard,
+    candidates: list[ExistingShard],
+    *,
+    retry_failed: bool,
+    stored: bool,
+    version: int,
 ) -> PlannedShard:
     """Decide what to do for a shard, given the existing shards of its group.
+
+    version: that of the scores that its tracks should have
 
     The reason stays empty if the shard's content changes: `_with_reasons` fills it in.
     """
@@ -214,7 +224,7 @@ def _decide(
     same = [s for s in candidates if s.row.tracks_fingerprint == target.tracks_fingerprint]
     whole = [shard for shard in same if shard.whole]
     if whole:
-        whole.sort(key=lambda shard: (shard.transient, shard.failures, not _is_scored(shard)))
+        whole.sort(key=lambda it: (it.transient, it.failures, it.row.scores != version))
         return _keep_or_retry(target, whole, retry_failed, stored)
     lost = "the shard is gone or damaged" if same else ""
     target = replace(target, tries=max((shard.row.tries for shard in same), default=1))
@@ -272,17 +282,13 @@ def _kept(target: PlannedShard, shard: ExistingShard, reason: str) -> PlannedSha
     )
 
 
-def _scored(decided: PlannedShard, candidates: list[ExistingShard]) -> PlannedShard:
+def _scored(decided: PlannedShard, candidates: list[ExistingShard], version: int) -> PlannedShard:
     """Score a shard that would be kept, if its tracks have no scores of this version."""
     kept = next((shard for shard in candidates if shard.row.shard == decided.shard), None)
-    if kept is None or _is_scored(kept):
+    if kept is None or kept.row.scores == version:
         return decided
     reason = _NOT_SCORED if kept.row.scores is None else "scored by another version"
     return replace(decided, shard="", action="score", reason=reason, previous=kept.row.shard)
-
-
-def _is_scored(shard: ExistingShard) -> bool:
-    return shard.row.scores == SCORES_VERSION
 
 
 def _with_reasons(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.failures import DecodeError, MachineError, Reason
 from pipeline.sources import scenes, synthetic
+from shards.clip import RENDERED_DATASETS
 from shards.errors import PretrackError
 from shards.files import TEMPORARY, atomic_write
 
@@ -20,7 +21,7 @@ once per video that it begins, and a loaded machine may begin many while one fil
 
 def is_rendered(dataset: str) -> bool:
     """Tell whether a dataset's files are rendered. Its videos' content follows from their ids."""
-    return dataset in ("synthetic", "scenes")
+    return dataset in RENDERED_DATASETS
 
 
 def render_missing(

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
@@ -20,9 +21,16 @@ from pipeline.monitoring.progress import Progress
 from pipeline.monitoring.status import read_state
 from pipeline.planning.catalog import make_catalog
 from pipeline.planning.plan import Plan, make_plan
+from pipeline.scenes.scene import make_scene
+from pipeline.scenes.scene_id import SceneId
+from pipeline.scenes.truth import cast
+from pipeline.trackers.ground_truth import GroundTruthSettings
 from shards.codec import encode_tracks
+from shards.geometry import grid_points
 from shards.reader import iterate_shard, read_members
 from shards.score_codec import decode_scores
+from shards.track_scores import score_clip
+from tests.helpers.clips import make_clip
 from tests.helpers.pictures import TRACKS, settings_for, write_images
 from tests.helpers.static_scene import StaticScene, static_scene, with_drift, with_wrong_poses
 
@@ -62,6 +70,47 @@ def test_a_note_says_that_most_poses_disagree_with_the_tracks() -> None:
     info = replace(scene.info, cameras=(*cameras[20:], *cameras[:20]))
     reasons = [reason for reason, _ in notes_on(replace(scene, info=info))]
     assert "poses and tracks disagree" in reasons
+
+
+def test_exact_cameras_are_not_doubted_where_many_points_move() -> None:
+    scene_id = SceneId(split="train", seed=0, number=9, motion="moving")
+    scene, queries = make_scene(scene_id), grid_points(16, 128, 128)
+    info = replace(
+        make_clip("scenes-000000", frames=16).info,
+        dataset="scenes",
+        video_id=str(scene_id),
+        width=128,
+        source_width=128,
+        height=128,
+        source_height=128,
+        frame_numbers=tuple(range(16)),
+        cameras=scene.cameras,
+    )
+    tracker = GroundTruthSettings(tracker="truth").load()
+    (tracks,) = tracker.track([], [info], (0, 15), queries)
+    estimated, truth = replace(info, dataset="co3d"), tracks.positions.astype(np.float64)
+    ((reason, detail),) = notes_on(StaticScene(estimated, truth, tracks))
+    assert reason == "poses wrong"
+    assert "the poses of frames 0, 15 do not fit" in detail
+    assert score_clip(tracks, estimated).wrong == (0, 15)
+    assert not np.isfinite(score_clip(tracks, estimated).tracks.epipolar).any()
+
+    assert notes_on(StaticScene(info, truth, tracks)) == []
+    scored = score_clip(tracks, info)
+    assert scored.wrong == ()
+    seen = (tracks.visibility > 0).sum(axis=1) > 1  # in other frames than the anchor
+    assert (np.isfinite(scored.tracks.epipolar) == seen).all()
+    # Points that stay in the world stay on their lines; most of the others leave them.
+    moving = np.stack([cast(scene, anchor, queries)[0].moving(scene) for anchor in (0, 15)])
+    assert scored.tracks.epipolar[seen & ~moving].max() < 0.01
+    assert np.median(scored.tracks.epipolar[seen & moving]) > 2
+
+    static = static_scene(turn=60.0)
+    cameras = static.info.cameras or ()
+    for dataset, noted in (("co3d", True), ("scenes", False), ("synthetic", False)):
+        clip = replace(static.info, dataset=dataset, cameras=cameras[20:] + cameras[:20])
+        reasons = [reason for reason, _ in notes_on(replace(static, info=clip))]
+        assert ("poses and tracks disagree" in reasons) == noted
 
 
 def as_an_earlier_version_wrote_it(snapshot: Snapshot) -> None:

@@ -77,6 +77,14 @@ def test_videos_whose_tracks_and_poses_disagree_come_first(snapshot: Snapshot) -
     ]
 
 
+def test_videos_whose_poses_are_exact_are_not_listed(tmp_path: Path) -> None:
+    off = stored_scene(half_off(), "off", "scenes")
+    rendered = replace(off, info=replace(off.info, dataset="scenes"))
+    figures = measure(publish_clips(tmp_path / "out", [rendered], scored=True))
+    assert (figures.geometry.sources[0].epipolar_inliers or 1) < 0.9
+    assert (figures.geometry.suspicious, figures.geometry.suspicious_videos) == ((), 0)
+
+
 def test_inliers_are_counted_by_gap_and_by_angle(snapshot: Snapshot) -> None:
     geometry = measure(snapshot).geometry
     assert (geometry.by_gap[0].low, geometry.by_gap[-1].high) == (1, 12)
