@@ -150,7 +150,8 @@ def _holds(snapshot: Snapshot, shards: list[str], made: list[str], plan: Plan) -
 
     A shard's name stands for its clips, and a video's identity for the columns about each frame.
     The number of tries is not compared: receipts hold it. The rows of shards that were made again
-    with the same content are compared too, since the damage may have been in the table.
+    with the same content are compared too, since the damage may have been in the table, and so are
+    the versions of their scores: another version may have other notes on poses.
     """
     if shards != snapshot.shards["shard"].to_pylist():
         return False
@@ -161,11 +162,16 @@ def _holds(snapshot: Snapshot, shards: list[str], made: list[str], plan: Plan) -
         return False
     if not made:  # no need to read the clips table, which is large
         return True
-    clips = snapshot.clips.filter(
-        pc.is_in(snapshot.clips["shard"], value_set=pa.array(made, pa.string()))
-    ).sort_by("key")
-    rows = plan.existing.rows((), made)["clips"].sort_by("key")
-    return bool(clips.equals(_with_columns_of_videos(rows, plan.catalog.videos)))
+    names, rows = pa.array(made, pa.string()), plan.existing.rows((), made)
+    earlier = snapshot.shards.filter(pc.is_in(snapshot.shards["shard"], value_set=names))
+    versions = [
+        table.select(["shard", "scores"]).sort_by("shard") for table in (earlier, rows["shards"])
+    ]
+    if not versions[0].equals(versions[1]):
+        return False
+    clips = snapshot.clips.filter(pc.is_in(snapshot.clips["shard"], value_set=names))
+    clips_made = _with_columns_of_videos(rows["clips"].sort_by("key"), plan.catalog.videos)
+    return bool(clips.sort_by("key").equals(clips_made))
 
 
 def _with_columns_of_videos(clips: pa.Table, videos: pa.Table) -> pa.Table:
