@@ -30,7 +30,8 @@ from pipeline.inspection.sql import SnapshotQueries
 from shards.clip import Camera, ClipInfo
 from tests.helpers.clips import make_clip
 from tests.helpers.published import publish_clips
-from trainer.config import DataSettings, TrainSettings
+from trainer.config import TrainSettings
+from trainer.data.settings import DataSettings
 from trainer.losses.settings import LossSettings
 
 REPOSITORY = Path(__file__).parent.parent

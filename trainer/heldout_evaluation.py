@@ -15,8 +15,9 @@ from torch.nn.functional import normalize
 from manifests.snapshot import Snapshot, open_snapshot
 from shards.errors import SettingsError
 from shards.files import atomic_write
-from trainer.config import DataSettings, TrainSettings
+from trainer.config import TrainSettings
 from trainer.data.batch import Batch
+from trainer.data.settings import DataSettings
 from trainer.evaluate.heldout.breakdown import by_clip
 from trainer.evaluate.heldout.clips import evaluation_settings, read_held_out
 from trainer.evaluate.heldout.measures import METRICS

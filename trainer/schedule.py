@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 
-from trainer.config import OptimSettings, TeacherSettings
+from trainer.config import OptimSettings
 from trainer.losses.settings import LossSettings
+from trainer.model.settings import TeacherSettings
 
 
 def learning_rate(step: int, steps: int, optim: OptimSettings) -> float:

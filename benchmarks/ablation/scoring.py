@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.ablation.experiment import HeldOutSettings, MetricSettings
 from manifests.snapshot import open_snapshot
 from shards.errors import SettingsError
-from trainer.config import DataSettings, TrackFilterSettings
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.heldout.breakdown import by_sequence
 from trainer.evaluate.heldout.clips import evaluation_settings, read_held_out

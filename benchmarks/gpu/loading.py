@@ -19,13 +19,13 @@ from benchmarks.gpu.made_build import write_build
 from benchmarks.gpu.moving_pictures import moving_pictures
 from benchmarks.gpu.pictures import differences
 from manifests.snapshot import open_snapshot
-from trainer.config import DataSettings
 from trainer.data.dataset import ClipDataset
 from trainer.data.device_batches import CopyStream, to_device
 from trainer.data.device_decoding import decode_crops
 from trainer.data.device_frames import make_frames
 from trainer.data.device_resize import resize_boxes
 from trainer.data.loader import Loader
+from trainer.data.settings import DataSettings
 
 _PLACES: dict[str, dict[str, str]] = {
     "resize: worker": {},

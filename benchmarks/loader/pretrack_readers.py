@@ -12,7 +12,6 @@ import torch
 from benchmarks.loader.clip import BATCH, SIZE
 from benchmarks.real_clips import CLIPS_MADE, ClipsOnDisk
 from manifests.snapshot import open_snapshot
-from trainer.config import DataSettings
 from trainer.data.dataset import ClipDataset
 from trainer.data.device_batches import to_device
 from trainer.data.device_frames import make_frames
@@ -20,6 +19,7 @@ from trainer.data.encoded_clip import copy_tracks
 from trainer.data.loader import Loader
 from trainer.data.packed_batch import PackedBatch, empty_memory
 from trainer.data.sampler import ClipSampler, SampleIndex
+from trainer.data.settings import DataSettings
 
 
 def dataset_of(data: ClipsOnDisk, **changes: Any) -> ClipDataset:

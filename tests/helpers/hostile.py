@@ -8,7 +8,7 @@ from pathlib import Path
 
 import zstandard
 
-from trainer.config import DataSettings
+from trainer.data.settings import DataSettings
 from trainer.data.streaming import StreamedClips
 
 DEEP = b"[" * 100_000

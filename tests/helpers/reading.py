@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
+from trainer.data.settings import DataSettings
 
 
 def read(

@@ -14,7 +14,7 @@ from shards import jpeg
 from shards.clip import Camera
 from shards.stored_clip import StoredClip
 from tests.trainer.conftest import HEIGHT, WIDTH, panning_clip
-from trainer.config import DataSettings, TrackFilterSettings
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import EvaluatedModel
 from trainer.evaluate.heldout.clips import (
     HeldOutSet,

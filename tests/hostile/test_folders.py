@@ -25,9 +25,9 @@ from shards.writer import ByteRange, ClipMembers, open_shard
 from tests.helpers.clips import grey_clip, make_clip, write_clips
 from tests.helpers.hostile import DEEP, streamed, track_bomb
 from tests.helpers.published import publish_clips
-from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
+from trainer.data.settings import DataSettings
 from trainer.data.streaming import listed_tars
 
 

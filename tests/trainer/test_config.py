@@ -12,7 +12,8 @@ import yaml
 
 from manifests.settings import load_settings
 from shards.errors import SettingsError
-from trainer.config import UPSTREAM, DataSettings, TrainSettings
+from trainer.config import UPSTREAM, TrainSettings
+from trainer.data.settings import DataSettings
 from trainer.model.backbone import BACKBONES
 from trainer.multiview.settings import MultiviewSettings
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.config import OptimSettings, TeacherSettings
+from trainer.config import OptimSettings
 from trainer.losses.settings import LossSettings
+from trainer.model.settings import TeacherSettings
 from trainer.schedule import compared_frames, learning_rate, step_seed, teacher_momentum
 
 

@@ -21,7 +21,7 @@ from shards.clip import Directions
 from shards.errors import ShardError
 from shards.geometry import FrameTransform
 from shards.sample_starts import SampleRule, sample_starts
-from trainer.config import DataSettings
+from trainer.data.settings import DataSettings
 
 
 def sample_rule(settings: DataSettings) -> SampleRule:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.config import TrackFilterSettings
+from trainer.data.settings import TrackFilterSettings
 
 
 class Batch(TypedDict):

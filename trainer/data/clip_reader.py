@@ -13,13 +13,13 @@ from shards.epipolar import read_poses
 from shards.errors import ShardError
 from shards.files import Location
 from shards.score_codec import decode_scores
-from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.clip_table import Clip
 from trainer.data.control import control_tracks
 from trainer.data.encoded_clip import EncodedClip
 from trainer.data.frames_by_angle import choose_frames_by_angle
 from trainer.data.score_rule import ALL_TRACKS, ScoreRule
+from trainer.data.settings import DataSettings
 
 ReadMembers = Callable[[Location, Sequence[int], Sequence[int]], list[bytes]]
 """(shard, offsets, sizes) → the bytes of each member, as `shards.reader.read_members`."""

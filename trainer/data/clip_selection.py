@@ -15,12 +15,12 @@ from manifests.tables import CLIPS, read_table
 from shards.clip import Directions
 from shards.errors import PretrackError
 from shards.files import absolute, parse_location
-from trainer.config import DataSettings
 from trainer.data.clip_filter import parse_filter
 from trainer.data.clip_table import Clip, ClipTable
 from trainer.data.footage import FOOTAGE_COLUMNS
 from trainer.data.sampler import ClipGroup
 from trainer.data.score_rule import ScoreRule
+from trainer.data.settings import DataSettings
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from manifests.fingerprint import fingerprint_lines
 from manifests.snapshot import Snapshot, open_snapshot
 from shards.errors import PretrackError
-from trainer.config import DataSettings
+from trainer.data.settings import DataSettings
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config import ColourSettings
+from trainer.data.settings import ColourSettings
 
 COLOUR_NUMBERS = 10
 """Length of `ColourChange.numbers`."""

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import SettingsError
-from trainer.config import DataSettings
 from trainer.data.score_rule import ScoreRule
+from trainer.data.settings import DataSettings
 
 CONTROLS = {
     "same": "every frame of a sample is its anchor frame, cropped and coloured on its own, and "

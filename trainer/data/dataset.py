@@ -22,7 +22,6 @@ from shards import jpeg
 from shards.bucket import Url
 from shards.errors import PretrackError, ShardError
 from shards.reader import read_members
-from trainer.config import DataSettings
 from trainer.data.augment import largest_box
 from trainer.data.batch import Batch, first_item
 from trainer.data.clip_reader import named_clip, read_clip
@@ -34,6 +33,7 @@ from trainer.data.member_cache import MemberCache
 from trainer.data.packed_batch import BatchShape, PackedBatch
 from trainer.data.sampler import ClipSampler, SampleIndex
 from trainer.data.score_rule import ScoreRule
+from trainer.data.settings import DataSettings
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,11 @@ from typing import cast
 
 import torch
 
-from trainer.config import DataSettings
 from trainer.data.batch import Batch
 from trainer.data.device_colour import change_many_colours
 from trainer.data.device_decoding import decode_crops
 from trainer.data.device_resize import resize_boxes
+from trainer.data.settings import DataSettings
 
 
 def make_frames(batch: Batch, settings: DataSettings) -> Batch:

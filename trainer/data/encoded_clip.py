@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from shards.clip import Camera
 from shards.epipolar import camera_row, usable_cameras
 from shards.geometry import FrameTransform, shown_cameras
-from trainer.config import DataSettings
 from trainer.data.augment import (
     check_jpegs,
     decode_and_crop,
@@ -21,6 +20,7 @@ from trainer.data.augment import (
 )
 from trainer.data.colour import change_colours, draw_colour_changes
 from trainer.data.packed_batch import PackedBatch
+from trainer.data.settings import DataSettings
 
 _IDENTITY = Camera(1.0, 1.0, 0.0, 0.0, (1.0, 0, 0, 0, 0, 1.0, 0, 0, 0, 0, 1.0, 0))
 _NO_CAMERA = Camera(0.0, 0.0, 0.0, 0.0, (0.0,) * 12)

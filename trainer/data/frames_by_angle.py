@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from shards.clip import Directions
 from shards.epipolar import Poses
 from shards.errors import ShardError
-from trainer.config import DataSettings
+from trainer.data.settings import DataSettings
 
 
 def choose_frames_by_angle(

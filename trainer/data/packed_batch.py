@@ -12,9 +12,9 @@ from torch import Tensor
 
 from shards.errors import PretrackError
 from shards.geometry import inside
-from trainer.config import DataSettings
 from trainer.data.batch import Batch
 from trainer.data.colour import COLOUR_NUMBERS
+from trainer.data.settings import DataSettings
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ from shards.files import Location, parse_location, read_file, reading
 from shards.reader import ChecksumStream, read_tar
 from shards.score_codec import decode_scores
 from shards.track_scores import TrackScores, score_clip
-from trainer.config import DataSettings
 from trainer.data.augment import choose_frames, choose_transforms
 from trainer.data.batch import Batch, first_item
 from trainer.data.clip_selection import frames_available, frames_needed
@@ -54,6 +53,7 @@ from trainer.data.loader import (
 )
 from trainer.data.packed_batch import BatchShape, PackedBatch
 from trainer.data.score_rule import ScoreRule
+from trainer.data.settings import DataSettings
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import xxhash
 from safetensors import SafetensorError
 
 from shards.errors import SettingsError
-from trainer.config import DataSettings
+from trainer.data.settings import DataSettings
 from trainer.export import exported_weights, read_description
 from trainer.model.backbone import Backbone, make_backbone
 from trainer.model.weights import split_part

@@ -12,8 +12,8 @@ from typing import Any
 from torch import nn
 
 from shards.errors import SettingsError
-from trainer.config import LoraSettings
 from trainer.model.backbone import Backbone
+from trainer.model.settings import LoraSettings
 
 
 def add_adapters(backbone: Backbone, settings: LoraSettings) -> None:

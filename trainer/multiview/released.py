@@ -19,7 +19,7 @@ from torch import Tensor
 
 from shards.errors import SettingsError, exit_on_errors
 from shards.files import atomic_write
-from trainer.config import DataSettings
+from trainer.data.settings import DataSettings
 from trainer.export import MULTIVIEW_FEATURES
 from trainer.model.backbone import BACKBONES, make_backbone, timm_arguments
 from trainer.model.weight_file import read_tensors

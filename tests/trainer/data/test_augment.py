@@ -19,11 +19,11 @@ from PIL import Image
 from shards import jpeg
 from shards.errors import ShardError
 from shards.geometry import FrameTransform
-from trainer.config import ColourSettings, DataSettings
 from trainer.data.augment import choose_frames, choose_transforms, decode_and_transform
 from trainer.data.clip_table import open_snapshots
 from trainer.data.colour import change_colours
 from trainer.data.dataset import ClipDataset
+from trainer.data.settings import ColourSettings, DataSettings
 
 
 def settings(**changes: object) -> DataSettings:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from trainer.config import TrackFilterSettings
 from trainer.data.batch import Batch, first_item, slice_batch, track_mask
 from trainer.data.device_batches import to_device
 from trainer.data.packed_batch import BatchShape, PackedBatch
+from trainer.data.settings import TrackFilterSettings
 
 
 def test_points_at_or_below_a_threshold_do_not_count() -> None:

@@ -19,10 +19,10 @@ from shards.errors import ShardError
 from shards.geometry import FrameTransform, shown_cameras
 from tests.helpers.published import publish_clips
 from tests.helpers.static_scene import SIZE, arc, project, static_scene, stored_scene
-from trainer.config import DataSettings
 from trainer.data.batch import Batch
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
+from trainer.data.settings import DataSettings
 from trainer.data.streaming import StreamedClips
 from trainer.model.camera_rays import from_first_camera, plucker_rays, rays_through
 

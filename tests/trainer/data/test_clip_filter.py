@@ -7,8 +7,8 @@ from pydantic import ValidationError
 
 from manifests.tables import CLIPS, table_of
 from shards.errors import SettingsError
-from trainer.config import DataSettings
 from trainer.data.clip_filter import parse_filter
+from trainer.data.settings import DataSettings
 
 EMPTY = {field.name: None for field in CLIPS}
 ROWS = [

@@ -11,10 +11,10 @@ import pytest
 
 from shards.errors import PretrackError
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings
 from trainer.data.clip_selection import frames_available, frames_needed
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
+from trainer.data.settings import DataSettings
 
 
 def data(*out: Path, **changes: object) -> DataSettings:

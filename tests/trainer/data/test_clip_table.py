@@ -9,9 +9,10 @@ import pytest
 
 from shards.errors import PretrackError
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings, TrainSettings
+from trainer.config import TrainSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
+from trainer.data.settings import DataSettings
 
 
 def test_a_resumed_run_opens_its_own_snapshot(

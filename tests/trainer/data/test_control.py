@@ -15,11 +15,11 @@ from shards.errors import SettingsError
 from tests.helpers.published import publish_clips
 from tests.helpers.static_scene import static_scene, stored_scene
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.batch import Batch, track_mask
 from trainer.data.dataset import ClipDataset
 from trainer.data.device_frames import make_frames
 from trainer.data.loader import Loader
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.data.streaming import StreamedClips
 
 POINTS = 36

@@ -12,7 +12,6 @@ import torch
 from shards.errors import ShardError
 from tests.helpers.clips import make_clip
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.augment import choose_frames
 from trainer.data.batch import Batch, track_mask
 from trainer.data.clip_table import open_snapshots
@@ -21,6 +20,7 @@ from trainer.data.encoded_clip import EncodedClip, decode_clip
 from trainer.data.loader import Loader
 from trainer.data.packed_batch import PackedBatch
 from trainer.data.sampler import ClipSampler
+from trainer.data.settings import DataSettings, TrackFilterSettings
 
 
 def data(*out: Path, **changes: object) -> DataSettings:

@@ -21,7 +21,6 @@ from shards.errors import PretrackError, ShardError
 from tests.helpers.web_server import web_server
 from tests.trainer.conftest import publish
 from tests.trainer.data.test_device_resize import opened, photographed_clip
-from trainer.config import DataSettings
 from trainer.data import device_decoding
 from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import ClipTable
@@ -29,6 +28,7 @@ from trainer.data.device_decoding import check_decoder, decode_crops
 from trainer.data.device_frames import make_frames
 from trainer.data.loader import Loader
 from trainer.data.packed_batch import BatchShape, PackedBatch
+from trainer.data.settings import DataSettings
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,6 @@ from shards.errors import PretrackError, SettingsError
 from shards.stored_clip import StoredClip
 from tests.helpers.clips import make_clip
 from tests.trainer.conftest import publish
-from trainer.config import DataSettings
 from trainer.data.augment import choose_transform, largest_box
 from trainer.data.batch import Batch, slice_batch
 from trainer.data.clip_table import open_snapshots
@@ -33,6 +32,7 @@ from trainer.data.device_frames import make_frames
 from trainer.data.device_resize import resize_boxes
 from trainer.data.loader import Loader
 from trainer.data.packed_batch import BatchShape, PackedBatch
+from trainer.data.settings import DataSettings
 from trainer.data.streaming import StreamedClips
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "retina.jpg")

@@ -15,11 +15,11 @@ from shards.errors import PretrackError
 from shards.sample_starts import TRAINER_DEFAULTS
 from shards.stored_clip import StoredClip
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings
 from trainer.data.augment import sample_rule
 from trainer.data.clip_selection import frames_available
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
+from trainer.data.settings import DataSettings
 from trainer.data.streaming import StreamedClips
 
 ANCHORS = (0, 6, 11)

@@ -16,12 +16,12 @@ from shards.errors import PretrackError
 from shards.track_scores import score_clip
 from tests.helpers.published import publish_clips
 from tests.helpers.static_scene import StaticScene, static_scene, stored_scene, with_drift
-from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.batch import track_mask
 from trainer.data.clip_filter import parse_filter
 from trainer.data.clip_selection import choose_clips
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.data.streaming import StreamedClips
 
 FRAMES, ANCHORS = 24, (0, 12)

@@ -14,10 +14,10 @@ from shards.epipolar import read_poses
 from shards.errors import PretrackError, ShardError
 from tests.helpers.published import publish_clips
 from tests.helpers.static_scene import StaticScene, arc, static_scene, stored_scene
-from trainer.config import DataSettings
 from trainer.data.clip_selection import choose_clips
 from trainer.data.dataset import ClipDataset
 from trainer.data.frames_by_angle import choose_frames_by_angle
+from trainer.data.settings import DataSettings
 from trainer.data.streaming import StreamedClips
 
 FRAMES = 11

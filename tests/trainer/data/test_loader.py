@@ -28,11 +28,11 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from shards.errors import PretrackError, ShardError
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader, explain_killed_workers
 from trainer.data.sampler import ClipSampler
+from trainer.data.settings import DataSettings
 
 REPOSITORY = Path(__file__).parents[3]
 STEPS, BATCH = 60, 6
@@ -358,7 +358,7 @@ def test_a_workers_memory_does_not_grow(build: Path) -> None:
 STILL_READING = """
 import sys
 from trainer.data.clip_table import open_snapshots
-from trainer.config import DataSettings
+from trainer.data.settings import DataSettings
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
 from trainer.data.streaming import StreamedClips

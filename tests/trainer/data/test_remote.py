@@ -24,7 +24,6 @@ from tests.helpers.clips import make_tracks
 from tests.helpers.object_store import BUCKET, Behaviour
 from tests.helpers.web_server import Served, web_server
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings
 from trainer.data.augment import choose_frames
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
@@ -32,6 +31,7 @@ from trainer.data.encoded_clip import EncodedClip
 from trainer.data.loader import Loader
 from trainer.data.member_cache import MemberCache
 from trainer.data.sampler import SampleIndex
+from trainer.data.settings import DataSettings
 
 
 @pytest.fixture(scope="module")

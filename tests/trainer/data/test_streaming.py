@@ -17,10 +17,10 @@ from shards.errors import PretrackError, SettingsError, ShardError
 from tests.helpers.clips import write_clips
 from tests.helpers.web_server import web_server
 from tests.trainer.conftest import panning_clip, publish
-from trainer.config import DataSettings
 from trainer.data.clip_table import open_snapshots
 from trainer.data.dataset import ClipDataset
 from trainer.data.loader import Loader
+from trainer.data.settings import DataSettings
 from trainer.data.streaming import StreamedClips, listed_tars
 
 PLAIN: dict[str, Any] = {"anchor": "first", "direction": "forward", "crop": "centre", "flip": 0.0}

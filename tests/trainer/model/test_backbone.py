@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from shards.errors import SettingsError
 from tests.helpers.hub_server import hub_server
-from trainer.config import LoraSettings
 from trainer.model.backbone import BACKBONES, make_backbone, normalised_images
 from trainer.model.lora import add_adapters
+from trainer.model.settings import LoraSettings
 from trainer.model.weights import read_weights
 
 TINY = {"depth": 2, "embed_dim": 48, "num_heads": 3}

@@ -11,9 +11,10 @@ import torch
 
 from shards.errors import SettingsError
 from tests.trainer.test_train import last_state
-from trainer.config import LoraSettings, TrainSettings
+from trainer.config import TrainSettings
 from trainer.model.backbone import make_backbone
 from trainer.model.lora import add_adapters
+from trainer.model.settings import LoraSettings
 from trainer.run_setup import make_step
 from trainer.train import train
 

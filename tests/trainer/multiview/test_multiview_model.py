@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.config import LoraSettings, TrainSettings
+from trainer.config import TrainSettings
 from trainer.losses.keep_base import distance_from_base
 from trainer.model.backbone import make_backbone
 from trainer.model.lora import add_adapters
+from trainer.model.settings import LoraSettings
 from trainer.multiview.step import MultiviewStep, make_adapters
 
 SMALL = {"depth": 3, "embed_dim": 48, "num_heads": 3}

@@ -24,12 +24,12 @@ from shards.codec import decode_frames
 from shards.errors import PretrackError
 from shards.files import Location
 from shards.reader import read_members
-from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.augment import choose_frames
 from trainer.data.batch import track_mask
 from trainer.data.clip_reader import named_clip
 from trainer.data.dataset import ClipDataset
 from trainer.data.footage import FOOTAGE_COLUMNS, Footage, footage_of
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.evaluate.geometry import angle_between
 from trainer.evaluate.heldout.point_labels import PointLabels, label_points
 

@@ -17,7 +17,7 @@ from manifests.settings import check_settings
 from manifests.snapshot import open_snapshot
 from manifests.wording import pluralise
 from shards.errors import SettingsError
-from trainer.config import DataSettings, TrackFilterSettings
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.heldout.breakdown import (
     bins,

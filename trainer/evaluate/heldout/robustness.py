@@ -24,9 +24,9 @@ from manifests.snapshot import Snapshot, open_snapshot
 from manifests.tables import read_table
 from manifests.wording import pluralise
 from shards.errors import PretrackError, SettingsError
-from trainer.config import DataSettings, TrackFilterSettings
 from trainer.data.clip_selection import choose_clips
 from trainer.data.footage import Footage
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import EvaluatedModel, load_evaluated_models
 from trainer.evaluate.heldout.clips import (
     HeldOutClip,

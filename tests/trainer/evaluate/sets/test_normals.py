@@ -15,7 +15,7 @@ from tests.helpers.multiview_run import export_multiview_run
 from tests.trainer.conftest import publish
 from tests.trainer.evaluate.heldout.test_probe import plane_clip
 from tests.trainer.multiview.conftest import scene
-from trainer.config import DataSettings, TrackFilterSettings
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.heldout.clips import HeldOutClip, evaluation_settings, read_held_out
 from trainer.evaluate.sets.encoding import encode_clip

@@ -17,7 +17,7 @@ from tests.helpers.evaluation import evaluate
 from tests.helpers.multiview_run import export_multiview_run
 from tests.trainer.conftest import publish
 from tests.trainer.multiview.conftest import in_one_place, scene
-from trainer.config import DataSettings, TrackFilterSettings
+from trainer.data.settings import DataSettings, TrackFilterSettings
 from trainer.evaluate.evaluated_model import load_evaluated_model
 from trainer.evaluate.features import patch_features
 from trainer.evaluate.heldout.clips import HeldOutClip, evaluation_settings, read_held_out
