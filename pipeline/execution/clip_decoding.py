@@ -19,6 +19,7 @@ from pipeline.planning.plan import PlannedClip
 from pipeline.sources.rendering import is_rendered
 from shards.clip import ClipInfo
 from shards.errors import ShardError
+from shards.frame_maps import decode_depths, decode_masks
 from shards.reader import read_clip_members, read_frame_maps
 
 
@@ -26,7 +27,7 @@ def decode_clips(task: ShardTask, decoder: SubprocessDecoder) -> Iterator[ClipRe
     """Decode the clips of a shard, and copy intact clips from the shard being replaced.
 
     Clips and images that cannot be read become failures. A stored clip with failures is decoded
-    again, and kept as it was if decoding gives fewer frames.
+    again, and kept as it was if decoding gives fewer frames, depth maps or masks.
     """
     for row, clips in groupby(task.clips, key=lambda clip: clip.video):
         planned = list(clips)
@@ -48,12 +49,24 @@ def decode_clips(task: ShardTask, decoder: SubprocessDecoder) -> Iterator[ClipRe
 
 
 def _better(stored: ClipResult, decoded: ClipResult | None) -> ClipResult:
-    """Prefer the decoded clip, unless decoding failed or gave fewer frames than are stored."""
+    """Prefer the decoded clip, unless decoding failed or gave less of anything than is stored."""
     if decoded is None:
         return stored
-    if stored.clip and (decoded.clip is None or decoded.clip.info.frames < stored.clip.info.frames):
+    if stored.clip is None:
+        return decoded
+    if decoded.clip is None:
         return stored
-    return decoded
+    counts = zip(_counts(stored.clip), _counts(decoded.clip), strict=True)
+    return stored if any(now < before for before, now in counts) else decoded
+
+
+def _counts(clip: DecodedClip) -> tuple[int, int, int]:
+    """Count the frames of a clip, and its depth maps and masks that are not 0 throughout."""
+    size = (clip.info.width, clip.info.height)
+    # An unknown map is stored as 0. The scale of the depth maps does not matter here.
+    depths = decode_depths(clip.maps.depths, size, 1.0)
+    masks = decode_masks(clip.maps.masks, size)
+    return clip.info.frames, int(depths.any((1, 2)).sum()), int(masks.any((1, 2)).sum())
 
 
 def _intact_clip(key: str, task: ShardTask) -> DecodedClip | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,11 +21,14 @@ from manifests.settings import check_settings
 from manifests.snapshot import Snapshot, open_snapshot
 from pipeline.config import BuildSettings, FrameSettings
 from pipeline.decode.subprocess_decoder import SubprocessDecoder
-from pipeline.execution.build import build
+from pipeline.execution.build import build, execute_plan
+from pipeline.execution.lock import build_lock
 from pipeline.execution.map_decoding import read_maps
 from pipeline.execution.repair import repair
 from pipeline.inspection.verify import verify_snapshot
 from pipeline.monitoring.progress import Progress
+from pipeline.planning.catalog import make_catalog
+from pipeline.planning.plan import make_plan
 from shards.frame_maps import decode_depths
 from shards.reader import iterate_shard
 from shards.stored_clip import StoredClip
@@ -116,6 +120,31 @@ def test_maps_are_plain_members_that_verify_checks(built: Path) -> None:
         "scores.zst",
     ]
     assert verify_snapshot(snapshot, QUIET) == []
+
+
+@pytest.mark.slow
+def test_trying_again_never_loses_depth_maps_or_masks(built: Path, tmp_path: Path) -> None:
+    """Some depth was missing; when the clip is decoded again, all depth is, and then all masks."""
+    root = tmp_path / "root"
+    shutil.copytree(built, root)
+    folder = root / "co3d" / "apple" / SEQUENCE
+    settings, first = settings_for(root), open_snapshot(root / "out")
+    planned = make_plan(settings, make_catalog(settings, QUIET), retry_failed=True)
+    assert [shard.action for shard in planned.shards] == ["build"]
+    for kind in ("depths", "masks"):
+        (folder / kind).rename(root / kind)
+        with build_lock(root / "out") as lock:
+            tried = execute_plan(planned, settings, QUIET, lock).snapshot
+        assert only_clip(tried).maps == only_clip(first).maps
+        assert tried.failures["detail"].to_pylist() == first.failures["detail"].to_pylist()
+        (root / kind).rename(folder / kind)
+    # With more depth and all else as before, what is decoded replaces what was stored.
+    names = [folder / f"depths/frame{number:06d}.jpg.geometric.png" for number in (2, 3, 4)]
+    for name in names[1:]:
+        shutil.copy(names[0], name)
+    depth = only_clip(build(settings, QUIET, retry_failed=True).snapshot).depth()
+    assert depth is not None
+    assert [bool(frame.any()) for frame in depth] == [True] * 6
 
 
 @pytest.mark.slow
