@@ -38,7 +38,7 @@ from pipeline.inspection.contact_sheet import ClipChoice, best_clips, clips_name
 from pipeline.inspection.draw import thumbnail
 from pipeline.monitoring.progress import Progress
 from shards.errors import PretrackError, ShardError, first_line
-from shards.files import Location, atomic_write, delete, parse_location, sizes_in
+from shards.files import TEMPORARY, Location, atomic_write, delete, parse_location, sizes_in
 from shards.score_codec import codes_of
 from shards.stored_clip import StoredClip
 from shards.track_scores import score_clip
@@ -79,16 +79,17 @@ def write_gallery(
 ) -> Gallery:
     """Write the gallery of a snapshot into `folder`, in place of an older one.
 
-    Shows the chosen clips. Without a count, or with names, it shows at most MOST_CLIPS of them,
-    spread evenly over their order. Clips that `against` has too are shown in both snapshots. A clip
-    that cannot be read is left out and named. Raises PretrackError for a name that no clip has, or
-    if no clip can be shown.
+    What a killed process left half-written there is deleted. Shows the chosen clips. Without a
+    count, or with names, it shows at most MOST_CLIPS of them, spread evenly over their order. Clips
+    that `against` has too are shown in both snapshots. A clip that cannot be read is left out and
+    named. Raises PretrackError for a name that no clip has, or if no clip can be shown.
     """
     table = clips_named(snapshot, choice.names)
     chosen = _choose_rows(table, None if choice.names else choice.count)
     rows = table.take(pa.array(chosen, pa.int64())).to_pylist()
     others = _rows_by_key(against, [row["key"] for row in rows]) if against else {}
     sides = _Sides(folder, snapshot, against, choice.anchor)
+    left_by_killed = _temporary_files(folder)
 
     entries, damaged = _write_clips(sides, rows, others, progress)
     if not entries:
@@ -104,6 +105,8 @@ def write_gallery(
         atomic_write(folder / name, page.joinpath(name).read_bytes())
     kept = {f"{entry['file']}.{suffix}" for entry in entries for suffix in ("js", "jpg")}
     _delete_older_clips(folder, kept)
+    for path in left_by_killed:
+        path.unlink(missing_ok=True)  # another process may have been at work on it
     return Gallery(folder / "index.html", len(entries), left_out, tuple(damaged))
 
 
@@ -296,6 +299,13 @@ def _call(function: str, *values: Any) -> bytes:
     """
     arguments = (json.dumps(value, separators=(",", ":"), allow_nan=False) for value in values)
     return f"{function}({', '.join(arguments)});\n".encode()
+
+
+def _temporary_files(folder: Location) -> list[Path]:
+    """List the temporary files in a gallery's folder on a disk. On a bucket there are none."""
+    if not isinstance(folder, Path):
+        return []
+    return [path for part in (folder, folder / "clips") for path in part.glob(f"{TEMPORARY}*")]
 
 
 def _delete_older_clips(folder: Location, kept: set[str]) -> None:

@@ -20,6 +20,7 @@ from pipeline.inspection.gallery.write import MOST_CLIPS, write_gallery
 from pipeline.monitoring.progress import Progress
 from shards.bucket import Url
 from shards.errors import PretrackError
+from shards.files import TEMPORARY
 from tests.helpers.browser import Opened, chromium_browser, visit
 from tests.helpers.clips import GREY, WIDTH, grey_clip
 from tests.helpers.object_store import BUCKET, s3_environment, s3_server
@@ -432,6 +433,8 @@ def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(
 ) -> None:
     write_gallery(snapshots[0], tmp_path, QUIET)
     (tmp_path / "clips" / "mine.txt").write_text("kept")
+    for folder in (tmp_path, tmp_path / "clips"):  # as a killed process leaves them
+        (folder / f"{TEMPORARY}0123456789ab").write_text("half of a")
     made = write_gallery(snapshots[0], tmp_path, QUIET, ClipChoice(count=1))
     assert made.clips == 2
     assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == [
@@ -441,6 +444,7 @@ def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(
         "000001.js",
         "mine.txt",
     ]
+    assert not list(tmp_path.glob(f"{TEMPORARY}*"))
     with pytest.raises(PretrackError, match="no clip of snapshot 000001 has 'nothing' in its key"):
         write_gallery(snapshots[0], tmp_path, QUIET, ClipChoice(("nothing",)))
 
