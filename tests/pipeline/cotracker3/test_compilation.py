@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-from pipeline.cotracker3 import tracking
 from pipeline.cotracker3.memory import encoder_bytes, set_bytes
 from pipeline.cotracker3.model import CoTracker3, TrackEstimates
 from pipeline.cotracker3.tracking import _QueryBatch, _track_in_parts, encode
@@ -20,10 +19,7 @@ POINTS = 4
 
 
 @pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> tuple[CoTracker3, CompileCounter]:
-    # A sixteenth of the network's pixels: what is compared here does not depend on their number.
-    monkeypatch.setattr(tracking, "MODEL_HEIGHT", 96)
-    monkeypatch.setattr(tracking, "MODEL_WIDTH", 128)
+def compiled(small_maps: None) -> tuple[CoTracker3, CompileCounter]:
     torch.compiler.reset()
     counter = CompileCounter()
     model = load_model("random_offline")

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import re
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import yaml
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from manifests.settings import check_settings
-from shards.errors import SettingsError
 from tests.helpers import plain_losses
-from tests.trainer.test_distributed import torchrun
-from tests.trainer.test_train import assert_same, last_state
-from trainer.config import TrainSettings
 from trainer.losses.clusters import Clusters, sinkhorn
 from trainer.losses.embeddings import Embeddings, mean_over_tracks
 from trainer.losses.info_nce import info_nce
@@ -38,18 +26,8 @@ from trainer.losses.smooth_ap import smooth_ap
 from trainer.losses.sorting.objective import make_objective, sorting_loss
 from trainer.losses.track_mean import track_mean
 from trainer.losses.view_agreement import ViewAgreement
-from trainer.losses.weighted_sum import Losses, make_losses
-from trainer.train import train
 
-README = Path(__file__).parents[3] / "configs" / "train" / "README.md"
 CLIPS, FRAMES, TRACKS, WIDTH, REFERENCES, PATCHES = 3, 2, 9, 6, 2, 16
-EVERY = {
-    "info_nce": {},
-    "smooth_ap": {},
-    "clusters": {"prototypes": 5},
-    "track_mean": {},
-    "view_agreement": {},
-}
 
 
 def example_embeddings(
@@ -335,231 +313,3 @@ def test_minimising_the_loss_keeps_clusters_along_tracks() -> None:
     assert agreement() == 1
     assert values[1] < values[0]
     assert values[-1] < 0.2 * values[0]
-
-
-def scores_of(points: int, prototypes: int) -> Tensor:
-    generator = torch.Generator().manual_seed(3)
-    a, b = (
-        normalize(torch.randn(n, WIDTH, generator=generator, dtype=torch.float64), dim=-1)
-        for n in (points, prototypes)
-    )
-    return a @ b.T
-
-
-def test_sinkhorn_gives_points_mass_one_and_prototypes_equal_mass() -> None:
-    counted = torch.arange(60) % 3 > 0
-    mass = sinkhorn(scores_of(60, 8), counted, 0.06, 2000)
-    torch.testing.assert_close(mass.sum(dim=1), counted.double())
-    torch.testing.assert_close(
-        mass.sum(dim=0), torch.full((8,), 40 / 8, dtype=torch.float64), rtol=1e-4, atol=0
-    )
-    few = sinkhorn(scores_of(60, 8), counted, 0.06, 3)
-    torch.testing.assert_close(few.sum(dim=1), counted.double())
-    assert (few.sum(dim=0) - 5).abs().max() < 2
-
-
-def test_sinkhorn_stays_finite_at_its_smallest_epsilon() -> None:
-    mass = sinkhorn(
-        torch.tensor([[1.0, -1.0], [1.0, -1.0], [-1.0, -1.0]]),
-        torch.tensor([True, True, False]),
-        0.025,
-        3,
-    )
-    torch.testing.assert_close(mass.sum(dim=1), torch.tensor([1.0, 1.0, 0.0]))
-
-
-def sinkhorn_of_rank(rank: int, meet: Path, part: slice) -> Tensor:
-    """Run Sinkhorn on one of two processes, with its part of 40 points."""
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{meet}",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
-    try:
-        return sinkhorn(scores_of(40, 8)[part], (torch.arange(40) % 4 > 0)[part], 0.06, 3)
-    finally:
-        dist.destroy_process_group()
-
-
-def sinkhorn_of_second_rank(meet: Path, path: Path) -> None:
-    torch.save(sinkhorn_of_rank(1, meet, slice(17, None)), path)
-
-
-@pytest.mark.slow
-def test_sinkhorn_of_two_processes_equals_one(tmp_path: Path) -> None:
-    second = multiprocessing.get_context("spawn").Process(
-        target=sinkhorn_of_second_rank, args=(tmp_path / "meet", tmp_path / "rest.pt")
-    )
-    second.start()
-    first = sinkhorn_of_rank(0, tmp_path / "meet", slice(17))
-    second.join(120)
-    together = torch.cat([first, torch.load(tmp_path / "rest.pt")])
-    torch.testing.assert_close(
-        together, sinkhorn(scores_of(40, 8), torch.arange(40) % 4 > 0, 0.06, 3), rtol=1e-12, atol=0
-    )
-
-
-def losses_of(**settings: Any) -> Losses:
-    torch.manual_seed(2)
-    return make_losses(LossSettings.model_validate(settings), WIDTH)
-
-
-def test_the_total_is_the_weighted_sum() -> None:
-    e = example_embeddings(torch.float32)
-    weights = {
-        "sorting": 0.5,
-        "info_nce": 2.0,
-        "smooth_ap": 3.0,
-        "clusters": 0.25,
-        "track_mean": 4.0,
-        "view_agreement": 1.5,
-    }
-    losses = losses_of(
-        sorting=0.5, **{name: {**part, "weight": weights[name]} for name, part in EVERY.items()}
-    )
-    total, parts = losses(replace(e, student=e.student.requires_grad_()))
-    assert list(parts) == list(weights)
-    torch.testing.assert_close(
-        total, torch.stack([weights[name] * part for name, part in parts.items()]).sum()
-    )
-    assert total.requires_grad
-    assert not any(part.requires_grad for part in parts.values())
-    for name, part in EVERY.items():
-        one = losses_of(sorting=0, **{name: part})
-        one.load_state_dict(losses.state_dict(), strict=False)
-        alone, only = one(e)
-        assert list(only) == [name]
-        torch.testing.assert_close(alone, parts[name])
-
-
-def test_by_default_the_total_is_the_sorting_loss() -> None:
-    e, settings = example_embeddings(torch.float32), LossSettings()
-    losses = losses_of()
-    total, parts = losses(replace(e, teacher_frames=None))
-    assert torch.equal(
-        total,
-        sorting_loss(
-            e.student,
-            e.teacher,
-            e.references,
-            e.weights,
-            objective=make_objective(settings),
-            detach_teacher=True,
-        ),
-    )
-    assert list(parts) == ["sorting"]
-    assert not losses.needs_teacher_frames
-    assert not list(losses.parameters())
-
-
-def test_losses_state_what_they_need_and_train_their_parameters() -> None:
-    assert losses_of(track_mean={}).needs_teacher_frames
-    assert losses_of(view_agreement={}).needs_teacher_frames
-    assert not losses_of(track_mean={"weight": 0}).needs_teacher_frames
-    losses = losses_of(sorting=0, clusters={"prototypes": 7})
-    ((name, prototypes),) = losses.named_parameters()
-    assert name in losses.state_dict()
-    assert prototypes.shape == (7, WIDTH)
-    losses(example_embeddings(torch.float32))[0].backward()
-    assert prototypes.grad is not None
-    assert prototypes.grad.abs().sum() > 0
-    assert not list(losses_of(clusters={"weight": 0}).parameters())
-    with pytest.raises(ValueError, match="needs the teacher's embeddings in the compared frames"):
-        losses_of(track_mean={})(replace(example_embeddings(torch.float32), teacher_frames=None))
-
-
-def test_losses_are_computed_in_float32_under_autocast() -> None:
-    e, losses = example_embeddings(torch.float32), losses_of(**EVERY)
-    with torch.autocast("cpu", torch.bfloat16):
-        total, _ = losses(e)
-    assert torch.equal(total, losses(e)[0])
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (
-            {"sorting": 0},
-            "nothing would be trained, since every loss has weight 0: set 'loss.sorting' above 0",
-        ),
-        ({"sorting": 0, "clusters": {"weight": 0}}, "every loss has weight 0"),
-        ({"smooth_ap": {"near": 0.2}}, "'near' should be no larger than 'far'"),
-        (
-            {"info_nce": {"temperature": 0}},
-            "'info_nce.temperature': input should be greater than 0",
-        ),
-        (
-            {"clusters": {"epsilon": 0.001}},
-            "'clusters.epsilon': input should be greater than or equal to 0.025",
-        ),
-        ({"info_nse": {}}, "unknown key 'info_nse' .did you mean 'info_nce'"),
-        ({"track_mean": {"wieght": 2}}, "unknown key 'track_mean.wieght' .did you mean 'weight'"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused_in_one_sentence(
-    values: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(SettingsError, match=message) as caught:
-        check_settings(LossSettings, values, "train.yaml")
-    assert str(caught.value).count("; ") == 0
-    assert "\n" not in str(caught.value)
-
-
-MIX: dict[str, Any] = {"sorting": 0.5, **EVERY}
-
-
-@pytest.mark.slow
-def test_a_resumed_run_continues_its_prototypes(
-    settings: Callable[..., TrainSettings], tmp_path: Path
-) -> None:
-    whole = settings(loss=MIX, optim={"lr": 1e-3}, run={"steps": 4, "out": tmp_path / "whole"})
-    parts = [
-        settings(loss=MIX, optim={"lr": 1e-3, "period": 4}, run={"steps": steps})
-        for steps in (2, 4)
-    ]
-    train(whole)
-    states = []
-    for part in parts:
-        train(part)
-        states.append(last_state(part))
-    half, end = (state["losses"]["trained.clusters.prototypes"] for state in states)
-    assert half.shape == (5, end.shape[1])
-    assert (end - half).abs().max() > 1e-4
-    assert_same(states[1]["losses"], last_state(whole)["losses"])
-    assert_same(states[1]["student"], last_state(whole)["student"])
-
-
-@pytest.mark.slow
-def test_two_ranks_train_the_same_prototypes_and_fill_one_queue(
-    settings: Callable[..., TrainSettings], tmp_path: Path
-) -> None:
-    config = tmp_path / "config.yaml"
-    queue = {"kind": "queue", "count": 1, "queue": 50, "patches": 6, "stored": 3}
-    s = settings(loss=MIX, references=queue, run={"steps": 3})
-    config.write_text(yaml.safe_dump(s.model_dump(mode="json")))
-    run = torchrun(config)
-    assert run.returncode == 0, run.stderr
-    (student, _, losses), theirs = (
-        torch.load(tmp_path / "run" / f"rank{rank}.pt", weights_only=True)["weights"]
-        for rank in (0, 1)
-    )
-    lengths = {name: len(values) for name, values in losses.items()}
-    assert lengths == {
-        "queue.vectors": 50,
-        "trained.clusters.prototypes": 5,
-        "trained.view_agreement.head.weight": 1,
-        "trained.view_agreement.head.bias": 1,
-    }
-    assert_same([student, losses], [theirs[0], theirs[2]])
-    # Each step stores 3 patches of each of the 4 clips of both ranks.
-    filled = losses["queue.vectors"].norm(dim=1) > 0.5
-    assert filled.tolist() == [True] * 36 + [False] * 14
-
-
-def test_the_example_in_the_readme_loads() -> None:
-    (example,) = re.findall(r"```yaml\n(loss:.*?)```", README.read_text(), re.DOTALL)
-    settings = check_settings(LossSettings, yaml.safe_load(example)["loss"], "README.md")
-    assert set(settings.weights) == {"sorting", "info_nce", "clusters"}
-    assert make_losses(settings, WIDTH)(example_embeddings(torch.float32))[0].isfinite()
