@@ -111,7 +111,7 @@ def _track(
     handler = logging.Handler()
     handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
     tracker = _settings(device, small, memory_gb).load()
-    logging.getLogger("pipeline.network_trackers.network_tracker").addHandler(handler)
+    logging.getLogger("pipeline.trackers.network_tracker").addHandler(handler)
     filler = _filled(ROOM) if fill else None
     height, width = videos[0].shape[1:3]
     queries = grid_points(4 if small else 16, width, height)
@@ -120,7 +120,7 @@ def _track(
         return tracker.track(videos, infos, (0, len(videos[0]) // 2), queries), len(warnings)
     finally:
         del filler
-        logging.getLogger("pipeline.network_trackers.network_tracker").removeHandler(handler)
+        logging.getLogger("pipeline.trackers.network_tracker").removeHandler(handler)
 
 
 def _difference(name: str, expected: Sequence[Tracks], got: Sequence[Tracks]) -> Line:

@@ -1,4 +1,4 @@
-"""What trackers that are networks share: finding weights, GPUs, batches of clips, checked input.
+"""What CoTracker3 and TAPIR share: finding weights, checked input, norms, and predicted tracks.
 
-Below it lies the interface of all trackers (`pipeline.trackers.protocol`); above it the networks
-(`pipeline.cotracker3`, `pipeline.tapir`) and their settings in `pipeline.trackers`."""
+Both networks (`pipeline.cotracker3`, `pipeline.tapir`) work without a build. `pipeline.trackers`
+makes them trackers of a build."""

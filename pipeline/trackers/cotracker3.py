@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from pipeline.cotracker3.memory import clips_at_once
 from pipeline.cotracker3.weights import CHECKPOINTS, RANDOM_WEIGHTS, WINDOW_FRAMES, load_model
-from pipeline.network_trackers.network_tracker import (
+from pipeline.trackers.network_tracker import (
     COMPUTING,
     NetworkTracker,
     NetworkTrackerSettings,

@@ -11,13 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.network_trackers.network_tracker import (
-    COMPUTING,
-    NetworkTracker,
-    NetworkTrackerSettings,
-    TrackingNetwork,
-    check_torch,
-)
 from pipeline.tapir.memory import clips_at_once
 from pipeline.tapir.sides import BASE_SIDE, level_sides
 from pipeline.tapir.weights import (
@@ -26,6 +19,13 @@ from pipeline.tapir.weights import (
     RANDOM_WEIGHTS,
     Mode,
     load_model,
+)
+from pipeline.trackers.network_tracker import (
+    COMPUTING,
+    NetworkTracker,
+    NetworkTrackerSettings,
+    TrackingNetwork,
+    check_torch,
 )
 
 if TYPE_CHECKING:

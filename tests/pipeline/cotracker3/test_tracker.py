@@ -16,8 +16,8 @@ from torch import Tensor
 
 from manifests.settings import check_settings
 from pipeline.cotracker3.weights import CHECKPOINTS, load_model
-from pipeline.network_trackers.network_tracker import NetworkTracker
 from pipeline.trackers.cotracker3 import CoTracker3Settings
+from pipeline.trackers.network_tracker import NetworkTracker
 from shards.clip import Tracks
 from shards.errors import PretrackError, SettingsError
 from shards.geometry import grid_points

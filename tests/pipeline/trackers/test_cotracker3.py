@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.network_trackers.network_tracker import stored_tracks
 from pipeline.network_trackers.predicted_tracks import PredictedTracks
 from pipeline.trackers.cotracker3 import CoTracker3Settings
+from pipeline.trackers.network_tracker import stored_tracks
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ class NetworkTracker:
     """Track clips with a network on its device."""
 
     def __init__(self, settings: NetworkTrackerSettings, network: TrackingNetwork) -> None:
-        from pipeline.network_trackers.gpu import (
+        from pipeline.trackers.gpu import (
             CopyStreams,
             choose_device,
             is_out_of_memory,
@@ -92,7 +92,7 @@ class NetworkTracker:
 
     def frame_memory(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Allocate memory for frames; on a GPU, memory that it reads without waiting."""
-        from pipeline.network_trackers.gpu import pinned_frames
+        from pipeline.trackers.gpu import pinned_frames
 
         return pinned_frames(shape) if self._streams else np.empty(shape, np.uint8)
 
@@ -111,7 +111,7 @@ class NetworkTracker:
         """
         import torch
 
-        from pipeline.network_trackers.gpu import is_cuda_error, is_out_of_memory
+        from pipeline.trackers.gpu import is_cuda_error, is_out_of_memory
 
         while True:
             size = max(1, self._clips_at_once(clips[0]))

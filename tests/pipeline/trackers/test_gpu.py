@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.network_trackers.gpu import (
+from pipeline.trackers.gpu import (
     choose_device,
     is_cuda_error,
     is_out_of_memory,
