@@ -304,6 +304,8 @@ def test_pytorch_takes_over_where_the_kernel_does_not_run(caplog: pytest.LogCapt
         assert gpu_kernel(sorts, 8, (True, True), torch.device("cpu")) is cross_entropy_rows
     assert len(caplog.records) == 1
     assert "PyTorch, several times slower" in caplog.text
+    # The device is the reason, and not that the kernel's module was moved.
+    assert "No module named 'trainer" not in caplog.text
 
 
 @pytest.mark.slow
