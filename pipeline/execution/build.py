@@ -117,7 +117,8 @@ def remove_temporary_files(out: Location) -> None:
     if isinstance(out, Path):
         for folder in ("", "shards", *RECEIPT_FOLDERS):
             for path in (out / folder).glob(f"{TEMPORARY}*"):
-                path.unlink()
+                if not path.is_dir():  # folders are those of exports
+                    path.unlink()
 
 
 def _publish(plan: Plan, made: dict[str, str], settings: BuildSettings) -> Snapshot:

@@ -305,7 +305,8 @@ def _temporary_files(folder: Location) -> list[Path]:
     """List the temporary files in a gallery's folder on a disk. On a bucket there are none."""
     if not isinstance(folder, Path):
         return []
-    return [path for part in (folder, folder / "clips") for path in part.glob(f"{TEMPORARY}*")]
+    paths = [path for part in (folder, folder / "clips") for path in part.glob(f"{TEMPORARY}*")]
+    return [path for path in paths if not path.is_dir()]  # folders are those of exports
 
 
 def _delete_older_clips(folder: Location, kept: set[str]) -> None:

@@ -435,6 +435,8 @@ def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(
     (tmp_path / "clips" / "mine.txt").write_text("kept")
     for folder in (tmp_path, tmp_path / "clips"):  # as a killed process leaves them
         (folder / f"{TEMPORARY}0123456789ab").write_text("half of a")
+    of_export = tmp_path / f"{TEMPORARY}pear.mp4"
+    of_export.mkdir()
     made = write_gallery(snapshots[0], tmp_path, QUIET, ClipChoice(count=1))
     assert made.clips == 2
     assert sorted(path.name for path in (tmp_path / "clips").iterdir()) == [
@@ -444,7 +446,7 @@ def test_a_smaller_gallery_over_a_larger_one_leaves_nothing_of_it(
         "000001.js",
         "mine.txt",
     ]
-    assert not list(tmp_path.glob(f"{TEMPORARY}*"))
+    assert list(tmp_path.glob(f"{TEMPORARY}*")) == [of_export]
     with pytest.raises(PretrackError, match="no clip of snapshot 000001 has 'nothing' in its key"):
         write_gallery(snapshots[0], tmp_path, QUIET, ClipChoice(("nothing",)))
 
