@@ -12,7 +12,8 @@ from pathlib import Path
 from shards.errors import PretrackError
 from shards.files import TEMPORARY
 
-_LOCK = "lock"
+_EXPORT, _LOCK = "export", "lock"
+"""Names in the temporary folder: that of what is exported, and that of the lock."""
 
 
 @contextmanager
@@ -27,8 +28,8 @@ def atomic_export(target: Path) -> Iterator[Path]:
     lock = _lock(folder, target)
     try:
         _empty(folder)
-        yield folder / target.name
-        os.replace(folder / target.name, target)
+        yield folder / _EXPORT
+        os.replace(folder / _EXPORT, target)
     finally:
         # The lock is the last file: whoever finds it gone starts with an empty folder.
         _empty(folder)

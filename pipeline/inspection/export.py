@@ -56,7 +56,8 @@ def export_clip(
     (an index), only the tracks of that grid are written. Without one, a video shows the first grid,
     and the other forms have all grids. Raises PretrackError for an unknown form, for a name that
     fits no clip or several, for an anchor that the clip does not have, for a folder that exists,
-    for a file that another process is exporting to, and for a clip that lacks what the form needs.
+    for a target that another process is exporting to, and for a clip that lacks what the form
+    needs.
     """
     if form not in FORMS:
         raise PretrackError(
@@ -72,8 +73,7 @@ def export_clip(
         )
     path = file or Path(f"{clip.info.key}{FORMS[form]}")
     with atomic_export(path) as temporary:
-        if not FORMS[form] and path.exists():  # files of another export would mix with these
-            raise PretrackError(f"{path} exists: remove it, or name another folder with --file")
+        _check_target(path, form)
         notes = _write(temporary, clip, form, anchor, exact=_has_exact_tracks(snapshot, row))
     return Exported(path, notes)
 
@@ -94,6 +94,14 @@ def find_clip(snapshot: Snapshot, name: str) -> dict[str, Any]:
         )
     row: dict[str, Any] = rows.to_pylist()[0]
     return row
+
+
+def _check_target(path: Path, form: str) -> None:
+    """Raise PretrackError for a path that this form cannot take the place of."""
+    if not FORMS[form] and path.exists():  # files of another export would mix with these
+        raise PretrackError(f"{path} exists: remove it, or name another folder with --file")
+    if FORMS[form] and path.is_dir():
+        raise PretrackError(f"{path} is a folder: name a file in it with --file")
 
 
 def _write(

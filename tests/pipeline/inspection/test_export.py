@@ -161,6 +161,21 @@ def test_what_cannot_be_exported_is_said(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_does_not_take_the_place_of_a_folder(snapshot: Snapshot, tmp_path: Path) -> None:
+    with pytest.raises(PretrackError, match=r"is a folder: name a file in it with --file$"):
+        export_clip(snapshot, "pear", "tapvid", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_may_have_the_names_of_an_export_in_progress(
+    snapshot: Snapshot, tmp_path: Path
+) -> None:
+    for name in ("lock", "export"):
+        export_clip(snapshot, "pear", "tapvid", tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "export"}
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_without_rerun_one_sentence_says_what_to_install(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
