@@ -70,9 +70,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config.write_text(settings_for(root, name).model_dump_json())
         command = [sys.executable, "-m", "pipeline", "build", str(config)]
         builds.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
-    for process in builds:
-        _, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
+    try:
+        for process in builds:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said
+    finally:
+        for process in builds:
+            process.kill()
     return root
 
 
@@ -122,7 +126,10 @@ def wait_for_renderer(folder: Path, ended: threading.Event) -> psutil.Process:
         assert not ended.wait(0.005)
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "pipeline.decode.worker" in process.cmdline():
+            worker = process.parent()
+            # Idle workers keep the decoders of earlier tests' builds.
+            idle = worker is not None and "ray::IDLE" in worker.cmdline()
+            if "pipeline.decode.worker" in process.cmdline() and not idle:
                 process.suspend()
                 return process
     raise AssertionError("no decoder is at work")
