@@ -29,7 +29,8 @@ class Batch(TypedDict):
     inside:        bool    [B, T, N]        whether the position lies in the frame
     key:           B strings                the clips' keys
     crops:         uint8   [B, T, P, 3]     RGB pixels of each frame's box, row by row; P is that of
-                                            the largest box of the dataset, others end earlier
+                                            the largest box of the dataset, or of the batch with
+                                            `data.decode: device`; others end earlier
     jpegs:         uint8   [B, Q]           JPEGs of each clip's frames, one after the other; on the
                                             host, as an array of NumPy, like the next two
     jpeg_sizes:    int32   [B, T]           bytes of each of them

@@ -47,8 +47,8 @@ def decode_crops(batch: Batch) -> Batch:
         part = slice(start, start + count)
         images = [image for clip in range(len(boxes))[part] for image in _split(batch, clip)]
         keys = [key for key in batch["key"][part] for _ in range(boxes.shape[1])]
-        pictures = _decode(images, keys, device)
-        _crop(pictures, batch["corners"][part], boxes[part], crops[part])
+        # Without a name, so that they are freed before the next ones are decoded.
+        _crop(_decode(images, keys, device), batch["corners"][part], boxes[part], crops[part])
     used = ("jpegs", "jpeg_sizes", "corners")
     rest = {name: value for name, value in batch.items() if name not in used}
     return cast(Batch, {"crops": crops} | rest)
@@ -88,8 +88,9 @@ def _decode(
         return list(_decode_on_host(images, keys))
     try:
         return decode_on_cuda([torch.from_numpy(image) for image in images], device)
-    except (ImportError, RuntimeError, NotImplementedError) as error:
-        if OUT_OF_MEMORY.search(str(error)):
+    except (ImportError, RuntimeError) as error:
+        # The host waits for the device here, so errors of earlier work on it arrive here too.
+        if OUT_OF_MEMORY.search(str(error)) or "CUDA error" in str(error):
             raise
         # nvJPEG does not say which picture it is; if the CPU's decoder finds one, it says it.
         for _ in _decode_on_host(images, keys):

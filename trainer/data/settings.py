@@ -142,7 +142,8 @@ class DataSettings(Settings):
     batch, which takes `resize: device`. `device` leaves only reading to the workers. On CUDA it
     uses nvJPEG, through torchvision, which repeats chroma where CPUs interpolate it, so colours are
     not quite the same. Images are then always decoded at full scale, with the boxes that
-    `reduced_decoding` draws."""
+    `reduced_decoding` draws, and damage that is found within an image stops the run, also with
+    `on_error: skip`."""
     cameras: bool = False
     """Adds each frame's camera to the samples: `intrinsics`, `world_to_camera` and `posed`, of what
     is shown after crop, resize and flip. `method: multiview` uses them, and sets this."""

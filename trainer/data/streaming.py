@@ -144,7 +144,7 @@ class StreamedClips(IterableDataset[Batch]):
         if settings.resize == "device":
             raise SettingsError(
                 "'data.resize: device' needs a build's tables, which say how large a crop can be, "
-                "and streamed tars have none: leave it out"
+                "and streamed tars have none: leave it out, and 'data.decode: device' too"
             )
         sources = [tars] if isinstance(tars, str) else tars
         self.tars = [tar for source in sources for tar in listed_tars(source)]

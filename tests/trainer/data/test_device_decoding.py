@@ -5,6 +5,7 @@ There is no GPU here, so the device is the CPU; a GPU is compared with it by `be
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -112,11 +113,15 @@ def test_few_pictures_are_in_memory_at_once(
     batch = next(iter(Loader(dataset, dataset.sampler(4))))
     whole = decode_crops(batch)
     counts: list[int] = []
+    earlier: list[weakref.ref[torch.Tensor]] = []
     decode = device_decoding._decode_on_host
 
     def counted(images: Sequence[NDArray[np.uint8]], keys: Sequence[str]) -> Iterator[torch.Tensor]:
+        assert all(picture() is None for picture in earlier)
         counts.append(len(images))
-        return decode(images, keys)
+        for picture in decode(images, keys):
+            earlier.append(weakref.ref(picture))
+            yield picture
 
     monkeypatch.setattr(device_decoding, "_decode_on_host", counted)
     # A clip of 3 frames of 420x300 pixels has 1.134 MB.
@@ -186,6 +191,19 @@ def test_a_device_that_cannot_decode_is_refused_in_a_sentence() -> None:
         match=r"^torchvision cannot decode JPEG on cuda:0 \(.+\): install a build of torchvision "
         r"with nvJPEG, for the same CUDA as torch's, or set 'data\.decode=worker'$",
     ):
+        check_decoder(torch.device("cuda", 0))
+
+
+def test_an_error_of_an_earlier_step_is_not_blamed_on_the_decoder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Decoding is the first to wait for the GPU, so what failed there before is reported to it."""
+
+    def fail(images: list[torch.Tensor], device: torch.device) -> list[torch.Tensor]:
+        raise RuntimeError("CUDA error: device-side assert triggered\nSearch for ...")
+
+    monkeypatch.setattr(device_decoding, "decode_on_cuda", fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: device-side assert triggered"):
         check_decoder(torch.device("cuda", 0))
 
 
