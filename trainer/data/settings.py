@@ -139,9 +139,9 @@ class DataSettings(Settings):
     crops as large as they are stored."""
     decode: Literal["worker", "device"] = "worker"
     """Where images are decoded: in the loader's workers, or on the device that trains, batch by
-    batch, which takes `resize: device`. `device` leaves only reading to the workers. On CUDA it
-    uses nvJPEG, through torchvision, which repeats chroma where CPUs interpolate it, so colours are
-    not quite the same. Images are then always decoded at full scale, with the boxes that
+    batch, which takes `resize: device`. Workers then only read, a fifth of their CPU time. On CUDA
+    it uses nvJPEG, through torchvision, which repeats chroma where CPUs interpolate it, so colours
+    are not quite the same. Images are then always decoded at full scale, with the boxes that
     `reduced_decoding` draws, and damage that is found within an image stops the run, also with
     `on_error: skip`."""
     cameras: bool = False
