@@ -44,6 +44,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("two_cores")
 def test_plan_names_the_anchors_that_training_cannot_use(config: Path) -> None:
     """Clips have 10 frames: a sample of 4 steps by 2 and needs 6 frames beside its anchor."""

@@ -27,6 +27,7 @@ from tests.pipeline.cotracker3.test_cotracker3 import golden_weights, make_video
 pytestmark = pytest.mark.usefixtures("two_threads")
 
 
+@pytest.mark.slow
 def test_checkpoints_that_cannot_be_used_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -291,6 +291,7 @@ def test_splits_go_by_sequence_and_never_share_a_shard(videos: Path, tmp_path: P
             assert len({row["split"] for row in rows if row[column] == value}) == 1
 
 
+@pytest.mark.slow
 def test_too_many_failures_stop_the_build(videos: Path, tmp_path: Path) -> None:
     with pytest.raises(
         PretrackError,
@@ -312,6 +313,7 @@ def test_decoding_on_a_gpu_that_is_not_there_is_one_sentence(videos: Path, tmp_p
     assert failed["reason"].startswith("frames.device is cuda"), "the first shard ends the build"
 
 
+@pytest.mark.slow
 def test_two_builds_of_one_folder_do_not_meet(videos: Path, tmp_path: Path) -> None:
     code = """
 import fcntl, sys
@@ -338,6 +340,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(videos: Path, tmp_path:
         build(settings_for(videos, tmp_path / "file" / "out"), QUIET)
 
 
+@pytest.mark.slow
 def test_a_damaged_receipt_makes_its_shard_again(
     built: tuple[BuildSettings, BuildResult], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -427,6 +430,7 @@ def test_what_was_away_for_a_while_is_tried_again(videos: Path, tmp_path: Path) 
     assert build(settings, QUIET).made == 0
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_gone_is_made_again(
     built: tuple[BuildSettings, BuildResult], tmp_path: Path
 ) -> None:

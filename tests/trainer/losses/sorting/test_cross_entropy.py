@@ -129,6 +129,7 @@ def test_gradient_against_finite_differences(
     assert torch.autograd.gradcheck(loss, (x, y))
 
 
+@pytest.mark.slow
 def test_rows_beyond_one_chunk() -> None:
     x, y = two_sides(16, torch.float64, count=5000)
     assert_equal(sorting_cross_entropy(x, y), plain(x, y), (x, y), 1e-13, 1e-12)
