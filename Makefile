@@ -29,7 +29,7 @@ soak: setup
 	$(RUN)/python -m tests.helpers.soak --kills 100
 	PRETRACK_FILES=200 $(RUN)/python -m pytest tests/pipeline/decode/test_random_files.py
 
-# Run the tests without the slow ones. Takes about two and a half minutes on two cores.
+# Run the tests without the slow ones. Takes about two minutes on two cores.
 quick: setup
 	$(RUN)/python -m tests -m 'not slow'
 

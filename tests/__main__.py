@@ -14,7 +14,12 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-COMPUTING = ("tests/pipeline/cotracker3", "tests/pipeline/tapir", "tests/trainer/losses/sorting")
+COMPUTING = (
+    "tests/pipeline/cotracker3",
+    "tests/pipeline/tapir",
+    "tests/pipeline/trackers",
+    "tests/trainer/losses/sorting",
+)
 """Folders of the third process."""
 LONG = ("test_build_on_s3", "test_ray_cluster", "test_survival")
 """Tests of the pipeline that the second process runs, to balance the first two."""
